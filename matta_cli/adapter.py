@@ -1,0 +1,116 @@
+"""The contract: all that an adapter author needs to read.
+
+An adapter is what matta knows about one architecture. It says which dimensions of which tensors shrink together
+(the axes) and how to build the architecture at other sizes. Everything else (nested views, importance ordering,
+growth, training, export, counting) is written once, in the engine, on top of these axes.
+
+A Student is the dense module that ``sizes`` (axis name -> number of units kept) cut out of a larger one. Its tensors
+are prefixes of the larger tensors along every axis.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+Sizes = Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One dimension of one tensor that shrinks with an axis.
+
+    tensor: name of a parameter or buffer, as in ``model.state_dict()``. Of tied tensors, name one.
+    dim: the dimension that shrinks.
+    blocks: the axis lies this many times, one after the other, in the dimension (3 for a fused q, k, v).
+    start: where the first block begins; what lies outside the blocks always stays.
+    outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather than producing them.
+        Growth zeroes the outgoing weights of new units, so the function does not change; importance weighs by them.
+    """
+
+    tensor: str
+    dim: int
+    blocks: int = 1
+    start: int = 0
+    outgoing: bool = False
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One index space that can shrink, such as the hidden units of one block's MLP.
+
+    name: unique in the model; the layer's number belongs in it (``mlp.0``). Axes that differ in digits only are of one kind.
+    size: how many units the model has.
+    slices: every place where the units appear.
+    step: sizes are whole multiples of this, and units move in groups of it (a head's width, say).
+    """
+
+    name: str
+    size: int
+    slices: tuple[Slice, ...]
+    step: int = 1
+
+
+@dataclass(frozen=True)
+class Source:
+    """What the user brought, already found on disk and opened without unpickling anything.
+
+    Exactly one of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict),
+    ``module`` (an opened pickle, only after ``--allow-pickle``), or none of them: ``name`` is a name that the
+    adapter's own library knows (``vit_tiny_patch16_224``) and downloads by itself.
+    """
+
+    name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    tensors: Mapping[str, Tensor] | None = None
+    module: nn.Module | None = None
+
+
+class Adapter(ABC):
+    """What matta knows about one architecture. Register a subclass as an entry point of the group ``matta.adapters``.
+
+    name: what users type after ``--adapter``.
+    task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
+    loader: a Python expression, with its imports, that loads a saved folder without matta
+        (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
+    notes: what ``load`` had to assume about the last source, in sentences for the user.
+    """
+
+    name: str = ""
+    task: str = ""
+    loader: str = ""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def matches(self, source: Source) -> bool:
+        """Whether this adapter can load ``source``. Cheap; never raises on foreign input."""
+
+    @abstractmethod
+    def load(self, source: Source) -> nn.Module:
+        """The dense model, in float32 on the CPU, in eval mode. Raises ``MattaError`` where the source does not fit."""
+
+    @abstractmethod
+    def axes(self, model: nn.Module) -> list[Axis]:
+        """The axes of a dense model. Also works on a model on the meta device."""
+
+    @abstractmethod
+    def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
+        """A fresh dense module like ``model`` with these sizes; an axis that is not named keeps its size.
+
+        Its weights are arbitrary. Must work under ``torch.device("meta")`` and leave ``model`` alone.
+        """
+
+    @abstractmethod
+    def save(self, model: nn.Module, folder: Path) -> None:
+        """Write ``model`` into an existing folder, in the stock library's own format (safetensors, never pickles).
+
+        ``load(Source(folder=...))`` reads it back. Raises ``MattaError`` where the format cannot express the sizes.
+        """

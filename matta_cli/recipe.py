@@ -1,0 +1,164 @@
+"""The recipe: every setting of a run, resolved from flags, files and defaults, and written beside each result."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from matta_cli.errors import MattaError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def _setting(default: Any, doc: str) -> Any:
+    factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
+    return field(metadata={"doc": doc}, **factory)
+
+
+@dataclass
+class ConvertSettings:
+    source: str = _setting("", "the model to start from: a folder, a hub id, a timm name, or a state dict")
+    adapter: str = _setting("", "the architecture's adapter; empty: found from the source")
+    expand: float = _setting(2.0, "the TA's width; the base is width 1.0, and 1.0 nests inside the base itself")
+    order: str = _setting("auto", "order of units: activation, magnitude or none; auto: activation where data is given")
+    multiple: int = _setting(8, "sizes of large axes (64 units and more) are rounded to multiples of this")
+    tokenizer: str = _setting("", "folder or hub id of the tokenizer, where the source has none")
+    tolerance: float = _setting(1e-4, "largest difference allowed between the base and the TA at width 1.0, relative")
+    seed: int = _setting(0, "seed of the new units' weights")
+
+
+@dataclass
+class DataSettings:
+    train: str = _setting("", "training data: a file, a folder, or a hub dataset id")
+    held_out: str = _setting("", "held-out data for the report; empty: the last tenth of the training data")
+    config: str = _setting("", "configuration name of a hub dataset")
+    split: str = _setting("train", "split of a hub dataset to train on")
+    held_out_split: str = _setting("", "split of a hub dataset to measure on; empty: validation, else test, else a tenth of train")
+    text: str = _setting("text", "column that holds the text (JSONL, Parquet, hub)")
+    image: str = _setting("image", "column that holds the image (hub)")
+    label: str = _setting("label", "column that holds the label (CSV, Parquet, hub)")
+    group: str = _setting("", "column that names the query of a row (CSV, Parquet); empty: every row stands alone")
+    categorical: list[str] = _setting([], "columns of the embeddings, in the model's order (CSV, Parquet)")
+    dense: list[str] = _setting([], "columns of the dense features, in the model's order (CSV, Parquet)")
+    passages: str = _setting("", "JSONL of passages for last-word accuracy (as LAMBADA); empty: held-out paragraphs")
+    sequence_length: int = _setting(0, "tokens per sequence; 0: the model's maximum, 1024 at most")
+    eval_examples: int = _setting(2000, "held-out examples (sequences, images, queries or rows) to measure on; 0: all")
+
+
+@dataclass
+class DistillSettings:
+    teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, or a state dict; a local folder comes first")
+    steps: int = _setting(1000, "training steps")
+    batch_size: int = _setting(16, "examples per step")
+    lr: float = _setting(5e-4, "peak learning rate of AdamW")
+    warmup: float = _setting(0.05, "share of the steps that warm the learning rate up; cosine down to a tenth after it")
+    weight_decay: float = _setting(0.01, "decoupled weight decay of matrices")
+    clip: float = _setting(1.0, "largest gradient norm; 0: no clipping")
+    widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students' widths; train what will be exported")
+    teacher_mix: float = _setting(0.9, "share of the Teacher in the loss of TA and Students; the rest is ground truth")
+    student_weight: float = _setting(1.0, "weight of the Students' own loss")
+    ta_weight: float = _setting(1.0, "weight of the TA's own loss")
+    ta_student_weight: float = _setting(0.5, "final weight of the TA -> Student term")
+    ramp: float = _setting(0.2, "share of the steps over which the TA -> Student term is phased in from zero")
+    temperature: float = _setting(2.0, "temperature of the softened logits")
+    ranking_loss: str = _setting("pointwise", "for rankers: pointwise, pairwise or listwise")
+    eval_every: int = _setting(0, "steps between evaluations; 0: ten times in a run")
+    save_every: int = _setting(0, "steps between checkpoints; 0: only at the end")
+    seed: int = _setting(0, "seed of data order, widths and dropout")
+    device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
+    allow_weak_teacher: bool = _setting(False, "train even though the Teacher is no better than guessing")
+
+
+@dataclass
+class ExportSettings:
+    widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
+    batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
+    bootstrap: int = _setting(200, "resamples of the 95 % intervals")
+
+
+@dataclass
+class Recipe:
+    """Every setting of convert, distill and export. Section by section the tables of ``matta.toml``."""
+
+    convert: ConvertSettings = field(default_factory=ConvertSettings)
+    data: DataSettings = field(default_factory=DataSettings)
+    distill: DistillSettings = field(default_factory=DistillSettings)
+    export: ExportSettings = field(default_factory=ExportSettings)
+
+    def update(self, values: Mapping[str, Any], origin: str) -> None:
+        """Set values from nested tables (``{"distill": {"lr": 0.1}}``). ``origin`` names them in an error."""
+        for section, table in values.items():
+            settings = getattr(self, section, None) if section in _sections() else None
+            if settings is None or not isinstance(table, Mapping):
+                raise MattaError(f"{origin}: there is no table [{section}]{_did_you_mean(section, _sections())}.")
+            hints = get_type_hints(type(settings))
+            for key, value in table.items():
+                if key not in hints:
+                    raise MattaError(f"{origin}: [{section}] has no setting {key!r}{_did_you_mean(key, hints)}.")
+                setattr(settings, key, _typed(value, hints[key], f"{origin}: {section}.{key}"))
+
+    def text(self, sections: Iterable[str] = ("convert", "data", "distill", "export"), *, header: str = "") -> str:
+        """The recipe as commented TOML that ``update`` reads back."""
+        lines = [f"# {line}" if line else "#" for line in header.splitlines()]
+        for section in sections:
+            settings = getattr(self, section)
+            lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
+            for f in dataclasses.fields(settings):
+                assignment = f"{f.name} = {json.dumps(getattr(settings, f.name))}"
+                lines.append(f"{assignment:<34}# {f.metadata['doc']}")
+        return "\n".join(lines) + "\n"
+
+
+def _sections() -> list[str]:
+    return [f.name for f in dataclasses.fields(Recipe)]
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """``value`` as the setting's type, without guessing: 1 passes for a float, "1" does not."""
+    if get_origin(hint) is list and isinstance(value, (list, tuple)):
+        return [_typed(v, get_args(hint)[0], where) for v in value]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    name = "list" if get_origin(hint) is list else hint.__name__
+    raise MattaError(f"{where} is {value!r}, but a {name} is needed.")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MattaError(f"There is no configuration file {str(path)!r}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise MattaError(f"{path} is not valid TOML: {error}.") from None
+
+
+def resolve(flags: Mapping[str, Any], out: Path, config: Path | None = None) -> tuple[Recipe, list[Path]]:
+    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files that were read too.
+
+    A flag that is None was not given.
+    """
+    recipe, read = Recipe(), []
+    nearer = config if config is not None else Path("matta.toml")
+    for path in dict.fromkeys([out / "matta.toml", nearer]):
+        if path.exists() or path == config:
+            recipe.update(read_toml(path), str(path))
+            read.append(path)
+    given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
+    recipe.update(given, "command line")
+    return recipe, read

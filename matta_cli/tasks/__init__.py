@@ -1,0 +1,102 @@
+"""A task is what is trained and measured: data -> batches, losses, metrics. It belongs to the kind of output."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from matta_cli.recipe import Recipe
+
+Batch = dict[str, "Tensor"]
+Columns = dict[str, "np.ndarray"]
+
+
+class Split(Protocol):
+    """Examples that can be fetched by number, so that the order of a run is a pure function of its seed."""
+
+    def __len__(self) -> int:
+        """How many examples there are (sequences, images, or queries/rows)."""
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """These examples as CPU tensors."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains on and is measured on.
+
+    held_out: one or more splits; each is scored by itself (an LM has running text, and passages for the last word).
+    description: one line for people: what it is, how much of it.
+    unit: what ``items`` counts in: "tokens", "images", "rows".
+    """
+
+    train: Split
+    held_out: tuple[Split, ...]
+    description: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of the report. ``higher`` says which direction is better."""
+
+    name: str
+    label: str
+    higher: bool
+
+
+class Task(ABC):
+    """One kind of output. ``metrics[0]`` is the primary one."""
+
+    name: str = ""
+    metrics: tuple[Metric, ...] = ()
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+
+    @abstractmethod
+    def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
+        """Open the recipe's data for ``model``, whose folder holds what belongs to it (tokenizer, preprocessing).
+
+        Raises ``MattaError`` where no data is named, nothing is there, it is empty, or it does not fit the model.
+        With ``training=False`` only the held-out splits are needed (``train`` may then be a held-out split).
+        """
+
+    @abstractmethod
+    def outputs(self, model: nn.Module) -> int:
+        """The number of outputs (vocabulary, classes, scores) that a Teacher must share."""
+
+    @abstractmethod
+    def forward(self, model: Any, batch: Batch) -> Tensor:
+        """Logits of ``model`` (anything callable like the module) on a batch."""
+
+    @abstractmethod
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The ground-truth loss, a scalar."""
+
+    @abstractmethod
+    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        """The loss of ``logits`` against a (detached) teacher's logits, a scalar on the scale of ``loss``."""
+
+    @abstractmethod
+    def items(self, batch: Batch) -> int:
+        """How many of ``Data.unit`` a batch holds."""
+
+    @abstractmethod
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Per-example columns (1-D, one row per example of the batch) from which ``summarize`` computes the metrics."""
+
+    @abstractmethod
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        """The metrics that these columns allow. Called again on resampled rows for the bootstrap interval."""
+
+    @abstractmethod
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        """A sentence with both numbers if a model with these columns is no better than guessing, else None."""
