@@ -1,0 +1,190 @@
+"""GPT-2 as Hugging Face transformers has it (``GPT2LMHeadModel``). What nests: the hidden units of each block's MLP."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_adapters.skeleton import fill, read_config, skeleton, some
+from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
+from matta_cli.errors import MattaError
+
+_OLD_BUFFERS = re.compile(r"\.attn\.(bias|masked_bias)$")  # causal masks that old checkpoints carry as tensors
+
+
+class GPT2(Adapter):
+    """Any ``GPT2LMHeadModel``: a transformers folder, a bare state dict, or an opened module."""
+
+    name = "gpt2"
+    task = "causal_lm"
+    loader = "transformers.AutoModelForCausalLM.from_pretrained({folder})"
+
+    def matches(self, source: Source) -> bool:
+        if source.folder is not None:
+            return read_config(source.folder).get("model_type") == "gpt2"
+        if source.tensors is not None:
+            return any(re.fullmatch(r"(transformer\.)?h\.0\.attn\.c_attn\.weight", key) for key in source.tensors)
+        return source.module is not None and any(c.__name__ == "GPT2LMHeadModel" for c in type(source.module).__mro__)
+
+    def load(self, source: Source) -> nn.Module:
+        self.notes = []
+        if not self.matches(source):
+            raise MattaError(f"{source.name!r} is not a GPT-2: no model_type 'gpt2' and no tensor h.0.attn.c_attn.weight.")
+        if source.folder is not None:
+            model: Any = self._from_folder(source)
+        elif source.tensors is not None:
+            model = self._from_tensors(source.tensors, source)
+        else:
+            assert source.module is not None
+            model = copy.deepcopy(source.module).cpu().float()
+        if model.config.add_cross_attention:
+            raise MattaError(f"{source.name!r} has cross-attention (add_cross_attention), which matta cannot nest.")
+        return model.eval()
+
+    def axes(self, model: nn.Module) -> list[Axis]:
+        found = []
+        for i, block in enumerate(_blocks(model)):
+            mlp = f"transformer.h.{i}.mlp"  # transformers' Conv1D keeps its weight as [in, out]
+            slices = (
+                Slice(f"{mlp}.c_fc.weight", 1),
+                Slice(f"{mlp}.c_fc.bias", 0),
+                Slice(f"{mlp}.c_proj.weight", 0, outgoing=True),
+            )
+            found.append(Axis(f"mlp.{i}", block.mlp.c_fc.weight.shape[1], slices))
+        return found
+
+    def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
+        student = skeleton(model, self.axes(model), sizes)
+        for block in _blocks(student):
+            block.mlp.c_proj.nx = block.mlp.c_fc.nf = block.mlp.c_fc.weight.shape[1]
+        widths = _widths(student)
+        if len(widths) == 1 and widths != {student.config.n_inner or 4 * student.config.n_embd}:
+            (student.config.n_inner,) = widths
+        return student
+
+    def save(self, model: Any, folder: Path) -> None:
+        if len(_widths(model)) > 1:
+            raise MattaError(
+                "A transformers GPT-2 has one n_inner for all blocks, so per-layer MLP widths "
+                f"({', '.join(str(axis.size) for axis in self.axes(model))}) cannot be saved in its format."
+            )
+        with _quiet():
+            model.save_pretrained(folder)
+
+    def _from_folder(self, source: Source) -> nn.Module:
+        from transformers import GPT2LMHeadModel
+
+        loaded: Any
+        try:
+            with _quiet():
+                loaded = GPT2LMHeadModel.from_pretrained(str(source.folder), output_loading_info=True)
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise MattaError(f"transformers cannot load {source.name!r}: {_first_line(error)}") from error
+        model, report = loaded
+        wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+        wrong += [f"{key} is not a GPT-2's" for key in sorted(report["unexpected_keys"]) if not _OLD_BUFFERS.search(key)]
+        if wrong:
+            raise MattaError(f"{source.name!r} does not fit a GPT-2 language model: {some(wrong)}.")
+        return model.float()
+
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
+        from transformers import GPT2Config, GPT2LMHeadModel
+
+        named = {}
+        for key, tensor in tensors.items():
+            if not _OLD_BUFFERS.search(key):
+                named[key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"] = tensor
+        wte = named.get("transformer.wte.weight")
+        head = named.get("lm_head.weight")
+        untied = wte is not None and head is not None and (head.shape != wte.shape or not torch.equal(head, wte))
+        config = GPT2Config(**source.config) if source.config else self._config(named, untied, source.name)
+        if config.tie_word_embeddings:
+            if untied:
+                raise MattaError(f"{source.name!r} has a head of its own (lm_head.weight), but --config ties it to wte.weight.")
+            if wte is not None:
+                named["lm_head.weight"] = wte
+        with _no_init():
+            model: Any = GPT2LMHeadModel(config)
+        model.tie_weights()  # part of the initialisation that was skipped
+        fc = {i: named.get(f"transformer.h.{i}.mlp.c_fc.weight") for i in range(config.n_layer)}
+        widths = {f"mlp.{i}": weight.shape[-1] for i, weight in fc.items() if weight is not None}
+        if len(set(widths.values())) > 1:
+            model = self.build(model, widths)
+        return fill(model, named, source.name)
+
+    def _config(self, named: Mapping[str, Tensor], untied: bool, name: str) -> Any:
+        """The configuration that the shapes tell; what they do not tell goes into the notes."""
+        from transformers import GPT2Config
+
+        needed = {key: named.get(f"transformer.{key}.weight") for key in ("wte", "wpe", "h.0.mlp.c_fc")}
+        absent = [f"{key}.weight" for key, tensor in needed.items() if tensor is None or tensor.ndim != 2]
+        if absent:
+            raise MattaError(f"{name!r} looks like a GPT-2, but {some(absent)} is missing.")
+        (vocab, width), (positions, _), (_, inner) = (tensor.shape for tensor in needed.values() if tensor is not None)
+        if width % 64:
+            raise MattaError(
+                f"{name!r} is {width} wide, which is no multiple of 64, so its number of heads cannot be told from the "
+                "tensors: pass its config.json with --config."
+            )
+        layers = 1 + max(int(m.group(1)) for key in named if (m := re.match(r"transformer\.h\.(\d+)\.", key)))
+        self.notes.append(
+            f"Read off the tensors: {layers} layers, {width} wide, {width // 64} heads (assumed: 64 per head), MLP {inner}, "
+            f"vocabulary {vocab}, {positions} positions, GELU (tanh form) assumed. If that is wrong, pass --config config.json."
+        )
+        end = 50256 if vocab == 50257 else None  # GPT-2's <|endoftext|>; another vocabulary's is not known
+        return GPT2Config(
+            vocab_size=vocab,
+            n_positions=positions,
+            n_embd=width,
+            n_layer=layers,
+            n_head=width // 64,
+            n_inner=inner if inner != 4 * width else None,
+            tie_word_embeddings=not untied,
+            bos_token_id=end,
+            eos_token_id=end,
+        )
+
+
+def _blocks(model: Any) -> Any:
+    return model.transformer.h
+
+
+def _widths(model: nn.Module) -> set[int]:
+    return {block.mlp.c_fc.weight.shape[1] for block in _blocks(model)}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _no_init() -> AbstractContextManager[None]:
+    """No time for random weights that are about to be overwritten (seconds for a GPT-2 Medium)."""
+    try:
+        where = importlib.import_module("transformers.initialization")
+    except ImportError:  # before transformers 5
+        where = importlib.import_module("transformers.modeling_utils")
+    return where.no_init_weights()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers draws progress bars and load reports; matta says what was loaded itself."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,71 @@
+"""What the built-in adapters share: a copy of a module at other sizes, filling it with a state dict, its config.json."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.adapter import Axis, Sizes
+from matta_cli.errors import MattaError
+
+
+def skeleton(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
+    """A deep copy of ``model`` whose tensors are zeros of the shapes that ``sizes`` give, on the current default device.
+
+    Everything else (configuration, dropout, attention implementation, ties between tensors) is the model's own, and no
+    time goes into initialising weights that are overwritten anyway. Attributes that repeat a shape (``out_features``)
+    keep their old value: the adapter sets them.
+    """
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}  # other buffers are constants: copied
+    shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
+    for axis in axes:
+        for s in axis.slices:
+            shapes[id(tensors[s.tensor])][s.dim] += s.blocks * (sizes.get(axis.name, axis.size) - axis.size)
+    memo: dict[int, object] = {}
+    for tensor in tensors.values():
+        fresh: Tensor = torch.zeros(shapes[id(tensor)], dtype=tensor.dtype)
+        if isinstance(tensor, nn.Parameter):
+            fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
+        memo.setdefault(id(tensor), fresh)
+    return copy.deepcopy(model, memo)
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
+    """Load ``tensors`` into ``model`` as float32 and set it to eval mode. ``name`` is the user's name for the source.
+
+    Raises ``MattaError`` naming the first few tensors that are missing, not known, or of another shape.
+    """
+    own = model.state_dict()
+    wrong = [f"{key} is missing" for key in own if key not in tensors]
+    wrong += [f"{key} is not one of the architecture's" for key in tensors if key not in own]
+    wrong += [
+        f"{key} has shape {list(tensors[key].shape)}, not {list(own[key].shape)}"
+        for key in own
+        if key in tensors and tensors[key].shape != own[key].shape
+    ]
+    if wrong:
+        raise MattaError(f"{name!r} does not fit: {some(wrong)}. Is this the right --adapter (and --config)?")
+    model.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()})
+    return model.eval()
+
+
+def some(items: Iterable[str], limit: int = 3) -> str:
+    """The first few of many, as text."""
+    items = list(items)
+    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """``config.json`` of a checkpoint folder; empty where there is none that can be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,0 +1,239 @@
+"""From what the user typed (a folder, a file, a timm name, a hub id) to an opened model."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.adapter import Source
+from matta_cli.errors import MattaError
+
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
+_COMPANIONS = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+)
+
+
+def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bool = False) -> Source:
+    """Find and open what ``text`` names: a local folder comes first, then a local file, a timm name, a hub id.
+
+    model_config: the user's ``--config``, a JSON file about the architecture, for sources that do not bring their own.
+    allow_pickle: whether a file may run code while it is opened (whole pickled modules need that).
+
+    Raises ``MattaError`` where nothing of that name is found or the file cannot be opened.
+    """
+    config = _read_json(model_config) if model_config is not None else {}
+    prefix, _, rest = text.partition(":")
+    wanted = prefix if prefix in ("local-dir", "hf-hub") and rest else ""
+    name = rest if wanted else text
+    path = Path(name).expanduser()
+    if wanted != "hf-hub":
+        if path.is_dir():
+            return Source(name=text, config=config, folder=path)
+        if path.is_file():
+            return _open_file(path, text, config, allow_pickle)
+        if wanted == "local-dir":
+            raise MattaError(f"There is no folder {name!r}.")
+        if _looks_like_path(name):
+            raise MattaError(f"There is no file or folder {name!r}.")
+        if _is_timm_name(name):
+            return Source(name=name, config=config)
+    return Source(name=text, config=config, folder=_download(name, text))
+
+
+def load_model(
+    text: str, task: str, *, model_config: Path | None = None, allow_pickle: bool = False
+) -> tuple[nn.Module, Source]:
+    """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it came from.
+
+    A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
+    output folder stands for the TA in it.
+    """
+    from matta_cli import registry
+
+    source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
+    if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
+        source = Source(name=source.name, config=source.config, folder=source.folder / "ta")
+    refusal: MattaError | None = None
+    for adapter in registry.adapters().values():
+        if adapter.task == task and adapter.matches(source):
+            try:
+                return adapter.load(source).float().eval(), source
+            except MattaError as error:  # what cannot be nested may still teach
+                refusal = error
+    try:
+        return _load_stock(source, task).float().eval(), source
+    except MattaError as error:
+        raise (refusal or error) from None
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, generation). Returns the names."""
+    names = sorted({path.name for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()})
+    for name in names:
+        if (source / name).resolve() != (target / name).resolve():
+            shutil.copyfile(source / name, target / name)
+    return names
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put before them."""
+    named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
+    while named and all(key.startswith("module.") for key in named):
+        named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
+    return named
+
+
+def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return Source(name=text, config=config, tensors=strip_prefixes(load_file(str(path))))
+        except (SafetensorError, OSError) as error:
+            raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
+    if path.suffix not in _FILES:
+        raise MattaError(f"{text!r} is not a model file: matta opens {', '.join(_FILES)}, or a folder.")
+    opened = _torch_load(path, text, allow_pickle)
+    while isinstance(opened, Mapping):
+        if opened and all(isinstance(value, Tensor) for value in opened.values()):
+            return Source(name=text, config=config, tensors=strip_prefixes(opened))
+        inner = [opened[key] for key in _WRAPPED if isinstance(opened.get(key), (Mapping, nn.Module))]
+        if not inner:
+            keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"
+            raise MattaError(f"{text!r} holds a dictionary with {keys}, but no state dict (tensors by name).")
+        opened = inner[0]
+    if isinstance(opened, nn.Module):
+        return Source(name=text, config=config, module=_unwrapped(opened))
+    raise MattaError(f"{text!r} holds a {type(opened).__name__}, but a state dict (tensors by name) is needed.")
+
+
+def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
+    damaged = f"{text!r} is damaged, or not a file that torch.save wrote"
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"  # only this format can be mapped into memory
+        # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
+        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
+    except Exception as error:  # what torch.load raises on a foreign file is open-ended, with the flag even more so
+        said = str(error)
+        if "TorchScript" in said:
+            raise MattaError(f"{text!r} is a TorchScript archive: save the model's state dict instead.") from error
+        if not allow_pickle and isinstance(error, pickle.UnpicklingError) and "Unsupported global" in said:
+            raise MattaError(
+                f"{text!r} is a pickled module, not a state dict, and opening it runs code from it: save model.state_dict() "
+                "instead, or, if you trust its author, pass --allow-pickle."
+            ) from error
+        if isinstance(error, (ImportError, AttributeError)):
+            raise MattaError(f"{text!r} needs code that is not installed here: {said.splitlines()[0]}.") from error
+        raise MattaError(f"{damaged}.") from error
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module, without torch.compile's and DDP's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _download(name: str, text: str) -> Path:
+    """The hub's model folder ``name``, downloaded: JSON, tokenizer files, and safetensors (pickles only if there are none)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    kinds = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=["*/*"]))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=["*/*"]))
+    except HFValidationError:
+        raise MattaError(f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id.") from None
+    except GatedRepoError:
+        raise MattaError(f"{text!r} is gated on the hub: ask for access on its page and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise MattaError(
+            f"{text!r} is neither a local folder nor file, and the hub has no such model (or it is private: `hf auth login`)."
+        ) from None
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        raise MattaError(
+            f"{text!r} is neither a local folder nor file, and the hub could not be reached: pass a local path, "
+            "or try again online."
+        ) from error
+    return folder
+
+
+def _load_stock(source: Source, task: str) -> nn.Module:
+    """The model as transformers or timm loads it."""
+    if source.module is not None:
+        return source.module.cpu()
+    if source.tensors is not None:
+        raise MattaError(f"{source.name!r} is a state dict of no architecture known for {task}: pass a folder instead.")
+    try:
+        if task == "image_classification":
+            if source.folder is None or "architecture" in _read_json(source.folder / "config.json"):
+                import timm
+
+                return timm.create_model(f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True)
+            from transformers import AutoModelForImageClassification
+
+            return AutoModelForImageClassification.from_pretrained(str(source.folder))
+        if task == "causal_lm" and source.folder is not None:
+            from transformers import AutoModelForCausalLM
+
+            return AutoModelForCausalLM.from_pretrained(str(source.folder))
+    except MattaError:
+        raise
+    except Exception as error:  # the stock libraries raise whatever their own dependencies raise
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said}") from error
+    raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise MattaError(f"There is no file {str(path)!r}.") from None
+    except ValueError as error:
+        raise MattaError(f"{str(path)!r} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise MattaError(f"{str(path)!r} is not a JSON object.")
+    return config
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith((*_FILES, "/")) or "\\" in name or name.count("/") > 1
+
+
+def _is_timm_name(name: str) -> bool:
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
+        return False
+    import timm
+
+    return timm.is_model(name.split(".")[0])

@@ -1,0 +1,7 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any hub client is imported: no test may need the network
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,543 @@
+"""Every adapter runs the same suite on real, tiny models; stock libraries then load what it saved, without matta."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from matta_adapters.gpt2 import GPT2
+from matta_adapters.mlp_ranker import MLPRanker, Ranker
+from matta_adapters.vit import ViT
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+
+from matta_cli import registry
+from matta_cli.adapter import Adapter, Slice, Source
+from matta_cli.errors import MattaError
+from matta_cli.models import copy_companions, load_model, open_source, strip_prefixes
+from matta_cli.testing import check_adapter
+
+ADAPTERS = {"gpt2": GPT2, "vit": ViT, "mlp_ranker": MLPRanker}
+
+
+def gpt2(**changes) -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    plain = {"vocab_size": 97, "n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 16}
+    config = GPT2Config(**{**plain, "bos_token_id": 1, "eos_token_id": 1, **changes})
+    model = GPT2LMHeadModel(config).eval()
+    for name, parameter in model.named_parameters():  # biases start at zero, which would hide a mistake in them
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
+    torch.manual_seed(0)
+    plain = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "num_heads": 2, "depth": 2, "num_classes": 7}
+    model = timm.create_model(name, **{**plain, **changes}).eval()
+    for parameter in model.parameters():
+        if parameter.abs().sum() == 0:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def ranker(fields, dense: int, *hidden: list[dict]) -> Ranker:
+    torch.manual_seed(0)
+    model = Ranker(fields, dense, [*(layer for group in hidden for layer in group), {"layer": "Linear", "out": 1}]).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            nn.init.normal_(module.running_mean, std=0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+        if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)):
+            nn.init.normal_(module.weight, 1.0, 0.2)
+            nn.init.normal_(module.bias, std=0.2)
+    return model
+
+
+def layer(out: int, *others: str, **settings) -> list[dict]:
+    return [{"layer": "Linear", "out": out, **settings}, *({"layer": other} for other in others)]
+
+
+FIELDS = [(11, 4), (5, 3)]
+MODELS = {
+    "gpt2": lambda: gpt2(),
+    "gpt2-n_inner": lambda: gpt2(n_inner=33),
+    "gpt2-untied": lambda: gpt2(tie_word_embeddings=False),
+    "gpt2-scaled": lambda: gpt2(scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
+    "gpt2-eager-relu": lambda: gpt2(attn_implementation="eager", activation_function="relu", resid_pdrop=0.3),
+    "vit-token": lambda: vit(),
+    "vit-average": lambda: vit(global_pool="avg", class_token=False, num_classes=3),
+    "vit-average-with-token": lambda: vit(global_pool="avg", fc_norm=False),
+    "vit-odd": lambda: vit(img_size=(24, 40), in_chans=1, mlp_ratio=1.7, qkv_bias=False),
+    "vit-registers": lambda: vit(reg_tokens=3, no_embed_class=True, init_values=0.1),
+    "vit-norms": lambda: vit(qk_norm=True, scale_mlp_norm=True, pre_norm=True),
+    "vit-attention-pool": lambda: vit(global_pool="map", class_token=False),
+    "vit-deit-distilled": lambda: vit("deit_tiny_distilled_patch16_224"),
+    "vit-deit3": lambda: vit("deit3_small_patch16_224"),
+    "mlp_ranker-both": lambda: ranker(FIELDS, 6, layer(8, "ReLU"), layer(5, "GELU")),
+    "mlp_ranker-batchnorm": lambda: ranker(FIELDS, 6, layer(8, "BatchNorm1d", "ReLU", "Dropout"), layer(6, "SiLU", bias=False)),
+    "mlp_ranker-layernorm": lambda: ranker(FIELDS, 6, layer(8, "LayerNorm", "ReLU"), layer(6, "ReLU", "BatchNorm1d")),
+    "mlp_ranker-embeddings": lambda: ranker(FIELDS, 0, layer(8, "ReLU")),
+    "mlp_ranker-dense": lambda: ranker([], 6, layer(8, "ReLU"), layer(4, "Tanh")),
+    "mlp_ranker-linear": lambda: ranker(FIELDS, 2),
+}
+
+
+def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
+    g = torch.Generator().manual_seed(1)
+    if isinstance(model, GPT2LMHeadModel):
+        return {"input_ids": torch.randint(model.config.vocab_size, (2, 9), generator=g)}
+    if isinstance(model, Ranker):
+        fields = [torch.randint(cardinality, (7,), generator=g) for cardinality, _ in model.fields]
+        given = {"categorical": torch.stack(fields, 1)} if fields else {}
+        return given | ({"dense": torch.randn(7, model.dense, generator=g)} if model.dense else {})
+    return {"x": torch.randn(2, *model.pretrained_cfg["input_size"], generator=g)}
+
+
+def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        out = model(**batch)
+    return getattr(out, "logits", out)
+
+
+def made(name: str) -> tuple[Adapter, nn.Module, dict[str, torch.Tensor]]:
+    adapter = ADAPTERS[name.split("-")[0]]()
+    model = MODELS[name]()
+    if isinstance(adapter, ViT):
+        model = adapter.load(Source(name, module=model))  # sets the true input size
+    return adapter, model, inputs(model)
+
+
+def test_every_registered_adapter_is_in_the_suite():
+    assert set(registry.adapters()) >= set(ADAPTERS)
+    assert {name.split("-")[0] for name in MODELS} == set(ADAPTERS)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_contract(name):
+    adapter, model, batch = made(name)
+    check_adapter(adapter, model, batch)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_training_mode_and_dropout_survive_build(name):
+    adapter, model, _ = made(name)
+    built = adapter.build(model, {})
+    assert [type(m) for m in built.modules()] == [type(m) for m in model.modules()]
+    assert [m.p for m in built.modules() if isinstance(m, nn.Dropout)] == [
+        m.p for m in model.modules() if isinstance(m, nn.Dropout)
+    ]
+
+
+# --- the contract's test kit catches a wrong adapter ---------------------------------------------------------------
+
+
+class Forgetful(MLPRanker):
+    """An adapter that forgets one place where a hidden unit appears, as authors do."""
+
+    def axes(self, model):
+        axes = super().axes(model)
+        return [type(a)(a.name, a.size, tuple(s for s in a.slices if not self.forgotten(s)), a.step) for a in axes]
+
+    def forgotten(self, s: Slice) -> bool:
+        return s.tensor == "mlp.0.bias"
+
+
+class WrongDimension(MLPRanker):
+    def axes(self, model):
+        axes = super().axes(model)
+        swapped = [Slice(s.tensor, s.dim ^ s.outgoing, s.blocks, s.start, s.outgoing) for s in axes[-1].slices]
+        return [*axes[:-1], type(axes[-1])(axes[-1].name, axes[-1].size, tuple(swapped), axes[-1].step)]
+
+
+class Careless(MLPRanker):
+    """Builds by changing the model it was given."""
+
+    def build(self, model, sizes):
+        with torch.no_grad():
+            model.mlp[0].weight.mul_(1.5)
+        return super().build(model, sizes)
+
+
+class NotOutgoing(MLPRanker):
+    """Forgets to say which weights read the units, so growth cannot silence them."""
+
+    def axes(self, model):
+        plain = super().axes(model)
+        return [
+            type(a)(a.name, a.size, tuple(Slice(s.tensor, s.dim, s.blocks, s.start) for s in a.slices), a.step) for a in plain
+        ]
+
+
+@pytest.mark.parametrize("adapter", [Forgetful, WrongDimension, Careless, NotOutgoing])
+def test_kit_catches(adapter):
+    _, model, batch = made("mlp_ranker-both")
+    with pytest.raises(AssertionError, match=r"\w+ \w+"):
+        check_adapter(adapter(), model, batch)
+
+
+# --- stock libraries load what was saved, in a process that has no matta -------------------------------------------
+
+STOCK = """
+import sys, torch, {library}
+batch = torch.load({batch!r})
+model = {loader}.eval()
+with torch.no_grad():
+    out = model(**batch)
+torch.save(getattr(out, "logits", out), {out!r})
+assert not any(name.startswith("matta") for name in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2-n_inner", "gpt2-untied", "vit-average", "vit-odd", "vit-registers", "vit-deit-distilled"]
+)
+def test_stock_reload(name, tmp_path):
+    adapter, model, batch = made(name)
+    sizes = {axis.name: 13 for axis in adapter.axes(model)}
+    student = adapter.build(model, sizes)
+    for parameter in student.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    folder = tmp_path / "it's a student"
+    folder.mkdir()
+    adapter.save(student, folder)
+    torch.save(batch, tmp_path / "batch.pt")
+    loader = adapter.loader.format(folder=repr(str(folder)))
+    library = loader.split(".")[0]
+    script = STOCK.format(library=library, loader=loader, batch=str(tmp_path / "batch.pt"), out=str(tmp_path / "out.pt"))
+    # -I: neither the working directory nor PYTHONPATH, so that matta is not there by accident
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, env=os.environ.copy(), check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert torch.equal(torch.load(tmp_path / "out.pt"), logits(student.eval(), batch))
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_vit_preprocessing_survives(tmp_path):
+    adapter = ViT()
+    model = adapter.load(Source("m", module=vit("deit_tiny_patch16_224", img_size=40)))
+    adapter.save(adapter.build(model, {}), tmp_path)
+    reloaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
+    config = timm.data.resolve_model_data_config(reloaded)
+    assert config["input_size"] == (3, 40, 40)
+    assert tuple(config["mean"]) == pytest.approx((0.485, 0.456, 0.406))
+
+
+@pytest.mark.parametrize(("dim", "hidden"), [(64, 13), (192, 101), (384, 999), (768, 1), (768, 2047), (49, 47)])
+def test_mlp_ratio_round_trips(dim, hidden):
+    from matta_adapters.vit import _ratio
+
+    assert int(dim * json.loads(json.dumps(_ratio(hidden, dim)))) == hidden
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit-token"])
+def test_per_layer_widths_build_but_do_not_save(name, tmp_path):
+    adapter, model, batch = made(name)
+    student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
+    logits(student, batch)
+    assert [axis.size for axis in adapter.axes(student)] == [5, 9]
+    with pytest.raises(MattaError, match="per-layer MLP widths \\(5, 9\\)"):
+        adapter.save(student, tmp_path)
+    reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
+    assert torch.equal(logits(reloaded, batch), logits(student, batch))
+
+
+def _config_of(adapter: Adapter, model: nn.Module) -> dict:
+    """What a user would pass by --config, where the heads are not 64 wide."""
+    return model.config.to_dict() if isinstance(adapter, GPT2) else {"num_heads": 2}
+
+
+# --- sources -------------------------------------------------------------------------------------------------------
+
+
+def test_gpt2_state_dicts(tmp_path):
+    model = gpt2(n_embd=64, n_head=1, n_inner=40)
+    batch, tensors = inputs(model), model.state_dict()
+    bare = {key.removeprefix("transformer."): value for key, value in tensors.items() if key != "lm_head.weight"}
+    old = bare | {"h.0.attn.bias": torch.ones(1, 1, 16, 16), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    compiled = {f"module._orig_mod.{key}": value for key, value in tensors.items()}
+    for given in (tensors, bare, old, strip_prefixes(compiled)):
+        adapter = GPT2()
+        loaded = adapter.load(Source("g.pt", tensors=given))
+        assert torch.equal(logits(loaded, batch), logits(model, batch))
+        assert loaded.lm_head.weight is loaded.transformer.wte.weight
+        assert "1 heads (assumed" in adapter.notes[0]
+    untied = gpt2(n_embd=64, n_head=1, tie_word_embeddings=False)
+    loaded = GPT2().load(Source("g.pt", tensors=untied.state_dict()))
+    assert torch.equal(logits(loaded, batch), logits(untied, batch))
+
+
+def test_gpt2_config_decides_over_the_shapes():
+    model = gpt2(n_head=6)
+    with pytest.raises(MattaError, match=r"24 wide.*--config"):
+        GPT2().load(Source("g.pt", tensors=model.state_dict()))
+    adapter = GPT2()
+    loaded = adapter.load(Source("g.pt", tensors=model.state_dict(), config=model.config.to_dict()))
+    assert torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model))) and not adapter.notes
+
+
+def test_gpt2_headless_folder_and_half_precision(tmp_path):
+    model = gpt2()
+    body = GPT2Model(model.config)
+    body.load_state_dict(model.transformer.state_dict())
+    body.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = GPT2().load(Source("body", folder=tmp_path))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.training
+    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight.bfloat16().float())
+
+
+def test_gpt2_refusals(tmp_path):
+    model = gpt2(n_embd=64, n_head=1)
+    tensors = dict(model.state_dict())
+    tensors["transformer.h.1.mlp.c_fc.bias"] = torch.zeros(5)
+    tensors["score.weight"] = tensors.pop("transformer.ln_f.weight")
+    with pytest.raises(MattaError, match=r"g.pt.*ln_f.weight is missing.*score.weight is not.*c_fc.bias has shape \[5\]"):
+        GPT2().load(Source("g.pt", tensors=tensors))
+    with pytest.raises(MattaError, match="cross-attention"):
+        GPT2().load(Source("g", module=gpt2(add_cross_attention=True)))
+    with pytest.raises(MattaError, match="not a GPT-2"):
+        GPT2().load(Source("v", tensors=vit().state_dict()))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(MattaError, match="cannot load"):
+        GPT2().load(Source("empty", folder=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"global_pool": "avg", "class_token": False},
+        {"global_pool": "avg", "class_token": False, "fc_norm": False},
+        {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1, "qk_norm": True, "pre_norm": True},
+        {"in_chans": 1, "img_size": 56, "patch_size": 14, "mlp_ratio": 1.37, "qkv_bias": False},
+        {"name": "deit_tiny_distilled_patch16_224"},
+    ],
+)
+def test_vit_state_dicts(changes):
+    model = vit(**{**changes, "num_heads": 1})
+    adapter = ViT()
+    loaded = adapter.load(Source("v.pt", tensors=model.state_dict()))
+    batch = inputs(loaded)
+    assert batch["x"].shape[1:] == (changes.get("in_chans", 3), *[changes.get("img_size", 32)] * 2)
+    assert torch.equal(logits(loaded, batch), logits(model, batch))
+    assert any("1 attention heads (assumed" in note for note in adapter.notes)
+
+
+def test_vit_config_decides_over_the_shapes(tmp_path):
+    model = vit(img_size=(24, 56))
+    with pytest.raises(MattaError, match=r"position embeddings.*--config"):
+        ViT().load(Source("v.pt", tensors=model.state_dict()))
+    adapter = ViT()
+    saved = adapter.load(Source("m", module=model))
+    adapter.save(saved, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    loaded = adapter.load(Source("v.pt", tensors=model.state_dict(), config=config))
+    assert torch.equal(logits(loaded, inputs(saved)), logits(model, inputs(saved)))
+    assert adapter.notes == []
+
+
+def test_vit_refusals():
+    with pytest.raises(MattaError, match="GluMlp"):
+        swiglu = timm.create_model("vit_giant_patch14_dinov2", img_size=28, depth=1, embed_dim=64, num_heads=1, mlp_ratio=4)
+        ViT().load(Source("s", module=swiglu))
+    with pytest.raises(MattaError, match="no classification head"):
+        ViT().load(Source("h", module=vit(num_classes=0)))
+    with pytest.raises(MattaError, match=r"vit_tiny_patch16_224.*hub cannot be reached"):
+        ViT().load(Source("vit_tiny_patch16_224"))
+    with pytest.raises(MattaError, match=r"head\.weight"):
+        ViT().load(Source("h.pt", tensors=vit(num_classes=0).state_dict()))
+    with pytest.raises(MattaError, match="not a timm vision transformer"):
+        ViT().load(Source("g.pt", tensors=gpt2().state_dict()))
+
+
+SEQUENTIALS = {
+    "relu": lambda: [nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 1)],
+    "batchnorm": lambda: [
+        nn.Linear(6, 8),
+        nn.BatchNorm1d(8),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.Linear(8, 5),
+        nn.ReLU(),
+        nn.Linear(5, 1),
+    ],
+    "layernorm after": lambda: [nn.Linear(6, 8, bias=False), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 1)],
+}
+
+
+@pytest.mark.parametrize("name", SEQUENTIALS)
+def test_ranker_from_sequential(name, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(*SEQUENTIALS[name]())
+    net(torch.randn(9, 6))  # moves BatchNorm's statistics
+    net.eval()
+    x = torch.randn(5, 6)
+    for source in (Source("m", tensors=net.state_dict()), Source("m", module=net)):
+        adapter = MLPRanker()
+        model = adapter.load(source)
+        assert torch.equal(model(x), net(x).squeeze(1))
+        assert bool(adapter.notes) == (source.module is None)
+        adapter.save(model, tmp_path)
+        assert MLPRanker().load(Source("m", folder=tmp_path)).layers() == model.layers()
+
+
+def test_ranker_config_and_embeddings():
+    model = ranker(FIELDS, 6, layer(8, "GELU"), layer(5, "GELU"))
+    adapter = MLPRanker()
+    loaded = adapter.load(Source("m.pt", tensors=model.state_dict(), config={"activation": "gelu", "dropout": 0.1}))
+    assert torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
+    assert loaded.fields == FIELDS and loaded.dense == 6 and adapter.notes == []
+    assert [m.p for m in loaded.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"tensors": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict()}, "2 outputs"),
+        ({"tensors": nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict()}, "no Linear"),
+        ({"tensors": {"encoder.weight": torch.zeros(2, 2)}}, "not an MLP ranker"),
+        ({"module": nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())}, "end with a Linear"),
+        ({"module": nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 1))}, "start with a Linear"),
+        ({"module": nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 1))}, "PReLU"),
+        ({"tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(), "config": {"activation": "Swosh"}}, "Swosh"),
+        ({"tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(), "config": {"n_layer": 2}}, "n_layer"),
+    ],
+)
+def test_ranker_refusals(source, message):
+    with pytest.raises(MattaError, match=message):
+        MLPRanker().load(Source("r.pt", **source))
+
+
+@pytest.mark.parametrize("name", ["gpt2", "vit-token", "mlp_ranker-both"])
+def test_detection(name, tmp_path):
+    adapter, model, _ = made(name)
+    adapter.save(model, tmp_path)
+    for source in (Source("f", folder=tmp_path), Source("t", tensors=model.state_dict()), Source("m", module=model)):
+        assert registry.detect(source).name == adapter.name
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for foreign in (Source("e", folder=empty), Source("resnet18"), Source("c", tensors={"conv1.weight": torch.zeros(1)})):
+        assert not adapter.matches(foreign)
+
+
+def test_name_known_to_timm_is_detected():
+    assert registry.detect(open_source("vit_tiny_patch16_224")).name == "vit"
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+class Trap:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_pickles_are_refused_and_never_run(tmp_path):
+    file, touched = tmp_path / "m.pt", tmp_path / "touched"
+    torch.save({"state_dict": Trap(touched)}, file)
+    with pytest.raises(MattaError, match="--allow-pickle"):
+        open_source(str(file))
+    assert not touched.exists()
+    net = nn.Sequential(nn.Linear(2, 1))
+    torch.save(net, file)
+    with pytest.raises(MattaError, match="--allow-pickle"):
+        open_source(str(file))
+    assert isinstance(open_source(str(file), allow_pickle=True).module, nn.Sequential)
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_state_dict_files(tmp_path, wrap, zipped):
+    tensors = {"module._orig_mod.0.weight": torch.ones(1, 2)}
+    torch.save(wrap(tensors), tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
+    opened = open_source(str(tmp_path / "m.pth")).tensors
+    assert opened is not None and list(opened) == ["0.weight"] and torch.equal(opened["0.weight"], torch.ones(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("m.pt", b"", "damaged"),
+        ("m.pt", b"junk" * 100, "damaged"),
+        ("m.safetensors", b"junk" * 100, "damaged"),
+        ("m.txt", b"junk", "not a model file"),
+    ],
+)
+def test_damaged_files(tmp_path, file, content, message):
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(MattaError, match=message):
+        open_source(str(tmp_path / file))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_files(tmp_path, zipped):
+    torch.save(gpt2().state_dict(), tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+    whole = (tmp_path / "m.pt").read_bytes()
+    (tmp_path / "m.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(MattaError, match="damaged"):
+        open_source(str(tmp_path / "m.pt"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing.pt", "no file or folder 'nothing.pt'"),
+        ("./nothing", "no file or folder"),
+        ("local-dir:nothing", "no folder"),
+        ("gpt2-large", "'gpt2-large' is neither a local folder nor file, and the hub could not be reached"),
+        ("two words", "nor can it be a hub id"),
+    ],
+)
+def test_names_of_nothing(text, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(MattaError, match=message):
+        open_source(text)
+
+
+def test_local_folder_comes_before_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = gpt2()
+    model.save_pretrained("gpt2-large")
+    loaded, source = load_model("gpt2-large", "causal_lm")
+    assert source.folder == Path("gpt2-large")
+    assert torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
+
+
+def test_teachers_that_no_adapter_knows(tmp_path):
+    resnet = timm.create_model("test_resnet", num_classes=3).eval()
+    timm.models.save_for_hf(resnet, str(tmp_path), safe_serialization=True)
+    loaded, _ = load_model(f"local-dir:{tmp_path}", "image_classification")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(logits(loaded, {"x": x}), logits(resnet, {"x": x}))
+    with pytest.raises(MattaError, match="ranking"):
+        load_model(str(tmp_path), "ranking")
+
+
+def test_output_folder_stands_for_its_ta(tmp_path):
+    (tmp_path / "ta").mkdir()
+    gpt2().save_pretrained(tmp_path / "ta")
+    assert load_model(str(tmp_path), "causal_lm")[1].folder == tmp_path / "ta"
+
+
+def test_companions(tmp_path):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir(), target.mkdir()
+    names = ["config.json", "model.safetensors", "matta.json", "README.md", "tokenizer.json", "vocab.json", "merges.txt"]
+    for name in [*names, "tokenizer_config.json", "generation_config.json", "preprocessor_config.json"]:
+        (source / name).write_text("{}")
+    copied = copy_companions(source, target)
+    assert copied == sorted(path.name for path in target.iterdir())
+    assert not {"config.json", "model.safetensors", "matta.json", "README.md"} & set(copied) and len(copied) == 6
