@@ -42,7 +42,9 @@ class DataSettings:
     held_out: str = _setting("", "held-out data for the report; empty: the last tenth of the training data")
     config: str = _setting("", "configuration name of a hub dataset")
     split: str = _setting("train", "split of a hub dataset to train on")
-    held_out_split: str = _setting("", "split of a hub dataset to measure on; empty: validation, else test, else a tenth of train")
+    held_out_split: str = _setting(
+        "", "split of a hub dataset to measure on; empty: validation, else test, else a tenth of train"
+    )
     text: str = _setting("text", "column that holds the text (JSONL, Parquet, hub)")
     image: str = _setting("image", "column that holds the image (hub)")
     label: str = _setting("label", "column that holds the label (CSV, Parquet, hub)")

@@ -1,0 +1,110 @@
+"""What matta writes: every file and folder appears whole or not at all; nothing here is ever unpickled."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from matta_cli.adapter import Adapter, Axis, Slice
+from matta_cli.errors import MattaError
+
+FORMAT = 1
+
+
+def atomic_write(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temp).chmod(0o644)
+        Path(temp).replace(path)
+    except BaseException:
+        Path(temp).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``path`` that takes its place on success and disappears on failure."""
+    refuse_existing(path, overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temp
+        for file in temp.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+        temp.chmod(0o755)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+            path.replace(old / path.name)
+            temp.replace(path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temp.replace(path)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+
+
+def refuse_existing(path: Path, overwrite: bool) -> None:
+    """Raise ``MattaError`` if finished work lies at ``path`` and may not be replaced."""
+    if path.exists() and not overwrite:
+        raise MattaError(f"{path} holds finished work; pass --overwrite to replace it, or --out for another folder.")
+
+
+def digest(folder: Path) -> str:
+    """sha256 over a folder's weight files."""
+    total = hashlib.sha256()
+    for file in sorted(folder.glob("*.safetensors")):
+        with file.open("rb") as opened:
+            while chunk := opened.read(1 << 22):
+                total.update(chunk)
+    return "sha256:" + total.hexdigest()
+
+
+def write_card(
+    folder: Path, adapter: Adapter, axes: Sequence[Axis], base: Mapping[str, int], lineage: Mapping[str, Any], **more: Any
+) -> None:
+    """``matta.json``: what makes a stock checkpoint a TA or a Student."""
+    from matta_cli import __version__
+
+    card = {
+        "format": FORMAT,
+        "matta": __version__,
+        "adapter": adapter.name,
+        "task": adapter.task,
+        "axes": [asdict(axis) for axis in axes],
+        "base": dict(base),
+        "lineage": dict(lineage),
+        **more,
+    }
+    atomic_write(folder / "matta.json", json.dumps(card, indent=1) + "\n")
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """``matta.json`` of a folder. Raises ``MattaError`` where it is missing, broken or of a newer format."""
+    path = folder / "matta.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        if card["format"] > FORMAT:
+            raise MattaError(f"{path} has format {card['format']}; this matta reads up to {FORMAT}: upgrade matta.")
+        card["axes"] = [Axis(a["name"], a["size"], tuple(Slice(**s) for s in a["slices"]), a["step"]) for a in card["axes"]]
+    except FileNotFoundError:
+        raise MattaError(f"{folder} is not a folder written by matta (it has no matta.json).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise MattaError(f"{path} is damaged ({error}); write it again with the command that made it.") from None
+    return card

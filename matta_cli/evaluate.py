@@ -1,0 +1,74 @@
+"""Measuring quality: metrics on held-out data, with bootstrap intervals over examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from matta_cli.tasks import Columns, Split, Task
+
+
+def columns(
+    task: Task,
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    limit: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> Columns:
+    """Per-example columns of ``model`` over the first ``limit`` examples of a split (0: all)."""
+    count = min(limit, len(split)) if limit else len(split)
+    gathered: dict[str, list[np.ndarray]] = {}
+    with torch.no_grad():
+        for start in range(0, count, batch_size):
+            batch = {k: v.to(device) for k, v in split.batch(range(start, min(start + batch_size, count))).items()}
+            for name, values in task.score(task.forward(model, batch), batch).items():
+                gathered.setdefault(name, []).append(values.cpu().numpy())
+            tick()
+    return {name: np.concatenate(parts) for name, parts in gathered.items()}
+
+
+def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:
+    """The task's metrics from the columns of every held-out split."""
+    found: dict[str, float] = {}
+    for table in per_split:
+        found |= task.summarize(table)
+    return found
+
+
+def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Metrics with percentile bootstrap 95 % intervals (Efron 1979), resampling examples, or whole groups.
+
+    Rows that share a value of a ``group`` column (the query of a ranking) are drawn together.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for table in per_split:
+        values = task.summarize(table)
+        draws = [task.summarize(sample) for sample in _resampled(table, resamples, seed)]
+        for name, value in values.items():
+            drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
+            low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
+            found[name] = {"value": float(value), "low": float(low), "high": float(high)}
+    return found
+
+
+def _resampled(table: Columns, resamples: int, seed: int) -> Any:
+    generator = np.random.default_rng(seed)
+    rows = len(next(iter(table.values())))
+    if "group" not in table:
+        for _ in range(resamples):
+            chosen = generator.integers(rows, size=rows)
+            yield {name: values[chosen] for name, values in table.items()}
+        return
+    _, codes = np.unique(table["group"], return_inverse=True)
+    members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
+    for _ in range(resamples):
+        drawn = generator.integers(len(members), size=len(members))
+        chosen = np.concatenate([members[g] for g in drawn])
+        sample = {name: values[chosen] for name, values in table.items()}
+        sample["group"] = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])  # a group drawn twice is two
+        yield sample

@@ -1,0 +1,288 @@
+"""The one mechanism: a Student is an ordinary dense module run on views of the TA's tensors.
+
+Everything here works on axes as data, for every architecture: cut (views), reorder, grow, count.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from matta_cli.adapter import Adapter, Axis, Sizes, Slice
+from matta_cli.errors import MattaError
+
+_NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def full_sizes(axes: Sequence[Axis]) -> dict[str, int]:
+    """Every axis at its whole size."""
+    return {axis.name: axis.size for axis in axes}
+
+
+def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
+    """``width`` x ``base`` units, rounded to whole steps (and, for 64 units and more, to ``multiple``); at least one step.
+
+    Width 1.0 is always exactly the base, whatever the multiple.
+    """
+    if width == 1.0:
+        return base
+    grain = math.lcm(step, multiple) if base >= 64 else step
+    return max(step, round(base * width / grain) * grain)
+
+
+def sizes_at(axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1) -> dict[str, int]:
+    """The uniform sizes of a width (1.0 = the base). An axis that could not grow stays at the size it has."""
+    return {axis.name: min(axis.size, scaled(base[axis.name], width, axis.step, multiple)) for axis in axes}
+
+
+def kinds(sizes: Sizes) -> dict[str, list[int]]:
+    """Sizes by kind of axis: ``mlp.0`` and ``mlp.1`` are both of kind ``mlp``."""
+    found: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        found.setdefault(re.sub(r"\.?\d+", "", name), []).append(size)
+    return found
+
+
+# Cutting
+
+
+Part = tuple[int, int]  # start, length
+
+
+def _parts(places: list[tuple[Slice, int, int]], total: int) -> list[Part]:
+    """The stretches of a dimension of ``total`` that stay, given (slice, full size, kept size) of every axis in it."""
+    gone: list[Part] = []
+    for place, full, kept in places:
+        for block in range(place.blocks):
+            gone.append((place.start + block * full + kept, full - kept))
+    parts, at = [], 0
+    for start, length in sorted(g for g in gone if g[1]):
+        if start > at:
+            parts.append((at, start - at))
+        at = start + length
+    if at < total:
+        parts.append((at, total - at))
+    return parts
+
+
+class Cut:
+    """Which stretches of which tensors a Student of ``sizes`` keeps. Made once, applied at every step."""
+
+    def __init__(self, axes: Sequence[Axis], sizes: Sizes, shapes: Mapping[str, Sequence[int]]) -> None:
+        places: dict[tuple[str, int], list[tuple[Slice, int, int]]] = {}
+        for axis in axes:
+            kept = sizes.get(axis.name, axis.size)
+            if kept % axis.step or not 0 < kept <= axis.size:
+                raise MattaError(
+                    f"Axis {axis.name!r} cannot have {kept} units: a multiple of {axis.step} from {axis.step} to "
+                    f"{axis.size} is needed."
+                )
+            if kept < axis.size:
+                for place in axis.slices:
+                    places.setdefault((place.tensor, place.dim), []).append((place, axis.size, kept))
+        self.parts: dict[str, list[tuple[int, list[Part]]]] = {}
+        for (tensor, dim), cuts in places.items():
+            self.parts.setdefault(tensor, []).append((dim, _parts(cuts, shapes[tensor][dim])))
+
+    def __call__(self, name: str, tensor: Tensor) -> Tensor:
+        """What is kept of one tensor: a view where one stretch is left per dimension, else a differentiable copy."""
+        for dim, parts in self.parts.get(name, ()):
+            pieces = [tensor.narrow(dim, start, length) for start, length in parts]
+            tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+        return tensor
+
+    def shape(self, name: str, shape: Sequence[int]) -> list[int]:
+        """The shape that is kept, by arithmetic alone."""
+        kept = list(shape)
+        for dim, parts in self.parts.get(name, ()):
+            kept[dim] = sum(length for _, length in parts)
+        return kept
+
+
+def cut(state: Mapping[str, Tensor], axes: Sequence[Axis], sizes: Sizes) -> dict[str, Tensor]:
+    """A Student's tensors as views of ``state``."""
+    plan = Cut(axes, sizes, {name: t.shape for name, t in state.items()})
+    return {name: plan(name, tensor) for name, tensor in state.items()}
+
+
+def count_parameters(model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> int:
+    """Parameters of a Student without building it; tied tensors count once."""
+    shapes = {name: p.shape for name, p in model.named_parameters()}
+    plan = Cut([_only(axis, shapes) for axis in axes], sizes, shapes)
+    return sum(math.prod(plan.shape(name, shape)) for name, shape in shapes.items())
+
+
+def _only(axis: Axis, names: Mapping[str, Any]) -> Axis:
+    return Axis(axis.name, axis.size, tuple(s for s in axis.slices if s.tensor in names), axis.step)
+
+
+class StudentView:
+    """A Student run on views of a live model: call it like the model; gradients reach the model's own tensors.
+
+    The dense skeleton lives on the meta device and outside any module tree, so wrappers of the model do not see it.
+    Buffers (BatchNorm statistics) are copies: a narrow forward must not write into those of wider ones. Put the
+    Student's own statistics in ``buffers`` after ``recompute_statistics``.
+    """
+
+    def __init__(self, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> None:
+        self.model, self.axes, self.sizes = model, axes, dict(sizes)
+        with torch.device("meta"):
+            self.skeleton = adapter.build(model, sizes)
+        self.cut = Cut(axes, sizes, {name: t.shape for name, t in _tensors(model).items()})
+        self.buffers: dict[str, Tensor] = {}
+        self.training = model.training
+
+    def state(self) -> dict[str, Tensor]:
+        """The Student's tensors: parameters are views, buffers copies."""
+        state = {name: self.cut(name, p) for name, p in self.model.named_parameters()}
+        for name, buffer in self.model.named_buffers():
+            state[name] = self.buffers[name] if name in self.buffers else self.cut(name, buffer).clone()
+        return state
+
+    def train(self, mode: bool = True) -> StudentView:
+        self.training = mode
+        return self
+
+    def eval(self) -> StudentView:
+        return self.train(False)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.skeleton.training != self.training:
+            self.skeleton.train(self.training)
+        return functional_call(self.skeleton, self.state(), args, kwargs)
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def materialize(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> nn.Module:
+    """The same Student as a dense module of its own: the slices, copied out. In eval mode, on ``model``'s device."""
+    view = StudentView(adapter, model, axes, sizes)
+    student = adapter.build(model, sizes)
+    device = next(model.parameters()).device
+    student.to(device)
+    with torch.no_grad():
+        targets = _tensors(student)
+        for name, tensor in view.state().items():
+            targets[name].copy_(tensor)
+    return student.eval()
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether a model carries BatchNorm statistics, which every Student needs of its own."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+
+
+@torch.no_grad()
+def recompute_statistics(model: nn.Module, batches: Sequence[Any], forward: Any) -> None:
+    """Set a dense model's BatchNorm statistics to the exact average over ``batches``; ``forward(model, batch)`` runs it."""
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    if not norms:
+        return
+    momenta = [m.momentum for m in norms]
+    model.eval()  # only the norms train: dropout would disturb the statistics
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain cumulative average
+        norm.train()
+    for batch in batches:
+        forward(model, batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
+
+
+# Reordering and growing
+
+
+def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
+    """The whole dimension's index after ordering the axis's groups of ``step`` units by ``order``."""
+    units = (order[:, None] * axis.step + torch.arange(axis.step)).flatten()
+    index = torch.arange(total)
+    for block in range(slice_.blocks):
+        start = slice_.start + block * axis.size
+        index[start : start + axis.size] = start + units
+    return index
+
+
+@torch.no_grad()
+def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]) -> None:
+    """Permute axes in place so that group ``orders[name][0]`` comes first. The function is unchanged.
+
+    orders: axis name -> int64 [size / step], a permutation.
+    """
+    tensors = _tensors(model)
+    for axis in axes:
+        if axis.name not in orders:
+            continue
+        for place in axis.slices:
+            tensor = tensors[place.tensor]
+            index = _units(place, axis, orders[axis.name].cpu(), tensor.shape[place.dim])
+            tensor.copy_(tensor.index_select(place.dim, index.to(tensor.device)))
+
+
+def growable(model: nn.Module, axis: Axis) -> bool:
+    """Whether new units can leave the function unchanged: a norm over the axis would see them, and so forbids it."""
+    modules = dict(model.named_modules())
+    owners = (modules.get(place.tensor.rpartition(".")[0]) for place in axis.slices)
+    has_reader = any(place.outgoing for place in axis.slices)
+    return has_reader and not any(isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners)
+
+
+def _spread(tensor: Tensor, shape: Sequence[int], dim: int, chosen: Tensor, generator: torch.Generator) -> Tensor:
+    """Values for new units: normal at the tensor's own mean and spread; one value per unit is taken from chosen units.
+
+    Vectors (biases, BatchNorm scales and variances) are resampled together, so that a variance stays positive.
+    """
+    if tensor.dim() == 1:
+        return tensor.index_select(dim, chosen)
+    spread = tensor.float().std(correction=0)
+    return (torch.randn(shape, generator=generator) * spread + tensor.float().mean()).to(tensor.dtype)
+
+
+@torch.no_grad()
+def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, seed: int = 0) -> nn.Module:
+    """A larger model with the same function: units are appended, their outgoing weights zero.
+
+    Their incoming weights are drawn at the spread of the model's own weights: at a library's small initial scale the
+    new units stay asleep. Raises ``MattaError`` for an axis that cannot grow, or for sizes below the present ones.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()}
+    added: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (tensor, dim) -> where earlier axes grew, by how much
+    for axis in axes:
+        new = sizes.get(axis.name, axis.size) - axis.size
+        if new == 0:
+            continue
+        if new < 0 or (axis.size + new) % axis.step or not growable(model, axis):
+            raise MattaError(f"Axis {axis.name!r} cannot grow from {axis.size} to {axis.size + new} and keep the function.")
+        chosen = torch.randint(axis.size, (new,), generator=generator)
+        for place in axis.slices:
+            tensor, dim = state[place.tensor], place.dim
+            earlier = added.setdefault((place.tensor, dim), [])
+            shift = sum(count for start, count in earlier if start < place.start)
+            pieces, at = [], 0
+            for block in range(place.blocks):
+                end = shift + place.start + (block + 1) * axis.size
+                block_values = tensor.narrow(dim, end - axis.size, axis.size)
+                shape = [*tensor.shape]
+                shape[dim] = new
+                draw = _spread(block_values, shape, dim, chosen, generator)
+                grown_part = torch.zeros_like(draw) if place.outgoing else draw
+                pieces += [tensor.narrow(dim, at, end - at), grown_part]
+                at = end
+            pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
+            state[place.tensor] = torch.cat(pieces, dim)
+            earlier.append((place.start, new * place.blocks))
+    grown = adapter.build(model, sizes)
+    targets = _tensors(grown)
+    for name, tensor in state.items():
+        targets[name].copy_(tensor)
+    return grown.eval()
