@@ -61,9 +61,7 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
     _require(not twice, f"Axes need names of their own, but {_few(twice)} occurs twice: put the layer's number into it.")
     places: set[tuple[str, int, int]] = set()
     for axis in axes:
-        _require(
-            min(axis.size, axis.step) > 0, f"Axis {axis.name} has size {axis.size} and step {axis.step}: both are positive."
-        )
+        _require(min(axis.size, axis.step) > 0, f"Axis {axis.name} has size {axis.size}, step {axis.step}: they are positive.")
         _require(axis.size % axis.step == 0, f"Axis {axis.name} has {axis.size} units, which are no multiple of {axis.step}.")
         _require(len(axis.slices) > 0, f"Axis {axis.name} has no slices: name every tensor in which its units appear.")
         for s in axis.slices:
@@ -279,7 +277,7 @@ def _forward(module: nn.Module, inputs: Inputs, state: State | None = None) -> T
             output = functional_call(module, {name: tensor for name, tensor in state.items() if name in own}, args, kwargs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise AssertionError(
-            f"The model does not run ({str(error).splitlines()[0]}). If it ran before and was now built at other sizes, a slice "
+            f"The model does not run ({str(error).splitlines()[0]}). If it ran before it was built at other sizes, a slice "
             "is missing or has the wrong dim, or an attribute that repeats a size (out_features, say) kept its old value."
         ) from error
     output = getattr(output, "logits", output)

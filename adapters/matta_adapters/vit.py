@@ -177,7 +177,7 @@ class ViT(Adapter):
             if side and side * side == patches:
                 if beside and prefix:
                     self.notes.append(
-                        "The position embeddings leave out the class token (assumed: they are a square without it)."
+                        "The position embeddings leave out the class token (assumed: they form a square)."
                     )
                 return {"img_size": (side * patch[0], side * patch[1]), "no_embed_class": beside and prefix > 0}
         raise MattaError(
