@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_cli import registry
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 
@@ -70,8 +71,6 @@ def load_model(
     A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
     output folder stands for the TA in it.
     """
-    from matta_cli import registry
-
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
     if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
         source = Source(name=source.name, config=source.config, folder=source.folder / "ta")

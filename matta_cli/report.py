@@ -11,13 +11,16 @@ import math
 import re
 from collections.abc import Callable
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 Dict = dict[str, Any]
 
 # Two overlapping intervals that would hide a difference of this share of the value say nothing.
-BLIND = 0.05
+BLIND = 0.10
+# A worse Student that loses no more than this share is preferred to a larger one that loses less.
+NEAR = 0.05
 # Sizes this close count as the base's own size (a Student of width 1.0 is the base, up to rounding).
 SAME_SIZE = 0.02
 MISSING = "–"
@@ -103,10 +106,8 @@ def _value(model: Dict, metric: Dict) -> _Value | None:
     got = (model.get("metrics") or {}).get(metric["name"]) or {}
     if not _finite(got.get("value")):
         return None
-    low, high = got.get("low"), got.get("high")
-    if not (_finite(low) and _finite(high)):
-        return _Value(got["value"], None, None)
-    return _Value(got["value"], min(low, high), max(low, high))
+    ends = sorted(end for end in (got.get("low"), got.get("high")) if _finite(end))
+    return _Value(got["value"], *ends) if len(ends) == 2 else _Value(got["value"], None, None)
 
 
 def _latency(model: Dict, batch: int, what: str = "median") -> float | None:
@@ -193,7 +194,7 @@ def _pick(report: Dict) -> _Pick | None:
         return good[0]
     if worse := [p for p in smaller if p.verdict == "worse"]:
         losses = [(abs(_get(p.student, metric).value - b.value) / (abs(b.value) or 1.0), p) for p in worse]
-        near = [p for loss, p in losses if loss <= BLIND]
+        near = [p for loss, p in losses if loss <= NEAR]
         return near[0] if near else min(losses, key=lambda pair: pair[0])[1]
     return smaller[-1]
 
@@ -256,22 +257,20 @@ def _findings(report: Dict) -> list[str]:
     metric = metrics[0]
     label, decimals = _label(metric), _decimals(report, metric)
     if pick:
+        s, b = _get(pick.student, metric), _get(pick.base, metric)
+        hides = f"; a difference of {_percent(_hidden(s, b))} could hide in the intervals" if pick.verdict == "level" else ""
+        found.append(
+            f"{label[:1].upper() + label[1:]} is {_shown(s, decimals)} against the base's {_shown(b, decimals)}{hides}."
+        )
         fast = []
         for batch in _batches(report):
-            ours, p95, theirs = (
-                _latency(pick.student, batch),
-                _latency(pick.student, batch, "p95"),
-                _latency(pick.base, batch),
-            )
-            # A slow run of the Student still beats the base's usual one: only then is it called faster.
-            if ours and theirs and p95 and p95 < theirs:
+            ours, theirs = _latency(pick.student, batch), _latency(pick.base, batch)
+            slow = _latency(pick.student, batch, "p95")
+            # Only where even a slow run of the Student beats the base's usual one is it called faster.
+            if ours and theirs and slow and slow < theirs:
                 fast.append(f"{theirs / ours:.1f}x at batch {batch} ({_seconds(ours)} against {_seconds(theirs)})")
         if fast:
-            found.append(
-                f"Width {pick.student['width']:g} runs faster than the base: " + ", ".join(fast) + "."
-                if _finite(pick.student.get("width"))
-                else "It runs faster than the base: " + ", ".join(fast) + "."
-            )
+            found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
     pairs = [(s, c) for s, c in _pairs(report) if _value(s, metric) and _value(c, metric)]
     if pairs:
         better = [p for p in pairs if _verdict(_get(p[0], metric), _get(p[1], metric), metric) == "better"]
@@ -557,19 +556,19 @@ class _Scale:
         return [k * step for k in range(first, math.floor(self.high / step) + 1)]
 
 
-def _wide_range(values: list[float]) -> bool:
-    return min(values) > 0 and max(values) / min(values) > 8
+def _wide_range(values: list[float], times: float = 8) -> bool:
+    return min(values) > 0 and max(values) / min(values) > times
 
 
 def _tick_numbers(ticks: list[float]) -> list[str]:
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2
     return [_number(t, decimals) for t in ticks]
 
 
 def _frame(x: _Scale, y: _Scale, box: tuple[float, float, float, float], names: tuple[list[str], list[str]]) -> list[str]:
     """Grid, ticks and tick labels."""
-    left, top, right, bottom = box
+    left, _, right, bottom = box
     out = []
     for tick, text in zip(y.ticks, names[1], strict=True):
         out.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
@@ -663,7 +662,7 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
     points = [(m, float(read(m)), v) for m in _models(report) if _finite(read(m)) and (v := _value(m, metric))]
     xs = [x for _, x, _ in points]
     ys = [y for _, _, v in points for y in v if y is not None]
-    log_y = not metric.get("higher") and _wide_range(ys)
+    log_y = not metric.get("higher") and _wide_range(ys, 3)  # a perplexity halves and doubles
     top, bottom, right = 30.0, height - 48.0, width - 14.0
     y = _Scale(ys, bottom, top, log_y, 0.07, 6)
     y_names = _tick_numbers(y.ticks) if not y.log else [f"{t:,.10g}".replace(",", " ") for t in y.ticks]
@@ -673,6 +672,7 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
     way = "higher is better ↑" if metric.get("higher") else "lower is better ↓"
     out.append(f'<text class="title" x="{left:.1f}" y="14">{escape(_short(_label(metric), 28))}, {way}</text>')
     logs = " (log scale)" if x.log else ""
+    way += " (log scale)" if y.log else ""
     out.append(f'<text class="title" x="{right:.1f}" y="{height - 6}" text-anchor="end">{escape(what)}{logs} →</text>')
 
     for m, _, v in points:  # the base's interval, across: what "no worse than the base" means to the eye
@@ -684,10 +684,10 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
 
     lines: list[_Box] = []
     for role in ("cut", "student"):
-        path = sorted(((p[0].get("parameters") or 0, x(p[1]), y(p[2].value)) for p in points if _role(p[0]) == role))
+        path = sorted((p[0].get("parameters") or 0, x(p[1]), y(p[2].value)) for p in points if _role(p[0]) == role)
         if len(path) > 1:
             out.append(f'<polyline class="line {role}" points="{" ".join(f"{px:.1f},{py:.1f}" for _, px, py in path)}"/>')
-            for (_, ax, ay), (_, bx, by) in zip(path, path[1:], strict=False):
+            for (_, ax, ay), (_, bx, by) in pairwise(path):
                 steps = max(1, int(math.hypot(bx - ax, by - ay) / 6))
                 for k in range(steps + 1):
                     px, py = ax + (bx - ax) * k / steps, ay + (by - ay) * k / steps
@@ -723,6 +723,13 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
     return f'<svg viewBox="0 0 {width} {height}" role="group" aria-label="{escape(alt)}">{"".join(out)}</svg>'
 
 
+class _End(NamedTuple):
+    x: float
+    y: float
+    name: str
+    kind: str
+
+
 def _curves(report: Dict, width: int, height: int) -> str:
     metric = (_metrics(report) or [{"name": "value"}])[0]
     series: dict[str, list[tuple[float, float]]] = {}
@@ -743,16 +750,16 @@ def _curves(report: Dict, width: int, height: int) -> str:
     xs, ys = ([p[i] for points in series.values() for p in points] for i in (0, 1))
     names = {key: f"width {key}" if order(key)[0] == 0 else _short(key, 16) for key in keys}
     top, bottom, right = 30.0, height - 46.0, width - 16 - 6.7 * max(len(n) for n in names.values())
-    y = _Scale(ys, bottom, top, not metric.get("higher") and _wide_range(ys), 0.06, 5)
+    y = _Scale(ys, bottom, top, not metric.get("higher") and _wide_range(ys, 3), 0.06, 5)
     y_names = _tick_numbers(y.ticks) if not y.log else [f"{t:,.10g}".replace(",", " ") for t in y.ticks]
     left = 18.0 + 6.6 * max(map(len, y_names))
-    x = _Scale(xs, left, right, False, 0.0 if len(set(xs)) > 1 else 0.5, max(2, int((right - left) / 90)))
+    x = _Scale(xs, left, right, False, 0.0 if len(set(xs)) > 1 else 0.5, int((right - left) / 70))
     ticks = [t for t in x.ticks if float(t).is_integer()]
     x.ticks = ticks or x.ticks
     out = _frame(x, y, (left, top, right, bottom), ([f"{t:,.10g}".replace(",", " ") for t in x.ticks], y_names))
     out.append(f'<text class="title" x="{left:.1f}" y="14">{escape(_short(_label(metric), 28))} while training</text>')
     out.append(f'<text class="title" x="{right:.1f}" y="{height - 6}" text-anchor="end">step →</text>')
-    ends = []
+    ends: list[_End] = []
     widths = [key for key in keys if order(key)[0] == 0]
     for key in keys:
         points = [(x(a), y(b)) for a, b in series[key]]
@@ -767,18 +774,17 @@ def _curves(report: Dict, width: int, height: int) -> str:
                 f'<g class="pt" data-tip="{escape(tip)}"><title>{escape(tip)}</title><circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
                 f'<circle class="dot {kind}" style="opacity:{fade:.2f}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/></g>'
             )
-        ends.append([points[-1][1], points[-1][0], points[-1][1], names[key], kind])
-    ends.sort(key=lambda end: end[0])
-    for before, end in zip(ends, ends[1:], strict=False):
-        end[0] = max(end[0], before[0] + 15)
-    over = ends[-1][0] - (bottom - 2)
-    if over > 0:  # pushed past the axis: move up again from the bottom
-        ends[-1][0] -= over
-        for end, after in zip(ends[-2::-1], ends[:0:-1], strict=False):
-            end[0] = min(end[0], after[0] - 15)
-    for at, px, py, name, kind in ends:
-        out.append(f'<path class="lead" d="M{px + 3:.1f} {py:.1f}L{right + 8:.1f} {at:.1f}"/>')
-        out.append(f'<text class="name {kind}" x="{right + 11:.1f}" y="{at + 4:.1f}">{escape(name)}</text>')
+        ends.append(_End(*points[-1], names[key], kind))
+    ends.sort(key=lambda end: end.y)
+    at = [end.y for end in ends]
+    for i in range(1, len(at)):
+        at[i] = max(at[i], at[i - 1] + 15)
+    at[-1] = min(at[-1], bottom - 2)
+    for i in range(len(at) - 2, -1, -1):  # where that pushed past the axis, up again from the bottom
+        at[i] = min(at[i], at[i + 1] - 15)
+    for (px, py, name, kind), label_y in zip(ends, at, strict=True):
+        out.append(f'<path class="lead" d="M{px + 3:.1f} {py:.1f}L{right + 8:.1f} {label_y:.1f}"/>')
+        out.append(f'<text class="name {kind}" x="{right + 11:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>')
     alt = f"{_label(metric)} while training, one line for each width"
     return f'<svg viewBox="0 0 {width} {height}" role="group" aria-label="{escape(alt)}">{"".join(out)}</svg>'
 
@@ -944,66 +950,82 @@ def write(report: Dict, folder: Path | str) -> None:
 # Okabe and Ito's colours, told apart with any colour vision; lighter ones of the same hues on a dark page.
 _CSS = """
 :root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;
---base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
-@media(prefers-color-scheme:dark){:root{--bg:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9fa8b3;--rule:#343a42;--grid:#262b32;
---student:#56b4e9;--cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}}
+  --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
+@media(prefers-color-scheme:dark){
+:root{--bg:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9fa8b3;--rule:#343a42;--grid:#262b32;--student:#56b4e9;
+  --cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}
+}
 *{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;
-font-variant-numeric:tabular-nums;-webkit-text-size-adjust:100%}
+body{margin:0;background:var(--bg);color:var(--ink);
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums;
+  -webkit-text-size-adjust:100%}
 main{max-width:1080px;margin:0 auto;padding:44px 28px 72px}
-h1{font-size:clamp(1.45rem,1.05rem + 1.9vw,2.25rem);line-height:1.22;letter-spacing:-.015em;margin:.15em 0 .8em;max-width:32em;text-wrap:balance;overflow-wrap:anywhere}
-h2{font-size:1.15rem;margin:0 0 .7em}h3{font-size:1rem;margin:0;overflow-wrap:anywhere}
-section{margin-top:52px}p{margin:.4em 0}
-.over{color:var(--soft);font-size:.82rem;margin:0 0 .5em;overflow-wrap:anywhere}
+h1{font-size:clamp(1.45rem,1.05rem + 1.9vw,2.25rem);line-height:1.22;letter-spacing:-.015em;margin:.15em 0 .8em;
+  max-width:32em;text-wrap:balance;overflow-wrap:anywhere}
+h2{font-size:1.15rem;margin:0 0 .7em}h3{font-size:1rem;margin:0;overflow-wrap:anywhere}section{margin-top:52px}
+p{margin:.4em 0}.over{color:var(--soft);font-size:.82rem;margin:0 0 .5em;overflow-wrap:anywhere}
 .hint,.key{color:var(--soft);font-size:.84rem}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:0;background:var(--rule);border:1px solid var(--rule);border-radius:10px;overflow:hidden}
-.tiles div{background:var(--card);padding:14px 16px}
-.tiles dt{color:var(--soft);font-size:.84rem}.tiles dd{margin:0}.tiles b{font-size:1.5rem;letter-spacing:-.01em;display:block}
-.tiles i{font-style:normal;font-size:.84rem}.tiles span{display:block;color:var(--soft);font-size:.84rem}
-.found{margin:22px 0 0;padding-left:1.15em;max-width:52em}.found li{margin:.25em 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));gap:1px;margin:0;background:var(--rule);
+  border:1px solid var(--rule);border-radius:10px;overflow:hidden}
+.tiles div{background:var(--card);padding:14px 16px}.tiles dt{color:var(--soft);font-size:.84rem}.tiles dd{margin:0}
+.tiles b{font-size:1.5rem;letter-spacing:-.01em;display:block}.tiles i{font-style:normal;font-size:.84rem}
+.tiles span{display:block;color:var(--soft);font-size:.84rem}.found{margin:22px 0 0;padding-left:1.15em;max-width:52em}
+.found li{margin:.25em 0}
 .alarm{background:var(--warn);border-left:4px solid var(--warn-rule);border-radius:4px;padding:16px 20px;margin-top:32px}
 .alarm h2{margin-bottom:.3em}.alarm ul{margin:0;padding-left:1.15em}li{overflow-wrap:anywhere}
 .switch input{position:absolute;opacity:0;pointer-events:none}
-.switch label{display:inline-block;padding:4px 14px;border:1px solid var(--rule);margin-right:-1px;font-size:.88rem;cursor:pointer;color:var(--soft)}
+.switch label{display:inline-block;padding:4px 14px;border:1px solid var(--rule);margin-right:-1px;font-size:.88rem;
+  cursor:pointer;color:var(--soft)}
 .switch label:first-of-type{border-radius:7px 0 0 7px}.switch label:last-of-type{border-radius:0 7px 7px 0}
 .switch input:checked+label{background:var(--ink);color:var(--bg);border-color:var(--ink)}
-.switch input:focus-visible+label{outline:2px solid var(--student);outline-offset:2px}
-.plots{margin-top:16px}.plot{display:none}
+.switch input:focus-visible+label{outline:2px solid var(--student);outline-offset:2px}.plots{margin-top:16px}
+.plot{display:none}
 #axis-0:checked~.plots .plot-0,#axis-1:checked~.plots .plot-1,#axis-2:checked~.plots .plot-2{display:block}
 .narrow{display:none}.wide svg,.narrow svg{display:block;width:100%;height:auto;overflow:visible}
-svg text{font-size:12px;fill:var(--soft)}
-svg .title{fill:var(--ink);font-weight:600}
+svg text{font-size:12px;fill:var(--soft)}svg .title{fill:var(--ink);font-weight:600}
 svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);stroke-width:4px;stroke-linejoin:round}
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft)}.lead{stroke:var(--soft);stroke-width:.8;fill:none}
-.band{fill:var(--base);opacity:.08}
-.line,.curve{fill:none;stroke-width:2;stroke-linejoin:round}
-.line.student,.curve.student{stroke:var(--student)}.line.cut{stroke:var(--cut);stroke-dasharray:5 5}.curve.ta{stroke:var(--ta);stroke-dasharray:7 3}
-.mark{stroke:var(--bg);stroke-width:1.5}.mark.student,.dot.student{fill:var(--student)}.mark.base{fill:var(--base)}
-.mark.ta,.dot.ta{fill:var(--ta)}.mark.teacher{fill:var(--teacher)}.mark.cut{fill:var(--bg);stroke:var(--cut);stroke-width:2}
-.bar{stroke:var(--student);stroke-width:1.5;fill:none}.cut .bar{stroke:var(--cut)}.base .bar{stroke:var(--base)}.ta .bar{stroke:var(--ta)}.teacher .bar{stroke:var(--teacher)}
-.hit{fill:transparent}.pt{outline:none}.pt:hover .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
-.key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;margin:14px 0 0}.key li{display:flex;align-items:center;gap:6px}
-.key svg,th svg{width:16px;height:16px;flex:none}
+.band{fill:var(--base);opacity:.08}.line,.curve{fill:none;stroke-width:2;stroke-linejoin:round}
+.line.student,.curve.student{stroke:var(--student)}.line.cut{stroke:var(--cut);stroke-dasharray:5 5}
+.curve.ta{stroke:var(--ta);stroke-dasharray:7 3}.mark{stroke:var(--bg);stroke-width:1.5}
+.mark.student,.dot.student{fill:var(--student)}.mark.base{fill:var(--base)}.mark.ta,.dot.ta{fill:var(--ta)}
+.mark.teacher{fill:var(--teacher)}.mark.cut{fill:var(--bg);stroke:var(--cut);stroke-width:2}
+.bar{stroke:var(--student);stroke-width:1.5;fill:none}.cut .bar{stroke:var(--cut)}.base .bar{stroke:var(--base)}
+.ta .bar{stroke:var(--ta)}.teacher .bar{stroke:var(--teacher)}.hit{fill:transparent}.pt{outline:none}
+.pt:hover .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
+.key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;margin:14px 0 0}
+.key li{display:flex;align-items:center;gap:6px}.key svg,th svg{width:16px;height:16px;flex:none}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{padding:9px 14px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule);vertical-align:top}
 tbody tr:last-child>*{border-bottom:0}thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
-th[scope=row] div{display:flex;gap:8px;align-items:center}th[scope=row] span{white-space:normal;overflow-wrap:anywhere;min-width:6.5em;max-width:15em}
-th svg .mark{stroke:var(--card)}th svg .mark.cut{stroke:var(--cut);fill:var(--card)}
-td small,thead small{display:block;color:var(--soft);font-size:.92em;font-weight:400}
-tr.cut td,tr.cut th{color:var(--soft)}tr.cut th{font-weight:400}
+th[scope=row] div{display:flex;gap:8px;align-items:center}
+th[scope=row] span{white-space:normal;overflow-wrap:anywhere;min-width:6.5em;max-width:15em}th svg .mark{stroke:var(--card)}
+th svg .mark.cut{stroke:var(--cut);fill:var(--card)}
+td small,thead small{display:block;color:var(--soft);font-size:.92em;font-weight:400}tr.cut td,tr.cut th{color:var(--soft)}
+tr.cut th{font-weight:400}
 .cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:26px 24px}
 .cards article{min-width:0}.cards p{color:var(--soft);font-size:.84rem;margin:0 0 .5em}
-pre{background:var(--code);border-radius:8px;padding:12px 14px;margin:0;overflow-x:auto;font:.82rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
-.code{position:relative}.code button{position:absolute;top:7px;right:7px;font:inherit;font-size:.75rem;padding:1px 9px;border:1px solid var(--rule);border-radius:6px;background:var(--card);color:var(--soft);cursor:pointer}
+pre{background:var(--code);border-radius:8px;padding:12px 14px;margin:0;overflow-x:auto;
+  font:.82rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
+.code{position:relative}
+.code button{position:absolute;top:7px;right:7px;font:inherit;font-size:.75rem;padding:1px 9px;
+  border:1px solid var(--rule);border-radius:6px;background:var(--card);color:var(--soft);cursor:pointer}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:10px 28px;margin:0 0 18px}
 .facts dt{color:var(--soft);font-size:.84rem}.facts dd{margin:0;overflow-wrap:anywhere}
 summary{cursor:pointer;margin-bottom:10px}
-#tip{position:fixed;z-index:9;pointer-events:none;background:var(--ink);color:var(--bg);padding:7px 11px;border-radius:7px;font-size:.82rem;line-height:1.45;white-space:pre-line;max-width:min(300px,90vw);overflow-wrap:anywhere}
-@media(max-width:680px){main{padding:26px 16px 48px}section{margin-top:40px}.wide{display:none}.narrow{display:block}.tiles{grid-template-columns:1fr 1fr}
-.tiles div{padding:11px 12px}.tiles b{font-size:1.25rem}th,td{padding:8px 10px}th[scope=row] span{max-width:7em}}
-@media print{.switch label,.code button{display:none}section{break-inside:avoid}}
+#tip{position:fixed;z-index:9;pointer-events:none;background:var(--ink);color:var(--bg);padding:7px 11px;
+  border-radius:7px;font-size:.82rem;line-height:1.45;white-space:pre-line;max-width:min(300px,90vw);
+  overflow-wrap:anywhere}
+@media(max-width:680px){
+main{padding:26px 16px 48px}section{margin-top:40px}.wide{display:none}.narrow{display:block}
+.tiles{grid-template-columns:1fr 1fr}.tiles div{padding:11px 12px}.tiles b{font-size:1.25rem}th,td{padding:8px 10px}
+th[scope=row] span{max-width:7em}
+}
+@media print{
+.switch label,.code button{display:none}section{break-inside:avoid}
+}
 """
 
 # Tooltips and copy buttons only: without it the page has native tooltips, and the axis still switches.

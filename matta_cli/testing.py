@@ -1,26 +1,25 @@
 """The contract as a test kit: ``check_adapter(adapter, model, inputs)`` in an adapter author's own tests.
 
-It checks, on a real model, everything that the engine relies on, with a few lines of its own for cutting, reordering and
-growing, so that it does not share a mistake with the engine. Each failure is an ``AssertionError`` with a sentence that
-says what is wrong and what usually causes it.
+It checks, on a real model, everything that the engine relies on. Each failure is an ``AssertionError`` with a sentence
+that says what is wrong and what usually causes it.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from matta_cli import supernet
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError
 
 Inputs = Mapping[str, Any] | Sequence[Any]
-State = dict[str, Tensor]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -77,35 +76,37 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
             place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size)}
             _require(not place & places, f"{where}: these units already belong to another slice of dimension {s.dim}.")
             places |= place
+        _require(
+            any(s.outgoing for s in axis.slices),
+            f"Axis {axis.name} has no slice with outgoing=True: mark the tensors that read the units (after the activation).",
+        )
 
 
 def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small: Sizes, inputs: Inputs) -> None:
     state = model.state_dict()
-    part = _cut(state, model, axes, small)
-    student = _on_meta(adapter, model, small)
+    with torch.device("meta"):
+        student = adapter.build(model, small).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
-    shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
-    wanted = {name: list(tensor.shape) for name, tensor in part.items()}
+    shapes = {name: list(p.shape) for name, p in student.named_parameters()}
+    plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
+    wanted = {name: plan.shape(name, p.shape) for name, p in model.named_parameters()}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
-    _require(
-        not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing in axes()?"
-    )
+    _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
+    counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
+    _require(counted == built, f"The half-size model has {built} parameters, but by the slices it has {counted}.")
     sizes = {axis.name: axis.size for axis in adapter.axes(student)}
     _require(sizes == dict(small), f"axes() of the built model on the meta device says {sizes}, but {dict(small)} was built.")
 
-    kept = {axis.name: axis.size for axis in axes}
-    for given in ({}, kept):
-        whole = adapter.build(model, given).eval()
-        whole.load_state_dict(state)
+    for given in ({}, supernet.full_sizes(axes)):
         _require(
-            torch.equal(_run(whole, inputs), _run(model, inputs)),
+            torch.equal(_run(_copy(adapter, model, given), inputs), _run(model, inputs)),
             "build at full size with the model's own tensors computes something else: settings of the model got lost in build.",
         )
-    dense = adapter.build(model, small).eval()
-    dense.load_state_dict(part)
+    view = supernet.StudentView(adapter, model, axes, small).eval()
+    dense = supernet.materialize(adapter, model, axes, small)
     _require(
-        torch.equal(_run(student, inputs, part), _run(dense, inputs)),
+        torch.equal(_run(view, inputs), _run(dense, inputs)),
         "The half-size model run on views differs from the same model with its own copy of the tensors: does its forward read "
         "something that is not a parameter or buffer?",
     )
@@ -113,48 +114,37 @@ def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small
 
 def _check_units(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], inputs: Inputs, expected: Tensor) -> None:
     """Each axis by itself can be permuted, and grown by silent units, without changing the function."""
-    state = model.state_dict()
     generator = torch.Generator().manual_seed(0)
     for axis in axes:
-        groups = torch.randperm(axis.size // axis.step, generator=generator)
-        order = (groups[:, None] * axis.step + torch.arange(axis.step)).flatten()
-        got = _run(model, inputs, _pick(state, axis, order))
+        twin = _copy(adapter, model)
+        supernet.reorder(twin, [axis], {axis.name: torch.randperm(axis.size // axis.step, generator=generator)})
+        got = _run(twin, inputs)
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
             f"Permuting the units of axis {axis.name} changes the outputs by up to {(got - expected).abs().max():.3g}: a slice "
             "is missing, or has the wrong dim, start or blocks, or step is smaller than what must move together.",
         )
-        if not _growable(model, axis):
-            continue
-        size = axis.size + 2 * axis.step
-        grown = adapter.build(model, {axis.name: size}).eval()
-        got = _run(grown, inputs, _grow(state, axis, size))
+    more = {axis.name: axis.size + 2 * axis.step for axis in axes if supernet.growable(model, axis)}
+    for sizes in [{name: size} for name, size in more.items()] + [more]:
+        got = _run(supernet.grow(adapter, model, axes, sizes), inputs)
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
-            f"Growing axis {axis.name} by units with outgoing weights of zero changes the outputs by up to "
-            f"{(got - expected).abs().max():.3g}: mark the tensors that read the units with outgoing=True.",
+            f"Growing {_few(list(sizes))} by units with outgoing weights of zero changes the outputs by up to "
+            f"{(got - expected).abs().max():.3g}: mark every tensor that reads the units with outgoing=True.",
         )
 
 
 def _check_gradients(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small: Sizes, inputs: Inputs) -> None:
-    state = model.state_dict()
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    ties = _ties(model)
-    whole = {name: leaves.get(ties[name], tensor) for name, tensor in state.items()}
+    twin = _copy(adapter, model).requires_grad_()
+    leaves = dict(twin.named_parameters())
     with torch.enable_grad():
-        output = _forward(_on_meta(adapter, model, small), inputs, _cut(whole, model, axes, small))
-        output.square().sum().backward()
-    outside = {name: torch.zeros_like(leaf, dtype=torch.bool) for name, leaf in leaves.items()}
-    for (name, dim), runs in _kept(model, axes, small).items():
-        if name in outside:
-            cut_off = torch.ones(leaves[name].shape[dim], dtype=torch.bool)
-            for start, length in runs:
-                cut_off[start : start + length] = False
-            outside[name].movedim(dim, 0)[cut_off] = True
-    spilt = [n for n, leaf in leaves.items() if leaf.grad is not None and bool(leaf.grad[outside[n]].any())]
+        kept = torch.stack([t.sum() for t in supernet.cut(leaves, _of(axes, leaves), small).values()]).sum()
+        masks = dict(zip(leaves, torch.autograd.grad(kept, list(leaves.values())), strict=True))  # 1 where a unit is kept
+        _forward(supernet.StudentView(adapter, twin, axes, small).eval(), inputs).square().sum().backward()
+    spilt = [n for n, p in leaves.items() if p.grad is not None and bool(p.grad[masks[n] == 0].any())]
     _require(not spilt, f"Training the half-size model also changes units outside of it, in {_few(spilt)}.")
-    named = {ties[s.tensor] for axis in axes for s in axis.slices}
-    asleep = [n for n, leaf in leaves.items() if n in named and (leaf.grad is None or not bool(leaf.grad.any()))]
+    named = {s.tensor for axis in axes for s in axis.slices}
+    asleep = [n for n, p in leaves.items() if n in named and (p.grad is None or not bool(p.grad.any()))]
     _require(
         not asleep,
         f"No gradient of the half-size model reaches {_few(asleep)}: its forward does not use it, or detaches it.",
@@ -185,96 +175,22 @@ def _check_files(adapter: Adapter, model: nn.Module, inputs: Inputs, expected: T
             _require(not adapter.matches(foreign), f"matches() claims to know {foreign}.")
 
 
-def _ties(model: nn.Module) -> dict[str, str]:
-    """For every tensor of the state dict its first name: tied tensors share one."""
-    first: dict[int, str] = {}
-    tensors = model.state_dict(keep_vars=True)
-    return {name: first.setdefault(id(tensor), name) for name, tensor in tensors.items()}
+def _copy(adapter: Adapter, model: nn.Module, sizes: Sizes | None = None) -> nn.Module:
+    """The same model, built anew by the adapter, with its own copy of the tensors."""
+    twin = adapter.build(model, sizes or {}).eval()
+    twin.load_state_dict(model.state_dict())
+    return twin
 
 
-def _kept(model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> dict[tuple[str, int], list[tuple[int, int]]]:
-    """What stays of each dimension that shrinks, as runs (start, length). Keys: first name of the tensor, dimension."""
-    ties, state = _ties(model), model.state_dict()
-    lost: dict[tuple[str, int], set[int]] = {}
-    for axis in axes:
-        for s in axis.slices:
-            for start in range(s.start, s.start + s.blocks * axis.size, axis.size):
-                gone = range(start + sizes[axis.name], start + axis.size)
-                lost.setdefault((ties[s.tensor], s.dim), set()).update(gone)
-    kept: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    for (name, dim), gone_here in lost.items():
-        runs: list[tuple[int, int]] = []
-        for i in range(state[name].shape[dim]):
-            if i in gone_here:
-                continue
-            if runs and sum(runs[-1]) == i:
-                runs[-1] = (runs[-1][0], runs[-1][1] + 1)
-            else:
-                runs.append((i, 1))
-        kept[name, dim] = runs
-    return kept
+def _of(axes: Sequence[Axis], tensors: Mapping[str, Tensor]) -> list[Axis]:
+    """The axes, with slices of these tensors only (buffers have no gradient)."""
+    return [replace(axis, slices=tuple(s for s in axis.slices if s.tensor in tensors)) for axis in axes]
 
 
-def _cut(state: Mapping[str, Tensor], model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> State:
-    """The tensors of a Student: views where one run of a dimension stays."""
-    ties, part = _ties(model), dict(state)
-    for (first, dim), runs in _kept(model, axes, sizes).items():
-        for name in state:
-            if ties[name] == first:
-                pieces = [part[name].narrow(dim, start, length) for start, length in runs]
-                part[name] = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
-    return part
-
-
-def _pick(state: Mapping[str, Tensor], axis: Axis, order: Tensor) -> State:
-    """The axis's units in another order."""
-    new = dict(state)
-    for s in axis.slices:
-        index = torch.arange(new[s.tensor].shape[s.dim])
-        for block in range(s.blocks):
-            start = s.start + block * axis.size
-            index[start : start + axis.size] = start + order
-        new[s.tensor] = new[s.tensor].index_select(s.dim, index)
-    return new
-
-
-def _grow(state: Mapping[str, Tensor], axis: Axis, size: int) -> State:
-    """The axis with more units, which nothing listens to; their other tensors are anything (here: positive numbers)."""
-    new = dict(state)
-    for s in axis.slices:
-        tensor = new[s.tensor]
-        parts = [tensor.narrow(s.dim, 0, s.start)]
-        for block in range(s.blocks):
-            shape = list(tensor.shape)
-            shape[s.dim] = size - axis.size
-            extra = torch.zeros(shape) if s.outgoing else torch.full(shape, 0.37)
-            parts += [tensor.narrow(s.dim, s.start + block * axis.size, axis.size), extra.to(tensor.dtype)]
-        end = s.start + s.blocks * axis.size
-        parts.append(tensor.narrow(s.dim, end, tensor.shape[s.dim] - end))
-        new[s.tensor] = torch.cat(parts, s.dim)
-    return new
-
-
-def _growable(model: nn.Module, axis: Axis) -> bool:
-    """Not where a norm mixes the axis's own units: its mean and variance would see the new ones."""
-    norms = [model.get_submodule(s.tensor.rpartition(".")[0]) for s in axis.slices]
-    mixing = (nn.LayerNorm, nn.GroupNorm)
-    return not any(isinstance(norm, mixing) or "rmsnorm" in type(norm).__name__.lower() for norm in norms)
-
-
-def _on_meta(adapter: Adapter, model: nn.Module, sizes: Sizes) -> nn.Module:
-    with torch.device("meta"):
-        return adapter.build(model, sizes).eval()
-
-
-def _forward(module: nn.Module, inputs: Inputs, state: State | None = None) -> Tensor:
+def _forward(module: Any, inputs: Inputs) -> Tensor:
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
     try:
-        if state is None:
-            output = module(*args, **kwargs)
-        else:  # of tied tensors functional_call wants one, and ties the other itself
-            own = {name for name, _ in [*module.named_parameters(), *module.named_buffers()]}
-            output = functional_call(module, {name: tensor for name, tensor in state.items() if name in own}, args, kwargs)
+        output = module(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError) as error:
         raise AssertionError(
             f"The model does not run ({str(error).splitlines()[0]}). If it ran before it was built at other sizes, a slice "
@@ -285,9 +201,9 @@ def _forward(module: nn.Module, inputs: Inputs, state: State | None = None) -> T
     return output
 
 
-def _run(module: nn.Module, inputs: Inputs, state: State | None = None) -> Tensor:
+def _run(module: Any, inputs: Inputs) -> Tensor:
     with torch.no_grad():
-        return _forward(module, inputs, state)
+        return _forward(module, inputs)
 
 
 def _scale(tensor: Tensor) -> float:

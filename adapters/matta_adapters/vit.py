@@ -176,9 +176,7 @@ class ViT(Adapter):
             side = math.isqrt(max(patches, 0))
             if side and side * side == patches:
                 if beside and prefix:
-                    self.notes.append(
-                        "The position embeddings leave out the class token (assumed: they form a square)."
-                    )
+                    self.notes.append("The position embeddings leave out the class token (assumed: they form a square).")
                 return {"img_size": (side * patch[0], side * patch[1]), "no_embed_class": beside and prefix > 0}
         raise MattaError(
             f"{name!r} has {length} position embeddings, which is no square image: "

@@ -1,0 +1,318 @@
+"""export: trained TA -> Students as ordinary dense checkpoints, each past the parity gate, and the report on them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from matta_cli import __version__, checkpoint, cost, distill, evaluate, models, registry, report, supernet
+from matta_cli.convert import TA, is_stock, load_ta, random_batch
+from matta_cli.errors import MattaError
+from matta_cli.recipe import Recipe
+from matta_cli.tasks import Batch, Data, Task
+
+Say = Callable[[str], None]
+
+# Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the same inputs.
+_RELOAD = """
+import json, sys
+{imports}
+import torch
+from safetensors.torch import load_file, save_file
+job = json.load(sys.stdin)
+torch.set_num_threads(job["threads"])
+inputs = load_file(job["inputs"])
+outputs = {{}}
+for name, folder in job["folders"].items():
+    model = {loader}
+    model.eval()
+    with torch.no_grad():
+        out = model(*[inputs[k] for k in job["args"]], **{{k: inputs[k] for k in job["kwargs"]}})
+    outputs[name] = getattr(out, "logits", out).contiguous()
+save_file(outputs, job["outputs"])
+"""
+
+
+@dataclass
+class _Cut:
+    """One Student on its way out: its dense module, and the outputs of the nested view that it must give again."""
+
+    width: float
+    student: nn.Module
+    expected: torch.Tensor
+    untrained: nn.Module
+
+
+def folder_name(width: float) -> str:
+    """``width-0.25`` and the like; no two widths share one."""
+    return f"width-{width:g}"
+
+
+def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lambda _: None) -> dict[str, Any]:
+    """Cut ``recipe.export.widths`` out of the trained TA into ``out/students``, and write ``out/report.*``.
+
+    Returns the report (``report.json``). Raises ``MattaError`` for widths that the TA does not hold, a Student that
+    does not reload to the view's outputs, or missing data.
+    """
+    widths = sorted(set(recipe.export.widths))
+    base_ta = load_ta(out / "ta")
+    if not widths:
+        raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
+    for width in widths:
+        base_ta.sizes(width)
+    sizes = {width: tuple(base_ta.sizes(width).values()) for width in widths}
+    for a, b in zip(widths, widths[1:], strict=False):
+        if sizes[a] == sizes[b]:
+            raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
+    checkpoint.refuse_existing(out / "students", overwrite)
+    last = distill.newest(out / "run")
+    if last is None:
+        raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
+    ta = load_ta(last)
+    trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
+    trained_widths = _trained_widths(trained["recipe"])
+    notes = [
+        f"Width {w:g} was never trained (trained: {', '.join(f'{t:g}' for t in trained_widths)}): expect worse; train what you export."
+        for w in widths
+        if w not in trained_widths
+    ]
+    if trained["step"] < _trained_steps(trained["recipe"]):
+        notes.append(f"The run stopped at step {trained['step']} of {_trained_steps(trained['recipe'])}.")
+    say(f"Found the TA of step {trained['step']} in {last}.")
+    device = distill.pick_device(recipe.distill.device)
+    task = registry.task(ta.adapter.task, recipe)
+    data = task.data(last, ta.model)
+    probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
+
+    cuts = []
+    for width in widths:
+        student = distill.student_for_evaluation(task, ta, width, data.train, recipe.distill.batch_size, torch.device("cpu"))
+        view = ta.at(width).eval()
+        view.buffers = dict(student.named_buffers()) if supernet.has_statistics(student) else {}
+        with torch.no_grad():
+            expected = task.forward(view, probe)
+        untrained = distill.student_for_evaluation(
+            task, base_ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
+        )
+        cuts.append(_Cut(width, student, expected, untrained))
+
+    with checkpoint.atomic_folder(out / "students", overwrite=overwrite) as folder:
+        for cut in cuts:
+            target = folder / folder_name(cut.width)
+            target.mkdir()
+            _save(ta, cut, target, last, out)
+        say("Reloading every Student in a fresh process.")
+        parity = _parity(ta, cuts, folder, probe, task)
+        entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
+        result = _report(recipe, task, data, ta, entries, notes, out, device, trained)
+        for cut in cuts:
+            name = folder_name(cut.width)
+            entry = next(e for e in entries if e["name"] == f"width {cut.width:g}")
+            checkpoint.atomic_write(folder / name / "README.md", _model_card(entry, result))
+        checkpoint.atomic_write(folder / "recipe.toml", recipe.text())
+    report.write(result, out)
+    return result
+
+
+def _trained_recipe(text: str) -> Recipe:
+    from matta_cli.recipe import tomllib
+
+    recipe = Recipe()
+    recipe.update(tomllib.loads(text), "checkpoint")
+    return recipe
+
+
+def _trained_widths(text: str) -> list[float]:
+    return sorted(_trained_recipe(text).distill.widths)
+
+
+def _trained_steps(text: str) -> int:
+    return _trained_recipe(text).distill.steps
+
+
+def _save(ta: TA, cut: _Cut, folder: Path, last: Path, out: Path) -> None:
+    ta.adapter.save(cut.student, folder)
+    models.copy_companions(last, folder)
+    lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
+    axes = ta.adapter.axes(cut.student)
+    checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
+
+
+def _loader(ta: TA) -> str:
+    return ta.adapter.loader if is_stock(ta, ta.base) else "matta_cli.load_student({folder})"
+
+
+def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[float, dict[str, Any]]:
+    """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
+    from safetensors.torch import load_file, save_file
+
+    loader = _loader(ta)
+    names = _call_names(task, ta.model, probe)
+    with tempfile.TemporaryDirectory() as temp:
+        inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
+        save_file({k: probe[v].contiguous() for k, v in {**dict(enumerate_names(names[0])), **names[1]}.items()}, str(inputs))
+        job = {
+            "inputs": str(inputs),
+            "outputs": str(outputs),
+            "threads": torch.get_num_threads(),
+            "folders": {f"{c.width:g}": str(folder / folder_name(c.width)) for c in cuts},
+            "args": [k for k, _ in enumerate_names(names[0])],
+            "kwargs": list(names[1]),
+        }
+        code = _RELOAD.format(imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder"))
+        done = subprocess.run([sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True)
+        if done.returncode != 0:
+            raise MattaError(
+                f"A Student does not load with {loader}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+            )
+        reloaded = load_file(str(outputs))
+    found = {}
+    for cut in cuts:
+        got = reloaded[f"{cut.width:g}"]
+        if got.shape != cut.expected.shape:
+            raise MattaError(
+                f"Width {cut.width:g} reloads to outputs of shape {list(got.shape)}, not {list(cut.expected.shape)}."
+            )
+        difference = (got - cut.expected).abs().max().item()
+        if not difference <= 1e-4 * max(1.0, cut.expected.abs().max().item()):
+            raise MattaError(f"Width {cut.width:g}, reloaded, differs from the nested view by {difference:.1e}: not exported.")
+        found[cut.width] = {"exact": torch.equal(got, cut.expected), "max_difference": difference}
+    return found
+
+
+def enumerate_names(names: list[str]) -> list[tuple[str, str]]:
+    """Positional inputs by number, so that they can be saved by name."""
+    return [(f"arg{i}", name) for i, name in enumerate(names)]
+
+
+def _call_names(task: Task, model: nn.Module, probe: Batch) -> tuple[list[str], dict[str, str]]:
+    """Which tensors of a batch the task passes to a model: by position, and by keyword."""
+    seen: tuple[list[str], dict[str, str]] = ([], {})
+    by_id = {id(tensor): name for name, tensor in probe.items()}
+
+    class Listening:
+        config = getattr(model, "config", None)
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            seen[0].extend(by_id[id(a)] for a in args if id(a) in by_id)
+            seen[1].update({k: by_id[id(v)] for k, v in kwargs.items() if id(v) in by_id})
+            return model(*args, **kwargs)
+
+    with torch.no_grad():
+        task.forward(Listening(), probe)
+    return seen
+
+
+def _measure(
+    recipe: Recipe, task: Task, data: Data, ta: TA, base_ta: TA, cuts: list[_Cut], folder: Path, out: Path, last: Path,
+    parity: dict[float, dict[str, Any]], device: torch.device, say: Say,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One entry of the report per model: Teacher, TA, base, Students, and their untrained cuts."""
+    entries: list[dict[str, Any]] = []
+    dense: dict[str, nn.Module] = {}
+
+    def add(name: str, role: str, model: nn.Module, width: float | None = None, where: Path | None = None, **more: Any) -> None:
+        dense[name] = model.to(device).eval()
+        size = cost.weight_bytes(where) if where is not None else 0
+        entries.append({"name": name, "role": role, "width": width, "folder": None, "loader": "", "stock": False,
+                        "parity": None, "parameters": cost.parameters(model), "bytes": size or None, **more})  # fmt: skip
+
+    if recipe.distill.teacher:
+        try:
+            teacher, source = distill.load_teacher(recipe, task, ta, device)
+            add("Teacher", "teacher", teacher, None, source.folder)
+        except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
+            say(f"The report goes without the Teacher: {error}")
+    add("TA", "ta", ta.model, ta.widest, last)
+    with tempfile.TemporaryDirectory() as temp:
+        base = base_ta.student(1.0)
+        base_ta.adapter.save(base, Path(temp))
+        add("base", "base", base, 1.0, Path(temp))
+    for cut in cuts:
+        stock = is_stock(ta, ta.sizes(cut.width))
+        where = f"students/{folder_name(cut.width)}"
+        shown = _loader(ta).format(folder=repr(str(out / where)))
+        add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
+            folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width))  # fmt: skip
+    for cut in cuts:
+        add(f"untrained cut {cut.width:g}", "cut", cut.untrained, cut.width)
+        entries[-1]["bytes"] = next(e["bytes"] for e in entries if e["name"] == f"width {cut.width:g}")
+
+    example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
+    inputs = {name: tensor.to(device) for name, tensor in example.items()}
+    timed = {name: model for name, model in dense.items() if not name.startswith("untrained")}
+    say("Measuring latency.")
+    sizes = sorted({1, recipe.export.batch_size})
+    taken = {size: cost.latencies(task, timed, cost.repeated(inputs, size)) for size in sizes}
+    one = cost.repeated(inputs, 1)
+    for entry in entries:
+        name = entry["name"]
+        timed_as = f"width {entry['width']:g}" if entry["role"] == "cut" else name  # the same shapes cost the same
+        entry["latency"] = {str(size): taken[size][timed_as] for size in sizes}
+        entry["macs"] = cost.macs(task, dense[name], one)
+        entry["peak_memory"] = cost.peak_memory(task, dense[name], cost.repeated(inputs, recipe.export.batch_size))
+        say(f"Measuring {name}.")
+        tables = [
+            evaluate.columns(task, dense[name], split, max(8, recipe.distill.batch_size), device, recipe.data.eval_examples)
+            for split in data.held_out
+        ]
+        entry["metrics"] = evaluate.intervals(task, tables, recipe.export.bootstrap)
+    return entries
+
+
+def _report(
+    recipe: Recipe, task: Task, data: Data, ta: TA, entries: list[dict[str, Any]], notes: list[str], out: Path,
+    device: torch.device, trained: dict[str, Any],
+) -> dict[str, Any]:  # fmt: skip
+    present = {name for entry in entries for name in entry["metrics"]}
+    metrics = [m for m in task.metrics if m.name in present]
+    curve = []
+    log = out / "run" / "metrics.jsonl"
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        record = json.loads(line)
+        if "evaluation" in record:
+            values = {k: v[metrics[0].name] for k, v in record["evaluation"].items() if metrics[0].name in v}
+            curve.append({"step": record["step"], "values": values})
+    result = {
+        "format": 1,
+        "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "matta": __version__,
+        "task": task.name,
+        "adapter": ta.adapter.name,
+        "data": data.description,
+        "unit": data.unit,
+        "device": cost.device_card(device),
+        "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
+        "batch_size": recipe.export.batch_size,
+        "models": entries,
+        "notes": notes,
+        "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
+        "lineage": ta.card["lineage"],
+        "recipe": recipe.text(),
+    }
+    result["notes"] = [*notes, *report.alarms(result)]
+    return result
+
+
+def _model_card(entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """README.md of one Student."""
+    lines = [f"# Student of width {entry['width']:g}", ""]
+    lines += [f"Cut by matta {result['matta']} out of a Teaching Assistant of {result['lineage']['source']}.", ""]
+    lines += ["| | |", "|---|---|", f"| parameters | {entry['parameters']:,} |", f"| MACs per example | {entry['macs']:,} |"]
+    for metric in result["metrics"]:
+        value = entry["metrics"].get(metric["name"])
+        if value:
+            lines.append(f"| {metric['label']} | {value['value']:.4g} (95 %: {value['low']:.4g} to {value['high']:.4g}) |")
+    lines += [f"| measured on | {result['data']} |", "", "```python"]
+    lines += [f"import {entry['loader'].partition('.')[0]}", f"model = {entry['loader']}", "```", ""]
+    return "\n".join(lines)
