@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matta_cli.convert import TA, load_student, load_ta
+from matta_cli.conversion import TA, load_student, load_ta
 from matta_cli.recipe import resolve
 
 __all__ = ["TA", "convert", "distill", "export", "load_student", "load_ta"]
@@ -15,7 +15,7 @@ def convert(
     source: str, out: str | Path = "matta-out", *, data: str | None = None, overwrite: bool = False, **settings: Any
 ) -> TA:
     """Grow the model ``source`` into a TA in ``out/ta`` and return it. ``settings``: the recipe's [convert] table."""
-    from matta_cli.convert import convert as run
+    from matta_cli.conversion import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
     return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite).ta
@@ -26,7 +26,7 @@ def distill(
     **settings: Any,
 ) -> Path:  # fmt: skip
     """Train the TA in ``out`` and return its last checkpoint. ``settings``: the recipe's [distill] table."""
-    from matta_cli.distill import distill as run
+    from matta_cli.distillation import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
     return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite, resume=resume)
@@ -36,7 +36,7 @@ def export(
     widths: list[float] | None = None, out: str | Path = "matta-out", *, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
     """Export Students of these widths to ``out/students`` and return the report. ``settings``: the [export] table."""
-    from matta_cli.export import export as run
+    from matta_cli.extraction import export as run
 
     flags = {"export": {"widths": widths, **settings}}
     return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite)

@@ -61,8 +61,9 @@ def empty(text: str, what: str) -> MattaError:
 
 
 def no_column(text: str, column: str, setting: str, known: Sequence[str]) -> MattaError:
-    """The error for a column that is not there. ``setting`` is the recipe's setting that names it."""
-    return MattaError(f"{text!r} has no column {column!r}; it has {', '.join(known)}. Set {setting} to the right one.")
+    """The error for a column that is not there. ``setting`` is the recipe's setting that names it, if any does."""
+    hint = f" Set {setting} to the right one." if setting else ""
+    return MattaError(f"{text!r} has no column {column!r}; it has {', '.join(known) or 'none'}.{hint}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:

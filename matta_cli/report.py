@@ -10,10 +10,11 @@ import json
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 from html import escape
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 Dict = dict[str, Any]
 
@@ -29,7 +30,7 @@ MISSING = "–"
 # --- numbers as people read them ---------------------------------------------------------------------------------------
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -533,7 +534,7 @@ class _Scale:
             self.a = 0.0  # a negative latency or accuracy on an axis looks like a mistake
         self.start, self.end = start, end
         self.low, self.high = (10**self.a, 10**self.b) if self.log else (self.a, self.b)
-        self.ticks = self._ticks(max(2, ticks))
+        self.ticks = self._ticks(max(3, ticks))  # at three, one tick at least falls inside
 
     def _to(self, value: float) -> float:
         return math.log10(value) if self.log else value
@@ -648,14 +649,15 @@ def _short(text: str, most: int = 24) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-_AXES: list[tuple[str, str, Callable[[Dict], Any], Callable[..., str]]] = [
+_Axis = tuple[str, str, Callable[[Dict], Any], Callable[..., str]]
+_AXES: list[_Axis] = [
     ("parameters", "parameters", lambda m: m.get("parameters"), _count),
     ("latency", "median latency, batch 1", lambda m: _latency(m, 1), _seconds),
     ("MACs", "MACs per example", lambda m: m.get("macs"), _count),
 ]
 
 
-def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[..., str]], width: int, height: int) -> str:
+def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
     metric = _metrics(report)[0]
     _, what, read, unit = axis
     places = _decimals(report, metric)
@@ -679,7 +681,8 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
         if _role(m) == "base" and v.low is not None and v.high is not None:
             low, high = y(v.low), y(v.high)
             out.append(
-                f'<rect class="band" x="{left:.1f}" y="{high:.1f}" width="{right - left:.1f}" height="{max(1, low - high):.1f}"/>'
+                f'<rect class="band" x="{left:.1f}" y="{high:.1f}" '
+                f'width="{right - left:.1f}" height="{max(1, low - high):.1f}"/>'
             )
 
     lines: list[_Box] = []
@@ -702,7 +705,8 @@ def _pareto(report: Dict, axis: tuple[str, str, Callable[[Dict], Any], Callable[
             f"{unit(px)} {what}" if unit is _count else f"{unit(px)}, {what}",
         ]
         out.append(
-            f'<g class="pt {role}" tabindex="0" role="img" aria-label="{escape(", ".join(tip))}" data-tip="{escape(chr(10).join(tip))}">'
+            f'<g class="pt {role}" tabindex="0" role="img" aria-label="{escape(", ".join(tip))}" '
+            f'data-tip="{escape(chr(10).join(tip))}">'
         )
         out.append(f"<title>{escape(chr(10).join(tip))}</title>")
         if v.low is not None and v.high is not None:
@@ -771,7 +775,8 @@ def _curves(report: Dict, width: int, height: int) -> str:
         for (step, value), (px, py) in zip(series[key], points, strict=True):
             tip = f"{names[key]}\nstep {step:g}\n{_label(metric)} {_number(value, _decimals(report, metric))}"
             out.append(
-                f'<g class="pt" data-tip="{escape(tip)}"><title>{escape(tip)}</title><circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
+                f'<g class="pt" data-tip="{escape(tip)}"><title>{escape(tip)}</title>'
+                f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
                 f'<circle class="dot {kind}" style="opacity:{fade:.2f}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/></g>'
             )
         ends.append(_End(*points[-1], names[key], kind))
@@ -829,22 +834,29 @@ def _figure(report: Dict) -> str:
     axes = [axis for axis in _AXES if any(_finite(axis[2](m)) for m in scored)]
     if not axes:
         return ""
-    # Radio buttons and CSS switch the axis, so it works without JavaScript.
-    inputs = "".join(
-        f'<input type="radio" name="axis" id="axis-{i}"{" checked" if i == 0 else ""}><label for="axis-{i}">{escape(axis[0])}</label>'
+    # Radio buttons, a tick box and CSS switch the plots, so they work without JavaScript.
+    one = " hidden" if len(axes) == 1 else ""
+    controls = "".join(
+        f'<input type="radio" name="axis" id="axis-{i}"{"" if i else " checked"}{one}><label for="axis-{i}"{one}>{axis[0]}</label>'
         for i, axis in enumerate(axes)
     )
-    if len(axes) == 1:
-        inputs = '<input type="radio" name="axis" id="axis-0" checked hidden>'
+    views = [("all", report)]
+    rest = [m for m in _models(report) if _role(m) != "cut"]
+    if any(m in rest for m in scored) and any(m not in rest for m in scored):
+        # Untrained cuts are often so bad that they flatten everything else: the same plot without them.
+        views.append(("trained", {**report, "models": rest}))
+        controls += '<input type="checkbox" id="cuts" checked><label for="cuts" class="box">untrained cuts</label>'
     plots = "".join(
-        f'<div class="plot plot-{i}">{_both(lambda w, h, axis=axis: _pareto(report, axis, w, h), 460, 380)}</div>'  # type: ignore[misc]
+        f'<div class="plot plot-{i} {view}">{_both(partial(_pareto, part, axis), 460, 380)}</div>'
         for i, axis in enumerate(axes)
+        for view, part in views
+        if any(_finite(axis[2](m)) and _value(m, metric) for m in _models(part))
     )
     roles = [role for role in _ROLES if any(_role(m) == role for m in scored)]
     key = "".join(f'<li><svg viewBox="0 0 18 18" aria-hidden="true">{_mark(r, 9, 9)}</svg>{_KINDS[r]}</li>' for r in roles)
     hint = "Bars are 95 % intervals" + ("; the band is the base's." if "base" in roles else ".")
     return (
-        f'<section><h2>Quality against cost</h2><div class="switch">{inputs}<div class="plots">{plots}</div></div>'
+        f'<section><h2>Quality against cost</h2><div class="switch">{controls}<div class="plots">{plots}</div></div>'
         f'<ul class="key">{key}<li class="hint">{hint}</li></ul></section>'
     )
 
@@ -853,6 +865,9 @@ def _table(report: Dict) -> str:
     columns = _columns(report)
     if not columns:
         return ""
+    # Quality stands next to size here: on a telephone the first columns are those seen without scrolling.
+    front = ["model", "width", "parameters"]
+    columns.sort(key=lambda c: front.index(c[0]) if c[0] in front else 3 if c[0][-1:] in "↑↓" else 4)
     base = next((m for m in _by_size(_models(report, "base"))), None)
     head = "".join(f'<th scope="col">{_small(header)}</th>' for header, _ in columns)
     body = []
@@ -871,7 +886,8 @@ def _table(report: Dict) -> str:
         body.append(f'<tr class="{role}">{"".join(cells)}</tr>')
     share = " The share under each parameter count is of the base's." if base else ""
     return (
-        f'<section><h2>Every model</h2><div class="scroll" tabindex="0" role="region" aria-label="Every model"><table><thead><tr>{head}</tr></thead>'
+        f'<section><h2>Every model</h2><div class="scroll" tabindex="0" role="region" aria-label="Every model">'
+        f"<table><thead><tr>{head}</tr></thead>"
         f'<tbody>{"".join(body)}</tbody></table></div><p class="hint">{escape(_reading(report))}{share}</p></section>'
     )
 
@@ -895,7 +911,7 @@ def html(report: Dict) -> str:
         parts.append(f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{items}</ul></section>')
     parts += [_figure(report), _table(report)]
     if _curves(report, 960, 320):
-        parts.append(f"<section><h2>Training</h2>{_both(lambda w, h: _curves(report, w, h), 320, 300)}</section>")
+        parts.append(f"<section><h2>Training</h2>{_both(partial(_curves, report), 320, 300)}</section>")
     loading = [m for m in _models(report) if _loading(m)]
     if loading:
         cards = []
@@ -909,13 +925,13 @@ def html(report: Dict) -> str:
         parts.append(f'<section><h2>Load one in three lines</h2><div class="cards">{"".join(cards)}</div></section>')
     if notes := report.get("notes"):
         parts.append("<section><h2>Notes</h2><ul>" + "".join(f"<li>{escape(str(n))}</li>" for n in notes) + "</ul></section>")
-    facts = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in _facts(report))
+    made = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in _facts(report))
     recipe = str(report.get("recipe") or "")
-    if facts or recipe:
+    if made or recipe:
         more = (
             f"<details><summary>The recipe, every setting resolved</summary><pre><code>{escape(recipe)}</code></pre></details>"
         )
-        parts.append(f'<section><h2>How it was made</h2><dl class="facts">{facts}</dl>{more if recipe else ""}</section>')
+        parts.append(f'<section><h2>How it was made</h2><dl class="facts">{made}</dl>{more if recipe else ""}</section>')
     policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing is ever fetched
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -959,7 +975,7 @@ _CSS = """
 body{margin:0;background:var(--bg);color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums;
   -webkit-text-size-adjust:100%}
-main{max-width:1080px;margin:0 auto;padding:44px 28px 72px}
+main{max-width:1180px;margin:0 auto;padding:44px 28px 72px}
 h1{font-size:clamp(1.45rem,1.05rem + 1.9vw,2.25rem);line-height:1.22;letter-spacing:-.015em;margin:.15em 0 .8em;
   max-width:32em;text-wrap:balance;overflow-wrap:anywhere}
 h2{font-size:1.15rem;margin:0 0 .7em}h3{font-size:1rem;margin:0;overflow-wrap:anywhere}section{margin-top:52px}
@@ -976,7 +992,10 @@ p{margin:.4em 0}.over{color:var(--soft);font-size:.82rem;margin:0 0 .5em;overflo
 .switch input{position:absolute;opacity:0;pointer-events:none}
 .switch label{display:inline-block;padding:4px 14px;border:1px solid var(--rule);margin-right:-1px;font-size:.88rem;
   cursor:pointer;color:var(--soft)}
-.switch label:first-of-type{border-radius:7px 0 0 7px}.switch label:last-of-type{border-radius:0 7px 7px 0}
+.switch label:first-of-type{border-radius:7px 0 0 7px}.switch label:nth-last-of-type(1 of :not(.box)){border-radius:0 7px 7px 0}
+.switch .box{border-color:transparent!important;background:none!important;color:var(--soft)!important}
+.switch .box::before{content:"☐ "}.switch input:checked+.box::before{content:"☑ "}
+#cuts:checked~.plots .trained,#cuts:not(:checked)~.plots .all{display:none!important}
 .switch input:checked+label{background:var(--ink);color:var(--bg);border-color:var(--ink)}
 .switch input:focus-visible+label{outline:2px solid var(--student);outline-offset:2px}.plots{margin-top:16px}
 .plot{display:none}
@@ -997,7 +1016,7 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .key li{display:flex;align-items:center;gap:6px}.key svg,th svg{width:16px;height:16px;flex:none}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
-th,td{padding:9px 14px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule);vertical-align:top}
+th,td{padding:9px 11px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule);vertical-align:top}
 tbody tr:last-child>*{border-bottom:0}thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 th[scope=row] div{display:flex;gap:8px;align-items:center}
@@ -1046,7 +1065,8 @@ document.querySelectorAll('.code').forEach(function(box){
  var b=document.createElement('button');b.type='button';b.textContent='copy';
  b.addEventListener('click',function(){var pre=box.querySelector('pre');
   function mark(){getSelection().selectAllChildren(pre);b.textContent='selected'}
-  if(navigator.clipboard)navigator.clipboard.writeText(pre.textContent).then(function(){b.textContent='copied'},mark);else mark();
+  if(!navigator.clipboard)mark();
+  else navigator.clipboard.writeText(pre.textContent).then(function(){b.textContent='copied'},mark);
   setTimeout(function(){b.textContent='copy'},1500)});
  box.appendChild(b)});
 })();

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli import checkpoint, evaluate, models, registry, sampling, supernet
-from matta_cli.convert import TA, load_ta
+from matta_cli.conversion import TA, load_ta
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Split, Task
@@ -33,6 +33,7 @@ class Progress:
     steps: int = 0
     terms: dict[str, dict[str, float]] = field(default_factory=dict)
     per_second: float = 0.0
+    unit: str = "items"
     message: str = ""
 
 
@@ -296,7 +297,7 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
                     record["evaluation"] = measure(recipe, task, ta, data, device)
                 log.write(json.dumps(record) + "\n")
                 log.flush()
-                listen(Progress(step + 1, settings.steps, terms, per_second))
+                listen(Progress(step + 1, settings.steps, terms, per_second, data.unit))
                 if (settings.save_every and (step + 1) % settings.save_every == 0) or step + 1 == settings.steps:
                     saved = save_checkpoint(run, ta, optimizer, recipe, step + 1, seconds_before + time.perf_counter() - began)
     except KeyboardInterrupt:

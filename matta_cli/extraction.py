@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli import __version__, checkpoint, cost, distill, evaluate, models, registry, report, supernet
-from matta_cli.convert import TA, is_stock, load_ta, random_batch
+from matta_cli import __version__, checkpoint, cost, distillation, evaluate, models, registry, report, supernet
+from matta_cli.conversion import TA, is_stock, load_ta, random_batch
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Task
@@ -75,7 +75,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
-    last = distill.newest(out / "run")
+    last = distillation.newest(out / "run")
     if last is None:
         raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
     ta = load_ta(last)
@@ -89,19 +89,21 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     if trained["step"] < _trained_steps(trained["recipe"]):
         notes.append(f"The run stopped at step {trained['step']} of {_trained_steps(trained['recipe'])}.")
     say(f"Found the TA of step {trained['step']} in {last}.")
-    device = distill.pick_device(recipe.distill.device)
+    device = distillation.pick_device(recipe.distill.device)
     task = registry.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model)
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
 
     cuts = []
     for width in widths:
-        student = distill.student_for_evaluation(task, ta, width, data.train, recipe.distill.batch_size, torch.device("cpu"))
+        student = distillation.student_for_evaluation(
+            task, ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
+        )
         view = ta.at(width).eval()
         view.buffers = dict(student.named_buffers()) if supernet.has_statistics(student) else {}
         with torch.no_grad():
             expected = task.forward(view, probe)
-        untrained = distill.student_for_evaluation(
+        untrained = distillation.student_for_evaluation(
             task, base_ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
         )
         cuts.append(_Cut(width, student, expected, untrained))
@@ -229,7 +231,7 @@ def _measure(
 
     if recipe.distill.teacher:
         try:
-            teacher, source = distill.load_teacher(recipe, task, ta, device)
+            teacher, source = distillation.load_teacher(recipe, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.folder)
         except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
             say(f"The report goes without the Teacher: {error}")

@@ -1,0 +1,3 @@
+from matta_cli.main import main
+
+main()

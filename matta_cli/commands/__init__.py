@@ -1,0 +1,1 @@
+"""The commands: each parses, calls the engine, prints. Heavy imports happen inside, so that ``--help`` is quick."""

@@ -1,0 +1,85 @@
+"""``matta convert``: dense model -> TA folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from matta_cli import console
+from matta_cli.commands import options
+from matta_cli.errors import MattaError
+from matta_cli.recipe import resolve
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")],
+    adapter: Annotated[Optional[str], typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,  # noqa: UP045
+    out: options.Out = Path("matta-out"),
+    expand: Annotated[Optional[float], typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,  # noqa: UP045
+    order: Annotated[Optional[str], typer.Option(help="Unit order: auto, activation, magnitude, none.")] = None,  # noqa: UP045
+    data: options.DataPath = None,
+    tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder or hub id, if the source has none.")] = None,  # noqa: UP045
+    config: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option("--config", "-c", help="Recipe (.toml), or the model's architecture (config.json)."),
+    ] = None,
+    allow_pickle: Annotated[
+        bool, typer.Option("--allow-pickle", help="Open pickles, which can run code: trusted files only.")
+    ] = False,
+    overwrite: options.Overwrite = False,
+    json: options.Json = False,
+) -> None:
+    """Grow a dense model into a Teaching Assistant (TA) whose width 1.0 is the model itself, and prove it.
+
+    Example: matta convert model.pt --adapter gpt2
+    """
+    toml = [p for p in config or [] if p.suffix != ".json"]
+    architecture = [p for p in config or [] if p.suffix == ".json"]
+    if len(toml) > 1 or len(architecture) > 1:
+        raise MattaError("--config takes one recipe (.toml) and one architecture (.json) at most.")
+    flags = {
+        "convert": {"source": source, "adapter": adapter, "expand": expand, "order": order, "tokenizer": tokenizer},
+        "data": options.data_flags(data, None) if data is not None else {},
+    }
+    recipe, read = resolve(flags, out, toml[0] if toml else None)
+    for path in read:
+        console.say(f"Settings from {path}.")
+
+    from matta_cli import supernet
+    from matta_cli.conversion import convert as run
+
+    done = run(
+        recipe, out, overwrite=overwrite, allow_pickle=allow_pickle, model_config=architecture[0] if architecture else None
+    )
+    ta = done.ta
+    for note in done.notes:
+        console.say(f"Note: {note}")
+    console.say(f"{source} is a {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
+    console.say(f"Lossless: width 1.0 of the TA differs from {source} by at most {done.difference:.1e} (relative).")
+    rows = []
+    for width, stock in done.stock.items():
+        sizes = ta.sizes(width)
+        shown = ", ".join(f"{kind} {_range(found)}" for kind, found in supernet.kinds(sizes).items())
+        role = "base" if width == 1.0 else "TA" if width == ta.widest else "Student"
+        parameters = supernet.count_parameters(ta.model, ta.axes, sizes)
+        rows.append({"width": width, "role": role, "sizes": shown, "parameters": parameters, "stock": stock})
+    if json:
+        console.data({"folder": str(done.folder), "adapter": ta.adapter.name, "difference": done.difference, "widths": rows})
+    else:
+        library = ta.adapter.loader.partition(".")[0] or "matta_cli.load_student"
+        console.table(
+            ["width", "role", "axes", "parameters", "loads with"],
+            [[f"{r['width']:g}", str(r["role"]), str(r["sizes"]), f"{r['parameters']:,}",
+              library if r["stock"] else "matta_cli.load_student"] for r in rows],
+        )  # fmt: skip
+    console.say(f"Wrote {done.folder} and {out / 'matta.toml'}.")
+    console.hint(options.command_line("distill", out, "--teacher TEACHER", "" if data is None else f"--data {data}"))
+
+
+def _range(found: list[int]) -> str:
+    """``64`` or ``32..64``, with how many axes there are."""
+    low, high = min(found), max(found)
+    text = f"{low}" if low == high else f"{low}..{high}"
+    return f"{text} (x{len(found)})" if len(found) > 1 else text

@@ -1,0 +1,45 @@
+"""Options that several commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from matta_cli.errors import MattaError
+
+Folder = Annotated[Optional[Path], typer.Argument(help="Output folder of `matta convert`.", show_default="matta-out")]  # noqa: UP045
+Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+Config = Annotated[Optional[Path], typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")]  # noqa: UP045
+DataPath = Annotated[Optional[str], typer.Option("--data", help="Training data: file, folder or hub dataset id.")]  # noqa: UP045
+HeldOut = Annotated[Optional[str], typer.Option("--held-out", help="Held-out data; default: the last tenth.")]  # noqa: UP045
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
+Device = Annotated[Optional[str], typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]  # noqa: UP045
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+
+
+def parse_widths(text: str | None) -> list[float] | None:
+    """``0.25,0.5,1.0`` as numbers. Raises ``MattaError`` for anything else."""
+    if text is None:
+        return None
+    try:
+        widths = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise MattaError(f"--widths {text!r} is not a list of numbers: write it as 0.25,0.5,1.0.") from None
+    if not widths or not all(0 < w < float("inf") for w in widths):
+        raise MattaError(f"--widths {text!r} is not possible: every width must be a number above 0, such as 0.25,0.5,1.0.")
+    return widths
+
+
+def data_flags(data: str | None, held_out: str | None) -> dict[str, str | None]:
+    """The [data] table of ``--data`` and ``--held-out``: other data brings no hub configuration from a file along."""
+    flags: dict[str, str | None] = {"train": data, "held_out": held_out}
+    if data is not None:
+        flags |= {"config": "", "held_out": held_out or ""}
+    return flags
+
+
+def command_line(*words: object) -> str:
+    """A command to show, with the default folder left out."""
+    return " ".join(str(w) for w in ("matta", *words) if str(w) and str(w) != "matta-out")

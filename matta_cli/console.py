@@ -1,0 +1,117 @@
+"""What the commands print with: data on stdout, words and progress on stderr."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from matta_cli.errors import Interrupted, MattaError
+
+if TYPE_CHECKING:
+    from matta_cli.distillation import Listener
+    from matta_cli.distillation import Progress as Event
+
+
+def say(text: str) -> None:
+    """A line for people, on stderr."""
+    from rich.console import Console
+
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def hint(command: str) -> None:
+    """Which command to run next."""
+    say(f"Next: {command}")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe."""
+    if not sys.stdout.isatty():
+        for row in [headers, *rows]:
+            sys.stdout.write("\t".join(row) + "\n")
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for i, header in enumerate(headers):
+        drawn.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        drawn.add_row(*row)
+    Console(highlight=False).print(drawn)
+
+
+def data(value: Any) -> None:
+    """Data on stdout as JSON."""
+    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+
+
+def guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 130 after Ctrl-C."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Interrupted as stop:
+            _fail(str(stop), 130)
+        except KeyboardInterrupt:
+            _fail("Stopped; nothing half-done was left behind.", 130)
+        except MattaError as error:
+            _fail(str(error), 1)
+        except OSError as error:
+            if isinstance(error, BrokenPipeError):
+                raise
+            where = f" ({error.filename})" if error.filename else ""
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                _fail(
+                    f"The disk is full{where}: free some space and run the same command again; nothing half-written was left.",
+                    1,
+                )
+            _fail(f"{error.strerror or error}{where}.", 1)
+        except Exception as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                _fail(f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size.", 1)
+            if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
+                _fail("The disk is full: free some space and run the same command again; nothing half-written was left.", 1)
+            raise
+
+    return run
+
+
+def _fail(sentence: str, code: int) -> None:
+    say(f"matta: {sentence}" if code == 130 else f"Error: {sentence}")
+    sys.stdout.flush()
+    sys.exit(code)
+
+
+@contextmanager
+def training_progress(show: bool = True) -> Iterator[Listener]:
+    """A listener that draws steps, ETA, the loss per width and the throughput on stderr; plain lines where no terminal is."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False)
+    live = show and console.is_terminal and not os.environ.get("CI")
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=console, disable=not live) as bar:
+        task = bar.add_task("starting")
+
+        def listen(event: Event) -> None:
+            if event.message:
+                console.print(event.message, markup=False, soft_wrap=True)
+                return
+            losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
+            text = f"loss {losses}  {event.per_second:,.0f} {event.unit}/s"
+            bar.update(task, completed=event.step, total=event.steps, description=text)
+            if not live and show and (event.step % max(1, event.steps // 10) == 0 or event.step == event.steps):
+                console.print(f"step {event.step}/{event.steps}  {text}", markup=False, soft_wrap=True)
+
+        yield listen

@@ -1,0 +1,48 @@
+"""The command line."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from matta_cli import __version__
+from matta_cli.commands.adapters import adapters
+from matta_cli.commands.convert import convert
+from matta_cli.commands.demo import demo
+from matta_cli.commands.distill import distill
+from matta_cli.commands.export import export
+from matta_cli.console import guarded
+
+app = typer.Typer(
+    name="matta",
+    help="Turn one dense PyTorch model into a family of good small ones.",
+    epilog="matta convert model.pt --adapter gpt2  |  matta distill --teacher gpt2-large  |  matta export --widths 0.25,0.5,1.0",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"matta {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Turn one dense PyTorch model into a family of good small ones."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _command in (convert, distill, export, demo, adapters):
+    app.command()(guarded(_command))
+
+
+def main() -> None:
+    """Entry point of ``matta``."""
+    app()
