@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from matta_cli import __version__, checkpoint, cost, distillation, evaluate, models, registry, report, supernet
-from matta_cli.conversion import TA, is_stock, load_ta, random_batch
+from matta_cli.conversion import TA, is_stock, load_ta
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Task
@@ -71,7 +72,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     for width in widths:
         base_ta.sizes(width)
     sizes = {width: tuple(base_ta.sizes(width).values()) for width in widths}
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in itertools.pairwise(widths):
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
@@ -82,7 +83,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
     trained_widths = _trained_widths(trained["recipe"])
     notes = [
-        f"Width {w:g} was never trained (trained: {', '.join(f'{t:g}' for t in trained_widths)}): expect worse; train what you export."
+        f"Width {w:g} was never trained ({', '.join(f'{t:g}' for t in trained_widths)} were): train what you export."
         for w in widths
         if w not in trained_widths
     ]
@@ -247,6 +248,8 @@ def _measure(
         add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
             folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width))  # fmt: skip
     for cut in cuts:
+        if cut.width == 1.0:
+            continue  # that is the base, which has its row
         add(f"untrained cut {cut.width:g}", "cut", cut.untrained, cut.width)
         entries[-1]["bytes"] = next(e["bytes"] for e in entries if e["name"] == f"width {cut.width:g}")
 

@@ -17,7 +17,8 @@ from matta_cli.console import guarded
 app = typer.Typer(
     name="matta",
     help="Turn one dense PyTorch model into a family of good small ones.",
-    epilog="matta convert model.pt --adapter gpt2  |  matta distill --teacher gpt2-large  |  matta export --widths 0.25,0.5,1.0",
+    epilog="Start with: matta convert model.pt --adapter gpt2, then matta distill --teacher gpt2-large, "
+    "then matta export --widths 0.25,0.5,1.0. Or see it all at once: matta demo.",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -125,7 +125,7 @@ def _decimals(report: Dict, metric: Dict) -> int:
     values = [v for m in _models(report) if (v := _value(m, metric))]
     halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None and v.high > v.low]
     if halves:
-        return min(5, max(0, 1 - math.floor(math.log10(min(halves)))))
+        return min(5, max(0, 1 - math.floor(math.log10(float(f"{min(halves):.2g}")))))
     sizes = [abs(v.value) for v in values if v.value]
     return min(5, max(0, 2 - math.floor(math.log10(max(sizes))))) if sizes else 3
 
@@ -282,10 +282,11 @@ def _findings(report: Dict) -> list[str]:
             f"{_number(_get(cut, metric).value, decimals)} to {_number(_get(small, metric).value, decimals)}."
         )
     ta, base = _models(report, "ta"), _models(report, "base")
-    if ta and base and (t := _value(ta[0], metric)) and (b := _value(base[0], metric)):
+    if ta and base and (t := _value(ta[0], metric)) and (today := _value(base[0], metric)):
         says = {"better": "better than the base", "worse": "worse than the base", "level": "level with the base"}
-        if verdict := says.get(_verdict(t, b, metric)):
-            found.append(f"The Teaching Assistant is {verdict}: {label} {_shown(t, decimals)} against {_shown(b, decimals)}.")
+        if verdict := says.get(_verdict(t, today, metric)):
+            pair = f"{_shown(t, decimals)} against {_shown(today, decimals)}"
+            found.append(f"The Teaching Assistant is {verdict}: {label} {pair}.")
     return found
 
 
@@ -483,7 +484,8 @@ def _reading(report: Dict) -> str:
 def _md(text: Any) -> str:
     """Names and data are the user's: they must not become markup, or break out of a table cell."""
     one_line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_|#~])", r"\\\1", escape(one_line, quote=False).replace("[", "&#91;").replace("]", "&#93;"))
+    # A bracket makes a link only before ( [ or : so intervals stay readable in the raw text.
+    return re.sub(r"([\\`*_|#~]|\](?=[(\[:]))", r"\\\1", escape(one_line, quote=False))
 
 
 def _fence(text: str, language: str = "") -> str:
@@ -672,9 +674,9 @@ def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
     x = _Scale(xs, left, right, _wide_range(xs), 0.08, int((right - left) / 80))
     out = _frame(x, y, (left, top, right, bottom), ([unit(t, True) for t in x.ticks], y_names))
     way = "higher is better ↑" if metric.get("higher") else "lower is better ↓"
+    way += " (log scale)" if y.log else ""
     out.append(f'<text class="title" x="{left:.1f}" y="14">{escape(_short(_label(metric), 28))}, {way}</text>')
     logs = " (log scale)" if x.log else ""
-    way += " (log scale)" if y.log else ""
     out.append(f'<text class="title" x="{right:.1f}" y="{height - 6}" text-anchor="end">{escape(what)}{logs} →</text>')
 
     for m, _, v in points:  # the base's interval, across: what "no worse than the base" means to the eye
@@ -717,7 +719,9 @@ def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
         busy.append(_Box(cx - 8, cy - 8, cx + 8, cy + 8))
         last[role] = (cx, cy)
         if role != "cut":
-            wanted.append((cx, cy, _short(_name(m)), role != "student"))
+            # little room: the key says what a blue dot is, so its width is name enough
+            tight = role == "student" and width < 500 and _finite(m.get("width"))
+            wanted.append((cx, cy, f"{m['width']:g}" if tight else _short(_name(m)), role != "student"))
     cuts = sorted((x(px), y(v.value), m) for m, px, v in points if _role(m) == "cut") if "cut" in last else []
     wanted.sort(key=lambda w: not w[3])
     if cuts:  # one label for their line: each stands straight above or below its Student
@@ -837,7 +841,8 @@ def _figure(report: Dict) -> str:
     # Radio buttons, a tick box and CSS switch the plots, so they work without JavaScript.
     one = " hidden" if len(axes) == 1 else ""
     controls = "".join(
-        f'<input type="radio" name="axis" id="axis-{i}"{"" if i else " checked"}{one}><label for="axis-{i}"{one}>{axis[0]}</label>'
+        f'<input type="radio" name="axis" id="axis-{i}"{"" if i else " checked"}{one}>'
+        f'<label for="axis-{i}"{one}>{axis[0]}</label>'
         for i, axis in enumerate(axes)
     )
     views = [("all", report)]
@@ -865,9 +870,8 @@ def _table(report: Dict) -> str:
     columns = _columns(report)
     if not columns:
         return ""
-    # Quality stands next to size here: on a telephone the first columns are those seen without scrolling.
-    front = ["model", "width", "parameters"]
-    columns.sort(key=lambda c: front.index(c[0]) if c[0] in front else 3 if c[0][-1:] in "↑↓" else 4)
+    # Quality and size come first here: on a telephone the first columns are those seen without scrolling.
+    columns.sort(key=lambda c: 0 if c[0] == "model" else 1 if c[0][-1:] in "↑↓" else 2 if c[0] == "parameters" else 3)
     base = next((m for m in _by_size(_models(report, "base"))), None)
     head = "".join(f'<th scope="col">{_small(header)}</th>' for header, _ in columns)
     body = []
@@ -895,8 +899,8 @@ def _table(report: Dict) -> str:
 def _small(header: str) -> str:
     """'latency b8 median (p95)' as two lines."""
     if found := re.fullmatch(r"(latency b\d+) (median \(p95\))", header):
-        return f"{found[1]} <small>{found[2]}</small>"
-    return escape(header)
+        return f"{found[1].replace(' ', '&nbsp;')} <small>{found[2]}</small>"
+    return re.sub(r" (?=[↑↓]$)", "&nbsp;", escape(header))  # an arrow never stands alone on a line
 
 
 def html(report: Dict) -> str:
@@ -1017,7 +1021,7 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
 table{border-collapse:collapse;width:100%;font-size:.88rem}
 th,td{padding:9px 11px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--rule);vertical-align:top}
-tbody tr:last-child>*{border-bottom:0}thead th{color:var(--soft);font-weight:600;vertical-align:bottom}
+tbody tr:last-child>*{border-bottom:0}thead th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 th[scope=row] div{display:flex;gap:8px;align-items:center}
 th[scope=row] span{white-space:normal;overflow-wrap:anywhere;min-width:6.5em;max-width:15em}th svg .mark{stroke:var(--card)}
@@ -1028,7 +1032,7 @@ tr.cut th{font-weight:400}
 .cards article{min-width:0}.cards p{color:var(--soft);font-size:.84rem;margin:0 0 .5em}
 pre{background:var(--code);border-radius:8px;padding:12px 14px;margin:0;overflow-x:auto;
   font:.82rem/1.6 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
-.code{position:relative}
+.code{position:relative}.code pre{white-space:pre-wrap;overflow-wrap:anywhere;padding-right:76px}
 .code button{position:absolute;top:7px;right:7px;font:inherit;font-size:.75rem;padding:1px 9px;
   border:1px solid var(--rule);border-radius:6px;background:var(--card);color:var(--soft);cursor:pointer}
 .facts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr));gap:10px 28px;margin:0 0 18px}

@@ -137,6 +137,7 @@ class StudentView:
         self.cut = Cut(axes, sizes, {name: t.shape for name, t in _tensors(model).items()})
         self.buffers: dict[str, Tensor] = {}
         self.training = model.training
+        self.config = getattr(model, "config", None)  # tasks read it off whatever they call
 
     def state(self) -> dict[str, Tensor]:
         """The Student's tensors: parameters are views, buffers copies."""

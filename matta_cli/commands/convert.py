@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,14 +15,14 @@ from matta_cli.recipe import resolve
 
 def convert(
     source: Annotated[str, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")],
-    adapter: Annotated[Optional[str], typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,  # noqa: UP045
+    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
     out: options.Out = Path("matta-out"),
-    expand: Annotated[Optional[float], typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,  # noqa: UP045
-    order: Annotated[Optional[str], typer.Option(help="Unit order: auto, activation, magnitude, none.")] = None,  # noqa: UP045
+    expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
+    order: Annotated[str | None, typer.Option(help="Unit order: auto, activation, magnitude, none.")] = None,
     data: options.DataPath = None,
-    tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer folder or hub id, if the source has none.")] = None,  # noqa: UP045
+    tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, if the source has none.")] = None,
     config: Annotated[
-        Optional[list[Path]],  # noqa: UP045
+        list[Path] | None,
         typer.Option("--config", "-c", help="Recipe (.toml), or the model's architecture (config.json)."),
     ] = None,
     allow_pickle: Annotated[

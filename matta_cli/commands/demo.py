@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,9 +14,7 @@ from matta_cli.commands.export import show
 
 def demo(
     adapter: Annotated[str, typer.Option("--adapter", "-a", help="gpt2, vit or mlp_ranker.")] = "gpt2",
-    out: Annotated[
-        Optional[Path], typer.Option("--out", "-o", help="Output folder.", show_default="matta-demo-ADAPTER")
-    ] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.", show_default="matta-demo-ADAPTER")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the training: checks an installation, shows little.")
     ] = False,

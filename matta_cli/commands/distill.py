@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,17 +14,17 @@ from matta_cli.recipe import resolve
 
 def distill(
     folder: options.Folder = None,
-    teacher: Annotated[Optional[str], typer.Option("--teacher", "-t", help="Folder, hub id, timm name or state dict.")] = None,  # noqa: UP045
+    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="Folder, hub id, timm name or state dict.")] = None,
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
     held_out: options.HeldOut = None,
-    widths: Annotated[Optional[str], typer.Option(help="The Students' widths, such as 0.25,0.5,1.0.")] = None,  # noqa: UP045
-    steps: Annotated[Optional[int], typer.Option(help="Training steps.")] = None,  # noqa: UP045
-    batch_size: Annotated[Optional[int], typer.Option(help="Examples per step.")] = None,  # noqa: UP045
-    lr: Annotated[Optional[float], typer.Option(help="Peak learning rate.")] = None,  # noqa: UP045
-    seed: Annotated[Optional[int], typer.Option(help="Seed of data order, widths and dropout.")] = None,  # noqa: UP045
+    widths: Annotated[str | None, typer.Option(help="The Students' widths, such as 0.25,0.5,1.0.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of data order, widths and dropout.")] = None,
     device: options.Device = None,
-    save_every: Annotated[Optional[int], typer.Option(help="Steps between checkpoints.")] = None,  # noqa: UP045
+    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     allow_weak_teacher: Annotated[bool, typer.Option("--allow-weak-teacher", help="Train with a Teacher at chance.")] = False,
     config: options.Config = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -14,7 +14,7 @@ from matta_cli.recipe import read_toml, resolve
 
 def export(
     folder: options.Folder = None,
-    widths: Annotated[Optional[str], typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")] = None,  # noqa: UP045
+    widths: Annotated[str | None, typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")] = None,
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
     held_out: options.HeldOut = None,
@@ -45,7 +45,6 @@ def export(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli import report as rendering
     from matta_cli.extraction import export as run
 
     result = run(recipe, out, overwrite=overwrite, say=console.say)

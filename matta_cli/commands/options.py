@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from matta_cli.errors import MattaError
 
-Folder = Annotated[Optional[Path], typer.Argument(help="Output folder of `matta convert`.", show_default="matta-out")]  # noqa: UP045
+Folder = Annotated[Path | None, typer.Argument(help="Output folder of `matta convert`.", show_default="matta-out")]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
-Config = Annotated[Optional[Path], typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")]  # noqa: UP045
-DataPath = Annotated[Optional[str], typer.Option("--data", help="Training data: file, folder or hub dataset id.")]  # noqa: UP045
-HeldOut = Annotated[Optional[str], typer.Option("--held-out", help="Held-out data; default: the last tenth.")]  # noqa: UP045
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")]
+DataPath = Annotated[str | None, typer.Option("--data", help="Training data: file, folder or hub dataset id.")]
+HeldOut = Annotated[str | None, typer.Option("--held-out", help="Held-out data; default: the last tenth.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
-Device = Annotated[Optional[str], typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]  # noqa: UP045
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from matta_cli import data as common
 from matta_cli import losses
 from matta_cli.errors import MattaError
-from matta_cli.tasks import Batch, Columns, Data, Metric, Split, Task
+from matta_cli.tasks import Batch, Columns, Data, Metric, Task
 
 _READ = (".txt", ".md", ".jsonl", ".parquet")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken")

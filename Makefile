@@ -1,0 +1,29 @@
+# Everything a fresh machine needs is Python >= 3.10 and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+STAMP = $(VENV)/.installed
+
+.PHONY: demo test test-all lint clean
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## install, then run the whole of matta on real input
+	$(BIN)/matta demo
+
+test: $(STAMP)  ## install, then run the tests
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+test-all: $(STAMP)  ## the slow tests too; DATA=folder names optional data
+	HF_HUB_OFFLINE=1 MATTA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -m 'slow or not slow'
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

@@ -1,0 +1,172 @@
+"""The demo's input: real data that installed packages carry, and a small base and Teacher trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from matta_cli import registry, sampling
+from matta_cli.distillation import Listener, Progress, quiet
+from matta_cli.errors import MattaError
+from matta_cli.recipe import Recipe
+from matta_cli.tasks import Task
+
+SEED = 0
+# steps of base, Teacher and distillation; chosen for four minutes on two cores
+STEPS = {"gpt2": (150, 220, 200), "vit": (150, 500, 300), "mlp_ranker": (100, 600, 500)}
+
+
+def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = quiet) -> Recipe:
+    """Write data, base and Teacher to ``out/demo`` and return the recipe of the three steps.
+
+    Raises ``MattaError`` for an adapter without a demo, or where the package that carries its data is missing.
+    """
+    if name not in STEPS:
+        raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(STEPS)}.")
+    steps = [max(4, s // 10) if quick else s for s in STEPS[name]]
+    folder = out / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    recipe = Recipe()
+    recipe.convert.adapter = name
+    recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
+    recipe.distill.steps = steps[2]
+    if quick:
+        recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
+    base, teacher, learning_rates, batch = {"gpt2": _gpt2, "vit": _vit, "mlp_ranker": _ranker}[name](folder, recipe)
+    recipe.distill.batch_size = batch
+    adapter = registry.adapter(name)
+    task = registry.task(adapter.task, recipe)
+    for model, role, count, lr in (
+        (base, "base", steps[0], learning_rates[0]),
+        (teacher, "teacher", steps[1], learning_rates[1]),
+    ):
+        size = sum(p.numel() for p in model.parameters())
+        listen(Progress(message=f"Training a small {role} of its own first: {size:,} parameters, {count} steps."))
+        _train(model, role, task, folder / "base", count, batch, lr, listen)
+        (folder / role).mkdir(exist_ok=True)
+        adapter.save(model, folder / role)
+    return recipe
+
+
+def _train(
+    model: nn.Module, role: str, task: Task, folder: Path, steps: int, batch_size: int, lr: float, listen: Listener
+) -> None:
+    """Plain training on the ground truth: what the user did before meeting matta."""
+    data = task.data(folder, model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    order: dict[int, torch.Tensor] = {}
+    model.train()
+    for step in range(steps):
+        sampling.seed_step(SEED, step)
+        batch = data.train.batch(sampling.indices(SEED, step, batch_size, len(data.train), order))
+        loss = task.loss(task.forward(model, batch), batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        listen(Progress(step + 1, steps, {role: {"loss": loss.item()}}, 0.0, data.unit))
+    model.eval()
+
+
+Prepared = tuple[nn.Module, nn.Module, tuple[float, float], int]
+
+
+def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
+    """GPT-2 on the Python language reference, which the standard library carries as text."""
+    from pydoc_data.topics import topics
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))
+    (folder / "python-reference.txt").write_text(text, encoding="utf-8")
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2048,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(text.split("\n\n")[: int(0.9 * len(text.split("\n\n")))], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    for role in ("base", "teacher"):
+        tokenizer.save_pretrained(str(folder / role))
+
+    def model(width: int, layers: int, heads: int) -> nn.Module:
+        torch.manual_seed(SEED)
+        config = GPT2Config(
+            vocab_size=bpe.get_vocab_size(), n_positions=128, n_embd=width, n_layer=layers, n_head=heads,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return GPT2LMHeadModel(config)
+
+    recipe.data.train = str(folder / "python-reference.txt")
+    recipe.distill.lr = 2e-3
+    return model(96, 3, 3), model(192, 4, 6), (3e-3, 3e-3), 16
+
+
+def _vit(folder: Path, recipe: Recipe) -> Prepared:
+    """A ViT on scikit-learn's digits: 1,797 scans of handwritten digits, 8 x 8 pixels (UCI)."""
+    import numpy as np
+    import timm
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    shuffled = np.random.default_rng(SEED).permutation(len(digits.target))
+    images = (digits.images[shuffled] * (255 / 16)).round().astype("uint8")
+    np.savez(folder / "digits.npz", images=images, labels=digits.target[shuffled])
+
+    def model(width: int, depth: int, heads: int) -> Any:
+        torch.manual_seed(SEED)
+        return timm.create_model(
+            "vit_tiny_patch16_224",
+            img_size=8,
+            patch_size=2,
+            in_chans=1,
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            num_classes=10,
+        )
+
+    recipe.data.train = str(folder / "digits.npz")
+    recipe.distill.lr = 1e-3
+    return model(48, 3, 3), model(96, 4, 6), (1e-3, 1e-3), 32
+
+
+def _ranker(folder: Path, recipe: Recipe) -> Prepared:
+    """A ranker on the RAND Health Insurance Experiment (statsmodels): who will see a doctor in a year, 20,190 person-years."""
+    try:
+        from statsmodels.datasets import randhie
+    except ImportError:
+        raise MattaError("The ranker's demo reads a table of statsmodels: pip install 'matta[demo]'.") from None
+    from matta_adapters.mlp_ranker import Ranker
+
+    table = randhie.load_pandas().data.sample(frac=1, random_state=SEED)
+    categorical = ["lncoins", "idp", "physlm", "disea", "hlthg", "hlthf", "hlthp"]
+    dense = ["lpi", "fmde"]
+    written = table[dense].sub(table[dense].mean()).div(table[dense].std())
+    for column in categorical:  # few distinct values each: numbered, for embeddings
+        written[column] = table[column].rank(method="dense").astype(int) - 1
+    written["visited"] = (table["mdvis"] > 0).astype(int)
+    written.to_csv(folder / "health-insurance.csv", index=False)
+    fields = [int(written[column].max()) + 1 for column in categorical]
+
+    def model(embedding: int, hidden: tuple[int, ...]) -> nn.Module:
+        torch.manual_seed(SEED)
+        layers: list[dict[str, Any]] = []
+        for width in hidden:
+            layers += [{"layer": "Linear", "out": width}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}]
+        return Ranker([(f, embedding) for f in fields], len(dense), [*layers, {"layer": "Linear", "out": 1}])
+
+    recipe.data.train = str(folder / "health-insurance.csv")
+    recipe.data.label, recipe.data.categorical, recipe.data.dense = "visited", categorical, dense
+    recipe.distill.lr = 3e-3
+    recipe.data.eval_examples = recipe.data.eval_examples if recipe.data.eval_examples < 2000 else 0  # rows are cheap: all
+    return model(8, (32, 16)), model(16, (128, 64)), (3e-3, 3e-3), 256

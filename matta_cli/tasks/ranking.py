@@ -1,0 +1,355 @@
+"""Ranking: LibSVM, CSV or Parquet rows, alone or in queries -> scores, AUC and NDCG."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matta_cli import data as common
+from matta_cli import losses
+from matta_cli.errors import MattaError
+from matta_cli.tasks import Batch, Columns, Data, Metric, Task
+
+_TABLES = (".csv", ".tsv", ".parquet")
+_CUTOFF = 10  # NDCG@10
+
+
+class Ranking(Task):
+    """One score per row. An example is a query with all its rows where the data has groups, else a single row.
+
+    Batches, N rows: ``dense`` float32 [N, D] and ``categorical`` int64 [N, F], those that the model has; ``label`` float32
+    [N], grades 0, 1, 2, ... or 0 and 1; with groups also ``group`` int64 [N], numbered within the batch, and ``group_id``
+    int64 [N], numbered within the split. A label above 0 is relevant: for AUC, and for the pointwise loss.
+    """
+
+    name = "ranking"
+    metrics = (
+        Metric("auc", "AUC", higher=True),
+        Metric("auc_loss", "AUC loss (1 - AUC)", higher=False),
+        Metric("ndcg@10", "NDCG@10", higher=True),
+    )
+
+    def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
+        settings = self.recipe.data
+        paths = []
+        if training or not settings.held_out:
+            paths.append(_path(settings.train, "--data"))
+        elif settings.train and Path(settings.train).is_file() and Path(settings.train).suffix not in _TABLES:
+            paths.append(Path(settings.train))  # LibSVM: only together do files tell whether columns count from 0 or from 1
+        if settings.held_out:
+            paths.append(_path(settings.held_out, "--held-out"))
+        tables = self._read(paths, model)
+        if settings.held_out:
+            train, held_out = tables[0], tables[-1]
+        else:
+            train, held_out = _cut(tables[0], settings.train)
+        name = settings.held_out or settings.train
+        if len(np.unique(held_out.label > 0)) < 2:
+            raise MattaError(
+                f"The held-out rows of {name!r} have only labels {'above 0' if held_out.label[0] > 0 else 'of 0 or less'}: "
+                "AUC needs both, so pass --held-out with rows of both kinds."
+            )
+        if training and self.recipe.distill.ranking_loss != "pointwise" and train.group is None:
+            raise MattaError(
+                f"The {self.recipe.distill.ranking_loss} loss compares rows of a query, but {settings.train!r} has none: name "
+                "the column in data.group (LibSVM: qid, or a .query file), or use --ranking-loss pointwise."
+            )
+        split = common.sample(held_out, settings.eval_examples)
+        unit = "rows" if held_out.group is None else "queries"
+        description = f"{name}: held out {len(split):,} {unit}"
+        if training:
+            queries = "" if train.group is None else f" in {len(train):,} queries"
+            description = f"{settings.train}: {len(train.label):,} rows{queries}; {description}"
+        return Data(train if training else held_out, (split,), description, "rows")
+
+    def outputs(self, model: nn.Module) -> int:
+        return 1
+
+    def forward(self, model: Any, batch: Batch) -> Tensor:
+        """Scores [N]."""
+        return model(dense=batch.get("dense"), categorical=batch.get("categorical"))
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        kind = self._loss(batch)
+        if kind == "pointwise":
+            return losses.pointwise(logits, batch["label"])
+        if kind == "pairwise":
+            return losses.pairwise(logits, batch["label"], batch["group"])
+        return losses.listwise(logits, batch["label"], batch["group"])
+
+    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+        kind = self._loss(batch)
+        if kind == "pointwise":
+            return losses.pointwise_distill(logits, teacher, temperature)
+        if kind == "pairwise":
+            return losses.pairwise_distill(logits, teacher, batch["group"], temperature)
+        return losses.listwise_distill(logits, teacher, batch["group"], temperature)
+
+    def items(self, batch: Batch) -> int:
+        return len(batch["label"])
+
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Per row: ``score`` and ``label``; with groups also ``group`` (the query's number in the split), ``ndcg`` (of the
+        row's query; NaN where nothing in it is relevant) and ``share`` (the row's part of its query: 1 / rows)."""
+        found = {"score": logits.detach().double(), "label": batch["label"].double()}
+        if "group" not in batch:
+            return found
+        scores, labels, group = (t.cpu().numpy() for t in (found["score"], found["label"], batch["group"]))
+        quality = np.array([_ndcg(scores[group == g], labels[group == g]) for g in range(int(group.max()) + 1)])
+        per_row = {"ndcg": quality[group], "share": 1 / np.bincount(group)[group]}
+        return found | {"group": batch["group_id"]} | {name: torch.from_numpy(values) for name, values in per_row.items()}
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        """AUC over all rows; NDCG as the mean over queries with something relevant. NaN where a metric is not defined."""
+        auc = _auc(columns["label"] > 0, columns["score"])
+        found = {"auc": auc, "auc_loss": 1 - auc}
+        if "ndcg" in columns:
+            counted = ~np.isnan(columns["ndcg"])
+            share = columns["share"][counted]
+            total = float(share.sum())
+            found["ndcg@10"] = float((columns["ndcg"][counted] * share).sum()) / total if total else float("nan")
+        return found
+
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        if not np.isfinite(columns["score"]).all():
+            bad = int((~np.isfinite(columns["score"])).sum())
+            return f"{bad} of its {len(columns['score'])} scores are not finite numbers."
+        positive = int((columns["label"] > 0).sum())
+        negative = len(columns["label"]) - positive
+        if not positive or not negative:
+            return None
+        auc = _auc(columns["label"] > 0, columns["score"])
+        # the standard error of the Mann-Whitney statistic where scores and labels are independent
+        error = np.sqrt((positive + negative + 1) / (12 * positive * negative))
+        if auc > 0.5 + 2 * error:
+            return None
+        return f"its AUC is {auc:.4f} on {positive + negative:,} rows, and guessing gives 0.5 (standard error {error:.4f})."
+
+    def _loss(self, batch: Batch) -> str:
+        kind = self.recipe.distill.ranking_loss
+        if kind not in ("pointwise", "pairwise", "listwise"):
+            raise MattaError(f"--ranking-loss is {kind!r}; it can be pointwise, pairwise or listwise.")
+        if kind != "pointwise" and "group" not in batch:
+            raise MattaError(f"The {kind} loss compares rows of a query, but the data has no queries: name them in data.group.")
+        return kind
+
+    def _read(self, paths: Sequence[Path], model: Any) -> list[Rows]:
+        tables = [path for path in paths if path.suffix in _TABLES]
+        if tables and len(tables) < len(paths):
+            raise MattaError(f"{str(paths[0])!r} and {str(paths[-1])!r} are of different formats: pass two of the same.")
+        return [self._table(path, model) for path in paths] if tables else _libsvm(paths, model)
+
+    def _table(self, path: Path, model: Any) -> Rows:
+        settings, table, name = self.recipe.data, common.read_table(path), str(path)
+        named = [(settings.label, "data.label"), *((column, "data.categorical") for column in settings.categorical)]
+        named += [(column, "data.dense") for column in settings.dense]
+        named += [(settings.group, "data.group")] if settings.group else []
+        for column, setting in named:
+            if column not in table:
+                raise common.no_column(name, column, setting, list(table))
+        fields, width = _features(model)
+        if len(settings.categorical) != len(fields):
+            raise MattaError(
+                f"The model has {len(fields)} embeddings, but data.categorical names {len(settings.categorical)} columns: "
+                "name one for each, in the model's order."
+            )
+        label = _numbers(table[settings.label], settings.label, name)
+        if not len(label):
+            raise common.empty(name, "rows")
+        dense = list(settings.dense)
+        if not dense and width:
+            taken = {settings.label, settings.group, *settings.categorical}
+            dense = [column for column, values in table.items() if column not in taken and values.dtype.kind in "biuf"]
+        if len(dense) != width:
+            raise MattaError(
+                f"The model reads {width} dense features, but {name!r} gives {len(dense)} ({', '.join(dense) or 'none'}): name "
+                "the model's in data.dense, in its order."
+            )
+        categorical = [
+            _codes(table[column], column, cardinality, name)
+            for column, (cardinality, _) in zip(settings.categorical, fields, strict=True)
+        ]
+        group = None
+        if settings.group:
+            _, first, codes = np.unique(table[settings.group].astype(str), return_index=True, return_inverse=True)
+            group = np.argsort(np.argsort(first))[codes]  # numbered as they first occur, so that the last tenth is the last
+        return Rows(
+            np.stack([_numbers(table[column], column, name) for column in dense], axis=1) if dense else None,
+            np.stack(categorical, axis=1) if categorical else None,
+            label,
+            group,
+        )
+
+
+@dataclass
+class Rows:
+    """Rows as a split. dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group: int64 [n], 0 .. q - 1."""
+
+    dense: np.ndarray | None
+    categorical: np.ndarray | None
+    label: np.ndarray
+    group: np.ndarray | None
+
+    def __post_init__(self) -> None:
+        self.members: list[np.ndarray] | None = None
+        if self.group is not None:
+            order = np.argsort(self.group, kind="stable")
+            self.members = np.split(order, np.cumsum(np.bincount(self.group))[:-1])
+
+    def __len__(self) -> int:
+        return len(self.label) if self.members is None else len(self.members)
+
+    def rows(self, rows: np.ndarray) -> Rows:
+        group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
+        dense, categorical = (None if part is None else part[rows] for part in (self.dense, self.categorical))
+        return Rows(dense, categorical, self.label[rows], group)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The rows of these queries (or these rows), query by query."""
+        chosen = np.array(indices, dtype=np.int64)
+        found: Batch = {}
+        rows = chosen
+        if self.members is not None:
+            rows = np.concatenate([self.members[i] for i in chosen])
+            sizes = [len(self.members[i]) for i in chosen]
+            found["group"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
+            found["group_id"] = torch.from_numpy(np.repeat(chosen, sizes))
+        found["label"] = torch.from_numpy(self.label[rows])
+        if self.dense is not None:
+            found["dense"] = torch.from_numpy(self.dense[rows])
+        if self.categorical is not None:
+            found["categorical"] = torch.from_numpy(self.categorical[rows])
+        return found
+
+
+def _path(text: str, flag: str) -> Path:
+    path = common.find(text, flag)
+    if path is None or not path.is_file():
+        raise MattaError(f"{text!r} is no file: {flag} is a CSV, Parquet or LibSVM file of rows to rank.")
+    return path
+
+
+def _cut(rows: Rows, name: str) -> tuple[Rows, Rows]:
+    """The rows without the last tenth of the queries (or rows), and that tenth."""
+    start = common.last_tenth(len(rows), name, "rows" if rows.group is None else "queries")
+    last = (np.arange(len(rows.label)) if rows.group is None else rows.group) >= start
+    return rows.rows(np.flatnonzero(~last)), rows.rows(np.flatnonzero(last))
+
+
+def _features(model: Any) -> tuple[list[tuple[int, int]], int]:
+    """The model's embeddings (cardinality, width) and its number of dense features."""
+    if not hasattr(model, "fields") or not hasattr(model, "dense"):
+        raise MattaError(
+            f"The ranking task reads the model's `fields` (cardinality and width of each embedding) and `dense` (number of "
+            f"dense features), but {type(model).__name__} has none."
+        )
+    return list(model.fields), int(model.dense)
+
+
+def _libsvm(paths: Sequence[Path], model: Any) -> list[Rows]:
+    """LibSVM files (``label [qid:3] 1:0.5 ...``). Queries: ``qid``, else the sizes in a ``.query`` file beside each."""
+    from sklearn.datasets import load_svmlight_files
+
+    fields, width = _features(model)
+    if fields:
+        raise MattaError(
+            f"The model has {len(fields)} embeddings, but LibSVM files hold dense features only: pass CSV or Parquet, and name "
+            "the columns in data.categorical and data.dense."
+        )
+    for path in paths:
+        if path.stat().st_size == 0:
+            raise common.empty(str(path), "rows")
+    try:
+        loaded = load_svmlight_files([str(path) for path in paths], query_id=True)
+    except (ValueError, OSError) as error:
+        names = " and ".join(repr(str(path)) for path in paths)
+        raise MattaError(f"{names}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}.") from error
+    found = []
+    for path, features, label, query in zip(paths, loaded[0::3], loaded[1::3], loaded[2::3], strict=True):
+        if not len(label):
+            raise common.empty(str(path), "rows")
+        if features.shape[1] > width:
+            raise MattaError(f"{str(path)!r} has {features.shape[1]} columns, but the model reads {width} dense features.")
+        dense = np.zeros((len(label), width), dtype=np.float32)  # sparse rows need not name the last features
+        dense[:, : features.shape[1]] = features.toarray()
+        if not np.isfinite(dense).all():
+            raise MattaError(f"{str(path)!r} has features that are missing or not finite: give them numbers.")
+        sidecar = path.with_name(path.name + ".query")
+        group: np.ndarray | None = None
+        if len(query) == len(label):
+            _, first, codes = np.unique(query, return_index=True, return_inverse=True)
+            group = np.argsort(np.argsort(first))[codes]
+        elif sidecar.exists():
+            group = _sizes(sidecar, path, len(label))
+        found.append(Rows(dense, None, label.astype(np.float32), group))
+    return found
+
+
+def _sizes(sidecar: Path, path: Path, rows: int) -> np.ndarray:
+    """Group numbers [rows] from a file with one group size a line, as LightGBM has it."""
+    try:
+        sizes = [int(line) for line in sidecar.read_text(encoding="utf-8").split()]
+    except ValueError:
+        raise MattaError(f"{str(sidecar)!r} must hold the number of rows of one query in each line.") from None
+    if sum(sizes) != rows or min(sizes) < 1:
+        raise MattaError(f"{str(sidecar)!r} counts {sum(sizes)} rows, but {str(path)!r} has {rows}.")
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
+def _numbers(values: np.ndarray, column: str, name: str) -> np.ndarray:
+    """A column as float32."""
+    if values.dtype.kind not in "biuf":
+        raise MattaError(f"Column {column!r} of {name!r} holds {_shown(values)}, but dense features and labels are numbers.")
+    numbers = values.astype(np.float32)
+    missing = int((~np.isfinite(numbers)).sum())
+    if missing:
+        raise MattaError(f"Column {column!r} of {name!r} has {missing} values that are missing or not finite: fill them in.")
+    return numbers
+
+
+def _codes(values: np.ndarray, column: str, cardinality: int, name: str) -> np.ndarray:
+    """A categorical column as int64, within the model's embedding."""
+    encode = f"encode it as whole numbers 0..{cardinality - 1}, as your model was trained"
+    if values.dtype.kind not in "biuf":
+        raise MattaError(f"Column {column!r} of {name!r} holds {_shown(values)}: {encode}.")
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
+        raise MattaError(f"Column {column!r} of {name!r} has values that are missing or no whole numbers: {encode}.")
+    codes = values.astype(np.int64)
+    out = codes[(codes < 0) | (codes >= cardinality)]
+    if len(out):
+        raise MattaError(f"Column {column!r} of {name!r} has the value {out[0]}, but the model knows {cardinality}: {encode}.")
+    return codes
+
+
+def _shown(values: np.ndarray) -> str:
+    example = next((value for value in values if value is not None), None)
+    return f"text such as {example!r}" if isinstance(example, str) else f"no numbers ({values.dtype})"
+
+
+def _auc(relevant: np.ndarray, scores: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
+    if relevant.all() or not relevant.any() or not np.isfinite(scores).all():
+        return float("nan")
+    return float(roc_auc_score(relevant, scores))
+
+
+def _ndcg(scores: np.ndarray, labels: np.ndarray) -> float:
+    """NDCG@10 of one query with gains 2^grade - 1; ties share their gains. NaN where nothing is relevant.
+
+    0 where a score is not finite: such a query must not drop out of the mean.
+    """
+    from sklearn.metrics import ndcg_score
+
+    gains = np.exp2(np.maximum(labels, 0)) - 1
+    if not gains.any():
+        return float("nan")
+    if not np.isfinite(scores).all():
+        return 0.0
+    return 1.0 if len(gains) == 1 else float(ndcg_score([gains], [scores], k=_CUTOFF))

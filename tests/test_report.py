@@ -1,0 +1,357 @@
+"""The report says what the numbers support, in three formats, and nothing that they do not."""
+
+import copy
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from matta_cli import report
+
+PERPLEXITY = {"name": "ppl", "label": "perplexity", "higher": False}
+ACCURACY = {"name": "acc", "label": "accuracy", "higher": True}
+
+
+def model(name, role, width, millions, ppl, acc, half=0.2, **more):
+    return {
+        "name": name,
+        "role": role,
+        "width": width,
+        "folder": None,
+        "loader": "",
+        "stock": False,
+        "parameters": int(millions * 1e6),
+        "macs": int(millions * 1.1e7),
+        "bytes": int(millions * 4e6),
+        "latency": {
+            "1": {"median": millions * 1e-3, "p95": millions * 1.04e-3},
+            "8": {"median": millions * 5e-3, "p95": millions * 5.2e-3},
+        },
+        "peak_memory": int(millions * 9e6),
+        "metrics": {
+            "ppl": {"value": ppl, "low": ppl - half, "high": ppl + half},
+            "acc": {"value": acc, "low": acc - 0.004, "high": acc + 0.004},
+        },
+        "parity": None,
+        **more,
+    }
+
+
+def student(width, millions, ppl, acc, **more):
+    folder = f"students/width-{width:g}"
+    rest = {"folder": folder, "loader": f"timm.create_model('local-dir:{folder}')", "stock": True}
+    return model(f"width {width:g}", "student", width, millions, ppl, acc, **{**rest, "parity": {"exact": True}, **more})
+
+
+@pytest.fixture
+def good():
+    """A report with nothing wrong in it."""
+    return {
+        "format": 1,
+        "created": "2026-11-24T06:00:00Z",
+        "matta": "0.1.0",
+        "task": "causal_lm",
+        "adapter": "gpt2",
+        "data": "some held-out text",
+        "unit": "tokens",
+        "device": {"name": "cpu of a kind", "threads": 2, "torch": "2.14.1"},
+        "metrics": [PERPLEXITY, ACCURACY],
+        "batch_size": 8,
+        "models": [
+            model("Teacher", "teacher", None, 774, 12.0, 0.61),
+            model("base", "base", 1.0, 12.3, 20.1, 0.50),
+            model("TA", "ta", 2.0, 24, 16.0, 0.56),
+            student(0.25, 4.5, 25.0, 0.44),
+            student(0.5, 7.89, 20.0, 0.501),
+            student(1.0, 12.3, 18.0, 0.53),
+            model("untrained cut 0.25", "cut", 0.25, 4.5, 90.0, 0.1),
+            model("untrained cut 0.5", "cut", 0.5, 7.89, 40.0, 0.3),
+        ],
+        "notes": ["a note of mine"],
+        "training": {
+            "steps": 300,
+            "seconds": 81.2,
+            "curve": [{"step": s, "values": {"0.25": 90 - s / 5, "TA": 16}} for s in (0, 300)],
+        },
+        "lineage": {"source": "model.pt", "digest": "sha256:abc"},
+        "recipe": "steps = 300\n",
+    }
+
+
+def named(data, name):
+    return next(m for m in data["models"] if m["name"] == name)
+
+
+def score(data, name, metric, value, low, high):
+    named(data, name)["metrics"][metric] = {"value": value, "low": low, "high": high}
+
+
+class Page(HTMLParser):
+    """What a browser would see: balanced tags, attributes, and text outside scripts and styles."""
+
+    VOID = {"meta", "input", "br", "link", "img"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.words, self.styles = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        (self.styles if self.open and self.open[-1] in ("style", "script") else self.words).append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def test_numbers_are_compact_and_never_round_to_a_thousand():
+    assert report._count(12_345_678) == "12.3 M"
+    assert report._count(999_999) == "1.00 M"
+    assert report._count(7) == "7"
+    assert report._seconds(0.00456) == "4.56 ms"
+    assert report._bytes(45_600_000) == "45.6 MB"
+    assert report._count(0) == "0"
+    assert report._count(None) == report._count(float("nan")) == report.MISSING
+
+
+def test_rows_give_every_column_in_order(good):
+    headers, table = report.rows(good)
+    assert headers == [
+        "model",
+        "width",
+        "parameters",
+        "MACs",
+        "checkpoint",
+        "latency b1 median (p95)",
+        "latency b8 median (p95)",
+        "peak memory",
+        "perplexity ↓",
+        "accuracy ↑",
+    ]
+    assert table[1] == [
+        "base",
+        "1",
+        "12.3 M",
+        "135 M",
+        "49.2 MB",
+        "12.3 ms (12.8 ms)",
+        "61.5 ms (64.0 ms)",
+        "111 MB",
+        "20.10 [19.90, 20.30]",
+        "0.5000 [0.4960, 0.5040]",
+    ]
+
+
+def test_every_value_of_the_table_is_in_all_formats(good):
+    headers, table = report.rows(good)
+    page, text = Page(report.html(good)).text, re.sub(r"\\(.)", r"\1", report.markdown(good))
+    for value in [*headers, *(cell for row in table for cell in row)]:
+        assert value in page
+        assert value in text
+    for word in ("a note of mine", "some held-out text", "cpu of a kind", "model.pt", "sha256:abc", "steps = 300"):
+        assert word in page
+        assert word in text
+    assert "import timm model = timm.create_model('local-dir:students/width-0.25') model.eval()" in page
+
+
+def test_the_page_is_whole_and_fetches_nothing(good):
+    page = Page(report.html(good))
+    loads = {"src", "href", "srcset", "data", "action", "poster", "xlink:href", "background"}
+    assert [a for a in page.attributes if a[1] in loads] == []
+    assert not re.search(r"url\(|@import|fetch\(|XMLHttp|https?:", " ".join(page.styles))
+    assert not {"link", "img", "iframe", "object", "embed"} & set(page.tags)
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    assert {value for _, key, value in page.attributes if key == "for"} <= set(ids)
+
+
+def test_a_hostile_name_stays_a_name(good):
+    evil = '<script>alert("1")</script>"\' onload=x | [a](http://b) `c` \n# d'
+    named(good, "width 0.5")["name"] = evil
+    good["notes"] = good["data"] = evil
+    good["notes"], good["recipe"] = [evil], evil + "\n```\n# out"
+    good["lineage"]["source"] = good["adapter"] = evil
+    good["metrics"][0] = {**PERPLEXITY, "label": evil}
+    good["training"]["curve"][0]["values"][evil] = 3.0
+    named(good, "base")["loader"] = evil
+    page = Page(report.html(good))
+    assert page.tags.count("script") == 1
+    assert [a for a in page.attributes if a[1].startswith("on")] == []
+    assert 'alert("1")' in page.text
+    text = report.markdown(good)
+    outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", text)  # code blocks show text as it is
+    assert "<script" not in outside
+    assert not re.search(r"(?<!\\)\]\(", outside)
+    assert "\n# d" not in outside
+    assert "# out" not in outside
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
+
+
+def test_headline_claims_no_more_than_the_intervals(good):
+    assert report.headline(good) == (
+        "The Student of width 0.5 has 64 % of the base's parameters and is no worse than the base in perplexity, "
+        "within the 95 % intervals."
+    )
+    score(good, "width 0.5", "ppl", 22.1, 22.0, 22.2)
+    score(good, "width 0.25", "ppl", 40.0, 39.9, 40.1)
+    assert report.headline(good).endswith("and is worse than the base in perplexity by 2.00 (10 %).")
+    score(good, "width 0.5", "ppl", 18.0, 17.9, 18.1)
+    assert "is better than the base: perplexity 18.00 against 20.10" in report.headline(good)
+    for name in ("width 0.5", "width 0.25"):
+        score(good, name, "ppl", 20.0, 10.0, 30.0)
+    assert "too wide to tell" in report.headline(good)
+    for name in ("width 0.5", "width 0.25"):
+        score(good, name, "ppl", 20.0, None, None)
+    assert "no difference is claimed" in report.headline(good)
+
+
+def test_headline_turns_with_the_metric(good):
+    good["metrics"] = [ACCURACY]
+    score(good, "width 0.25", "acc", 0.6, 0.59, 0.61)
+    assert "width 0.25" in report.headline(good)
+    assert "is better than the base" in report.headline(good)
+
+
+def test_faster_is_said_only_beyond_the_spread(good):
+    assert "1.6x at batch 1" in report.markdown(good)
+    named(good, "width 0.5")["latency"]["1"]["p95"] = 0.0124  # a slow run is no faster than the base's usual one
+    assert "at batch 1 (" not in report.markdown(good)
+    assert "1.6x at batch 8" in report.markdown(good)
+
+
+def test_no_alarm_on_a_good_report(good):
+    assert report.alarms(good) == []
+    assert "Look at this first" not in report.html(good) + report.markdown(good)
+
+
+def one_alarm(data, *words):
+    found = report.alarms(data)
+    assert len(found) == 1, found
+    assert all(word in found[0] for word in words), found
+    assert found[0].split(";")[0] in report.markdown(data)
+    assert found[0] in Page(report.html(data)).text
+
+
+def test_alarm_larger_but_worse(good):
+    score(good, "width 0.5", "acc", 0.40, 0.396, 0.404)
+    one_alarm(good, "width 0.5 is larger than width 0.25 but worse in accuracy")
+    score(good, "width 0.5", "acc", 0.437, 0.433, 0.441)  # worse, but within the intervals
+    assert report.alarms(good) == []
+
+
+def test_alarm_larger_but_worse_where_lower_is_better(good):
+    score(good, "width 0.5", "ppl", 26.0, 25.8, 26.2)
+    one_alarm(good, "width 0.5 is larger than width 0.25 but worse in perplexity: 26.00 [25.80, 26.20] against 25.00")
+
+
+def test_alarm_no_better_than_the_untrained_cut(good):
+    score(good, "untrained cut 0.25", "ppl", 25.1, 24.9, 25.3)
+    one_alarm(good, "width 0.25 is no better, within the intervals, than its untrained cut in perplexity")
+    score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
+    one_alarm(good, "width 0.25 is worse than its untrained cut")
+
+
+def test_at_the_base_width_level_is_fine_and_worse_is_not(good):
+    score(good, "width 1", "ppl", 20.1, 19.9, 20.3)
+    good["models"].append(model("untrained cut 1", "cut", 1.0, 12.3, 20.1, 0.5))
+    assert report.alarms(good) == []
+    score(good, "base", "ppl", 19.0, 18.9, 19.1)
+    one_alarm(good, "width 1 has the base's size but is worse in perplexity")
+
+
+def test_alarm_interval_too_wide_or_absent(good):
+    score(good, "width 0.5", "acc", 0.5, 0.3, 0.7)
+    found = report.alarms(good)
+    assert any("intervals of accuracy are too wide to tell width 0.5 from base: a difference of 41 %" in a for a in found)
+    for m in good["models"]:
+        for value in m["metrics"].values():
+            value["low"] = value["high"] = None
+    assert [a for a in report.alarms(good) if "No interval was measured for accuracy" in a]
+
+
+def test_alarm_parity(good):
+    named(good, "width 0.25")["parity"] = {"exact": False, "max_difference": 0.00125}
+    one_alarm(good, "width 0.25: the exported checkpoint does not give exactly", "0.00125")
+
+
+@pytest.mark.parametrize(
+    "key", ["latency", "peak_memory", "macs", "bytes", "parity", "loader", "width", "parameters", "metrics"]
+)
+@pytest.mark.parametrize("gone", ["missing", "null"])
+def test_copes_with_parts_of_models_missing(good, key, gone):
+    for m in good["models"]:
+        if gone == "null":
+            m[key] = None
+        else:
+            del m[key]
+    Page(report.html(good))
+    headers, table = report.rows(good)
+    assert all(len(row) == len(headers) for row in table)
+    assert "None" not in report.markdown(good)
+    report.alarms(good)
+
+
+@pytest.mark.parametrize(
+    "gone", ["training", "notes", "lineage", "recipe", "device", "data", "metrics", "models", "created", "unit"]
+)
+def test_copes_with_parts_of_the_report_missing(good, gone):
+    del good[gone]
+    assert "None" not in report.markdown(good) + Page(report.html(good)).text
+
+
+@pytest.mark.parametrize("keep", ["Teacher", "base", "TA", "width 0.5", "untrained cut 0.5"])
+def test_a_report_of_one_model(good, keep):
+    good["models"] = [named(good, keep)]
+    page = Page(report.html(good)).text
+    assert keep in page
+    assert named(good, keep)["parameters"] and report._count(named(good, keep)["parameters"]) in report.headline(good)
+    assert report.alarms(good) == []
+
+
+@pytest.mark.parametrize("values", [(0.0, 0.0), (1e-9, 1e9), (-3.0, 5.0), (1.0, 1.0), (float("nan"), 2.0), (float("inf"), 1.0)])
+def test_odd_numbers_draw_without_error(good, values):
+    for m, value in zip(good["models"][1:3], values, strict=True):
+        m["metrics"]["ppl"] = {"value": value, "low": value, "high": value}
+        m["latency"]["1"]["median"] = value
+    text = report.html(good)
+    Page(text)
+    assert not re.search(r'"(-?nan|-?inf)"', text)
+
+
+def test_write_is_three_files_and_clean_json(good, tmp_path):
+    score(good, "base", "ppl", float("nan"), None, None)
+    before = copy.deepcopy({**good, "models": []})
+    report.write(good, tmp_path / "new")
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "report.md"]
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    back = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    assert named(back, "base")["metrics"]["ppl"]["value"] is None
+    assert back["format"] == 1 and {**good, "models": []} == before
+    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == report.html(good)
+
+
+def test_importing_it_loads_no_torch():
+    code = "import sys, matta_cli.report; sys.exit(bool({'torch', 'rich', 'typer'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
