@@ -103,7 +103,7 @@ def random_batch(task: str, model: nn.Module, seed: int = 0) -> dict[str, Tensor
     generator = torch.Generator().manual_seed(seed)
     if task == "causal_lm":
         config: Any = model.config
-        length = min(getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", 64), 64)
+        length = min(int(getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", 64)), 64)
         return {"input_ids": torch.randint(config.vocab_size, (2, length), generator=generator)}
     if task == "image_classification":
         size: Any = getattr(getattr(model, "patch_embed", None), "img_size", (224, 224))
@@ -111,8 +111,9 @@ def random_batch(task: str, model: nn.Module, seed: int = 0) -> dict[str, Tensor
         return {"image": torch.randn(2, channels, *size, generator=generator)}
     batch = {}
     fields: Any = getattr(model, "fields", [])
-    if getattr(model, "dense", 0):
-        batch["dense"] = torch.randn(8, int(model.dense), generator=generator)
+    dense: Any = getattr(model, "dense", 0)
+    if dense:
+        batch["dense"] = torch.randn(8, dense, generator=generator)
     if fields:
         columns = [torch.randint(cardinality, (8,), generator=generator) for cardinality, _ in fields]
         batch["categorical"] = torch.stack(columns, 1)

@@ -79,6 +79,7 @@ Prepared = tuple[nn.Module, nn.Module, tuple[float, float], int]
 def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
     """GPT-2 on the Python language reference, which the standard library carries as text."""
     from pydoc_data.topics import topics
+
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 

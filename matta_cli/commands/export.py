@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ def export(
     Example: matta export --widths 0.25,0.5,1.0
     """
     out = folder or out
-    flags = {
+    flags: dict[str, dict[str, Any]] = {
         "export": {"widths": options.parse_widths(widths)},
         "distill": {"device": device},
         "data": options.data_flags(data, held_out),
