@@ -103,7 +103,7 @@ def random_batch(task: str, model: nn.Module, seed: int = 0) -> dict[str, Tensor
     generator = torch.Generator().manual_seed(seed)
     if task == "causal_lm":
         config: Any = model.config
-        length = min(int(getattr(config, "n_positions", None) or getattr(config, "max_position_embeddings", 64)), 64)
+        length = min(getattr(config, "n_positions", 64), 64)
         return {"input_ids": torch.randint(config.vocab_size, (2, length), generator=generator)}
     if task == "image_classification":
         size: Any = getattr(getattr(model, "patch_embed", None), "img_size", (224, 224))

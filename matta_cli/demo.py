@@ -16,7 +16,7 @@ from matta_cli.tasks import Task
 
 SEED = 0
 # steps of base, Teacher and distillation; chosen for four minutes on two cores
-STEPS = {"gpt2": (150, 220, 200), "vit": (150, 500, 300), "mlp_ranker": (100, 600, 500)}
+STEPS = {"gpt2": (150, 220, 200), "vit": (250, 900, 600), "mlp_ranker": (100, 600, 500)}
 
 
 def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = quiet) -> Recipe:
@@ -134,11 +134,12 @@ def _vit(folder: Path, recipe: Recipe) -> Prepared:
             depth=depth,
             num_heads=heads,
             num_classes=10,
+            pretrained_cfg_overlay={"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)},
         )
 
     recipe.data.train = str(folder / "digits.npz")
-    recipe.distill.lr = 1e-3
-    return model(48, 3, 3), model(96, 4, 6), (1e-3, 1e-3), 32
+    recipe.distill.lr = 2e-3
+    return model(48, 3, 3), model(96, 4, 6), (2e-3, 2e-3), 32
 
 
 def _ranker(folder: Path, recipe: Recipe) -> Prepared:

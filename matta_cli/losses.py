@@ -103,8 +103,7 @@ def _summed(chunk: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: 
     if len(rows) <= step:
         return chunk(rows, targets)
     total = torch.zeros((), device=rows.device)
-    for start in range(0, len(rows), step):
-        piece = rows[start : start + step], targets[start : start + step]
+    for piece in zip(rows.split(step), targets.split(step), strict=True):  # not by slicing: each slice's gradient is full-size
         total = total + checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False)
     return total
 

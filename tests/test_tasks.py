@@ -172,25 +172,7 @@ def test_find_says_what_is_missing(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ causal_lm
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "and",
-    "then",
-    "one",
-    "more",
-    "old",
-    "dog",
-    "came",
-    "home",
-    "to",
-    "sleep",
-    "warm",
-    "fire",
-]
+WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog", "came home", "to", "sleep by", "warm fire"]
 
 
 def prose(lines: int, seed: int = 0) -> str:
@@ -283,7 +265,7 @@ def test_last_word_is_a_greedy_loop(tmp_path, tokenizer_folder, given):
 
     path, passages = tmp_path / "text.txt", tmp_path / "passages.jsonl"
     path.write_text(prose(600))
-    texts = [prose(1, seed).rstrip(" .") for seed in range(40)] + ["word", "x" * 500 + " the cat sat by the fire"]
+    texts = [prose(1, seed).rstrip(" .") for seed in range(40)] + ["word", " ".join([*["the mat"] * 50, "warm fire"])]
     passages.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     model = gpt2()
     torch.manual_seed(1)

@@ -162,6 +162,10 @@ class Ranking(Task):
         label = _numbers(table[settings.label], settings.label, name)
         if not len(label):
             raise common.empty(name, "rows")
+        categorical = [
+            _codes(table[column], column, cardinality, name)
+            for column, (cardinality, _) in zip(settings.categorical, fields, strict=True)
+        ]
         dense = list(settings.dense)
         if not dense and width:
             taken = {settings.label, settings.group, *settings.categorical}
@@ -171,10 +175,6 @@ class Ranking(Task):
                 f"The model reads {width} dense features, but {name!r} gives {len(dense)} ({', '.join(dense) or 'none'}): name "
                 "the model's in data.dense, in its order."
             )
-        categorical = [
-            _codes(table[column], column, cardinality, name)
-            for column, (cardinality, _) in zip(settings.categorical, fields, strict=True)
-        ]
         group = None
         if settings.group:
             _, first, codes = np.unique(table[settings.group].astype(str), return_index=True, return_inverse=True)

@@ -1,0 +1,379 @@
+"""The commands as users type them: the three lines, what is refused and how, Ctrl-C, resuming, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from matta_cli.main import app
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
+TOML = """
+[data]
+train = "text.txt"
+
+[distill]
+steps = 6
+batch_size = 4
+allow_weak_teacher = true
+
+[export]
+bootstrap = 10
+"""
+
+
+def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "matta_cli", *words],
+        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def fine(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def gpt2(vocabulary: int, seed: int = 0) -> GPT2LMHeadModel:
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=vocabulary, n_positions=32, n_embd=64, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def tokenizer_of(text: str):
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    bpe.train_from_iterator(text.split("\n\n"), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+
+
+def prepare(folder: Path) -> None:
+    """What a user has: a state dict, a text, settings, and a Teacher with its tokenizer under the name they type."""
+    from pydoc_data.topics import topics
+
+    text = "\n\n".join(topics[name].strip() for name in sorted(topics))[:40_000]
+    (folder / "text.txt").write_text(text, encoding="utf-8")
+    tokenizer = tokenizer_of(text)
+    torch.save(gpt2(len(tokenizer)).state_dict(), folder / "model.pt")
+    gpt2(len(tokenizer), seed=1).save_pretrained(folder / "gpt2-large")
+    tokenizer.save_pretrained(folder / "gpt2-large")
+    gpt2(len(tokenizer) + 5).save_pretrained(folder / "other-vocabulary")
+
+
+LINES = (
+    "convert model.pt --adapter gpt2",
+    "distill --teacher gpt2-large",
+    "export --widths 0.25,0.5,1.0",
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, list[subprocess.CompletedProcess]]:
+    """A folder in which the three lines were typed."""
+    folder = tmp_path_factory.mktemp("lines")
+    prepare(folder)
+    converted = fine(command(folder, *LINES[0].split()))
+    (folder / "matta.toml").write_text(TOML, encoding="utf-8")
+    return folder, [converted, *(fine(command(folder, *line.split())) for line in LINES[1:])]
+
+
+@pytest.fixture
+def typed(finished, tmp_path, monkeypatch):
+    """A function that runs a line in-process, in a copy of the finished folder."""
+    shutil.copytree(finished[0], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def run(line: str):
+        return CliRunner().invoke(app, line.split())
+
+    return run
+
+
+def refusal(result, *words: str) -> str:
+    """The one sentence that a refused command says."""
+    assert result.exit_code == 1, (result.exit_code, result.output)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "Traceback" not in result.stderr and result.stdout == ""
+    errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
+    assert len(errors) == 1 and result.stderr.rstrip().endswith(errors[0]), result.stderr
+    for word in words:
+        assert word in errors[0], (word, errors[0])
+    return errors[0]
+
+
+# --- the three lines -----------------------------------------------------------------------------------------------
+
+
+def test_three_lines(finished):
+    folder, (converted, distilled, exported) = finished
+    out = folder / "matta-out"
+    assert "Lossless" in converted.stderr and "Next: matta distill --teacher TEACHER" in converted.stderr
+    assert converted.stdout.splitlines()[0].split("\t")[0] == "width"
+    records = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in records] == list(range(1, 7)) and records[-1]["evaluation"]
+    assert "Next: matta export --widths 0.25,0.5,1" in distilled.stderr
+    assert (out / "report.html").exists() and "width 0.25" in exported.stdout
+    report = json.loads((out / "report.json").read_text())
+    roles = [m["role"] for m in report["models"]]
+    assert roles.count("student") == 3 and {"teacher", "ta", "base", "cut"} <= set(roles)
+    students = [m for m in report["models"] if m["role"] == "student"]
+    sizes = [m["parameters"] for m in sorted(students, key=lambda m: m["width"])]
+    assert sizes == sorted(set(sizes))
+    for name in ("convert", "data", "distill", "export"):
+        assert f"[{name}]" in (out / "students" / "recipe.toml").read_text()
+
+
+def test_settings_may_be_there_before_the_model(typed):
+    """A state dict brings no tokenizer, so convert cannot read the text that matta.toml names: it goes by magnitude."""
+    shutil.rmtree("matta-out")
+    result = typed(LINES[0])
+    assert result.exit_code == 0, result.stderr
+    assert "ordered by magnitude" in result.stderr
+
+
+def test_students_load_without_matta_and_shrink(finished):
+    students = finished[0] / "matta-out" / "students"
+    weights = [(students / f"width-{w}" / "model.safetensors").stat().st_size for w in ("0.25", "0.5", "1")]
+    assert weights == sorted(set(weights))
+    code = (
+        "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+        "for w in ('0.25', '0.5', '1'):\n"
+        "    model = AutoModelForCausalLM.from_pretrained(f'width-{w}')\n"
+        "    ids = AutoTokenizer.from_pretrained(f'width-{w}')('the object', return_tensors='pt').input_ids\n"
+        "    print(w, model.config.n_inner, tuple(model(ids).logits.shape) == (1, ids.shape[1], model.config.vocab_size))\n"
+        "assert not [m for m in sys.modules if m.startswith('matta')]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=students, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0.25", "64", "True", "0.5", "128", "True", "1", "256", "True"]
+
+
+def test_base_is_still_width_one(finished):
+    from matta_cli.conversion import load_ta
+
+    folder = finished[0]
+    ta = load_ta(folder / "matta-out")
+    base = gpt2(ta.model.config.vocab_size)
+    ids = torch.randint(ta.model.config.vocab_size, (2, 20))
+    with torch.no_grad():
+        assert torch.allclose(ta.at(1.0).eval()(ids).logits, base(ids).logits, atol=1e-5)
+
+
+def test_finished_work_is_not_replaced(finished):
+    folder = finished[0]
+    before = (folder / "matta-out" / "ta" / "model.safetensors").stat().st_mtime_ns
+    done = command(folder, *LINES[0].split())
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "matta-out/ta holds finished work; pass --overwrite to replace it" in done.stderr
+    assert (folder / "matta-out" / "ta" / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_overwrite_replaces(typed):
+    assert typed("convert model.pt --adapter gpt2 --expand 1.0 --overwrite").exit_code == 0
+    assert json.loads(Path("matta-out/ta/matta.json").read_text())["expand"] == 1.0
+    for line in LINES[1:]:
+        refusal(typed(line), "holds finished work")
+
+
+def test_json_is_all_that_stdout_carries(typed):
+    result = typed("convert model.pt --adapter gpt2 --out other --json")
+    assert result.exit_code == 0 and json.loads(result.stdout)["adapter"] == "gpt2"
+    result = typed("adapters --json")
+    assert {"gpt2", "vit", "mlp_ranker"} <= {entry["name"] for entry in json.loads(result.stdout)}
+
+
+# --- refusals ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("convert model.pt --adapter gtp2 -o o", ["There is no adapter 'gtp2'", "did you mean 'gpt2'"]),
+        ("convert nothing.pt --adapter gpt2 -o o", ["no file or folder 'nothing.pt'"]),
+        ("convert truncated.safetensors --adapter gpt2 -o o", ["'truncated.safetensors'", "damaged"]),
+        ("convert conv.pt --adapter gpt2 -o o", ["'conv.pt'", "not a GPT-2"]),
+        ("convert conv.pt -o o", ["conv.pt", "no installed adapter"]),
+        ("convert pickled.pt --adapter mlp_ranker -o o", ["'pickled.pt'", "--allow-pickle"]),
+        ("convert model.pt --adapter gpt2 --expand 0.5 -o o", ["--expand 0.5"]),
+        ("convert model.pt --adapter gpt2 --order best -o o", ["--order 'best'"]),
+        ("distill --teacher other-vocabulary --overwrite", ["325", "320"]),
+        ("distill --overwrite", ["No Teacher is named", "--teacher"]),
+        ("distill --teacher gpt2-large --data empty.txt --overwrite", ["'empty.txt'"]),
+        ("distill --teacher gpt2-large --data nothing.txt --overwrite", ["'nothing.txt'"]),
+        ("distill --teacher gpt2-large --config strict.toml --overwrite", ["too weak", "--allow-weak-teacher"]),
+        ("distill --teacher gpt2-large --steps 0 --overwrite", ["--steps 0"]),
+        ("distill --teacher gpt2-large --device tpu7 --overwrite", ["'tpu7'"]),
+        ("distill --teacher gpt2-large --widths 5 --overwrite", ["Width 5", "up to 2"]),
+        ("distill --teacher gpt2-large --config missing.toml --overwrite", ["'missing.toml'"]),
+        ("distill --teacher gpt2-large --config typo.toml --overwrite", ["'step'", "did you mean 'steps'"]),
+        ("distill nowhere --teacher gpt2-large", ["nowhere", "matta convert"]),
+        ("export --widths 0 --overwrite", ["--widths '0'"]),
+        ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
+        ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
+        ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
+        ("export nowhere", ["nowhere", "matta convert"]),
+    ],
+)  # fmt: skip
+def test_refusals(typed, line, words):
+    save_file(gpt2(320).state_dict() | {"lm_head.weight": torch.zeros(320, 64)}, "whole.safetensors")
+    Path("truncated.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:-5000])
+    torch.save(nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), "conv.pt")
+    torch.save(nn.Sequential(nn.Linear(2, 1)), "pickled.pt")
+    Path("empty.txt").touch()
+    Path("strict.toml").write_text(TOML.replace("true", "false"))
+    Path("typo.toml").write_text("[distill]\nstep = 3\n")
+    kept = sorted(Path("matta-out").rglob("*"))
+    refusal(typed(line), *words)
+    assert not Path("o").exists() or not list(Path("o").iterdir())
+    assert sorted(Path("matta-out").rglob("*")) == kept, "a refused command must leave finished work alone"
+
+
+def test_pickle_opens_with_the_flag(typed):
+    torch.save(nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)), "pickled.pt")
+    Path("matta.toml").unlink()
+    assert typed("convert pickled.pt --allow-pickle -o o").exit_code == 0
+
+
+def test_steps_out_of_order(typed):
+    shutil.rmtree("matta-out/run")
+    shutil.rmtree("matta-out/students")
+    refusal(typed("export"), "matta distill")
+    refusal(typed("distill --teacher gpt2-large --resume"), "no checkpoint")
+    shutil.rmtree("matta-out")
+    refusal(typed("distill --teacher gpt2-large"), "matta convert")
+
+
+def test_no_data_is_known(typed):
+    Path("matta.toml").unlink()
+    assert typed("convert model.pt --adapter gpt2 -o o").exit_code == 0
+    assert "Salesforce/wikitext" in Path("o/matta.toml").read_text()
+    refusal(typed("distill o --teacher gpt2-large"), "'Salesforce/wikitext'", "hub", "--data")
+
+
+def test_damaged_output_folder(typed):
+    Path("matta-out/ta/matta.json").write_text('{"format": 1, ')
+    refusal(typed("export --overwrite"), "matta.json", "damaged")
+    Path("matta-out/ta/matta.json").write_text('{"format": 99}')
+    refusal(typed("export --overwrite"), "format 99", "upgrade")
+
+
+# --- stopping and going on -----------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_saves_and_resume_finishes(finished, tmp_path):
+    folder = tmp_path / "here"
+    shutil.copytree(finished[0], folder)
+    shutil.rmtree(folder / "matta-out" / "run")
+    log = folder / "matta-out" / "run" / "metrics.jsonl"
+    words = ["distill", "--teacher", "gpt2-large", "--steps", "40000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "matta_cli", *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 2):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 130, said
+    assert "Traceback" not in said and "matta distill --resume" in said
+    (saved,) = (folder / "matta-out" / "run" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert step >= 2 and (saved / "model.safetensors").exists()
+    done = fine(command(folder, "distill", "--teacher", "gpt2-large", "--resume", "--steps", str(step + 3)))
+    assert f"Resuming from step {step}" in done.stderr
+    assert (saved.parent / f"step-{step + 3}" / "model.safetensors").exists()
+
+
+def test_resume_keeps_the_settings_of_the_run(typed):
+    """What the interrupted run says to type, ``matta distill --resume``, is enough."""
+    assert typed("distill --teacher gpt2-large --steps 4 --save-every 2 --seed 7 --overwrite").exit_code == 0
+    shutil.rmtree("matta-out/run/checkpoints/step-4")
+    result = typed("distill --resume")
+    assert result.exit_code == 0, result.stderr
+    assert Path("matta-out/run/checkpoints/step-4").exists() and not Path("matta-out/run/checkpoints/step-6").exists()
+
+
+def test_resume_is_bit_for_bit(typed):
+    line = "distill --teacher gpt2-large --save-every 3"
+    last = Path("matta-out/run/checkpoints/step-6")
+    once = (last / "model.safetensors").read_bytes()  # six steps at once, in another process
+    assert typed(f"{line} --overwrite").exit_code == 0
+    assert (last / "model.safetensors").read_bytes() == once
+    optimizer = (last / "optimizer" / "state.safetensors").read_bytes()
+    shutil.rmtree(last)
+    result = typed(f"{line} --resume")
+    assert result.exit_code == 0 and "Resuming from step 3" in result.stderr
+    assert (last / "model.safetensors").read_bytes() == once
+    assert (last / "optimizer" / "state.safetensors").read_bytes() == optimizer
+    assert (last.parent / "step-3" / "model.safetensors").read_bytes() != once
+
+
+@pytest.mark.parametrize("moment", ["evaluation", "forward"])
+def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
+    """Ctrl-C inside a step, or after its update: the checkpoint's number is the number of updates that it holds."""
+    from matta_cli import distillation
+
+    once = Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes()
+    owner, name = (distillation, "measure") if moment == "evaluation" else (distillation.Step, "ramp")
+    real, calls = getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, interrupted)
+        result = typed("distill --teacher gpt2-large --overwrite")
+        assert result.exit_code == 130, result.output
+    assert typed("distill --teacher gpt2-large --resume").exit_code == 0
+    assert Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes() == once
+    steps = [json.loads(line)["step"] for line in Path("matta-out/run/metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 7))
+
+
+@pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", "export --overwrite"])
+def test_full_disk(typed, monkeypatch, line):
+    from matta_cli import checkpoint
+
+    if not line.startswith("export"):
+        shutil.rmtree("matta-out/run")
+    if line.startswith("convert"):
+        shutil.rmtree("matta-out")
+    kept = {p: p.stat().st_size for p in Path("matta-out/students").rglob("*")} if line.startswith("export") else {}
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    refusal(typed(line), "disk is full")
+    assert not list(Path("matta-out").rglob(".*")), "a temporary file was left"
+    if line.startswith("convert"):
+        assert not Path("matta-out/ta").exists()
+    if kept:
+        assert {p: p.stat().st_size for p in Path("matta-out/students").rglob("*")} == kept

@@ -1,0 +1,175 @@
+"""What a step draws, and where settings come from."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from matta_cli.errors import MattaError
+from matta_cli.recipe import Recipe, read_toml, resolve
+from matta_cli.sampling import example_order, indices, sandwich, seed_step
+
+# --- sampling ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 5), (10, 3), (7, 7), (5, 12), (1, 4)])
+def test_every_example_once_per_epoch(count, batch):
+    order: dict[int, torch.Tensor] = {}
+    drawn = [i for step in range(3 * count) for i in indices(4, step, batch, count, order)]
+    epochs = [drawn[e * count : (e + 1) * count] for e in range(len(drawn) // count)]
+    assert len(epochs) >= 3
+    assert all(sorted(epoch) == list(range(count)) for epoch in epochs)
+    if count > 5:
+        assert len({tuple(epoch) for epoch in epochs}) > 1, "every epoch has an order of its own"
+
+
+def test_a_resumed_run_draws_what_it_would_have_drawn():
+    order: dict[int, torch.Tensor] = {}
+    straight = [indices(3, step, 4, 11, order) for step in range(20)]
+    for start in (1, 7, 19):
+        resumed: dict[int, torch.Tensor] = {}
+        assert [indices(3, step, 4, 11, resumed) for step in range(start, 20)] == straight[start:]
+    assert straight != [indices(5, step, 4, 11, {}) for step in range(20)]
+
+
+def test_cache_of_orders_stays_small():
+    order: dict[int, torch.Tensor] = {}
+    for step in range(50):
+        indices(0, step, 3, 7, order)
+    assert len(order) == 1
+
+
+def test_seeds_and_epochs_do_not_share_orders():
+    orders = {tuple(example_order(seed, epoch, 20).tolist()) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize("widths", [[0.25, 0.5, 1.0], [1.0, 0.25, 0.75, 0.5, 0.25], [0.5, 2.0], [0.5]])
+def test_sandwich_has_smallest_and_largest(widths):
+    drawn = [sandwich(1, step, widths) for step in range(60)]
+    for widths_of_step in drawn:
+        assert {min(widths), max(widths)} <= set(widths_of_step)
+        assert len(widths_of_step) == len(set(widths_of_step)) == min(3, len(set(widths)))
+    assert {w for d in drawn for w in d} == set(widths), "every width is trained in time"
+    assert drawn == [sandwich(1, step, widths) for step in range(60)]
+
+
+def test_sandwich_leaves_the_global_generators_alone():
+    random.seed(0)
+    torch.manual_seed(0)
+    before = random.getstate(), torch.get_rng_state()
+    sandwich(1, 2, [0.25, 0.5, 0.75, 1.0])
+    indices(1, 2, 3, 10, {})
+    assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_seed_step_depends_on_seed_and_step_only():
+    def drawn(seed: int, step: int) -> tuple[float, float]:
+        seed_step(seed, step)
+        return random.random(), torch.rand(1).item()
+
+    first = drawn(2, 5)
+    drawn(9, 9)
+    assert drawn(2, 5) == first
+    assert len({drawn(seed, step) for seed in range(3) for step in range(3)}) == 9
+
+
+# --- recipe --------------------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path):
+    recipe = Recipe()
+    recipe.convert.source, recipe.convert.expand = 'C:\\odd "name"\twith\nlines', 1.5
+    recipe.data.categorical, recipe.data.text = ["a", "b # no comment", "ü"], "[text]"
+    recipe.distill.lr, recipe.distill.widths, recipe.distill.allow_weak_teacher = 1e-05, [0.1, 1.0, 2.0], True
+    recipe.distill.lr = 1e-30
+    recipe.export.batch_size = 1
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe.text(header="two\n\nlines"), encoding="utf-8")
+    again = Recipe()
+    again.update(read_toml(path), "file")
+    assert again == recipe and again != Recipe()
+    assert again.text() == recipe.text()
+
+
+def test_text_documents_every_setting():
+    for line in Recipe().text().splitlines():
+        assert not line or line.startswith("[") or len(line.partition("# ")[2]) > 5, line
+
+
+def test_recipes_do_not_share_lists():
+    Recipe().distill.widths.append(9.0)
+    assert 9.0 not in Recipe().distill.widths
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    return tmp_path
+
+
+def test_precedence(here):
+    (here / "out" / "matta.toml").write_text("[distill]\nsteps = 1\nlr = 1.0\nseed = 1\nclip = 9\n")
+    (here / "matta.toml").write_text("[distill]\nsteps = 2\nlr = 2.0\n")
+    recipe, read = resolve({"distill": {"steps": 3, "seed": None}}, Path("out"))
+    settings = recipe.distill
+    assert (settings.steps, settings.lr, settings.seed, settings.clip) == (3, 2.0, 1, 9.0)
+    assert settings.batch_size == Recipe().distill.batch_size
+    assert read == [Path("out/matta.toml"), Path("matta.toml")]
+
+
+def test_config_takes_the_place_of_the_file_here(here):
+    (here / "out" / "matta.toml").write_text("[distill]\nsteps = 1\nlr = 1.0\nseed = 1\n")
+    (here / "matta.toml").write_text("[distill]\nsteps = 2\nlr = 2.0\nclip = 2.0\n")
+    (here / "other.toml").write_text("[distill]\nsteps = 4\n")
+    recipe, read = resolve({}, Path("out"), Path("other.toml"))
+    assert (recipe.distill.steps, recipe.distill.lr, recipe.distill.clip) == (4, 1.0, 1.0)
+    assert read == [Path("out/matta.toml"), Path("other.toml")]
+
+
+def test_no_files_give_the_defaults(here):
+    assert resolve({"distill": {"steps": None}}, Path("out")) == (Recipe(), [])
+    with pytest.raises(MattaError, match="no configuration file 'none.toml'"):
+        resolve({}, Path("out"), Path("none.toml"))
+
+
+def test_output_folder_here_is_read_once(here):
+    (here / "matta.toml").write_text("[export]\nbootstrap = 3\n")
+    recipe, read = resolve({}, Path())
+    assert recipe.export.bootstrap == 3 and read == [Path("matta.toml")]
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        ("[distill]\nstep = 3", r"matta.toml: \[distill\] has no setting 'step' \(did you mean 'steps'\?\)"),
+        ("[distil]\nsteps = 3", r"matta.toml: there is no table \[distil\] \(did you mean 'distill'\?\)"),
+        ("[zzz]\nsteps = 3", r"there is no table \[zzz\]; known: convert, data, distill, export"),
+        ("steps = 3", r"there is no table \[steps\]"),
+        ("distill = 3", r"there is no table \[distill\]"),
+        ('[distill]\nsteps = "3"', r"matta.toml: distill.steps is '3', but a int is needed"),
+        ("[distill]\nsteps = 3.5", r"distill.steps is 3.5, but a int"),
+        ("[distill]\nsteps = true", r"distill.steps is True, but a int"),
+        ("[distill]\nlr = true", r"distill.lr is True, but a float"),
+        ("[distill]\nallow_weak_teacher = 1", r"distill.allow_weak_teacher is 1, but a bool"),
+        ("[distill]\nwidths = 0.5", r"distill.widths is 0.5, but a list"),
+        ('[distill]\nwidths = [0.5, "1"]', r"distill.widths is '1', but a float"),
+        ('[data]\ncategorical = "a"', r"data.categorical is 'a', but a list"),
+        ("[distill\nsteps = 3", r"matta.toml is not valid TOML"),
+    ],
+)
+def test_refusals(here, toml, message):
+    (here / "matta.toml").write_text(toml)
+    with pytest.raises(MattaError, match=message):
+        resolve({}, Path("out"))
+
+
+def test_whole_numbers_pass_for_floats(here):
+    (here / "matta.toml").write_text("[distill]\nlr = 1\nwidths = [1, 2]\n")
+    settings = resolve({}, Path("out"))[0].distill
+    assert settings.lr == 1.0 and isinstance(settings.lr, float)
+    assert all(isinstance(width, float) for width in settings.widths)
