@@ -18,7 +18,7 @@ def convert(
     from matta_cli.conversion import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
-    return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite).ta
+    return run(resolve(flags, None)[0], Path(out), overwrite=overwrite).ta
 
 
 def distill(

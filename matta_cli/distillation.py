@@ -84,7 +84,9 @@ def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, split: Split, 
     table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
     sentence = task.at_chance(table, task.outputs(teacher))
     if sentence:
-        raise MattaError(f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence} Pass --allow-weak-teacher to go on.")
+        raise MattaError(
+            f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
+        )
 
 
 class Step:
@@ -320,6 +322,8 @@ def _check(recipe: Recipe, ta: TA) -> None:
     for name, value in (("teacher_mix", s.teacher_mix), ("ramp", s.ramp), ("warmup", s.warmup)):
         if not 0 <= value <= 1:
             raise MattaError(f"distill.{name} {value:g} is not possible: it is a share from 0 to 1.")
+    if s.ranking_loss not in ("pointwise", "pairwise", "listwise"):
+        raise MattaError(f"--ranking-loss {s.ranking_loss!r} is not known: pointwise, pairwise or listwise.")
     if not s.widths:
         raise MattaError("There are no widths to train: name some in distill.widths.")
     for width in s.widths:

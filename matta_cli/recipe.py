@@ -150,14 +150,14 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
-def resolve(flags: Mapping[str, Any], out: Path, config: Path | None = None) -> tuple[Recipe, list[Path]]:
+def resolve(flags: Mapping[str, Any], out: Path | None, config: Path | None = None) -> tuple[Recipe, list[Path]]:
     """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files that were read too.
 
     A flag that is None was not given.
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
-    for path in dict.fromkeys([out / "matta.toml", nearer]):
+    for path in dict.fromkeys([*([out / "matta.toml"] if out is not None else []), nearer]):
         if path.exists() or path == config:
             recipe.update(read_toml(path), str(path))
             read.append(path)

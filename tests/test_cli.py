@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import os
 import shutil
@@ -241,7 +242,7 @@ def test_json_is_all_that_stdout_carries(typed):
 def test_refusals(typed, line, words):
     save_file(gpt2(320).state_dict() | {"lm_head.weight": torch.zeros(320, 64)}, "whole.safetensors")
     Path("truncated.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:-5000])
-    torch.save(nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict(), "conv.pt")
+    torch.save(nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3)}).state_dict(), "conv.pt")
     torch.save(nn.Sequential(nn.Linear(2, 1)), "pickled.pt")
     Path("empty.txt").touch()
     Path("strict.toml").write_text(TOML.replace("true", "false"))
@@ -332,29 +333,74 @@ def test_resume_is_bit_for_bit(typed):
     assert (last.parent / "step-3" / "model.safetensors").read_bytes() != once
 
 
-@pytest.mark.parametrize("moment", ["evaluation", "forward"])
-def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
-    """Ctrl-C inside a step, or after its update: the checkpoint's number is the number of updates that it holds."""
-    from matta_cli import distillation
-
-    once = Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes()
-    owner, name = (distillation, "measure") if moment == "evaluation" else (distillation.Step, "ramp")
+def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
+    """Press Ctrl-C inside the ``call``-th call of a function."""
     real, calls = getattr(owner, name), []
 
-    def interrupted(*args):
+    def pressed(*args, **kwargs):
         calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return real(*args)
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
 
+    monkeypatch.setattr(owner, name, pressed)
+
+
+MOMENTS = {
+    "in a step": ("matta_cli.sampling", "sandwich", 4),
+    "in the optimizer": ("torch.optim.adamw", "adamw", 3),
+    "in an evaluation": ("matta_cli.distillation", "measure", 4),
+    "in a checkpoint": ("matta_cli.distillation", "save_checkpoint", 1),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
+    """The checkpoint's number is the number of updates that it holds, whenever Ctrl-C comes."""
+    module, name, call = MOMENTS[moment]
+    once = Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, interrupted)
-        result = typed("distill --teacher gpt2-large --overwrite")
+        interrupt_at(patch, importlib.import_module(module), name, call)
+        result = typed("distill --teacher gpt2-large --save-every 3 --overwrite")
         assert result.exit_code == 130, result.output
     assert typed("distill --teacher gpt2-large --resume").exit_code == 0
     assert Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes() == once
     steps = [json.loads(line)["step"] for line in Path("matta-out/run/metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, 7))
+    assert steps == list(range(1, 7)), "every step is logged once"
+
+
+def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
+    """BatchNorm's statistics move in the forward, before the weights do: they must not move twice."""
+    from matta_adapters.mlp_ranker import MLPRanker, Ranker
+
+    from matta_cli import distillation, sampling
+    from matta_cli.conversion import convert
+    from matta_cli.errors import Interrupted
+    from matta_cli.recipe import Recipe
+
+    g = torch.Generator().manual_seed(0)
+    rows = ["a,x,y,label"]
+    for _ in range(200):
+        a, x, y = int(torch.randint(5, (1,), generator=g)), *torch.randn(2, generator=g).tolist()
+        rows.append(f"{a},{x:.4f},{y:.4f},{int(x + a / 2 > 1)}")
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    recipe = Recipe()
+    for seed, role, width in ((0, "base", 8), (1, "teacher", 16)):
+        torch.manual_seed(seed)
+        layers = [{"layer": "Linear", "out": width}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+        (tmp_path / role).mkdir()
+        MLPRanker().save(Ranker([(5, 4)], 2, layers).eval(), tmp_path / role)
+    recipe.convert.source, recipe.distill.teacher = str(tmp_path / "base"), str(tmp_path / "teacher")
+    recipe.data.train, recipe.data.categorical, recipe.data.dense = str(tmp_path / "rows.csv"), ["a"], ["x", "y"]
+    recipe.distill.steps, recipe.distill.allow_weak_teacher, recipe.distill.device = 6, True, "cpu"
+    out = tmp_path / "out"
+    convert(recipe, out)
+    once = (distillation.distill(recipe, out) / "model.safetensors").read_bytes()
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, sampling, "sandwich", 4)
+        with pytest.raises(Interrupted):
+            distillation.distill(recipe, out, overwrite=True)
+    assert (distillation.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once
 
 
 @pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", "export --overwrite"])

@@ -43,7 +43,8 @@ def convert(
         "convert": {"source": source, "adapter": adapter, "expand": expand, "order": order, "tokenizer": tokenizer},
         "data": options.data_flags(data, None) if data is not None else {},
     }
-    recipe, read = resolve(flags, out, toml[0] if toml else None)
+    # not the output folder's: convert writes that file, with a corpus that the user did not ask to calibrate on
+    recipe, read = resolve(flags, None, toml[0] if toml else None)
     for path in read:
         console.say(f"Settings from {path}.")
 

@@ -18,11 +18,14 @@ def distill(
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
     held_out: options.HeldOut = None,
+    passages: options.Passages = None,
+    sequence_length: options.SequenceLength = None,
     widths: Annotated[str | None, typer.Option(help="The Students' widths, such as 0.25,0.5,1.0.")] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of data order, widths and dropout.")] = None,
+    ranking_loss: Annotated[str | None, typer.Option(help="For rankers: pointwise, pairwise, listwise.")] = None,
     device: options.Device = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
     allow_weak_teacher: Annotated[bool, typer.Option("--allow-weak-teacher", help="Train with a Teacher at chance.")] = False,
@@ -36,10 +39,13 @@ def distill(
     """
     out = folder or out
     settings = {
-        "teacher": teacher, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed, "device": device,
+        "teacher": teacher, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed,
+        "ranking_loss": ranking_loss, "device": device,
         "save_every": save_every, "widths": options.parse_widths(widths), "allow_weak_teacher": allow_weak_teacher or None,
     }  # fmt: skip
-    recipe, read = resolve({"distill": settings, "data": options.data_flags(data, held_out)}, out, config)
+    recipe, read = resolve(
+        {"distill": settings, "data": options.data_flags(data, held_out, passages, sequence_length)}, out, config
+    )
     for path in read:
         console.say(f"Settings from {path}.")
 

@@ -18,6 +18,8 @@ def export(
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
     held_out: options.HeldOut = None,
+    passages: options.Passages = None,
+    sequence_length: options.SequenceLength = None,
     device: options.Device = None,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
@@ -31,7 +33,7 @@ def export(
     flags: dict[str, dict[str, Any]] = {
         "export": {"widths": options.parse_widths(widths)},
         "distill": {"device": device},
-        "data": options.data_flags(data, held_out),
+        "data": options.data_flags(data, held_out, passages, sequence_length),
     }
     recipe, read = resolve(flags, out, config)
     # What the run was trained with is part of what is exported: its data and Teacher hold unless a flag says otherwise.

@@ -14,6 +14,8 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")]
 DataPath = Annotated[str | None, typer.Option("--data", help="Training data: file, folder or hub dataset id.")]
 HeldOut = Annotated[str | None, typer.Option("--held-out", help="Held-out data; default: the last tenth.")]
+Passages = Annotated[str | None, typer.Option("--passages", help="JSONL of passages for last-word accuracy (LAMBADA).")]
+SequenceLength = Annotated[int | None, typer.Option("--sequence-length", help="Tokens per sequence.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
@@ -32,9 +34,16 @@ def parse_widths(text: str | None) -> list[float] | None:
     return widths
 
 
-def data_flags(data: str | None, held_out: str | None) -> dict[str, str | None]:
-    """The [data] table of ``--data`` and ``--held-out``: other data brings no hub configuration from a file along."""
-    flags: dict[str, str | None] = {"train": data, "held_out": held_out}
+def data_flags(
+    data: str | None, held_out: str | None, passages: str | None = None, sequence_length: int | None = None
+) -> dict[str, str | int | None]:
+    """The [data] table of the data flags: other data brings no hub configuration from a file along."""
+    flags: dict[str, str | int | None] = {
+        "train": data,
+        "held_out": held_out,
+        "passages": passages,
+        "sequence_length": sequence_length,
+    }
     if data is not None:
         flags |= {"config": "", "held_out": held_out or ""}
     return flags
