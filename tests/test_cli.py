@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
+import pkgutil
 import shutil
 import signal
 import subprocess
@@ -347,20 +347,20 @@ def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
 
 
 MOMENTS = {
-    "in a step": ("matta_cli.sampling", "sandwich", 4),
-    "in the optimizer": ("torch.optim.adamw", "adamw", 3),
-    "in an evaluation": ("matta_cli.distillation", "measure", 4),
-    "in a checkpoint": ("matta_cli.distillation", "save_checkpoint", 1),
+    "in a step": ("matta_cli:sampling", "sandwich", 4),
+    "after an update": ("torch.optim:AdamW", "zero_grad", 3),
+    "in an evaluation": ("matta_cli:distillation", "measure", 4),
+    "in a checkpoint": ("matta_cli:distillation", "save_checkpoint", 1),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
     """The checkpoint's number is the number of updates that it holds, whenever Ctrl-C comes."""
-    module, name, call = MOMENTS[moment]
+    owner, name, call = MOMENTS[moment]
     once = Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, importlib.import_module(module), name, call)
+        interrupt_at(patch, pkgutil.resolve_name(owner), name, call)
         result = typed("distill --teacher gpt2-large --save-every 3 --overwrite")
         assert result.exit_code == 130, result.output
     assert typed("distill --teacher gpt2-large --resume").exit_code == 0
@@ -416,10 +416,13 @@ def test_full_disk(typed, monkeypatch, line):
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
-    refusal(typed(line), "disk is full")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.os, "fsync", full)
+        refusal(typed(line), "disk is full", "run the same command again")
     assert not list(Path("matta-out").rglob(".*")), "a temporary file was left"
     if line.startswith("convert"):
         assert not Path("matta-out/ta").exists()
     if kept:
         assert {p: p.stat().st_size for p in Path("matta-out/students").rglob("*")} == kept
+    again = typed(line)
+    assert again.exit_code == 0, again.stderr

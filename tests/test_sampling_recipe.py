@@ -133,7 +133,7 @@ def test_config_takes_the_place_of_the_file_here(here):
 
 def test_no_files_give_the_defaults(here):
     assert resolve({"distill": {"steps": None}}, Path("out")) == (Recipe(), [])
-    with pytest.raises(MattaError, match="no configuration file 'none.toml'"):
+    with pytest.raises(MattaError, match=r"no configuration file 'none\.toml'"):
         resolve({}, Path("out"), Path("none.toml"))
 
 

@@ -31,6 +31,7 @@ def ranker(*hidden: list[dict], fields=FIELDS, dense: int = 3, dtype=torch.float
             nn.init.normal_(module.running_mean, std=0.5)
             nn.init.uniform_(module.running_var, 0.5, 2.0)
             nn.init.normal_(module.weight, 1.0, 0.2)
+            nn.init.normal_(module.bias, std=0.2)
     return model.to(dtype).eval()
 
 
