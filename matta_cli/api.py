@@ -29,7 +29,7 @@ def distill(
     from matta_cli.distillation import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
-    return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite, resume=resume)
+    return run(resolve(flags, Path(out), ran=resume)[0], Path(out), overwrite=overwrite, resume=resume)
 
 
 def export(
@@ -39,4 +39,4 @@ def export(
     from matta_cli.extraction import export as run
 
     flags = {"export": {"widths": widths, **settings}}
-    return run(resolve(flags, Path(out))[0], Path(out), overwrite=overwrite)
+    return run(resolve(flags, Path(out), ran=True)[0], Path(out), overwrite=overwrite)

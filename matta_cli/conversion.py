@@ -91,6 +91,8 @@ def _probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
     """Batches of the user's data for calibration and proof, or None where no data is named."""
     if not task.recipe.data.train:
         return None
+    if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not models.has_tokenizer(folder):
+        return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     train = task.data(folder, ta.model).train
     size = min(task.recipe.distill.batch_size, len(train))
     count = min(CALIBRATION_BATCHES, max(1, len(train) // size))

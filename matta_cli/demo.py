@@ -32,7 +32,7 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
     recipe = Recipe()
     recipe.convert.adapter = name
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
-    recipe.distill.steps = steps[2]
+    recipe.distill.steps, recipe.distill.eval_every = steps[2], max(1, steps[2] // 4)
     if quick:
         recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
     base, teacher, learning_rates, batch = {"gpt2": _gpt2, "vit": _vit, "mlp_ranker": _ranker}[name](folder, recipe)

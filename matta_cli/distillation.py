@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -230,6 +232,29 @@ def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device
     return found
 
 
+@contextmanager
+def interruptible() -> Iterator[list[int]]:
+    """A list that Ctrl-C fills, so that a run stops between steps; a second Ctrl-C stops at once, saving nothing.
+
+    Only between steps do weights, BatchNorm statistics, optimizer and log agree on how many steps they hold.
+    """
+    pressed: list[int] = []
+
+    def handler(number: int, _frame: Any) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
     """Train ``out/ta`` into ``out/run`` by the recipe. Returns the last checkpoint, a TA folder.
 
@@ -242,12 +267,12 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
     last = newest(run)
     if resume and last is None:
         raise MattaError(f"There is no checkpoint in {run} to resume from.")
-    if not resume:
+    if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
         checkpoint.refuse_existing(run, overwrite)
     device = pick_device(settings.device)
     task = registry.task(ta.adapter.task, recipe)
     teacher, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not any((out / "ta").glob("tokenizer*")):
+    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta"):
         models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(out / "ta", ta.model)
     listen(Progress(message=f"Data: {data.description}"))
@@ -273,41 +298,39 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
     order: dict[int, Tensor] = {}
     began = time.perf_counter()
     step, saved = done, last
-    try:
-        with (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
-            for step in range(done, settings.steps):
-                started = time.perf_counter()
-                sampling.seed_step(settings.seed, step)
-                chosen = sampling.indices(settings.seed, step, settings.batch_size, len(data.train), order)
-                batch = {name: tensor.to(device) for name, tensor in data.train.batch(chosen).items()}
-                ta.model.train()
-                found = step_losses(batch, step)
-                terms = {model: {k: float(v) for k, v in t.items()} for model, t in found.items()}
-                if not all(math.isfinite(v) for t in terms.values() for v in t.values()):
-                    raise MattaError(f"The loss is not finite at step {step}; the last checkpoint is kept. Try a lower --lr.")
-                norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip) if settings.clip else None
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, step)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                per_second = task.items(batch) / (time.perf_counter() - started)
-                record: dict[str, Any] = {"step": step + 1, "lr": optimizer.param_groups[0]["lr"], "terms": terms}
-                record |= {"ramp": step_losses.ramp(step), f"{data.unit}_per_second": per_second}
-                if norm is not None:
-                    record["gradient_norm"] = float(norm)
-                if (step + 1) % eval_every == 0 or step + 1 == settings.steps:
-                    record["evaluation"] = measure(recipe, task, ta, data, device)
-                log.write(json.dumps(record) + "\n")
-                log.flush()
-                listen(Progress(step + 1, settings.steps, terms, per_second, data.unit))
-                if (settings.save_every and (step + 1) % settings.save_every == 0) or step + 1 == settings.steps:
-                    saved = save_checkpoint(run, ta, optimizer, recipe, step + 1, seconds_before + time.perf_counter() - began)
-    except KeyboardInterrupt:
-        # a step that was cut short leaves gradients, not weights: what the checkpoint holds is whole steps
-        saved = save_checkpoint(run, ta, optimizer, recipe, step, seconds_before + time.perf_counter() - began)
-        raise Interrupted(
-            f"Stopped at step {step} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`."
-        ) from None
+    with interruptible() as pressed, (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
+        for step in range(done, settings.steps):
+            started = time.perf_counter()
+            sampling.seed_step(settings.seed, step)
+            chosen = sampling.indices(settings.seed, step, settings.batch_size, len(data.train), order)
+            batch = {name: tensor.to(device) for name, tensor in data.train.batch(chosen).items()}
+            ta.model.train()
+            found = step_losses(batch, step)
+            terms = {model: {k: float(v) for k, v in t.items()} for model, t in found.items()}
+            if not all(math.isfinite(v) for t in terms.values() for v in t.values()):
+                raise MattaError(f"The loss is not finite at step {step}; the last checkpoint is kept. Try a lower --lr.")
+            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip) if settings.clip else None
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, step)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            per_second = task.items(batch) / (time.perf_counter() - started)
+            record: dict[str, Any] = {"step": step + 1, "lr": optimizer.param_groups[0]["lr"], "terms": terms}
+            record |= {"ramp": step_losses.ramp(step), f"{data.unit}_per_second": per_second}
+            if norm is not None:
+                record["gradient_norm"] = float(norm)
+            if (step + 1) % eval_every == 0 or step + 1 == settings.steps:
+                record["evaluation"] = measure(recipe, task, ta, data, device)
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+            listen(Progress(step + 1, settings.steps, terms, per_second, data.unit))
+            due = settings.save_every and (step + 1) % settings.save_every == 0
+            if due or pressed or step + 1 == settings.steps:
+                saved = save_checkpoint(run, ta, optimizer, recipe, step + 1, seconds_before + time.perf_counter() - began)
+            if pressed:
+                raise Interrupted(
+                    f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`."
+                )
     if saved is None:
         raise MattaError("There is nothing to train: --steps is 0.")
     return saved

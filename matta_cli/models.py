@@ -96,6 +96,12 @@ def copy_companions(source: Path, target: Path) -> list[str]:
     return names
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken")
+    return any(path.is_file() for pattern in names for path in folder.glob(pattern))
+
+
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put before them."""
     named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}

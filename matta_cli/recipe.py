@@ -138,7 +138,8 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = "list" if get_origin(hint) is list else hint.__name__
-    raise MattaError(f"{where} is {value!r}, but a {name} is needed.")
+    article = "an" if name == "int" else "a"
+    raise MattaError(f"{where} is {value!r}, but {article} {name} is needed.")
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -150,10 +151,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
-def resolve(flags: Mapping[str, Any], out: Path | None, config: Path | None = None) -> tuple[Recipe, list[Path]]:
+def resolve(
+    flags: Mapping[str, Any], out: Path | None, config: Path | None = None, *, ran: bool = False
+) -> tuple[Recipe, list[Path]]:
     """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files that were read too.
 
-    A flag that is None was not given.
+    A flag that is None was not given. With ``ran``, and no ``config``, the recipe of the run in ``out`` stands above the
+    files: going on with a run, or exporting it, needs no flag that it was started with.
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
@@ -161,6 +165,11 @@ def resolve(flags: Mapping[str, Any], out: Path | None, config: Path | None = No
         if path.exists() or path == config:
             recipe.update(read_toml(path), str(path))
             read.append(path)
+    started = out / "run" / "recipe.toml" if ran and out is not None and config is None else None
+    if started is not None and started.exists():
+        table = read_toml(started)
+        recipe.update({name: table[name] for name in ("data", "distill") if name in table}, str(started))
+        read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
     recipe.update(given, "command line")
     return recipe, read

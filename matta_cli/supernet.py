@@ -257,6 +257,7 @@ def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes,
     """
     generator = torch.Generator().manual_seed(seed)
     state = {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()}
+    original = dict(state)
     added: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (tensor, dim) -> where earlier axes grew, by how much
     for axis in axes:
         new = sizes.get(axis.name, axis.size) - axis.size
@@ -272,10 +273,11 @@ def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes,
             pieces, at = [], 0
             for block in range(place.blocks):
                 end = shift + place.start + (block + 1) * axis.size
-                block_values = tensor.narrow(dim, end - axis.size, axis.size)
+                # spread of the model's own weights: what other axes appended is partly zero
+                own = original[place.tensor].narrow(dim, place.start + block * axis.size, axis.size)
                 shape = [*tensor.shape]
                 shape[dim] = new
-                draw = _spread(block_values, shape, dim, chosen, generator)
+                draw = _spread(own, shape, dim, chosen, generator)
                 grown_part = torch.zeros_like(draw) if place.outgoing else draw
                 pieces += [tensor.narrow(dim, at, end - at), grown_part]
                 at = end

@@ -44,7 +44,7 @@ def distill(
         "save_every": save_every, "widths": options.parse_widths(widths), "allow_weak_teacher": allow_weak_teacher or None,
     }  # fmt: skip
     recipe, read = resolve(
-        {"distill": settings, "data": options.data_flags(data, held_out, passages, sequence_length)}, out, config
+        {"distill": settings, "data": options.data_flags(data, held_out, passages, sequence_length)}, out, config, ran=resume
     )
     for path in read:
         console.say(f"Settings from {path}.")

@@ -9,7 +9,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.recipe import read_toml, resolve
+from matta_cli.recipe import resolve
 
 
 def export(
@@ -35,15 +35,8 @@ def export(
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
-    recipe, read = resolve(flags, out, config)
-    # What the run was trained with is part of what is exported: its data and Teacher hold unless a flag says otherwise.
-    run_file = out / "run" / "recipe.toml"
-    if config is None and run_file.exists():
-        run_recipe = read_toml(run_file)
-        ran = {name: run_recipe[name] for name in ("data", "distill")}
-        recipe.update(ran, str(run_file))
-        recipe.update({s: {k: v for k, v in t.items() if v is not None} for s, t in flags.items()}, "command line")
-        read.append(run_file)
+    # what the run was trained with holds for what is exported: its data and Teacher, unless a flag says otherwise
+    recipe, read = resolve(flags, out, config, ran=True)
     for path in read:
         console.say(f"Settings from {path}.")
 

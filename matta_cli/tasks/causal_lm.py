@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matta_cli import data as common
-from matta_cli import losses
+from matta_cli import losses, models
 from matta_cli.errors import MattaError
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
 
 _READ = (".txt", ".md", ".jsonl", ".parquet")
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken")
 _PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
 _PASSAGES = 500  # passages taken from held-out paragraphs
 _WORDS = 10  # words of a paragraph that makes a passage
@@ -142,7 +141,7 @@ class CausalLM(Task):
 
         given = self.recipe.convert.tokenizer
         # without its files, transformers makes up a tokenizer of one token from the model's config.json
-        own = any(path.is_file() for pattern in _TOKENIZER_FILES for path in folder.glob(pattern))
+        own = models.has_tokenizer(folder)
         if not own and not given:
             raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
         try:
