@@ -57,7 +57,7 @@ def _train(
     """Plain training on the ground truth: what the user did before meeting matta."""
     data = task.data(folder, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.1, 2.5 / steps))
     order: dict[int, torch.Tensor] = {}
     model.train()
     for step in range(steps):

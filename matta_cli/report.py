@@ -336,7 +336,7 @@ def alarms(report: Dict) -> list[str]:
                 how = "worse than" if verdict == "worse" else "no better, within the intervals, than"
                 found.append(
                     f"{_name(student)} is {how} its untrained cut in {label}: {_shown(s, decimals)} against "
-                    f"{_shown(c, decimals)}; training did not help it."
+                    f"{_shown(c, decimals)}; it cannot be said that training helped."
                 )
         # At the base's own width there is no smaller cut to beat: level is fine, worse is not.
         for student, value in scored:

@@ -56,5 +56,4 @@ def distill(
         saved = run(recipe, out, overwrite=overwrite, resume=resume, listen=listen)
     console.say(f"Wrote {saved}.")
     shown = ",".join(f"{w:g}" for w in recipe.distill.widths)
-    more = "" if data is None else f"--data {data}"
-    console.hint(options.command_line("export", out, f"--widths {shown}", more))
+    console.hint(options.command_line("export", out, f"--widths {shown}"))
