@@ -8,21 +8,23 @@ agree.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 IGNORED = -100  # a label that is not predicted
-_CHUNK = 1 << 24  # logits at a time in float32 (64 MiB): for a vocabulary of 50,257, 333 tokens
+# Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB); on CUDA enough to fill it.
+_CHUNK, _CUDA_CHUNK = 1 << 21, 1 << 26
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of ``logits`` [..., classes] for ``labels`` [...] (integers; ``IGNORED`` ones do not count)."""
     labels = labels.flatten()
-    total = _summed(lambda a, b: F.cross_entropy(a.float(), b, ignore_index=IGNORED, reduction="sum"), logits, labels)
-    return total / (labels != IGNORED).sum().clamp(min=1)
+    return _Summed.apply(logits, labels, _cross_entropy_part) / (labels != IGNORED).sum().clamp(min=1)
 
 
 def kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -30,13 +32,8 @@ def kl(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
 
     logits, teacher: [..., classes] of the same shape. Hinton et al. 2015, arXiv 1503.02531.
     """
-
-    def chunk(model: Tensor, target: Tensor) -> Tensor:
-        log_p = F.log_softmax(model.float() / temperature, dim=-1)
-        log_q = F.log_softmax(target.float() / temperature, dim=-1)
-        return F.kl_div(log_p, log_q, reduction="sum", log_target=True)
-
-    total = _summed(chunk, logits, teacher.flatten(0, -2))
+    part = partial(_kl_part, temperature=temperature)
+    total = _Summed.apply(logits, teacher.detach().flatten(0, -2), part)
     return total * (temperature**2 / max(1, logits.shape[:-1].numel()))
 
 
@@ -92,20 +89,59 @@ def listwise_distill(scores: Tensor, teacher: Tensor, group: Tensor, temperature
     return (log_q.exp() * (log_q - log_p)).sum() * (temperature**2 / max(1, group.unique().numel()))
 
 
-def _summed(chunk: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor) -> Tensor:
-    """The sum of ``chunk(logits, targets)`` over slices of positions.
+def _cross_entropy_part(z: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, Tensor | None]:
+    """Summed cross-entropy of a few positions, and its gradient: softmax less the one-hot label."""
+    counted = (labels != IGNORED).to(z.dtype)
+    at = labels.clamp(min=0)[:, None]
+    log_sum = z.logsumexp(-1)
+    value = ((log_sum - z.gather(1, at)[:, 0]) * counted).sum()
+    if not need:
+        return value, None
+    grad = z.sub_(log_sum[:, None]).exp_()
+    grad.scatter_add_(1, at, -torch.ones_like(at, dtype=z.dtype)).mul_(counted[:, None])
+    return value, grad
 
-    A softmax over a large vocabulary keeps float32 copies of all logits for the backward pass, which is most of the memory
-    of a step; so large inputs go slice by slice, and each slice is computed again in the backward pass.
+
+def _kl_part(z: Tensor, teacher: Tensor, need: bool, *, temperature: float) -> tuple[Tensor, Tensor | None]:
+    """Summed KL of a few positions, and its gradient: (softened softmax less the teacher's) / temperature."""
+    log_p = torch.log_softmax(z.div_(temperature), -1)
+    log_q = torch.log_softmax(teacher.to(z.dtype) / temperature, -1)
+    q = log_q.exp()
+    value = torch.dot(q.flatten(), log_q.sub_(log_p).flatten())
+    return value, log_p.exp_().sub_(q).div_(temperature) if need else None
+
+
+class _Summed(torch.autograd.Function):
+    """The sum of a loss over positions, a few at a time, with its gradient in closed form.
+
+    A softmax over a large vocabulary that autograd records keeps several float32 copies of all logits, which is most of
+    the memory of a step and much of its time. Here the only full-size tensor besides the logits is their gradient.
+    ``part(z, targets, need)`` may overwrite ``z``, a float32 copy, and returns (sum, gradient of the sum if needed).
     """
-    rows = logits.flatten(0, -2)
-    step = max(1, _CHUNK // rows.shape[-1])
-    if len(rows) <= step:
-        return chunk(rows, targets)
-    total = torch.zeros((), device=rows.device)
-    for piece in zip(rows.split(step), targets.split(step), strict=True):  # not by slicing: each slice's gradient is full-size
-        total = total + checkpoint(chunk, *piece, use_reentrant=False, preserve_rng_state=False)
-    return total
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor, part: Callable[..., tuple[Tensor, Tensor | None]]) -> Tensor:
+        rows = logits.detach().flatten(0, -2)
+        need = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(rows) if need else None
+        total = torch.zeros((), device=rows.device, dtype=torch.float32)
+        step = max(1, (_CHUNK if rows.device.type == "cpu" else _CUDA_CHUNK) // rows.shape[-1])
+        for start in range(0, len(rows), step):
+            here = slice(start, start + step)
+            value, own = part(rows[here].to(torch.float32, copy=True), targets[here], need)
+            total += value
+            if gradient is not None and own is not None:
+                gradient[here] = own
+        ctx.gradient, ctx.shape = gradient, logits.shape
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
+        if gradient is None:
+            raise RuntimeError("This loss has been differentiated before; compute it again.")
+        return gradient.mul_(upstream).view(ctx.shape), None, None
 
 
 def _bernoulli_kl(logits: Tensor, teacher: Tensor) -> Tensor:
