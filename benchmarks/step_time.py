@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.common import alternating, arguments, result
 from matta_cli import registry, supernet
-from matta_cli.conversion import TA, random_batch
+from matta_cli.conversion import TA
 from matta_cli.distillation import Step
 from matta_cli.recipe import Recipe
 
@@ -51,7 +51,7 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     step = Step(recipe, task, ta, teacher, device)
     students = {w: ta.student(w).train() for w in recipe.distill.widths}
     dense_ta = ta.student(2.0).train()
-    batch = {k: torch.cat([v] * (size // len(v))).to(device) for k, v in random_batch(task.name, base).items()}
+    batch = {k: v.to(device) for k, v in task.example(base, size).items()}
     if name == "vit":
         batch["label"] = torch.randint(100, (size,), device=device)
 

@@ -45,6 +45,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield temp
         for file in temp.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)  # some writers leave what only the owner can read
                 with file.open("rb") as opened:
                     os.fsync(opened.fileno())
         temp.chmod(0o755)

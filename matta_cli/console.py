@@ -111,7 +111,7 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
             losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
             text = f"loss {losses}  {event.per_second:,.0f} {event.unit}/s"
             bar.update(task, completed=event.step, total=event.steps, description=text)
-            if not live and show and (event.step % max(1, event.steps // 10) == 0 or event.step == event.steps):
+            if not live and show and (event.step % -(-event.steps // 10) == 0 or event.step == event.steps):
                 console.print(f"step {event.step}/{event.steps}  {text}", markup=False, soft_wrap=True)
 
         yield listen

@@ -100,28 +100,6 @@ def _probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
     return [train.batch(range(start, start + size)) for start in spread]
 
 
-def random_batch(task: str, model: nn.Module, seed: int = 0) -> dict[str, Tensor]:
-    """A batch of made-up inputs of the right form, where there is no data: for proofs, counts and timings."""
-    generator = torch.Generator().manual_seed(seed)
-    if task == "causal_lm":
-        config: Any = model.config
-        length = min(getattr(config, "n_positions", 64), 64)
-        return {"input_ids": torch.randint(config.vocab_size, (2, length), generator=generator)}
-    if task == "image_classification":
-        size: Any = getattr(getattr(model, "patch_embed", None), "img_size", (224, 224))
-        channels = getattr(getattr(getattr(model, "patch_embed", None), "proj", None), "in_channels", 3)
-        return {"image": torch.randn(2, channels, *size, generator=generator)}
-    batch = {}
-    fields: Any = getattr(model, "fields", [])
-    dense: Any = getattr(model, "dense", 0)
-    if dense:
-        batch["dense"] = torch.randn(8, dense, generator=generator)
-    if fields:
-        columns = [torch.randint(cardinality, (8,), generator=generator) for cardinality, _ in fields]
-        batch["categorical"] = torch.stack(columns, 1)
-    return batch
-
-
 def _difference(task: Task, base: nn.Module, student: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
     """The largest difference between two models' outputs, relative to the largest output of the first."""
     worst, scale = 0.0, 1e-12
@@ -195,7 +173,7 @@ def convert(
         ta.model = supernet.grow(adapter, work, base_axes, sizes, settings.seed)
         ta.axes = adapter.axes(ta.model)
 
-        difference = _difference(task, base, ta.at(1.0), batches or [random_batch(adapter.task, base)])
+        difference = _difference(task, base, ta.at(1.0), batches or [task.example(base)])
         if difference > settings.tolerance:
             raise MattaError(
                 f"Width 1.0 of the TA differs from {source.name} by {difference:.1e} (relative), more than the tolerance "

@@ -223,7 +223,7 @@ def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch
 
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
-    size, limit = recipe.distill.batch_size, recipe.data.eval_examples
+    size, limit = recipe.distill.batch_size, recipe.distill.eval_examples
     found = {}
     for width in [*sorted(recipe.distill.widths), None]:
         model = ta.model.eval() if width is None else student_for_evaluation(task, ta, width, data.train, size, device)

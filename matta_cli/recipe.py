@@ -74,6 +74,7 @@ class DistillSettings:
     temperature: float = _setting(2.0, "temperature of the softened logits")
     ranking_loss: str = _setting("pointwise", "for rankers: pointwise, pairwise or listwise")
     eval_every: int = _setting(0, "steps between evaluations; 0: ten times in a run")
+    eval_examples: int = _setting(200, "held-out examples of those evaluations; the report measures on data.eval_examples")
     save_every: int = _setting(0, "steps between checkpoints; 0: only at the end")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
@@ -116,7 +117,7 @@ class Recipe:
             lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
             for f in dataclasses.fields(settings):
                 assignment = f"{f.name} = {json.dumps(getattr(settings, f.name))}"
-                lines.append(f"{assignment:<34}# {f.metadata['doc']}")
+                lines.append(f"{assignment:<33} # {f.metadata['doc']}")
         return "\n".join(lines) + "\n"
 
 

@@ -78,6 +78,10 @@ class Task(ABC):
         """Logits of ``model`` (anything callable like the module) on a batch."""
 
     @abstractmethod
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        """A made-up batch of inputs of the right form, always the same, for proofs and timings where there is no data."""
+
+    @abstractmethod
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """The ground-truth loss, a scalar."""
 

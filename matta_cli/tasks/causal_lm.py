@@ -78,6 +78,10 @@ class CausalLM(Task):
         output = model(input_ids=batch["input_ids"], **options)
         return getattr(output, "logits", output)
 
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        generator = torch.Generator().manual_seed(0)
+        return {"input_ids": torch.randint(self.outputs(model), (size, min(self._most(model), 64)), generator=generator)}
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy of the next token, in nats."""
         ids = batch["input_ids"]

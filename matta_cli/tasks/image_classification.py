@@ -75,6 +75,12 @@ class ImageClassification(Task):
         output = model(batch["image"])
         return getattr(output, "logits", output)
 
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        import timm
+
+        shape = timm.data.resolve_model_data_config(model)["input_size"]
+        return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         """Mean cross-entropy, in nats."""
         return F.cross_entropy(logits.float(), batch["label"])

@@ -75,6 +75,17 @@ class Ranking(Task):
         """Scores [N]."""
         return model(dense=batch.get("dense"), categorical=batch.get("categorical"))
 
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        ranker: Any = model
+        generator = torch.Generator().manual_seed(0)
+        batch: Batch = {}
+        if ranker.dense:
+            batch["dense"] = torch.randn(size, ranker.dense, generator=generator)
+        if ranker.fields:
+            columns = [torch.randint(cardinality, (size,), generator=generator) for cardinality, _ in ranker.fields]
+            batch["categorical"] = torch.stack(columns, 1)
+        return batch
+
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
         kind = self._loss(batch)
         if kind == "pointwise":
