@@ -30,7 +30,14 @@ def vit(width: int, layers: int, _length: int) -> torch.nn.Module:
 
     torch.manual_seed(0)
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=64, patch_size=8, embed_dim=width, depth=layers, num_heads=width // 64, num_classes=100
+        "vit_tiny_patch16_224",
+        img_size=64,
+        patch_size=8,
+        embed_dim=width,
+        depth=layers,
+        num_heads=width // 64,
+        num_classes=100,
+        pretrained_cfg_overlay={"input_size": (3, 64, 64)},
     ).eval()
 
 
