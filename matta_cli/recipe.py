@@ -136,7 +136,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return [_typed(v, get_args(hint)[0], where) for v in value]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if get_origin(hint) is None and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
     name = "list" if get_origin(hint) is list else hint.__name__
     article = "an" if name == "int" else "a"

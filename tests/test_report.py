@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 import pytest
 
 from matta_cli import report
+from matta_cli.page import html
 
 PERPLEXITY = {"name": "ppl", "label": "perplexity", "higher": False}
 ACCURACY = {"name": "acc", "label": "accuracy", "higher": True}
@@ -123,13 +124,13 @@ class Page(HTMLParser):
 
 
 def test_numbers_are_compact_and_never_round_to_a_thousand():
-    assert report._count(12_345_678) == "12.3 M"
-    assert report._count(999_999) == "1.00 M"
-    assert report._count(7) == "7"
-    assert report._seconds(0.00456) == "4.56 ms"
-    assert report._bytes(45_600_000) == "45.6 MB"
-    assert report._count(0) == "0"
-    assert report._count(None) == report._count(float("nan")) == report.MISSING
+    assert report.count(12_345_678) == "12.3 M"
+    assert report.count(999_999) == "1.00 M"
+    assert report.count(7) == "7"
+    assert report.in_seconds(0.00456) == "4.56 ms"
+    assert report.in_bytes(45_600_000) == "45.6 MB"
+    assert report.count(0) == "0"
+    assert report.count(None) == report.count(float("nan")) == report.MISSING
 
 
 def test_rows_give_every_column_in_order(good):
@@ -162,7 +163,7 @@ def test_rows_give_every_column_in_order(good):
 
 def test_every_value_of_the_table_is_in_all_formats(good):
     headers, table = report.rows(good)
-    page, text = Page(report.html(good)).text, re.sub(r"\\(.)", r"\1", report.markdown(good))
+    page, text = Page(html(good)).text, re.sub(r"\\(.)", r"\1", report.markdown(good))
     for value in [*headers, *(cell for row in table for cell in row)]:
         assert value in page
         assert value in text
@@ -173,7 +174,7 @@ def test_every_value_of_the_table_is_in_all_formats(good):
 
 
 def test_the_page_is_whole_and_fetches_nothing(good):
-    page = Page(report.html(good))
+    page = Page(html(good))
     loads = {"src", "href", "srcset", "data", "action", "poster", "xlink:href", "background"}
     assert [a for a in page.attributes if a[1] in loads] == []
     assert not re.search(r"url\(|@import|fetch\(|XMLHttp|https?:", " ".join(page.styles))
@@ -192,7 +193,7 @@ def test_a_hostile_name_stays_a_name(good):
     good["metrics"][0] = {**PERPLEXITY, "label": evil}
     good["training"]["curve"][0]["values"][evil] = 3.0
     named(good, "base")["loader"] = evil
-    page = Page(report.html(good))
+    page = Page(html(good))
     assert page.tags.count("script") == 1
     assert [a for a in page.attributes if a[1].startswith("on")] == []
     assert 'alert("1")' in page.text
@@ -240,7 +241,7 @@ def test_faster_is_said_only_beyond_the_spread(good):
 
 def test_no_alarm_on_a_good_report(good):
     assert report.alarms(good) == []
-    assert "Look at this first" not in report.html(good) + report.markdown(good)
+    assert "Look at this first" not in html(good) + report.markdown(good)
 
 
 def one_alarm(data, *words):
@@ -248,7 +249,7 @@ def one_alarm(data, *words):
     assert len(found) == 1, found
     assert all(word in found[0] for word in words), found
     assert found[0].split(";")[0] in report.markdown(data)
-    assert found[0] in Page(report.html(data)).text
+    assert found[0] in Page(html(data)).text
 
 
 def test_alarm_larger_but_worse(good):
@@ -279,6 +280,7 @@ def test_at_the_base_width_level_is_fine_and_worse_is_not(good):
 
 
 def test_alarm_interval_too_wide_or_absent(good):
+    good["metrics"] = [ACCURACY, PERPLEXITY]
     score(good, "width 0.5", "acc", 0.5, 0.3, 0.7)
     found = report.alarms(good)
     assert any("intervals of accuracy are too wide to tell width 0.5 from base: a difference of 41 %" in a for a in found)
@@ -286,6 +288,22 @@ def test_alarm_interval_too_wide_or_absent(good):
         for value in m["metrics"].values():
             value["low"] = value["high"] = None
     assert [a for a in report.alarms(good) if "No interval was measured for accuracy" in a]
+
+
+def test_noise_is_an_alarm_in_the_first_metric_only(good):
+    score(good, "width 1", "acc", 0.53, 0.3, 0.7)  # too wide to tell from the base
+    score(good, "untrained cut 0.25", "acc", 0.45, 0.446, 0.454)  # better than its Student
+    assert report.alarms(good) == []
+    good["metrics"].reverse()
+    assert ["its untrained cut in accuracy" in a or "too wide" in a for a in report.alarms(good)] == [True, True]
+
+
+def test_an_alarm_is_not_repeated_as_a_note(good):
+    score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
+    (alarm,) = report.alarms(good)
+    good["notes"].append(alarm)
+    assert Page(html(good)).text.count(alarm) == report.markdown(good).count(alarm.split(";")[0]) == 1
+    assert "a note of mine" in Page(html(good)).text
 
 
 def test_alarm_parity(good):
@@ -303,7 +321,7 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
             m[key] = None
         else:
             del m[key]
-    Page(report.html(good))
+    Page(html(good))
     headers, table = report.rows(good)
     assert all(len(row) == len(headers) for row in table)
     assert "None" not in report.markdown(good)
@@ -315,15 +333,15 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
 )
 def test_copes_with_parts_of_the_report_missing(good, gone):
     del good[gone]
-    assert "None" not in report.markdown(good) + Page(report.html(good)).text
+    assert "None" not in report.markdown(good) + Page(html(good)).text
 
 
 @pytest.mark.parametrize("keep", ["Teacher", "base", "TA", "width 0.5", "untrained cut 0.5"])
 def test_a_report_of_one_model(good, keep):
     good["models"] = [named(good, keep)]
-    page = Page(report.html(good)).text
+    page = Page(html(good)).text
     assert keep in page
-    assert named(good, keep)["parameters"] and report._count(named(good, keep)["parameters"]) in report.headline(good)
+    assert named(good, keep)["parameters"] and report.count(named(good, keep)["parameters"]) in report.headline(good)
     assert report.alarms(good) == []
 
 
@@ -332,7 +350,7 @@ def test_odd_numbers_draw_without_error(good, values):
     for m, value in zip(good["models"][1:3], values, strict=True):
         m["metrics"]["ppl"] = {"value": value, "low": value, "high": value}
         m["latency"]["1"]["median"] = value
-    text = report.html(good)
+    text = html(good)
     Page(text)
     assert not re.search(r'"(-?nan|-?inf)"', text)
 
@@ -349,7 +367,7 @@ def test_write_is_three_files_and_clean_json(good, tmp_path):
     back = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert named(back, "base")["metrics"]["ppl"]["value"] is None
     assert back["format"] == 1 and {**good, "models": []} == before
-    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == report.html(good)
+    assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == html(good)
 
 
 def test_importing_it_loads_no_torch():
