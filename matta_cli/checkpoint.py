@@ -67,6 +67,22 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise MattaError(f"{path} holds finished work; pass --overwrite to replace it, or --out for another folder.")
 
 
+def newest(run: Path) -> Path | None:
+    """The last checkpoint of a run, or None."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if (p / "trainer.json").exists()]
+    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+
+
+def current_ta(out: Path) -> Path:
+    """The TA that an output folder stands for: the last checkpoint of its run, else the TA as it was converted."""
+    return newest(out / "run") or out / "ta"
+
+
+def text_digest(text: str) -> str:
+    """sha256 of a text."""
+    return "sha256:" + hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
 def digest(folder: Path) -> str:
     """sha256 over a folder's weight files."""
     total = hashlib.sha256()

@@ -30,8 +30,11 @@ def hint(command: str) -> None:
     say(f"Next: {command}")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe."""
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe.
+
+    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all.
+    """
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
             sys.stdout.write("\t".join(row) + "\n")
@@ -40,12 +43,22 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(highlight=False)
+    columns = list(zip(headers, *rows, strict=True))
+    gone = []
+    for start in spare:
+        if sum(max(map(len, column)) + 2 for column in columns) <= console.width:
+            break
+        gone += [column[0] for column in columns if column[0].startswith(start)]
+        columns = [column for column in columns if not column[0].startswith(start)]
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for i, header in enumerate(headers):
+    for i, (header, *_) in enumerate(columns):
         drawn.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
-    for row in rows:
+    for row in zip(*(column[1:] for column in columns), strict=True):
         drawn.add_row(*row)
-    Console(highlight=False).print(drawn)
+    console.print(drawn)
+    if gone:
+        say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
 
 
 def data(value: Any) -> None:
@@ -97,11 +110,13 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
     """A listener that draws steps, ETA, the loss per width and the throughput on stderr; plain lines where no terminal is."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
 
     console = Console(stderr=True, highlight=False)
     live = show and console.is_terminal and not os.environ.get("CI")
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
-    with Progress(*columns, console=console, disable=not live) as bar:
+    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
+    fixed = (MofNCompleteColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True)))
+    with Progress(BarColumn(12), *fixed, text, console=console, disable=not live, expand=True) as bar:
         task = bar.add_task("starting")
 
         def listen(event: Event) -> None:
@@ -109,9 +124,9 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
                 console.print(event.message, markup=False, soft_wrap=True)
                 return
             losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
-            text = f"loss {losses}  {event.per_second:,.0f} {event.unit}/s"
-            bar.update(task, completed=event.step, total=event.steps, description=text)
+            shown = f"{event.per_second:,.0f} {event.unit}/s  loss {losses}"
+            bar.update(task, completed=event.step, total=event.steps, description=shown)
             if not live and show and (event.step % -(-event.steps // 10) == 0 or event.step == event.steps):
-                console.print(f"step {event.step}/{event.steps}  {text}", markup=False, soft_wrap=True)
+                console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)
 
         yield listen

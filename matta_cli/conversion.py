@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,10 @@ class TA:
 
 
 def load_ta(folder: str | Path) -> TA:
-    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (its ``ta``)."""
+    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if it has been)."""
     folder = Path(folder)
     if not (folder / "matta.json").exists() and (folder / "ta" / "matta.json").exists():
-        folder = folder / "ta"
+        folder = checkpoint.current_ta(folder)
     if not folder.is_dir():
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
     card = checkpoint.read_card(folder)
@@ -138,6 +139,8 @@ def convert(
     if not base_axes:
         raise MattaError(f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested.")
 
+    settings_left = _settings_file(recipe, adapter.task)
+    may_write = _may_write_settings(out)
     with checkpoint.atomic_folder(out / "ta", overwrite=overwrite) as folder:
         if source.folder is not None:
             models.copy_companions(source.folder, folder)
@@ -183,6 +186,7 @@ def convert(
         lineage = {"source": source.name, "digest": checkpoint.digest(folder)}
         checkpoint.write_card(
             folder, adapter, ta.axes, ta.base, lineage,
+            settings=checkpoint.text_digest(settings_left),
             expand=settings.expand, multiple=settings.multiple, order=order, difference=difference,
         )  # fmt: skip
         ta.card = checkpoint.read_card(folder)
@@ -191,7 +195,10 @@ def convert(
     stock = {
         width: is_stock(ta, ta.sizes(width)) for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest
     }
-    _leave_settings(recipe, out, adapter.task)
+    if may_write:
+        checkpoint.atomic_write(out / "matta.toml", settings_left)
+    else:
+        notes.append(f"{out / 'matta.toml'} has been edited and stays as it is.")
     return Converted(ta, out / "ta", order, difference, stock, notes)
 
 
@@ -209,16 +216,25 @@ def _readme(ta: TA, source: str, difference: float) -> str:
     )
 
 
-def _leave_settings(recipe: Recipe, out: Path, task: str) -> None:
-    """``matta.toml`` in the output folder, ready to edit; one that is there already is the user's own and stays."""
-    path = out / "matta.toml"
-    if path.exists():
-        return
+def _settings_file(recipe: Recipe, task: str) -> str:
+    """The text of ``matta.toml``, ready to edit."""
     left = Recipe()
-    left.data, left.distill, left.export = recipe.data, recipe.distill, recipe.export
+    left.data, left.distill, left.export = copy.deepcopy(recipe.data), recipe.distill, recipe.export
     if task == "causal_lm" and not left.data.train:
         left.data.train, left.data.config = "Salesforce/wikitext", "wikitext-103-raw-v1"
     header = (
         "Settings of `matta distill` and `matta export` for this folder. Flags come first, then ./matta.toml, then this file."
     )
-    checkpoint.atomic_write(path, left.text(("data", "distill", "export"), header=header))
+    return left.text(("data", "distill", "export"), header=header)
+
+
+def _may_write_settings(out: Path) -> bool:
+    """Whether ``out/matta.toml`` is missing, or still as ``convert`` left it: one that was edited is the user's own."""
+    path = out / "matta.toml"
+    if not path.exists():
+        return True
+    try:
+        left = checkpoint.read_card(out / "ta").get("settings")
+    except MattaError:
+        return False
+    return left == checkpoint.text_digest(path.read_text(encoding="utf-8"))

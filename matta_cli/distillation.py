@@ -23,7 +23,7 @@ from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Split, Task
 
-STATISTICS_BATCHES = 16
+STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64  # at least so many rows a batch, whatever training uses
 CHANCE_EXAMPLES = 256
 
 
@@ -72,19 +72,21 @@ def load_teacher(recipe: Recipe, task: Task, ta: TA, device: torch.device) -> tu
     if not name:
         raise MattaError("No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict.")
     teacher, source = models.load_model(name, ta.adapter.task)
-    theirs, ours = task.outputs(teacher), task.outputs(ta.model)
-    if theirs != ours:
-        word = {"causal_lm": "tokens in its vocabulary", "image_classification": "classes"}.get(task.name, "outputs")
-        raise MattaError(f"The Teacher {name!r} has {theirs} {word}, the model {ours}: they must be the same to distil.")
+    try:
+        teacher = task.fit_teacher(teacher, source.folder, ta.model)
+    except MattaError as error:
+        raise MattaError(f"Teacher {name!r}: {error}") from None
     return teacher.to(device).eval().requires_grad_(False), source
 
 
-def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, split: Split, device: torch.device) -> None:
-    """Refuse a Teacher that is no better than guessing on the first examples."""
-    if recipe.distill.allow_weak_teacher:
-        return
-    table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
-    sentence = task.at_chance(table, task.outputs(teacher))
+def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device) -> None:
+    """Refuse a Teacher that does not run on the data, or is no better than guessing on the first examples."""
+    try:
+        table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said}.") from error
+    sentence = None if recipe.distill.allow_weak_teacher else task.at_chance(table, outputs)
     if sentence:
         raise MattaError(
             f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
@@ -170,12 +172,6 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 # Checkpoints: a stock TA folder, plus what resuming needs
 
 
-def newest(run: Path) -> Path | None:
-    """The last checkpoint of a run, or None."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if (p / "trainer.json").exists()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
-
-
 def save_checkpoint(run: Path, ta: TA, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, seconds: float) -> Path:
     """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, and the counters."""
     from safetensors.torch import save_file
@@ -214,9 +210,12 @@ def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch
     """A dense copy of a Student, with BatchNorm statistics of its own where it has BatchNorm."""
     student = ta.student(width)
     if supernet.has_statistics(student):
-        size = min(batch_size, len(train))
-        starts = range(0, min(len(train) - size + 1, STATISTICS_BATCHES * size), size)
-        batches = [{k: v.to(device) for k, v in train.batch(range(s, s + size)).items()} for s in starts]
+        # drawn at random: the first rows of a file that is sorted would stand for themselves only
+        size = min(max(batch_size, STATISTICS_ROWS), len(train))
+        drawn = sampling.example_order(0, 0, len(train))[: STATISTICS_BATCHES * size]
+        batches = [{k: v.to(device) for k, v in train.batch(part.tolist()).items()} for part in drawn.split(size)]
+        if len(batches) > 1 and len(drawn) % size:
+            del batches[-1]  # a short batch would weigh as much as a whole one
         supernet.recompute_statistics(student, batches, task.forward)
     return student
 
@@ -264,7 +263,7 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
     settings, run = recipe.distill, out / "run"
     ta = load_ta(out / "ta")
     _check(recipe, ta)
-    last = newest(run)
+    last = checkpoint.newest(run)
     if resume and last is None:
         raise MattaError(f"There is no checkpoint in {run} to resume from.")
     if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
@@ -276,19 +275,33 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
         models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(out / "ta", ta.model)
     listen(Progress(message=f"Data: {data.description}"))
-    check_teacher(recipe, task, teacher, data.held_out[0], device)
+    check_teacher(recipe, task, teacher, task.outputs(ta.model), data.held_out[0], device)
+
+    if supernet.has_statistics(ta.model) and settings.batch_size < 2:
+        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more.")
 
     if resume:
         assert last is not None
+        digest = ta.card["lineage"]["digest"]
         ta = load_ta(last)
-    elif run.exists():
-        shutil.rmtree(run)
+        refuse_other_ta(digest, ta, last)
+        _rewind(run / "metrics.jsonl", json.loads((last / "trainer.json").read_text(encoding="utf-8"))["step"])
+    with _set_aside(run, keep=resume):
+        return _train(recipe, run, task, ta, teacher, data, device, last if resume else None, listen)
+
+
+def _train(
+    recipe: Recipe, run: Path, task: Task, ta: TA, teacher: nn.Module, data: Data, device: torch.device,
+    last: Path | None, listen: Listener,
+) -> Path:  # fmt: skip
+    """The loop of ``distill``, from the checkpoint ``last`` on if there is one."""
+    settings = recipe.distill
     run.mkdir(parents=True, exist_ok=True)
     checkpoint.atomic_write(run / "recipe.toml", recipe.text())
     ta.model.to(device)
     optimizer = make_optimizer(recipe, ta.model, device)
     done, seconds_before = 0, 0.0
-    if resume and last is not None:
+    if last is not None:
         counters = load_optimizer(last, optimizer)
         done, seconds_before = counters["step"], counters["seconds"]
         listen(Progress(message=f"Resuming from step {done}."))
@@ -308,7 +321,8 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
             found = step_losses(batch, step)
             terms = {model: {k: float(v) for k, v in t.items()} for model, t in found.items()}
             if not all(math.isfinite(v) for t in terms.values() for v in t.values()):
-                raise MattaError(f"The loss is not finite at step {step}; the last checkpoint is kept. Try a lower --lr.")
+                kept = f"{saved} is kept" if saved else "nothing was saved"
+                raise MattaError(f"The loss is not finite at step {step}; {kept}. Try a lower --lr.")
             norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip) if settings.clip else None
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, step)
@@ -334,6 +348,41 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
     if saved is None:
         raise MattaError("There is nothing to train: --steps is 0.")
     return saved
+
+
+@contextmanager
+def _set_aside(run: Path, *, keep: bool) -> Iterator[None]:
+    """Move a finished run out of the way; it comes back if its successor stops before the first checkpoint."""
+    old = run.with_name(f".{run.name}.old")
+    if not keep and run.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        run.replace(old)
+    try:
+        yield
+    finally:
+        if old.exists() and checkpoint.newest(run) is None and checkpoint.newest(old) is not None:
+            shutil.rmtree(run, ignore_errors=True)
+            old.replace(run)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
+    """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
+    if ta.card["lineage"]["digest"] != digest:
+        raise MattaError(f"{folder} trained another TA than the one that was converted since: distill again with --overwrite.")
+
+
+def _rewind(log: Path, step: int) -> None:
+    """Drop the records after a checkpoint: the steps they tell of are taken again."""
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    kept = []
+    for line in lines:
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue  # a line that was cut short by a kill
+    checkpoint.atomic_write(log, "".join(kept))
 
 
 def _check(recipe: Recipe, ta: TA) -> None:

@@ -76,10 +76,11 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
-    last = distillation.newest(out / "run")
+    last = checkpoint.newest(out / "run")
     if last is None:
         raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
     ta = load_ta(last)
+    distillation.refuse_other_ta(base_ta.card["lineage"]["digest"], ta, last)
     trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
     trained_widths = _trained_widths(trained["recipe"])
     notes = [
@@ -92,7 +93,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     say(f"Found the TA of step {trained['step']} in {last}.")
     device = distillation.pick_device(recipe.distill.device)
     task = registry.task(ta.adapter.task, recipe)
-    data = task.data(last, ta.model)
+    data = task.data(last, ta.model, training=supernet.has_statistics(ta.model))
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
 
     cuts = []
@@ -123,7 +124,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
             entry = next(e for e in entries if e["name"] == f"width {cut.width:g}")
             checkpoint.atomic_write(folder / name / "README.md", _model_card(entry, result))
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text())
-    report.write(result, out)
+        report.write(result, out)  # before the Students appear: what fails here leaves none without their report
     return result
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_cli import registry
+from matta_cli import checkpoint, registry
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 
@@ -73,7 +73,7 @@ def load_model(
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
     if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
-        source = Source(name=source.name, config=source.config, folder=source.folder / "ta")
+        source = Source(name=source.name, config=source.config, folder=checkpoint.current_ta(source.folder))
     refusal: MattaError | None = None
     for adapter in registry.adapters().values():
         if adapter.task == task and adapter.matches(source):

@@ -33,7 +33,8 @@ def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
     if width == 1.0:
         return base
     grain = math.lcm(step, multiple) if base >= 64 else step
-    return max(step, round(base * width / grain) * grain)
+    size = max(step, round(base * width / grain) * grain)
+    return min(base, size) if width < 1 else max(base, size)  # rounding must not turn smaller into larger
 
 
 def sizes_at(axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1) -> dict[str, int]:

@@ -177,7 +177,7 @@ def test_base_is_still_width_one(finished):
     from matta_cli.conversion import load_ta
 
     folder = finished[0]
-    ta = load_ta(folder / "matta-out")
+    ta = load_ta(folder / "matta-out" / "ta")
     base = gpt2(ta.model.config.vocab_size)
     ids = torch.randint(ta.model.config.vocab_size, (2, 20))
     with torch.no_grad():

@@ -14,7 +14,7 @@ from matta_cli.recipe import resolve
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")],
+    source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
     out: options.Out = Path("matta-out"),
     expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
@@ -55,6 +55,7 @@ def convert(
         recipe, out, overwrite=overwrite, allow_pickle=allow_pickle, model_config=architecture[0] if architecture else None
     )
     ta = done.ta
+    source = recipe.convert.source
     for note in done.notes:
         console.say(f"Note: {note}")
     console.say(f"{source} is a {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
@@ -75,7 +76,7 @@ def convert(
             [[f"{r['width']:g}", str(r["role"]), str(r["sizes"]), f"{r['parameters']:,}",
               library if r["stock"] else "matta_cli.load_student"] for r in rows],
         )  # fmt: skip
-    console.say(f"Wrote {done.folder} and {out / 'matta.toml'}.")
+    console.say(f"Wrote {done.folder}; settings for what follows are in {out / 'matta.toml'}.")
     console.hint(options.command_line("distill", out, "--teacher TEACHER", "" if data is None else f"--data {data}"))
 
 

@@ -46,15 +46,26 @@ def export(
     show(result, out, json)
 
 
-def show(result: dict[str, object], out: Path, json: bool) -> None:
+def show(result: dict[str, Any], out: Path, json: bool) -> None:
     """Print a report: the table (or JSON) on stdout, its notes and its path on stderr."""
     from matta_cli import report as rendering
 
     if json:
         console.data(result)
     else:
-        console.table(*rendering.rows(result))
-    for note in result["notes"]:  # type: ignore[attr-defined]
+        headers, rows = rendering.rows(result)
+        batch = f"latency b{result['batch_size']}"
+        spare = [
+            "peak memory",
+            "checkpoint",
+            batch,
+            "MACs",
+            "width",
+            *[m["label"] for m in result["metrics"][:0:-1]],
+            "latency",
+        ]
+        console.table(headers, rows, spare)
+    for note in result["notes"]:
         console.say(f"Note: {note}")
     console.say(f"Students: {out / 'students'}")
     console.say(f"Report: {out / 'report.html'}")

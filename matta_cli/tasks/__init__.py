@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from matta_cli.errors import MattaError
+
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
@@ -56,6 +58,7 @@ class Task(ABC):
     """One kind of output. ``metrics[0]`` is the primary one."""
 
     name: str = ""
+    output: str = "outputs"  # what ``outputs`` counts, for people
     metrics: tuple[Metric, ...] = ()
 
     def __init__(self, recipe: Recipe) -> None:
@@ -72,6 +75,16 @@ class Task(ABC):
     @abstractmethod
     def outputs(self, model: nn.Module) -> int:
         """The number of outputs (vocabulary, classes, scores) that a Teacher must share."""
+
+    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+        """The Teacher as it must be called on ``model``'s batches. ``folder`` is the Teacher's own, where it has one.
+
+        Raises ``MattaError`` with both numbers where its outputs or inputs are not the model's.
+        """
+        theirs, ours = self.outputs(teacher), self.outputs(model)
+        if theirs != ours:
+            raise MattaError(f"The Teacher has {theirs:,} {self.output}, the model {ours:,}: they must be the same to distil.")
+        return teacher
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch) -> Tensor:

@@ -34,6 +34,7 @@ class CausalLM(Task):
     """
 
     name = "causal_lm"
+    output = "tokens in its vocabulary"
     metrics = (
         Metric("perplexity", "perplexity", higher=False),
         Metric("next_token_accuracy", "next-token accuracy", higher=True),
@@ -71,6 +72,13 @@ class CausalLM(Task):
     def outputs(self, model: nn.Module) -> int:
         config: Any = model.config
         return int(config.vocab_size)
+
+    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+        positions = getattr(getattr(teacher, "config", None), "max_position_embeddings", None)
+        needed = max(self._length(model), self._most(model))  # the passages may be longer than the sequences
+        if positions and positions < needed:
+            raise MattaError(f"The Teacher has {positions:,} positions, the model uses {needed:,}: a longer Teacher is needed.")
+        return super().fit_teacher(teacher, folder, model)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         # HF modules would otherwise build a cache of keys and values that nothing here reads

@@ -35,6 +35,7 @@ class ImageClassification(Task):
     """
 
     name = "image_classification"
+    output = "classes"
     metrics = (Metric("top1", "top-1 accuracy", higher=True), Metric("top5", "top-5 accuracy", higher=True))
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -70,6 +71,16 @@ class ImageClassification(Task):
     def outputs(self, model: nn.Module) -> int:
         own: Any = model
         return int(own.config.num_labels if hasattr(getattr(own, "config", None), "num_labels") else own.num_classes)
+
+    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+        teacher = super().fit_teacher(teacher, folder, model)
+        theirs, ours = Preparation(folder or Path(), teacher), Preparation(Path(), model)
+        if theirs.shape != ours.shape:
+            raise MattaError(
+                f"The Teacher reads images of {_size(theirs.shape)}, the model of {_size(ours.shape)}: they must be the same."
+            )
+        same = torch.equal(theirs.mean, ours.mean) and torch.equal(theirs.std, ours.std)
+        return teacher if same else Renormalized(teacher, ours, theirs)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         output = model(batch["image"])
@@ -193,6 +204,26 @@ class Preparation:
 
     def input(self, pixels: np.ndarray) -> Tensor:
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+class Renormalized(nn.Module):
+    """A model run on images that were normalised for another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, given: Preparation, wanted: Preparation) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", given.std / wanted.std, persistent=False)
+        self.register_buffer("shift", (given.mean - wanted.mean) / wanted.std, persistent=False)
+
+    def forward(self, image: Tensor) -> Any:
+        return self.model(image * self.scale + self.shift)
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return "x".join(str(n) for n in shape)
 
 
 class Images:

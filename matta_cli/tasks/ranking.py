@@ -71,6 +71,14 @@ class Ranking(Task):
     def outputs(self, model: nn.Module) -> int:
         return 1
 
+    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+        teacher = super().fit_teacher(teacher, folder, model)
+        for what, count in (("dense features", _dense), ("categorical features", _cardinalities)):
+            theirs, ours = count(teacher), count(model)
+            if theirs is not None and theirs != ours:
+                raise MattaError(f"The Teacher reads {theirs} {what}, the model {ours}: they must be the same.")
+        return teacher
+
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Scores [N]."""
         return model(dense=batch.get("dense"), categorical=batch.get("categorical"))
@@ -364,3 +372,12 @@ def _ndcg(scores: np.ndarray, labels: np.ndarray) -> float:
     if not np.isfinite(scores).all():
         return 0.0
     return 1.0 if len(gains) == 1 else float(ndcg_score([gains], [scores], k=_CUTOFF))
+
+
+def _dense(model: Any) -> int | None:
+    return getattr(model, "dense", None)
+
+
+def _cardinalities(model: Any) -> list[int] | None:
+    fields = getattr(model, "fields", None)
+    return None if fields is None else [cardinality for cardinality, _ in fields]

@@ -1,0 +1,173 @@
+"""What a folder of runs must never do: mix two models, lose finished work, or measure the wrong thing."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from matta_adapters.mlp_ranker import Ranker
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from matta_cli import cost, registry
+from matta_cli.conversion import convert, load_ta
+from matta_cli.distillation import distill
+from matta_cli.errors import MattaError
+from matta_cli.extraction import export
+from matta_cli.recipe import Recipe
+from matta_cli.tasks.image_classification import Preparation, Renormalized
+
+
+def ranker(seed=0, dense=4, norm=False):
+    torch.manual_seed(seed)
+    layers = [{"layer": "Linear", "out": 16}, *([{"layer": "BatchNorm1d"}] if norm else []), {"layer": "ReLU"}]
+    return Ranker([], dense, [*layers, {"layer": "Linear", "out": 1}]).eval()
+
+
+def table(path, rows=400, order=None):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, 4)) + np.array([3.0, 0, 0, 0])
+    label = (x[:, 0] + generator.normal(size=rows) > 3).astype(int)
+    index = np.argsort(x[:, 0]) if order == "sorted" else np.arange(rows)
+    lines = [",".join(f"{v:.5f}" for v in x[i]) + f",{label[i]}" for i in index]
+    path.write_text("a,b,c,d,label\n" + "\n".join(lines) + "\n")
+    return str(path)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table(Path("train.csv"))
+    torch.save(ranker().state_dict(), "model.pt")
+    torch.save(ranker(1).state_dict(), "teacher.pt")
+    return tmp_path
+
+
+def settings(source="model.pt", **more):
+    recipe = Recipe()
+    values = {"teacher": "teacher.pt", "steps": 4, "batch_size": 32, "allow_weak_teacher": True, **more}
+    recipe.update({"convert": {"source": source}, "data": {"train": "train.csv"}, "distill": values}, "test")
+    recipe.export.bootstrap = 5
+    return recipe
+
+
+def test_an_output_folder_stands_for_its_trained_ta(folder):
+    convert(settings(), Path("out"))
+    before = load_ta("out").model.state_dict()
+    last = distill(settings(), Path("out"))
+    trained, loaded = load_ta(last).model.state_dict(), load_ta("out").model.state_dict()
+    assert all(torch.equal(trained[k], loaded[k]) for k in trained)
+    assert any(not torch.equal(before[k], loaded[k]) for k in trained)
+
+
+def test_a_run_of_another_ta_is_refused(folder):
+    convert(settings(), Path("out"))
+    distill(settings(), Path("out"))
+    torch.save(ranker(5).state_dict(), "other.pt")
+    convert(settings("other.pt"), Path("out"), overwrite=True)
+    with pytest.raises(MattaError, match="trained another TA"):
+        export(settings(), Path("out"))
+    with pytest.raises(MattaError, match="trained another TA"):
+        distill(settings(steps=8), Path("out"), resume=True)
+
+
+def test_a_failed_successor_brings_the_finished_run_back(folder):
+    convert(settings(), Path("out"))
+    last = distill(settings(), Path("out"))
+    before = (last / "model.safetensors").read_bytes()
+    with pytest.raises(MattaError, match="not finite at step"):
+        distill(settings(lr=1e30, clip=0.0, steps=20), Path("out"), overwrite=True)
+    assert (last / "model.safetensors").read_bytes() == before
+    assert sorted(p.name for p in Path("out").iterdir()) == ["matta.toml", "run", "ta"]
+
+
+def test_resume_takes_the_log_back_to_its_checkpoint(folder):
+    convert(settings(), Path("out"))
+    distill(settings(steps=6, save_every=2), Path("out"))
+    shutil.rmtree("out/run/checkpoints/step-6")
+    log = Path("out/run/metrics.jsonl")
+    log.write_text(log.read_text() + '{"step": 7, "te')  # what a kill leaves
+    distill(settings(steps=6, save_every=2), Path("out"), resume=True)
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "sentence"),
+    [(ranker(dense=7), "reads 7 dense features, the model 4"), (ranker(dense=3), "reads 3 dense features, the model 4")],
+)
+def test_a_teacher_of_other_features_is_refused(folder, teacher, sentence):
+    torch.save(teacher.state_dict(), "teacher.pt")
+    convert(settings(), Path("out"))
+    with pytest.raises(MattaError, match=sentence):
+        distill(settings(), Path("out"))
+    assert not Path("out/run").exists()
+
+
+def test_batch_norm_needs_two_rows(folder):
+    torch.save(ranker(norm=True).state_dict(), "model.pt")
+    convert(settings(), Path("out"))
+    with pytest.raises(MattaError, match="--batch-size 1"):
+        distill(settings(batch_size=1), Path("out"))
+
+
+def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
+    """The Student's BatchNorm means, whose inputs are sorted in one of two files, are the data's own."""
+    torch.save(ranker(norm=True).state_dict(), "model.pt")
+    table(Path("train.csv"), rows=6000, order="sorted")
+    recipe = settings(batch_size=16)
+    convert(recipe, Path("out"))
+    distill(recipe, Path("out"))
+    export(recipe, Path("out"))
+    from matta_cli import load_student
+
+    student = load_student("out/students/width-1")
+    x = torch.tensor(np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400, :4], dtype=torch.float32)
+    hidden = student.mlp[0](x)
+    spread = hidden.std(0)
+    assert ((student.mlp[1].running_mean - hidden.mean(0)).abs() < 0.15 * spread).all()
+
+
+def test_settings_are_rewritten_until_they_are_edited(folder):
+    text = lambda: Path("out/matta.toml").read_text()  # noqa: E731
+    convert(settings(), Path("out"))
+    Path("more.csv").write_text(Path("train.csv").read_text())
+    recipe = settings()
+    recipe.data.train = "more.csv"
+    convert(recipe, Path("out"), overwrite=True)
+    assert 'train = "more.csv"' in text()
+    Path("out/matta.toml").write_text(text() + "# mine\n")
+    done = convert(settings(), Path("out"), overwrite=True)
+    assert text().endswith("# mine\n") and any("edited" in note for note in done.notes)
+
+
+def test_macs_count_attention_whatever_the_kernel():
+    config = GPT2Config(vocab_size=64, n_positions=128, n_embd=32, n_layer=1, n_head=2)
+    task = registry.task("causal_lm", Recipe())
+    counts = {}
+    for kernel in ("sdpa", "eager"):
+        config._attn_implementation = kernel
+        counts[kernel] = cost.macs(task, GPT2LMHeadModel(config), {"input_ids": torch.zeros(1, 128, dtype=torch.long)})
+    length, width = 128, 32
+    matrices = length * (12 * width * width + 64 * width)  # qkv, projection, MLP; and the head
+    assert counts["sdpa"] == counts["eager"] == matrices + 2 * length * length * width
+
+
+def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
+    def vit(mean, std):
+        torch.manual_seed(0)
+        overlay = {"mean": (mean,) * 3, "std": (std,) * 3, "input_size": (3, 32, 32)}
+        return timm.create_model("test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay=overlay).eval()
+
+    model, teacher = vit(0.5, 0.5), vit(0.2, 0.3)
+    task = registry.task("image_classification", Recipe())
+    fitted = task.fit_teacher(teacher, None, model)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
+    ours, theirs = (Preparation(tmp_path, m).input(pixels)[None] for m in (model, teacher))
+    with torch.no_grad():
+        assert isinstance(fitted, Renormalized) and torch.allclose(fitted(ours), teacher(theirs), atol=1e-5)
+    assert task.fit_teacher(model, None, model) is model
+    larger = timm.create_model("test_vit", img_size=48, num_classes=10)
+    with pytest.raises(MattaError, match="3x48x48, the model of 3x32x32"):
+        task.fit_teacher(larger, None, model)
