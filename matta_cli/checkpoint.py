@@ -73,6 +73,41 @@ def newest(run: Path) -> Path | None:
     return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
 
 
+def seal(folder: Path) -> None:
+    """Write down the sha256 of every file of a folder (``SHA256SUMS``, as sha256sum reads it)."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    sums = "".join(f"{_sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files)
+    (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
+
+
+def is_sound(folder: Path) -> bool:
+    """Whether every file of a sealed folder is there and as it was written."""
+    try:
+        lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        return bool(lines) and all(_sha256(folder / name) == value for value, name in (line.split("  ", 1) for line in lines))
+    except (OSError, ValueError):
+        return False
+
+
+def newest_sound(run: Path) -> tuple[Path | None, list[Path]]:
+    """The last checkpoint of a run that is as it was written, and the damaged ones after it."""
+    damaged: list[Path] = []
+    found = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
+    for path in sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True):
+        if is_sound(path):
+            return path, damaged
+        damaged.append(path)
+    return None, damaged
+
+
+def _sha256(path: Path) -> str:
+    total = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 22):
+            total.update(chunk)
+    return total.hexdigest()
+
+
 def current_ta(out: Path) -> Path:
     """The TA that an output folder stands for: the last checkpoint of its run, else the TA as it was converted."""
     return newest(out / "run") or out / "ta"
@@ -85,12 +120,8 @@ def text_digest(text: str) -> str:
 
 def digest(folder: Path) -> str:
     """sha256 over a folder's weight files."""
-    total = hashlib.sha256()
-    for file in sorted(folder.glob("*.safetensors")):
-        with file.open("rb") as opened:
-            while chunk := opened.read(1 << 22):
-                total.update(chunk)
-    return "sha256:" + total.hexdigest()
+    files = sorted(folder.glob("*.safetensors"))
+    return "sha256:" + hashlib.sha256("".join(_sha256(file) for file in files).encode()).hexdigest()
 
 
 def write_card(

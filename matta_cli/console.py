@@ -67,14 +67,14 @@ def data(value: Any) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 130 after Ctrl-C."""
+    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 128 + the signal that stopped it."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except Interrupted as stop:
-            _fail(str(stop), 130)
+            _fail(str(stop), stop.code)
         except KeyboardInterrupt:
             _fail("Stopped; nothing half-done was left behind.", 130)
         except MattaError as error:
@@ -100,7 +100,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(sentence: str, code: int) -> None:
-    say(f"matta: {sentence}" if code == 130 else f"Error: {sentence}")
+    say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
     sys.exit(code)
 

@@ -169,25 +169,31 @@ def learning_rate(recipe: Recipe, step: int) -> float:
     return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
 
 
+def _norm(parameters: list[nn.Parameter], most: float) -> float:
+    """The gradient's norm, clipped in place to ``most`` (0: not clipped)."""
+    return float(torch.nn.utils.clip_grad_norm_(parameters, most or math.inf))
+
+
 # Checkpoints: a stock TA folder, plus what resuming needs
 
 
-def save_checkpoint(run: Path, ta: TA, optimizer: torch.optim.Optimizer, recipe: Recipe, step: int, seconds: float) -> Path:
+def save_checkpoint(run: Path, ta: TA, optimizer: torch.optim.Optimizer, recipe: Recipe, counters: dict[str, Any]) -> Path:
     """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, and the counters."""
     from safetensors.torch import save_file
 
-    path = run / "checkpoints" / f"step-{step}"
+    path = run / "checkpoints" / f"step-{counters['step']}"
     with checkpoint.atomic_folder(path, overwrite=True) as folder:
         ta.adapter.save(ta.model, folder)
         models.copy_companions(run.parent / "ta", folder)
         card = {k: v for k, v in ta.card.items() if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")}
-        checkpoint.write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **{**card, "steps": step})
+        checkpoint.write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **{**card, "steps": counters["step"]})
         state = optimizer.state_dict()["state"]
         tensors = {f"{i}.{key}": torch.as_tensor(v).contiguous() for i, s in state.items() for key, v in s.items()}
         (folder / "optimizer").mkdir()
         save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
-        counters = {"step": step, "seconds": seconds, "recipe": recipe.text(("distill",))}
-        (folder / "trainer.json").write_text(json.dumps(counters) + "\n", encoding="utf-8")
+        trainer = json.dumps({**counters, "recipe": recipe.text(("distill",))})
+        (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
+        checkpoint.seal(folder)
     return path
 
 
@@ -233,7 +239,7 @@ def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """A list that Ctrl-C fills, so that a run stops between steps; a second Ctrl-C stops at once, saving nothing.
+    """A list that Ctrl-C and SIGTERM fill, so that a run stops between steps; a second one stops at once, saving nothing.
 
     Only between steps do weights, BatchNorm statistics, optimizer and log agree on how many steps they hold.
     """
@@ -247,11 +253,12 @@ def interruptible() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, handler)
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
@@ -264,8 +271,12 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
     ta = load_ta(out / "ta")
     _check(recipe, ta)
     last = checkpoint.newest(run)
-    if resume and last is None:
-        raise MattaError(f"There is no checkpoint in {run} to resume from.")
+    if resume:
+        last, damaged = checkpoint.newest_sound(run)
+        for path in damaged:
+            listen(Progress(message=f"{path} is damaged and is left out."))
+        if last is None:
+            raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
     if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
         checkpoint.refuse_existing(run, overwrite)
     device = pick_device(settings.device)
@@ -285,8 +296,9 @@ def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool 
         digest = ta.card["lineage"]["digest"]
         ta = load_ta(last)
         refuse_other_ta(digest, ta, last)
-        _rewind(run / "metrics.jsonl", json.loads((last / "trainer.json").read_text(encoding="utf-8"))["step"])
-    with _set_aside(run, keep=resume):
+    with _alone(out), _set_aside(run, keep=resume):
+        if resume and last is not None:
+            _rewind(run / "metrics.jsonl", json.loads((last / "trainer.json").read_text(encoding="utf-8"))["step"])
         return _train(recipe, run, task, ta, teacher, data, device, last if resume else None, listen)
 
 
@@ -300,10 +312,11 @@ def _train(
     checkpoint.atomic_write(run / "recipe.toml", recipe.text())
     ta.model.to(device)
     optimizer = make_optimizer(recipe, ta.model, device)
-    done, seconds_before = 0, 0.0
+    done, seconds_before, bad_in_a_row, bad_steps = 0, 0.0, 0, 0
     if last is not None:
         counters = load_optimizer(last, optimizer)
         done, seconds_before = counters["step"], counters["seconds"]
+        bad_in_a_row, bad_steps = counters["bad_in_a_row"], counters["bad_steps"]
         listen(Progress(message=f"Resuming from step {done}."))
     step_losses = Step(recipe, task, ta, teacher, device)
     parameters = [p for p in ta.model.parameters() if p.requires_grad]
@@ -318,36 +331,65 @@ def _train(
             chosen = sampling.indices(settings.seed, step, settings.batch_size, len(data.train), order)
             batch = {name: tensor.to(device) for name, tensor in data.train.batch(chosen).items()}
             ta.model.train()
+            buffers = [buffer.clone() for buffer in ta.model.buffers()]  # a bad batch must not stay in the statistics
             found = step_losses(batch, step)
             terms = {model: {k: float(v) for k, v in t.items()} for model, t in found.items()}
-            if not all(math.isfinite(v) for t in terms.values() for v in t.values()):
-                kept = f"{saved} is kept" if saved else "nothing was saved"
-                raise MattaError(f"The loss is not finite at step {step}; {kept}. Try a lower --lr.")
-            norm = torch.nn.utils.clip_grad_norm_(parameters, settings.clip) if settings.clip else None
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, step)
-            optimizer.step()
+            norm = _norm(parameters, settings.clip)
+            finite = math.isfinite(norm) and all(math.isfinite(v) for t in terms.values() for v in t.values())
+            if finite:
+                bad_in_a_row = 0
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(recipe, step)
+                optimizer.step()
+            else:
+                bad_in_a_row, bad_steps = bad_in_a_row + 1, bad_steps + 1
+                for buffer, before in zip(ta.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+                if bad_in_a_row >= settings.max_bad_steps:
+                    kept = f"{saved} is kept" if saved else "nothing was saved"
+                    raise MattaError(
+                        f"The loss or its gradient is not finite at step {step}, the last {bad_in_a_row} in a row; {kept}. "
+                        "Try a lower --lr."
+                    )
             optimizer.zero_grad(set_to_none=True)
             per_second = task.items(batch) / (time.perf_counter() - started)
             record: dict[str, Any] = {"step": step + 1, "lr": optimizer.param_groups[0]["lr"], "terms": terms}
             record |= {"ramp": step_losses.ramp(step), f"{data.unit}_per_second": per_second}
-            if norm is not None:
-                record["gradient_norm"] = float(norm)
+            record |= {"gradient_norm": norm, "skipped": bad_steps}
             if (step + 1) % eval_every == 0 or step + 1 == settings.steps:
                 record["evaluation"] = measure(recipe, task, ta, data, device)
-            log.write(json.dumps(record) + "\n")
+            log.write(json.dumps(_plain(record)) + "\n")
             log.flush()
             listen(Progress(step + 1, settings.steps, terms, per_second, data.unit))
             due = settings.save_every and (step + 1) % settings.save_every == 0
             if due or pressed or step + 1 == settings.steps:
-                saved = save_checkpoint(run, ta, optimizer, recipe, step + 1, seconds_before + time.perf_counter() - began)
+                seconds = seconds_before + time.perf_counter() - began
+                counters = {"step": step + 1, "seconds": seconds, "bad_in_a_row": bad_in_a_row, "bad_steps": bad_steps}
+                saved = save_checkpoint(run, ta, optimizer, recipe, counters)
             if pressed:
                 raise Interrupted(
-                    f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`."
+                    f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`.",
+                    128 + pressed[0],
                 )
     if saved is None:
         raise MattaError("There is nothing to train: --steps is 0.")
     return saved
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Hold the folder's lock, which the system frees however the process ends. Raises ``MattaError`` if a run holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(out / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise MattaError(f"Another run is training in {out}: wait for it, or take another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -372,6 +414,13 @@ def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
         raise MattaError(f"{folder} trained another TA than the one that was converted since: distill again with --overwrite.")
 
 
+def _plain(value: Any) -> Any:
+    """A record as JSON has it: numbers that are not finite become null."""
+    if isinstance(value, dict):
+        return {key: _plain(v) for key, v in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _rewind(log: Path, step: int) -> None:
     """Drop the records after a checkpoint: the steps they tell of are taken again."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
@@ -388,7 +437,13 @@ def _rewind(log: Path, step: int) -> None:
 def _check(recipe: Recipe, ta: TA) -> None:
     """Settings that make no sense, each with a sentence, before anything is loaded."""
     s = recipe.distill
-    for name, value in (("steps", s.steps), ("batch-size", s.batch_size), ("lr", s.lr), ("temperature", s.temperature)):
+    for name, value in (
+        ("steps", s.steps),
+        ("batch-size", s.batch_size),
+        ("lr", s.lr),
+        ("max-bad-steps", s.max_bad_steps),
+        ("temperature", s.temperature),
+    ):
         if not value > 0:
             raise MattaError(f"--{name} {value:g} is not possible: it must be above 0.")
     for name, value in (("teacher_mix", s.teacher_mix), ("ramp", s.ramp), ("warmup", s.warmup)):

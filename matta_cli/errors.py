@@ -9,4 +9,8 @@ class MattaError(Exception):
 
 
 class Interrupted(MattaError):
-    """Training was stopped by Ctrl-C after its checkpoint had been saved (exit code 130)."""
+    """Training was stopped by a signal after its checkpoint had been saved. ``code`` is the exit code, 128 + the signal."""
+
+    def __init__(self, sentence: str, code: int = 130) -> None:
+        super().__init__(sentence)
+        self.code = code

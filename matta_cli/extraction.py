@@ -76,7 +76,9 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
-    last = checkpoint.newest(out / "run")
+    last, damaged = checkpoint.newest_sound(out / "run")
+    for path in damaged:
+        say(f"{path} is damaged and is left out.")
     if last is None:
         raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
     ta = load_ta(last)

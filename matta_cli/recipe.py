@@ -76,6 +76,7 @@ class DistillSettings:
     eval_every: int = _setting(0, "steps between evaluations; 0: ten times in a run")
     eval_examples: int = _setting(200, "held-out examples of those evaluations; the report measures on data.eval_examples")
     save_every: int = _setting(0, "steps between checkpoints; 0: only at the end")
+    max_bad_steps: int = _setting(10, "steps in a row with a loss or gradient that is not finite before the run stops")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
     allow_weak_teacher: bool = _setting(False, "train even though the Teacher is no better than guessing")

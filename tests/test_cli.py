@@ -285,7 +285,8 @@ def test_damaged_output_folder(typed):
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
-def test_ctrl_c_saves_and_resume_finishes(finished, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_finishes(finished, tmp_path, number):
     folder = tmp_path / "here"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "matta-out" / "run")
@@ -297,9 +298,9 @@ def test_ctrl_c_saves_and_resume_finishes(finished, tmp_path):
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 2):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         said = process.communicate(timeout=60)[1]
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "Traceback" not in said and "matta distill --resume" in said
     (saved,) = (folder / "matta-out" / "run" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
@@ -419,7 +420,7 @@ def test_full_disk(typed, monkeypatch, line):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.os, "fsync", full)
         refusal(typed(line), "disk is full", "run the same command again")
-    assert not list(Path("matta-out").rglob(".*")), "a temporary file was left"
+    assert {p.name for p in Path("matta-out").rglob(".*")} <= {".lock"}, "a temporary file was left"
     if line.startswith("convert"):
         assert not Path("matta-out/ta").exists()
     if kept:

@@ -1,17 +1,21 @@
 """What a folder of runs must never do: mix two models, lose finished work, or measure the wrong thing."""
 
 import json
+import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+from filelock import FileLock
 from matta_adapters.mlp_ranker import Ranker
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from matta_cli import cost, registry
+from matta_cli import checkpoint, cost, distillation, registry
 from matta_cli.conversion import convert, load_ta
 from matta_cli.distillation import distill
 from matta_cli.errors import MattaError
@@ -80,7 +84,7 @@ def test_a_failed_successor_brings_the_finished_run_back(folder):
     with pytest.raises(MattaError, match="not finite at step"):
         distill(settings(lr=1e30, clip=0.0, steps=20), Path("out"), overwrite=True)
     assert (last / "model.safetensors").read_bytes() == before
-    assert sorted(p.name for p in Path("out").iterdir()) == ["matta.toml", "run", "ta"]
+    assert sorted(p.name for p in Path("out").iterdir()) == [".lock", "matta.toml", "run", "ta"]
 
 
 def test_resume_takes_the_log_back_to_its_checkpoint(folder):
@@ -91,6 +95,70 @@ def test_resume_takes_the_log_back_to_its_checkpoint(folder):
     log.write_text(log.read_text() + '{"step": 7, "te')  # what a kill leaves
     distill(settings(steps=6, save_every=2), Path("out"), resume=True)
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_named_and_left_out(folder):
+    convert(settings(), Path("out"))
+    last = distill(settings(steps=6, save_every=2), Path("out"))
+    whole = (last / "model.safetensors").read_bytes()
+    (last / "model.safetensors").write_bytes(whole[:-8] + b"\0" * 8)  # as long as before: only a checksum can tell
+    said = []
+    again = distill(settings(steps=6, save_every=2), Path("out"), resume=True, listen=lambda p: said.append(p.message))
+    assert any("step-6 is damaged" in message for message in said) and any("from step 4" in message for message in said)
+    assert (again / "model.safetensors").read_bytes() == whole
+
+
+def test_two_runs_in_one_folder_are_refused(folder):
+    convert(settings(), Path("out"))
+    distill(settings(), Path("out"))
+    with FileLock("out/.lock"), pytest.raises(MattaError, match="Another run is training in out"):
+        distill(settings(steps=8), Path("out"), resume=True)
+
+
+def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
+    """The gradient of two steps is made infinite: they change nothing, and the run goes on."""
+    torch.save(ranker(norm=True).state_dict(), "model.pt")
+    convert(settings(), Path("out"))
+    own, weights = distillation.Step.__call__, {}
+
+    def spoilt(self, batch, step):
+        found = own(self, batch, step)
+        weights[step] = {k: v.clone() for k, v in self.ta.model.named_parameters()}
+        if step in (1, 2):
+            next(self.ta.model.parameters()).grad.fill_(float("inf"))
+        return found
+
+    monkeypatch.setattr(distillation.Step, "__call__", spoilt)
+    distill(settings(steps=5), Path("out"))
+    log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    assert [record["skipped"] for record in log] == [0, 1, 2, 2, 2] and log[1]["gradient_norm"] is None
+    same = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])  # noqa: E731
+    assert same(1, 2) and same(2, 3) and not same(0, 1) and not same(3, 4)
+    with pytest.raises(MattaError, match="the last 2 in a row"):
+        distill(settings(steps=5, max_bad_steps=2), Path("out"), overwrite=True)
+
+
+@pytest.mark.slow
+def test_twenty_kills_end_where_an_undisturbed_run_ends(folder):
+    """SIGKILL at random moments, then --resume, until the run is done: the weights are the same to the bit."""
+    convert(settings(), Path("out"))
+    convert(settings(), Path("calm"))
+    flags = ["--teacher", "teacher.pt", "--data", "train.csv", "--steps", "4000", "--save-every", "25", "--batch-size", "32"]
+    run = [sys.executable, "-m", "matta_cli", "distill"]
+    subprocess.run([*run, "calm", *flags, "--allow-weak-teacher"], check=True, capture_output=True)
+    moments, kills = random.Random(0), 0
+    while True:
+        started = checkpoint.newest(Path("out/run")) is not None
+        more = ["--resume"] if started else [*flags, "--allow-weak-teacher"]
+        with subprocess.Popen([*run, "out", *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            try:
+                assert process.wait(moments.uniform(3, 5) if kills < 20 else None) == 0
+                break
+            except subprocess.TimeoutExpired:
+                process.kill()
+                kills += 1
+    weights = [Path(name, "run/checkpoints/step-4000/model.safetensors").read_bytes() for name in ("out", "calm")]
+    assert kills > 0 and weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(

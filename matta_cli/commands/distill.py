@@ -28,6 +28,7 @@ def distill(
     ranking_loss: Annotated[str | None, typer.Option(help="For rankers: pointwise, pairwise, listwise.")] = None,
     device: options.Device = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints.")] = None,
+    max_bad_steps: Annotated[int | None, typer.Option(help="Non-finite steps in a row before the run stops.")] = None,
     allow_weak_teacher: Annotated[bool, typer.Option("--allow-weak-teacher", help="Train with a Teacher at chance.")] = False,
     config: options.Config = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
@@ -41,7 +42,8 @@ def distill(
     settings = {
         "teacher": teacher, "steps": steps, "batch_size": batch_size, "lr": lr, "seed": seed,
         "ranking_loss": ranking_loss, "device": device,
-        "save_every": save_every, "widths": options.parse_widths(widths), "allow_weak_teacher": allow_weak_teacher or None,
+        "save_every": save_every, "max_bad_steps": max_bad_steps, "widths": options.parse_widths(widths), 
+        "allow_weak_teacher": allow_weak_teacher or None,
     }  # fmt: skip
     recipe, read = resolve(
         {"distill": settings, "data": options.data_flags(data, held_out, passages, sequence_length)}, out, config, ran=resume
