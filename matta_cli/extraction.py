@@ -19,7 +19,7 @@ from torch import nn
 from matta_cli import __version__, checkpoint, cost, distillation, evaluate, models, registry, report, supernet
 from matta_cli.conversion import TA, is_stock, load_ta
 from matta_cli.errors import MattaError
-from matta_cli.recipe import Recipe
+from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task
 
 Say = Callable[[str], None]
@@ -84,14 +84,14 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     ta = load_ta(last)
     distillation.refuse_other_ta(base_ta.card["lineage"]["digest"], ta, last)
     trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
-    trained_widths = _trained_widths(trained["recipe"])
+    used = Recipe()
+    used.update(tomllib.loads(trained["recipe"]), str(last))
+    menu = ", ".join(f"{w:g}" for w in used.distill.widths)
     notes = [
-        f"Width {w:g} was never trained ({', '.join(f'{t:g}' for t in trained_widths)} were): train what you export."
-        for w in widths
-        if w not in trained_widths
+        f"Width {w:g} was never trained ({menu} were): train what you export." for w in widths if w not in used.distill.widths
     ]
-    if trained["step"] < _trained_steps(trained["recipe"]):
-        notes.append(f"The run stopped at step {trained['step']} of {_trained_steps(trained['recipe'])}.")
+    if trained["step"] < used.distill.steps:
+        notes.append(f"The run stopped at step {trained['step']} of {used.distill.steps}.")
     say(f"Found the TA of step {trained['step']} in {last}.")
     device = distillation.pick_device(recipe.distill.device)
     task = registry.task(ta.adapter.task, recipe)
@@ -116,7 +116,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         for cut in cuts:
             target = folder / folder_name(cut.width)
             target.mkdir()
-            _save(ta, cut, target, last, out)
+            _save(ta, cut, target, last)
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
         entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
@@ -130,23 +130,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     return result
 
 
-def _trained_recipe(text: str) -> Recipe:
-    from matta_cli.recipe import tomllib
-
-    recipe = Recipe()
-    recipe.update(tomllib.loads(text), "checkpoint")
-    return recipe
-
-
-def _trained_widths(text: str) -> list[float]:
-    return sorted(_trained_recipe(text).distill.widths)
-
-
-def _trained_steps(text: str) -> int:
-    return _trained_recipe(text).distill.steps
-
-
-def _save(ta: TA, cut: _Cut, folder: Path, last: Path, out: Path) -> None:
+def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
     ta.adapter.save(cut.student, folder)
     models.copy_companions(last, folder)
     lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
@@ -166,13 +150,13 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
     names = _call_names(task, ta.model, probe)
     with tempfile.TemporaryDirectory() as temp:
         inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
-        save_file({k: probe[v].contiguous() for k, v in {**dict(enumerate_names(names[0])), **names[1]}.items()}, str(inputs))
+        save_file({k: probe[v].contiguous() for k, v in {**dict(_numbered(names[0])), **names[1]}.items()}, str(inputs))
         job = {
             "inputs": str(inputs),
             "outputs": str(outputs),
             "threads": torch.get_num_threads(),
             "folders": {f"{c.width:g}": str(folder / folder_name(c.width)) for c in cuts},
-            "args": [k for k, _ in enumerate_names(names[0])],
+            "args": [k for k, _ in _numbered(names[0])],
             "kwargs": list(names[1]),
         }
         code = _RELOAD.format(imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder"))
@@ -196,7 +180,7 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
     return found
 
 
-def enumerate_names(names: list[str]) -> list[tuple[str, str]]:
+def _numbered(names: list[str]) -> list[tuple[str, str]]:
     """Positional inputs by number, so that they can be saved by name."""
     return [(f"arg{i}", name) for i, name in enumerate(names)]
 
