@@ -15,8 +15,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks.common import alternating, arguments, result
 from matta_cli import registry, supernet
 from matta_cli.conversion import TA
-from matta_cli.distillation import Step
+from matta_cli.losses import Logits, Term
 from matta_cli.recipe import Recipe
+from matta_cli.step import ModelTeacher, Step
 
 
 def gpt2(width: int, layers: int, length: int) -> torch.nn.Module:
@@ -55,27 +56,27 @@ def measure(name: str, quick: bool) -> dict[str, Any]:
     sizes = {a.name: a.size for a in axes}
     grown = supernet.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes}).to(device).train()
     ta = TA(adapter, grown, adapter.axes(grown), sizes, {})
-    step = Step(recipe, task, ta, teacher, device)
+    step = Step(recipe, task, ta, ModelTeacher(task, teacher), device)
     students = {w: ta.student(w).train() for w in recipe.distill.widths}
     dense_ta = ta.student(2.0).train()
     batch = {k: v.to(device) for k, v in task.example(base, size).items()}
     if name == "vit":
         batch["label"] = torch.randint(100, (size,), device=device)
+    rows = list(range(size))
 
     def nested() -> None:
-        step(batch, 0)
+        step(batch, rows, 0)
         grown.zero_grad(set_to_none=True)
 
     def parts() -> None:
         with torch.no_grad():
             taught = task.forward(teacher, batch)
+        own = [Term("truth", 0.1), Term("teacher", 0.9, Logits(taught))]
         logits = task.forward(dense_ta, batch)
-        step.own(logits, taught, batch)[0].backward()
-        source = logits.detach()
+        task.objective(Logits(logits), batch, own)[0].backward()
+        both = [*own, Term("ta", 0.5, Logits(logits.detach()))]
         for student in students.values():
-            logits = task.forward(student, batch)
-            loss = step.own(logits, taught, batch)[0]
-            (loss + 0.5 * task.distill_loss(logits, source, batch, recipe.distill.temperature)).backward()
+            task.objective(Logits(task.forward(student, batch)), batch, both)[0].backward()
             student.zero_grad(set_to_none=True)
         dense_ta.zero_grad(set_to_none=True)
 

@@ -67,10 +67,15 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise MattaError(f"{path} holds finished work; pass --overwrite to replace it, or --out for another folder.")
 
 
+def steps(run: Path) -> list[Path]:
+    """The folders of a run's checkpoints, oldest first."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
 def newest(run: Path) -> Path | None:
     """The last checkpoint of a run, or None."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if (p / "trainer.json").exists()]
-    return max(found, key=lambda p: int(p.name.removeprefix("step-")), default=None)
+    return next((p for p in reversed(steps(run)) if (p / "trainer.json").exists()), None)
 
 
 def seal(folder: Path) -> None:
@@ -92,8 +97,7 @@ def is_sound(folder: Path) -> bool:
 def newest_sound(run: Path) -> tuple[Path | None, list[Path]]:
     """The last checkpoint of a run that is as it was written, and the damaged ones after it."""
     damaged: list[Path] = []
-    found = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix("step-")), reverse=True):
+    for path in reversed(steps(run)):
         if is_sound(path):
             return path, damaged
         damaged.append(path)

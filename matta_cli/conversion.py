@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ class TA:
     axes: list[Axis]
     base: dict[str, int]
     card: dict[str, Any]
+    copies: dict[float, nn.Module] = field(default_factory=dict)  # Students that share no weights, in the ablation of that
 
     def sizes(self, width: float) -> dict[str, int]:
         """Uniform sizes at a width. Raises ``MattaError`` for a width that is not in (0, widest]."""
@@ -41,12 +42,16 @@ class TA:
         """The TA's own width: the most that any axis grew."""
         return max((axis.size / self.base[axis.name] for axis in self.axes), default=1.0)
 
-    def at(self, width: float) -> supernet.StudentView:
-        """The Student of a width, run on views of the TA's tensors: no copy."""
-        return supernet.StudentView(self.adapter, self.model, self.axes, self.sizes(width))
+    def at(self, width: float, *, head: str = "", live: bool = False) -> Any:
+        """The Student of a width, run on views of the TA's tensors: no copy. See ``StudentView`` for ``head`` and ``live``."""
+        if width in self.copies:
+            return self.copies[width]
+        return supernet.StudentView(self.adapter, self.model, self.axes, self.sizes(width), head=head, live=live)
 
     def student(self, width: float) -> nn.Module:
         """The Student of a width as a dense module of its own."""
+        if width in self.copies:
+            return copy.deepcopy(self.copies[width]).eval()
         return supernet.materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
 
@@ -64,7 +69,11 @@ def load_ta(folder: str | Path) -> TA:
     found = {axis.name: axis.size for axis in adapter.axes(model)}
     if found != supernet.full_sizes(axes):
         raise MattaError(f"{folder}: the weights and matta.json disagree on the axes; convert the model again.")
-    return TA(adapter, model, axes, card["base"], card)
+    copies = {
+        float(path.name.removeprefix("width-")): adapter.load(models.open_source(f"local-dir:{path}"))
+        for path in sorted((folder / "unshared").glob("width-*"))
+    }
+    return TA(adapter, model, axes, card["base"], card, copies)
 
 
 def load_student(folder: str | Path) -> nn.Module:

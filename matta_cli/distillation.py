@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import shutil
@@ -10,32 +11,42 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from matta_cli import checkpoint, evaluate, models, registry, sampling, supernet
+from matta_cli import checkpoint, devices, evaluate, losses, models, optimization, registry, sampling, supernet, tracking
 from matta_cli.conversion import TA, load_ta
+from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
+from matta_cli.step import ModelTeacher, Step, Teacher
 from matta_cli.tasks import Batch, Data, Split, Task
+from matta_cli.teachers import check_teacher, load_teacher
 
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64  # at least so many rows a batch, whatever training uses
-CHANCE_EXAMPLES = 256
 
 
 @dataclass
 class Progress:
-    """What a run tells the outside: called with one of these after every step, and for every message."""
+    """What a run tells the outside: called with one of these after every step, and for every message.
+
+    waiting: the share of the step's time that went to waiting for data. utilisation: the share of the device's peak FLOP/s
+    that the models' own products reach, where that is known.
+    """
 
     step: int = 0
     steps: int = 0
     terms: dict[str, dict[str, float]] = field(default_factory=dict)
     per_second: float = 0.0
     unit: str = "items"
+    waiting: float = 0.0
+    utilisation: float | None = None
     message: str = ""
 
 
@@ -46,167 +57,326 @@ def quiet(_: Progress) -> None:
     """A listener that hears nothing."""
 
 
-def pick_device(name: str) -> torch.device:
-    """``auto`` is CUDA where there is one. Raises ``MattaError`` for a device that is not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError):
-        raise MattaError(f"Device {name!r} is not available here; pass --device cpu or leave it out.") from None
-    return device
+def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
+    """Train ``out/ta`` into ``out/run`` by the recipe. Returns the last checkpoint, a TA folder.
+
+    Under torchrun every process calls this; the batch is divided among them, and the first one writes. Raises
+    ``MattaError`` for settings that make no sense, a Teacher that does not fit or is at chance, missing data, a
+    non-finite loss, a full disk or memory; ``Interrupted`` after Ctrl-C, once the checkpoint is saved.
+    """
+    device = devices.pick(devices.local(recipe.distill.device))
+    with devices.joined(device) as world:
+        return _distill(recipe, out, device, world, overwrite, resume, listen if world.first else quiet)
+
+
+def _distill(
+    recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
+) -> Path:
+    run = out / "run"
+    ta = load_ta(out / "ta")
+    _check(recipe, ta, world)
+    last = checkpoint.newest(run)
+    if resume:
+        last, damaged = checkpoint.newest_sound(run)
+        for path in damaged:
+            listen(Progress(message=f"{path} is damaged and is left out."))
+        if last is None:
+            raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
+    if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
+        checkpoint.refuse_existing(run, overwrite)
+    task = registry.task(ta.adapter.task, recipe)
+    model, source = load_teacher(recipe, task, ta, device)
+    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
+        models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
+    world.wait()
+    data = task.data(out / "ta", ta.model)
+    listen(Progress(message=f"Data: {data.description}"))
+    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
+    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
+        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
+
+    if resume:
+        assert last is not None
+        digest = ta.card["lineage"]["digest"]
+        ta = load_ta(last)
+        refuse_other_ta(digest, ta, last)
+    world.wait()
+    with _alone(out, world), _set_aside(run, keep=resume or not world.first):
+        world.wait()
+        training = Training(recipe, run, task, ta, ModelTeacher(task, model), data, device, world)
+        if resume and last is not None:
+            training.load(last)
+            if world.first:
+                _rewind(run / "metrics.jsonl", training.counters.step)
+            listen(Progress(message=f"Resuming from step {training.counters.step}."))
+        with _explained(training):
+            return training.run_steps(listen)
+
+
+@dataclass
+class Counters:
+    """What a run has come to, besides its tensors. best: (value, step) of the checkpoint that is kept for its metric."""
+
+    step: int = 0
+    seconds: float = 0.0
+    bad_in_a_row: int = 0
+    bad_steps: int = 0
+    best_value: float | None = None
+    best_step: int = 0
+    loss_scale: dict[str, Any] = field(default_factory=dict)
+    processes: int = 1
+
+
+class Training:
+    """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
+
+    def __init__(
+        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World
+    ) -> None:
+        self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
+        self.device, self.world, self.counters = device, world, Counters(processes=world.size)
+        if not recipe.distill.shared and not ta.copies:
+            ta.copies = {width: ta.student(width) for width in recipe.distill.widths}
+        for model in (ta.model, *ta.copies.values()):
+            model.to(device)
+        self.step = Step(recipe, task, ta, teacher, device)
+        first = self._batches(0, {})[0][0]
+        self.step.prepare({name: tensor.to(device) for name, tensor in first.items()})
+        self.extra = [p for model in ta.copies.values() for p in model.parameters()]
+        if self.step.projection is not None:
+            self.extra += list(self.step.projection.parameters())
+        self.optimizer = optimization.make_optimizer(recipe, ta.model, self.extra, device)
+        self.parameters = [p for p in [*ta.model.parameters(), *self.extra] if p.requires_grad]
+
+    def run_steps(self, listen: Listener) -> Path:
+        """Train from where the counters are to the end. Returns the last checkpoint."""
+        settings, counters = self.recipe.distill, self.counters
+        eval_every = settings.eval_every or max(1, settings.steps // 10)
+        save_every = settings.save_every or eval_every
+        order: dict[int, Tensor] = {}
+        saved = checkpoint.newest(self.run) if self.world.first else None
+        began, before = time.perf_counter(), counters.seconds
+        with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
+            for step in range(counters.step, settings.steps):
+                started = time.perf_counter()
+                batches = self._batches(step, order)
+                waited = time.perf_counter() - started
+                record = self._step(step, batches)
+                counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
+                stop = self._agree(bool(pressed))
+                taken = time.perf_counter() - started
+                per_second = self.world.size * sum(self.task.items(batch) for batch, _ in batches) / taken
+                record |= {f"{self.data.unit}_per_second": per_second, "waiting": waited / taken}
+                end = step + 1 == settings.steps
+                due = (step + 1) % save_every == 0 or end or stop
+                if self.world.first and ((step + 1) % eval_every == 0 or end):
+                    record["evaluation"] = measure(self.recipe, self.task, self.ta, self.data, self.device)
+                    due = self._is_best(record["evaluation"]) or due
+                log.write(_plain(record))
+                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken))
+                if due and self.world.first:
+                    saved = self.save()
+                if stop:
+                    self.world.wait()
+                    number = pressed[0] if pressed else signal.SIGTERM
+                    raise Interrupted(
+                        f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`.",
+                        128 + number,
+                    )
+            self.world.wait()
+        if settings.steps < counters.step or (self.world.first and saved is None):
+            raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
+        return saved or self.run / "checkpoints" / f"step-{counters.step}"
+
+    def _batches(self, step: int, order: dict[int, Tensor]) -> list[tuple[Batch, list[int]]]:
+        """This process's examples of a step, ``micro_batch`` at a time, with their numbers."""
+        settings, train = self.recipe.distill, self.data.train
+        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(train), order))
+        size = settings.micro_batch or len(chosen)
+        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return [(train.batch(part), part) for part in parts]
+
+    def _step(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
+        """Train on one step's batches, if its loss and gradients are finite. Returns the log's record."""
+        settings, counters, scaler = self.recipe.distill, self.counters, self.step.scaler
+        sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
+        self.ta.model.train()
+        buffers = [b for model in (self.ta.model, *self.ta.copies.values()) for b in model.buffers()]
+        before = [buffer.clone() for buffer in buffers]  # a bad batch must not stay in the statistics
+        over = self._counts([batch for batch, _ in batches])
+        sums: dict[tuple[str, str], Tensor] = {}
+        for batch, rows in batches:
+            found = self.step({name: tensor.to(self.device) for name, tensor in batch.items()}, rows, step, over)
+            for model, terms in found.items():
+                for name, value in terms.items():
+                    sums[model, name] = sums[model, name] + value if (model, name) in sums else value
+        self.world.share_gradients(self.parameters)
+        values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
+        record: dict[str, dict[str, float]] = {model: {} for model, _ in sums}
+        for (model, name), value in zip(sums, values, strict=True):
+            record[model][name] = value
+        scaler.unscale_(self.optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf))
+        if math.isfinite(norm) and all(map(math.isfinite, values)):
+            counters.bad_in_a_row = 0
+            for group in self.optimizer.param_groups:
+                group["lr"] = optimization.learning_rate(self.recipe, step)
+            with optimization.untouched(self.ta, self._trained(step), self.optimizer):
+                scaler.step(self.optimizer)
+        else:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+            counters.bad_steps += 1
+            # fp16's scale finds its level by overflowing: that is no fault of the run until the scale is used up
+            counters.bad_in_a_row += 0 if scaler.is_enabled() and scaler.get_scale() > 1 else 1
+        scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if counters.bad_in_a_row >= settings.max_bad_steps:
+            last = checkpoint.newest(self.run)
+            raise MattaError(
+                f"The loss or its gradient is not finite at step {step}, the last {counters.bad_in_a_row} in a row; "
+                f"{f'{last} is kept' if last else 'nothing was saved'}. Try a lower --lr."
+            )
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {
+            "step": step + 1, "lr": lr, "terms": record, "ramp": self.step.ramp(step), "gradient_norm": norm,
+            "skipped": counters.bad_steps,
+        }  # fmt: skip
+
+    def _counts(self, batches: list[Batch]) -> dict[str, float]:
+        """What the step's losses are averaged over, on all processes."""
+        each = [self.task.counts(batch) for batch in batches]
+        total = self.world.total(torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device).sum(0))
+        return {"labels": float(total[0]), "outputs": float(total[1])}
+
+    def _trained(self, step: int) -> dict[str, int]:
+        """The sizes of the TA that had a part in a step: widths nest, so those of the widest."""
+        if self.recipe.distill.ta_weight > 0 or self.ta.copies:
+            return supernet.full_sizes(self.ta.axes)
+        return self.ta.sizes(max(self.step.widths(step)))
+
+    def _agree(self, pressed: bool) -> bool:
+        """Whether any process was asked to stop: all stop after the same step."""
+        return bool(self.world.total(torch.tensor(float(pressed), device=self.device)) > 0)
+
+    def _is_best(self, evaluation: dict[str, dict[str, float]]) -> bool:
+        """Whether the named width measures better than ever before in this run."""
+        width, primary, counters = self.recipe.distill.best, self.task.metrics[0], self.counters
+        value = evaluation.get(f"{width:g}", {}).get(primary.name) if width else None
+        if value is None or not math.isfinite(value):
+            return False
+        if counters.best_value is not None and (value > counters.best_value) != primary.higher:
+            return False
+        counters.best_value, counters.best_step = value, counters.step
+        return True
+
+    # Checkpoints: a stock TA folder, plus what resuming needs
+
+    def save(self) -> Path:
+        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters."""
+        ta, counters, recipe = self.ta, self.counters, self.recipe
+        path = self.run / "checkpoints" / f"step-{counters.step}"
+        counters.loss_scale = self.step.scaler.state_dict()
+        tensors, numbers = optimization.state_of(self.optimizer)
+        if self.step.projection is not None:
+            tensors["projection"] = self.step.projection.weight.detach().clone()
+        with checkpoint.atomic_folder(path, overwrite=True) as folder:
+            ta.adapter.save(ta.model, folder)
+            models.copy_companions(self.run.parent / "ta", folder)
+            card = {
+                k: v for k, v in ta.card.items() if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")
+            }
+            more = {**card, "steps": counters.step}
+            checkpoint.write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **more)
+            for width, model in ta.copies.items():
+                target = folder / "unshared" / f"width-{width:g}"
+                target.mkdir(parents=True)
+                ta.adapter.save(model, target)
+            (folder / "optimizer").mkdir()
+            save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
+            trainer = json.dumps({**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))})
+            (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
+            checkpoint.seal(folder)
+        if recipe.distill.keep:
+            for old in checkpoint.steps(self.run)[: -recipe.distill.keep]:
+                if old.name != f"step-{counters.best_step}":
+                    shutil.rmtree(old, ignore_errors=True)
+        return path
+
+    def load(self, folder: Path) -> None:
+        """Go on from a checkpoint. The TA's weights have been loaded from it already."""
+        stored = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+        tensors = load_file(str(folder / "optimizer" / "state.safetensors"))
+        if self.step.projection is not None:
+            if "projection" not in tensors:
+                raise MattaError(f"{folder} was trained without distill.hidden_weight: leave it out, or start again.")
+            with torch.no_grad():
+                self.step.projection.weight.copy_(tensors.pop("projection"))
+        try:
+            optimization.restore(self.optimizer, tensors, stored["optimizer"])
+        except (KeyError, RuntimeError):
+            raise MattaError(f"{folder} was trained with another optimizer than {self.recipe.distill.optimizer!r}.") from None
+        known = {f: stored[f] for f in Counters.__dataclass_fields__ if f in stored}
+        self.counters = Counters(**known | {"processes": self.world.size})
+        if self.counters.loss_scale:
+            self.step.scaler.load_state_dict(self.counters.loss_scale)
+
+
+def _parts(recipe: Recipe, world: World) -> set[int]:
+    """The numbers of examples that go through the models at a time."""
+    each = recipe.distill.batch_size // world.size
+    size = recipe.distill.micro_batch or each
+    return {min(size, each), each % size or size}
 
 
 @contextmanager
-def precision(device: torch.device) -> Iterator[None]:
-    """bf16 autocast on CUDA (float32 where the card has no bf16), plain float32 elsewhere."""
-    wanted = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    with torch.autocast(device.type, torch.bfloat16, enabled=wanted):
+def _explained(training: Training) -> Iterator[None]:
+    """Say in a sentence what a run died of: no memory, no disk, another process."""
+    settings, counters = training.recipe.distill, training.counters
+    try:
         yield
-
-
-def load_teacher(recipe: Recipe, task: Task, ta: TA, device: torch.device) -> tuple[nn.Module, models.Source]:
-    """The frozen Teacher on ``device``. Raises ``MattaError`` if its outputs are not the TA's."""
-    name = recipe.distill.teacher
-    if not name:
-        raise MattaError("No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict.")
-    teacher, source = models.load_model(name, ta.adapter.task)
-    try:
-        teacher = task.fit_teacher(teacher, source.folder, ta.model)
-    except MattaError as error:
-        raise MattaError(f"Teacher {name!r}: {error}") from None
-    return teacher.to(device).eval().requires_grad_(False), source
-
-
-def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device) -> None:
-    """Refuse a Teacher that does not run on the data, or is no better than guessing on the first examples."""
-    try:
-        table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said}.") from error
-    sentence = None if recipe.distill.allow_weak_teacher else task.at_chance(table, outputs)
-    if sentence:
-        raise MattaError(
-            f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
+    except torch.OutOfMemoryError as error:
+        raise MattaError(_out_of_memory(training, str(error))) from None
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        last = checkpoint.newest(training.run)
+        what = "The disk is full" if full else f"A file could not be written ({str(error).splitlines()[0]})"
+        then = (
+            f"{last} is kept: make room there, then go on with `matta distill --resume`"
+            if last
+            else ("nothing was saved: make room there, then run the same command again")
         )
+        raise MattaError(f"{what} at step {counters.step} of {settings.steps}, in {training.run}; {then}.") from error
+    except RuntimeError as error:
+        said = str(error)
+        if "can't allocate memory" in said:
+            raise MattaError(_out_of_memory(training, said)) from None
+        if training.world.size > 1 and any(word in said for word in ("Connection", "NCCL", "gloo", "peer")):
+            last = training.save() if training.world.first else checkpoint.newest(training.run)
+            raise MattaError(
+                f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "
+                "with `matta distill --resume`."
+            ) from error
+        raise
 
 
-class Step:
-    """One training step as the recipe has it; holds the views of the widths that it trains.
-
-    L = ta_weight l(TA) + mean over Students [student_weight l(S) + b(t) KD(TA -> S)], where
-    l = (1 - teacher_mix) ground truth + teacher_mix KD(Teacher -> .) and b(t) ramps up from zero.
-    The TA's logits are detached as a source, so each term is backpropagated as soon as it is known and its graph freed.
-    """
-
-    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: nn.Module, device: torch.device) -> None:
-        self.settings, self.task, self.ta, self.teacher, self.device = recipe.distill, task, ta, teacher, device
-        self.views = {width: ta.at(width) for width in self.settings.widths}
-
-    def ramp(self, step: int) -> float:
-        """b(t), the weight of the TA -> Student term at a step."""
-        length = self.settings.ramp * self.settings.steps
-        return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
-
-    def own(self, logits: Tensor, taught: Tensor | None, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """l(., y, T), and its terms."""
-        mix, terms, total = self.settings.teacher_mix, {}, logits.new_zeros(())
-        if mix < 1:
-            terms["truth"] = self.task.loss(logits, batch)
-            total = total + (1 - mix) * terms["truth"]
-        if taught is not None:
-            terms["teacher"] = self.task.distill_loss(logits, taught, batch, self.settings.temperature)
-            total = total + mix * terms["teacher"]
-        return total, {name: term.detach() for name, term in terms.items()}
-
-    def __call__(self, batch: Batch, step: int) -> dict[str, dict[str, Tensor]]:
-        """Add the step's gradients to the TA's parameters. Returns every term by model, as detached scalars."""
-        settings, task = self.settings, self.task
-        taught: Tensor | None = None
-        with precision(self.device):
-            if settings.teacher_mix > 0:
-                with torch.no_grad():
-                    taught = task.forward(self.teacher, batch)
-            logits = task.forward(self.ta.model, batch)
-            loss, terms = self.own(logits, taught, batch)
-        (settings.ta_weight * loss).backward()
-        found = {"TA": {**terms, "loss": loss.detach()}}
-        source, weight = logits.detach(), self.ramp(step)
-        widths = sampling.sandwich(settings.seed, step, settings.widths)
-        for width in widths:
-            with precision(self.device):
-                logits = task.forward(self.views[width].train(), batch)
-                loss, terms = self.own(logits, taught, batch)
-                total = settings.student_weight * loss
-                if weight > 0:
-                    terms["ta"] = task.distill_loss(logits, source, batch, settings.temperature)
-                    total = total + weight * terms["ta"]
-                    terms["ta"] = terms["ta"].detach()
-            (total / len(widths)).backward()
-            found[f"{width:g}"] = {**terms, "loss": loss.detach()}
-        return found
-
-
-def make_optimizer(recipe: Recipe, model: nn.Module, device: torch.device) -> torch.optim.AdamW:
-    """AdamW; vectors (biases, norms) are not decayed."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": recipe.distill.weight_decay},
-        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.distill.lr, fused=device.type == "cuda" or None)
-
-
-def learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then cosine down to a tenth of the peak."""
-    settings = recipe.distill
-    warmup = max(1, round(settings.warmup * settings.steps))
-    if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
-
-
-def _norm(parameters: list[nn.Parameter], most: float) -> float:
-    """The gradient's norm, clipped in place to ``most`` (0: not clipped)."""
-    return float(torch.nn.utils.clip_grad_norm_(parameters, most or math.inf))
-
-
-# Checkpoints: a stock TA folder, plus what resuming needs
-
-
-def save_checkpoint(run: Path, ta: TA, optimizer: torch.optim.Optimizer, recipe: Recipe, counters: dict[str, Any]) -> Path:
-    """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, and the counters."""
-    from safetensors.torch import save_file
-
-    path = run / "checkpoints" / f"step-{counters['step']}"
-    with checkpoint.atomic_folder(path, overwrite=True) as folder:
-        ta.adapter.save(ta.model, folder)
-        models.copy_companions(run.parent / "ta", folder)
-        card = {k: v for k, v in ta.card.items() if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")}
-        checkpoint.write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **{**card, "steps": counters["step"]})
-        state = optimizer.state_dict()["state"]
-        tensors = {f"{i}.{key}": torch.as_tensor(v).contiguous() for i, s in state.items() for key, v in s.items()}
-        (folder / "optimizer").mkdir()
-        save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
-        trainer = json.dumps({**counters, "recipe": recipe.text(("distill",))})
-        (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
-        checkpoint.seal(folder)
-    return path
-
-
-def load_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put a checkpoint's optimizer state back. Returns its counters."""
-    from safetensors.torch import load_file
-
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in load_file(str(folder / "optimizer" / "state.safetensors")).items():
-        index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
+def _out_of_memory(training: Training, said: str) -> str:
+    """What took the memory, and what helps."""
+    teacher = getattr(training.step.teacher, "model", None)
+    weights = sum(p.numel() * p.element_size() for p in training.parameters)
+    state = sum(t.numel() * t.element_size() for t in optimization.state_of(training.optimizer)[0].values())
+    theirs = sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0
+    settings = training.recipe.distill
+    now = settings.micro_batch or settings.batch_size // training.world.size
+    help_ = [f"--micro-batch {max(1, now // 2)}"] if now > 1 else []
+    help_ += [] if settings.checkpoint_activations else ["--checkpoint-activations"]
+    help_ += ["a smaller --sequence-length"] if training.task.name == "causal_lm" else []
+    wanted = next((part.strip() for part in said.replace("\n", " ").split(".") if "allocate" in part), "")
+    return (
+        f"Out of memory on {training.device} at step {training.counters.step}: weights and gradients of the TA take "
+        f"{2 * weights / 1e9:.2f} GB, the optimizer {state / 1e9:.2f} GB, the Teacher {theirs / 1e9:.2f} GB, activations of "
+        f"{now} examples the rest ({wanted}). Try {' or '.join(help_) or 'a larger device'}."
+    )
 
 
 # Evaluation
@@ -228,7 +398,7 @@ def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch
 
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
-    size, limit = recipe.distill.batch_size, recipe.distill.eval_examples
+    size, limit = recipe.distill.micro_batch or recipe.distill.batch_size, recipe.distill.eval_examples
     found = {}
     for width in [*sorted(recipe.distill.widths), None]:
         model = ta.model.eval() if width is None else student_for_evaluation(task, ta, width, data.train, size, device)
@@ -261,124 +431,12 @@ def interruptible() -> Iterator[list[int]]:
             signal.signal(number, earlier)
 
 
-def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
-    """Train ``out/ta`` into ``out/run`` by the recipe. Returns the last checkpoint, a TA folder.
-
-    Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is at chance, missing data, a
-    non-finite loss; ``Interrupted`` after Ctrl-C, once the checkpoint is saved.
-    """
-    settings, run = recipe.distill, out / "run"
-    ta = load_ta(out / "ta")
-    _check(recipe, ta)
-    last = checkpoint.newest(run)
-    if resume:
-        last, damaged = checkpoint.newest_sound(run)
-        for path in damaged:
-            listen(Progress(message=f"{path} is damaged and is left out."))
-        if last is None:
-            raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
-    if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
-        checkpoint.refuse_existing(run, overwrite)
-    device = pick_device(settings.device)
-    task = registry.task(ta.adapter.task, recipe)
-    teacher, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta"):
-        models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
-    data = task.data(out / "ta", ta.model)
-    listen(Progress(message=f"Data: {data.description}"))
-    check_teacher(recipe, task, teacher, task.outputs(ta.model), data.held_out[0], device)
-
-    if supernet.has_statistics(ta.model) and settings.batch_size < 2:
-        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more.")
-
-    if resume:
-        assert last is not None
-        digest = ta.card["lineage"]["digest"]
-        ta = load_ta(last)
-        refuse_other_ta(digest, ta, last)
-    with _alone(out), _set_aside(run, keep=resume):
-        if resume and last is not None:
-            _rewind(run / "metrics.jsonl", json.loads((last / "trainer.json").read_text(encoding="utf-8"))["step"])
-        return _train(recipe, run, task, ta, teacher, data, device, last if resume else None, listen)
-
-
-def _train(
-    recipe: Recipe, run: Path, task: Task, ta: TA, teacher: nn.Module, data: Data, device: torch.device,
-    last: Path | None, listen: Listener,
-) -> Path:  # fmt: skip
-    """The loop of ``distill``, from the checkpoint ``last`` on if there is one."""
-    settings = recipe.distill
-    run.mkdir(parents=True, exist_ok=True)
-    checkpoint.atomic_write(run / "recipe.toml", recipe.text())
-    ta.model.to(device)
-    optimizer = make_optimizer(recipe, ta.model, device)
-    done, seconds_before, bad_in_a_row, bad_steps = 0, 0.0, 0, 0
-    if last is not None:
-        counters = load_optimizer(last, optimizer)
-        done, seconds_before = counters["step"], counters["seconds"]
-        bad_in_a_row, bad_steps = counters["bad_in_a_row"], counters["bad_steps"]
-        listen(Progress(message=f"Resuming from step {done}."))
-    step_losses = Step(recipe, task, ta, teacher, device)
-    parameters = [p for p in ta.model.parameters() if p.requires_grad]
-    eval_every = settings.eval_every or max(1, settings.steps // 10)
-    order: dict[int, Tensor] = {}
-    began = time.perf_counter()
-    step, saved = done, last
-    with interruptible() as pressed, (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
-        for step in range(done, settings.steps):
-            started = time.perf_counter()
-            sampling.seed_step(settings.seed, step)
-            chosen = sampling.indices(settings.seed, step, settings.batch_size, len(data.train), order)
-            batch = {name: tensor.to(device) for name, tensor in data.train.batch(chosen).items()}
-            ta.model.train()
-            buffers = [buffer.clone() for buffer in ta.model.buffers()]  # a bad batch must not stay in the statistics
-            found = step_losses(batch, step)
-            terms = {model: {k: float(v) for k, v in t.items()} for model, t in found.items()}
-            norm = _norm(parameters, settings.clip)
-            finite = math.isfinite(norm) and all(math.isfinite(v) for t in terms.values() for v in t.values())
-            if finite:
-                bad_in_a_row = 0
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(recipe, step)
-                optimizer.step()
-            else:
-                bad_in_a_row, bad_steps = bad_in_a_row + 1, bad_steps + 1
-                for buffer, before in zip(ta.model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
-                if bad_in_a_row >= settings.max_bad_steps:
-                    kept = f"{saved} is kept" if saved else "nothing was saved"
-                    raise MattaError(
-                        f"The loss or its gradient is not finite at step {step}, the last {bad_in_a_row} in a row; {kept}. "
-                        "Try a lower --lr."
-                    )
-            optimizer.zero_grad(set_to_none=True)
-            per_second = task.items(batch) / (time.perf_counter() - started)
-            record: dict[str, Any] = {"step": step + 1, "lr": optimizer.param_groups[0]["lr"], "terms": terms}
-            record |= {"ramp": step_losses.ramp(step), f"{data.unit}_per_second": per_second}
-            record |= {"gradient_norm": norm, "skipped": bad_steps}
-            if (step + 1) % eval_every == 0 or step + 1 == settings.steps:
-                record["evaluation"] = measure(recipe, task, ta, data, device)
-            log.write(json.dumps(_plain(record)) + "\n")
-            log.flush()
-            listen(Progress(step + 1, settings.steps, terms, per_second, data.unit))
-            due = settings.save_every and (step + 1) % settings.save_every == 0
-            if due or pressed or step + 1 == settings.steps:
-                seconds = seconds_before + time.perf_counter() - began
-                counters = {"step": step + 1, "seconds": seconds, "bad_in_a_row": bad_in_a_row, "bad_steps": bad_steps}
-                saved = save_checkpoint(run, ta, optimizer, recipe, counters)
-            if pressed:
-                raise Interrupted(
-                    f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`.",
-                    128 + pressed[0],
-                )
-    if saved is None:
-        raise MattaError("There is nothing to train: --steps is 0.")
-    return saved
-
-
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def _alone(out: Path, world: World) -> Iterator[None]:
     """Hold the folder's lock, which the system frees however the process ends. Raises ``MattaError`` if a run holds it."""
+    if not world.first:
+        yield
+        return
     from filelock import FileLock, Timeout
 
     lock = FileLock(str(out / ".lock"))
@@ -434,24 +492,56 @@ def _rewind(log: Path, step: int) -> None:
     checkpoint.atomic_write(log, "".join(kept))
 
 
-def _check(recipe: Recipe, ta: TA) -> None:
+def _check(recipe: Recipe, ta: TA, world: World) -> None:
     """Settings that make no sense, each with a sentence, before anything is loaded."""
     s = recipe.distill
     for name, value in (
-        ("steps", s.steps),
-        ("batch-size", s.batch_size),
-        ("lr", s.lr),
-        ("max-bad-steps", s.max_bad_steps),
+        ("steps", s.steps), ("batch-size", s.batch_size), ("lr", s.lr), ("max-bad-steps", s.max_bad_steps),
         ("temperature", s.temperature),
-    ):
+    ):  # fmt: skip
         if not value > 0:
             raise MattaError(f"--{name} {value:g} is not possible: it must be above 0.")
-    for name, value in (("teacher_mix", s.teacher_mix), ("ramp", s.ramp), ("warmup", s.warmup)):
-        if not 0 <= value <= 1:
-            raise MattaError(f"distill.{name} {value:g} is not possible: it is a share from 0 to 1.")
-    if s.ranking_loss not in ("pointwise", "pairwise", "listwise"):
-        raise MattaError(f"--ranking-loss {s.ranking_loss!r} is not known: pointwise, pairwise or listwise.")
+    for name in ("teacher_mix", "ramp", "warmup"):
+        if not 0 <= getattr(s, name) <= 1:
+            raise MattaError(f"distill.{name} {getattr(s, name):g} is not possible: it is a share from 0 to 1.")
+    for name in (
+        "student_weight", "ta_weight", "ta_student_weight", "hidden_weight", "weight_decay", "clip", "micro_batch", "keep",
+        "save_every", "eval_every", "eval_examples",
+    ):  # fmt: skip
+        if not 0 <= getattr(s, name) < math.inf:
+            raise MattaError(f"distill.{name} {getattr(s, name):g} is not possible: it must be 0 or more.")
+    for name, known in (
+        ("ranking_loss", ("pointwise", "pairwise", "listwise")), ("divergence", losses.DIVERGENCES),
+        ("students_learn_from", ("both", "ta", "teacher")), ("logits", ("auto", "chunked", "whole")),
+        ("precision", devices.PRECISIONS), ("optimizer", optimization.OPTIMIZERS), ("compile", ("", *_backends(s.compile))),
+    ):  # fmt: skip
+        if getattr(s, name) not in known:
+            flag = f"--{name.replace('_', '-')}" if name in ("ranking_loss", "precision", "optimizer") else f"distill.{name}"
+            raise MattaError(f"{flag} {getattr(s, name)!r} is not known: {', '.join(k for k in known if k)}.")
+    tracking.check(s.log_to)
     if not s.widths:
         raise MattaError("There are no widths to train: name some in distill.widths.")
     for width in s.widths:
         ta.sizes(width)
+    if s.students_per_step < 1:
+        raise MattaError(f"distill.students_per_step {s.students_per_step} is not possible: a step has 1 Student or more.")
+    if s.sampling and (len(s.sampling) != len(s.widths) or not all(0 < w < math.inf for w in s.sampling)):
+        raise MattaError(f"distill.sampling {s.sampling} is not possible: it is one number above 0 for each of {s.widths}.")
+    if s.best and s.best not in s.widths:
+        raise MattaError(f"distill.best {s.best:g} is not one of the widths {', '.join(f'{w:g}' for w in s.widths)}.")
+    if s.ta_width:
+        ta.sizes(s.ta_width)
+        if not s.detach_ta:
+            raise MattaError("distill.ta_width is not supported with detach_ta = false: it then teaches at its whole width.")
+    if not s.shared and (s.hidden_weight or s.logits == "chunked" or s.checkpoint_activations or s.compile):
+        raise MattaError(
+            "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations and compile are "
+            "not supported with it."
+        )
+    if s.batch_size % world.size:
+        raise MattaError(f"--batch-size {s.batch_size} cannot be divided among {world.size} devices: take a multiple.")
+
+
+def _backends(wanted: str) -> list[str]:
+    """torch.compile's backends, looked up only where one is wanted: that takes a second."""
+    return torch._dynamo.list_backends(None) if wanted else []

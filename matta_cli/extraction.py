@@ -16,7 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli import __version__, checkpoint, cost, distillation, evaluate, models, registry, report, supernet
+from matta_cli import (
+    __version__,
+    checkpoint,
+    cost,
+    devices,
+    distillation,
+    evaluate,
+    models,
+    registry,
+    report,
+    supernet,
+    teachers,
+)  # fmt: skip
 from matta_cli.conversion import TA, is_stock, load_ta
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, tomllib
@@ -93,7 +105,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     if trained["step"] < used.distill.steps:
         notes.append(f"The run stopped at step {trained['step']} of {used.distill.steps}.")
     say(f"Found the TA of step {trained['step']} in {last}.")
-    device = distillation.pick_device(recipe.distill.device)
+    device = devices.pick(recipe.distill.device)
     task = registry.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model, training=supernet.has_statistics(ta.model))
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
@@ -219,7 +231,7 @@ def _measure(
 
     if recipe.distill.teacher:
         try:
-            teacher, source = distillation.load_teacher(recipe, task, ta, device)
+            teacher, source = teachers.load_teacher(recipe, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.folder)
         except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
             say(f"The report goes without the Teacher: {error}")

@@ -19,9 +19,13 @@ else:
     import tomli as tomllib
 
 
-def _setting(default: Any, doc: str) -> Any:
+MATTA, OURS = "MatTA, arXiv 2505.23337", "our choice"
+
+
+def _setting(default: Any, doc: str, source: str = OURS) -> Any:
+    """A setting: its default, a sentence, and where that comes from (a paper, or this project's own choice)."""
     factory = {"default_factory": lambda: list(default)} if isinstance(default, list) else {"default": default}
-    return field(metadata={"doc": doc}, **factory)
+    return field(metadata={"doc": doc, "source": source}, **factory)
 
 
 @dataclass
@@ -60,25 +64,56 @@ class DataSettings:
 class DistillSettings:
     teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, or a state dict; a local folder comes first")
     steps: int = _setting(1000, "training steps")
-    batch_size: int = _setting(16, "examples per step")
-    lr: float = _setting(5e-4, "peak learning rate of AdamW")
+    batch_size: int = _setting(16, "examples per step, over all devices")
+    micro_batch: int = _setting(0, "examples in memory at a time, on each device; 0: the whole batch")
+    lr: float = _setting(5e-4, "peak learning rate")
     warmup: float = _setting(0.05, "share of the steps that warm the learning rate up; cosine down to a tenth after it")
-    weight_decay: float = _setting(0.01, "decoupled weight decay of matrices")
+    optimizer: str = _setting("adamw", "adamw, shampoo, soap or muon", "Shampoo: MatTA, arXiv 2505.23337; AdamW: our choice")
+    weight_decay: float = _setting(0.01, "decoupled weight decay of matrices", "Loshchilov & Hutter 2019, arXiv 1711.05101")
     clip: float = _setting(1.0, "largest gradient norm; 0: no clipping")
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students' widths; train what will be exported")
-    teacher_mix: float = _setting(0.9, "share of the Teacher in the loss of TA and Students; the rest is ground truth")
-    student_weight: float = _setting(1.0, "weight of the Students' own loss")
-    ta_weight: float = _setting(1.0, "weight of the TA's own loss")
-    ta_student_weight: float = _setting(0.5, "final weight of the TA -> Student term")
-    ramp: float = _setting(0.2, "share of the steps over which the TA -> Student term is phased in from zero")
-    temperature: float = _setting(2.0, "temperature of the softened logits")
-    ranking_loss: str = _setting("pointwise", "for rankers: pointwise, pairwise or listwise")
+    students_per_step: int = _setting(
+        3, "Students in a step; 2 and more: the smallest, the largest, the rest at random", "sandwich rule, arXiv 1903.05134"
+    )
+    sampling: list[float] = _setting([], "chances of the widths to be drawn, relative to one another; empty: all alike")
+    teacher_mix: float = _setting(
+        0.9, "share of the Teacher in the loss of TA and Students; the rest is ground truth", f"term: {MATTA}; value: {OURS}"
+    )
+    student_weight: float = _setting(1.0, "weight of the Students' own loss", f"term: {MATTA}; value: {OURS}")
+    ta_weight: float = _setting(1.0, "weight of the TA's own loss", f"term: {MATTA}; value: {OURS}")
+    ta_student_weight: float = _setting(0.5, "final weight of the TA -> Student term", f"term: {MATTA}; value: {OURS}")
+    ramp: float = _setting(
+        0.2, "share of the steps over which the TA -> Student term is phased in from zero", f"idea: {MATTA}; value: {OURS}"
+    )
+    temperature: float = _setting(2.0, "temperature of the softened logits", "Hinton et al. 2015, arXiv 1503.02531")
+    divergence: str = _setting(
+        "forward", "of classes: forward KL(Teacher || model), reverse KL, or js (Jensen-Shannon)", "reverse: arXiv 2306.08543"
+    )
+    students_learn_from: str = _setting("both", "both, ta or teacher: whose outputs the Students follow")
+    detach_ta: bool = _setting(True, "the TA -> Student term does not train the TA")
+    ta_width: float = _setting(0.0, "the width at which the TA teaches; 0: its whole width")
+    shared: bool = _setting(True, "Students are nested in the TA; false: unshared copies, the paper's ablation", MATTA)
+    hidden_weight: float = _setting(
+        0.0, "weight of matching the Teacher's last hidden states through a learned projection", "FitNets, arXiv 1412.6550"
+    )
+    ranking_loss: str = _setting(
+        "pointwise", "for rankers: pointwise, pairwise or listwise", "RankNet (Burges 2005), ListNet (Cao 2007)"
+    )
+    logits: str = _setting("auto", "chunked: never whole in memory; whole: faster; auto: chunked where they are large")
+    precision: str = _setting("auto", "bf16, fp16, fp32 or tf32; auto: bf16 (or fp16) on CUDA, fp32 on a CPU")
+    compile: str = _setting("", "torch.compile's backend (inductor, say), one graph per width; empty: not compiled")
+    checkpoint_activations: bool = _setting(
+        False, "keep no activations inside blocks: less memory, more time", "Chen et al. 2016, arXiv 1604.06174"
+    )
     eval_every: int = _setting(0, "steps between evaluations; 0: ten times in a run")
     eval_examples: int = _setting(200, "held-out examples of those evaluations; the report measures on data.eval_examples")
-    save_every: int = _setting(0, "steps between checkpoints; 0: only at the end")
+    save_every: int = _setting(0, "steps between checkpoints; 0: at every evaluation")
+    keep: int = _setting(2, "checkpoints that are kept, besides the best one; 0: all")
+    best: float = _setting(0.0, "the width whose metric says which checkpoint is the best; 0: none is kept for that")
     max_bad_steps: int = _setting(10, "steps in a row with a loss or gradient that is not finite before the run stops")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
+    log_to: list[str] = _setting([], "tensorboard, wandb: where the log goes besides metrics.jsonl")
     allow_weak_teacher: bool = _setting(False, "train even though the Teacher is no better than guessing")
 
 

@@ -25,13 +25,24 @@ def indices(seed: int, step: int, batch_size: int, count: int, order: dict[int, 
     return drawn
 
 
-def sandwich(seed: int, step: int, widths: Sequence[float]) -> list[float]:
-    """The Students of a step (sandwich rule, Yu & Huang 2019): the smallest, the largest, and one random between."""
-    menu = sorted(set(widths))
-    drawn = [menu[0], menu[-1]] if len(menu) > 1 else menu[:1]
-    if len(menu) > 2:
-        drawn.insert(1, random.Random(f"{seed}:{step}").choice(menu[1:-1]))
-    return drawn
+def students(seed: int, step: int, widths: Sequence[float], count: int = 3, weights: Sequence[float] = ()) -> list[float]:
+    """The ``count`` Students of a step, smallest first (all, where there are fewer).
+
+    Two or more: the sandwich rule (Yu & Huang 2019, arXiv 1903.05134): the smallest and the largest always, the others
+    drawn from between without repetition. One: drawn from all. ``weights`` are the chances of each of ``widths`` to be drawn,
+    relative to one another; none: all alike.
+    """
+    chance = dict(zip(widths, weights or [1.0] * len(widths), strict=True))
+    menu = sorted(chance)
+    if count >= len(menu):
+        return menu
+    drawn, left = ([], menu) if count < 2 else ([menu[0], menu[-1]], menu[1:-1])
+    generator = random.Random(f"{seed}:{step}")
+    while len(drawn) < count:
+        [chosen] = generator.choices(left, [chance[width] for width in left])
+        drawn.append(chosen)
+        left = [width for width in left if width != chosen]
+    return sorted(drawn)
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.checkpoint import checkpoint
 
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice
 from matta_cli.errors import MattaError
@@ -98,6 +99,16 @@ class Cut:
             tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
         return tensor
 
+    def mask(self, name: str, tensor: Tensor) -> Tensor:
+        """True where a tensor's values are kept: bool, of a shape that broadcasts to the tensor's."""
+        mask = torch.ones((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
+        for dim, parts in self.parts.get(name, ()):
+            kept = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+            for start, length in parts:
+                kept[start : start + length] = True
+            mask = mask & kept.view([-1 if d == dim else 1 for d in range(tensor.dim())])
+        return mask
+
     def shape(self, name: str, shape: Sequence[int]) -> list[int]:
         """The shape that is kept, by arithmetic alone."""
         kept = list(shape)
@@ -128,24 +139,47 @@ class StudentView:
 
     The dense skeleton lives on the meta device and outside any module tree, so wrappers of the model do not see it.
     Buffers (BatchNorm statistics) are copies: a narrow forward must not write into those of wider ones. Put the
-    Student's own statistics in ``buffers`` after ``recompute_statistics``.
+    Student's own statistics in ``buffers`` after ``recompute_statistics``. With ``live``, for the whole model alone, they are
+    the model's own, and a forward updates them.
+    With ``head``, the name of the linear layer that makes the outputs, that layer is left out: a call gives what it reads,
+    and ``output`` the layer's tensors.
     """
 
-    def __init__(self, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> None:
-        self.model, self.axes, self.sizes = model, axes, dict(sizes)
+    def __init__(
+        self, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, *, head: str = "", live: bool = False
+    ) -> None:
+        self.model, self.axes, self.sizes, self.head, self.live = model, axes, dict(sizes), head, live
         with torch.device("meta"):
             self.skeleton = adapter.build(model, sizes)
+        if head:
+            self.skeleton.set_submodule(head, nn.Identity())
         self.cut = Cut(axes, sizes, {name: t.shape for name, t in _tensors(model).items()})
         self.buffers: dict[str, Tensor] = {}
         self.training = model.training
         self.config = getattr(model, "config", None)  # tasks read it off whatever they call
+        self.run: Any = _runner(self.skeleton)
 
     def state(self) -> dict[str, Tensor]:
         """The Student's tensors: parameters are views, buffers copies."""
-        state = {name: self.cut(name, p) for name, p in self.model.named_parameters()}
+        out = f"{self.head}." if self.head else "\0"
+        state = {name: self.cut(name, p) for name, p in self.model.named_parameters() if not name.startswith(out)}
         for name, buffer in self.model.named_buffers():
-            state[name] = self.buffers[name] if name in self.buffers else self.cut(name, buffer).clone()
+            if name in self.buffers:
+                state[name] = self.buffers[name]
+            else:
+                state[name] = buffer if self.live else self.cut(name, buffer).clone()
         return state
+
+    def output(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [outputs, d] and bias [outputs] (or None) of the ``head``, as views."""
+        named = dict(self.model.named_parameters(remove_duplicate=False))
+        first = {id(p): name for name, p in self.model.named_parameters()}  # axes name a tied tensor by its first name
+
+        def own(name: str) -> Tensor:
+            return self.cut(first[id(named[name])], named[name])
+
+        weight, bias = f"{self.head}.weight", f"{self.head}.bias"
+        return own(weight), own(bias) if bias in named else None
 
     def train(self, mode: bool = True) -> StudentView:
         self.training = mode
@@ -154,10 +188,66 @@ class StudentView:
     def eval(self) -> StudentView:
         return self.train(False)
 
+    def recompute(self) -> None:
+        """Keep no activations inside repeated blocks: the backward pass makes them again (Chen et al. 2016, 1604.06174)."""
+        blocks = repeated_blocks(self.skeleton)
+        if not blocks:
+            raise MattaError("Activation checkpointing is not supported for this model: it has no repeated blocks.")
+        for block in blocks:
+            _recompute(block)
+
+    def compile(self, **options: Any) -> None:
+        """Run as one compiled graph (``torch.compile``'s options); shapes are fixed."""
+        self.run = torch.compile(self.run, dynamic=False, **options)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.skeleton.training != self.training:
             self.skeleton.train(self.training)
-        return functional_call(self.skeleton, self.state(), args, kwargs)
+        return self.run(self.state(), args, kwargs)
+
+
+def _runner(skeleton: nn.Module) -> Any:
+    def run(state: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        return functional_call(skeleton, state, args, kwargs)
+
+    return run
+
+
+def repeated_blocks(model: nn.Module) -> list[nn.Module]:
+    """The model's layers: the children, all of one class, of its outermost lists of two or more modules with parameters."""
+    found: list[nn.Module] = []
+    stack = [model]
+    while stack:
+        module = stack.pop()
+        children = list(module.children())
+        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1 and len({type(c) for c in children}) == 1:
+            if any(True for _ in children[0].parameters()):
+                found += children
+        else:
+            stack += children
+    return found
+
+
+def _recompute(block: nn.Module) -> None:
+    """Checkpoint a block of a skeleton. The tensors of the call are kept for the second pass: by then the skeleton is empty."""
+    plain = block.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled() or not block.training:
+            return plain(*args, **kwargs)
+        state = dict(block.named_parameters())
+        buffers = dict(block.named_buffers())
+
+        def again(*args: Any, **kwargs: Any) -> Any:
+            block.forward = plain  # type: ignore[method-assign]
+            try:
+                return functional_call(block, {**state, **buffers}, args, kwargs)
+            finally:
+                block.forward = forward  # type: ignore[method-assign]
+
+        return checkpoint(again, *args, use_reentrant=False, **kwargs)
+
+    block.forward = forward  # type: ignore[method-assign]
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -348,10 +348,10 @@ def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
 
 
 MOMENTS = {
-    "in a step": ("matta_cli:sampling", "sandwich", 4),
+    "in a step": ("matta_cli.sampling", "students", 4),
     "after an update": ("torch.optim:AdamW", "zero_grad", 3),
-    "in an evaluation": ("matta_cli:distillation", "measure", 4),
-    "in a checkpoint": ("matta_cli:distillation", "save_checkpoint", 1),
+    "in an evaluation": ("matta_cli.distillation", "measure", 4),
+    "in a checkpoint": ("matta_cli.distillation:Training", "save", 1),
 }
 
 
@@ -398,7 +398,7 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     convert(recipe, out)
     once = (distillation.distill(recipe, out) / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, sampling, "sandwich", 4)
+        interrupt_at(patch, sampling, "students", 4)
         with pytest.raises(Interrupted):
             distillation.distill(recipe, out, overwrite=True)
     assert (distillation.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once

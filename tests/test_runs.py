@@ -82,7 +82,7 @@ def test_a_failed_successor_brings_the_finished_run_back(folder):
     last = distill(settings(), Path("out"))
     before = (last / "model.safetensors").read_bytes()
     with pytest.raises(MattaError, match="not finite at step"):
-        distill(settings(lr=1e30, clip=0.0, steps=20), Path("out"), overwrite=True)
+        distill(settings(lr=1e30, clip=0.0, steps=20, save_every=50), Path("out"), overwrite=True)
     assert (last / "model.safetensors").read_bytes() == before
     assert sorted(p.name for p in Path("out").iterdir()) == [".lock", "matta.toml", "run", "ta"]
 
@@ -121,8 +121,8 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     convert(settings(), Path("out"))
     own, weights = distillation.Step.__call__, {}
 
-    def spoilt(self, batch, step):
-        found = own(self, batch, step)
+    def spoilt(self, batch, rows, step, over):
+        found = own(self, batch, rows, step, over)
         weights[step] = {k: v.clone() for k, v in self.ta.model.named_parameters()}
         if step in (1, 2):
             next(self.ta.model.parameters()).grad.fill_(float("inf"))

@@ -10,7 +10,7 @@ import torch
 
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, read_toml, resolve
-from matta_cli.sampling import example_order, indices, sandwich, seed_step
+from matta_cli.sampling import example_order, indices, seed_step, students
 
 # --- sampling ------------------------------------------------------------------------------------------------------
 
@@ -49,19 +49,19 @@ def test_seeds_and_epochs_do_not_share_orders():
 
 @pytest.mark.parametrize("widths", [[0.25, 0.5, 1.0], [1.0, 0.25, 0.75, 0.5, 0.25], [0.5, 2.0], [0.5]])
 def test_sandwich_has_smallest_and_largest(widths):
-    drawn = [sandwich(1, step, widths) for step in range(60)]
+    drawn = [students(1, step, widths) for step in range(60)]
     for widths_of_step in drawn:
         assert {min(widths), max(widths)} <= set(widths_of_step)
         assert len(widths_of_step) == len(set(widths_of_step)) == min(3, len(set(widths)))
     assert {w for d in drawn for w in d} == set(widths), "every width is trained in time"
-    assert drawn == [sandwich(1, step, widths) for step in range(60)]
+    assert drawn == [students(1, step, widths) for step in range(60)]
 
 
 def test_sandwich_leaves_the_global_generators_alone():
     random.seed(0)
     torch.manual_seed(0)
     before = random.getstate(), torch.get_rng_state()
-    sandwich(1, 2, [0.25, 0.5, 0.75, 1.0])
+    students(1, 2, [0.25, 0.5, 0.75, 1.0])
     indices(1, 2, 3, 10, {})
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 

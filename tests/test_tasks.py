@@ -47,6 +47,12 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
+def kl(s, t, tau):
+    over = {"labels": 1.0, "outputs": float(s.shape[:-1].numel())}
+    term = losses.Term("teacher", 1.0, losses.Logits(t))
+    return losses.of_classes(losses.Logits(s), torch.zeros(s.shape[:-1]), [term], over, tau, "forward")[0]
+
+
 @pytest.mark.parametrize("chunk", [1 << 24, 16])
 def test_kl_is_the_closed_form_and_its_gradient(chunk, monkeypatch):
     monkeypatch.setattr(losses, "_CHUNK", chunk)
@@ -55,12 +61,12 @@ def test_kl_is_the_closed_form_and_its_gradient(chunk, monkeypatch):
     s.requires_grad_()
     tau = 3.0
     p, q = softmax(s.detach().double().numpy() / tau), softmax(t.double().numpy() / tau)
-    loss = losses.kl(s, t, tau)
+    loss = kl(s, t, tau)
     loss.backward()
     assert loss.item() == pytest.approx(tau**2 * (q * np.log(q / p)).sum(-1).mean(), rel=1e-5)
     np.testing.assert_allclose(s.grad.numpy(), tau * (p - q) / 10, atol=1e-6)
-    assert losses.kl(s, s.detach(), tau).item() == pytest.approx(0, abs=1e-6)
-    assert losses.kl(s.bfloat16(), t.bfloat16(), tau).dtype is torch.float32
+    assert kl(s, s.detach(), tau).item() == pytest.approx(0, abs=1e-6)
+    assert kl(s.bfloat16(), t.bfloat16(), tau).dtype is torch.float32
 
 
 @pytest.mark.parametrize("chunk", [1 << 24, 16])
@@ -69,7 +75,8 @@ def test_cross_entropy_skips_ignored_labels(chunk, monkeypatch):
     s = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.randint(0, 7, (3, 4), generator=torch.Generator().manual_seed(1))
     labels[:, -1] = losses.IGNORED
-    loss = losses.cross_entropy(s, labels)
+    over = losses.counts(labels)
+    loss, _ = losses.of_classes(losses.Logits(s), labels, [losses.Term("truth", 1.0)], over, 1.0, "forward")
     (gradient,) = torch.autograd.grad(loss, s)
     reference = nn.functional.cross_entropy(s[:, :-1].reshape(-1, 7), labels[:, :-1].reshape(-1))
     torch.testing.assert_close(loss, reference)
@@ -95,29 +102,29 @@ def pairs():
 
 
 def test_pointwise():
-    reference = np.mean([-math.log(sigmoid(s if g > 0 else -s)) for s, g in zip(SCORES.tolist(), GRADES.tolist(), strict=True)])
+    reference = np.sum([-math.log(sigmoid(s if g > 0 else -s)) for s, g in zip(SCORES.tolist(), GRADES.tolist(), strict=True)])
     assert losses.pointwise(SCORES, GRADES).item() == pytest.approx(reference, rel=1e-5)
     assert losses.pointwise(SCORES, torch.where(GRADES > 0, 1, -1)).item() == pytest.approx(reference, rel=1e-5)
     tau = 2.0
     soft = [bernoulli(sigmoid(t / tau), sigmoid(s / tau)) for s, t in zip(SCORES.tolist(), TEACHER.tolist(), strict=True)]
-    assert losses.pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(tau**2 * np.mean(soft), rel=1e-5)
+    assert losses.pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_pairwise():
     s, t, g, tau = SCORES.tolist(), TEACHER.tolist(), GRADES.tolist(), 2.0
     hard = [-math.log(sigmoid((s[i] - s[j]) * (1 if g[i] > g[j] else -1))) for i, j in pairs() if g[i] != g[j]]
-    assert losses.pairwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.mean(hard), rel=1e-5)
+    assert losses.pairwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
     soft = [bernoulli(sigmoid((t[i] - t[j]) / tau), sigmoid((s[i] - s[j]) / tau)) for i, j in pairs()]
-    assert losses.pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.mean(soft), rel=1e-5)
+    assert losses.pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_listwise():
     s, t, g, tau = (x.double().numpy() if isinstance(x, torch.Tensor) else x for x in (SCORES, TEACHER, GRADES, 2.0))
     members = [np.flatnonzero(GROUP.numpy() == k) for k in range(3)]
     hard = [-(softmax(g[m]) * np.log(softmax(s[m]))).sum() for m in members]
-    assert losses.listwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.mean(hard), rel=1e-5)
+    assert losses.listwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
     soft = [(softmax(t[m] / tau) * np.log(softmax(t[m] / tau) / softmax(s[m] / tau))).sum() for m in members]
-    assert losses.listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.mean(soft), rel=1e-5)
+    assert losses.listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_ranking_losses_have_gradients_even_without_pairs():
@@ -237,7 +244,7 @@ def test_causal_lm_agrees_with_transformers(tmp_path, tokenizer_folder):
     logits = task.forward(model, batch)
     reference = model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
     torch.testing.assert_close(task.loss(logits, batch), reference)
-    assert task.distill_loss(logits, logits.detach(), batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert task.distill_loss(logits, logits.detach(), batch).item() == pytest.approx(0, abs=1e-6)
     assert task.outputs(model) == 300
 
     text = data.held_out[0]
@@ -391,7 +398,7 @@ def test_idx_files(tmp_path):
     assert len(data.held_out[0]) == 12 and data.unit == "images" and task.items(batch) == 3
     logits = task.forward(model, batch)
     torch.testing.assert_close(task.loss(logits, batch), nn.functional.cross_entropy(logits, batch["label"]))
-    assert task.distill_loss(logits, logits.detach(), batch, 2.0).item() == pytest.approx(0, abs=1e-6)
+    assert task.distill_loss(logits, logits.detach(), batch).item() == pytest.approx(0, abs=1e-6)
 
     from sklearn.metrics import top_k_accuracy_score
 
@@ -566,9 +573,11 @@ def test_ranking_losses_are_chosen_by_the_recipe(tmp_path, kind):
     batch = task.data(tmp_path, model).train.batch([0, 1, 2])
     scores = task.forward(model, batch)
     group = () if kind == "pointwise" else (batch["group"],)
-    torch.testing.assert_close(task.loss(scores, batch), getattr(losses, kind)(scores, batch["label"], *group))
-    assert task.distill_loss(scores, scores.detach(), batch, 2.0).item() == pytest.approx(0, abs=1e-6)
-    assert task.distill_loss(scores, -scores.detach(), batch, 2.0).item() > 0
+    torch.testing.assert_close(
+        task.loss(scores, batch), getattr(losses, kind)(scores, batch["label"], *group) / task.counts(batch)["labels"]
+    )
+    assert task.distill_loss(scores, scores.detach(), batch).item() == pytest.approx(0, abs=1e-6)
+    assert task.distill_loss(scores, -scores.detach(), batch).item() > 0
     assert task.outputs(model) == 1
 
 

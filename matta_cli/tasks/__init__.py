@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
 
 if TYPE_CHECKING:
     import numpy as np
@@ -95,12 +96,26 @@ class Task(ABC):
         """A made-up batch of inputs of the right form, always the same, for proofs and timings where there is no data."""
 
     @abstractmethod
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The ground-truth loss, a scalar."""
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """What the terms are averaged over: ``labels`` (those of the ground truth) and ``outputs`` (those of a Teacher)."""
 
     @abstractmethod
-    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """The loss of ``logits`` against a (detached) teacher's logits, a scalar on the scale of ``loss``."""
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the terms of a model's loss, a scalar, and each term by name, detached and unweighted.
+
+        over: the ``counts`` to divide by, where the batch is a part of something larger; the sum over the parts is then the
+        mean over the whole.
+        """
+
+    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The ground-truth loss of whole logits, a scalar."""
+        return self.objective(Logits(logits), batch, [Term("truth", 1.0)])[0]
+
+    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        """The loss of whole logits against a (detached) teacher's logits, a scalar on the scale of ``loss``."""
+        return self.objective(Logits(logits), batch, [Term("teacher", 1.0, Logits(teacher.detach()))])[0]
 
     @abstractmethod
     def items(self, batch: Batch) -> int:

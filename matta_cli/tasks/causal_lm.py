@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from matta_cli import data as common
 from matta_cli import losses, models
 from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
 
 _READ = (".txt", ".md", ".jsonl", ".parquet")
@@ -90,15 +91,19 @@ class CausalLM(Task):
         generator = torch.Generator().manual_seed(0)
         return {"input_ids": torch.randint(self.outputs(model), (size, min(self._most(model), 64)), generator=generator)}
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy of the next token, in nats."""
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Labels: the tokens that are predicted. Outputs: all positions: a Teacher knows what comes after the last one too."""
         ids = batch["input_ids"]
-        # shift the labels, not the logits: those would be copied
-        return losses.cross_entropy(logits, F.pad(ids[:, 1:], (0, 1), value=losses.IGNORED))
+        return {"labels": float(ids[:, 1:].numel()), "outputs": float(ids.numel())}
 
-    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
-        """Softened KL over all positions; the last one has no label, but the teacher knows what comes next there too."""
-        return losses.kl(logits, teacher, temperature)
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        # shift the labels, not the logits: those would be copied
+        labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=losses.IGNORED)
+        settings = self.recipe.distill
+        over = over or self.counts(batch)
+        return losses.of_classes(logits, labels, terms, over, settings.temperature, settings.divergence)
 
     def items(self, batch: Batch) -> int:
         """Tokens that are predicted."""

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matta_cli import data as common
 from matta_cli import losses
 from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -92,12 +92,15 @@ class ImageClassification(Task):
         shape = timm.data.resolve_model_data_config(model)["input_size"]
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Mean cross-entropy, in nats."""
-        return F.cross_entropy(logits.float(), batch["label"])
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return losses.counts(batch["label"])
 
-    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
-        return losses.kl(logits, teacher, temperature)
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        settings = self.recipe.distill
+        over = over or self.counts(batch)
+        return losses.of_classes(logits, batch["label"], terms, over, settings.temperature, settings.divergence)
 
     def items(self, batch: Batch) -> int:
         return len(batch["label"])

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from matta_cli import data as common
 from matta_cli import losses
 from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
 
 _TABLES = (".csv", ".tsv", ".parquet")
@@ -94,21 +95,47 @@ class Ranking(Task):
             batch["categorical"] = torch.stack(columns, 1)
         return batch
 
-    def loss(self, logits: Tensor, batch: Batch) -> Tensor:
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Rows (pointwise), pairs (pairwise; the truth knows only those that differ in label) or queries (listwise)."""
         kind = self._loss(batch)
+        rows = float(len(batch["label"]))
         if kind == "pointwise":
-            return losses.pointwise(logits, batch["label"])
-        if kind == "pairwise":
-            return losses.pairwise(logits, batch["label"], batch["group"])
-        return losses.listwise(logits, batch["label"], batch["group"])
+            return {"labels": rows, "outputs": rows}
+        if kind == "listwise":
+            queries = float(batch["group"].unique().numel())
+            return {"labels": queries, "outputs": queries}
+        i, j = losses.pairs(batch["group"])
+        return {"labels": float((batch["label"][i] != batch["label"][j]).sum()), "outputs": float(len(i))}
 
-    def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch, temperature: float) -> Tensor:
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        over, scores = over or self.counts(batch), logits.whole().flatten()
+        total, found = scores.new_zeros(()), {}
+        for term in terms:
+            if isinstance(term.target, Logits):
+                value = self._distill(scores, term.target.whole().flatten(), batch) / max(1.0, over["outputs"])
+            else:
+                labels = batch["label"] if term.target is None else term.target
+                if not isinstance(labels, Tensor):
+                    raise MattaError("A ranking's Teacher gives a score or a label for each row, not the likeliest of many.")
+                value = self._truth(scores, labels, batch) / max(1.0, over["labels"])
+            total = total + term.weight * value
+            found[term.name] = value.detach()
+        return total, found
+
+    def _truth(self, scores: Tensor, labels: Tensor, batch: Batch) -> Tensor:
         kind = self._loss(batch)
         if kind == "pointwise":
-            return losses.pointwise_distill(logits, teacher, temperature)
-        if kind == "pairwise":
-            return losses.pairwise_distill(logits, teacher, batch["group"], temperature)
-        return losses.listwise_distill(logits, teacher, batch["group"], temperature)
+            return losses.pointwise(scores, labels)
+        return {"pairwise": losses.pairwise, "listwise": losses.listwise}[kind](scores, labels, batch["group"])
+
+    def _distill(self, scores: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
+        kind, temperature = self._loss(batch), self.recipe.distill.temperature
+        if kind == "pointwise":
+            return losses.pointwise_distill(scores, teacher, temperature)
+        function = {"pairwise": losses.pairwise_distill, "listwise": losses.listwise_distill}[kind]
+        return function(scores, teacher, batch["group"], temperature)
 
     def items(self, batch: Batch) -> int:
         return len(batch["label"])

@@ -1,0 +1,223 @@
+"""One training step: the objective of the recipe, Teacher -> TA -> Students (MatTA, arXiv 2505.23337)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from matta_cli import devices, sampling, supernet
+from matta_cli.conversion import TA
+from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Target, Term
+from matta_cli.recipe import Recipe
+from matta_cli.tasks import Batch, Task
+
+# Bytes of one model's logits up to which nothing is gained by making them piece by piece.
+_SMALL = 1 << 26
+
+Teacher = Callable[[Batch, list[int]], Target]  # a batch, and the numbers of its examples in the split
+Values = dict[str, dict[str, Tensor]]  # model -> term -> value
+
+
+def head(model: nn.Module) -> str:
+    """The name of the linear layer that makes a model's outputs; empty where there is none."""
+    found: Any = None
+    for getter in ("get_output_embeddings", "get_classifier"):
+        try:
+            found = found or getattr(model, getter)()
+        except (AttributeError, NotImplementedError):
+            continue
+    if not isinstance(found, nn.Linear):
+        found = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
+    return next((name for name, module in model.named_modules() if module is found), "") if found is not None else ""
+
+
+@torch.no_grad()
+def is_product(task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor | None], batch: Batch) -> bool:
+    """Whether a model's logits are its last linear layer's outputs and nothing is done to them (no capping, no scaling)."""
+    try:
+        expected, got = task.forward(whole, batch), F.linear(task.forward(hidden, batch), *output)
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return expected.numel() == got.numel() and torch.allclose(expected.flatten(), got.flatten(), rtol=1e-3, atol=1e-3)
+
+
+class ModelTeacher:
+    """A frozen model as the Teacher of a step."""
+
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        self.task, self.model = task, model
+        self.output: tuple[Tensor, Tensor | None] | None = None
+
+    def split_head(self, batch: Batch) -> bool:
+        """From now on give hidden states and the output matrix, not logits, if those are their product. Returns whether."""
+        name = head(self.model)
+        if not name:
+            return False
+        layer: Any = self.model.get_submodule(name)
+        expected = self.task.forward(self.model, batch)
+        self.model.set_submodule(name, nn.Identity())
+        output = (layer.weight, layer.bias)
+        if not is_product(self.task, lambda *_, **__: expected, self.model, output, batch):
+            self.model.set_submodule(name, layer)
+            return False
+        self.output = output
+        return True
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, rows: list[int]) -> Logits:
+        """Logits of a batch, detached."""
+        out = self.task.forward(self.model, batch)
+        return Logits(out) if self.output is None else Logits(out, *self.output)
+
+
+class Step:
+    """The gradients of a step as the recipe has it; holds the views of the widths that it trains.
+
+    L = ta_weight l(TA) + mean over Students [student_weight l(S) + b(t) KD(TA -> S)], where
+    l = (1 - teacher_mix) ground truth + teacher_mix KD(Teacher -> .) and b(t) ramps up from zero.
+    The TA's logits are detached as a source (unless the recipe says otherwise), so each model is backpropagated as soon as
+    its loss is known and its graph freed. Logits over a large vocabulary never stand whole in memory.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher, device: torch.device) -> None:
+        self.settings, self.task, self.ta, self.teacher, self.device = recipe.distill, task, ta, teacher, device
+        self.scaler = devices.scaler(recipe.distill.precision, device)
+        self.models: dict[str, Any] = {}
+        self.chunked = False
+        self.projection: nn.Linear | None = None
+
+    def prepare(self, batch: Batch) -> None:
+        """Build the views, once; ``batch`` is the first one: it tells how large the logits are, and is never trained on."""
+        settings, task, ta = self.settings, self.task, self.ta
+        one = {name: tensor[:1] for name, tensor in batch.items()}
+        outputs = task.outputs(ta.model)
+        size = task.counts(batch)["outputs"] * outputs * 4
+        wanted = settings.logits == "chunked" or (settings.logits == "auto" and size > _SMALL) or settings.hidden_weight > 0
+        name = head(ta.model) if wanted and settings.shared else ""
+        if name:
+            probe = ta.at(ta.widest, head=name).eval()
+            training = ta.model.training
+            whole = ta.model.eval()
+            name = name if is_product(task, whole, probe, probe.output(), one) else ""
+            ta.model.train(training)
+        if wanted and not name and (settings.logits == "chunked" or settings.hidden_weight > 0):
+            what = "distill.logits = 'chunked'" if settings.logits == "chunked" else "distill.hidden_weight"
+            raise MattaError(f"{what} is not supported here: the model's outputs are not those of one last linear layer.")
+        self.chunked = bool(name)
+        split = False
+        if name and isinstance(self.teacher, ModelTeacher):
+            split = self.teacher.output is not None or self.teacher.split_head(one)
+        self.models = {"TA": ta.at(ta.widest, head=name, live=True)}
+        self.models |= {f"{width:g}": ta.at(width, head=name) for width in settings.widths}
+        if settings.ta_width and settings.ta_width != ta.widest:
+            self.models["teaching"] = ta.at(settings.ta_width, head=name)
+        views = [model for model in self.models.values() if isinstance(model, supernet.StudentView)]
+        if settings.checkpoint_activations:
+            for view in views:
+                view.recompute()
+        if settings.compile:
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(views))
+            for view in views:
+                view.compile(backend=settings.compile)
+        if settings.hidden_weight > 0 and self.projection is None:
+            if not split:
+                raise MattaError("distill.hidden_weight needs a Teacher that is a model with a last linear layer.")
+            assert isinstance(self.teacher, ModelTeacher) and self.teacher.output is not None
+            theirs, ours = self.teacher.output[0].shape[1], self.models["TA"].output()[0].shape[1]
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(settings.seed)
+                self.projection = nn.Linear(ours, theirs, bias=False).to(self.device)
+
+    def ramp(self, step: int) -> float:
+        """b(t), the weight of the TA -> Student term at a step."""
+        if self.settings.students_learn_from == "teacher":
+            return 0.0
+        length = self.settings.ramp * self.settings.steps
+        return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
+
+    def widths(self, step: int) -> list[float]:
+        """The Students of a step."""
+        settings = self.settings
+        return sampling.students(settings.seed, step, settings.widths, settings.students_per_step, settings.sampling)
+
+    def __call__(self, batch: Batch, rows: list[int], step: int, over: dict[str, float] | None = None) -> Values:
+        """Add the gradients of a batch to the TA's parameters. Returns every term by model, as detached scalars.
+
+        rows: the numbers of the batch's examples. over: the ``Task.counts`` of the whole step, where the batch is a part of it.
+        """
+        settings = self.settings
+        if not self.models:
+            self.prepare(batch)
+        over = over or self.task.counts(batch)
+        weight = self.ramp(step)
+        trains = settings.ta_weight > 0
+        with devices.precision(settings.precision, self.device):
+            taught = self.teacher(batch, rows) if settings.teacher_mix > 0 or settings.hidden_weight > 0 else None
+            with torch.set_grad_enabled(trains or (weight > 0 and not settings.detach_ta)):
+                given = self._logits("TA", batch)
+        # a leaf: what reaches it from here and from the Students goes through the TA in one pass
+        leaf = given if settings.detach_ta else Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
+        found: Values = {"TA": {}}
+        if trains:
+            found["TA"] = self._learn(leaf, batch, self._own(settings.ta_weight, taught), taught, over)
+        source = leaf.detach() if settings.detach_ta else leaf
+        if "teaching" in self.models and weight > 0:
+            with torch.no_grad(), devices.precision(settings.precision, self.device):
+                source = self._logits("teaching", batch)
+        widths = self.widths(step)
+        for width in widths:
+            terms = self._own(settings.student_weight / len(widths), taught, student=True)
+            if weight > 0:
+                terms.append(Term("ta", weight / len(widths), source))
+            with devices.precision(settings.precision, self.device):
+                logits = self._logits(f"{width:g}", batch)
+            found[f"{width:g}"] = self._learn(logits, batch, terms, taught, over)
+        if not settings.detach_ta and leaf.hidden.grad is not None:
+            given.hidden.backward(leaf.hidden.grad)
+        return found
+
+    def _logits(self, name: str, batch: Batch) -> Logits:
+        model = self.models[name]
+        model.train()
+        out = self.task.forward(model, batch)
+        return Logits(out, *model.output()) if self.chunked else Logits(out)
+
+    def _own(self, weight: float, taught: Target | None, *, student: bool = False) -> list[Term]:
+        """The terms of ``weight`` x l(., y, T)."""
+        mix, terms = self.settings.teacher_mix, []
+        if mix < 1:
+            terms.append(Term("truth", weight * (1 - mix)))
+        if mix > 0 and not (student and self.settings.students_learn_from == "ta"):
+            terms.append(Term("teacher", weight * mix, taught))
+        return terms
+
+    def _learn(
+        self, logits: Logits, batch: Batch, terms: list[Term], taught: Target | None, over: dict[str, float]
+    ) -> dict[str, Tensor]:
+        """Backpropagate one model's terms. Returns them, and ``loss``: l(., y, T) without weights from outside."""
+        settings = self.settings
+        with devices.precision(settings.precision, self.device):
+            total, values = self.task.objective(logits, batch, terms, over)
+            if settings.hidden_weight > 0:
+                gap = self._hidden(logits, taught) * (self.task.counts(batch)["outputs"] / over["outputs"])
+                total = total + settings.hidden_weight * (sum(t.weight for t in terms if t.name != "ta") or 1.0) * gap
+                values["hidden"] = gap.detach()
+        self.scaler.scale(total).backward()
+        mix = settings.teacher_mix
+        shares = {"truth": 1 - mix, "teacher": mix}
+        return {
+            **values,
+            "loss": sum((shares[n] * v for n, v in values.items() if n in shares), torch.zeros_like(total.detach())),
+        }
+
+    def _hidden(self, logits: Logits, taught: Target | None) -> Tensor:
+        """Squared distance of the projected last hidden states from the Teacher's, relative to the Teacher's size."""
+        assert self.projection is not None and isinstance(taught, Logits)
+        own, theirs = logits.hidden.float(), taught.hidden.float()
+        projected = F.linear(own, self.projection.weight[:, : own.shape[-1]])
+        return (projected - theirs).square().mean() / theirs.square().mean().clamp(min=1e-12)
