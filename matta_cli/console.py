@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
     from matta_cli.distillation import Progress as Event
 
 
+def _other() -> int:
+    """The number of this process, where torchrun started several; only the first one, 0, prints."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
+    if _other():
+        return
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
@@ -63,6 +71,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
 
 def data(value: Any) -> None:
     """Data on stdout as JSON."""
+    if _other():
+        return
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
@@ -100,6 +110,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(sentence: str, code: int) -> None:
+    if _other() and code < 128:  # the first process says what befell all; what befell this one is said after that
+        time.sleep(3)
+        sys.stderr.write(f"Process {_other()}: {sentence}\n")
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
     sys.exit(code)
@@ -125,6 +138,10 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
                 return
             losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
             shown = f"{event.per_second:,.0f} {event.unit}/s  loss {losses}"
+            if event.utilisation is not None:
+                shown = f"MFU {event.utilisation:.0%}  {shown}"
+            if event.waiting >= 0.05:
+                shown = f"data wait {event.waiting:.0%}  {shown}"
             bar.update(task, completed=event.step, total=event.steps, description=shown)
             if not live and show and (event.step % -(-event.steps // 10) == 0 or event.step == event.steps):
                 console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)

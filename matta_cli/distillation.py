@@ -108,7 +108,7 @@ def _distill(
             training.load(last)
             if world.first:
                 _rewind(run / "metrics.jsonl", training.counters.step)
-            listen(Progress(message=f"Resuming from step {training.counters.step}."))
+            listen(Progress(message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."))
         with _explained(training):
             return training.run_steps(listen)
 
@@ -142,6 +142,8 @@ class Training:
         self.step = Step(recipe, task, ta, teacher, device)
         first = self._batches(0, {})[0][0]
         self.step.prepare({name: tensor.to(device) for name, tensor in first.items()})
+        if recipe.distill.shard:
+            self.step.shard(world.size)
         self.extra = [p for model in ta.copies.values() for p in model.parameters()]
         if self.step.projection is not None:
             self.extra += list(self.step.projection.parameters())
@@ -169,13 +171,16 @@ class Training:
                 record |= {f"{self.data.unit}_per_second": per_second, "waiting": waited / taken}
                 end = step + 1 == settings.steps
                 due = (step + 1) % save_every == 0 or end or stop
-                if self.world.first and ((step + 1) % eval_every == 0 or end):
-                    record["evaluation"] = measure(self.recipe, self.task, self.ta, self.data, self.device)
-                    due = self._is_best(record["evaluation"]) or due
+                if (step + 1) % eval_every == 0 or end:
+                    ta = self._whole()
+                    if self.world.first:
+                        record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
+                        due = self._is_best(record["evaluation"]) or due
+                    due = self._agree(due)
                 log.write(_plain(record))
                 listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken))
-                if due and self.world.first:
-                    saved = self.save()
+                if due:
+                    saved = self.save() or saved
                 if stop:
                     self.world.wait()
                     number = pressed[0] if pressed else signal.SIGTERM
@@ -210,13 +215,14 @@ class Training:
             for model, terms in found.items():
                 for name, value in terms.items():
                     sums[model, name] = sums[model, name] + value if (model, name) in sums else value
-        self.world.share_gradients(self.parameters)
+        if not settings.shard:
+            self.world.share_gradients(self.parameters)
         values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
         record: dict[str, dict[str, float]] = {model: {} for model, _ in sums}
         for (model, name), value in zip(sums, values, strict=True):
             record[model][name] = value
         scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf))
+        norm = float(devices.gathered(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)))
         if math.isfinite(norm) and all(map(math.isfinite, values)):
             counters.bad_in_a_row = 0
             for group in self.optimizer.param_groups:
@@ -270,16 +276,31 @@ class Training:
         counters.best_value, counters.best_step = value, counters.step
         return True
 
+    def _whole(self) -> TA:
+        """The TA; of a sharded one a copy that is not (every process has to ask)."""
+        ta = self.ta
+        if not self.recipe.distill.shard:
+            return ta
+        state = {name: devices.gathered(tensor) for name, tensor in ta.model.state_dict().items()}
+        model = ta.adapter.build(ta.model, {})
+        model.load_state_dict(state)
+        return TA(ta.adapter, model.to(self.device), ta.axes, ta.base, ta.card)
+
     # Checkpoints: a stock TA folder, plus what resuming needs
 
-    def save(self) -> Path:
-        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters."""
-        ta, counters, recipe = self.ta, self.counters, self.recipe
+    def save(self) -> Path | None:
+        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters.
+
+        Every process calls this; the first one writes, and gets the folder.
+        """
+        ta, counters, recipe = self._whole(), self.counters, self.recipe
         path = self.run / "checkpoints" / f"step-{counters.step}"
         counters.loss_scale = self.step.scaler.state_dict()
         tensors, numbers = optimization.state_of(self.optimizer)
         if self.step.projection is not None:
             tensors["projection"] = self.step.projection.weight.detach().clone()
+        if not self.world.first:
+            return None
         with checkpoint.atomic_folder(path, overwrite=True) as folder:
             ta.adapter.save(ta.model, folder)
             models.copy_companions(self.run.parent / "ta", folder)
@@ -322,6 +343,15 @@ class Training:
             self.step.scaler.load_state_dict(self.counters.loss_scale)
 
 
+def _other_count(last: Path, world: World) -> str:
+    """What to say where a run goes on in another number of processes than it was saved by."""
+    before = json.loads((last / "trainer.json").read_text(encoding="utf-8")).get("processes", 1)
+    if before == world.size:
+        return ""
+    devices_now = f"{world.size} device{'s' if world.size > 1 else ''}"
+    return f", on {devices_now} what ran on {before}: the same batches, sums in another order"
+
+
 def _parts(recipe: Recipe, world: World) -> set[int]:
     """The numbers of examples that go through the models at a time."""
     each = recipe.distill.batch_size // world.size
@@ -352,7 +382,7 @@ def _explained(training: Training) -> Iterator[None]:
         if "can't allocate memory" in said:
             raise MattaError(_out_of_memory(training, said)) from None
         if training.world.size > 1 and any(word in said for word in ("Connection", "NCCL", "gloo", "peer")):
-            last = training.save() if training.world.first else checkpoint.newest(training.run)
+            last = training.save() if not settings.shard and training.world.first else checkpoint.newest(training.run)
             raise MattaError(
                 f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "
                 "with `matta distill --resume`."
@@ -416,7 +446,7 @@ def interruptible() -> Iterator[list[int]]:
     pressed: list[int] = []
 
     def handler(number: int, _frame: Any) -> None:
-        if pressed:
+        if number in pressed:  # torchrun sends SIGTERM after a Ctrl-C, and then waits
             raise KeyboardInterrupt
         pressed.append(number)
 
@@ -537,6 +567,15 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
         raise MattaError(
             "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations and compile are "
             "not supported with it."
+        )
+    if s.shard and world.size == 1:
+        raise MattaError(
+            "distill.shard needs several devices: pass --devices 2 or more, start it with torchrun, or pass --no-shard."
+        )
+    if s.shard and (s.optimizer != "adamw" or not s.shared or s.ta_weight == 0 or s.hidden_weight or s.compile):
+        raise MattaError(
+            "distill.shard is not supported with another optimizer than adamw, with shared = false, ta_weight = 0, "
+            "hidden_weight or compile."
         )
     if s.batch_size % world.size:
         raise MattaError(f"--batch-size {s.batch_size} cannot be divided among {world.size} devices: take a multiple.")

@@ -113,6 +113,7 @@ class DistillSettings:
     max_bad_steps: int = _setting(10, "steps in a row with a loss or gradient that is not finite before the run stops")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
+    shard: bool = _setting(False, "shard TA, Teacher and optimizer over the devices (FSDP2) instead of copying them")
     log_to: list[str] = _setting([], "tensorboard, wandb: where the log goes besides metrics.jsonl")
     allow_weak_teacher: bool = _setting(False, "train even though the Teacher is no better than guessing")
 

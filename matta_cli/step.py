@@ -90,6 +90,15 @@ class Step:
         self.models: dict[str, Any] = {}
         self.chunked = False
         self.projection: nn.Linear | None = None
+        self.unit: Callable[[Callable[[], Any]], Any] = lambda call: call()  # what runs the TA's models, if it is sharded
+        self.scale = 1.0  # of every loss, where gradients are averaged over processes rather than summed
+
+    def shard(self, processes: int) -> None:
+        """Shard the TA and a Teacher that is a model over the processes."""
+        self.unit, self.scale = devices.Unit(self.ta.model, self.device), float(processes)
+        if isinstance(self.teacher, ModelTeacher):
+            model = self.teacher.model
+            devices.shard_layers(model, supernet.repeated_blocks(model), self.device)
 
     def prepare(self, batch: Batch) -> None:
         """Build the views, once; ``batch`` is the first one: it tells how large the logits are, and is never trained on."""
@@ -184,8 +193,12 @@ class Step:
     def _logits(self, name: str, batch: Batch) -> Logits:
         model = self.models[name]
         model.train()
-        out = self.task.forward(model, batch)
-        return Logits(out, *model.output()) if self.chunked else Logits(out)
+
+        def run() -> tuple[Tensor | None, ...]:
+            out = self.task.forward(model, batch)
+            return (out, *model.output()) if self.chunked else (out,)
+
+        return Logits(*self.unit(run))
 
     def _own(self, weight: float, taught: Target | None, *, student: bool = False) -> list[Term]:
         """The terms of ``weight`` x l(., y, T)."""
@@ -207,7 +220,7 @@ class Step:
                 gap = self._hidden(logits, taught) * (self.task.counts(batch)["outputs"] / over["outputs"])
                 total = total + settings.hidden_weight * (sum(t.weight for t in terms if t.name != "ta") or 1.0) * gap
                 values["hidden"] = gap.detach()
-        self.scaler.scale(total).backward()
+        self.scaler.scale(total * self.scale).backward()
         mix = settings.teacher_mix
         shares = {"truth": 1 - mix, "teacher": mix}
         return {
