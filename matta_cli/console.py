@@ -38,10 +38,16 @@ def hint(command: str) -> None:
     say(f"Next: {command}")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+def text(value: str) -> None:
+    """Data on stdout as it is."""
+    sys.stdout.write(value)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = (), *, left: bool = False) -> None:
     """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe.
 
-    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all.
+    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all. left: columns
+    are words, not numbers.
     """
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
@@ -61,7 +67,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
         columns = [column for column in columns if not column[0].startswith(start)]
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, (header, *_) in enumerate(columns):
-        drawn.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
+        drawn.add_column(header, justify="left" if i == 0 or left else "right", overflow="fold")
     for row in zip(*(column[1:] for column in columns), strict=True):
         drawn.add_row(*row)
     console.print(drawn)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -62,6 +63,21 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
     """Loss scaling, which fp16 needs and nothing else does."""
     return torch.amp.GradScaler(device.type, enabled=resolved(name, device) == "fp16")
+
+
+# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets; longer names first.
+_PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GH200": 989e12, "A100": 312e12,
+    "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The most FLOP/s that a CUDA card can do in this precision; None where that is not known."""
+    if device.type != "cuda" or resolved(precision, device) not in ("bf16", "fp16"):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in sorted(_PEAKS.items(), key=lambda p: -len(p[0])) if part in name), None)
 
 
 # Processes: one per device, started by torchrun, which says in the environment who is who
@@ -193,7 +209,7 @@ def launch(count: int, arguments: list[str]) -> int:
 
     This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself starts matta.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -201,12 +217,13 @@ def launch(count: int, arguments: list[str]) -> int:
         raise MattaError(f"--devices {count} is not possible: this machine has {torch.cuda.device_count()} GPU.")
     logging.disable(logging.CRITICAL)  # the processes themselves say what went wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
-    config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-        run_id="matta", monitor_interval=0.5,
-    )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
+        with tempfile.TemporaryDirectory() as logs:
+            config = LaunchConfig(
+                min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                max_restarts=0, run_id="matta", monitor_interval=0.5, logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )  # fmt: skip
+            elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return max(codes, key=lambda code: (code > 128, code)) if max(codes) > 0 else 1

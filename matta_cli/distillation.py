@@ -73,8 +73,6 @@ def _distill(
     recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
 ) -> Path:
     run = out / "run"
-    ta = load_ta(out / "ta")
-    _check(recipe, ta, world)
     last = checkpoint.newest(run)
     if resume:
         last, damaged = checkpoint.newest_sound(run)
@@ -84,17 +82,10 @@ def _distill(
             raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
     if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
         checkpoint.refuse_existing(run, overwrite)
-    task = registry.task(ta.adapter.task, recipe)
-    model, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
-        models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
+    task, ta, teacher, data = opened(recipe, out, device, world, listen)
+    if teacher.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
+        models.copy_companions(teacher.folder, out / "ta")
     world.wait()
-    data = task.data(out / "ta", ta.model)
-    listen(Progress(message=f"Data: {data.description}"))
-    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
-    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
-        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
-
     if resume:
         assert last is not None
         digest = ta.card["lineage"]["digest"]
@@ -103,7 +94,7 @@ def _distill(
     world.wait()
     with _alone(out, world), _set_aside(run, keep=resume or not world.first):
         world.wait()
-        training = Training(recipe, run, task, ta, ModelTeacher(task, model), data, device, world)
+        training = Training(recipe, run, task, ta, teacher, data, device, world)
         if resume and last is not None:
             training.load(last)
             if world.first:
@@ -111,6 +102,25 @@ def _distill(
             listen(Progress(message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."))
         with _explained(training):
             return training.run_steps(listen)
+
+
+def opened(
+    recipe: Recipe, out: Path, device: torch.device, world: World, listen: Listener
+) -> tuple[Task, TA, ModelTeacher, Data]:
+    """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data."""
+    ta = load_ta(out / "ta")
+    _check(recipe, ta, world)
+    task = registry.task(ta.adapter.task, recipe)
+    model, source = load_teacher(recipe, task, ta, device)
+    folder = out / "ta"
+    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
+        folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
+    data = task.data(folder, ta.model)
+    listen(Progress(message=f"Data: {data.description}"))
+    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
+    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
+        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
+    return task, ta, ModelTeacher(task, model, folder), data
 
 
 @dataclass
@@ -140,8 +150,9 @@ class Training:
         for model in (ta.model, *ta.copies.values()):
             model.to(device)
         self.step = Step(recipe, task, ta, teacher, device)
-        first = self._batches(0, {})[0][0]
-        self.step.prepare({name: tensor.to(device) for name, tensor in first.items()})
+        first = {name: tensor.to(device) for name, tensor in self.batches(0, {})[0][0].items()}
+        self.flops = self.step.flops(first) * (recipe.distill.batch_size // world.size)
+        self.step.prepare(first)
         if recipe.distill.shard:
             self.step.shard(world.size)
         self.extra = [p for model in ta.copies.values() for p in model.parameters()]
@@ -158,12 +169,13 @@ class Training:
         order: dict[int, Tensor] = {}
         saved = checkpoint.newest(self.run) if self.world.first else None
         began, before = time.perf_counter(), counters.seconds
+        peak = devices.peak_flops(self.device, settings.precision)
         with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
             for step in range(counters.step, settings.steps):
                 started = time.perf_counter()
-                batches = self._batches(step, order)
+                batches = self.batches(step, order)
                 waited = time.perf_counter() - started
-                record = self._step(step, batches)
+                record = self.take(step, batches)
                 counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
                 stop = self._agree(bool(pressed))
                 taken = time.perf_counter() - started
@@ -177,8 +189,10 @@ class Training:
                         record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
                         due = self._is_best(record["evaluation"]) or due
                     due = self._agree(due)
+                used = self.flops / taken / peak if peak else None
+                record |= {} if used is None else {"utilisation": used}
                 log.write(_plain(record))
-                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken))
+                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken, used))
                 if due:
                     saved = self.save() or saved
                 if stop:
@@ -193,7 +207,7 @@ class Training:
             raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
         return saved or self.run / "checkpoints" / f"step-{counters.step}"
 
-    def _batches(self, step: int, order: dict[int, Tensor]) -> list[tuple[Batch, list[int]]]:
+    def batches(self, step: int, order: dict[int, Tensor]) -> list[tuple[Batch, list[int]]]:
         """This process's examples of a step, ``micro_batch`` at a time, with their numbers."""
         settings, train = self.recipe.distill, self.data.train
         chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(train), order))
@@ -201,7 +215,7 @@ class Training:
         parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
         return [(train.batch(part), part) for part in parts]
 
-    def _step(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
+    def take(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
         """Train on one step's batches, if its loss and gradients are finite. Returns the log's record."""
         settings, counters, scaler = self.recipe.distill, self.counters, self.step.scaler
         sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
@@ -577,8 +591,13 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
             "distill.shard is not supported with another optimizer than adamw, with shared = false, ta_weight = 0, "
             "hidden_weight or compile."
         )
-    if s.batch_size % world.size:
-        raise MattaError(f"--batch-size {s.batch_size} cannot be divided among {world.size} devices: take a multiple.")
+    check_count(s.batch_size, world.size)
+
+
+def check_count(batch_size: int, devices: int) -> None:
+    """Raise ``MattaError`` where a batch cannot be divided among the devices."""
+    if batch_size % devices:
+        raise MattaError(f"--batch-size {batch_size} cannot be divided among {devices} devices: take a multiple.")
 
 
 def _backends(wanted: str) -> list[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matta_cli import devices, sampling, supernet
+from matta_cli import cost, devices, sampling, supernet
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Target, Term
@@ -49,8 +50,8 @@ def is_product(task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor
 class ModelTeacher:
     """A frozen model as the Teacher of a step."""
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
-        self.task, self.model = task, model
+    def __init__(self, task: Task, model: nn.Module, folder: Path | None = None) -> None:
+        self.task, self.model, self.folder = task, model, folder
         self.output: tuple[Tensor, Tensor | None] | None = None
 
     def split_head(self, batch: Batch) -> bool:
@@ -141,6 +142,20 @@ class Step:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
                 self.projection = nn.Linear(ours, theirs, bias=False).to(self.device)
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of a step for each example of ``batch``, in matrix products; before ``prepare``.
+
+        A backward pass is two forward ones. What is computed twice to save memory counts once.
+        """
+        settings, one = self.settings, {name: tensor[:1] for name, tensor in batch.items()}
+        macs = {f"{w:g}": cost.macs(self.task, self.ta.at(w), one) for w in settings.widths}
+        students = [macs[f"{w:g}"] for step in range(100) for w in self.widths(step)]
+        training = self.ta.model.training
+        trained = (cost.macs(self.task, self.ta.model, one) if settings.ta_weight > 0 else 0) + sum(students) / 100
+        self.ta.model.train(training)
+        teacher = cost.macs(self.task, self.teacher.model, one) if isinstance(self.teacher, ModelTeacher) else 0
+        return 2.0 * (teacher + 3 * trained)
 
     def ramp(self, step: int) -> float:
         """b(t), the weight of the TA -> Student term at a step."""

@@ -91,14 +91,14 @@ def distill(
 
     console.say(f"TA in {out / 'ta'}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
-        from matta_cli.planning import plan
+        from matta_cli.planning import plan, rows
 
         with console.training_progress() as listen:
             found = plan(recipe, out, devices or 1, listen=listen)
         if json:
-            console.data(found.values)
+            console.data(found)
         else:
-            console.table(["what", "how much"], found.rows())
+            console.table(["what", "how much"], rows(found))
         return
     from matta_cli.distillation import distill as run
 
