@@ -141,8 +141,9 @@ class Training:
     """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World
-    ) -> None:
+        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World,
+        *, count_flops: bool = False,
+    ) -> None:  # fmt: skip
         self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
         if not recipe.distill.shared and not ta.copies:
@@ -151,7 +152,9 @@ class Training:
             model.to(device)
         self.step = Step(recipe, task, ta, teacher, device)
         first = {name: tensor.to(device) for name, tensor in self.batches(0, {})[0][0].items()}
-        self.flops = self.step.flops(first) * (recipe.distill.batch_size // world.size)
+        self.peak = devices.peak_flops(device, recipe.distill.precision)
+        each = recipe.distill.batch_size // world.size
+        self.flops = each * self.step.flops(first) if count_flops or self.peak else None  # of this process, in a step
         self.step.prepare(first)
         if recipe.distill.shard:
             self.step.shard(world.size)
@@ -169,7 +172,6 @@ class Training:
         order: dict[int, Tensor] = {}
         saved = checkpoint.newest(self.run) if self.world.first else None
         began, before = time.perf_counter(), counters.seconds
-        peak = devices.peak_flops(self.device, settings.precision)
         with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
             for step in range(counters.step, settings.steps):
                 started = time.perf_counter()
@@ -189,7 +191,7 @@ class Training:
                         record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
                         due = self._is_best(record["evaluation"]) or due
                     due = self._agree(due)
-                used = self.flops / taken / peak if peak else None
+                used = self.flops / taken / self.peak if self.flops and self.peak else None
                 record |= {} if used is None else {"utilisation": used}
                 log.write(_plain(record))
                 listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken, used))

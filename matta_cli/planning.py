@@ -38,7 +38,7 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     evaluations = settings.steps // (settings.eval_every or max(1, settings.steps // 10))
     with tempfile.TemporaryDirectory() as temp:
         started = time.perf_counter()
-        training = Training(recipe, Path(temp) / "run", task, ta, teacher, data, device, World())
+        training = Training(recipe, Path(temp) / "run", task, ta, teacher, data, device, World(), count_flops=True)
         batches = training.batches(0, {})
         items = sum(task.items(batch) for batch, _ in batches)
         outputs = task.counts(batches[0][0])["outputs"]
