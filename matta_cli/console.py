@@ -136,20 +136,22 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
     text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     fixed = (MofNCompleteColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True)))
     with Progress(BarColumn(12), *fixed, text, console=console, disable=not live, expand=True) as bar:
-        task = bar.add_task("starting")
+        task, said = bar.add_task("starting"), [0]
 
         def listen(event: Event) -> None:
             if event.message:
                 console.print(event.message, markup=False, soft_wrap=True)
                 return
             losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
-            shown = f"{event.per_second:,.0f} {event.unit}/s  loss {losses}"
+            shown = f"{event.per_second:,.0f} {event.unit}/s{f'  loss {losses}' if losses else ''}"
             if event.utilisation is not None:
                 shown = f"MFU {event.utilisation:.0%}  {shown}"
             if event.waiting >= 0.05:
                 shown = f"data wait {event.waiting:.0%}  {shown}"
             bar.update(task, completed=event.step, total=event.steps, description=shown)
-            if not live and show and (event.step % -(-event.steps // 10) == 0 or event.step == event.steps):
+            tenth = event.step * 10 // event.steps
+            if not live and show and tenth > said[0]:
+                said[0] = tenth
                 console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)
 
         yield listen

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,27 @@ class Part:
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.whole.batch([int(self.indices[i]) for i in indices])
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return self.whole.keys([int(self.indices[i]) for i in indices], ids=ids)
+
+    def digest(self) -> str:
+        return digest([self.whole.digest(), repr(list(map(int, self.indices)))])
+
+
+def digest(parts: Iterable[str | np.ndarray]) -> str:
+    """sha256 of texts and arrays."""
+    import numpy as np
+
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else memoryview(np.ascontiguousarray(part)))  # type: ignore[arg-type]
+    return "sha256:" + total.hexdigest()
+
+
+def no_ids(what: str) -> MattaError:
+    """The error for a Teacher's file that is keyed by id where examples have none."""
+    return MattaError(f"A Teacher's file with a column 'id' is not supported for {what}: number its rows in a column 'row'.")
 
 
 def sample(whole: Split, limit: int) -> Split:

@@ -20,13 +20,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from matta_cli import checkpoint, devices, evaluate, losses, models, optimization, registry, sampling, supernet, tracking
+from matta_cli import (
+    checkpoint,
+    devices,
+    evaluate,
+    losses,
+    models,
+    optimization,
+    registry,
+    sampling,
+    supernet,
+    teacher_files,
+    tracking,
+)
 from matta_cli.conversion import TA, load_ta
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher, Step, Teacher
 from matta_cli.tasks import Batch, Data, Split, Task
+from matta_cli.teacher_files import FileTeacher
 from matta_cli.teachers import check_teacher, load_teacher
 
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64  # at least so many rows a batch, whatever training uses
@@ -83,8 +96,9 @@ def _distill(
     if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
         checkpoint.refuse_existing(run, overwrite)
     task, ta, teacher, data = opened(recipe, out, device, world, listen)
-    if teacher.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
-        models.copy_companions(teacher.folder, out / "ta")
+    given = teacher.folder if isinstance(teacher, ModelTeacher) else None
+    if given is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
+        models.copy_companions(given, out / "ta")
     world.wait()
     if resume:
         assert last is not None
@@ -106,20 +120,26 @@ def _distill(
 
 def opened(
     recipe: Recipe, out: Path, device: torch.device, world: World, listen: Listener
-) -> tuple[Task, TA, ModelTeacher, Data]:
+) -> tuple[Task, TA, ModelTeacher | FileTeacher, Data]:
     """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data."""
     ta = load_ta(out / "ta")
     _check(recipe, ta, world)
     task = registry.task(ta.adapter.task, recipe)
-    model, source = load_teacher(recipe, task, ta, device)
     folder = out / "ta"
+    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
+        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
+    if teacher_files.is_file(recipe.distill.teacher):
+        data = task.data(folder, ta.model)
+        listen(Progress(message=f"Data: {data.description}"))
+        said = FileTeacher(recipe.distill.teacher, task, data, task.outputs(ta.model))
+        said.check(recipe)
+        return task, ta, said, data
+    model, source = load_teacher(recipe, task, ta, device)
     if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
         folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(folder, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
-    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
-        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
     return task, ta, ModelTeacher(task, model, folder), data
 
 
@@ -156,6 +176,10 @@ class Training:
         each = recipe.distill.batch_size // world.size
         self.flops = each * self.step.flops(first) if count_flops or self.peak else None  # of this process, in a step
         self.step.prepare(first)
+        if recipe.distill.compile and "group" in first:
+            raise MattaError(
+                "--compile is not supported for queries: each batch has another number of rows, and needs a graph."
+            )
         if recipe.distill.shard:
             self.step.shard(world.size)
         self.extra = [p for model in ta.copies.values() for p in model.parameters()]
@@ -172,6 +196,12 @@ class Training:
         order: dict[int, Tensor] = {}
         saved = checkpoint.newest(self.run) if self.world.first else None
         began, before = time.perf_counter(), counters.seconds
+        graphs = 0
+        if settings.compile and counters.step < settings.steps:
+            listen(Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width."))
+            first = {name: tensor.to(self.device) for name, tensor in self.batches(counters.step, {})[0][0].items()}
+            graphs = self.step.warm_up(first)
+            listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
         with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
             for step in range(counters.step, settings.steps):
                 started = time.perf_counter()
@@ -191,6 +221,12 @@ class Training:
                         record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
                         due = self._is_best(record["evaluation"]) or due
                     due = self._agree(due)
+                if settings.compile:
+                    record["graphs"] = self.step.graphs()
+                    if record["graphs"] > graphs:
+                        graphs = record["graphs"]
+                        said = f"A graph was compiled again at step {step + 1}: that is a bug of matta, please report it."
+                        listen(Progress(message=said))
                 used = self.flops / taken / self.peak if self.flops and self.peak else None
                 record |= {} if used is None else {"utilisation": used}
                 log.write(_plain(record))
@@ -594,6 +630,8 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
             "hidden_weight or compile."
         )
     check_count(s.batch_size, world.size)
+    if s.compile and len(_parts(recipe, world)) > 1:
+        raise MattaError(f"--compile needs batches of one size: --micro-batch {s.micro_batch} does not divide the batch.")
 
 
 def check_count(batch_size: int, devices: int) -> None:

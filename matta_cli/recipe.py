@@ -53,6 +53,7 @@ class DataSettings:
     image: str = _setting("image", "column that holds the image (hub)")
     label: str = _setting("label", "column that holds the label (CSV, Parquet, hub)")
     group: str = _setting("", "column that names the query of a row (CSV, Parquet); empty: every row stands alone")
+    id: str = _setting("", "column that names a row, for Teacher files with a column id (CSV, Parquet)")
     categorical: list[str] = _setting([], "columns of the embeddings, in the model's order (CSV, Parquet)")
     dense: list[str] = _setting([], "columns of the dense features, in the model's order (CSV, Parquet)")
     passages: str = _setting("", "JSONL of passages for last-word accuracy (as LAMBADA); empty: held-out paragraphs")
@@ -62,7 +63,7 @@ class DataSettings:
 
 @dataclass
 class DistillSettings:
-    teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, or a state dict; a local folder comes first")
+    teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, a state dict, or a file of outputs")
     steps: int = _setting(1000, "training steps")
     batch_size: int = _setting(16, "examples per step, over all devices")
     micro_batch: int = _setting(0, "examples in memory at a time, on each device; 0: the whole batch")
@@ -121,6 +122,7 @@ class DistillSettings:
 @dataclass
 class ExportSettings:
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
+    checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
 

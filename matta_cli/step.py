@@ -143,6 +143,23 @@ class Step:
                 torch.manual_seed(settings.seed)
                 self.projection = nn.Linear(ours, theirs, bias=False).to(self.device)
 
+    def warm_up(self, batch: Batch) -> int:
+        """Compile every model's graph on ``batch``, so that training compiles none. Returns how many there are."""
+        buffers = [(b, b.clone()) for b in self.ta.model.buffers()]
+        for name in self.models:
+            with devices.precision(self.settings.precision, self.device):
+                self._logits(name, batch).hidden.float().sum().backward()
+        for parameter in self.ta.model.parameters():
+            parameter.grad = None
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return self.graphs()
+
+    @staticmethod
+    def graphs() -> int:
+        """Graphs that torch.compile has made in this process."""
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a step for each example of ``batch``, in matrix products; before ``prepare``.
 

@@ -234,6 +234,14 @@ class Packed:
         rows = self.tokens[: len(self) * self.length].reshape(-1, self.length)
         return {"input_ids": torch.from_numpy(rows[list(indices)].astype(np.int64))}
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        if ids:
+            raise common.no_ids("text")
+        return np.asarray(indices, dtype=np.int64)
+
+    def digest(self) -> str:
+        return common.digest([f"{self.length} {self.tokens.dtype} ", self.tokens])
+
 
 class Passages:
     """Passages whose last word is to be predicted, as LAMBADA defines it (Paperno et al. 2016, arXiv 1606.06031).
@@ -255,6 +263,12 @@ class Passages:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return np.asarray(indices, dtype=np.int64)
+
+    def digest(self) -> str:
+        return common.digest([tokens for tokens, _ in self.rows])
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64 [B, L] padded on the right (a causal model never looks there), ``target`` bool [B, L]."""

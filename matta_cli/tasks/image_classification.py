@@ -168,11 +168,16 @@ class ImageClassification(Task):
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any."""
+    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any.
+
+    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of the user's images.
+    """
 
     labels: np.ndarray
     read: Callable[[int], Any]
     classes: list[str] | None = None
+    names: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
 
 class Preparation:
@@ -253,6 +258,21 @@ class Images:
             pixels = self.kept[chosen]
         return {"image": self.prepare.input(pixels), "label": torch.from_numpy(self.source.labels[chosen])}
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        """Numbers in the user's data; ids are paths within the folder of images."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if ids:
+            if self.source.names is None:
+                raise common.no_ids("images that are not files in a folder")
+            return self.source.names[chosen]
+        return chosen if self.source.numbers is None else self.source.numbers[chosen]
+
+    def digest(self) -> str:
+        """Over all labels and names, and the pixels of 64 images."""
+        some = np.unique(np.linspace(0, len(self) - 1, 64).astype(int))
+        names = [] if self.source.names is None else list(self.source.names)
+        return common.digest([self.source.labels, *names, *(self._read(int(i)) for i in some)])
+
     def _read(self, i: int) -> np.ndarray:
         try:
             return self.prepare.pixels(self.source.read(i))
@@ -296,7 +316,8 @@ def _cut(source: Source, name: str) -> tuple[Source, Source]:
 
 
 def _subset(source: Source, indices: np.ndarray) -> Source:
-    return Source(source.labels[indices], lambda i: source.read(int(indices[i])), source.classes)
+    names = None if source.names is None else source.names[indices]
+    return Source(source.labels[indices], lambda i: source.read(int(indices[i])), source.classes, names, indices)
 
 
 def _folder(path: Path) -> Source:
@@ -317,7 +338,8 @@ def _folder(path: Path) -> Source:
             image.load()
             return image
 
-    return Source(np.array([k for _, k in files], dtype=np.int64), read, classes)
+    names = np.array([file.relative_to(path).as_posix() for file, _ in files])
+    return Source(np.array([k for _, k in files], dtype=np.int64), read, classes, names)
 
 
 def _idx(folder: Path, part: str) -> Source | None:
