@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from matta_cli import checkpoint, evaluate, models, registry, sampling, supernet
 from matta_cli.conversion import TA, load_ta
+from matta_cli.data import loader
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Split, Task
@@ -322,14 +323,16 @@ def _train(
     parameters = [p for p in ta.model.parameters() if p.requires_grad]
     eval_every = settings.eval_every or max(1, settings.steps // 10)
     order: dict[int, Tensor] = {}
+    count = len(data.train)
+    drawn = (sampling.indices(settings.seed, step, settings.batch_size, count, order) for step in range(done, settings.steps))
+    batches = loader(data.train, drawn, recipe.data.workers, pin=device.type == "cuda")
     began = time.perf_counter()
     step, saved = done, last
-    with interruptible() as pressed, (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
+    with closing(batches), interruptible() as pressed, (run / "metrics.jsonl").open("a", encoding="utf-8") as log:
         for step in range(done, settings.steps):
             started = time.perf_counter()
             sampling.seed_step(settings.seed, step)
-            chosen = sampling.indices(settings.seed, step, settings.batch_size, len(data.train), order)
-            batch = {name: tensor.to(device) for name, tensor in data.train.batch(chosen).items()}
+            batch = {name: tensor.to(device, non_blocking=True) for name, tensor in next(batches).items()}
             ta.model.train()
             buffers = [buffer.clone() for buffer in ta.model.buffers()]  # a bad batch must not stay in the statistics
             found = step_losses(batch, step)
