@@ -9,8 +9,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from matta_cli import (
     tracking,
 )
 from matta_cli.conversion import TA, load_ta
+from matta_cli.data import loader
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
@@ -171,7 +172,7 @@ class Training:
         for model in (ta.model, *ta.copies.values()):
             model.to(device)
         self.step = Step(recipe, task, ta, teacher, device)
-        first = {name: tensor.to(device) for name, tensor in self.batches(0, {})[0][0].items()}
+        first = {name: tensor.to(device) for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()}
         self.peak = devices.peak_flops(device, recipe.distill.precision)
         each = recipe.distill.batch_size // world.size
         self.flops = each * self.step.flops(first) if count_flops or self.peak else None  # of this process, in a step
@@ -193,19 +194,24 @@ class Training:
         settings, counters = self.recipe.distill, self.counters
         eval_every = settings.eval_every or max(1, settings.steps // 10)
         save_every = settings.save_every or eval_every
-        order: dict[int, Tensor] = {}
+        steps = range(counters.step, settings.steps)
         saved = checkpoint.newest(self.run) if self.world.first else None
         began, before = time.perf_counter(), counters.seconds
         graphs = 0
         if settings.compile and counters.step < settings.steps:
             listen(Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width."))
-            first = {name: tensor.to(self.device) for name, tensor in self.batches(counters.step, {})[0][0].items()}
+            first = self.data.train.batch(self.drawn(counters.step, {})[0])
+            first = {name: tensor.to(self.device) for name, tensor in first.items()}
             graphs = self.step.warm_up(first)
             listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
-        with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
-            for step in range(counters.step, settings.steps):
+        with (
+            closing(self.batches(steps)) as stream,
+            interruptible() as pressed,
+            tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log,
+        ):
+            for step in steps:
                 started = time.perf_counter()
-                batches = self.batches(step, order)
+                batches = next(stream)
                 waited = time.perf_counter() - started
                 record = self.take(step, batches)
                 counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
@@ -245,13 +251,22 @@ class Training:
             raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
         return saved or self.run / "checkpoints" / f"step-{counters.step}"
 
-    def batches(self, step: int, order: dict[int, Tensor]) -> list[tuple[Batch, list[int]]]:
-        """This process's examples of a step, ``micro_batch`` at a time, with their numbers."""
-        settings, train = self.recipe.distill, self.data.train
-        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(train), order))
+    def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
+        """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a cache."""
+        settings = self.recipe.distill
+        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), order))
         size = settings.micro_batch or len(chosen)
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        return [(train.batch(part), part) for part in parts]
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+
+    def batches(self, steps: Iterable[int]) -> Generator[list[tuple[Batch, list[int]]], None, None]:
+        """The batches of each step, with the numbers of their examples."""
+        ahead: dict[int, Tensor] = {}
+        order: dict[int, Tensor] = {}
+        drawn = (part for step in steps for part in self.drawn(step, ahead))
+        pin = self.device.type == "cuda"
+        with closing(loader(self.data.train, drawn, self.recipe.data.workers, pin=pin)) as batches:
+            for step in steps:
+                yield [(next(batches), part) for part in self.drawn(step, order)]
 
     def take(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
         """Train on one step's batches, if its loss and gradients are finite. Returns the log's record."""

@@ -6,6 +6,7 @@ import copy
 import statistics
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -39,19 +40,19 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     with tempfile.TemporaryDirectory() as temp:
         started = time.perf_counter()
         training = Training(recipe, Path(temp) / "run", task, ta, teacher, data, device, World(), count_flops=True)
-        batches = training.batches(0, {})
-        items = sum(task.items(batch) for batch, _ in batches)
-        outputs = task.counts(batches[0][0])["outputs"]
         taken: list[float] = []
-        order: dict[int, torch.Tensor] = {}
-        with cost.peak(device) as peak:
+        stream = training.batches(range(1 + TIMED))
+        with cost.peak(device) as peak, closing(stream):
             for step in range(1 + TIMED):
                 listen(Progress(message=f"Timing step {step + 1} of {1 + TIMED}."))
                 started = time.perf_counter()
-                training.take(step, training.batches(step, order))
+                batches = next(stream)
+                training.take(step, batches)
                 if device.type == "cuda":
                     torch.cuda.synchronize(device)
                 taken.append(time.perf_counter() - started)
+        items = sum(task.items(batch) for batch, _ in batches)
+        outputs = task.counts(batches[0][0])["outputs"]
         state = sum(t.numel() * t.element_size() for t in optimization.state_of(training.optimizer)[0].values())
         size, examples = settings.micro_batch or each, min(settings.eval_examples or 10**9, len(data.held_out[0]))
         timed = min(size, examples)

@@ -59,6 +59,9 @@ class DataSettings:
     passages: str = _setting("", "JSONL of passages for last-word accuracy (as LAMBADA); empty: held-out paragraphs")
     sequence_length: int = _setting(0, "tokens per sequence; 0: the model's maximum, 1024 at most")
     eval_examples: int = _setting(2000, "held-out examples (sequences, images, queries or rows) to measure on; 0: all")
+    streaming: bool = _setting(False, "read a hub dataset of text on demand, only as much as the run needs")
+    max_tokens: int = _setting(0, "tokens to train on at most; 0: all, or what the run needs when streaming")
+    workers: int = _setting(0, "processes that fetch training batches ahead; 0: none beside the run's own")
 
 
 @dataclass

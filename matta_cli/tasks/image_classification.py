@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class ImageClassification(Task):
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, classes = self.recipe.data, self.outputs(model)
+        common.no_streaming(settings.streaming, "images")
         train: Source | None = None
         held_out: Source | None = None
         if settings.held_out:
@@ -235,13 +238,17 @@ def _size(shape: tuple[int, int, int]) -> str:
 
 
 class Images:
-    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB."""
+    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB.
+
+    What is kept lies in memory that forked workers share: there is one copy, and what one of them prepared is there for all.
+    Two that prepare the same image write the same bytes.
+    """
 
     def __init__(self, source: Source, prepare: Preparation, name: str) -> None:
         self.source, self.prepare, self.name = source, prepare, name
         shape = (len(source.labels), *prepare.shape)
-        self.kept = np.empty(shape, dtype=np.uint8) if np.prod(shape) < _IN_MEMORY else None
-        self.known = np.zeros(len(source.labels), dtype=bool)
+        self.kept = _shared(shape, np.uint8) if np.prod(shape) < _IN_MEMORY else None
+        self.known = _shared(shape[:1], bool)
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -278,6 +285,11 @@ class Images:
             return self.prepare.pixels(self.source.read(i))
         except (OSError, ValueError) as error:  # PIL's errors for files that are no images
             raise MattaError(f"Image {i} of {self.name!r} cannot be read: {error}.") from error
+
+
+def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that a process shares with those it forks; pages take memory once they are written."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype).reshape(shape)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

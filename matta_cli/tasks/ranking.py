@@ -38,6 +38,7 @@ class Ranking(Task):
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
+        common.no_streaming(settings.streaming, "ranking")
         paths = []
         if training or not settings.held_out:
             paths.append(_path(settings.train, "--data"))
