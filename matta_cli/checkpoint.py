@@ -146,6 +146,27 @@ def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
     )
 
 
+@contextlib.contextmanager
+def alone(folder: Path, said: str) -> Iterator[None]:
+    """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError`` if another one holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise MattaError(f"{said} in {folder}: wait for it, or take another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    return "sha256:" + _sha256(path)
+
+
 def _sha256(path: Path) -> str:
     total = hashlib.sha256()
     with path.open("rb") as opened:

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,8 @@ def _distill(
         ta = load_ta(last)
         refuse_other_ta(digest, ta, last)
     world.wait()
-    with _alone(out, world), _set_aside(run, keep=resume or not world.first):
+    lock = checkpoint.alone(out, "Another run is training") if world.first else nullcontext()
+    with lock, _set_aside(run, keep=resume or not world.first):
         world.wait()
         training = Training(recipe, run, task, ta, teacher, data, device, world)
         if resume and last is not None:
@@ -526,25 +527,6 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-@contextmanager
-def _alone(out: Path, world: World) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees however the process ends. Raises ``MattaError`` if a run holds it."""
-    if not world.first:
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(out / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise MattaError(f"Another run is training in {out}: wait for it, or take another folder.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager

@@ -7,9 +7,13 @@ safetensors with a key (``row``, or ``id`` where ``data.id`` names that column o
     probabilities    one per class (soft labels), or one number for a ranker
     logits           one per class (per position and token for language models)
     score            a ranker's logit
+    top_logits       of the k likeliest classes, with top_index, and, if known, rest: the log of the others' mass
 
-or a folder that ``matta teach`` wrote: ``teacher.json`` and shards of safetensors, with logits where there are few outputs,
-else, for each position, the k likeliest outputs of the softened distribution and the mass of the rest.
+``top_logits`` and ``rest`` are log-probabilities, up to one constant, of the distribution softened by ``temperature`` (a
+column, 1 where there is none), which must be ``distill.temperature``. Without ``rest`` it is what they leave of 1. The file is
+
+one of these, or a folder that ``matta teach`` wrote: ``teacher.json`` and shards of safetensors, with logits where there
+are few outputs, else with the k likeliest of the softened distribution and the mass of the rest.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matta_cli import checkpoint, devices, losses, models
+from matta_cli import checkpoint, devices, losses, models, sampling
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.losses import Logits, Target, TopK
 from matta_cli.recipe import Recipe
@@ -36,8 +40,8 @@ CARD = "teacher.json"
 EXACT = 64  # outputs up to which all logits are written
 _SHARD = 1 << 26  # bytes of a shard, about
 _CHECKED = 256  # examples on which the gate measures; of text, whose examples are many predictions, fewer
-_VALUES = ("label", "probabilities", "logits", "score")
-_KNOWN = {"row", "id", *_VALUES, "log_probs", "index", "rest"}
+_VALUES = ("label", "probabilities", "logits", "score", "top_logits")
+_KNOWN = {"row", "id", *_VALUES, "top_index", "rest", "temperature"}
 
 
 def is_file(name: str) -> bool:
@@ -46,7 +50,9 @@ def is_file(name: str) -> bool:
     if path.is_dir():
         return (path / CARD).exists()
     if path.suffix in (".parquet", ".jsonl"):
-        return path.exists()
+        if not path.is_file():
+            raise MattaError(f"There is no file {name!r}: check --teacher.")
+        return True
     if path.suffix != ".safetensors" or not path.exists():
         return False
     try:
@@ -67,9 +73,10 @@ def _tensor_names(path: Path) -> list[str]:
 
 @dataclass
 class Table:
-    """What the file holds, in memory or on disk. key: [n] numbers or ids. values: name -> array-like [n, ...]."""
+    """What the file holds, in memory or on disk. key: [n] numbers, or names (``by_id``). values: name -> [n, ...]."""
 
     key: np.ndarray
+    by_id: bool
     values: dict[str, Any]
     card: dict[str, Any]
 
@@ -82,12 +89,11 @@ class FileTeacher:
         self.name, self.task, self.outputs, self.train = name, task, outputs, data.train
         path = Path(name).expanduser()
         self.table = _shards(path) if path.is_dir() else _read(path)
-        kinds = [k for k in (*_VALUES, "log_probs") if k in self.table.values]
+        kinds = [kind for kind in _VALUES if kind in self.table.values]
         if len(kinds) != 1:
             found = ", ".join(sorted(self.table.values)) or "none"
             raise self._error(f"it needs one of the columns {', '.join(_VALUES)}; it has {found}")
         self.kind = kinds[0]
-        self.by_id = self.table.key.dtype.kind not in "iu"
         values, first, counted = np.unique(self.table.key, return_index=True, return_counts=True)
         if len(values) < len(self.table.key):
             raise self._error(f"the key {values[counted > 1][0]} occurs {counted.max()} times")
@@ -100,19 +106,28 @@ class FileTeacher:
 
     def _places(self, rows: Sequence[int]) -> np.ndarray:
         """Where in the file the outputs of these examples are."""
-        wanted = self.train.keys(rows, ids=self.by_id)
+        wanted = self.train.keys(rows, ids=self.table.by_id)
         at = np.searchsorted(self.keys, wanted)
         missing = (at == len(self.keys)) | (self.keys[np.minimum(at, len(self.keys) - 1)] != wanted)
         if missing.any():
             raise self._error(
                 f"{int(missing.sum()):,} of the {len(wanted):,} training examples are not in it, the first is "
-                f"{'id' if self.by_id else 'row'} {wanted[missing][0]}"
+                f"{'id' if self.table.by_id else 'row'} {wanted[missing][0]}"
             )
         return self.places[at]
 
     def _check_card(self) -> None:
         card, recipe = self.table.card, self.task.recipe
-        if not card:
+        if self.kind == "top_logits":
+            if "top_index" not in self.table.values:
+                raise self._error("it has top_logits, but no column top_index")
+            given = card.get("temperature", 1.0)
+            if given != recipe.distill.temperature:
+                raise self._error(
+                    f"its likeliest outputs are softened by the temperature {given:g}, but distill.temperature is "
+                    f"{recipe.distill.temperature:g}: set that, or make the file again"
+                )
+        if "data" not in card:
             return
         if card["outputs"] != self.outputs:
             raise self._error(f"it was made for {card['outputs']:,} {self.task.output}, the model has {self.outputs:,}")
@@ -121,21 +136,19 @@ class FileTeacher:
                 f"it was made for other examples ({card['description']}; tokenizer and sequence length included) than those of "
                 f"{recipe.data.train!r}: run `matta teach` again"
             )
-        if self.kind == "log_probs" and card["temperature"] != recipe.distill.temperature:
-            raise self._error(
-                f"its {card['k']} likeliest outputs are softened by the temperature {card['temperature']:g}, but "
-                f"distill.temperature is {recipe.distill.temperature:g}: set that, or run `matta teach` again"
-            )
 
     def _check_values(self, places: np.ndarray) -> None:
         """Values that no model could have said. What ``matta teach`` wrote was checked then."""
-        if self.table.card:
+        if "data" in self.table.card:
             return
         for start in range(0, len(places), 4096):
             given = np.asarray(self.table.values[self.kind][places[start : start + 4096]])
             if not np.isfinite(given.astype(np.float64)).all():
                 raise self._error(f"column {self.kind!r} has values that are not finite")
             ranking = self.task.name == "ranking"
+            if self.kind == "top_logits":
+                self._check_top(given, np.asarray(self.table.values["top_index"][places[start : start + 4096]]))
+                continue
             if self.kind == "label":
                 if self.task.name == "causal_lm":
                     raise self._error("labels are not supported for language models: the text has them already; give logits")
@@ -158,6 +171,15 @@ class FileTeacher:
         if self.kind in ("logits", "score") and not np.asarray(given).any():
             raise self._error("all its logits are zero: it holds no trained model's outputs")
 
+    def _check_top(self, given: np.ndarray, index: np.ndarray) -> None:
+        if self.task.name == "ranking":
+            raise self._error("top_logits are not supported for rankers: give a score")
+        if given.shape != index.shape:
+            raise self._error("top_logits and top_index are of different sizes")
+        low, high, ordered = index.min(), index.max(), np.sort(index, -1)
+        if low < 0 or high >= self.outputs or (ordered[..., 1:] == ordered[..., :-1]).any():
+            raise self._error(f"top_index must name different classes from 0 to {self.outputs - 1}")
+
     def __call__(self, batch: Batch, rows: list[int]) -> Target:
         """What the file says about the examples of these numbers, on the batch's device."""
         places, device = self._places(rows), next(iter(batch.values())).device
@@ -165,9 +187,13 @@ class FileTeacher:
         def tensor(name: str) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(self.table.values[name][places])).to(device)
 
-        if self.kind == "log_probs":
-            index = tensor("index").long().flatten(0, -2)
-            return TopK(tensor("log_probs").flatten(0, -2), index, tensor("rest").flatten())
+        if self.kind == "top_logits":
+            known, index = tensor("top_logits").float().flatten(0, -2), tensor("top_index").long().flatten(0, -2)
+            if "rest" in self.table.values:
+                rest = tensor("rest").float().flatten()
+                whole = torch.cat([known, rest[:, None]], 1).logsumexp(1)
+                return TopK(known - whole[:, None], index, rest - whole)
+            return TopK(known, index, torch.log1p(-known.double().exp().sum(1).clamp(max=1)).float())
         given = tensor(self.kind)
         if self.kind == "label":
             return given.float() if self.task.name == "ranking" else given.long()
@@ -182,8 +208,9 @@ class FileTeacher:
             return
         limit = max(1, min(len(self.train), _CHECKED if self.task.name != "causal_lm" else 16))
         found: dict[str, list[np.ndarray]] = {}
+        order = sampling.example_order(0, 0, len(self.train))[:limit].tolist()  # the first ones may all be of one class
         for start in range(0, limit, 8):
-            rows = list(range(start, min(start + 8, limit)))
+            rows = order[start : start + 8]
             batch = self.train.batch(rows)
             for name, values in self.task.score(self._logits(batch, rows), batch).items():
                 found.setdefault(name, []).append(values.numpy())
@@ -218,10 +245,15 @@ def _read(path: Path) -> Table:
     count = len(next(iter(values.values()), ()))
     if "id" in values and "row" in values:
         raise MattaError(f"Teacher {str(path)!r}: it has both a column 'row' and a column 'id': keep one as the key.")
-    key = np.asarray(values.pop("id", values.pop("row", np.arange(count))))
-    if key.dtype.kind not in "iu":
-        key = key.astype(str)
-    return Table(key, {name: v for name, v in values.items() if name in _KNOWN}, {})
+    by_id = "id" in values
+    key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row", np.arange(count)))
+    if key.dtype.kind not in "iu" and not by_id:
+        raise MattaError(f"Teacher {str(path)!r}: column 'row' must hold whole numbers.")
+    known = {name: v for name, v in values.items() if name in _KNOWN}
+    temperature = np.unique(np.asarray(known.pop("temperature", 1.0)))
+    if len(temperature) != 1:
+        raise MattaError(f"Teacher {str(path)!r}: column 'temperature' must be the same number in every row.")
+    return Table(key, by_id, known, {"temperature": float(temperature[0])})
 
 
 def _columns(path: Path) -> dict[str, np.ndarray]:
@@ -271,6 +303,9 @@ def _shards(folder: Path) -> Table:
     card = _card(folder)
     if card is None or not card.get("complete"):
         raise MattaError(f"Teacher {str(folder)!r} is not finished: run the `matta teach` that began it again.")
+    for number, digest in enumerate(card["digests"]):
+        if not _is_whole(folder / _shard_name(number), digest):
+            raise MattaError(f"Teacher {str(folder)!r} is damaged ({_shard_name(number)}): run `matta teach` again.")
     try:
         files = [safe_open(str(folder / _shard_name(i)), framework="pt") for i in range(card["shards"])]
         keys = [f.get_tensor("row").numpy() for f in files]
@@ -280,7 +315,7 @@ def _shards(folder: Path) -> Table:
             f"Teacher {str(folder)!r} is damaged ({str(error).splitlines()[0]}): run `matta teach` again."
         ) from None
     starts = np.cumsum([0, *(len(key) for key in keys[:-1])])
-    return Table(np.concatenate(keys), {name: _Sharded(files, name, starts) for name in names}, card)
+    return Table(np.concatenate(keys), False, {name: _Sharded(files, name, starts) for name in names}, card)
 
 
 def _card(folder: Path) -> dict[str, Any] | None:
@@ -293,6 +328,10 @@ def _card(folder: Path) -> dict[str, Any] | None:
         return None
     except (ValueError, KeyError, TypeError):
         raise MattaError(f"{folder / CARD} is damaged: run `matta teach --overwrite` again.") from None
+
+
+def _is_whole(shard: Path, digest: str) -> bool:
+    return shard.exists() and checkpoint.file_digest(shard) == digest
 
 
 def _shard_name(number: int) -> str:
@@ -346,14 +385,21 @@ def teach(
         first = _said(task, teacher, data.train, [0], device, recipe, k, exact)
         each = sum(t.numel() * t.element_size() for t in first.values())
         per_shard = max(1, _SHARD // max(1, each))
-        card = {**identity, "per_shard": per_shard, "shards": -(-len(data.train) // per_shard), "complete": False}
+        card = {
+            **identity,
+            "per_shard": per_shard,
+            "shards": -(-len(data.train) // per_shard),
+            "digests": [],
+            "complete": False,
+        }
         checkpoint.atomic_write(to / CARD, json.dumps(card, indent=1) + "\n")
-    per_shard, done = card["per_shard"], 0
-    with interruptible() as pressed:
+    per_shard = card["per_shard"]
+    with checkpoint.alone(to, "Another `matta teach` is writing"), interruptible() as pressed:
         for number in range(card["shards"]):
             rows = range(number * per_shard, min((number + 1) * per_shard, len(data.train)))
             path = to / _shard_name(number)
-            if not path.exists():
+            known = card["digests"][number] if number < len(card["digests"]) else ""
+            if not known or not _is_whole(path, known):
                 parts: list[dict[str, Tensor]] = []
                 for start in range(rows.start, rows.stop, size):
                     began = time.perf_counter()
@@ -363,12 +409,13 @@ def teach(
                     listen(Progress(chosen[-1] + 1, len(data.train), {}, len(chosen) / seconds, "examples"))
                     if pressed:
                         raise Interrupted(
-                            f"Stopped after {done} of {card['shards']} shards; the same command goes on from there.",
+                            f"Stopped after {number} of {card['shards']} shards; the same command goes on from there.",
                             128 + pressed[0],
                         )
                 with checkpoint.atomic_file(path) as temp:
                     save_file({name: torch.cat([part[name] for part in parts]) for name in parts[0]}, str(temp))
-            done += 1
+                card["digests"][number : number + 1] = [checkpoint.file_digest(path)]
+                checkpoint.atomic_write(to / CARD, json.dumps(card, indent=1) + "\n")
     checkpoint.atomic_write(to / CARD, json.dumps({**card, "complete": True}, indent=1) + "\n")
     return to
 
@@ -397,4 +444,4 @@ def _said(
         parts.append((known.cpu(), index.int().cpu(), rest.cpu()))
     shape = logits.hidden.shape[:-1]
     known, index, rest = (torch.cat(part) for part in zip(*parts, strict=True))
-    return {"row": keys, "log_probs": known.view(*shape, k), "index": index.view(*shape, k), "rest": rest.view(shape)}
+    return {"row": keys, "top_logits": known.view(*shape, k), "top_index": index.view(*shape, k), "rest": rest.view(shape)}
