@@ -621,10 +621,11 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
         raise MattaError(
             "distill.shard needs several devices: pass --devices 2 or more, start it with torchrun, or pass --no-shard."
         )
-    if s.shard and (s.optimizer != "adamw" or not s.shared or s.ta_weight == 0 or s.hidden_weight or s.compile):
+    own_way = s.optimizer != "adamw" or not s.shared or not s.detach_ta or s.ta_weight == 0
+    if s.shard and (own_way or s.hidden_weight or s.compile):
         raise MattaError(
-            "distill.shard is not supported with another optimizer than adamw, with shared = false, ta_weight = 0, "
-            "hidden_weight or compile."
+            "distill.shard is not supported with another optimizer than adamw, with shared = false, detach_ta = false, "
+            "ta_weight = 0, hidden_weight or compile."
         )
     check_count(s.batch_size, world.size)
     if s.compile and len(_parts(recipe, world)) > 1:
