@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import signal
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -111,8 +112,23 @@ def loader(split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: 
 
 
 def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, None]:
+    import multiprocessing
+
+    others = set(multiprocessing.active_children())
+    fetched: Any = iter(batches)
+    own = set(multiprocessing.active_children()) - others
+
+    def end() -> None:
+        if own:
+            fetched._shutdown_workers()  # torch's own way; without it, torch takes the end of a worker for a crash
+        while own:  # one may wait for a lock that a dead one held
+            own.pop().kill()
+
+    # Python's exit would wait for ever for a process that is deaf to its SIGTERM; what it leaves of this module is little
+    unregister = atexit.unregister
+    atexit.register(end)
     try:
-        for batch in batches:
+        for batch in fetched:
             if isinstance(batch, MattaError):
                 raise batch
             yield batch
@@ -123,6 +139,9 @@ def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, Non
             f"One of the {workers} processes that read the data died, perhaps for want of memory or of shared memory "
             "(/dev/shm): lower data.workers or --batch-size."
         ) from error
+    finally:
+        unregister(end)
+        end()
 
 
 def _deaf(_worker: int) -> None:

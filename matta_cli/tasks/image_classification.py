@@ -41,8 +41,8 @@ class ImageClassification(Task):
     metrics = (Metric("top1", "top-1 accuracy", higher=True), Metric("top5", "top-5 accuracy", higher=True))
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
+        common.no_streaming(self.recipe.data.streaming, "images")
         settings, classes = self.recipe.data, self.outputs(model)
-        common.no_streaming(settings.streaming, "images")
         train: Source | None = None
         held_out: Source | None = None
         if settings.held_out:
