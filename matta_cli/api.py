@@ -8,7 +8,7 @@ from typing import Any
 from matta_cli.conversion import TA, load_student, load_ta
 from matta_cli.recipe import resolve
 
-__all__ = ["TA", "convert", "distill", "export", "load_student", "load_ta"]
+__all__ = ["TA", "convert", "distill", "export", "load_student", "load_ta", "teach"]
 
 
 def convert(
@@ -30,6 +30,20 @@ def distill(
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
     return run(resolve(flags, Path(out), ran=resume)[0], Path(out), overwrite=overwrite, resume=resume)
+
+
+def teach(
+    teacher: str, to: str | Path, out: str | Path = "matta-out", *, data: str | None = None, k: int = 64,
+    overwrite: bool = False, **settings: Any,
+) -> Path:  # fmt: skip
+    """Write what ``teacher`` says about the training examples to the folder ``to``, a Teacher for ``distill``.
+
+    k: outputs kept of each position, where there are more than 64. ``settings``: the recipe's [distill] table.
+    """
+    from matta_cli.teacher_files import teach as run
+
+    flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
+    return run(resolve(flags, Path(out))[0], Path(out), Path(to), k=k, overwrite=overwrite)
 
 
 def export(

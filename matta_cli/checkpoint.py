@@ -36,6 +36,22 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A temporary file beside ``path`` that takes its place on success and disappears on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temp
+        with temp.open("rb") as opened:
+            os.fsync(opened.fileno())
+        temp.chmod(0o644)
+        temp.replace(path)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder beside ``path`` that takes its place on success and disappears on failure."""
     refuse_existing(path, overwrite)
@@ -102,6 +118,53 @@ def newest_sound(run: Path) -> tuple[Path | None, list[Path]]:
             return path, damaged
         damaged.append(path)
     return None, damaged
+
+
+def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
+    """A sound checkpoint of a run by ``export.checkpoint``'s words, and damaged ones that were passed over.
+
+    Raises ``MattaError`` where the one that was asked for is not there or is damaged.
+    """
+    last, damaged = newest_sound(run)
+    if last is None or which == "last":
+        return last, damaged
+    best = json.loads((last / "trainer.json").read_text(encoding="utf-8")).get("best_step", 0)
+    name = which if which.startswith("step-") else f"step-{best}"
+    if which == "auto" and not best:
+        return last, damaged
+    if which not in ("auto", "best") and not which.removeprefix("step-").isdigit():
+        raise MattaError(f"--checkpoint {which!r} is not known: best, last or step-N.")
+    if which == "best" and not best:
+        raise MattaError(f"{run} kept no best checkpoint: `matta distill --best WIDTH` does.")
+    path = run / "checkpoints" / name
+    if is_sound(path):
+        return path, damaged
+    if which == "auto":
+        return last, [*damaged, path]
+    raise MattaError(
+        f"{path} is {'damaged' if path.exists() else 'not there'}; {run} has {', '.join(p.name for p in steps(run))}."
+    )
+
+
+@contextlib.contextmanager
+def alone(folder: Path, said: str) -> Iterator[None]:
+    """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError`` if another one holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise MattaError(f"{said} in {folder}: wait for it, or take another folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    return "sha256:" + _sha256(path)
 
 
 def _sha256(path: Path) -> str:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,15 @@ if TYPE_CHECKING:
     from matta_cli.distillation import Progress as Event
 
 
+def _other() -> int:
+    """The number of this process, where torchrun started several; only the first one, 0, prints."""
+    return int(os.environ.get("RANK", "0")) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else 0
+
+
 def say(text: str) -> None:
     """A line for people, on stderr."""
+    if _other():
+        return
     from rich.console import Console
 
     Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
@@ -30,10 +38,16 @@ def hint(command: str) -> None:
     say(f"Next: {command}")
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+def text(value: str) -> None:
+    """Data on stdout as it is."""
+    sys.stdout.write(value)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = (), *, left: bool = False) -> None:
     """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe.
 
-    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all.
+    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all. left: columns
+    are words, not numbers.
     """
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
@@ -53,7 +67,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
         columns = [column for column in columns if not column[0].startswith(start)]
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for i, (header, *_) in enumerate(columns):
-        drawn.add_column(header, justify="left" if i == 0 else "right", overflow="fold")
+        drawn.add_column(header, justify="left" if i == 0 or left else "right", overflow="fold")
     for row in zip(*(column[1:] for column in columns), strict=True):
         drawn.add_row(*row)
     console.print(drawn)
@@ -63,6 +77,8 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
 
 def data(value: Any) -> None:
     """Data on stdout as JSON."""
+    if _other():
+        return
     sys.stdout.write(json.dumps(value, indent=1) + "\n")
 
 
@@ -100,6 +116,9 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _fail(sentence: str, code: int) -> None:
+    if _other() and code < 128:  # the first process says what befell all; what befell this one is said after that
+        time.sleep(3)
+        sys.stderr.write(f"Process {_other()}: {sentence}\n")
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
     sys.exit(code)
@@ -117,16 +136,22 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
     text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     fixed = (MofNCompleteColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True)))
     with Progress(BarColumn(12), *fixed, text, console=console, disable=not live, expand=True) as bar:
-        task = bar.add_task("starting")
+        task, said = bar.add_task("starting"), [0]
 
         def listen(event: Event) -> None:
             if event.message:
                 console.print(event.message, markup=False, soft_wrap=True)
                 return
             losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
-            shown = f"{event.per_second:,.0f} {event.unit}/s  loss {losses}"
+            shown = f"{event.per_second:,.0f} {event.unit}/s{f'  loss {losses}' if losses else ''}"
+            if event.utilisation is not None:
+                shown = f"MFU {event.utilisation:.0%}  {shown}"
+            if event.waiting >= 0.05:
+                shown = f"data wait {event.waiting:.0%}  {shown}"
             bar.update(task, completed=event.step, total=event.steps, description=shown)
-            if not live and show and (event.step % -(-event.steps // 10) == 0 or event.step == event.steps):
+            tenth = event.step * 10 // event.steps
+            if not live and show and tenth > said[0]:
+                said[0] = tenth
                 console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)
 
         yield listen

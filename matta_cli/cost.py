@@ -7,7 +7,9 @@ import gc
 import platform
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,33 @@ def latencies(
         seconds = torch.tensor(taken, dtype=torch.float64)
         found[name] = {"median": seconds.median().item(), "p95": seconds.quantile(0.95).item()}
     return found
+
+
+@dataclass
+class Peak:
+    """The most memory that was in use at once, in bytes: of the device on CUDA, of the process elsewhere (None: unknown)."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[Peak]:
+    """Watch the memory while something runs; the answer is there afterwards."""
+    found = Peak()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield found
+        return
+    yield found
+    found.bytes = _status("VmHWM")
 
 
 def peak_memory(task: Task, model: nn.Module, batch: Batch) -> int | None:

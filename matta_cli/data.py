@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import signal
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,27 @@ class Part:
     def batch(self, indices: Sequence[int]) -> Batch:
         return self.whole.batch([int(self.indices[i]) for i in indices])
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return self.whole.keys([int(self.indices[i]) for i in indices], ids=ids)
+
+    def digest(self) -> str:
+        return digest([self.whole.digest(), repr(list(map(int, self.indices)))])
+
+
+def digest(parts: Iterable[str | np.ndarray]) -> str:
+    """sha256 of texts and arrays."""
+    import numpy as np
+
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part.encode() if isinstance(part, str) else memoryview(np.ascontiguousarray(part)))  # type: ignore[arg-type]
+    return "sha256:" + total.hexdigest()
+
+
+def no_ids(what: str) -> MattaError:
+    """The error for a Teacher's file that is keyed by id where examples have none."""
+    return MattaError(f"A Teacher's file with a column 'id' is not supported for {what}: number its rows in a column 'row'.")
+
 
 def sample(whole: Split, limit: int) -> Split:
     """At most ``limit`` examples (0: all), always the same, in a fixed random order, so that any first few represent all.
@@ -38,6 +62,73 @@ def sample(whole: Split, limit: int) -> Split:
 
     order = np.random.default_rng(0).permutation(len(whole))
     return Part(whole, order[:limit] if limit else order)
+
+
+class _Steps:
+    """A split as a map-style dataset whose examples are whole steps."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, indices: Sequence[int]) -> Batch | MattaError:
+        try:
+            return self.split.batch(indices)
+        except MattaError as error:  # raised in a worker it would arrive inside the worker's traceback
+            return error
+
+
+def loader(split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: bool = False) -> Generator[Batch, None, None]:
+    """The batches of ``drawn``, one for each of its lists of examples, in its order, whatever the number of ``workers``.
+
+    workers: processes that fetch ahead, two batches each; 0: the calling process, on demand. They are forks, which share the
+    split's arrays, and leave signals to the calling process, so that a run that is stopped still gets the batch it waits for.
+    pin: batches in page-locked memory. ``drawn`` is asked ahead of time, so it must not draw from torch's global generator.
+    Raises ``MattaError`` at once where ``workers`` is negative or not possible here, and at its batch what the split raises,
+    and where a worker dies. Closing it ends the workers.
+    """
+    import multiprocessing
+
+    import torch
+    from torch.utils.data import DataLoader
+
+    if workers < 0:
+        raise MattaError(f"data.workers is {workers}, but it is a number of processes: 0 (none beside the run's own) or more.")
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise MattaError(f"data.workers is {workers}, but this system cannot fork processes: set it to 0.")
+    steps: Any = _Steps(split)
+    order: Any = drawn
+    batches = DataLoader(
+        steps,
+        sampler=order,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=_deaf,
+        generator=torch.Generator(),  # else the loader would draw its workers' seed from the run's
+    )
+    return _raising(batches, workers)
+
+
+def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, None]:
+    try:
+        for batch in batches:
+            if isinstance(batch, MattaError):
+                raise batch
+            yield batch
+    except RuntimeError as error:
+        if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
+            raise
+        raise MattaError(
+            f"One of the {workers} processes that read the data died, perhaps for want of memory or of shared memory "
+            "(/dev/shm): lower data.workers or --batch-size."
+        ) from error
+
+
+def _deaf(_worker: int) -> None:
+    """Ignore what the terminal and schedulers send to all processes of a run."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def find(text: str, flag: str = "--data") -> Path | None:
@@ -53,6 +144,12 @@ def find(text: str, flag: str = "--data") -> Path | None:
     if text.startswith((".", "/", "~")) or text.endswith((*_SUFFIXES, "/")) or text.count("/") > 1:
         raise MattaError(f"There is no file or folder {text!r}: check {flag}.")
     return None
+
+
+def no_streaming(streaming: bool, what: str) -> None:
+    """Raise ``MattaError`` where ``data.streaming`` is set and the task has no use for it."""
+    if streaming:
+        raise MattaError(f"data.streaming is not supported for {what}: leave it out.")
 
 
 def empty(text: str, what: str) -> MattaError:
@@ -100,8 +197,29 @@ def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
     """
     import datasets
 
-    try:
+    with _opening(name):
         return dict(datasets.load_dataset(name, config or None))
+
+
+def hub_stream(name: str, config: str = "") -> tuple[dict[str, Any], str]:
+    """All splits of a hub dataset, or of a local folder that ``datasets`` opens, to be read on demand; and their fingerprint.
+
+    It is what ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any of the files is.
+    Raises ``MattaError`` as ``hub_dataset`` does.
+    """
+    import datasets
+
+    with _opening(name):
+        builder = datasets.load_dataset_builder(name, config or None)
+        return dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
+
+
+@contextmanager
+def _opening(name: str) -> Iterator[None]:
+    import datasets
+
+    try:
+        yield
     except datasets.exceptions.DatasetNotFoundError:
         raise MattaError(f"{name!r} is neither a local file or folder nor a dataset on the hub: check --data.") from None
     except ConnectionError:
@@ -109,8 +227,12 @@ def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
             f"Could not reach {name!r} on the hub, and nothing local has that name: pass --data with a local file or folder."
         ) from None
     except Exception as error:  # what datasets raises for a foreign or damaged repository is open-ended
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"The hub dataset {name!r} cannot be opened: {said}") from error
+        raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
+
+
+def said(error: Exception) -> str:
+    """The first line of what an error of another library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def hub_split(splits: dict[str, Any], name: str, split: str) -> Any:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from matta_cli.errors import MattaError
 
@@ -55,6 +63,21 @@ def precision(name: str, device: torch.device) -> Iterator[None]:
 def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
     """Loss scaling, which fp16 needs and nothing else does."""
     return torch.amp.GradScaler(device.type, enabled=resolved(name, device) == "fp16")
+
+
+# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets; longer names first.
+_PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GH200": 989e12, "A100": 312e12,
+    "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
+}  # fmt: skip
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """The most FLOP/s that a CUDA card can do in this precision; None where that is not known."""
+    if device.type != "cuda" or resolved(precision, device) not in ("bf16", "fp16"):
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for part, peak in sorted(_PEAKS.items(), key=lambda p: -len(p[0])) if part in name), None)
 
 
 # Processes: one per device, started by torchrun, which says in the environment who is who
@@ -106,6 +129,49 @@ class World:
         _reduce(bucket)
 
 
+# FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an output or a weight's view so
+warnings.filterwarnings("ignore", message=".*returned a view tensor")
+
+
+class Unit(nn.Module):
+    """A model sharded over the processes (FSDP2): inside ``forward(call)`` its parameters are whole, and ``call`` uses them.
+
+    One unit for the whole TA, since a Student's views cut across its layers: weights are whole while a model runs, and
+    gradients, optimizer state and what lies between are sharded.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.model = model
+        fully_shard(self, mesh=_mesh(device))
+
+    def forward(self, call: Callable[[], Any]) -> Any:
+        return call()
+
+
+def shard_layers(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
+    """Shard a model that is called as it is, such as a Teacher, layer by layer: one layer is whole at a time."""
+    for layer in layers:
+        fully_shard(layer, mesh=_mesh(device))
+    fully_shard(model, mesh=_mesh(device))
+
+
+def _mesh(device: torch.device) -> DeviceMesh:
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def gathered(tensor: Tensor) -> Tensor:
+    """A tensor of a sharded model as a whole one on the CPU; every process has to ask. Others as they are."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
+
+
+def scatter(into: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into one that may be sharded."""
+    if isinstance(into, DTensor):
+        whole = distribute_tensor(whole.to(into.device), into.device_mesh, into.placements)
+    into.copy_(whole)
+
+
 def _reduce(bucket: list[Tensor]) -> None:
     if not bucket:
         return
@@ -136,3 +202,31 @@ def joined(device: torch.device) -> Iterator[World]:
         yield World(dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+
+
+def launch(count: int, arguments: list[str]) -> int:
+    """Run ``python -m matta_cli`` with ``arguments`` in ``count`` processes of this machine. Returns the exit code.
+
+    This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself starts matta.
+    """
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    if torch.cuda.is_available() and count > torch.cuda.device_count():
+        raise MattaError(f"--devices {count} is not possible: this machine has {torch.cuda.device_count()} GPU.")
+    logging.disable(logging.CRITICAL)  # the processes themselves say what went wrong
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
+    try:
+        with tempfile.TemporaryDirectory() as logs:
+            config = LaunchConfig(
+                min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
+                max_restarts=0, run_id="matta", monitor_interval=0.5, logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )  # fmt: skip
+            elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return max(codes, key=lambda code: (code > 128, code)) if max(codes) > 0 else 1
+    except SignalException as error:
+        return 128 + error.sigval
+    return 0

@@ -9,8 +9,8 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,27 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from matta_cli import checkpoint, devices, evaluate, losses, models, optimization, registry, sampling, supernet, tracking
+from matta_cli import (
+    checkpoint,
+    devices,
+    evaluate,
+    losses,
+    models,
+    optimization,
+    registry,
+    sampling,
+    supernet,
+    teacher_files,
+    tracking,
+)
 from matta_cli.conversion import TA, load_ta
+from matta_cli.data import loader
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher, Step, Teacher
 from matta_cli.tasks import Batch, Data, Split, Task
+from matta_cli.teacher_files import FileTeacher
 from matta_cli.teachers import check_teacher, load_teacher
 
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64  # at least so many rows a batch, whatever training uses
@@ -73,8 +87,6 @@ def _distill(
     recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
 ) -> Path:
     run = out / "run"
-    ta = load_ta(out / "ta")
-    _check(recipe, ta, world)
     last = checkpoint.newest(run)
     if resume:
         last, damaged = checkpoint.newest_sound(run)
@@ -84,33 +96,53 @@ def _distill(
             raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
     if not resume and last is not None:  # what stopped before its first checkpoint is not worth a refusal
         checkpoint.refuse_existing(run, overwrite)
-    task = registry.task(ta.adapter.task, recipe)
-    model, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
-        models.copy_companions(source.folder, out / "ta")  # the same vocabulary, so the Teacher's tokenizer is the model's
+    task, ta, teacher, data = opened(recipe, out, device, world, listen)
+    given = teacher.folder if isinstance(teacher, ModelTeacher) else None
+    if given is not None and task.name == "causal_lm" and not models.has_tokenizer(out / "ta") and world.first:
+        models.copy_companions(given, out / "ta")
     world.wait()
-    data = task.data(out / "ta", ta.model)
-    listen(Progress(message=f"Data: {data.description}"))
-    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
-    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
-        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
-
     if resume:
         assert last is not None
         digest = ta.card["lineage"]["digest"]
         ta = load_ta(last)
         refuse_other_ta(digest, ta, last)
     world.wait()
-    with _alone(out, world), _set_aside(run, keep=resume or not world.first):
+    lock = checkpoint.alone(out, "Another run is training") if world.first else nullcontext()
+    with lock, _set_aside(run, keep=resume or not world.first):
         world.wait()
-        training = Training(recipe, run, task, ta, ModelTeacher(task, model), data, device, world)
+        training = Training(recipe, run, task, ta, teacher, data, device, world)
         if resume and last is not None:
             training.load(last)
             if world.first:
                 _rewind(run / "metrics.jsonl", training.counters.step)
-            listen(Progress(message=f"Resuming from step {training.counters.step}."))
+            listen(Progress(message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."))
         with _explained(training):
             return training.run_steps(listen)
+
+
+def opened(
+    recipe: Recipe, out: Path, device: torch.device, world: World, listen: Listener
+) -> tuple[Task, TA, ModelTeacher | FileTeacher, Data]:
+    """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data."""
+    ta = load_ta(out / "ta")
+    _check(recipe, ta, world)
+    task = registry.task(ta.adapter.task, recipe)
+    folder = out / "ta"
+    if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
+        raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
+    if teacher_files.is_file(recipe.distill.teacher):
+        data = task.data(folder, ta.model)
+        listen(Progress(message=f"Data: {data.description}"))
+        said = FileTeacher(recipe.distill.teacher, task, data, task.outputs(ta.model))
+        said.check(recipe)
+        return task, ta, said, data
+    model, source = load_teacher(recipe, task, ta, device)
+    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
+        folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
+    data = task.data(folder, ta.model)
+    listen(Progress(message=f"Data: {data.description}"))
+    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
+    return task, ta, ModelTeacher(task, model, folder), data
 
 
 @dataclass
@@ -131,8 +163,9 @@ class Training:
     """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World
-    ) -> None:
+        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World,
+        *, count_flops: bool = False,
+    ) -> None:  # fmt: skip
         self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
         if not recipe.distill.shared and not ta.copies:
@@ -140,8 +173,17 @@ class Training:
         for model in (ta.model, *ta.copies.values()):
             model.to(device)
         self.step = Step(recipe, task, ta, teacher, device)
-        first = self._batches(0, {})[0][0]
-        self.step.prepare({name: tensor.to(device) for name, tensor in first.items()})
+        first = {name: tensor.to(device) for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()}
+        self.peak = devices.peak_flops(device, recipe.distill.precision)
+        each = recipe.distill.batch_size // world.size
+        self.flops = each * self.step.flops(first) if count_flops or self.peak else None  # of this process, in a step
+        self.step.prepare(first)
+        if recipe.distill.compile and "group" in first:
+            raise MattaError(
+                "--compile is not supported for queries: each batch has another number of rows, and needs a graph."
+            )
+        if recipe.distill.shard:
+            self.step.shard(world.size)
         self.extra = [p for model in ta.copies.values() for p in model.parameters()]
         if self.step.projection is not None:
             self.extra += list(self.step.projection.parameters())
@@ -153,15 +195,26 @@ class Training:
         settings, counters = self.recipe.distill, self.counters
         eval_every = settings.eval_every or max(1, settings.steps // 10)
         save_every = settings.save_every or eval_every
-        order: dict[int, Tensor] = {}
+        steps = range(counters.step, settings.steps)
         saved = checkpoint.newest(self.run) if self.world.first else None
         began, before = time.perf_counter(), counters.seconds
-        with interruptible() as pressed, tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log:
-            for step in range(counters.step, settings.steps):
+        graphs = 0
+        if settings.compile and counters.step < settings.steps:
+            listen(Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width."))
+            first = self.data.train.batch(self.drawn(counters.step, {})[0])
+            first = {name: tensor.to(self.device) for name, tensor in first.items()}
+            graphs = self.step.warm_up(first)
+            listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
+        with (
+            closing(self.batches(steps)) as stream,
+            interruptible() as pressed,
+            tracking.Log(self.run, self.recipe, counters.step, self.world.first) as log,
+        ):
+            for step in steps:
                 started = time.perf_counter()
-                batches = self._batches(step, order)
+                batches = next(stream)
                 waited = time.perf_counter() - started
-                record = self._step(step, batches)
+                record = self.take(step, batches)
                 counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
                 stop = self._agree(bool(pressed))
                 taken = time.perf_counter() - started
@@ -169,13 +222,24 @@ class Training:
                 record |= {f"{self.data.unit}_per_second": per_second, "waiting": waited / taken}
                 end = step + 1 == settings.steps
                 due = (step + 1) % save_every == 0 or end or stop
-                if self.world.first and ((step + 1) % eval_every == 0 or end):
-                    record["evaluation"] = measure(self.recipe, self.task, self.ta, self.data, self.device)
-                    due = self._is_best(record["evaluation"]) or due
+                if (step + 1) % eval_every == 0 or end:
+                    ta = self._whole()
+                    if self.world.first:
+                        record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
+                        due = self._is_best(record["evaluation"]) or due
+                    due = self._agree(due)
+                if settings.compile:
+                    record["graphs"] = self.step.graphs()
+                    if record["graphs"] > graphs:
+                        graphs = record["graphs"]
+                        said = f"A graph was compiled again at step {step + 1}: that is a bug of matta, please report it."
+                        listen(Progress(message=said))
+                used = self.flops / taken / self.peak if self.flops and self.peak else None
+                record |= {} if used is None else {"utilisation": used}
                 log.write(_plain(record))
-                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken))
-                if due and self.world.first:
-                    saved = self.save()
+                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken, used))
+                if due:
+                    saved = self.save() or saved
                 if stop:
                     self.world.wait()
                     number = pressed[0] if pressed else signal.SIGTERM
@@ -188,15 +252,24 @@ class Training:
             raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
         return saved or self.run / "checkpoints" / f"step-{counters.step}"
 
-    def _batches(self, step: int, order: dict[int, Tensor]) -> list[tuple[Batch, list[int]]]:
-        """This process's examples of a step, ``micro_batch`` at a time, with their numbers."""
-        settings, train = self.recipe.distill, self.data.train
-        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(train), order))
+    def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
+        """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a cache."""
+        settings = self.recipe.distill
+        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), order))
         size = settings.micro_batch or len(chosen)
-        parts = [chosen[start : start + size] for start in range(0, len(chosen), size)]
-        return [(train.batch(part), part) for part in parts]
+        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
-    def _step(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
+    def batches(self, steps: Iterable[int]) -> Generator[list[tuple[Batch, list[int]]], None, None]:
+        """The batches of each step, with the numbers of their examples."""
+        ahead: dict[int, Tensor] = {}
+        order: dict[int, Tensor] = {}
+        drawn = (part for step in steps for part in self.drawn(step, ahead))
+        pin = self.device.type == "cuda"
+        with closing(loader(self.data.train, drawn, self.recipe.data.workers, pin=pin)) as batches:
+            for step in steps:
+                yield [(next(batches), part) for part in self.drawn(step, order)]
+
+    def take(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
         """Train on one step's batches, if its loss and gradients are finite. Returns the log's record."""
         settings, counters, scaler = self.recipe.distill, self.counters, self.step.scaler
         sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
@@ -210,13 +283,14 @@ class Training:
             for model, terms in found.items():
                 for name, value in terms.items():
                     sums[model, name] = sums[model, name] + value if (model, name) in sums else value
-        self.world.share_gradients(self.parameters)
+        if not settings.shard:
+            self.world.share_gradients(self.parameters)
         values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
         record: dict[str, dict[str, float]] = {model: {} for model, _ in sums}
         for (model, name), value in zip(sums, values, strict=True):
             record[model][name] = value
         scaler.unscale_(self.optimizer)
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf))
+        norm = float(devices.gathered(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)))
         if math.isfinite(norm) and all(map(math.isfinite, values)):
             counters.bad_in_a_row = 0
             for group in self.optimizer.param_groups:
@@ -270,16 +344,31 @@ class Training:
         counters.best_value, counters.best_step = value, counters.step
         return True
 
+    def _whole(self) -> TA:
+        """The TA; of a sharded one a copy that is not (every process has to ask)."""
+        ta = self.ta
+        if not self.recipe.distill.shard:
+            return ta
+        state = {name: devices.gathered(tensor) for name, tensor in ta.model.state_dict().items()}
+        model = ta.adapter.build(ta.model, {})
+        model.load_state_dict(state)
+        return TA(ta.adapter, model.to(self.device), ta.axes, ta.base, ta.card)
+
     # Checkpoints: a stock TA folder, plus what resuming needs
 
-    def save(self) -> Path:
-        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters."""
-        ta, counters, recipe = self.ta, self.counters, self.recipe
+    def save(self) -> Path | None:
+        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters.
+
+        Every process calls this; the first one writes, and gets the folder.
+        """
+        ta, counters, recipe = self._whole(), self.counters, self.recipe
         path = self.run / "checkpoints" / f"step-{counters.step}"
         counters.loss_scale = self.step.scaler.state_dict()
         tensors, numbers = optimization.state_of(self.optimizer)
         if self.step.projection is not None:
             tensors["projection"] = self.step.projection.weight.detach().clone()
+        if not self.world.first:
+            return None
         with checkpoint.atomic_folder(path, overwrite=True) as folder:
             ta.adapter.save(ta.model, folder)
             models.copy_companions(self.run.parent / "ta", folder)
@@ -322,6 +411,15 @@ class Training:
             self.step.scaler.load_state_dict(self.counters.loss_scale)
 
 
+def _other_count(last: Path, world: World) -> str:
+    """What to say where a run goes on in another number of processes than it was saved by."""
+    before = json.loads((last / "trainer.json").read_text(encoding="utf-8")).get("processes", 1)
+    if before == world.size:
+        return ""
+    devices_now = f"{world.size} device{'s' if world.size > 1 else ''}"
+    return f", on {devices_now} what ran on {before}: the same batches, sums in another order"
+
+
 def _parts(recipe: Recipe, world: World) -> set[int]:
     """The numbers of examples that go through the models at a time."""
     each = recipe.distill.batch_size // world.size
@@ -352,7 +450,7 @@ def _explained(training: Training) -> Iterator[None]:
         if "can't allocate memory" in said:
             raise MattaError(_out_of_memory(training, said)) from None
         if training.world.size > 1 and any(word in said for word in ("Connection", "NCCL", "gloo", "peer")):
-            last = training.save() if training.world.first else checkpoint.newest(training.run)
+            last = training.save() if not settings.shard and training.world.first else checkpoint.newest(training.run)
             raise MattaError(
                 f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "
                 "with `matta distill --resume`."
@@ -416,7 +514,7 @@ def interruptible() -> Iterator[list[int]]:
     pressed: list[int] = []
 
     def handler(number: int, _frame: Any) -> None:
-        if pressed:
+        if number in pressed:  # torchrun sends SIGTERM after a Ctrl-C, and then waits
             raise KeyboardInterrupt
         pressed.append(number)
 
@@ -429,25 +527,6 @@ def interruptible() -> Iterator[list[int]]:
     finally:
         for number, earlier in before.items():
             signal.signal(number, earlier)
-
-
-@contextmanager
-def _alone(out: Path, world: World) -> Iterator[None]:
-    """Hold the folder's lock, which the system frees however the process ends. Raises ``MattaError`` if a run holds it."""
-    if not world.first:
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(str(out / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise MattaError(f"Another run is training in {out}: wait for it, or take another folder.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -538,8 +617,25 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
             "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations and compile are "
             "not supported with it."
         )
-    if s.batch_size % world.size:
-        raise MattaError(f"--batch-size {s.batch_size} cannot be divided among {world.size} devices: take a multiple.")
+    if s.shard and world.size == 1:
+        raise MattaError(
+            "distill.shard needs several devices: pass --devices 2 or more, start it with torchrun, or pass --no-shard."
+        )
+    own_way = s.optimizer != "adamw" or not s.shared or not s.detach_ta or s.ta_weight == 0
+    if s.shard and (own_way or s.hidden_weight or s.compile):
+        raise MattaError(
+            "distill.shard is not supported with another optimizer than adamw, with shared = false, detach_ta = false, "
+            "ta_weight = 0, hidden_weight or compile."
+        )
+    check_count(s.batch_size, world.size)
+    if s.compile and len(_parts(recipe, world)) > 1:
+        raise MattaError(f"--compile needs batches of one size: --micro-batch {s.micro_batch} does not divide the batch.")
+
+
+def check_count(batch_size: int, devices: int) -> None:
+    """Raise ``MattaError`` where a batch cannot be divided among the devices."""
+    if batch_size % devices:
+        raise MattaError(f"--batch-size {batch_size} cannot be divided among {devices} devices: take a multiple.")
 
 
 def _backends(wanted: str) -> list[str]:

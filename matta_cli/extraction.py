@@ -27,6 +27,7 @@ from matta_cli import (
     registry,
     report,
     supernet,
+    teacher_files,
     teachers,
 )  # fmt: skip
 from matta_cli.conversion import TA, is_stock, load_ta
@@ -88,7 +89,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
-    last, damaged = checkpoint.newest_sound(out / "run")
+    last, damaged = checkpoint.chosen(out / "run", recipe.export.checkpoint)
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
@@ -102,7 +103,12 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     notes = [
         f"Width {w:g} was never trained ({menu} were): train what you export." for w in widths if w not in used.distill.widths
     ]
-    if trained["step"] < used.distill.steps:
+    if trained.get("best_step") == trained["step"]:
+        value, metric = trained["best_value"], registry.task(ta.adapter.task, recipe).metrics[0].label
+        notes.append(
+            f"Step {trained['step']} was the best by the {metric} of width {used.distill.best:g} during training ({value:.4g})."
+        )
+    elif trained["step"] < used.distill.steps:
         notes.append(f"The run stopped at step {trained['step']} of {used.distill.steps}.")
     say(f"Found the TA of step {trained['step']} in {last}.")
     device = devices.pick(recipe.distill.device)
@@ -229,7 +235,9 @@ def _measure(
         entries.append({"name": name, "role": role, "width": width, "folder": None, "loader": "", "stock": False,
                         "parity": None, "parameters": cost.parameters(model), "bytes": size or None, **more})  # fmt: skip
 
-    if recipe.distill.teacher:
+    if teacher_files.is_file(recipe.distill.teacher):
+        say("The Teacher is a file of outputs: the report goes without it.")
+    elif recipe.distill.teacher:
         try:
             teacher, source = teachers.load_teacher(recipe, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.folder)

@@ -191,8 +191,7 @@ class _Summed(torch.autograd.Function):
             targets.append(part.target.prepared() if isinstance(part.target, Logits) else part.target)
             gradients.append(_Gradient(triple, targets[-1]) if need else None)  # type: ignore[arg-type]
         values = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
-        count = model.count
-        for here in _chunks(count, model, parts):
+        for here in chunks(model, *(p.target for p in parts if isinstance(p.target, Logits))):
             z, own = model.part(here), None
             softened: dict[float, Tensor] = {}
             for k, (part, target) in enumerate(zip(parts, targets, strict=True)):
@@ -235,8 +234,9 @@ class _Summed(torch.autograd.Function):
         return None, *found
 
 
-def _chunks(count: int, model: Logits, parts: Sequence[_Part]) -> list[slice]:
-    product = any(isinstance(t, Logits) and t.weight is not None for t in (model, *(p.target for p in parts)))
+def chunks(model: Logits, *others: Logits) -> list[slice]:
+    """The rows of ``prepared`` logits, so many at a time as memory is spared for."""
+    count, product = model.count, any(logits.weight is not None for logits in (model, *others))
     most = _CUDA_CHUNK if model.hidden.device.type == "cuda" else _PRODUCT_CHUNK if product else _CHUNK
     step = max(1, most // model.classes)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]

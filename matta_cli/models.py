@@ -242,3 +242,14 @@ def _is_timm_name(name: str) -> bool:
     import timm
 
     return timm.is_model(name.split(".")[0])
+
+
+def weights_digest(model: nn.Module) -> str:
+    """sha256 over a model's tensors, by name."""
+    import hashlib
+
+    total = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        total.update(name.encode())
+        total.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return "sha256:" + total.hexdigest()

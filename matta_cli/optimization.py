@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_cli import supernet
+from matta_cli import devices, supernet
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
@@ -111,7 +111,7 @@ def fill(node: Any, found: dict[str, Any], path: str = "") -> None:
     for key, value in list(_items(node)):
         here = f"{path}/{key}"
         if isinstance(value, Tensor):
-            value.copy_(found[here])
+            devices.scatter(value, found[here])
         elif isinstance(value, (int, float, bool, str)) or value is None:
             if here in found:
                 _put(node, key, found[here])
@@ -140,7 +140,7 @@ def state_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
     state = optimizer.state_dict()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     found = dict(leaves({"state": {str(k): v for k, v in state["state"].items()}, "groups": groups}))
-    tensors = {path: value.detach().clone().contiguous() for path, value in found.items() if isinstance(value, Tensor)}
+    tensors = {path: devices.gathered(t.detach()).clone().contiguous() for path, t in found.items() if isinstance(t, Tensor)}
     return tensors, {path: value for path, value in found.items() if path not in tensors}
 
 

@@ -53,16 +53,20 @@ class DataSettings:
     image: str = _setting("image", "column that holds the image (hub)")
     label: str = _setting("label", "column that holds the label (CSV, Parquet, hub)")
     group: str = _setting("", "column that names the query of a row (CSV, Parquet); empty: every row stands alone")
+    id: str = _setting("", "column that names a row, for Teacher files with a column id (CSV, Parquet)")
     categorical: list[str] = _setting([], "columns of the embeddings, in the model's order (CSV, Parquet)")
     dense: list[str] = _setting([], "columns of the dense features, in the model's order (CSV, Parquet)")
     passages: str = _setting("", "JSONL of passages for last-word accuracy (as LAMBADA); empty: held-out paragraphs")
     sequence_length: int = _setting(0, "tokens per sequence; 0: the model's maximum, 1024 at most")
     eval_examples: int = _setting(2000, "held-out examples (sequences, images, queries or rows) to measure on; 0: all")
+    streaming: bool = _setting(False, "read a hub dataset of text on demand, only as much as the run needs")
+    max_tokens: int = _setting(0, "tokens to train on at most; 0: all, or what the run needs when streaming")
+    workers: int = _setting(0, "processes that fetch training batches ahead; 0: none beside the run's own")
 
 
 @dataclass
 class DistillSettings:
-    teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, or a state dict; a local folder comes first")
+    teacher: str = _setting("", "the Teacher: a folder, a hub id, a timm name, a state dict, or a file of outputs")
     steps: int = _setting(1000, "training steps")
     batch_size: int = _setting(16, "examples per step, over all devices")
     micro_batch: int = _setting(0, "examples in memory at a time, on each device; 0: the whole batch")
@@ -113,6 +117,7 @@ class DistillSettings:
     max_bad_steps: int = _setting(10, "steps in a row with a loss or gradient that is not finite before the run stops")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
+    shard: bool = _setting(False, "shard TA, Teacher and optimizer over the devices (FSDP2) instead of copying them")
     log_to: list[str] = _setting([], "tensorboard, wandb: where the log goes besides metrics.jsonl")
     allow_weak_teacher: bool = _setting(False, "train even though the Teacher is no better than guessing")
 
@@ -120,6 +125,7 @@ class DistillSettings:
 @dataclass
 class ExportSettings:
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
+    checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matta_cli import devices, sampling, supernet
+from matta_cli import cost, devices, sampling, supernet
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Target, Term
@@ -49,8 +50,8 @@ def is_product(task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor
 class ModelTeacher:
     """A frozen model as the Teacher of a step."""
 
-    def __init__(self, task: Task, model: nn.Module) -> None:
-        self.task, self.model = task, model
+    def __init__(self, task: Task, model: nn.Module, folder: Path | None = None) -> None:
+        self.task, self.model, self.folder = task, model, folder
         self.output: tuple[Tensor, Tensor | None] | None = None
 
     def split_head(self, batch: Batch) -> bool:
@@ -90,6 +91,15 @@ class Step:
         self.models: dict[str, Any] = {}
         self.chunked = False
         self.projection: nn.Linear | None = None
+        self.unit: Callable[[Callable[[], Any]], Any] = lambda call: call()  # what runs the TA's models, if it is sharded
+        self.scale = 1.0  # of every loss, where gradients are averaged over processes rather than summed
+
+    def shard(self, processes: int) -> None:
+        """Shard the TA and a Teacher that is a model over the processes."""
+        self.unit, self.scale = devices.Unit(self.ta.model, self.device), float(processes)
+        if isinstance(self.teacher, ModelTeacher):
+            model = self.teacher.model
+            devices.shard_layers(model, supernet.repeated_blocks(model), self.device)
 
     def prepare(self, batch: Batch) -> None:
         """Build the views, once; ``batch`` is the first one: it tells how large the logits are, and is never trained on."""
@@ -132,6 +142,37 @@ class Step:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(settings.seed)
                 self.projection = nn.Linear(ours, theirs, bias=False).to(self.device)
+
+    def warm_up(self, batch: Batch) -> int:
+        """Compile every model's graph on ``batch``, so that training compiles none. Returns how many there are."""
+        buffers = [(b, b.clone()) for b in self.ta.model.buffers()]
+        for name in self.models:
+            with devices.precision(self.settings.precision, self.device):
+                self._logits(name, batch).hidden.float().sum().backward()
+        for parameter in self.ta.model.parameters():
+            parameter.grad = None
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        return self.graphs()
+
+    @staticmethod
+    def graphs() -> int:
+        """Graphs that torch.compile has made in this process."""
+        return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+    def flops(self, batch: Batch) -> float:
+        """Floating-point operations of a step for each example of ``batch``, in matrix products; before ``prepare``.
+
+        A backward pass is two forward ones. What is computed twice to save memory counts once.
+        """
+        settings, one = self.settings, {name: tensor[:1] for name, tensor in batch.items()}
+        macs = {f"{w:g}": cost.macs(self.task, self.ta.at(w), one) for w in settings.widths}
+        students = [macs[f"{w:g}"] for step in range(100) for w in self.widths(step)]
+        training = self.ta.model.training
+        trained = (cost.macs(self.task, self.ta.model, one) if settings.ta_weight > 0 else 0) + sum(students) / 100
+        self.ta.model.train(training)
+        teacher = cost.macs(self.task, self.teacher.model, one) if isinstance(self.teacher, ModelTeacher) else 0
+        return 2.0 * (teacher + 3 * trained)
 
     def ramp(self, step: int) -> float:
         """b(t), the weight of the TA -> Student term at a step."""
@@ -184,8 +225,12 @@ class Step:
     def _logits(self, name: str, batch: Batch) -> Logits:
         model = self.models[name]
         model.train()
-        out = self.task.forward(model, batch)
-        return Logits(out, *model.output()) if self.chunked else Logits(out)
+
+        def run() -> tuple[Tensor | None, ...]:
+            out = self.task.forward(model, batch)
+            return (out, *model.output()) if self.chunked else (out,)
+
+        return Logits(*self.unit(run))
 
     def _own(self, weight: float, taught: Target | None, *, student: bool = False) -> list[Term]:
         """The terms of ``weight`` x l(., y, T)."""
@@ -207,7 +252,7 @@ class Step:
                 gap = self._hidden(logits, taught) * (self.task.counts(batch)["outputs"] / over["outputs"])
                 total = total + settings.hidden_weight * (sum(t.weight for t in terms if t.name != "ta") or 1.0) * gap
                 values["hidden"] = gap.detach()
-        self.scaler.scale(total).backward()
+        self.scaler.scale(total * self.scale).backward()
         mix = settings.teacher_mix
         shares = {"truth": 1 - mix, "teacher": mix}
         return {

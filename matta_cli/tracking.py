@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import uuid
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -54,14 +56,16 @@ class Log:
             import wandb
 
             known = self.run / "wandb-id"
-            name = known.read_text(encoding="utf-8").strip() if known.exists() and self.done else wandb.util.generate_id()
+            name = known.read_text(encoding="utf-8").strip() if known.exists() and self.done else uuid.uuid4().hex
             atomic_write(known, name + "\n")
-            from dataclasses import asdict
-
-            self.wandb = wandb.init(
-                project="matta", id=name, resume="allow", dir=str(self.run), config=asdict(self.recipe),
-                settings=wandb.Settings(silent=True, console="off"),
-            )  # fmt: skip
+            try:
+                self.wandb = wandb.init(
+                    project="matta", id=name, resume="allow", dir=str(self.run), config=asdict(self.recipe),
+                    settings=wandb.Settings(silent=True, console="off"),
+                )  # fmt: skip
+            except wandb.Error as error:
+                said = str(error).splitlines()[0].rstrip(".")
+                raise MattaError(f"--log-to wandb: {said}. Log in with `wandb login`, or set WANDB_MODE=offline.") from None
         return self
 
     def write(self, record: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import subprocess
 import sys
@@ -184,3 +185,11 @@ def test_ranker_movielens(tmp_path: Path) -> None:
 
     report = run_example("ranker_movielens", tmp_path, train=str(tmp_path / "ratings.csv"))
     assert report["task"] == "ranking"
+
+
+def test_the_slurm_script_is_bash_and_its_flags_exist() -> None:
+    script = EXAMPLES / "slurm" / "distill.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    used = set(re.findall(r"--[a-z-]+", script.read_text().partition("srun torchrun")[2].partition("-m matta_cli")[0]))
+    known = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--help"], capture_output=True, text=True).stdout
+    assert len(used) == 5 and all(flag in known for flag in used), used

@@ -239,3 +239,141 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
     larger = timm.create_model("test_vit", img_size=48, num_classes=10)
     with pytest.raises(MattaError, match="3x48x48, the model of 3x32x32"):
         task.fit_teacher(larger, None, model)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(folder):
+    """Old checkpoints go, except the one that measured best; export takes it unless told otherwise."""
+    recipe = settings(steps=12, save_every=1, eval_every=2, keep=1, best=0.5, lr=0.05, eval_examples=0)
+    convert(recipe, Path("out"))
+    last = distill(recipe, Path("out"))
+    log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    measured = {r["step"]: r["evaluation"]["0.5"]["auc"] for r in log if "evaluation" in r}
+    best = max(measured, key=lambda step: (measured[step], -step))
+    names = {f"step-{best}", "step-12"}
+    assert {p.name for p in Path("out/run/checkpoints").iterdir()} == names and last.name == "step-12"
+    report = export(recipe, Path("out"))
+    assert report["training"]["steps"] == best
+    assert best == 12 or any(f"Step {best} was the best by the AUC of width 0.5" in note for note in report["notes"])
+    recipe.export.checkpoint = "last"
+    assert export(recipe, Path("out"), overwrite=True)["training"]["steps"] == 12
+    recipe.export.checkpoint = "step-7"
+    with pytest.raises(MattaError, match="step-7 is not there; out/run has step-"):
+        export(recipe, Path("out"), overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"sampling": [1.0]}, r"sampling \[1.0\] is not possible"),
+        ({"students_per_step": 0}, "a step has 1 Student or more"),
+        ({"divergence": "backward"}, r"distill.divergence 'backward' is not known: forward, reverse, js"),
+        ({"precision": "int8"}, "--precision 'int8' is not known: auto, bf16, fp16, fp32, tf32"),
+        ({"optimizer": "sgd"}, "--optimizer 'sgd' is not known: adamw, shampoo, soap, muon"),
+        ({"compile": "gcc"}, "distill.compile 'gcc' is not known: "),
+        ({"log_to": ["mlflow"]}, "--log-to 'mlflow' is not known: tensorboard, wandb"),
+        ({"best": 0.3}, "distill.best 0.3 is not one of the widths 0.25, 0.5, 1"),
+        ({"ta_width": 5.0}, "Width 5 is not possible"),
+        ({"ta_width": 1.5, "detach_ta": False}, "ta_width is not supported with detach_ta = false"),
+        ({"shared": False, "hidden_weight": 1.0}, "shared = false is an ablation"),
+        ({"keep": -1}, "distill.keep -1 is not possible"),
+        ({"teacher_mix": 1.5}, "teacher_mix 1.5 is not possible"),
+        ({"checkpoint_activations": True}, "Activation checkpointing is not supported for this model"),
+        ({"logits": "chunked", "shared": False}, "shared = false is an ablation"),
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_sense(folder, values, sentence):
+    convert(settings(), Path("out"))
+    with pytest.raises(MattaError, match=sentence):
+        distill(settings(**values), Path("out"))
+    assert not Path("out/run").exists() or not list(Path("out/run").iterdir())
+
+
+def test_unshared_students_are_saved_resumed_and_exported(folder):
+    """The paper's sharing ablation: Students of their own, which start as the TA's cuts."""
+    recipe = settings(steps=6, save_every=3, shared=False, lr=0.01)
+    convert(recipe, Path("out"))
+    last = distill(recipe, Path("out"))
+    whole = {p.relative_to(last): p.read_bytes() for p in last.rglob("*.safetensors")}
+    assert any("unshared" in str(name) for name in whole)
+    shutil.rmtree(last)
+    again = distill(recipe, Path("out"), resume=True)
+    assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*.safetensors")} == whole
+    export(recipe, Path("out"))
+    from matta_cli import load_student
+
+    student, ta = load_student("out/students/width-0.5").state_dict(), load_ta(again)
+    own = ta.copies[0.5].state_dict()
+    assert all(torch.equal(student[name], own[name]) for name in own)
+    ta.copies = {}
+    cut = ta.student(0.5).state_dict()
+    assert any(not torch.equal(student[name], cut[name]) for name in cut)
+
+
+def test_a_full_memory_says_what_took_it_and_what_helps(folder, monkeypatch):
+    convert(settings(), Path("out"))
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
+
+    monkeypatch.setattr(distillation.Step, "__call__", full)
+    with pytest.raises(MattaError, match=r"Out of memory on cpu at step 0: .*Tried to allocate 2.*Try --micro-batch 16"):
+        distill(settings(), Path("out"))
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(folder, monkeypatch):
+    convert(settings(), Path("out"))
+    own = distillation.save_file
+
+    def full(tensors, name):
+        if "step-6" in name:
+            raise OSError(28, "No space left on device")
+        own(tensors, name)
+
+    monkeypatch.setattr(distillation, "save_file", full)
+    with pytest.raises(MattaError, match=r"The disk is full at step 6 of 8, in out/run; out/run/checkpoints/step-4 is kept"):
+        distill(settings(steps=8, save_every=2), Path("out"))
+    assert checkpoint.is_sound(Path("out/run/checkpoints/step-4"))
+    assert not [p for p in Path("out/run/checkpoints").iterdir() if p.name.startswith(".")]
+
+
+def test_tensorboard_has_what_the_log_has(folder):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    convert(settings(), Path("out"))
+    distill(settings(log_to=["tensorboard"]), Path("out"))
+    board = EventAccumulator("out/run/tensorboard").Reload()
+    log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    found = [(e.step, e.value) for e in board.Scalars("terms/0.5/loss")]
+    assert found == [(r["step"], pytest.approx(r["terms"]["0.5"]["loss"], rel=1e-5)) for r in log]
+
+
+def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder):
+    convert(settings(), Path("out"))
+    said: list[str] = []
+    recipe = settings(steps=5, compile="aot_eager", widths=[0.25, 0.5, 0.75, 1.0])
+    expected = settings(steps=5, widths=[0.25, 0.5, 0.75, 1.0])
+    distill(expected, Path("out"), overwrite=True)
+    log = [json.loads(line)["terms"] for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    before = distillation.Step.graphs()
+    distill(recipe, Path("out"), overwrite=True, listen=lambda p: said.append(p.message))
+    compiled = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    assert {record["graphs"] - before for record in compiled} == {5}  # four widths and the TA
+    assert not any("compiled again" in message for message in said)
+    for a, b in zip(log, compiled, strict=True):
+        for model in a:
+            assert a[model] == pytest.approx(b["terms"][model], rel=1e-4, abs=1e-6)
+    recipe.distill.micro_batch = 20
+    with pytest.raises(MattaError, match="--micro-batch 20 does not divide the batch"):
+        distill(recipe, Path("out"), overwrite=True)
+
+
+def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
+    convert(settings(), Path("out"))
+    said, counted = [], iter([3, 3, 4, 4, 4])
+    monkeypatch.setattr(distillation.Step, "graphs", staticmethod(lambda: next(counted)))
+    distill(settings(compile="aot_eager"), Path("out"), listen=lambda p: said.append(p.message))
+    assert [m for m in said if "compiled again" in m] == [
+        "A graph was compiled again at step 2: that is a bug of matta, please report it."
+    ]

@@ -16,9 +16,10 @@ from matta_cli import data as common
 from matta_cli import losses
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
-from matta_cli.tasks.causal_lm import CausalLM, cut, paragraphs
+from matta_cli.tasks.causal_lm import CausalLM
 from matta_cli.tasks.image_classification import ImageClassification
 from matta_cli.tasks.ranking import Ranking
+from matta_cli.text import Paragraphs, Text, cut
 
 
 def recipe(**data: object) -> Recipe:
@@ -203,6 +204,21 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     return folder
 
 
+def text_of(*documents: str) -> Text:
+    return Text("it", [], None, lambda: ((document, True) for document in documents))
+
+
+def documents(text: Text) -> list[str]:
+    found, parts = [], []
+    for chunk, last in text.read():
+        parts.append(chunk)
+        if last:
+            found.append("".join(parts))
+            parts = []
+    assert not parts
+    return found
+
+
 def gpt2(vocabulary: int = 300) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -286,7 +302,10 @@ def test_last_word_is_a_greedy_loop(tmp_path, tokenizer_folder, given):
         optimizer.step()
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     if not given:
-        texts = paragraphs(cut([path.read_text()], "it")[1])
+        seen = Paragraphs()
+        for text in documents(cut(text_of(path.read_text()))[1]):
+            seen.add(text)
+        texts = seen.passages()
         assert len(texts) > 20 and not any(text.endswith((".", " ")) for text in texts)
     expected = []
     for text in texts:
@@ -309,13 +328,13 @@ def test_last_word_is_a_greedy_loop(tmp_path, tokenizer_folder, given):
 
 
 def test_cut_holds_out_a_tenth_and_loses_nothing():
-    documents = [prose(50, k) for k in range(7)]
-    train, held_out = cut(documents, "it")
-    assert "".join(train + held_out) == "".join(documents)
-    total = sum(map(len, documents))
+    whole = [prose(50, k) for k in range(7)]
+    train, held_out = map(documents, cut(text_of(*whole)))
+    assert "".join(train + held_out) == "".join(whole)
+    total = sum(map(len, whole))
     assert 0.1 <= sum(map(len, held_out)) / total < 0.2 and held_out[0].startswith("\n")
     with pytest.raises(MattaError, match="--held-out"):
-        cut(["x"], "it")
+        documents(cut(text_of("x"))[0])
 
 
 def test_causal_lm_errors(tmp_path, tokenizer_folder):

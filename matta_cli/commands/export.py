@@ -20,6 +20,7 @@ def export(
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
+    checkpoint: Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")] = None,
     device: options.Device = None,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
@@ -31,7 +32,7 @@ def export(
     """
     out = folder or out
     flags: dict[str, dict[str, Any]] = {
-        "export": {"widths": options.parse_widths(widths)},
+        "export": {"widths": options.parse_widths(widths), "checkpoint": checkpoint},
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }

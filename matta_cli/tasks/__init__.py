@@ -30,6 +30,15 @@ class Split(Protocol):
     def batch(self, indices: Sequence[int]) -> Batch:
         """These examples as CPU tensors."""
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        """What a Teacher's file calls these examples: numbers in the user's data, int64, or the names that it has (``ids``).
+
+        One for each output: a query of a ranking has one for each of its rows. Raises ``MattaError`` where there are no names.
+        """
+
+    def digest(self) -> str:
+        """sha256 over the examples."""
+
 
 @dataclass(frozen=True)
 class Data:

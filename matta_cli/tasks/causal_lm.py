@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +17,16 @@ from matta_cli import losses, models
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Term
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
+from matta_cli.text import Paragraphs, Text, batches, cut, first, hub, jsonl, local, pieces
+from matta_cli.tokens import stored, tokenizer_digest
 
-_READ = (".txt", ".md", ".jsonl", ".parquet")
-_PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
-_PASSAGES = 500  # passages taken from held-out paragraphs
-_WORDS = 10  # words of a paragraph that makes a passage
+_IN_MEMORY = 1 << 26  # bytes of text whose tokens are kept in memory; those of more are kept on disk
 
 
 class CausalLM(Task):
     """Next-token prediction. Text is tokenized whole, documents are separated by the end-of-text token, and the tokens are
-    cut into sequences without overlap; the rest that fills no sequence is dropped.
+    cut into sequences without overlap; the rest that fills no sequence is dropped. Text is read as a stream; the tokens of
+    64 MiB of text or more, and all of those that are streamed, go through a token file (``matta_cli.tokens``).
 
     Batches of text: ``input_ids`` int64 [B, L]. Batches of passages: ``input_ids`` int64 [B, L], padded on the right, and
     ``target`` bool [B, L], the tokens of the last word.
@@ -47,27 +45,32 @@ class CausalLM(Task):
         length = self._length(model)
         tokenizer = self._tokenizer(folder, model)
         train_text, held_out_text = self._texts(training)
-        held_out_name = settings.held_out or settings.train
-        held_out = Packed(_tokens(tokenizer, held_out_text), length, held_out_name, shorter=True)
-        train = Packed(_tokens(tokenizer, train_text), length, settings.train) if training else held_out
-        splits = [common.sample(held_out, settings.eval_examples)]
+        streaming, most = settings.streaming, settings.max_tokens
+        # a stream may have no end, so only what is measured is taken from it; else it is a sample of all
+        limit = settings.eval_examples * length if streaming else 0
+        held_out, texts = self._tokens(tokenizer, held_out_text, model, limit, Paragraphs())
+        measured = Packed(held_out, length, held_out_text.name, shorter=True)
+        train = measured
+        if train_text is not None:
+            needed = self.recipe.distill.steps * self.recipe.distill.batch_size * length if streaming else 0
+            limit = min(most or needed, needed) if streaming else most
+            train = Packed(self._tokens(tokenizer, train_text, model, limit)[0], length, settings.train)
+        splits = [common.sample(measured, settings.eval_examples)]
         if settings.passages:
             path = common.find(settings.passages, "--passages")
             if path is None:
                 raise MattaError(f"There is no file {settings.passages!r}: check --passages.")
-            texts = list(_jsonl(path, "text", ""))
-        else:
-            texts = paragraphs(held_out_text)
+            texts = list(jsonl(path, "text", ""))
         passages = Passages(tokenizer, texts, self._most(model))
         if len(passages):
             splits.append(common.sample(passages, settings.eval_examples))
         elif settings.passages:
             raise MattaError(f"{settings.passages!r} holds no passage that ends in a word after a space: check --passages.")
-        description = f"{held_out_name}: held out {len(splits[0]):,} sequences of {held_out.length:,} tokens"
-        if training:
-            description = (
-                f"{settings.train}: {len(train.tokens):,} tokens, {len(train):,} sequences of {length:,}; {description}"
-            )
+        description = f"{held_out_text.name}: held out {len(splits[0]):,} sequences of {measured.length:,} tokens"
+        if train_text is not None:
+            size = f"{len(train.tokens):,} tokens, {len(train):,} sequences of {length:,}"
+            kept = f", kept in {train.tokens.filename}" if isinstance(train.tokens, np.memmap) else ""
+            description = f"{settings.train}: {size}{kept}; {description}"
         return Data(train, tuple(splits), description, "tokens")
 
     def outputs(self, model: nn.Module) -> int:
@@ -180,37 +183,82 @@ class CausalLM(Task):
         tokenizer.model_max_length = 10**12  # the text is cut here, so its warning about long text would mislead
         return tokenizer
 
-    def _texts(self, training: bool) -> tuple[list[str], list[str]]:
-        """Documents to train on (none unless ``training``) and to measure on."""
+    def _texts(self, training: bool) -> tuple[Text | None, Text]:
+        """Text to train on (None unless ``training``) and to measure on."""
         settings = self.recipe.data
+        if settings.max_tokens < 0:
+            raise MattaError(f"data.max_tokens is {settings.max_tokens}, but it is a number of tokens, or 0.")
         if settings.held_out:
-            held_out = self._documents(settings.held_out, "--held-out")
-            return (self._documents(settings.train, "--data") if training else []), held_out
-        path = common.find(settings.train)
-        if path is not None:
-            return cut(_with_text(_local(path, settings.text), settings.train), settings.train)
-        splits = common.hub_dataset(settings.train, settings.config)
-        rows = common.hub_held_out(splits, settings.train, settings.held_out_split)
-        if rows is not None and not training:
-            return [], self._column(rows, settings.train)
-        train = self._column(common.hub_split(splits, settings.train, settings.split), settings.train)
-        return cut(train, settings.train) if rows is None else (train, self._column(rows, settings.train))
+            only, own = self._open(settings.held_out, "--held-out", False)
+            train = self._open(settings.train, "--data", True)[0] if training else None
+            held_out = own or only
+        else:
+            train, held_out = self._open(settings.train, "--data", training)
+            if held_out is None and train is not None:
+                train, held_out = first(train) if settings.streaming else cut(train)
+        assert held_out is not None
+        return (train if training else None), held_out
 
-    def _documents(self, text: str, flag: str) -> list[str]:
-        """All documents of what ``text`` names."""
+    def _open(self, text: str, flag: str, training: bool) -> tuple[Text | None, Text | None]:
+        """What ``text`` names to train on (None where only the other is asked for, and there), and its own held-out split."""
         settings = self.recipe.data
         path = common.find(text, flag)
-        if path is not None:
-            return _with_text(_local(path, settings.text), text)
-        splits = common.hub_dataset(text, settings.config)
-        rows = common.hub_held_out(splits, text, settings.held_out_split) if flag == "--held-out" else None
-        return self._column(rows if rows is not None else common.hub_split(splits, text, settings.split), text)
+        if path is not None and not (settings.streaming and path.is_dir()):
+            if settings.streaming and flag == "--data":
+                raise MattaError(
+                    f"data.streaming is for datasets of the hub and folders that `datasets` opens, but {text!r} is a file: "
+                    "leave data.streaming out (matta never holds the text of a file in memory)."
+                )
+            return local(path, settings.text, text), None
+        if settings.streaming:
+            splits, fingerprint = common.hub_stream(str(path or text), settings.config)
+        else:
+            splits, fingerprint = common.hub_dataset(text, settings.config), ""
 
-    def _column(self, rows: Any, name: str) -> list[str]:
-        column = self.recipe.data.text
-        if column not in rows.column_names:
-            raise common.no_column(name, column, "data.text", rows.column_names)
-        return _with_text((value for value in rows[column] if value is not None), name)
+        def opened(rows: Any) -> Text:
+            split = next(name for name, known in splits.items() if known is rows)
+            return hub(rows, settings.text, text, [text, split, fingerprint or rows._fingerprint])
+
+        rows = common.hub_held_out(splits, text, settings.held_out_split)
+        held_out = None if rows is None else opened(rows)
+        if held_out is not None and not training:
+            return None, held_out
+        return opened(common.hub_split(splits, text, settings.split)), held_out
+
+    def _tokens(
+        self, tokenizer: Any, text: Text, model: nn.Module, limit: int, seen: Paragraphs | None = None
+    ) -> tuple[np.ndarray, list[str]]:
+        """All of a text as one row of tokens [n], at most ``limit`` (0: all), and with ``seen`` passages of what was read.
+
+        Each document is followed by the end-of-text token if there is one. Tokens are uint16 where the vocabulary allows.
+        """
+        vocabulary = self.outputs(model)
+        dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+        def arrays() -> Iterator[np.ndarray]:
+            for batch in batches(pieces(text.read())):
+                ids: list[int] = []
+                for own, (piece, last) in zip(_encode(tokenizer, [piece for piece, _ in batch]), batch, strict=True):
+                    ids += own + (end if last else [])
+                    if seen is not None:
+                        seen.add(piece)
+                if max(ids, default=0) >= vocabulary:
+                    raise MattaError(
+                        f"The tokenizer makes the token {max(ids):,}, but the model's vocabulary is {vocabulary:,}: pass the "
+                        "model's own with --tokenizer."
+                    )
+                yield np.array(ids, dtype)
+
+        if text.size is not None and text.size < _IN_MEMORY:
+            found = np.concatenate(list(arrays()))[: limit or None]
+            return found, seen.passages() if seen is not None else []
+        identity = [text.identity, tokenizer_digest(tokenizer), tokenizer.eos_token_id]
+        if seen is None:
+            return stored(identity, dtype, arrays, dict, limit)[0], []
+        # with the limit, on which the passages depend: a longer file would hold others
+        found, card = stored([identity, limit], dtype, arrays, lambda: {"passages": seen.passages()}, limit)
+        return found, card["passages"]
 
 
 class Packed:
@@ -234,6 +282,14 @@ class Packed:
         rows = self.tokens[: len(self) * self.length].reshape(-1, self.length)
         return {"input_ids": torch.from_numpy(rows[list(indices)].astype(np.int64))}
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        if ids:
+            raise common.no_ids("text")
+        return np.asarray(indices, dtype=np.int64)
+
+    def digest(self) -> str:
+        return common.digest([f"{self.length} {self.tokens.dtype} ", self.tokens])
+
 
 class Passages:
     """Passages whose last word is to be predicted, as LAMBADA defines it (Paperno et al. 2016, arXiv 1606.06031).
@@ -256,6 +312,12 @@ class Passages:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return np.asarray(indices, dtype=np.int64)
+
+    def digest(self) -> str:
+        return common.digest([tokens for tokens, _ in self.rows])
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64 [B, L] padded on the right (a causal model never looks there), ``target`` bool [B, L]."""
         rows = [self.rows[i] for i in indices]
@@ -267,115 +329,7 @@ class Passages:
         return {"input_ids": ids, "target": target}
 
 
-def cut(documents: Sequence[str], name: str) -> tuple[list[str], list[str]]:
-    """The documents without the last tenth of their text, and that tenth; a document is cut where a line or word ends."""
-    total = sum(map(len, documents))
-    place = common.last_tenth(total, name, "characters")
-    k = 0
-    while place >= len(documents[k]):
-        place -= len(documents[k])
-        k += 1
-    breaks = [documents[k].rfind(mark, 0, place + 1) for mark in ("\n", " ")]
-    place = next((b for b in breaks if b >= max(0, place - total // 10)), place)  # a fifth at most is held out
-    train = [*documents[:k], documents[k][:place]]
-    held_out = [documents[k][place:], *documents[k + 1 :]]
-    train, held_out = ([document for document in part if document.strip()] for part in (train, held_out))
-    if not train or not held_out:
-        raise MattaError(f"{name!r} holds too little text to hold some out, so pass --held-out with other text.")
-    return train, held_out
-
-
-def paragraphs(documents: Sequence[str]) -> list[str]:
-    """At most 500 passages from the lines of ``documents`` that have ten words or more, evenly spread.
-
-    What follows the last word (a full stop, a quotation mark) is taken off; a passage that then does not end in a word of
-    letters is left out.
-    """
-    found = []
-    for document in documents:
-        for line in document.splitlines():
-            line = re.sub(r"[\W_]+$", "", line).strip()
-            word = line.rpartition(" ")[2]
-            if len(line.split()) >= _WORDS and re.fullmatch(r"[^\W\d_]+([-'’][^\W\d_]+)*", word):
-                found.append(line)
-    if len(found) <= _PASSAGES:
-        return found
-    return [found[i] for i in np.linspace(0, len(found) - 1, _PASSAGES).astype(int)]
-
-
-def _local(path: Path, column: str) -> Iterator[str]:
-    """The documents of a file, or of all files in a folder that can be read, in the order of their paths."""
-    if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.suffix in _READ and p.is_file()):
-            yield from _local(file, column)
-    elif path.suffix == ".jsonl":
-        yield from _jsonl(path, column)
-    elif path.suffix == ".parquet":
-        table = common.read_table(path)
-        if column not in table:
-            raise common.no_column(str(path), column, "data.text", list(table))
-        yield from (str(value) for value in table[column] if value is not None)
-    else:
-        try:
-            yield path.read_text(encoding="utf-8")
-        except (UnicodeDecodeError, OSError):
-            raise MattaError(f"{str(path)!r} is not a text file in UTF-8; matta reads {', '.join(_READ)}.") from None
-
-
-def _jsonl(path: Path, column: str, setting: str = "data.text") -> Iterator[str]:
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise MattaError(f"{str(path)!r}, line {number} is not valid JSON: {error}.") from None
-                if not isinstance(row, dict) or column not in row:
-                    raise common.no_column(f"{path}:{number}", column, setting, list(row) if isinstance(row, dict) else [])
-                yield str(row[column])
-    except (UnicodeDecodeError, OSError):
-        raise MattaError(f"{str(path)!r} cannot be read as JSON lines in UTF-8.") from None
-
-
-def _with_text(documents: Iterator[str], name: str) -> list[str]:
-    found = [document for document in documents if document.strip()]
-    if not found:
-        raise common.empty(name, f"text ({', '.join(_READ)})")
-    return found
-
-
 def _encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
-
-
-def _tokens(tokenizer: Any, documents: Sequence[str]) -> np.ndarray:
-    """All documents as one row of tokens, int32 [tokens], each document followed by the end-of-text token if there is one."""
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    parts: list[np.ndarray] = []
-    for pieces in _batched(documents):
-        encoded = _encode(tokenizer, [piece for piece, _ in pieces])
-        parts += [np.array(ids + (end if last else []), dtype=np.int32) for ids, (_, last) in zip(encoded, pieces, strict=True)]
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
-
-
-def _batched(documents: Sequence[str], characters: int = 1 << 24) -> Iterator[list[tuple[str, bool]]]:
-    """Pieces of the documents, and whether each is its document's last, in lists of about ``characters``."""
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for document in documents:
-        start = 0
-        while start < len(document):
-            # a line's end begins a piece: no tokenizer joins it with the word before it
-            match = re.compile(r"(?<=\S)\n").search(document, start + _PIECE)
-            end = match.start() if match else len(document)
-            batch.append((document[start:end], end == len(document)))
-            size, start = size + end - start, end
-            if size >= characters:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
+import mmap
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ class ImageClassification(Task):
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, classes = self.recipe.data, self.outputs(model)
+        common.no_streaming(settings.streaming, "images")
         train: Source | None = None
         held_out: Source | None = None
         if settings.held_out:
@@ -168,11 +171,16 @@ class ImageClassification(Task):
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any."""
+    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any.
+
+    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of the user's images.
+    """
 
     labels: np.ndarray
     read: Callable[[int], Any]
     classes: list[str] | None = None
+    names: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
 
 class Preparation:
@@ -230,13 +238,17 @@ def _size(shape: tuple[int, int, int]) -> str:
 
 
 class Images:
-    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB."""
+    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB.
+
+    What is kept lies in memory that forked workers share: there is one copy, and what one of them prepared is there for all.
+    Two that prepare the same image write the same bytes.
+    """
 
     def __init__(self, source: Source, prepare: Preparation, name: str) -> None:
         self.source, self.prepare, self.name = source, prepare, name
         shape = (len(source.labels), *prepare.shape)
-        self.kept = np.empty(shape, dtype=np.uint8) if np.prod(shape) < _IN_MEMORY else None
-        self.known = np.zeros(len(source.labels), dtype=bool)
+        self.kept = _shared(shape, np.uint8) if np.prod(shape) < _IN_MEMORY else None
+        self.known = _shared(shape[:1], bool)
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -253,11 +265,31 @@ class Images:
             pixels = self.kept[chosen]
         return {"image": self.prepare.input(pixels), "label": torch.from_numpy(self.source.labels[chosen])}
 
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        """Numbers in the user's data; ids are paths within the folder of images."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if ids:
+            if self.source.names is None:
+                raise common.no_ids("images that are not files in a folder")
+            return self.source.names[chosen]
+        return chosen if self.source.numbers is None else self.source.numbers[chosen]
+
+    def digest(self) -> str:
+        """Over all labels and names, and the pixels of 64 images."""
+        some = np.unique(np.linspace(0, len(self) - 1, 64).astype(int))
+        names = [] if self.source.names is None else list(self.source.names)
+        return common.digest([self.source.labels, *names, *(self._read(int(i)) for i in some)])
+
     def _read(self, i: int) -> np.ndarray:
         try:
             return self.prepare.pixels(self.source.read(i))
         except (OSError, ValueError) as error:  # PIL's errors for files that are no images
             raise MattaError(f"Image {i} of {self.name!r} cannot be read: {error}.") from error
+
+
+def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that a process shares with those it forks; pages take memory once they are written."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype).reshape(shape)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
@@ -296,7 +328,8 @@ def _cut(source: Source, name: str) -> tuple[Source, Source]:
 
 
 def _subset(source: Source, indices: np.ndarray) -> Source:
-    return Source(source.labels[indices], lambda i: source.read(int(indices[i])), source.classes)
+    names = None if source.names is None else source.names[indices]
+    return Source(source.labels[indices], lambda i: source.read(int(indices[i])), source.classes, names, indices)
 
 
 def _folder(path: Path) -> Source:
@@ -317,7 +350,8 @@ def _folder(path: Path) -> Source:
             image.load()
             return image
 
-    return Source(np.array([k for _, k in files], dtype=np.int64), read, classes)
+    names = np.array([file.relative_to(path).as_posix() for file, _ in files])
+    return Source(np.array([k for _, k in files], dtype=np.int64), read, classes, names)
 
 
 def _idx(folder: Path, part: str) -> Source | None:

@@ -38,6 +38,7 @@ class Ranking(Task):
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
+        common.no_streaming(settings.streaming, "ranking")
         paths = []
         if training or not settings.held_out:
             paths.append(_path(settings.train, "--data"))
@@ -196,6 +197,7 @@ class Ranking(Task):
         named = [(settings.label, "data.label"), *((column, "data.categorical") for column in settings.categorical)]
         named += [(column, "data.dense") for column in settings.dense]
         named += [(settings.group, "data.group")] if settings.group else []
+        named += [(settings.id, "data.id")] if settings.id else []
         for column, setting in named:
             if column not in table:
                 raise common.no_column(name, column, setting, list(table))
@@ -214,7 +216,7 @@ class Ranking(Task):
         ]
         dense = list(settings.dense)
         if not dense and width:
-            taken = {settings.label, settings.group, *settings.categorical}
+            taken = {settings.label, settings.group, settings.id, *settings.categorical}
             dense = [column for column, values in table.items() if column not in taken and values.dtype.kind in "biuf"]
         if len(dense) != width:
             raise MattaError(
@@ -230,17 +232,23 @@ class Ranking(Task):
             np.stack(categorical, axis=1) if categorical else None,
             label,
             group,
+            table[settings.id].astype(str) if settings.id else None,
         )
 
 
 @dataclass
 class Rows:
-    """Rows as a split. dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group: int64 [n], 0 .. q - 1."""
+    """Rows as a split. dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group: int64 [n], 0 .. q - 1.
+
+    ids: text [n], the rows' names. numbers: int64 [n], where these are a part of the user's rows.
+    """
 
     dense: np.ndarray | None
     categorical: np.ndarray | None
     label: np.ndarray
     group: np.ndarray | None
+    ids: np.ndarray | None = None
+    numbers: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self.members: list[np.ndarray] | None = None
@@ -253,16 +261,33 @@ class Rows:
 
     def rows(self, rows: np.ndarray) -> Rows:
         group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
-        dense, categorical = (None if part is None else part[rows] for part in (self.dense, self.categorical))
-        return Rows(dense, categorical, self.label[rows], group)
+        dense, categorical, ids = (None if part is None else part[rows] for part in (self.dense, self.categorical, self.ids))
+        return Rows(dense, categorical, self.label[rows], group, ids, rows)
+
+    def _of(self, indices: Sequence[int]) -> np.ndarray:
+        """The rows of these examples."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return chosen if self.members is None else np.concatenate([self.members[i] for i in chosen])
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        """One for each row: numbers in the user's table; ids are those of the column ``data.id``."""
+        rows = self._of(indices)
+        if ids:
+            if self.ids is None:
+                raise MattaError("A Teacher's file with a column 'id' needs the data's own: name its column in data.id.")
+            return self.ids[rows]
+        return rows if self.numbers is None else self.numbers[rows]
+
+    def digest(self) -> str:
+        parts = (self.dense, self.categorical, self.label, self.group)
+        return common.digest([part for part in parts if part is not None])
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """The rows of these queries (or these rows), query by query."""
         chosen = np.array(indices, dtype=np.int64)
         found: Batch = {}
-        rows = chosen
+        rows = self._of(indices)
         if self.members is not None:
-            rows = np.concatenate([self.members[i] for i in chosen])
             sizes = [len(self.members[i]) for i in chosen]
             found["group"] = torch.from_numpy(np.repeat(np.arange(len(chosen)), sizes))
             found["group_id"] = torch.from_numpy(np.repeat(chosen, sizes))

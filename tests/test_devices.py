@@ -1,0 +1,143 @@
+"""Several processes on one machine (gloo): the same run, and the same end, as in one."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from matta_adapters.mlp_ranker import Ranker
+
+from matta_cli.conversion import convert
+from matta_cli.recipe import Recipe
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Two converted models: a ranker of queries of unequal sizes, and a ViT."""
+    folder = tmp_path_factory.mktemp("devices")
+    generator = np.random.default_rng(0)
+    group = np.repeat(np.arange(60), generator.integers(2, 9, 60))
+    x = generator.normal(size=(len(group), 4))
+    label = (x[:, 0] + generator.normal(size=len(group)) > 0).astype(int)
+    rows = [f"{g},{a:.5f},{b:.5f},{c:.5f},{d:.5f},{y}" for g, (a, b, c, d), y in zip(group, x, label, strict=True)]
+    (folder / "train.csv").write_text("query,a,b,c,d,label\n" + "\n".join(rows) + "\n")
+    images = generator.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez(folder / "images.npz", images=images, labels=np.arange(60) % 10)
+    for seed, name in enumerate(("model", "teacher")):
+        torch.manual_seed(seed)
+        layers = [{"layer": "Linear", "out": 16}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+        torch.save(Ranker([], 4, layers).eval().state_dict(), folder / f"ranker-{name}.pt")
+        vit = timm.create_model("test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
+        adapter_folder = folder / f"vit-{name}"
+        adapter_folder.mkdir()
+        from matta_cli import registry
+
+        registry.adapter("vit").save(vit, adapter_folder)
+    for kind, source, data in (("ranker", "ranker-model.pt", "train.csv"), ("vit", "vit-model", "images.npz")):
+        recipe = Recipe()
+        recipe.convert.source, recipe.data.train = str(folder / source), str(folder / data)
+        recipe.data.group = "query" if kind == "ranker" else ""
+        recipe.distill.allow_weak_teacher, recipe.distill.batch_size, recipe.distill.device = True, 8, "cpu"
+        recipe.distill.teacher = str(folder / source.replace("model", "teacher"))
+        recipe.distill.ranking_loss = "listwise" if kind == "ranker" else "pointwise"
+        recipe.distill.logits = "chunked" if kind == "vit" else "auto"
+        for name in ("one", "two", "three"):
+            convert(recipe, folder / f"{kind}-{name}")
+    return folder
+
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+
+
+def distill(out, *flags, by=()):
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CI": "1"}
+    command = [sys.executable, *by, "-m", "matta_cli", "distill", str(out), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out.parent, timeout=300)
+
+
+def curve(out):
+    lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    terms = [{(m, t): v for m, terms in line["terms"].items() for t, v in terms.items()} for line in lines]
+    return terms, [line["gradient_norm"] for line in lines], lines[-1]["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "by"), [("ranker", ["--devices", "2"], ()), ("vit", ["--shard"], TORCHRUN)], ids=["ranker", "vit sharded"]
+)
+def test_two_processes_have_the_loss_curve_of_one(made, kind, more, by):
+    """Queries have unequal numbers of rows, so that a mean of means would be another number. Data parallel, and sharded."""
+    flags = ["--steps", "6", "--micro-batch", "2"]
+    one, two = distill(made / f"{kind}-one", *flags), distill(made / f"{kind}-two", *flags, *more, by=by)
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    assert "Warning" not in two.stderr and two.stderr.count("Wrote") == 1 == two.stderr.count("step 6/6")
+    (a, norms_a, end_a), (b, norms_b, end_b) = curve(made / f"{kind}-one"), curve(made / f"{kind}-two")
+    assert len(a) == len(b) == 6
+    for x, y in zip(a, b, strict=True):
+        assert x == pytest.approx(y, rel=2e-4, abs=1e-5)
+    assert norms_a == pytest.approx(norms_b, rel=1e-3)
+    assert end_a.keys() == end_b.keys()
+    for name in end_a:
+        assert end_a[name] == pytest.approx(end_b[name], abs=0.2)  # a few held-out rows: the checkpoint is a whole model
+
+    again = distill(made / f"{kind}-two", "--resume", "--steps", "8", "--no-shard")
+    assert again.returncode == 0 and "on 1 device what ran on 2" in again.stderr, again.stderr
+    straight = distill(made / f"{kind}-one", "--resume", "--steps", "8")
+    assert straight.returncode == 0
+    assert curve(made / f"{kind}-one")[0][-1] == pytest.approx(curve(made / f"{kind}-two")[0][-1], rel=1e-3, abs=1e-5)
+
+
+def test_a_dead_process_ends_the_run_with_a_sentence_and_a_checkpoint(made):
+    out = made / "ranker-three"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
+    command = [
+        sys.executable,
+        "-m",
+        "matta_cli",
+        "distill",
+        str(out),
+        "--steps",
+        "200000",
+        "--eval-every",
+        "20",
+        "--devices",
+        "2",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        until = time.monotonic() + 120
+        while not list((out / "run" / "checkpoints").glob("step-*")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.2)
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True)
+        workers = sorted(int(pid) for pid in listed.stdout.split())
+        second = [pid for pid in workers if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes().replace(b"_RANK", b"_")]
+        os.kill(second[0], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 1
+    [sentence] = [line for line in stderr.splitlines() if line.startswith("Error: ")]
+    assert re.search(r"Another process of the run has died at step (\d+); .*step-\1 holds what was reached", sentence)
+    assert "Traceback" not in stderr
+    again = distill(out, "--resume", "--steps", "5")  # fewer than it has taken
+    assert again.returncode == 1 and "There is nothing to train: --steps is 5" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--devices", "2", "--batch-size", "7"], "--batch-size 7 cannot be divided among 2 devices"),
+        (["--devices", "0"], "--devices 0 is not possible"),
+        (["--shard"], "needs several devices"),
+    ],
+)
+def test_refusals(made, flags, sentence):
+    done = distill(made / "ranker-two", "--overwrite", *flags)
+    assert done.returncode == 1 and done.stderr.count("Error: ") == 1 and sentence in done.stderr, done.stderr
+    assert "Process 1" not in done.stderr

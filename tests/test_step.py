@@ -1,0 +1,340 @@
+"""The gradients of a step: against float64 autograd, and the same however they are computed."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from matta_cli import losses, optimization, registry, supernet
+from matta_cli.conversion import TA
+from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term, TopK
+from matta_cli.recipe import Recipe
+from matta_cli.step import ModelTeacher, Step
+
+N, D, V, TAU = 6, 5, 11, 2.0
+OVER = {"labels": 4.0, "outputs": 6.0}
+
+
+def normal(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def reference(kind, z_p, z_q):
+    """The divergence in float64, as autograd differentiates it."""
+    log_p, log_q = F.log_softmax(z_p / TAU, -1), F.log_softmax(z_q / TAU, -1)
+    kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
+    if kind == "js":
+        log_m = torch.log((log_p.exp() + log_q.exp()) / 2)
+        return (kl(log_p, log_m) + kl(log_q, log_m)) / 2 * TAU**2 / OVER["outputs"]
+    return (kl(log_q, log_p) if kind == "forward" else kl(log_p, log_q)) * TAU**2 / OVER["outputs"]
+
+
+def leaves(*tensors, dtype=torch.float64):
+    return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
+
+
+@pytest.mark.parametrize("kind", losses.DIVERGENCES)
+@pytest.mark.parametrize("product", [False, True], ids=["whole", "product"])
+@pytest.mark.parametrize("chunk", [1 << 24, 2 * V])
+def test_divergences_and_their_gradients_on_both_sides(kind, product, chunk, monkeypatch):
+    for name in ("_CHUNK", "_PRODUCT_CHUNK"):
+        monkeypatch.setattr(losses, name, chunk)
+    labels = torch.tensor([1, 4, losses.IGNORED, 0, 10, losses.IGNORED])
+    if product:
+        given = [normal(s, *shape) for s, shape in enumerate([(N, D), (V, D), (V,), (N, D), (V, D), (V,)])]
+    else:
+        given = [normal(0, N, V) * 2, normal(1, N, V) * 2]
+    make = lambda t: (Logits(*t[:3]), Logits(*t[3:])) if product else (Logits(t[0]), Logits(t[1]))  # noqa: E731
+
+    exact = leaves(*given)
+    model, target = make(exact)
+    truth = F.cross_entropy(model.whole(), labels, reduction="sum") / OVER["labels"]
+    soft = reference(kind, model.whole(), target.whole())
+    (0.3 * truth + 0.7 * soft).backward()
+
+    own = leaves(*given, dtype=torch.float32)
+    model, target = make(own)
+    terms = [Term("truth", 0.3), Term("ta", 0.7, target)]
+    total, values = losses.of_classes(model, labels, terms, OVER, TAU, kind)
+    (2 * total).backward()
+    torch.testing.assert_close(values, {"truth": truth.float().detach(), "ta": soft.float().detach()}, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(total.item(), (0.3 * truth + 0.7 * soft).item(), rtol=1e-5, atol=1e-6)
+    for a, b in zip(own, exact, strict=True):
+        torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", losses.DIVERGENCES)
+@pytest.mark.parametrize("k", [1, 3, V])
+def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
+    z_p, z_q = normal(0, N, V).requires_grad_(), normal(1, N, V)
+    log_q = F.log_softmax(z_q / TAU, -1)
+    known, index = log_q.topk(k)
+    rest = log_q.scatter(1, index, -torch.inf).logsumexp(-1)
+    log_p = F.log_softmax(z_p / TAU, -1)
+    pick = lambda log, others: torch.cat([log.gather(1, index), others[:, None]][: 1 if k == V else 2], 1)  # noqa: E731
+    p = pick(log_p, log_p.scatter(1, index, -torch.inf).logsumexp(-1))
+    q = pick(log_q, rest)
+    kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
+    log_m = torch.log((p.exp() + q.exp()) / 2)
+    value = {"forward": kl(q, p), "reverse": kl(p, q), "js": (kl(p, log_m) + kl(q, log_m)) / 2}[kind]
+    value = value * TAU**2 / OVER["outputs"]
+    value.backward()
+    z = z_p.detach().float().requires_grad_()
+    target = TopK(known.float(), index, rest.float())
+    total, _ = losses.of_classes(Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind)
+    total.backward()
+    torch.testing.assert_close(total.item(), value.item(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(z.grad, z_p.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+def test_labels_of_a_teacher_are_cross_entropy():
+    z, said = normal(0, N, V).float(), torch.arange(N)
+    total, _ = losses.of_classes(
+        Logits(z), torch.zeros(N), [Term("teacher", 1.0, said)], {"labels": N, "outputs": N}, TAU, "forward"
+    )
+    torch.testing.assert_close(total, F.cross_entropy(z, said))
+
+
+# --------------------------------------------------------------------------------------------------------------- the step
+
+
+def gpt2(width, layers=2, seed=0):
+    torch.manual_seed(seed)
+    config = GPT2Config(
+        vocab_size=64, n_positions=16, n_embd=width, n_layer=layers, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
+def tools(**settings):
+    """A recipe, its task, a TA, a Teacher and a batch of four."""
+    recipe = Recipe()
+    recipe.distill.ramp = 0.0
+    recipe.update({"distill": settings}, "test")
+    adapter = registry.adapter("gpt2")
+    base = gpt2(16)
+    axes = adapter.axes(base)
+    grown = supernet.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes})
+    with torch.no_grad():
+        for parameter in grown.parameters():  # the new units must have a say
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    ta = TA(adapter, grown, adapter.axes(grown), {a.name: a.size for a in axes}, {})
+    task = registry.task("causal_lm", recipe)
+    batch = {"input_ids": torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(2))}
+    return recipe, task, ta, gpt2(24, seed=3).requires_grad_(False), batch
+
+
+def gradients(parts=1, **settings):
+    """The TA's gradients after one step in ``parts``, and the step's terms."""
+    recipe, task, ta, teacher, batch = tools(**settings)
+    if not recipe.distill.shared:
+        ta.copies = {w: ta.student(w) for w in recipe.distill.widths}
+    step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
+    found: dict = {}
+    over = task.counts(batch)
+    for rows in torch.arange(4).split(4 // parts):
+        for model, terms in step({k: v[rows] for k, v in batch.items()}, rows.tolist(), 5, over).items():
+            for name, value in terms.items():
+                found[model, name] = found.get((model, name), 0.0) + float(value)
+    return {n: p.grad for n, p in ta.model.named_parameters()}, found, (step, ta)
+
+
+def same(a, b, rtol=1e-4, atol=1e-6):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def plain(detach=True):
+    """The objective of the paper, written down once with stock modules and autograd."""
+    recipe, task, ta, teacher, batch = tools()
+    s, ids = recipe.distill, batch["input_ids"]
+    tau = s.temperature
+
+    def kd(z, t):
+        return F.kl_div(F.log_softmax(z / tau, -1), F.log_softmax(t / tau, -1), log_target=True, reduction="sum") * tau**2 / 64
+
+    def own(z):
+        truth = F.cross_entropy(z[:, :-1].reshape(-1, 64), ids[:, 1:].reshape(-1))
+        return (1 - s.teacher_mix) * truth + s.teacher_mix * kd(z, teacher(ids).logits)
+
+    z_ta = ta.model(ids).logits
+    total = own(z_ta)
+    for width in (0.25, 0.5, 1.0):
+        z = ta.at(width)(input_ids=ids).logits
+        total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach() if detach else z_ta)) / 3
+    total.backward()
+    return {n: p.grad for n, p in ta.model.named_parameters()}
+
+
+@pytest.mark.parametrize("logits", ["whole", "chunked"])
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_step_is_the_objective(logits, detach):
+    found, terms, (step, _) = gradients(logits=logits, detach_ta=detach)
+    assert step.chunked == (logits == "chunked") and ("0.25", "ta") in terms
+    same(found, plain(detach))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"checkpoint_activations": True},
+        {"compile": "aot_eager"},
+        {"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"},
+        {"precision": "tf32"},
+    ],
+    ids=str,
+)
+def test_a_step_is_the_same_however_it_is_computed(settings):
+    expected, terms, _ = gradients()
+    found, own, _ = gradients(**settings)
+    same(found, expected)
+    assert own == pytest.approx(terms, rel=1e-4)
+
+
+def test_micro_batches_add_up_to_the_batch():
+    expected, terms, _ = gradients()
+    found, own, _ = gradients(parts=4, logits="chunked")
+    same(found, expected)
+    assert own == pytest.approx(terms, rel=1e-4)
+
+
+@pytest.mark.parametrize(("precision", "dtype", "bound"), [("bf16", torch.bfloat16, 0.05), ("fp16", torch.float16, 0.01)])
+def test_half_precision_is_near_and_does_run_in_it(precision, dtype, bound):
+    expected, _, _ = gradients()
+    found, _, (step, _) = gradients(precision=precision, logits="chunked")
+    assert step.scaler.is_enabled() == (precision == "fp16")
+    scale = step.scaler.get_scale()
+    for name, value in expected.items():
+        gap = (found[name] / scale - value).norm() / value.norm()
+        assert 1e-5 < gap < bound, (name, gap)  # not zero: it was not float32 after all
+
+
+def test_activation_checkpointing_runs_blocks_twice(monkeypatch):
+    from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+
+    calls = []
+    own = GPT2MLP.forward
+    monkeypatch.setattr(GPT2MLP, "forward", lambda self, *a, **k: (calls.append(1), own(self, *a, **k))[1])
+    gradients()
+    once = len(calls)
+    calls.clear()
+    gradients(checkpoint_activations=True)
+    trained = 4 * 2  # the TA and three Students, two blocks each
+    assert len(calls) == once + trained
+
+
+def test_whom_the_students_learn_from():
+    _, both, _ = gradients()
+    _, ta, _ = gradients(students_learn_from="ta")
+    _, teacher, _ = gradients(students_learn_from="teacher")
+    terms = lambda found, model: {name for m, name in found if m == model}  # noqa: E731
+    assert terms(both, "0.5") == {"truth", "teacher", "ta", "loss"} and terms(both, "TA") == {"truth", "teacher", "loss"}
+    assert terms(ta, "0.5") == {"truth", "ta", "loss"} and "teacher" in terms(ta, "TA")
+    assert terms(teacher, "0.5") == {"truth", "teacher", "loss"}
+
+
+def test_the_width_at_which_the_ta_teaches():
+    """At width 1.0 the Student of width 1.0 has nothing to learn from it, and the others learn something else."""
+    _, whole, _ = gradients()
+    _, found, _ = gradients(ta_width=1.0)
+    assert found["1", "ta"] == pytest.approx(0, abs=1e-6) and whole["1", "ta"] > 1e-3
+    assert found["0.25", "ta"] != pytest.approx(whole["0.25", "ta"], rel=1e-3)
+    assert found["TA", "loss"] == pytest.approx(whole["TA", "loss"])
+
+
+def test_unshared_students_leave_the_ta_alone():
+    alone, _, (_, ta) = gradients(shared=False, ta_student_weight=0.0)
+    expected, _, _ = gradients(student_weight=0.0, ta_student_weight=0.0)
+    same(alone, expected)
+    assert all(p.grad is not None for model in ta.copies.values() for p in model.parameters())
+
+
+def test_hidden_states_follow_the_teacher():
+    """The term is the relative distance in closed form, and trains the projection."""
+    recipe, task, ta, teacher, batch = tools(hidden_weight=0.5)
+    own = ModelTeacher(task, copy.deepcopy(teacher))
+    step = Step(recipe, task, ta, own, torch.device("cpu"))
+    found = step(batch, [0, 1, 2, 3], 0)
+    hidden = lambda model: model.transformer(batch["input_ids"])[0]  # noqa: E731
+    projection = step.projection.weight
+    gap = (hidden(ta.model) @ projection.T - hidden(teacher)).square().mean() / hidden(teacher).square().mean()
+    assert float(found["TA"]["hidden"]) == pytest.approx(gap.item(), rel=1e-4)
+    assert projection.shape == (24, 16) and projection.grad.abs().sum() > 0
+
+
+def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():
+    recipe, task, ta, teacher, batch = tools(logits="chunked")
+
+    class Capped(GPT2LMHeadModel):
+        def forward(self, *args, **kwargs):
+            out = super().forward(*args, **kwargs)
+            out.logits = torch.tanh(out.logits)
+            return out
+
+    capped = Capped(teacher.config)
+    capped.load_state_dict(teacher.state_dict())
+    own = ModelTeacher(task, capped.eval())
+    with torch.no_grad():
+        assert not own.split_head(batch)
+        torch.testing.assert_close(own(batch, []).whole(), torch.tanh(teacher(batch["input_ids"]).logits))
+    ta.model.forward = lambda *a, **k: Capped.forward(ta.model, *a, **k)
+    ta.model.__class__ = Capped
+    del ta.model.forward
+    with pytest.raises(MattaError, match="not those of one last linear layer"):
+        Step(recipe, task, ta, own, torch.device("cpu")).prepare(batch)
+
+
+def test_slices_without_a_part_in_a_step_stay_as_they_are():
+    """With ta_weight 0 and one narrow Student in the step, decay and momentum must not move the rest."""
+    recipe, task, ta, teacher, batch = tools(ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5)
+    step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
+    optimizer = optimization.make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+    steps = range(40)
+    narrow = next(n for n in steps if step.widths(n) == [0.25] and n > 0)
+    wide = next(n for n in steps if step.widths(n) == [1.0])
+
+    def take(number):
+        step(batch, [], number)
+        with optimization.untouched(ta, ta.sizes(step.widths(number)[0]), optimizer):
+            optimizer.step()
+        optimizer.zero_grad()
+
+    weight = ta.model.transformer.h[0].mlp.c_fc.weight  # [16, 128]: base 64, a quarter of it 16
+    take(wide)
+    before, moment = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()
+    take(narrow)
+    after = optimizer.state[weight]["exp_avg"]
+    assert torch.equal(weight[:, 16:], before[:, 16:]) and torch.equal(after[:, 16:], moment[:, 16:])
+    assert not torch.equal(weight[:, :16], before[:, :16]) and not torch.equal(after[:, :16], moment[:, :16])
+
+
+@pytest.mark.parametrize("name", optimization.OPTIMIZERS)
+def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
+    """Its state, through paths and numbers, in a fresh optimizer: the next steps are the same to the bit."""
+    recipe, _, ta, _, batch = tools(optimizer=name, lr=1e-3)
+
+    def run(optimizer, model, steps):
+        for _ in range(steps):
+            model(batch["input_ids"], labels=batch["input_ids"]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    device = torch.device("cpu")
+    start = copy.deepcopy(ta.model)
+    optimizer = optimization.make_optimizer(recipe, ta.model, [], device)
+    run(optimizer, ta.model, 13)
+    moved = [(a - b).abs().max().item() for a, b in zip(ta.model.parameters(), start.parameters(), strict=True)]
+    assert min(moved) > 0 and all(map(math.isfinite, moved))
+    tensors, numbers = optimization.state_of(optimizer)
+    stopped = copy.deepcopy(ta.model)
+    run(optimizer, ta.model, 12)
+    again = optimization.make_optimizer(recipe, stopped, [], device)
+    optimization.restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
+    run(again, stopped, 12)
+    assert all(torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True))

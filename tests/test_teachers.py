@@ -1,0 +1,316 @@
+"""A Teacher that is a file: the same lessons as from the model, and no file that does not fit."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import torch
+from matta_adapters.mlp_ranker import Ranker
+from safetensors.torch import load_file, save_file
+
+from matta_cli import registry, teacher_files
+from matta_cli.conversion import convert
+from matta_cli.distillation import distill
+from matta_cli.errors import Interrupted, MattaError
+from matta_cli.extraction import export
+from matta_cli.recipe import Recipe
+from matta_cli.teacher_files import teach
+
+
+def ranker(seed=0, classes=1):
+    torch.manual_seed(seed)
+    return Ranker([], 4, [{"layer": "Linear", "out": 16}, {"layer": "ReLU"}, {"layer": "Linear", "out": classes}]).eval()
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    group = np.repeat(np.arange(50), generator.integers(3, 9, 50))
+    x = generator.normal(size=(len(group), 4))
+    label = (x[:, 0] + generator.normal(size=len(group)) > 0).astype(int)
+    columns = {name: x[:, i].astype(np.float32) for i, name in enumerate("abcd")}
+    names = np.array([f"r{i}" for i in range(len(group))])
+    pa.parquet.write_table(pa.table({**columns, "label": label, "query": group, "name": names}), "train.parquet")
+    torch.save(ranker().state_dict(), "model.pt")
+    torch.save(ranker(1).state_dict(), "teacher.pt")
+    return tmp_path
+
+
+def settings(teacher="teacher.pt", data=None, **more):
+    recipe = Recipe()
+    values = {"teacher": teacher, "steps": 4, "batch_size": 8, "allow_weak_teacher": True, "device": "cpu", **more}
+    table = {"train": "train.parquet", "dense": ["a", "b", "c", "d"], **(data or {})}
+    recipe.update({"convert": {"source": "model.pt"}, "data": table, "distill": values}, "test")
+    recipe.export.bootstrap = 5
+    return recipe
+
+
+def weights(out):
+    return Path(out, "run/checkpoints/step-4/model.safetensors").read_bytes()
+
+
+def losses_of(out):
+    return [json.loads(line)["terms"] for line in Path(out, "run/metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
+def test_a_ranker_learns_the_same_from_the_file_as_from_the_model(folder, loss):
+    """Queries hold several rows, and the last tenth of them is held out."""
+    more = {"data": {"group": "query"}, "ranking_loss": loss}
+    convert(settings(**more), Path("out"))
+    distill(settings(**more), Path("out"))
+    once = weights("out")
+    teach(settings(**more), Path("out"), Path("said"))
+    distill(settings("said", **more), Path("out"), overwrite=True)
+    assert weights("out") == once
+    said = []
+    export(settings("said", **more), Path("out"), say=said.append)
+    assert any("report goes without" in line for line in said)
+
+
+def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
+    convert(settings(), Path("out"))
+    teach(settings(), Path("out"), Path("said"))
+    distill(settings("said"), Path("out"))
+    once = weights("out")
+    said = load_file("said/shard-00000.safetensors")
+    order = torch.randperm(len(said["row"]), generator=torch.Generator().manual_seed(0))
+    rows = {"row": said["row"][order].numpy(), "score": said["logits"].flatten()[order].numpy()}
+    pa.parquet.write_table(pa.table(rows), "said.parquet")
+    distill(settings("said.parquet"), Path("out"), overwrite=True)
+    assert weights("out") == once
+    numbers = pa.parquet.read_table("train.parquet")  # ids that are whole numbers are no row numbers
+    numbers = numbers.append_column("number", pa.array([1000 - i for i in range(numbers.num_rows)]))
+    pa.parquet.write_table(numbers, "train.parquet")
+    pa.parquet.write_table(pa.table({"id": 1000 - rows["row"], "score": rows["score"]}), "numbers.parquet")
+    distill(settings("numbers.parquet", data={"id": "number"}), Path("out"), overwrite=True)
+    assert weights("out") == once
+    names = {"id": [f"r{row}" for row in rows["row"]], "score": rows["score"].tolist()}
+    with Path("said.jsonl").open("w") as file:
+        file.writelines(json.dumps({"id": i, "score": s}) + "\n" for i, s in zip(*names.values(), strict=True))
+    distill(settings("said.jsonl", data={"id": "name"}), Path("out"), overwrite=True)
+    assert weights("out") == once
+    with pytest.raises(MattaError, match=r"name its column in data\.id"):
+        distill(settings("said.jsonl"), Path("out"), overwrite=True)
+
+
+def text_folder(tmp_path, monkeypatch):
+    """A GPT-2 of 300 tokens, and two Teachers."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    monkeypatch.chdir(tmp_path)
+    words = np.random.default_rng(0).choice(["one", "two", "three", "four", "red", "blue", "tea", "milk"], 3000)
+    Path("text.txt").write_text(" ".join(words))
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.train_from_iterator(
+        [" ".join(words)], trainers.BpeTrainer(special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    )
+    for name, seed in (("base", 0), ("teacher", 1)):
+        torch.manual_seed(seed)
+        size = bpe.get_vocab_size()
+        config = GPT2Config(
+            vocab_size=size, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
+            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        )  # fmt: skip
+        GPT2LMHeadModel(config).save_pretrained(name)
+        PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>").save_pretrained(name)
+    recipe = Recipe()
+    recipe.convert.source, recipe.data.train, recipe.data.sequence_length = "base", "text.txt", 16
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = "teacher", True, "cpu"
+    recipe.distill.steps, recipe.distill.batch_size, recipe.distill.micro_batch = 4, 8, 3
+    convert(recipe, Path("out"))
+    return recipe, size
+
+
+def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatch):
+    """All outputs: the same losses as from the model. 64 of them: nearly. The temperature is the file's."""
+    recipe, size = text_folder(tmp_path, monkeypatch)
+    distill(recipe, Path("out"))
+    expected = losses_of("out")
+    teach(recipe, Path("out"), Path("all"), k=size - 1)
+    teach(recipe, Path("out"), Path("some"), k=64)
+    assert set(load_file("some/shard-00000.safetensors")) == {"row", "top_logits", "top_index", "rest"}
+    gaps = {}
+    for name in ("all", "some"):
+        recipe.distill.teacher = name
+        distill(recipe, Path("out"), overwrite=True)
+        found = losses_of("out")
+        gaps[name] = [abs(a[m]["teacher"] - b[m]["teacher"]) for a, b in zip(expected, found, strict=True) for m in a]
+    assert max(gaps["all"]) < 1e-5 and 1e-4 < max(gaps["some"]) < 0.1
+    recipe.distill.temperature = 1.0
+    with pytest.raises(MattaError, match=r"softened by the temperature 2, but distill\.temperature is 1"):
+        distill(recipe, Path("out"), overwrite=True)
+    recipe.distill.temperature, recipe.data.sequence_length = 2.0, 8
+    with pytest.raises(MattaError, match="made for other examples"):
+        distill(recipe, Path("out"), overwrite=True)
+    recipe.data.sequence_length, recipe.distill.hidden_weight = 16, 0.1
+    with pytest.raises(MattaError, match="hidden_weight needs a Teacher that is a model"):
+        distill(recipe, Path("out"), overwrite=True)
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    import timm
+
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    labels = np.arange(80) % 4
+    pixels = (generator.integers(0, 60, (80, 16, 16, 3)) + 40 * labels[:, None, None, None]).astype(np.uint8)
+    np.savez("images.npz", images=pixels, labels=labels)
+    for seed, name in enumerate(("base", "teacher")):
+        torch.manual_seed(seed)
+        vit = timm.create_model("test_vit", img_size=16, num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
+        Path(name).mkdir()
+        registry.adapter("vit").save(vit, Path(name))
+    recipe = Recipe()
+    recipe.convert.source, recipe.data.train = "base", "images.npz"
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = "teacher", True, "cpu"
+    recipe.distill.steps, recipe.distill.batch_size = 4, 8
+    convert(recipe, Path("out"))
+    return recipe, labels
+
+
+def test_labels_and_soft_labels_of_images(images):
+    """Soft labels are the softmax of logits: the same run. Labels: cross-entropy. Rows are numbers in the user's file."""
+    recipe, labels = images
+    distill(recipe, Path("out"))
+    expected = losses_of("out")
+    teach(recipe, Path("out"), Path("said"))
+    said = load_file("said/shard-00000.safetensors")
+    save_file({"row": said["row"], "probabilities": said["logits"].softmax(-1)}, "soft.safetensors")
+    recipe.distill.teacher = "soft.safetensors"
+    distill(recipe, Path("out"), overwrite=True)
+    for a, b in zip(expected, losses_of("out"), strict=True):
+        for model in a:
+            assert a[model] == pytest.approx(b[model], rel=1e-3, abs=1e-5)
+    log_q, index = (said["logits"] / 2).log_softmax(-1).topk(3)  # of 4: the fourth is what they leave of 1
+    columns = {"row": said["row"].tolist(), "top_logits": log_q.tolist(), "top_index": index.tolist()}
+    pa.parquet.write_table(pa.table({**columns, "temperature": [2.0] * len(said["row"])}), "top.parquet")
+    recipe.distill.teacher = "top.parquet"
+    distill(recipe, Path("out"), overwrite=True)
+    for a, b in zip(expected, losses_of("out"), strict=True):
+        for model in a:
+            assert a[model] == pytest.approx(b[model], rel=1e-3, abs=1e-5)
+    pa.parquet.write_table(pa.table({"row": np.arange(80), "label": labels}), "labels.parquet")
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher = "labels.parquet", False  # they are right: not at chance
+    distill(recipe, Path("out"), overwrite=True)
+    for terms in losses_of("out"):
+        assert terms["TA"]["teacher"] == pytest.approx(terms["TA"]["truth"], rel=1e-5)
+    pa.parquet.write_table(pa.table({"row": np.arange(80), "label": (labels + 1) % 4}), "labels.parquet")
+    with pytest.raises(MattaError, match=r"labels.parquet' is too weak: its top-1 accuracy is 0.0000 on 72 images"):
+        distill(recipe, Path("out"), overwrite=True)
+
+
+def table(**columns):
+    return pa.table({name: list(values) for name, values in columns.items()})
+
+
+BAD = {
+    "80 classes": (lambda n: table(row=range(n), logits=[[1.0] * 80] * n), "has 80 numbers for an example, the model has 4"),
+    "class 4": (lambda n: table(row=range(n), label=[4] * n), "label 4 is not one of the model's 4 classes"),
+    "class 0.5": (lambda n: table(row=range(n), label=[0.5] * n), "label 0.5 is not one of the model's 4 classes"),
+    "twice": (lambda n: table(row=[0, *range(n)], label=[1] * (n + 1)), "the key 0 occurs 2 times"),
+    "missing": (
+        lambda n: table(row=range(5, n), label=[1] * (n - 5)),
+        "5 of the 72 training examples are not in it, the first",
+    ),
+    "nan": (lambda n: table(row=range(n), logits=[[float("nan")] * 4] * n), "'logits' has values that are not finite"),
+    "not one": (lambda n: table(row=range(n), probabilities=[[0.5] * 4] * n), "values that are no probabilities"),
+    "zero": (lambda n: table(row=range(n), logits=[[0.0] * 4] * n), "all its logits are zero"),
+    "nothing": (lambda n: table(row=range(n), other=[1] * n), "it needs one of the columns label, probabilities"),
+    "two": (lambda n: table(row=range(n), label=[1] * n, logits=[[1.0] * 4] * n), "it needs one of the columns"),
+    "null": (lambda n: table(row=range(n), label=[None, *[1] * (n - 1)]), "column 'label' has 1 missing values"),
+    "ragged": (lambda n: table(row=range(n), logits=[[1.0], *[[1.0] * 4] * (n - 1)]), "of unequal lengths"),
+    "ids": (lambda n: table(id=[str(i) for i in range(n)], label=[1] * n), "column 'id' is not supported for images that are"),
+    "no index": (lambda n: table(row=range(n), top_logits=[[0.0]] * n), "it has top_logits, but no column top_index"),
+    "index": (
+        lambda n: table(row=range(n), top_logits=[[-1.0, -1.0]] * n, top_index=[[1, 1]] * n, temperature=[2.0] * n),
+        "top_index must name different classes from 0 to 3",
+    ),
+    "cold": (
+        lambda n: table(row=range(n), top_logits=[[-1.0]] * n, top_index=[[1]] * n),
+        r"softened by the temperature 1, but distill\.temperature is 2",
+    ),
+    "no file": (None, "There is no file 'said.parquet': check --teacher"),
+    "both": (lambda n: table(id=range(n), row=range(n), label=[1] * n), "both a column 'row' and a column 'id'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_file_that_does_not_fit_is_refused(images, case):
+    recipe, _ = images
+    make, sentence = BAD[case]
+    if make:
+        pa.parquet.write_table(make(80), "said.parquet")
+    recipe.distill.teacher = "said.parquet"
+    with pytest.raises(MattaError, match=sentence):
+        distill(recipe, Path("out"))
+    assert not Path("out/run").exists()
+
+
+def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
+    recipe, _ = images
+    teach(recipe, Path("out"), Path("once"))
+    monkeypatch.setattr(teacher_files, "_SHARD", 16 * 4 * 4)  # 16 images of 4 logits, about
+    said, calls = teacher_files._said, []
+
+    def pressed(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 6:
+            signal.raise_signal(signal.SIGINT)
+        return said(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(teacher_files, "_said", pressed)
+        with pytest.raises(Interrupted, match=r"after \d of \d+ shards; the same command goes on"):
+            teach(recipe, Path("out"), Path("said"))
+    whole = sorted(p.name for p in Path("said").glob("shard-*"))
+    assert whole and not json.loads(Path("said/teacher.json").read_text())["complete"]
+    assert {p.name for p in Path("said").glob(".*")} <= {".lock"}, "a temporary file was left"
+    with pytest.raises(MattaError, match="is not finished"):
+        recipe.distill.teacher = "said"
+        distill(recipe, Path("out"))
+    recipe.distill.teacher = "teacher"
+    before = {name: Path("said", name).stat().st_mtime_ns for name in whole}
+    teach(recipe, Path("out"), Path("said"))
+    assert {name: Path("said", name).stat().st_mtime_ns for name in whole} == before
+    shards = [load_file(p) for p in sorted(Path("said").glob("shard-*"))]
+    once = load_file("once/shard-00000.safetensors")
+    assert len(shards) > 3
+    for name in once:
+        torch.testing.assert_close(torch.cat([shard[name] for shard in shards]), once[name])
+    with pytest.raises(MattaError, match="said is finished"):
+        teach(recipe, Path("out"), Path("said"))
+    recipe.distill.teacher = "base"
+    with pytest.raises(MattaError, match="said holds what another Teacher"):
+        teach(recipe, Path("out"), Path("said"))
+    with pytest.raises(MattaError, match="out is not empty, and nothing that `matta teach` wrote"):
+        teach(recipe, Path("out"), Path("out"))
+    shutil.copy("said/shard-00002.safetensors", "said/shard-00001.safetensors")
+    recipe.distill.teacher = "said"
+    with pytest.raises(MattaError, match=r"is damaged \(shard-00001"):
+        distill(recipe, Path("out"))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (lambda model: next(model.parameters()).data.fill_(float("nan")), "holds NaN or infinity"),
+        (lambda model: [p.data.zero_() for p in model.parameters() if p.dim() > 1], "all its weight matrices are zero"),
+    ],
+)
+def test_a_broken_teacher_is_refused(folder, spoil, sentence):
+    convert(settings(), Path("out"))
+    teacher = ranker(1)
+    spoil(teacher)
+    torch.save(teacher.state_dict(), "teacher.pt")
+    with pytest.raises(MattaError, match=sentence):
+        distill(settings(), Path("out"))
