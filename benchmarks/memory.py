@@ -3,13 +3,15 @@
 A step: Teacher forward, forward and backward of TA and Students, clipping and AdamW, whose state is there already. TA alone:
 the same batch through the stock model on its labels, with the logits made piece by piece as in the step (ta_chunked: the
 bound is a ratio of 1.15 to it), or whole, with F.cross_entropy (ta_whole). Each variant runs in a process of its own. On CUDA
-the peak is the allocator's; on a CPU it is resident memory less what the process had before it made a model.
+the peak is the allocator's; on a CPU it is resident memory less what the process had before it made a model. That holds what
+the C library keeps of freed memory too, so in_use tells the same with all of it returned at once.
 """
 
 from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +29,7 @@ from matta_cli.step import ModelTeacher, Step
 
 BOUND, VOCABULARY = 1.15, 50257
 # (width, layers) of base and Teacher, examples, tokens each
-SIZES = {False: ((512, 6), (768, 12), 8, 256), True: ((64, 2), (128, 2), 8, 64)}
+SIZES = {False: ((512, 6), (768, 12), 8, 128), True: ((64, 2), (128, 2), 8, 64)}
 BASELINES = ("ta_chunked", "ta_whole")
 VARIANTS: dict[str, dict[str, Any]] = {
     "matta": {"logits": "chunked"},
@@ -92,7 +94,10 @@ def one(variant: str, quick: bool) -> dict[str, int]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    update()
+    for parameter in ta.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # makes its state
+    optimizer.zero_grad(set_to_none=True)
     before = _in_use(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -104,6 +109,14 @@ def one(variant: str, quick: bool) -> dict[str, int]:
     return {"peak": peak - empty, "before_the_step": before - empty, "ta_weights": weights}
 
 
+def apart(variant: str, quick: bool, environment: dict[str, str] | None = None) -> dict[str, int]:
+    """``one`` in a fresh process."""
+    command = [sys.executable, "-m", "benchmarks.memory", "--variant", variant, *(["--quick"] if quick else [])]
+    environment = {**os.environ, **(environment or {})}
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, stderr=subprocess.DEVNULL, env=environment)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument(
@@ -113,11 +126,10 @@ def main() -> None:
     if options.variant:
         print(json.dumps(one(options.variant, options.quick)))
         return
-    found: dict[str, dict[str, int]] = {}
-    for variant in (*BASELINES, *VARIANTS):
-        command = [sys.executable, "-m", "benchmarks.memory", "--variant", variant, *(["--quick"] if options.quick else [])]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, stderr=subprocess.DEVNULL)
-        found[variant] = json.loads(done.stdout.splitlines()[-1])
+    found = {variant: apart(variant, options.quick) for variant in (*BASELINES, *VARIANTS)}
+    at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # glibc then maps, and unmaps, every larger piece by itself
+    cuda = common.device().type == "cuda"
+    in_use = {v: found[v] if cuda else apart(v, options.quick, at_once) for v in ("ta_chunked", "matta")}
     own, theirs, size, length = SIZES[options.quick]
     with torch.device("meta"):
         teacher = sum(p.numel() * p.element_size() for p in common.gpt2(*theirs, length, VOCABULARY).parameters())
@@ -126,10 +138,11 @@ def main() -> None:
         for variant in VARIANTS
     }
     ratio = ratios["matta"]["ta_chunked"]
+    live = in_use["matta"]["peak"] / (in_use["ta_chunked"]["peak"] + teacher)
     shape = {"base": own, "teacher": theirs, "batch": size, "tokens": length, "vocabulary": VOCABULARY}
     common.result(
         "memory", ratio=ratio, bound=BOUND, holds=ratio <= BOUND, ratios=ratios, bytes=found, teacher_weights=teacher,
-        shape=shape, quick=options.quick,
+        ratio_in_use=live, in_use=in_use, shape=shape, quick=options.quick,
     )  # fmt: skip
 
 
