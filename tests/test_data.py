@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from matta_cli import data as common
 from matta_cli import text as streams
 from matta_cli import tokens
 from matta_cli.conversion import convert, load_ta
@@ -98,7 +99,7 @@ def corpus(folder: Path) -> tuple[str, list[str]]:
     import pyarrow.parquet
 
     folder.mkdir()
-    long = prose(1500, 2).replace(" .\n", " .\r\n", 3) + "\n\n  \n" + prose(2, 9) + "\n"
+    long = prose(1500, 2).replace(" .\n", " .\r\n", 3).replace("dog .\n", "dog ." + 40 * "\n") + "\n\n  \n" + prose(2, 9) + "\n"
     rows = ["one more\n\n dog", " \n ", "home", prose(30, 3), ""]
     (folder / "a.txt").write_bytes(long.encode())
     (folder / "b.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
@@ -125,6 +126,7 @@ def cut_whole(documents: list[str]) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_the_tokens_are_those_of_the_whole_text(tmp_path, tokenizer_folder, cache, monkeypatch, chunk, on_disk):
     monkeypatch.setattr(streams, "_CHUNK", chunk)
+    monkeypatch.setattr(streams, "_PIECE", 500)
     monkeypatch.setattr(streams, "_BATCH", 5000)
     if not on_disk:
         monkeypatch.setattr(causal_lm, "_IN_MEMORY", 1 << 30)
@@ -154,7 +156,7 @@ def test_the_last_tenth_begins_where_it_does_in_memory(sizes, characters):
 def test_text_without_lines_is_cut_before_words(monkeypatch):
     monkeypatch.setattr(streams, "_PIECE", 50)
     monkeypatch.setattr(streams, "_LONGEST", 100)
-    for document in (prose(40).replace("\n", " "), "x" * 350, prose(9)):
+    for document in (prose(40).replace("\n", " "), "x" * 350, prose(9), prose(30).replace("\n", 30 * "\n")):
         cuts = []
         for size in (1, 64, 1000):
             chunks = [(document[k : k + size], False) for k in range(0, len(document), size)]
@@ -164,6 +166,8 @@ def test_text_without_lines_is_cut_before_words(monkeypatch):
         assert "".join(pieces) == document and max(map(len, pieces)) <= 100
         assert [last for _, last in cuts[0]] == [False] * (len(pieces) - 1) + [True]
         assert "x" in document or all(piece[0] in " \n" for piece in pieces[1:])
+        if "\n\n" in document:  # a tokenizer may have a token for several lines' ends
+            assert not any(piece[-1] == "\n" for piece in pieces)
 
 
 def test_passages_of_endless_text_are_spread_over_it(monkeypatch):
@@ -178,6 +182,18 @@ def test_passages_of_endless_text_are_spread_over_it(monkeypatch):
     few = streams.Paragraphs()
     few.add("word " * 10000)
     assert len(few.passages()[0]) < 1 << 14
+
+
+def test_a_hub_dataset_reads_alike_whole_and_streamed(tmp_path):
+    name = dataset(tmp_path / "data", train=600)
+    (tmp_path / "data" / "train.jsonl").open("a").write(
+        '\n{"n": 1, "text": null}\n{"n": 2, "text": " "}\n{"n": 3, "text": "end"}'
+    )
+    whole = streams.hub(common.hub_dataset(name)["train"], "text", name, [])  # datasets opens a local folder with the same call
+    streamed = streams.hub(common.hub_stream(name)[0]["train"], "text", name, [])
+    expected = [(f"train {k} {prose(1, k)}", True) for k in range(600)] + [("end", True)]
+    assert list(whole.read()) == list(whole.read()) == list(streamed.read()) == list(streamed.read()) == expected
+    assert streamed.size is None and 20_000 < whole.size < 200_000
 
 
 def test_a_pipe_is_refused(tmp_path, tokenizer_folder):
@@ -289,7 +305,7 @@ print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         sequences, peaks[megabytes] = map(int, done.stdout.split())
         assert sequences > megabytes * 10_000
-    assert peaks[100] - peaks[1] < 100, peaks
+    assert peaks[100] - peaks[1] < 50, peaks
 
 
 # ----------------------------------------------------------------------------------------------------------- streaming
