@@ -24,7 +24,7 @@ BOUND = 1.05
 def measure(name: str, vocabulary: int, quick: bool, compiled: bool) -> dict[str, Any]:
     """Seconds of a step and of its parts for one architecture."""
     device = common.device()
-    width, layers, length, size = (128, 2, 64, 8) if quick else (256, 4, 128, 16)
+    width, layers, length, size = (128, 2, 64, 8) if quick else (256, 4, 128, 4 if vocabulary > 1 << 14 else 16)
     make: Any = common.vit if name == "vit" else lambda *a: common.gpt2(*a, vocabulary=vocabulary)
     recipe = Recipe()
     recipe.distill.ramp = 0.0  # every term from the first step on
@@ -45,7 +45,7 @@ def measure(name: str, vocabulary: int, quick: bool, compiled: bool) -> dict[str
 
     # a Teacher of its own: a step that chunks takes its head off
     eager = Step(recipe, task, ta, ModelTeacher(task, make(2 * width, layers, length).to(device).requires_grad_(False)), device)
-    taken = common.alternating({"matta": lambda: run(eager), **parts.named()}, 7 if quick else 15)
+    taken = common.alternating({"matta": lambda: run(eager), **parts.named()}, 5 if quick else 9)
     pair = taken["matta"], [taken[part] for part in parts.named()]
     found: dict[str, Any] = {
         "medians_s": common.medians(taken),
@@ -59,7 +59,7 @@ def measure(name: str, vocabulary: int, quick: bool, compiled: bool) -> dict[str
         started = time.perf_counter()
         run(step)
         found["compilation_s"] = time.perf_counter() - started
-        turns = common.alternating({"compiled": lambda: run(step), "eager": lambda: run(eager)}, 7 if quick else 15)
+        turns = common.alternating({"compiled": lambda: run(step), "eager": lambda: run(eager)}, 5 if quick else 9)
         found |= {"compiled_s": common.medians(turns), "compiled_ratio": common.ratio(turns["compiled"], [turns["eager"]])}
         found["compiled_holds"] = found["compiled_ratio"] <= 1
     return found
