@@ -20,8 +20,9 @@ IGNORED = -100  # a label that is not predicted
 DIVERGENCES = ("forward", "reverse", "js")
 _NEVER = -1e4  # the log of a probability of nothing: times 0 it is 0, which -inf is not
 # Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB), or, where they are made
-# from hidden states, enough for an efficient matrix product (32 MiB); on CUDA enough to fill it.
-_CHUNK, _PRODUCT_CHUNK, _CUDA_CHUNK = 1 << 21, 1 << 23, 1 << 26
+# from hidden states, enough for an efficient matrix product (16 MiB: at 32 a step takes as long, but what glibc keeps of
+# pieces just below its largest threshold is a tenth of the peak); on CUDA enough to fill it.
+_CHUNK, _PRODUCT_CHUNK, _CUDA_CHUNK = 1 << 21, 1 << 22, 1 << 26
 
 
 @dataclass(frozen=True)
