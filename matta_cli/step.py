@@ -131,7 +131,8 @@ class Step:
             for view in views:
                 view.recompute()
         if settings.compile:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * len(views))
+            # of one code object, which the views of all steps of a process share: beyond it they would run eagerly
+            torch._dynamo.config.recompile_limit += 2 * len(views)
             for view in views:
                 view.compile(backend=settings.compile)
         if settings.hidden_weight > 0 and self.projection is None:

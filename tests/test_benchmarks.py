@@ -1,4 +1,4 @@
-"""Every benchmark runs, explains itself on stderr, and ends in one JSON object with its ratio."""
+"""Every benchmark runs, explains itself on stderr, and ends in one JSON object that says what it found."""
 
 import json
 import subprocess
@@ -8,20 +8,71 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES = sorted(p.stem for p in (ROOT / "benchmarks").glob("*.py") if p.stem not in ("__init__", "common"))
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def quick(name: str, *more: str) -> dict:
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *more]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.strip()
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["benchmark"] == name and found["device"] and found["versions"]["torch"]
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_quick_run(name):
-    done = subprocess.run([sys.executable, "-m", f"benchmarks.{name}", "--quick"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert (
-        result["benchmark"] == name
-        and result.get("ratio", 1.0) > 0
-        and result.get("failed") is None
-        and result["device"]
-        and result["versions"]["torch"]
+def test_export_speed():
+    assert quick("export_speed")["ratio"] > 0
+
+
+@pytest.mark.slow
+def test_step_time():
+    found = quick("step_time")
+    assert found["holds"] == (found["ratio"] <= found["bound"])
+    for case in found["cases"].values():
+        assert list(case["medians_s"]) == ["matta", "teacher_forward", "ta", "student_0.25", "student_0.5", "student_1"]
+
+
+@pytest.mark.slow
+def test_memory():
+    found = quick("memory")
+    peaks = {variant: each["peak"] for variant, each in found["bytes"].items()}
+    assert all(each["peak"] > each["before_the_step"] > 0 for each in found["bytes"].values())
+    assert peaks["ta_chunked"] < peaks["ta_whole"] and peaks["matta_micro_batch_2"] < peaks["matta"]
+    assert 0.5 < found["ratio_in_use"] < 3 and found["holds"] == (found["ratio"] <= found["bound"])
+
+
+@pytest.mark.slow
+def test_family_cost():
+    found = quick("family_cost", "--students-per-step", "3", "4")
+    [seed] = found["seeds"]
+    three, four = seed["families"]["3"], seed["families"]["4"]
+    assert 0 < three["ratio"] < three["ratio_shared_teacher"]
+    assert [s["updates"] for s in four["students"].values()] == 4 * [found["steps"]]
+    assert sum(s["updates"] for s in three["students"].values()) == 3 * found["steps"]
+    assert all(
+        s["difference"]["low"] <= s["difference"]["value"] <= s["difference"]["high"] for s in three["students"].values()
     )
-    assert done.stderr.strip()
+
+
+@pytest.mark.slow
+def test_gpu_suite(tmp_path):
+    found = quick("gpu_suite", "--out", str(tmp_path / "found.json"))
+    assert found["holds"] and found["toy"]
+    speeds = [found[part] for part in ("eager", "eager_whole_logits", "eager_chunked_logits", "checkpointed", "compiled")]
+    assert all("failed" not in part and part["tokens_per_s"] > 0 for part in speeds)
+    assert json.loads((tmp_path / "found.json").read_text())["compiled"] == found["compiled"]
+
+
+def test_every_benchmark_is_tested():
+    names = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "common"}
+    assert names == {name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in names}
+
+
+def test_results_name_their_device_and_no_path():
+    for file in RESULTS.glob("*.json"):
+        text = file.read_text(encoding="utf-8")
+        found = json.loads(text)
+        assert file.stem.startswith(found["benchmark"]) and found["versions"]["torch"], file.name
+        assert "/tmp" not in text and "/home" not in text and "/root" not in text, file.name

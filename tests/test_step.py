@@ -1,6 +1,7 @@
 """The gradients of a step: against float64 autograd, and the same however they are computed."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -195,6 +196,17 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
     found, own, _ = gradients(**settings)
     same(found, expected)
     assert own == pytest.approx(terms, rel=1e-4)
+
+
+def test_all_compiled_steps_of_a_process_are_compiled(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    torch._dynamo.reset()
+    made = []
+    for precision, logits in itertools.product(("fp32", "bf16"), ("whole", "chunked")):
+        before = Step.graphs()
+        gradients(compile="aot_eager", precision=precision, logits=logits)
+        made.append(Step.graphs() - before)
+    assert made[0] > 0 and made == [made[0]] * 4
 
 
 def test_micro_batches_add_up_to_the_batch():
