@@ -205,13 +205,6 @@ def resumed() -> dict[str, Any]:
     return {"error": error, "bound": 1e-3, "holds": error <= 1e-3}
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A model of the same layers: the step takes the Teacher's last one off."""
-    found = copy.copy(model)
-    found._modules = dict(model._modules)
-    return found
-
-
 class Speed:
     """The large models, made once, and what they cost in each way of training them."""
 
@@ -252,7 +245,7 @@ class Speed:
         optimizer = optimization.make_optimizer(recipe, ta.model, [], self.device)
 
         def made(own: Recipe) -> Step:
-            return Step(own, task, ta, ModelTeacher(task, twin(self.teacher)), self.device)
+            return Step(own, task, ta, ModelTeacher(task, self.teacher), self.device)
 
         def gradients(step: Step) -> None:
             step(batch, [], 1)

@@ -35,6 +35,7 @@ class Logits:
     hidden: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
+    kept: Tensor | None = None  # the product's first rows, [rows, classes], where they have been made already
 
     @property
     def count(self) -> int:
@@ -54,7 +55,21 @@ class Logits:
         return self.hidden if self.weight is None else F.linear(self.hidden, self.weight, self.bias)
 
     def detach(self) -> Logits:
-        return Logits(*(None if t is None else t.detach() for t in self.tensors))  # type: ignore[arg-type]
+        hidden, weight, bias = (None if t is None else t.detach() for t in self.tensors)
+        assert hidden is not None
+        return Logits(hidden, weight, bias, self.kept)
+
+    @torch.no_grad()
+    def keep(self, size: int) -> Logits:
+        """The same, with the first rows of the product made now and kept, for several losses to read: up to ``size`` bytes.
+
+        They are kept in the type that products are computed in here, so that reading them changes nothing.
+        """
+        if self.weight is None:
+            return self
+        ready = self.prepared()
+        rows = size // (self.classes * ready.hidden.element_size())
+        return Logits(*self.tensors, F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None)  # type: ignore[arg-type]
 
     def prepared(self) -> Logits:
         """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if that is on)."""
@@ -64,12 +79,14 @@ class Logits:
             return Logits(hidden)
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return Logits(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return Logits(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), self.kept)
 
     def part(self, here: slice) -> Tensor:
         """A fresh float32 copy of some rows of ``prepared`` logits."""
         if self.weight is None:
             return self.hidden[here].to(torch.float32, copy=True)
+        if self.kept is not None and here.stop <= len(self.kept):
+            return self.kept[here].to(torch.float32, copy=True)
         return F.linear(self.hidden[here], self.weight, self.bias).float()
 
 
@@ -133,7 +150,7 @@ def of_classes(
             scale = temperature**2 / max(1.0, over["outputs"])
             parts.append(_Part(scale, term.weight, hard, temperature, divergence))
         tensors += hard.tensors if isinstance(hard, Logits) else (None, None, None)
-    total, values = _Summed.apply(parts, *tensors)
+    total, values = _Summed.apply(logits, parts, *tensors)
     return total, dict(zip((term.name for term in terms), values.unbind(), strict=True))
 
 
@@ -182,10 +199,10 @@ class _Summed(torch.autograd.Function):
     """The weighted sum of parts, and the value of each, over all rows. Gradients are made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, parts: Sequence[_Part], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
         triples = [tensors[i : i + 3] for i in range(0, len(tensors), 3)]
-        wanted = [any(ctx.needs_input_grad[1 + i : 4 + i]) for i in range(0, len(tensors), 3)]
-        model = Logits(*triples[0]).prepared()  # type: ignore[arg-type]
+        wanted = [any(ctx.needs_input_grad[2 + i : 5 + i]) for i in range(0, len(tensors), 3)]
+        model = logits.prepared()
         gradients: list[_Gradient | None] = [_Gradient(triples[0], model) if wanted[0] else None]  # type: ignore[arg-type]
         targets: list[Logits | TopK | Tensor] = []
         for part, triple, need in zip(parts, triples[1:], wanted[1:], strict=True):
@@ -232,7 +249,7 @@ class _Summed(torch.autograd.Function):
         found: list[Tensor | None] = []
         for gradient in gradients:
             found += [None] * 3 if gradient is None else gradient.times(upstream)
-        return None, *found
+        return None, None, *found
 
 
 def chunks(model: Logits, *others: Logits) -> list[slice]:

@@ -19,6 +19,9 @@ from matta_cli.tasks import Batch, Task
 
 # Bytes of one model's logits up to which nothing is gained by making them piece by piece.
 _SMALL = 1 << 26
+# Bytes of the Teacher's logits, and of the TA's, that are kept for the Students of a step rather than made again for each:
+# on CUDA, where a large vocabulary trains, a few per cent of what training holds anyway.
+_KEPT = {"cuda": 1 << 30}
 
 Teacher = Callable[[Batch, list[int]], Target]  # a batch, and the numbers of its examples in the split
 Values = dict[str, dict[str, Tensor]]  # model -> term -> value
@@ -60,13 +63,10 @@ class ModelTeacher:
         if not name:
             return False
         layer: Any = self.model.get_submodule(name)
-        expected = self.task.forward(self.model, batch)
-        self.model.set_submodule(name, nn.Identity())
-        output = (layer.weight, layer.bias)
-        if not is_product(self.task, lambda *_, **__: expected, self.model, output, batch):
-            self.model.set_submodule(name, layer)
+        body, output = supernet.without(self.model, name), (layer.weight, layer.bias)
+        if not is_product(self.task, self.model, body, output, batch):
             return False
-        self.output = output
+        self.model, self.output = body, output
         return True
 
     @torch.no_grad()
@@ -204,6 +204,11 @@ class Step:
                 given = self._logits("TA", batch)
         # a leaf: what reaches it from here and from the Students goes through the TA in one pass
         leaf = given if settings.detach_ta else Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
+        if self.chunked:
+            size = _KEPT.get(self.device.type, 0)
+            with devices.precision(settings.precision, self.device):
+                leaf = leaf.keep(size) if weight > 0 and "teaching" not in self.models else leaf
+                taught = taught.keep(size) if isinstance(taught, Logits) else taught
         found: Values = {"TA": {}}
         if trains:
             found["TA"] = self._learn(leaf, batch, self._own(settings.ta_weight, taught), taught, over)

@@ -5,6 +5,7 @@ Everything here works on axes as data, for every architecture: cut (views), reor
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -211,6 +212,15 @@ def _runner(skeleton: nn.Module) -> Any:
         return functional_call(skeleton, state, args, kwargs)
 
     return run
+
+
+def without(model: nn.Module, name: str) -> nn.Module:
+    """``model`` with the layer ``name`` replaced by an identity. Shares all else with ``model``, which stays as it is."""
+    found = copy.copy(model)
+    found._modules = dict(model._modules)
+    child, _, rest = name.partition(".")
+    setattr(found, child, without(model.get_submodule(child), rest) if rest else nn.Identity())
+    return found
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:

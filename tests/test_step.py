@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli import losses, optimization, registry, supernet
+from matta_cli import step as step_module
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Term, TopK
@@ -39,9 +40,9 @@ def leaves(*tensors, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("kind", losses.DIVERGENCES)
-@pytest.mark.parametrize("product", [False, True], ids=["whole", "product"])
+@pytest.mark.parametrize("product, kept", [(False, 0), (True, 0), (True, 3), (True, N)])
 @pytest.mark.parametrize("chunk", [1 << 24, 2 * V])
-def test_divergences_and_their_gradients_on_both_sides(kind, product, chunk, monkeypatch):
+def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chunk, monkeypatch):
     for name in ("_CHUNK", "_PRODUCT_CHUNK"):
         monkeypatch.setattr(losses, name, chunk)
     labels = torch.tensor([1, 4, losses.IGNORED, 0, 10, losses.IGNORED])
@@ -58,7 +59,8 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, chunk, mon
     (0.3 * truth + 0.7 * soft).backward()
 
     own = leaves(*given, dtype=torch.float32)
-    model, target = make(own)
+    model, target = (side.keep(4 * V * kept) for side in make(own))
+    assert (0 if target.kept is None else len(target.kept)) == kept
     terms = [Term("truth", 0.3), Term("ta", 0.7, target)]
     total, values = losses.of_classes(model, labels, terms, OVER, TAU, kind)
     (2 * total).backward()
@@ -207,6 +209,20 @@ def test_all_compiled_steps_of_a_process_are_compiled(monkeypatch):
         gradients(compile="aot_eager", precision=precision, logits=logits)
         made.append(Step.graphs() - before)
     assert made[0] > 0 and made == [made[0]] * 4
+
+
+def test_kept_logits_are_made_once_and_change_nothing(monkeypatch):
+    calls = []
+    linear = F.linear
+    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: calls.append(len(weight)) or linear(x, weight, bias))
+    expected, terms, _ = gradients(logits="chunked")
+    before = calls.count(64)
+    monkeypatch.setitem(step_module._KEPT, "cpu", 1 << 20)
+    calls.clear()
+    found, own, _ = gradients(logits="chunked")
+    assert before - calls.count(64) == 2 * 3  # the Teacher's and the TA's: 3 Students no longer make them again
+    same(found, expected, rtol=0, atol=0)
+    assert own == terms
 
 
 def test_micro_batches_add_up_to_the_batch():
