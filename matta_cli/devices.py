@@ -83,6 +83,9 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 # Processes: one per device, started by torchrun, which says in the environment who is who
 
 
+_BUCKET = 1 << 24  # values that are exchanged at a time
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run. Each takes its part of every batch; all hold the same weights."""
@@ -123,7 +126,7 @@ class World:
         for gradient in [p.grad for p in parameters if p.grad is not None]:
             bucket.append(gradient)
             filled += gradient.numel()
-            if filled > 1 << 24:
+            if filled >= _BUCKET:
                 _reduce(bucket)
                 bucket, filled = [], 0
         _reduce(bucket)

@@ -15,6 +15,7 @@ import timm
 import torch
 from matta_adapters.mlp_ranker import Ranker
 
+from matta_cli import devices
 from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
 
@@ -52,6 +53,18 @@ def made(tmp_path_factory):
         for name in ("one", "two", "three"):
             convert(recipe, folder / f"{kind}-{name}")
     return folder
+
+
+def test_every_gradient_is_summed_once_however_many_go_together(monkeypatch):
+    monkeypatch.setattr(devices.dist, "all_reduce", lambda flat: flat.mul_(2))  # two processes with the same gradients
+    for size in (1, 5, 1 << 24):
+        monkeypatch.setattr(devices, "_BUCKET", size)
+        parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1, 2), (7,))]
+        for parameter in parameters[:-1]:
+            parameter.grad = torch.randn(parameter.shape)
+        before = [None if p.grad is None else p.grad.clone() for p in parameters]
+        devices.World(0, 2).share_gradients(parameters)
+        assert all(p.grad is None if b is None else torch.equal(p.grad, 2 * b) for p, b in zip(parameters, before, strict=True))
 
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from matta_cli.errors import MattaError
+from matta_cli.optimization import learning_rate
 from matta_cli.recipe import Recipe, read_toml, resolve
 from matta_cli.sampling import example_order, indices, seed_step, students
 
@@ -173,3 +174,12 @@ def test_whole_numbers_pass_for_floats(here):
     settings = resolve({}, Path("out"))[0].distill
     assert settings.lr == 1.0 and isinstance(settings.lr, float)
     assert all(isinstance(width, float) for width in settings.widths)
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
+    recipe = Recipe()
+    recipe.update({"distill": {"lr": 0.2, "steps": 100, "warmup": 0.1}}, "test")
+    rates = [learning_rate(recipe, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
+    assert rates[10] == pytest.approx(0.2) and rates[55] == pytest.approx(0.11)  # halfway: (1 + 0.1) / 2 of the peak
+    assert 0.02 < rates[-1] < 0.021 and rates[10:] == sorted(rates[10:], reverse=True)

@@ -366,3 +366,13 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     optimization.restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
     run(again, stopped, 12)
     assert all(torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True))
+
+
+def test_vectors_are_not_decayed():
+    recipe, _, ta, _, _ = tools(weight_decay=0.1)
+    for name in ("adamw", "muon"):
+        recipe.distill.optimizer = name
+        optimizer = optimization.make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+        decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0.1 for p in group["params"]}
+        assert decayed == {id(p) for p in ta.model.parameters() if p.dim() > 1}
+        assert all(group["weight_decay"] in (0, 0.1) for group in optimizer.param_groups)
