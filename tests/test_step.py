@@ -200,8 +200,8 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
     assert own == pytest.approx(terms, rel=1e-4)
 
 
-def test_all_compiled_steps_of_a_process_are_compiled(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+@torch._dynamo.config.patch(recompile_limit=8)
+def test_all_compiled_steps_of_a_process_are_compiled():
     torch._dynamo.reset()
     made = []
     for precision, logits in itertools.product(("fp32", "bf16"), ("whole", "chunked")):
