@@ -63,9 +63,9 @@ def vit(width: int, layers: int, _length: int = 0) -> nn.Module:
 def grown(name: str, base: nn.Module, expand: int = 2) -> TA:
     """A base as the TA of an adapter, ``expand`` times as wide."""
     adapter = registry.adapter(name)
-    axes = adapter.axes(base)
+    axes = supernet.nested_axes(adapter, base)
     model = supernet.grow(adapter, base, axes, {a.name: expand * a.size for a in axes})
-    return TA(adapter, model, adapter.axes(model), {a.name: a.size for a in axes}, {})
+    return TA(adapter, model, supernet.nested_axes(adapter, model), {a.name: a.size for a in axes}, {})
 
 
 class Parts:

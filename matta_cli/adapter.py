@@ -44,22 +44,31 @@ class Slice:
 class Axis:
     """One index space that can shrink, such as the hidden units of one block's MLP.
 
-    name: unique in the model; the layer's number belongs in it (``mlp.0``). Axes that differ in digits only are of one kind.
+    name: unique in the model; the layer's number belongs in it, once (``mlp.0``). Axes that differ in digits only are of one
+        kind.
     size: how many units the model has.
     slices: every place where the units appear.
     step: sizes are whole multiples of this, and units move in groups of it (a head's width, say).
+    layers: for the axis of depth: the path of the list whose numbered children are its units (``transformer.h``). Its slices
+        then name tensors *within* a layer: those that add the layer's result to what passes by it. Growth zeroes them in new
+        layers, which so start as the identity; without any, the axis cannot grow.
+    order: of such an axis: the layers' numbers, the most important first. A Student keeps the first so many of them, in the
+        places that they have in the model. The engine sets it.
     """
 
     name: str
     size: int
     slices: tuple[Slice, ...]
     step: int = 1
+    layers: str = ""
+    order: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Source:
     """What the user brought, already found on disk and opened without unpickling anything.
 
+    ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit from that of ``config``.
     Exactly one of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict),
     ``module`` (an opened pickle, only after ``--allow-pickle``), or none of them: ``name`` is a name that the
     adapter's own library knows (``vit_tiny_patch16_224``) and downloads by itself.
@@ -67,6 +76,7 @@ class Source:
 
     name: str
     config: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Sizes = field(default_factory=dict)
     folder: Path | None = None
     tensors: Mapping[str, Tensor] | None = None
     module: nn.Module | None = None
@@ -77,6 +87,7 @@ class Adapter(ABC):
 
     name: what users type after ``--adapter``.
     task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
+    default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
     notes: what ``load`` had to assume about the last source, in sentences for the user.
@@ -84,6 +95,7 @@ class Adapter(ABC):
 
     name: str = ""
     task: str = ""
+    default: tuple[str, ...] = ()
     loader: str = ""
 
     def __init__(self) -> None:
@@ -105,12 +117,20 @@ class Adapter(ABC):
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         """A fresh dense module like ``model`` with these sizes; an axis that is not named keeps its size.
 
-        Its weights are arbitrary. Must work under ``torch.device("meta")`` and leave ``model`` alone.
+        With fewer or more layers, ``sizes`` names the axes of the layers as the new module numbers them. Its weights are
+        arbitrary. Must work under ``torch.device("meta")`` and leave ``model`` alone.
         """
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
         """Write ``model`` into an existing folder, in the stock library's own format (safetensors, never pickles).
 
-        ``load(Source(folder=...))`` reads it back. Raises ``MattaError`` where the format cannot express the sizes.
+        ``load(Source(folder=...))`` reads it back. Not called where ``unsupported`` gives a reason.
         """
+
+    def unsupported(self, model: nn.Module) -> str:
+        """Why the stock format cannot express this model's sizes, as a sentence; empty where it can. ``model`` may be on meta.
+
+        It begins with a small letter and has no full stop. matta then writes a format of its own (see ``Source.sizes``).
+        """
+        return ""

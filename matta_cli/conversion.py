@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matta_cli import checkpoint, models, ranking, registry, supernet
 from matta_cli.adapter import Adapter, Axis
 from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Task
 
 CALIBRATION_BATCHES = 8
+IMPORTANCE = "importance/scores.safetensors"  # in a TA folder: the scores of each axis as converted, the first unit's first
+ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
 
 @dataclass
@@ -67,7 +71,7 @@ def load_ta(folder: str | Path) -> TA:
     model = adapter.load(models.open_source(f"local-dir:{folder}"))
     axes: list[Axis] = card["axes"]
     found = {axis.name: axis.size for axis in adapter.axes(model)}
-    if found != supernet.full_sizes(axes):
+    if any(found.get(axis.name) != axis.size for axis in axes):
         raise MattaError(f"{folder}: the weights and matta.json disagree on the axes; convert the model again.")
     copies = {
         float(path.name.removeprefix("width-")): adapter.load(models.open_source(f"local-dir:{path}"))
@@ -95,6 +99,23 @@ class Converted:
     difference: float
     stock: dict[float, bool]
     notes: list[str]
+
+
+def importance(
+    task: Task, model: nn.Module, axes: Sequence[Axis], order: str, batches: Sequence[dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty for ``none``."""
+    if order == "none":
+        return {}
+    if order == "magnitude":
+        return ranking.magnitude(model, axes)
+    if order == "activation":
+        return ranking.activation(model, axes, batches, task.forward)
+
+    def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]
+
+    return ranking.by_gradient(model, axes, batches, loss, second=order == "hessian")
 
 
 def _probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
@@ -136,15 +157,15 @@ def convert(
         raise MattaError("No model is named: pass a folder, a hub id, a timm name or a state dict to `matta convert`.")
     if not 1.0 <= settings.expand <= 64:
         raise MattaError(f"--expand {settings.expand:g} is not possible: it is the TA's width, from 1.0 to 64.")
-    if settings.order not in ("auto", "activation", "magnitude", "none"):
-        raise MattaError(f"--order {settings.order!r} is not known: auto, activation, magnitude or none.")
+    if settings.order not in ORDERS:
+        raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
     checkpoint.refuse_existing(out / "ta", overwrite)
     source = models.open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
     adapter = registry.adapter(settings.adapter) if settings.adapter else registry.detect(source)
     base = adapter.load(source)
     notes = list(adapter.notes)
     task = registry.task(adapter.task, recipe)
-    base_axes = adapter.axes(base)
+    base_axes = supernet.nested_axes(adapter, base, settings.axes)
     if not base_axes:
         raise MattaError(f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested.")
 
@@ -161,20 +182,18 @@ def convert(
         work = adapter.build(base, {})
         work.load_state_dict(base.state_dict())
         work.eval()
-        sizes = {axis.name: axis.size for axis in base_axes}
+        sizes = supernet.full_sizes(base_axes)
         ta = TA(adapter, work, base_axes, dict(sizes), {"multiple": settings.multiple})
         batches = _probe(task, ta, folder)
         order = settings.order
         if order == "auto":
             order = "activation" if batches else "magnitude"
-        if order == "activation" and not batches:
-            raise MattaError("--order activation needs calibration data: pass --data, or choose --order magnitude.")
-        if order != "none":
-            if order == "activation":
-                scores = ranking.activation(work, base_axes, batches or [], task.forward)
-            else:
-                scores = ranking.magnitude(work, base_axes)
-            supernet.reorder(work, base_axes, {name: ranking.order(s) for name, s in scores.items()})
+        if order not in ("magnitude", "none") and not batches:
+            raise MattaError(f"--order {order} needs calibration data: pass --data, or choose --order magnitude.")
+        scores = importance(task, work, base_axes, order, batches or [])
+        orders = {axis.name: ranking.order(scores[axis.name], layers=bool(axis.layers)) for axis in base_axes if scores}
+        supernet.reorder(work, base_axes, orders)
+        ranked = {name: score[orders[name]] for name, score in scores.items()}
 
         stuck = [axis.name for axis in base_axes if not supernet.growable(work, axis)]
         for axis in base_axes:
@@ -183,7 +202,13 @@ def convert(
         if stuck and settings.expand > 1:
             notes.append(f"{', '.join(stuck)} cannot grow without changing the function (a norm spans it): left at base size.")
         ta.model = supernet.grow(adapter, work, base_axes, sizes, settings.seed)
-        ta.axes = adapter.axes(ta.model)
+        ta.axes = supernet.nested_axes(adapter, ta.model, settings.axes)
+        depth = next((axis for axis in ta.axes if axis.layers), None)
+        if depth is not None:
+            ta.base = supernet.grown_sizes(base_axes, ta.base, depth.size)
+            first = orders[depth.name].tolist() if orders else range(ta.base[depth.name])
+            kept = (*first, *range(ta.base[depth.name], depth.size))  # what has grown comes last
+            ta.axes = [replace(axis, order=kept) if axis is depth else axis for axis in ta.axes]
 
         difference = _difference(task, base, ta.at(1.0), batches or [task.example(base)])
         if difference > settings.tolerance:
@@ -191,7 +216,11 @@ def convert(
                 f"Width 1.0 of the TA differs from {source.name} by {difference:.1e} (relative), more than the tolerance "
                 f"{settings.tolerance:.0e}: the adapter {adapter.name!r} does not describe this model right."
             )
-        adapter.save(ta.model, folder)
+        reason = models.save_model(adapter, ta.model, folder)
+        if reason:
+            notes.append(f"The TA is saved in matta's own format: {reason}.")
+        (folder / IMPORTANCE).parent.mkdir()
+        save_file(ranked, str(folder / IMPORTANCE))
         lineage = {"source": source.name, "digest": checkpoint.digest(folder)}
         checkpoint.write_card(
             folder, adapter, ta.axes, ta.base, lineage,
@@ -212,16 +241,20 @@ def convert(
 
 
 def is_stock(ta: TA, sizes: Mapping[str, int]) -> bool:
-    """Whether the stock library can load a Student of these sizes: it has a loader and every kind of axis is uniform."""
-    return bool(ta.adapter.loader) and all(len(set(found)) == 1 for found in supernet.kinds(sizes).values())
+    """Whether the stock library can load a Student of these sizes."""
+    if not ta.adapter.loader:
+        return False
+    with torch.device("meta"):
+        return not ta.adapter.unsupported(ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, sizes)))
 
 
 def _readme(ta: TA, source: str, difference: float) -> str:
-    how = ta.adapter.loader.format(folder=repr("this/folder")) or "matta_cli.load_student('this/folder')"
+    stock = is_stock(ta, supernet.full_sizes(ta.axes))
+    how = ta.adapter.loader.format(folder=repr("this/folder")) if stock else "matta_cli.load_student('this/folder')"
     return (
         f"# Teaching Assistant of {source}\n\nMade by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its "
         f"nested weights is the base (largest relative difference {difference:.1e}); the whole is width {ta.widest:g}.\n\n"
-        f"It loads as an ordinary model, `{how}`, and `matta.json` holds its axes.\n"
+        f"It loads with `{how}`, and `matta.json` holds its axes.\n"
     )
 
 

@@ -370,7 +370,7 @@ class Training:
         if not self.world.first:
             return None
         with checkpoint.atomic_folder(path, overwrite=True) as folder:
-            ta.adapter.save(ta.model, folder)
+            models.save_model(ta.adapter, ta.model, folder)
             models.copy_companions(self.run.parent / "ta", folder)
             card = {
                 k: v for k, v in ta.card.items() if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")
@@ -380,7 +380,7 @@ class Training:
             for width, model in ta.copies.items():
                 target = folder / "unshared" / f"width-{width:g}"
                 target.mkdir(parents=True)
-                ta.adapter.save(model, target)
+                models.save_model(ta.adapter, model, target)
             (folder / "optimizer").mkdir()
             save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
             trainer = json.dumps({**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))})

@@ -149,41 +149,45 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
 
 
 def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
-    ta.adapter.save(cut.student, folder)
+    models.save_model(ta.adapter, cut.student, folder)
     models.copy_companions(last, folder)
     lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
-    axes = ta.adapter.axes(cut.student)
+    axes = supernet.nested_axes(ta.adapter, cut.student, list(supernet.kinds(ta.base)))
     checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
 
 
-def _loader(ta: TA) -> str:
-    return ta.adapter.loader if is_stock(ta, ta.base) else "matta_cli.load_student({folder})"
+def _loader(ta: TA, width: float) -> str:
+    return ta.adapter.loader if is_stock(ta, ta.sizes(width)) else "matta_cli.load_student({folder})"
 
 
 def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[float, dict[str, Any]]:
     """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
     from safetensors.torch import load_file, save_file
 
-    loader = _loader(ta)
     names = _call_names(task, ta.model, probe)
+    reloaded: dict[str, torch.Tensor] = {}
+    by_loader: dict[str, list[_Cut]] = {}
+    for cut in cuts:
+        by_loader.setdefault(_loader(ta, cut.width), []).append(cut)
     with tempfile.TemporaryDirectory() as temp:
         inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
         save_file({k: probe[v].contiguous() for k, v in {**dict(_numbered(names[0])), **names[1]}.items()}, str(inputs))
-        job = {
-            "inputs": str(inputs),
-            "outputs": str(outputs),
-            "threads": torch.get_num_threads(),
-            "folders": {f"{c.width:g}": str(folder / folder_name(c.width)) for c in cuts},
-            "args": [k for k, _ in _numbered(names[0])],
-            "kwargs": list(names[1]),
-        }
-        code = _RELOAD.format(imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder"))
-        done = subprocess.run([sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True)
-        if done.returncode != 0:
-            raise MattaError(
-                f"A Student does not load with {loader}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
-            )
-        reloaded = load_file(str(outputs))
+        for loader, some in by_loader.items():
+            job = {
+                "inputs": str(inputs),
+                "outputs": str(outputs),
+                "threads": torch.get_num_threads(),
+                "folders": {f"{c.width:g}": str(folder / folder_name(c.width)) for c in some},
+                "args": [k for k, _ in _numbered(names[0])],
+                "kwargs": list(names[1]),
+            }
+            code = _RELOAD.format(imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder"))
+            done = subprocess.run([sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True)
+            if done.returncode != 0:
+                raise MattaError(
+                    f"A Student does not load with {loader}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+                )
+            reloaded |= load_file(str(outputs))
     found = {}
     for cut in cuts:
         got = reloaded[f"{cut.width:g}"]
@@ -246,12 +250,12 @@ def _measure(
     add("TA", "ta", ta.model, ta.widest, last)
     with tempfile.TemporaryDirectory() as temp:
         base = base_ta.student(1.0)
-        base_ta.adapter.save(base, Path(temp))
+        models.save_model(base_ta.adapter, base, Path(temp))
         add("base", "base", base, 1.0, Path(temp))
     for cut in cuts:
         stock = is_stock(ta, ta.sizes(cut.width))
         where = f"students/{folder_name(cut.width)}"
-        shown = _loader(ta).format(folder=repr(str(out / where)))
+        shown = _loader(ta, cut.width).format(folder=repr(str(out / where)))
         add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
             folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width))  # fmt: skip
     for cut in cuts:

@@ -7,18 +7,21 @@ import pickle
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from matta_cli import checkpoint, registry
-from matta_cli.adapter import Source
+from matta_cli import checkpoint, registry, supernet
+from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
+_TEMPLATE = "template"  # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 _COMPANIONS = (
     "tokenizer*.json",
     "tokenizer.model",
@@ -51,7 +54,7 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
-            return Source(name=text, config=config, folder=path)
+            return _open_own(path, text) if (path / _TEMPLATE).is_dir() else Source(name=text, config=config, folder=path)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
@@ -85,6 +88,39 @@ def load_model(
         return _load_stock(source, task).float().eval(), source
     except MattaError as error:
         raise (refusal or error) from None
+
+
+def save_model(adapter: Adapter, model: nn.Module, folder: Path) -> str:
+    """Write a model into a folder: in the stock library's format, or where that cannot express its sizes in matta's own.
+
+    Returns why the stock format was not possible; empty where it was. ``open_source`` knows both.
+    """
+    reason = adapter.unsupported(model)
+    if not reason:
+        adapter.save(model, folder)
+        return ""
+    axes = adapter.axes(model)
+    smallest = supernet.own_sizes(axes, {axis.name: axis.step for axis in axes})
+    (folder / _TEMPLATE).mkdir()
+    adapter.save(adapter.build(model, smallest), folder / _TEMPLATE)
+    for weights in (folder / _TEMPLATE).glob("*.safetensors"):
+        weights.unlink()
+    sizes = supernet.full_sizes(axes)
+    (folder / _TEMPLATE / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    kept: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        kept.setdefault(id(tensor), name)  # of tied tensors the first name
+    own = model.state_dict()
+    save_file({name: own[name].contiguous() for name in kept.values()}, str(folder / "model.safetensors"), {"format": "pt"})
+    return reason
+
+
+def _open_own(folder: Path, text: str) -> Source:
+    """A folder of matta's own format."""
+    sizes = _read_json(folder / _TEMPLATE / "sizes.json")
+    config = _read_json(folder / _TEMPLATE / "config.json")
+    found = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
+    return replace(found, sizes=sizes)
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:

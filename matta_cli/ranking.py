@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,26 +11,64 @@ from torch import Tensor, nn
 from matta_cli.adapter import Axis, Slice
 
 
-def _per_unit(tensor: Tensor, axis: Axis, place: Slice) -> Tensor:
-    """Squared norm of each unit's weights in one slice, float32 [size]; blocks are summed."""
-    squares = tensor.detach().float().pow(2)
-    other = [d for d in range(squares.dim()) if d != place.dim]
-    squares = squares.sum(other) if other else squares
-    return squares[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
+def _per_unit(values: Tensor, axis: Axis, place: Slice) -> Tensor:
+    """Sum of each unit's values in one slice, [size]; blocks are summed."""
+    other = [d for d in range(values.dim()) if d != place.dim]
+    values = values.sum(other) if other else values
+    return values[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
 
 
 def _grouped(scores: Tensor, axis: Axis) -> Tensor:
     return scores.view(-1, axis.step).sum(1)
 
 
+def _summed(axis: Axis, values: Mapping[str, Tensor]) -> Tensor:
+    """The sum of values over everything that belongs to a unit, float32 [size / step]. values: by name, as large as a tensor.
+
+    What belongs to a layer is what it adds to what passes by it, or where that is not known all that it has.
+    """
+    if not axis.layers:
+        return _grouped(
+            torch.stack([_per_unit(values[p.tensor], axis, p) for p in axis.slices if p.tensor in values]).sum(0), axis
+        )
+    adds = {place.tensor for place in axis.slices}
+    found = torch.zeros(axis.size)
+    for i in range(axis.size):
+        start = f"{axis.layers}.{i}."
+        own = [v for n, v in values.items() if n.startswith(start) and (not adds or n.removeprefix(start) in adds)]
+        found[i] = sum(float(v.sum()) for v in own)
+    return found
+
+
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32 [size / step]."""
-    parameters = dict(model.named_parameters())
-    scores = {}
-    for axis in axes:
-        total = torch.stack([_per_unit(parameters[p.tensor], axis, p) for p in axis.slices if p.tensor in parameters]).sum(0)
-        scores[axis.name] = _grouped(total, axis).sqrt()
-    return scores
+    squares = {name: p.detach().float().pow(2) for name, p in model.named_parameters()}
+    return {axis.name: _summed(axis, squares).sqrt() for axis in axes}
+
+
+def by_gradient(
+    model: nn.Module, axes: Sequence[Axis], batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], *, second: bool
+) -> dict[str, Tensor]:
+    """How much the loss would change without a unit. axis -> float32 [size / step].
+
+    First order: |sum of weight x gradient| over all slices of the unit, the mean over batches (Molchanov et al. 2019, arXiv
+    1906.10771). Second order: half the squared weights by the squared gradients, a diagonal Fisher matrix in place of the
+    Hessian's (LeCun et al. 1989, "Optimal Brain Damage"; Theis et al. 2018, 1801.05787). model: not training; its gradients
+    are cleared.
+    """
+    scores = {axis.name: torch.zeros(axis.size // axis.step) for axis in axes}
+    count = 0
+    for batch in batches:
+        model.zero_grad(set_to_none=True)
+        loss(model, batch).backward()
+        products = {n: (p.detach() * p.grad).float().cpu() for n, p in model.named_parameters() if p.grad is not None}
+        if second:
+            products = {name: product.pow(2) / 2 for name, product in products.items()}
+        for axis in axes:
+            scores[axis.name] += _summed(axis, products).abs()
+        count += 1
+    model.zero_grad(set_to_none=True)
+    return {name: score / max(1, count) for name, score in scores.items()}
 
 
 @torch.no_grad()
@@ -40,10 +78,11 @@ def activation(
     """Mean absolute activation of a unit times the norm of its outgoing weights: how much it adds to what reads it.
 
     The activations are the inputs of the modules that own the outgoing weights. An axis whose readers are not
-    modules with one input falls back to magnitude. axis -> float32 [size / step].
+    modules with one input falls back to magnitude. A layer's score is how much it turns what passes by it: 1 less the cosine
+    of its input and output, the mean over positions (block influence; Men et al. 2024, arXiv 2403.03853).
+    axis -> float32 [size / step].
     """
     modules = dict(model.named_modules())
-    parameters = dict(model.named_parameters())
     sums: dict[tuple[str, str], Tensor] = {}
     hooks = []
 
@@ -58,7 +97,22 @@ def activation(
 
         return hook
 
+    def turned(axis: Axis) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            after = output[0] if isinstance(output, (tuple, list)) else output
+            turn = 1 - torch.cosine_similarity(inputs[0].detach().float(), after.detach().float(), dim=-1).mean()
+            sums[axis.name, ""][numbers[module]] += float(turn)
+
+        return hook
+
+    numbers: dict[nn.Module, int] = {}
     for axis in axes:
+        if axis.layers:
+            sums[axis.name, ""] = torch.zeros(axis.size)
+            for number, layer in enumerate(modules[axis.layers].children()):
+                numbers[layer] = number
+                hooks.append(layer.register_forward_hook(turned(axis)))
+            continue
         for place in axis.slices:
             owner = modules.get(place.tensor.rpartition(".")[0])
             if place.outgoing and owner is not None:
@@ -74,16 +128,23 @@ def activation(
         model.train(was_training)
 
     scores = magnitude(model, axes)
+    squares = {name: p.detach().float().pow(2) for name, p in model.named_parameters()}
     for axis in axes:
         seen = [p for p in axis.slices if (axis.name, p.tensor) in sums]
         if seen:
-            total = torch.stack(
-                [sums[axis.name, p.tensor] * _per_unit(parameters[p.tensor], axis, p).sqrt() for p in seen]
-            ).sum(0)
+            total = torch.stack([sums[axis.name, p.tensor] * _per_unit(squares[p.tensor], axis, p).sqrt() for p in seen]).sum(0)
             scores[axis.name] = _grouped(total, axis)
+        elif axis.layers:
+            scores[axis.name] = sums[axis.name, ""]
     return scores
 
 
-def order(scores: Tensor) -> Tensor:
-    """The permutation that puts the most important group first; equal scores keep their order."""
+def order(scores: Tensor, *, layers: bool = False) -> Tensor:
+    """The permutation that puts the most important group first; equal scores keep their order.
+
+    Of ``layers``, the first and the last come first: what stands between them was made for their kind of input and output.
+    """
+    if layers:
+        scores = scores.clone()
+        scores[[0, -1]] = torch.inf
     return scores.argsort(descending=True, stable=True)

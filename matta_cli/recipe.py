@@ -33,7 +33,10 @@ class ConvertSettings:
     source: str = _setting("", "the model to start from: a folder, a hub id, a timm name, or a state dict")
     adapter: str = _setting("", "the architecture's adapter; empty: found from the source")
     expand: float = _setting(2.0, "the TA's width; the base is width 1.0, and 1.0 nests inside the base itself")
-    order: str = _setting("auto", "order of units: activation, magnitude or none; auto: activation where data is given")
+    axes: list[str] = _setting([], "kinds of axes to nest, such as mlp, heads, hidden, depth; empty: the adapter's default")
+    order: str = _setting(
+        "auto", "order of units: activation, taylor, hessian, magnitude or none; auto: activation where data is given"
+    )
     multiple: int = _setting(8, "sizes of large axes (64 units and more) are rounded to multiples of this")
     tokenizer: str = _setting("", "folder or hub id of the tokenizer, where the source has none")
     tolerance: float = _setting(1e-4, "largest difference allowed between the base and the TA at width 1.0, relative")

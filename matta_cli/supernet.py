@@ -1,6 +1,7 @@
 """The one mechanism: a Student is an ordinary dense module run on views of the TA's tensors.
 
-Everything here works on axes as data, for every architecture: cut (views), reorder, grow, count.
+Everything here works on axes as data, for every architecture: cut (views), reorder, grow, count. A tensor of a layer that
+a Student leaves out is left out, and those of the layers after it get the numbers of the Student's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import copy
 import math
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,12 +46,85 @@ def sizes_at(axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1)
     return {axis.name: min(axis.size, scaled(base[axis.name], width, axis.step, multiple)) for axis in axes}
 
 
+def kind(name: str) -> str:
+    """The kind of an axis: ``mlp.0`` and ``mlp.1`` are both of kind ``mlp``."""
+    return re.sub(r"\.?\d+", "", name)
+
+
+def nested_axes(adapter: Adapter, model: nn.Module, wanted: Sequence[str] = ()) -> list[Axis]:
+    """The axes of the kinds ``wanted`` (none: the adapter's default). Raises ``MattaError`` for a kind that there is not."""
+    axes = adapter.axes(model)
+    there = list(dict.fromkeys(kind(axis.name) for axis in axes))
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        raise MattaError(f"--axes {missing[0]!r} is not an axis of this model; it has {', '.join(there)}.")
+    chosen = wanted or [name for name in adapter.default if name in there] or there
+    return [axis for axis in axes if kind(axis.name) in chosen]
+
+
 def kinds(sizes: Sizes) -> dict[str, list[int]]:
-    """Sizes by kind of axis: ``mlp.0`` and ``mlp.1`` are both of kind ``mlp``."""
+    """Sizes by kind of axis."""
     found: dict[str, list[int]] = {}
     for name, size in sizes.items():
-        found.setdefault(re.sub(r"\.?\d+", "", name), []).append(size)
+        found.setdefault(kind(name), []).append(size)
     return found
+
+
+# Layers
+
+
+def _layer(name: str, layers: str) -> int | None:
+    """The number of the layer that a tensor belongs to, in the list of that path; None where it belongs to none."""
+    found = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def _numbered(axis: Axis, before: int, after: int) -> str:
+    """The name of a layer's axis where the layer has another number."""
+    return re.sub(rf"(?<!\d){before}(?!\d)", str(after), axis.name, count=1)
+
+
+def kept_layers(axis: Axis, size: int) -> list[int]:
+    """The numbers of the layers that a Student of so many keeps, in the order that they have in the model."""
+    return sorted((axis.order or range(axis.size))[:size])
+
+
+def sources(axis: Axis, size: int) -> list[int]:
+    """Of each layer of a model that has grown to ``size`` layers, the one that it is, or for a new one that it is a copy of.
+
+    New layers come after the others, as copies of the last ones in the same order.
+    """
+    new = size - axis.size
+    return [*range(axis.size), *(axis.size - 1 - (new - 1 - k) % axis.size for k in range(new))]
+
+
+def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: Sizes) -> dict[str, int]:
+    """Values by name of axis, as a model names them whose layers are those ``chosen`` from this one's."""
+    found = {layers.name: len(chosen)}
+    for axis in axes:
+        number = _layer(axis.slices[0].tensor, layers.layers) if axis.slices and not axis.layers else None
+        places = [after for after, before in enumerate(chosen) if before == number]
+        for after in places:
+            found[_numbered(axis, chosen[after], after)] = values.get(axis.name, axis.size)
+        if number is None and axis is not layers:
+            found[axis.name] = values.get(axis.name, axis.size)
+    return found
+
+
+def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
+    """A Student's sizes by its own names: layers that are left out are gone, the others numbered anew."""
+    layers = next((axis for axis in axes if axis.layers), None)
+    if layers is None:
+        return dict(sizes)
+    return _renamed(axes, layers, kept_layers(layers, sizes.get(layers.name, layers.size)), sizes)
+
+
+def grown_sizes(axes: Sequence[Axis], sizes: Sizes, depth: int) -> dict[str, int]:
+    """``sizes`` by the names of a model of ``depth`` layers: each new layer has those of the layer that it is a copy of."""
+    layers = next((axis for axis in axes if axis.layers), None)
+    if layers is None:
+        return dict(sizes)
+    return {**_renamed(axes, layers, sources(layers, depth), sizes), layers.name: sizes.get(layers.name, layers.size)}
 
 
 # Cutting
@@ -79,6 +154,7 @@ class Cut:
 
     def __init__(self, axes: Sequence[Axis], sizes: Sizes, shapes: Mapping[str, Sequence[int]]) -> None:
         places: dict[tuple[str, int], list[tuple[Slice, int, int]]] = {}
+        self.layers: list[tuple[str, dict[int, int]]] = []  # path of the list, number here -> number in the Student
         for axis in axes:
             kept = sizes.get(axis.name, axis.size)
             if kept % axis.step or not 0 < kept <= axis.size:
@@ -86,12 +162,25 @@ class Cut:
                     f"Axis {axis.name!r} cannot have {kept} units: a multiple of {axis.step} from {axis.step} to "
                     f"{axis.size} is needed."
                 )
-            if kept < axis.size:
+            if axis.layers:
+                chosen = kept_layers(axis, kept)
+                self.layers.append((axis.layers, {before: after for after, before in enumerate(chosen)}))
+            elif kept < axis.size:
                 for place in axis.slices:
                     places.setdefault((place.tensor, place.dim), []).append((place, axis.size, kept))
         self.parts: dict[str, list[tuple[int, list[Part]]]] = {}
         for (tensor, dim), cuts in places.items():
             self.parts.setdefault(tensor, []).append((dim, _parts(cuts, shapes[tensor][dim])))
+
+    def name(self, name: str) -> str | None:
+        """The Student's name of a tensor; None for a tensor of a layer that it leaves out."""
+        for path, numbers in self.layers:
+            number = _layer(name, path)
+            if number is not None:
+                if number not in numbers:
+                    return None
+                name = f"{path}.{numbers[number]}{name[len(f'{path}.{number}') :]}"
+        return name
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """What is kept of one tensor: a view where one stretch is left per dimension, else a differentiable copy."""
@@ -102,7 +191,10 @@ class Cut:
 
     def mask(self, name: str, tensor: Tensor) -> Tensor:
         """True where a tensor's values are kept: bool, of a shape that broadcasts to the tensor's."""
-        mask = torch.ones((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
+        shape = (1,) * tensor.dim()
+        if self.name(name) is None:
+            return torch.zeros(shape, dtype=torch.bool, device=tensor.device)
+        mask = torch.ones(shape, dtype=torch.bool, device=tensor.device)
         for dim, parts in self.parts.get(name, ()):
             kept = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
             for start, length in parts:
@@ -119,20 +211,21 @@ class Cut:
 
 
 def cut(state: Mapping[str, Tensor], axes: Sequence[Axis], sizes: Sizes) -> dict[str, Tensor]:
-    """A Student's tensors as views of ``state``."""
+    """A Student's tensors as views of ``state``, by its own names."""
     plan = Cut(axes, sizes, {name: t.shape for name, t in state.items()})
-    return {name: plan(name, tensor) for name, tensor in state.items()}
+    named = ((plan.name(name), name, tensor) for name, tensor in state.items())
+    return {own: plan(name, tensor) for own, name, tensor in named if own is not None}
 
 
 def count_parameters(model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> int:
     """Parameters of a Student without building it; tied tensors count once."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     plan = Cut([_only(axis, shapes) for axis in axes], sizes, shapes)
-    return sum(math.prod(plan.shape(name, shape)) for name, shape in shapes.items())
+    return sum(math.prod(plan.shape(name, shape)) for name, shape in shapes.items() if plan.name(name) is not None)
 
 
 def _only(axis: Axis, names: Mapping[str, Any]) -> Axis:
-    return Axis(axis.name, axis.size, tuple(s for s in axis.slices if s.tensor in names), axis.step)
+    return axis if axis.layers else replace(axis, slices=tuple(s for s in axis.slices if s.tensor in names))
 
 
 class StudentView:
@@ -151,7 +244,7 @@ class StudentView:
     ) -> None:
         self.model, self.axes, self.sizes, self.head, self.live = model, axes, dict(sizes), head, live
         with torch.device("meta"):
-            self.skeleton = adapter.build(model, sizes)
+            self.skeleton = adapter.build(model, own_sizes(axes, sizes))
         if head:
             self.skeleton.set_submodule(head, nn.Identity())
         self.cut = Cut(axes, sizes, {name: t.shape for name, t in _tensors(model).items()})
@@ -163,12 +256,17 @@ class StudentView:
     def state(self) -> dict[str, Tensor]:
         """The Student's tensors: parameters are views, buffers copies."""
         out = f"{self.head}." if self.head else "\0"
-        state = {name: self.cut(name, p) for name, p in self.model.named_parameters() if not name.startswith(out)}
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            own = self.cut.name(name)
+            if own is not None and not name.startswith(out):
+                state[own] = self.cut(name, parameter)
         for name, buffer in self.model.named_buffers():
-            if name in self.buffers:
-                state[name] = self.buffers[name]
-            else:
-                state[name] = buffer if self.live else self.cut(name, buffer).clone()
+            own = self.cut.name(name)
+            if own in self.buffers:
+                state[own] = self.buffers[own]
+            elif own is not None:
+                state[own] = buffer if self.live else self.cut(name, buffer).clone()
         return state
 
     def output(self) -> tuple[Tensor, Tensor | None]:
@@ -267,7 +365,7 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
 def materialize(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> nn.Module:
     """The same Student as a dense module of its own: the slices, copied out. In eval mode, on ``model``'s device."""
     view = StudentView(adapter, model, axes, sizes)
-    student = adapter.build(model, sizes)
+    student = adapter.build(model, own_sizes(axes, sizes))
     device = next(model.parameters()).device
     student.to(device)
     with torch.no_grad():
@@ -318,11 +416,11 @@ def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
 def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]) -> None:
     """Permute axes in place so that group ``orders[name][0]`` comes first. The function is unchanged.
 
-    orders: axis name -> int64 [size / step], a permutation.
+    orders: axis name -> int64 [size / step], a permutation. Layers stay where they are: theirs goes into ``Axis.order``.
     """
     tensors = _tensors(model)
     for axis in axes:
-        if axis.name not in orders:
+        if axis.name not in orders or axis.layers:
             continue
         for place in axis.slices:
             tensor = tensors[place.tensor]
@@ -332,6 +430,8 @@ def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]
 
 def growable(model: nn.Module, axis: Axis) -> bool:
     """Whether new units can leave the function unchanged: a norm over the axis would see them, and so forbids it."""
+    if axis.layers:
+        return bool(axis.slices)
     modules = dict(model.named_modules())
     owners = (modules.get(place.tensor.rpartition(".")[0]) for place in axis.slices)
     has_reader = any(place.outgoing for place in axis.slices)
@@ -354,7 +454,8 @@ def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes,
     """A larger model with the same function: units are appended, their outgoing weights zero.
 
     Their incoming weights are drawn at the spread of the model's own weights: at a library's small initial scale the
-    new units stay asleep. Raises ``MattaError`` for an axis that cannot grow, or for sizes below the present ones.
+    new units stay asleep. New layers are copies of the last ones (and of their grown units) that add nothing. Raises
+    ``MattaError`` for an axis that cannot grow, or for sizes below the present ones.
     """
     generator = torch.Generator().manual_seed(seed)
     state = {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()}
@@ -366,6 +467,8 @@ def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes,
             continue
         if new < 0 or (axis.size + new) % axis.step or not growable(model, axis):
             raise MattaError(f"Axis {axis.name!r} cannot grow from {axis.size} to {axis.size + new} and keep the function.")
+        if axis.layers:
+            continue  # below, once the layers are what is copied
         chosen = torch.randint(axis.size, (new,), generator=generator)
         for place in axis.slices:
             tensor, dim = state[place.tensor], place.dim
@@ -385,6 +488,17 @@ def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes,
             pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
             state[place.tensor] = torch.cat(pieces, dim)
             earlier.append((place.start, new * place.blocks))
+    sizes = full_sizes(axes) | dict(sizes)
+    for axis in axes:
+        if axis.layers and sizes[axis.name] > axis.size:
+            silent = {place.tensor for place in axis.slices}
+            for after, before in list(enumerate(sources(axis, sizes[axis.name])))[axis.size :]:
+                start = f"{axis.layers}.{before}."
+                for name in [name for name in state if name.startswith(start)]:
+                    within = name.removeprefix(start)
+                    copied = torch.zeros_like(state[name]) if within in silent else state[name]
+                    state[f"{axis.layers}.{after}.{within}"] = copied
+            sizes = grown_sizes(axes, sizes, sizes[axis.name])
     grown = adapter.build(model, sizes)
     targets = _tensors(grown)
     for name, tensor in state.items():

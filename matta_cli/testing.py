@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_cli import supernet
+from matta_cli import models, supernet
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError
 
@@ -62,6 +62,9 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
     for axis in axes:
         _require(min(axis.size, axis.step) > 0, f"Axis {axis.name} has size {axis.size}, step {axis.step}: they are positive.")
         _require(axis.size % axis.step == 0, f"Axis {axis.name} has {axis.size} units, which are no multiple of {axis.step}.")
+        if axis.layers:
+            _check_layers(axis, model)
+            continue
         _require(len(axis.slices) > 0, f"Axis {axis.name} has no slices: name every tensor in which its units appear.")
         for s in axis.slices:
             where = f"Axis {axis.name}, slice of {s.tensor}"
@@ -82,21 +85,33 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
         )
 
 
+def _check_layers(axis: Axis, model: nn.Module) -> None:
+    there = dict(model.named_modules())
+    _require(axis.layers in there, f"Axis {axis.name}: the model has no module {axis.layers!r} (its layers).")
+    layers = list(there[axis.layers].children())
+    _require(len(layers) == axis.size, f"Axis {axis.name} has {axis.size} layers, but {axis.layers} has {len(layers)}.")
+    for place in axis.slices:
+        lacking = [i for i, layer in enumerate(layers) if place.tensor not in layer.state_dict()]
+        _require(not lacking, f"Axis {axis.name}: layer {_few(list(map(str, lacking)))} has no tensor {place.tensor}.")
+
+
 def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small: Sizes, inputs: Inputs) -> None:
     state = model.state_dict()
     with torch.device("meta"):
-        student = adapter.build(model, small).eval()
+        student = adapter.build(model, supernet.own_sizes(axes, small)).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
     shapes = {name: list(p.shape) for name, p in student.named_parameters()}
     plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
-    wanted = {name: plan.shape(name, p.shape) for name, p in model.named_parameters()}
+    named = [(plan.name(name), plan.shape(name, p.shape)) for name, p in model.named_parameters()]
+    wanted = {name: shape for name, shape in named if name is not None}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
     _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
     counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
     _require(counted == built, f"The half-size model has {built} parameters, but by the slices it has {counted}.")
     sizes = {axis.name: axis.size for axis in adapter.axes(student)}
-    _require(sizes == dict(small), f"axes() of the built model on the meta device says {sizes}, but {dict(small)} was built.")
+    own = supernet.own_sizes(axes, small)
+    _require(sizes == own, f"axes() of the built model on the meta device says {sizes}, but {own} was built.")
 
     for given in ({}, supernet.full_sizes(axes)):
         _require(
@@ -116,6 +131,8 @@ def _check_units(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], input
     """Each axis by itself can be permuted, and grown by silent units, without changing the function."""
     generator = torch.Generator().manual_seed(0)
     for axis in axes:
+        if axis.layers:
+            continue  # layers stay where they are
         twin = _copy(adapter, model)
         supernet.reorder(twin, [axis], {axis.name: torch.randperm(axis.size // axis.step, generator=generator)})
         got = _run(twin, inputs)
@@ -139,11 +156,13 @@ def _check_gradients(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], s
     leaves = dict(twin.named_parameters())
     with torch.enable_grad():
         kept = torch.stack([t.sum() for t in supernet.cut(leaves, _of(axes, leaves), small).values()]).sum()
-        masks = dict(zip(leaves, torch.autograd.grad(kept, list(leaves.values())), strict=True))  # 1 where a unit is kept
+        gradients = torch.autograd.grad(kept, list(leaves.values()), materialize_grads=True)
+        masks = dict(zip(leaves, gradients, strict=True))  # 1 where a unit is kept
         _forward(supernet.StudentView(adapter, twin, axes, small).eval(), inputs).square().sum().backward()
     spilt = [n for n, p in leaves.items() if p.grad is not None and bool(p.grad[masks[n] == 0].any())]
     _require(not spilt, f"Training the half-size model also changes units outside of it, in {_few(spilt)}.")
-    named = {s.tensor for axis in axes for s in axis.slices}
+    plan = supernet.Cut(_of(axes, leaves), small, {name: p.shape for name, p in leaves.items()})
+    named = {s.tensor for axis in axes for s in axis.slices if not axis.layers and plan.name(s.tensor) is not None}
     asleep = [n for n, p in leaves.items() if n in named and (p.grad is None or not bool(p.grad.any()))]
     _require(
         not asleep,
@@ -154,10 +173,9 @@ def _check_gradients(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], s
 def _check_files(adapter: Adapter, model: nn.Module, inputs: Inputs, expected: Tensor) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            adapter.save(model, folder)
-        except MattaError as error:
-            raise AssertionError(f"save refuses a model that load could have given: {error}") from error
+        reason = adapter.unsupported(model)
+        _require(not reason, f"unsupported() refuses a model that load could have given: {reason}.")
+        adapter.save(model, folder)
         pickles = [path.name for path in folder.rglob("*") if path.suffix in _PICKLES]
         _require(not pickles, f"save wrote {_few(pickles)}: only safetensors and JSON may be written, never pickles.")
         source = Source(name=name, folder=folder)
@@ -169,10 +187,29 @@ def _check_files(adapter: Adapter, model: nn.Module, inputs: Inputs, expected: T
         same = torch.allclose(_run(loaded, inputs), expected, rtol=1e-5, atol=1e-5 * _scale(expected))
         _require(same, "The model computes something else after save and load.")  # another attention kernel may round otherwise
         _require(adapter.axes(loaded) == adapter.axes(model), "The model has other axes after save and load.")
+        _check_own_format(adapter, model)
         empty = folder / "empty"
         empty.mkdir()
         for foreign in (Source("", folder=empty), Source("", tensors={}), Source("", module=nn.Identity()), Source("no such")):
             _require(not adapter.matches(foreign), f"matches() claims to know {foreign}.")
+
+
+def _check_own_format(adapter: Adapter, model: nn.Module) -> None:
+    """What the stock format cannot express is saved and loaded all the same: each axis at half size by itself."""
+    for axis in adapter.axes(model):
+        size = max(axis.step, axis.size // 2 // axis.step * axis.step)
+        student = supernet.materialize(adapter, model, [axis], {axis.name: size})
+        with tempfile.TemporaryDirectory() as name:
+            reason = models.save_model(adapter, student, Path(name))
+            try:
+                loaded = type(adapter)().load(models.open_source(f"local-dir:{name}"))
+            except MattaError as error:
+                half = f"A model with axis {axis.name} at half size"
+                raise AssertionError(f"{half} does not load ({reason}): {error}") from error
+            same = all(
+                torch.equal(a, b) for a, b in zip(student.state_dict().values(), loaded.state_dict().values(), strict=True)
+            )
+            _require(same, f"A model with axis {axis.name} at half size comes back with other tensors ({reason}).")
 
 
 def _copy(adapter: Adapter, model: nn.Module, sizes: Sizes | None = None) -> nn.Module:
@@ -184,7 +221,7 @@ def _copy(adapter: Adapter, model: nn.Module, sizes: Sizes | None = None) -> nn.
 
 def _of(axes: Sequence[Axis], tensors: Mapping[str, Tensor]) -> list[Axis]:
     """The axes, with slices of these tensors only (buffers have no gradient)."""
-    return [replace(axis, slices=tuple(s for s in axis.slices if s.tensor in tensors)) for axis in axes]
+    return [a if a.layers else replace(a, slices=tuple(s for s in a.slices if s.tensor in tensors)) for a in axes]
 
 
 def _forward(module: Any, inputs: Inputs) -> Tensor:

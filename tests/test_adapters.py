@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,10 @@ from matta_adapters.vit import ViT
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
 
-from matta_cli import registry
+from matta_cli import registry, supernet
 from matta_cli.adapter import Adapter, Slice, Source
 from matta_cli.errors import MattaError
-from matta_cli.models import copy_companions, load_model, open_source, strip_prefixes
+from matta_cli.models import copy_companions, load_model, open_source, save_model, strip_prefixes
 from matta_cli.testing import check_adapter
 
 ADAPTERS = {"gpt2": GPT2, "vit": ViT, "mlp_ranker": MLPRanker}
@@ -143,7 +145,7 @@ class Forgetful(MLPRanker):
 
     def axes(self, model):
         axes = super().axes(model)
-        return [type(a)(a.name, a.size, tuple(s for s in a.slices if not self.forgotten(s)), a.step) for a in axes]
+        return [replace(a, slices=tuple(s for s in a.slices if not self.forgotten(s))) for a in axes]
 
     def forgotten(self, s: Slice) -> bool:
         return s.tensor == "mlp.0.bias"
@@ -195,13 +197,17 @@ assert not any(name.startswith("matta") for name in sys.modules)
 """
 
 
+@pytest.mark.parametrize("kinds", ["mlp", "mlp heads hidden depth"])
 @pytest.mark.parametrize(
     "name", ["gpt2-n_inner", "gpt2-untied", "vit-average", "vit-odd", "vit-registers", "vit-deit-distilled"]
 )
-def test_stock_reload(name, tmp_path):
+def test_stock_reload(name, kinds, tmp_path):
     adapter, model, batch = made(name)
-    sizes = {axis.name: 13 for axis in adapter.axes(model)}
-    student = adapter.build(model, sizes)
+    axes = supernet.nested_axes(adapter, model, kinds.split())
+    small = {"mlp": 13, "depth": 1}
+    sizes = {axis.name: small.get(supernet.kind(axis.name), axis.step) for axis in axes}
+    student = adapter.build(model, supernet.own_sizes(axes, sizes))
+    assert adapter.unsupported(student) == ""
     for parameter in student.parameters():
         nn.init.normal_(parameter, std=0.1)
     folder = tmp_path / "it's a student"
@@ -237,16 +243,40 @@ def test_mlp_ratio_round_trips(dim, hidden):
     assert int(dim * json.loads(json.dumps(_ratio(hidden, dim)))) == hidden
 
 
-@pytest.mark.parametrize("name", ["gpt2", "vit-token"])
-def test_per_layer_widths_build_but_do_not_save(name, tmp_path):
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "vit-token", "vit-odd"])
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"mlp.0": 5, "mlp.1": 9}, r"per-layer MLP widths \(5, 9\)"),
+        ({"heads.0": 1, "heads.1": 2}, "as many channels in its heads .* as in its residual stream"),
+        ({"hidden": 1}, "as many channels in its heads .* as in its residual stream"),
+        ({"depth": 1, "heads.0": 1}, "as many channels in its heads"),
+        ({"depth": 3, "mlp.0": 5, "mlp.1": 5, "mlp.2": 9}, r"per-layer MLP widths \(5, 5, 9\)"),
+    ],
+    ids=str,
+)
+def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change, reason, tmp_path):
     adapter, model, batch = made(name)
-    student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
-    logits(student, batch)
-    assert [axis.size for axis in adapter.axes(student)] == [5, 9]
-    with pytest.raises(MattaError, match="per-layer MLP widths \\(5, 9\\)"):
-        adapter.save(student, tmp_path)
-    reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
+    steps = {axis.name: axis.step for axis in adapter.axes(model)}
+    student = adapter.build(model, {axis: steps.get(axis, 1) * size for axis, size in change.items()}).eval()
+    for parameter in student.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    found = {axis.name: axis.size // axis.step for axis in adapter.axes(student)}
+    assert {axis: found[axis] for axis in change} == change
+    assert re.search(reason, adapter.unsupported(student))
+    assert save_model(adapter, student, tmp_path) == adapter.unsupported(student)
+    assert not (tmp_path / "config.json").exists()  # the stock library is not led to believe that it can load this
+    reloaded = type(adapter)().load(open_source(str(tmp_path)))
     assert torch.equal(logits(reloaded, batch), logits(student, batch))
+    assert adapter.axes(reloaded) == adapter.axes(student)
+
+
+def test_per_layer_widths_of_a_state_dict():
+    for name in ("gpt2", "vit-token"):
+        adapter, model, batch = made(name)
+        student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
+        reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
+        assert torch.equal(logits(reloaded, batch), logits(student, batch))
 
 
 def _config_of(adapter: Adapter, model: nn.Module) -> dict:

@@ -121,12 +121,12 @@ def tools(**settings):
     recipe.update({"distill": settings}, "test")
     adapter = registry.adapter("gpt2")
     base = gpt2(16)
-    axes = adapter.axes(base)
+    axes = supernet.nested_axes(adapter, base)
     grown = supernet.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes})
     with torch.no_grad():
         for parameter in grown.parameters():  # the new units must have a say
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    ta = TA(adapter, grown, adapter.axes(grown), {a.name: a.size for a in axes}, {})
+    ta = TA(adapter, grown, supernet.nested_axes(adapter, grown), {a.name: a.size for a in axes}, {})
     task = registry.task("causal_lm", recipe)
     batch = {"input_ids": torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(2))}
     return recipe, task, ta, gpt2(24, seed=3).requires_grad_(False), batch

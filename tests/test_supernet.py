@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -419,15 +420,57 @@ def test_growth_of_fused_blocks_beside_another_axis(sizes, reverse):
         assert torch.allclose(grown(x), model(x), rtol=1e-12)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(4))
 def test_growth_of_gpt2(seed):
+    """In MLPs, heads and depth at once: the same function, and what was there is found again in it."""
     adapter, model = GPT2(), gpt2()
     r = random.Random(seed)
-    sizes = {axis.name: axis.size + axis.step * r.randint(0, 30) for axis in adapter.axes(model)}
-    grown = supernet.grow(adapter, model, adapter.axes(model), sizes, seed)
+    axes = [axis for axis in adapter.axes(model) if axis.name != "hidden"]
+    assert all(supernet.growable(model, axis) for axis in axes)
+    sizes = {axis.name: axis.size + axis.step * r.randint(0, 5) for axis in axes}
+    grown = supernet.grow(adapter, model, axes, sizes, seed)
     ids = torch.randint(31, (2, 8), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
         assert torch.allclose(grown(ids).logits, model(ids).logits, atol=1e-5)
+    larger = [axis for axis in adapter.axes(grown) if axis.name != "hidden"]
+    assert supernet.full_sizes(larger) == supernet.grown_sizes(axes, sizes, sizes["depth"])
+    back = supernet.materialize(adapter, grown, larger, supernet.grown_sizes(axes, supernet.full_sizes(axes), sizes["depth"]))
+    assert all(torch.equal(tensor, tensors(model)[key]) for key, tensor in tensors(back).items())
+
+
+def test_the_residual_stream_of_gpt2_cannot_grow():
+    adapter, model = GPT2(), gpt2()
+    with pytest.raises(MattaError, match="'hidden' cannot grow from 24 to 32"):
+        supernet.grow(adapter, model, adapter.axes(model), {"hidden": 32})
+
+
+@pytest.mark.parametrize("order", [(), (3, 0, 2, 1), (1, 3, 0, 2)])
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_student_of_few_layers_is_the_stock_model_of_those_layers(order, count):
+    torch.manual_seed(0)
+    config = {"vocab_size": 31, "n_embd": 24, "n_head": 3, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**config, n_layer=4)).eval()
+    adapter = GPT2()
+    axes = [replace(axis, order=order) if axis.layers else axis for axis in adapter.axes(model)]
+    sizes = supernet.full_sizes(axes) | {"depth": count, "mlp.3": 40, "mlp.0": 60}
+    kept = sorted((order or (0, 1, 2, 3))[:count])
+    reference = GPT2LMHeadModel(GPT2Config(**config, n_layer=count)).eval()
+    for new, old in enumerate(kept):
+        block, size = reference.transformer.h[new], sizes[f"mlp.{old}"]
+        block.load_state_dict(model.transformer.h[old].state_dict())
+        block.mlp.c_fc.weight.data[:, size:] = block.mlp.c_fc.bias.data[size:] = 0  # cut: GELU(0) = 0
+    for name in ("wte", "wpe", "ln_f"):
+        getattr(reference.transformer, name).load_state_dict(getattr(model.transformer, name).state_dict())
+    ids = torch.randint(31, (2, 8))
+    view, dense = supernet.StudentView(adapter, model, axes, sizes).eval(), supernet.materialize(adapter, model, axes, sizes)
+    with torch.no_grad():
+        assert torch.equal(view(input_ids=ids).logits, dense(ids).logits)
+        assert torch.allclose(dense(ids).logits, reference(ids).logits, atol=1e-6)
+    assert dense.config.n_layer == count and [block.attn.layer_idx for block in dense.transformer.h] == list(range(count))
+    assert supernet.count_parameters(model, axes, sizes) == sum(p.numel() for p in dense.parameters())
+    view(input_ids=ids).logits.sum().backward()
+    for number, block in enumerate(model.transformer.h):
+        assert (block.ln_1.weight.grad is not None) == (number in kept)
 
 
 @pytest.mark.parametrize("size", [7, 15])

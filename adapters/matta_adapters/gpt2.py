@@ -1,4 +1,7 @@
-"""GPT-2 as Hugging Face transformers has it (``GPT2LMHeadModel``). What nests: the hidden units of each block's MLP."""
+"""GPT-2 as Hugging Face transformers has it (``GPT2LMHeadModel``).
+
+What nests: the hidden units of each block's MLP, the heads of each block, the residual stream, and the blocks.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,7 @@ class GPT2(Adapter):
 
     name = "gpt2"
     task = "causal_lm"
+    default = ("mlp",)
     loader = "transformers.AutoModelForCausalLM.from_pretrained({folder})"
 
     def matches(self, source: Source) -> bool:
@@ -49,35 +53,66 @@ class GPT2(Adapter):
             raise MattaError(f"{source.name!r} has cross-attention (add_cross_attention), which matta cannot nest.")
         return model.eval()
 
-    def axes(self, model: nn.Module) -> list[Axis]:
-        found = []
+    def axes(self, model: Any) -> list[Axis]:
+        """mlp.I, heads.I (in channels, whole heads at a time), hidden (in steps of a head), depth."""
+        found, stream = [], [Slice("transformer.wte.weight", 1), Slice("transformer.wpe.weight", 1)]
         for i, block in enumerate(_blocks(model)):
-            mlp = f"transformer.h.{i}.mlp"  # transformers' Conv1D keeps its weight as [in, out]
-            slices = (
-                Slice(f"{mlp}.c_fc.weight", 1),
-                Slice(f"{mlp}.c_fc.bias", 0),
-                Slice(f"{mlp}.c_proj.weight", 0, outgoing=True),
+            path = f"transformer.h.{i}"  # transformers' Conv1D keeps its weight as [in, out]
+            mlp = (
+                Slice(f"{path}.mlp.c_fc.weight", 1),
+                Slice(f"{path}.mlp.c_fc.bias", 0),
+                Slice(f"{path}.mlp.c_proj.weight", 0, outgoing=True),
             )
-            found.append(Axis(f"mlp.{i}", block.mlp.c_fc.weight.shape[1], slices))
+            heads = (
+                Slice(f"{path}.attn.c_attn.weight", 1, blocks=3),
+                Slice(f"{path}.attn.c_attn.bias", 0, blocks=3),
+                Slice(f"{path}.attn.c_proj.weight", 0, outgoing=True),
+            )
+            found.append(Axis(f"mlp.{i}", block.mlp.c_fc.weight.shape[1], mlp))
+            found.append(Axis(f"heads.{i}", block.attn.c_proj.weight.shape[0], heads, step=block.attn.head_dim))
+            stream += [Slice(f"{path}.{norm}.{name}", 0) for norm in ("ln_1", "ln_2") for name in ("weight", "bias")]
+            stream += [Slice(f"{path}.{reader}.weight", 0, outgoing=True) for reader in ("attn.c_attn", "mlp.c_fc")]
+            stream += [Slice(f"{path}.{writer}.weight", 1) for writer in ("attn.c_proj", "mlp.c_proj")]
+            stream += [Slice(f"{path}.{writer}.bias", 0) for writer in ("attn.c_proj", "mlp.c_proj")]
+        stream += [Slice("transformer.ln_f.weight", 0), Slice("transformer.ln_f.bias", 0)]
+        if model.lm_head.weight is not model.transformer.wte.weight:
+            stream.append(Slice("lm_head.weight", 1, outgoing=True))
+        width, attention = model.transformer.wte.weight.shape[1], _blocks(model)[0].attn
+        found.append(Axis("hidden", width, tuple(stream), step=attention.head_dim))
+        if not model.config.scale_attn_by_inverse_layer_idx:  # else a block's number is part of what it computes
+            writers = ("attn.c_proj.weight", "attn.c_proj.bias", "mlp.c_proj.weight", "mlp.c_proj.bias")
+            slices = tuple(Slice(name, 0) for name in writers)
+            found.append(Axis("depth", len(_blocks(model)), slices, layers="transformer.h"))
         return found
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
-        student = skeleton(model, self.axes(model), sizes)
-        for block in _blocks(student):
-            block.mlp.c_proj.nx = block.mlp.c_fc.nf = block.mlp.c_fc.weight.shape[1]
+        student = skeleton(self, model, sizes)
+        config, attention = student.config, student.transformer.h[0].attn
+        for i, block in enumerate(_blocks(student)):
+            block.attn.embed_dim = block.attn.split_size = block.attn.c_proj.weight.shape[0]
+            block.attn.num_heads = block.attn.split_size // block.attn.head_dim
+            block.attn.layer_idx = i
+        config.n_embd = student.transformer.embed_dim = student.transformer.wte.weight.shape[1]
+        config.n_layer, config.n_head = len(_blocks(student)), attention.c_proj.weight.shape[0] // attention.head_dim
         widths = _widths(student)
-        if len(widths) == 1 and widths != {student.config.n_inner or 4 * student.config.n_embd}:
-            (student.config.n_inner,) = widths
+        if len(widths) == 1 and widths != {config.n_inner or 4 * config.n_embd}:
+            (config.n_inner,) = widths
         return student
 
     def save(self, model: Any, folder: Path) -> None:
-        if len(_widths(model)) > 1:
-            raise MattaError(
-                "A transformers GPT-2 has one n_inner for all blocks, so per-layer MLP widths "
-                f"({', '.join(str(axis.size) for axis in self.axes(model))}) cannot be saved in its format."
-            )
         with _quiet():
             model.save_pretrained(folder)
+
+    def unsupported(self, model: Any) -> str:
+        if len(_widths(model)) > 1:
+            widths = ", ".join(str(block.mlp.c_fc.weight.shape[1]) for block in _blocks(model))
+            return f"a transformers GPT-2 has one n_inner for all blocks, which per-layer MLP widths ({widths}) are not"
+        width = model.transformer.wte.weight.shape[1]
+        heads = {block.attn.c_proj.weight.shape[0] for block in _blocks(model)}
+        if heads != {width}:
+            found = ", ".join(map(str, sorted(heads)))
+            return f"a transformers GPT-2 has as many channels in its heads ({found}) as in its residual stream ({width})"
+        return ""
 
     def _from_folder(self, source: Source) -> nn.Module:
         from transformers import GPT2LMHeadModel
@@ -114,6 +149,8 @@ class GPT2(Adapter):
         with _no_init():
             model: Any = GPT2LMHeadModel(config)
         model.tie_weights()  # part of the initialisation that was skipped
+        if source.sizes:
+            return fill(self.build(model, source.sizes), named, source.name)
         fc = {i: named.get(f"transformer.h.{i}.mlp.c_fc.weight") for i in range(config.n_layer)}
         widths = {f"mlp.{i}": weight.shape[-1] for i, weight in fc.items() if weight is not None}
         if len(set(widths.values())) > 1:

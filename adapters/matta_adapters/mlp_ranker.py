@@ -131,17 +131,8 @@ class MLPRanker(Adapter):
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         assert isinstance(model, Ranker)
-        student = skeleton(model, self.axes(model), sizes)
-        student.fields = [(e.weight.shape[0], e.weight.shape[1]) for e in student.embeddings]
-        for embedding in student.embeddings:
-            embedding.embedding_dim = embedding.weight.shape[1]
-        for module in student.mlp:
-            if isinstance(module, nn.Linear):
-                module.out_features, module.in_features = module.weight.shape
-            elif isinstance(module, nn.BatchNorm1d):
-                module.num_features = module.weight.shape[0]
-            elif isinstance(module, nn.LayerNorm):
-                module.normalized_shape = tuple(module.weight.shape)
+        student = skeleton(self, model, sizes)
+        student.fields = [(e.num_embeddings, e.embedding_dim) for e in student.embeddings]
         return student
 
     def save(self, model: nn.Module, folder: Path) -> None:

@@ -11,22 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_cli.adapter import Axis, Sizes
+from matta_cli.adapter import Adapter, Axis, Sizes
 from matta_cli.errors import MattaError
 
 
-def skeleton(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
+def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
     """A deep copy of ``model`` whose tensors are zeros of the shapes that ``sizes`` give, on the current default device.
 
     Everything else (configuration, dropout, attention implementation, ties between tensors) is the model's own, and no
-    time goes into initialising weights that are overwritten anyway. Attributes that repeat a shape (``out_features``)
-    keep their old value: the adapter sets them.
+    time goes into initialising weights that are overwritten anyway. Layers are left out at the end, or added as copies of the
+    last one. The attributes of plain layers that repeat a shape (``out_features``) are set; those of the architecture's own
+    modules keep their old value: the adapter sets them.
     """
+    for axis in adapter.axes(model):
+        depth = sizes.get(axis.name, axis.size)
+        if axis.layers and depth != axis.size:
+            layers: Any = model.get_submodule(axis.layers)
+            new = [_resized(layers[-1], (), {}) for _ in range(depth - axis.size)]
+            model = _with_layers(model, axis.layers, [*layers[:depth], *new])
+    return _resized(model, adapter.axes(model), sizes)
+
+
+def _resized(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}  # other buffers are constants: copied
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
     for axis in axes:
-        for s in axis.slices:
+        for s in () if axis.layers else axis.slices:
             shapes[id(tensors[s.tensor])][s.dim] += s.blocks * (sizes.get(axis.name, axis.size) - axis.size)
     memo: dict[int, object] = {}
     for tensor in tensors.values():
@@ -34,7 +45,44 @@ def skeleton(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
         if isinstance(tensor, nn.Parameter):
             fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
         memo.setdefault(id(tensor), fresh)
-    return copy.deepcopy(model, memo)
+    found = copy.deepcopy(model, memo)
+    for module in found.modules():
+        _repeat_shape(module)
+    return found
+
+
+def _with_layers(model: nn.Module, path: str, layers: list[nn.Module]) -> nn.Module:
+    """``model`` with other layers in the list at ``path``. Shares all else with ``model``, which stays as it is."""
+    found = copy.copy(model)
+    if not path:
+        found._modules = {str(i): layer for i, layer in enumerate(layers)}
+        return found
+    child, _, rest = path.partition(".")
+    found._modules = dict(model._modules)
+    found._modules[child] = _with_layers(model.get_submodule(child), rest, layers)
+    return found
+
+
+def _repeat_shape(module: nn.Module) -> None:
+    """Set the attributes of a plain layer that repeat the shape of its weight."""
+    weight: Any = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return
+    found: dict[str, Any] = {}
+    if isinstance(module, nn.Linear):
+        found = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+    elif isinstance(module, nn.Embedding):
+        found = {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
+    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        found = {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
+    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+        found = {"num_features": weight.shape[0]}
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        found = {"normalized_shape": tuple(weight.shape)}
+    elif {"nx", "nf"} <= set(vars(module)):  # transformers' Conv1D
+        found = {"nx": weight.shape[0], "nf": weight.shape[1]}
+    for name, value in found.items():
+        setattr(module, name, value)
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:

@@ -1,4 +1,8 @@
-"""Vision transformers as timm has them (``vit_*``, ``deit*``). What nests: the hidden units of each block's MLP."""
+"""Vision transformers as timm has them (``vit_*``, ``deit*``).
+
+What nests: the hidden units of each block's MLP; and, where the blocks are timm's plain ones, the heads of each block, the
+residual stream, and the blocks.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +29,7 @@ class ViT(Adapter):
 
     name = "vit"
     task = "image_classification"
+    default = ("mlp",)
     loader = "timm.create_model('local-dir:' + {folder}, pretrained=True)"
 
     def matches(self, source: Source) -> bool:
@@ -55,43 +60,62 @@ class ViT(Adapter):
         _set_input(model)
         return model.float().eval()
 
-    def axes(self, model: nn.Module) -> list[Axis]:
+    def axes(self, model: Any) -> list[Axis]:
+        """mlp.I, heads.I (in channels, whole heads at a time), hidden (in steps of a head), depth."""
         found = []
         for i, (path, mlp) in enumerate(_mlps(model)):
             slices = [Slice(f"{path}.fc1.weight", 0), Slice(f"{path}.fc1.bias", 0)]
             slices += [Slice(f"{path}.norm.{name}", 0) for name, _ in mlp.norm.named_parameters()]
             slices.append(Slice(f"{path}.fc2.weight", 1, outgoing=True))
             found.append(Axis(f"mlp.{i}", mlp.fc1.weight.shape[0], tuple(slices)))
+        if not _is_plain(model):
+            return found
+        step = model.blocks[0].attn.head_dim
+        for i, block in enumerate(model.blocks):
+            own, path = block.attn, f"blocks.{i}.attn"
+            slices = [Slice(f"{path}.qkv.{name}", 0, blocks=3) for name, _ in own.qkv.named_parameters()]
+            slices += [Slice(f"{path}.norm.{name}", 0) for name, _ in own.norm.named_parameters()]
+            slices.append(Slice(f"{path}.proj.weight", 1, outgoing=True))
+            found.append(Axis(f"heads.{i}", own.proj.weight.shape[1], tuple(slices), step=step))
+        found.append(Axis("hidden", model.patch_embed.proj.weight.shape[0], tuple(_stream(model)), step=step))
+        names = [name for name, _ in model.blocks[0].named_parameters()]
+        writers = [name for name in names if name.startswith(("attn.proj.", "mlp.fc2."))]
+        found.append(Axis("depth", len(model.blocks), tuple(Slice(name, 0) for name in writers), layers="blocks"))
         return found
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
-        student = skeleton(model, self.axes(model), sizes)
-        for _, mlp in _mlps(student):
-            size = mlp.fc1.weight.shape[0]
-            mlp.fc1.out_features = mlp.fc2.in_features = size
-            if hasattr(mlp.norm, "normalized_shape"):
-                mlp.norm.normalized_shape = (size,)
+        student = skeleton(self, model, sizes)
+        for block in student.blocks if _is_plain(student) else ():
+            block.attn.attn_dim = block.attn.proj.weight.shape[1]
+            block.attn.num_heads = block.attn.attn_dim // block.attn.head_dim
+        student.embed_dim = student.num_features = student.head_hidden_size = student.patch_embed.proj.weight.shape[0]
         return student
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        import timm
         from timm.models import save_for_hf
 
-        widths = [axis.size for axis in self.axes(model)]
+        save_for_hf(model, str(folder), model_args=_arguments(model), safe_serialization=True)
+
+    def unsupported(self, model: Any) -> str:
+        import timm
+
+        widths = [mlp.fc1.weight.shape[0] for _, mlp in _mlps(model)]
         architecture = _config(model)["architecture"]
         if len(set(widths)) > 1:
-            raise MattaError(
-                f"A timm {architecture} has one mlp_ratio for all blocks, so per-layer MLP widths "
-                f"({', '.join(map(str, widths))}) cannot be saved in its format."
+            shown = ", ".join(map(str, widths))
+            return f"a timm {architecture} has one mlp_ratio for all blocks, which per-layer MLP widths ({shown}) are not"
+        heads = {block.attn.proj.weight.shape[1] for block in model.blocks} if _is_plain(model) else {model.embed_dim}
+        if heads != {model.embed_dim}:
+            found = ", ".join(map(str, sorted(heads)))
+            return (
+                f"a timm {architecture} has as many channels in its heads ({found}) as in its residual stream "
+                f"({model.embed_dim})"
             )
-        args = _arguments(model)
         with torch.device("meta"):
-            stock = _anatomy(timm.create_model(architecture, **args))
+            stock = _anatomy(timm.create_model(architecture, **_arguments(model)))
         own = _anatomy(model)
         differing = [name for name in {**own, **stock} if own.get(name) != stock.get(name)]
-        if differing:
-            raise MattaError(f"timm cannot rebuild this {architecture} from its arguments: {differing[0]} would differ.")
-        save_for_hf(model, str(folder), model_args=args, safe_serialization=True)
+        return f"timm cannot rebuild this {architecture} from its arguments: {differing[0]} would differ" if differing else ""
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
         import timm
@@ -113,8 +137,12 @@ class ViT(Adapter):
         if "pretrained_cfg" not in config:
             mean, std = (tuple(_config(model)[key]) for key in ("mean", "std"))
             self.notes.append(f"Images are normalised with mean {mean} and standard deviation {std} (assumed).")
+        if source.sizes:
+            return fill(self.build(model, source.sizes), tensors, source.name)
         sizes = {}
         for axis in self.axes(model):
+            if not axis.name.startswith("mlp."):
+                continue  # timm's own arguments say the others
             weight = tensors.get(axis.slices[0].tensor)
             sizes[axis.name] = axis.size if weight is None else weight.shape[0]
         return fill(self.build(model, sizes), tensors, source.name)
@@ -191,6 +219,33 @@ def _mlps(model: Any) -> list[tuple[str, Any]]:
     if hasattr(pool, "mlp"):
         found.append(("attn_pool.mlp", pool.mlp))
     return found
+
+
+def _is_plain(model: Any) -> bool:
+    """Whether all blocks are timm's plain ones, and nothing but the head reads their result."""
+    from timm.layers import Attention
+    from timm.models.vision_transformer import Block
+
+    plain = all(type(block) is Block and type(block.attn) is Attention for block in model.blocks)
+    gated = any(getattr(block.attn, "gate", None) is not None for block in model.blocks)
+    return plain and not gated and getattr(model, "attn_pool", None) is None
+
+
+def _stream(model: Any) -> Iterator[Slice]:
+    """Every place where the channels of the residual stream appear."""
+    for name, tensor in model.named_parameters():
+        first, within = name.split(".")[0], name.split(".", 2)[-1]
+        if first in ("cls_token", "reg_token", "dist_token", "pos_embed"):
+            yield Slice(name, 2)
+        elif first in ("patch_embed", "norm_pre", "norm", "fc_norm"):
+            yield Slice(name, 0)
+        elif first in ("head", "head_dist"):
+            if tensor.dim() == 2:
+                yield Slice(name, 1, outgoing=True)
+        elif within in ("attn.qkv.weight", "mlp.fc1.weight"):
+            yield Slice(name, 1, outgoing=True)
+        elif within.startswith(("norm1.", "norm2.", "ls1.", "ls2.", "attn.proj.", "mlp.fc2.")):
+            yield Slice(name, 0)
 
 
 def _config(model: Any) -> dict[str, Any]:
