@@ -36,10 +36,11 @@ class TA:
     copies: dict[float, nn.Module] = field(default_factory=dict)  # Students that share no weights, in the ablation of that
 
     def sizes(self, width: float) -> dict[str, int]:
-        """Uniform sizes at a width. Raises ``MattaError`` for a width that is not in (0, widest]."""
+        """The sizes of a width. Raises ``MattaError`` for a width that is not in (0, widest]."""
         if not 0 < width <= self.widest:
             raise MattaError(f"Width {width:g} is not possible: this TA holds widths above 0 and up to {self.widest:g}.")
-        return supernet.sizes_at(self.axes, self.base, width, self.card.get("multiple", 1))
+        shares = self.card.get("sizes", {}).get(f"{width:g}")
+        return supernet.sizes_at(self.axes, self.base, width, self.card.get("multiple", 1), shares)
 
     @property
     def widest(self) -> float:
@@ -97,8 +98,27 @@ class Converted:
     folder: Path
     order: str
     difference: float
-    stock: dict[float, bool]
+    widths: list[float]
     notes: list[str]
+
+
+def parse_sizes(lines: Sequence[str], kinds: Sequence[str]) -> dict[str, dict[str, float]]:
+    """``0.5: depth=0.75 mlp=0.5`` as shares by width and kind of axis. Raises ``MattaError`` for anything else."""
+    found: dict[str, dict[str, float]] = {}
+    for line in lines:
+        try:
+            width, _, rest = line.partition(":")
+            shares = {name: float(value) for name, _, value in (part.partition("=") for part in rest.split())}
+            key = f"{float(width):g}"
+        except ValueError:
+            raise MattaError(f"convert.sizes {line!r} is not understood: write it as '0.5: depth=0.75 mlp=0.5'.") from None
+        unknown = [name for name in shares if name not in kinds]
+        if unknown:
+            raise MattaError(f"convert.sizes {line!r}: {unknown[0]!r} is not nested here; {', '.join(kinds)} are.")
+        if float(width) >= 1 or not all(0 < share <= 1 for share in (float(width), *shares.values())):
+            raise MattaError(f"convert.sizes {line!r} is not possible: a width is below 1, a share above 0 and up to 1.")
+        found[key] = shares
+    return found
 
 
 def importance(
@@ -183,7 +203,8 @@ def convert(
         work.load_state_dict(base.state_dict())
         work.eval()
         sizes = supernet.full_sizes(base_axes)
-        ta = TA(adapter, work, base_axes, dict(sizes), {"multiple": settings.multiple})
+        shares = parse_sizes(settings.sizes, list(supernet.kinds(sizes)))
+        ta = TA(adapter, work, base_axes, dict(sizes), {"multiple": settings.multiple, "sizes": shares})
         batches = _probe(task, ta, folder)
         order = settings.order
         if order == "auto":
@@ -193,7 +214,8 @@ def convert(
         scores = importance(task, work, base_axes, order, batches or [])
         orders = {axis.name: ranking.order(scores[axis.name], layers=bool(axis.layers)) for axis in base_axes if scores}
         supernet.reorder(work, base_axes, orders)
-        ranked = {name: score[orders[name]] for name, score in scores.items()}
+        ranked = {axis.name: scores[axis.name] if axis.layers else scores[axis.name][orders[axis.name]]
+                  for axis in base_axes if scores}  # fmt: skip
 
         stuck = [axis.name for axis in base_axes if not supernet.growable(work, axis)]
         for axis in base_axes:
@@ -225,19 +247,17 @@ def convert(
         checkpoint.write_card(
             folder, adapter, ta.axes, ta.base, lineage,
             settings=checkpoint.text_digest(settings_left),
-            expand=settings.expand, multiple=settings.multiple, order=order, difference=difference,
+            expand=settings.expand, multiple=settings.multiple, sizes=shares, order=order, difference=difference,
         )  # fmt: skip
         ta.card = checkpoint.read_card(folder)
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
         checkpoint.atomic_write(folder / "README.md", _readme(ta, source.name, difference))
-    stock = {
-        width: is_stock(ta, ta.sizes(width)) for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest
-    }
+    widths = [width for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest]
     if may_write:
         checkpoint.atomic_write(out / "matta.toml", settings_left)
     else:
         notes.append(f"{out / 'matta.toml'} has been edited and stays as it is.")
-    return Converted(ta, out / "ta", order, difference, stock, notes)
+    return Converted(ta, out / "ta", order, difference, widths, notes)
 
 
 def is_stock(ta: TA, sizes: Mapping[str, int]) -> bool:

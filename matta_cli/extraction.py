@@ -23,6 +23,7 @@ from matta_cli import (
     devices,
     distillation,
     evaluate,
+    inspection,
     models,
     registry,
     report,
@@ -103,6 +104,10 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     notes = [
         f"Width {w:g} was never trained ({menu} were): train what you export." for w in widths if w not in used.distill.widths
     ]
+    for width in widths:
+        kept = inspection.layers(ta, width)
+        if kept is not None and width != 1.0:
+            notes.append(f"Width {width:g} keeps layers {inspection.numbers(kept)} of the base's.")
     if trained.get("best_step") == trained["step"]:
         value, metric = trained["best_value"], registry.task(ta.adapter.task, recipe).metrics[0].label
         notes.append(
@@ -257,7 +262,8 @@ def _measure(
         where = f"students/{folder_name(cut.width)}"
         shown = _loader(ta, cut.width).format(folder=repr(str(out / where)))
         add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
-            folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width))  # fmt: skip
+            folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width),
+            layers=inspection.layers(ta, cut.width))  # fmt: skip
     for cut in cuts:
         if cut.width == 1.0:
             continue  # that is the base, which has its row

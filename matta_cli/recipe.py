@@ -34,6 +34,9 @@ class ConvertSettings:
     adapter: str = _setting("", "the architecture's adapter; empty: found from the source")
     expand: float = _setting(2.0, "the TA's width; the base is width 1.0, and 1.0 nests inside the base itself")
     axes: list[str] = _setting([], "kinds of axes to nest, such as mlp, heads, hidden, depth; empty: the adapter's default")
+    sizes: list[str] = _setting(
+        [], "sizes of a width where its axes are not scaled alike, as '0.5: depth=0.75 mlp=0.5'", "Starbucks, arXiv 2410.13230"
+    )
     order: str = _setting(
         "auto", "order of units: activation, taylor, hessian, magnitude or none; auto: activation where data is given"
     )

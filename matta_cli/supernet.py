@@ -41,9 +41,15 @@ def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
     return min(base, size) if width < 1 else max(base, size)  # rounding must not turn smaller into larger
 
 
-def sizes_at(axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1) -> dict[str, int]:
-    """The uniform sizes of a width (1.0 = the base). An axis that could not grow stays at the size it has."""
-    return {axis.name: min(axis.size, scaled(base[axis.name], width, axis.step, multiple)) for axis in axes}
+def sizes_at(
+    axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1, shares: Mapping[str, float] | None = None
+) -> dict[str, int]:
+    """The sizes of a width (1.0 = the base). An axis that could not grow stays at the size it has.
+
+    shares: by kind of axis, what it is scaled by in place of the width.
+    """
+    scale = {axis.name: (shares or {}).get(kind(axis.name), width) for axis in axes}
+    return {axis.name: min(axis.size, scaled(base[axis.name], scale[axis.name], axis.step, multiple)) for axis in axes}
 
 
 def kind(name: str) -> str:
@@ -100,14 +106,14 @@ def sources(axis: Axis, size: int) -> list[int]:
 
 def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: Sizes) -> dict[str, int]:
     """Values by name of axis, as a model names them whose layers are those ``chosen`` from this one's."""
-    found = {layers.name: len(chosen)}
+    found: dict[str, int] = {}
     for axis in axes:
         number = _layer(axis.slices[0].tensor, layers.layers) if axis.slices and not axis.layers else None
         places = [after for after, before in enumerate(chosen) if before == number]
         for after in places:
             found[_numbered(axis, chosen[after], after)] = values.get(axis.name, axis.size)
-        if number is None and axis is not layers:
-            found[axis.name] = values.get(axis.name, axis.size)
+        if number is None:
+            found[axis.name] = len(chosen) if axis is layers else values.get(axis.name, axis.size)
     return found
 
 

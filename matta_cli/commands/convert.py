@@ -18,7 +18,8 @@ def convert(
     adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
     out: options.Out = Path("matta-out"),
     expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
-    order: Annotated[str | None, typer.Option(help="Unit order: auto, activation, magnitude, none.")] = None,
+    axes: Annotated[str | None, typer.Option(help="Kinds of axes to nest, as mlp,heads,hidden,depth.")] = None,
+    order: Annotated[str | None, typer.Option(help="Unit order: auto, activation, taylor, hessian, magnitude, none.")] = None,
     data: options.DataPath = None,
     tokenizer: Annotated[str | None, typer.Option(help="Tokenizer folder or hub id, if the source has none.")] = None,
     config: Annotated[
@@ -40,7 +41,14 @@ def convert(
     if len(toml) > 1 or len(architecture) > 1:
         raise MattaError("--config takes one recipe (.toml) and one architecture (.json) at most.")
     flags = {
-        "convert": {"source": source, "adapter": adapter, "expand": expand, "order": order, "tokenizer": tokenizer},
+        "convert": {
+            "source": source,
+            "adapter": adapter,
+            "expand": expand,
+            "order": order,
+            "tokenizer": tokenizer,
+            "axes": options.words(axes),
+        },
         "data": options.data_flags(data, None) if data is not None else {},
     }
     # not the output folder's: convert writes that file, with a corpus that the user did not ask to calibrate on
@@ -48,7 +56,7 @@ def convert(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli import supernet
+    from matta_cli import inspection
     from matta_cli.conversion import convert as run
 
     done = run(
@@ -60,28 +68,16 @@ def convert(
         console.say(f"Note: {note}")
     console.say(f"{source} is a {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
     console.say(f"Lossless: width 1.0 of the TA differs from {source} by at most {done.difference:.1e} (relative).")
-    rows = []
-    for width, stock in done.stock.items():
-        sizes = ta.sizes(width)
-        shown = ", ".join(f"{kind} {_range(found)}" for kind, found in supernet.kinds(sizes).items())
-        role = "base" if width == 1.0 else "TA" if width == ta.widest else "Student"
-        parameters = supernet.count_parameters(ta.model, ta.axes, sizes)
-        rows.append({"width": width, "role": role, "sizes": shown, "parameters": parameters, "stock": stock})
+    rows = inspection.menu(ta, done.widths)
     if json:
         console.data({"folder": str(done.folder), "adapter": ta.adapter.name, "difference": done.difference, "widths": rows})
     else:
-        library = ta.adapter.loader.partition(".")[0] or "matta_cli.load_student"
         console.table(
-            ["width", "role", "axes", "parameters", "loads with"],
-            [[f"{r['width']:g}", str(r["role"]), str(r["sizes"]), f"{r['parameters']:,}",
-              library if r["stock"] else "matta_cli.load_student"] for r in rows],
+            ["width", "role", "sizes", "parameters", "loads with"],
+            [[f"{r['width']:g}", r["role"], r["shown"], f"{r['parameters']:,}", r["loads"]] for r in rows],
         )  # fmt: skip
+        for row in rows:
+            if row["role"] == "Student" and row["layers"]:
+                console.say(f"Width {row['width']:g} keeps layers {inspection.numbers(row['layers'])}.")
     console.say(f"Wrote {done.folder}; settings for what follows are in {out / 'matta.toml'}.")
     console.hint(options.command_line("distill", out, "--teacher TEACHER", "" if data is None else f"--data {data}"))
-
-
-def _range(found: list[int]) -> str:
-    """``64`` or ``32..64``, with how many axes there are."""
-    low, high = min(found), max(found)
-    text = f"{low}" if low == high else f"{low}..{high}"
-    return f"{text} (x{len(found)})" if len(found) > 1 else text

@@ -34,6 +34,17 @@ def parse_widths(text: str | None) -> list[float] | None:
     return widths
 
 
+def words(text: str | None) -> list[str] | None:
+    """``a,b`` as words."""
+    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
+
+
+def span(found: list[int]) -> str:
+    """``64`` or ``32..64``."""
+    low, high = min(found), max(found)
+    return f"{low}" if low == high else f"{low}..{high}"
+
+
 def data_flags(
     data: str | None, held_out: str | None, passages: str | None = None, sequence_length: int | None = None
 ) -> dict[str, str | int | None]:

@@ -1,0 +1,220 @@
+"""Heads, residual stream and depth from convert to export, and what ``matta inspect`` says of them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch_pruning as tp
+from torch import nn
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from typer.testing import CliRunner
+
+from matta_cli import inspection, models, ranking, registry, supernet
+from matta_cli.adapter import Axis, Slice
+from matta_cli.conversion import convert, load_student, load_ta, parse_sizes
+from matta_cli.distillation import distill
+from matta_cli.errors import MattaError
+from matta_cli.extraction import export
+from matta_cli.main import app
+from matta_cli.recipe import Recipe
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A ViT of four blocks, its Teacher, and images."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
+    np.savez("images.npz", images=images, labels=np.arange(60) % 5)
+    for seed, name in enumerate(("base", "teacher")):
+        torch.manual_seed(seed)
+        model = timm.create_model(
+            "test_vit", img_size=32, num_classes=5, embed_dim=32, num_heads=4, depth=4,
+            pretrained_cfg_overlay={"input_size": (3, 32, 32)},
+        )  # fmt: skip
+        Path(name).mkdir()
+        registry.adapter("vit").save(model, Path(name))
+    return tmp_path
+
+
+def settings(**more):
+    recipe = Recipe()
+    given = {"source": "base", "axes": ["mlp", "heads", "hidden", "depth"], **more}
+    distilled = {"teacher": "teacher", "steps": 3, "batch_size": 8, "allow_weak_teacher": True, "device": "cpu"}
+    recipe.update({"convert": given, "data": {"train": "images.npz"}, "distill": distilled}, "test")
+    recipe.export.bootstrap = 5
+    return recipe
+
+
+@pytest.mark.parametrize("order", ["activation", "taylor", "hessian", "magnitude", "none"])
+def test_all_axes_from_convert_to_export(folder, order):
+    recipe = settings(order=order)
+    done = convert(recipe, Path("out"))
+    assert done.order == order and done.difference < 1e-5
+    assert any("matta's own format" in note for note in done.notes) and any("hidden cannot grow" in note for note in done.notes)
+    ta = load_ta("out")
+    depth = next(axis for axis in ta.axes if axis.layers)
+    assert depth.size == 8 and ta.base["depth"] == 4 and ta.widest == 2
+    if order == "none":
+        assert depth.order == tuple(range(8))
+    else:
+        assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)  # first and last; what has grown comes last
+    assert inspection.layers(ta, 1.0) == [0, 1, 2, 3]
+    distill(recipe, Path("out"))
+    report = export(recipe, Path("out"))
+    entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
+    kept = inspection.layers(ta, 0.5)
+    assert entries[0.5]["layers"] == kept and len(kept) == 2 and entries[0.5]["stock"]
+    assert any(f"Width 0.5 keeps layers {inspection.numbers(kept)} of the base's" in note for note in report["notes"])
+    student = timm.create_model("local-dir:out/students/width-0.5", pretrained=True)
+    assert len(student.blocks) == 2 and student.embed_dim == 16 and student.blocks[0].attn.num_heads == 2
+    trained = load_ta("out")
+    view = trained.at(0.5).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(student.eval()(x), view(x), atol=1e-6)
+
+
+def test_heads_alone_are_saved_in_our_own_format(folder):
+    recipe = settings(axes=["heads"], expand=1.0)
+    convert(recipe, Path("out"))
+    distill(recipe, Path("out"))
+    report = export(recipe, Path("out"))
+    half = next(entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5)
+    assert not half["stock"] and half["loader"].startswith("matta_cli.load_student")
+    student = load_student("out/students/width-0.5")
+    assert [block.attn.num_heads for block in student.blocks] == [2] * 4 and student.embed_dim == 32
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        ({"axes": ["mlp", "head"]}, "--axes 'head' is not an axis of this model; it has mlp, heads, hidden, depth."),
+        ({"sizes": ["0.5 depth=1"]}, "is not understood: write it as"),
+        ({"sizes": ["0.5: width=0.5"]}, "'width' is not nested here; mlp, heads, hidden, depth are."),
+        ({"sizes": ["1.0: depth=0.5"]}, "is not possible: a width is below 1"),
+        ({"sizes": ["0.5: depth=0"]}, "is not possible: a width is below 1"),
+        ({"order": "random"}, "--order 'random' is not known: auto, activation, taylor, hessian, magnitude, none."),
+    ],
+)
+def test_refusals(folder, more, sentence):
+    with pytest.raises(MattaError) as caught:
+        convert(settings(**more), Path("out"))
+    assert sentence in str(caught.value) and not Path("out/ta").exists()
+
+
+def test_fixed_sizes_of_a_width(folder):
+    """Pairs of depth and width, as Starbucks has them: chosen by the user, kept in the TA's folder."""
+    assert parse_sizes(["0.25: depth=0.5 mlp=1", "0.5:depth=0.75"], ["depth", "mlp"]) == {
+        "0.25": {"depth": 0.5, "mlp": 1.0},
+        "0.5": {"depth": 0.75},
+    }
+    convert(settings(sizes=["0.5: depth=0.75 mlp=1"], expand=1.0), Path("out"))
+    ta = load_ta("out")
+    own = supernet.kinds(supernet.own_sizes(ta.axes, ta.sizes(0.5)))
+    assert own == {"mlp": [ta.base["mlp.0"]] * 3, "heads": [16] * 3, "hidden": [16], "depth": [3]}
+    assert supernet.kinds(supernet.own_sizes(ta.axes, ta.sizes(0.25)))["depth"] == [1]
+
+
+def test_inspect(folder, tmp_path):
+    convert(settings(order="magnitude"), Path("out"))
+    run = CliRunner()
+    found = json.loads(run.invoke(app, ["inspect", "out", "--widths", "0.5", "--json"]).stdout)
+    ta = load_ta("out")
+    assert [a["kind"] for a in found["axes"]] == ["mlp", "heads", "hidden", "depth"]
+    assert [a["grows"] for a in found["axes"]] == [True, True, False, True]
+    for row in found["widths"]:
+        assert row["parameters"] == sum(p.numel() for p in ta.student(row["width"]).parameters())
+    assert [(row["width"], row["stock"]) for row in found["widths"]] == [(0.5, True), (1.0, True), (2.0, False)]
+    base = ta.adapter.load(models.open_source("base"))
+    scores = ranking.magnitude(base, ta.adapter.axes(base))
+    for name, shown in found["importance"].items():
+        expected = scores[name] if name == "depth" else scores[name].sort(descending=True).values
+        assert shown == pytest.approx(expected.tolist(), rel=1e-5)
+    table = run.invoke(app, ["inspect", "out"]).stdout
+    assert "heads.3" in table and "█" in table and "load_student" in table
+
+
+def test_picture_and_numbers():
+    assert inspection.picture([4.0, 2.0, 0.0]) == "█▅▁" and inspection.picture([0.0, 0.0]) == "▁▁"
+    assert len(inspection.picture([1.0] * 100, columns=10)) == 10
+    assert inspection.numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+
+
+# --- importance against other implementations ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", [False, True])
+def test_gradient_scores_are_torch_prunings(second):
+    """On an MLP without biases, where its group scores and ours mean the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(7, 12, bias=False), nn.ReLU(), nn.Linear(12, 3, bias=False))
+    axis = Axis("mlp", 12, (Slice("0.weight", 0), Slice("2.weight", 1, outgoing=True)))
+    x, y = torch.randn(40, 7), torch.randint(3, (40,))
+    loss = lambda model, batch: nn.functional.cross_entropy(model(batch), y)  # noqa: E731
+    own = ranking.by_gradient(model, [axis], [x], loss, second=second)["mlp"]
+    graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
+    group = graph.get_pruning_group(model[0], tp.prune_linear_out_channels, list(range(12)))
+    if second:
+        criterion = tp.importance.GroupHessianImportance(group_reduction="sum", normalizer=None)
+        criterion.zero_grad()
+        loss(model, x).backward()
+        criterion.accumulate_grad(model)
+        theirs = criterion(group) / 2
+    else:
+        criterion = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, multivariable=True)
+        loss(model, x).backward()
+        theirs = criterion(group)
+    assert torch.allclose(own, theirs, rtol=1e-4)
+
+
+def test_layers_are_scored_by_what_they_do(folder):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=31, n_embd=24, n_head=3, n_layer=4, n_positions=8, bos_token_id=0, eos_token_id=0)
+    ).eval()
+    axis = next(axis for axis in registry.adapter("gpt2").axes(model) if axis.layers)
+    ids = [torch.randint(31, (2, 8)) for _ in range(2)]
+    idle = model.transformer.h[2]
+    for writer in (idle.attn.c_proj, idle.mlp.c_proj):  # a layer that adds nothing
+        nn.init.zeros_(writer.weight)
+        nn.init.zeros_(writer.bias)
+    influence = ranking.activation(model, [axis], ids, lambda m, x: m(x).logits)["depth"]
+    with torch.no_grad():
+        states = [model(x, output_hidden_states=True).hidden_states for x in ids]
+    for k in range(3):  # the last hidden state of transformers is normalised
+        turn = sum(1 - torch.cosine_similarity(s[k], s[k + 1], dim=-1).mean() for s in states)
+        assert influence[k] == pytest.approx(turn.item(), abs=1e-5)
+    loss = lambda m, x: nn.functional.cross_entropy(m(x).logits.flatten(0, 1), x.flatten())  # noqa: E731
+    for scores in (
+        influence,
+        ranking.magnitude(model, [axis])["depth"],
+        ranking.by_gradient(model, [axis], ids, loss, second=False)["depth"],
+        ranking.by_gradient(model, [axis], ids, loss, second=True)["depth"],
+    ):
+        assert scores.argmin() == 2 and scores[2] == pytest.approx(0, abs=1e-6) and (scores[[0, 1, 3]] > 1e-6).all()
+        assert ranking.order(scores, layers=True)[:2].tolist() == [0, 3] and ranking.order(scores, layers=True)[3] == 2
+    whole = replace(axis, slices=())  # what a layer adds is not known: all that it has
+    squares = [sum(p.square().sum() for p in block.parameters()).sqrt().item() for block in model.transformer.h]
+    assert ranking.magnitude(model, [whole])["depth"].tolist() == pytest.approx(squares, rel=1e-5)
+
+
+def test_a_gpt2_student_of_all_axes_is_the_stock_one(tmp_path):
+    adapter = registry.adapter("gpt2")
+    torch.manual_seed(0)
+    config = {"vocab_size": 31, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**config, n_embd=24, n_head=3, n_layer=3)).eval()
+    axes = [replace(axis, order=(2, 0, 1)) if axis.layers else axis for axis in adapter.axes(model)]
+    sizes = supernet.sizes_at(axes, supernet.full_sizes(axes), 0.67)
+    student = supernet.materialize(adapter, model, axes, sizes)
+    adapter.save(student, tmp_path)
+    stock = GPT2LMHeadModel(GPT2Config(**config, n_embd=16, n_head=2, n_layer=2, n_inner=64)).eval()
+    stock.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path).state_dict())
+    ids = torch.randint(31, (2, 8))
+    with torch.no_grad():
+        assert torch.equal(stock(ids).logits, student(ids).logits)
+    assert torch.equal(stock.transformer.h[1].ln_1.weight, model.transformer.h[2].ln_1.weight[:16])
