@@ -83,7 +83,7 @@ def untouched(ta: TA, trained: dict[str, int], optimizer: torch.optim.Optimizer)
     if any(trained[axis.name] < axis.size for axis in ta.axes):
         plan = supernet.Cut(ta.axes, trained, {name: p.shape for name, p in ta.model.named_parameters()})
         for name, parameter in ta.model.named_parameters():
-            if (name in plan.parts or plan.name(name) is None) and parameter.grad is not None:
+            if name in plan.parts and parameter.grad is not None:  # layers that were left out have none
                 mask = plan.mask(name, parameter)
                 state = optimizer.state.get(parameter, {}).values()
                 same = [t for t in state if isinstance(t, Tensor) and t.shape == parameter.shape]

@@ -197,10 +197,7 @@ class Cut:
 
     def mask(self, name: str, tensor: Tensor) -> Tensor:
         """True where a tensor's values are kept: bool, of a shape that broadcasts to the tensor's."""
-        shape = (1,) * tensor.dim()
-        if self.name(name) is None:
-            return torch.zeros(shape, dtype=torch.bool, device=tensor.device)
-        mask = torch.ones(shape, dtype=torch.bool, device=tensor.device)
+        mask = torch.ones((1,) * tensor.dim(), dtype=torch.bool, device=tensor.device)
         for dim, parts in self.parts.get(name, ()):
             kept = torch.zeros(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
             for start, length in parts:

@@ -18,28 +18,29 @@ from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 
 import matta_cli
+from matta_cli import supernet
 from matta_cli.conversion import convert
 from matta_cli.distillation import distill
 from matta_cli.extraction import export
 from matta_cli.recipe import Recipe, read_toml, resolve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RECIPES = sorted(EXAMPLES.glob("*/matta.toml"))
+RECIPES = sorted(EXAMPLES.glob("*/*.toml"))
 PREPARE = EXAMPLES / "ranker_movielens" / "prepare.py"
 
 
 def test_there_are_examples() -> None:
-    assert {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens"} <= {path.parent.name for path in RECIPES}
+    assert {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "fixed_sizes"} <= {path.parent.name for path in RECIPES}
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_setting_of_an_example_exists(path: Path) -> None:
     recipe = Recipe()
     recipe.update(read_toml(path), str(path))
     assert recipe.distill.widths == recipe.export.widths  # what is exported was trained
 
 
-def run_example(name: str, folder: Path, **data: Any) -> dict[str, Any]:
+def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) -> dict[str, Any]:
     """The three commands with the example's recipe, on ``folder/base`` and ``folder/teacher``. Returns the report."""
     out = folder / "matta-out"
     flags: dict[str, dict[str, Any]] = {
@@ -49,8 +50,8 @@ def run_example(name: str, folder: Path, **data: Any) -> dict[str, Any]:
         "export": {"batch_size": 2, "bootstrap": 5},
     }
     flags["distill"]["allow_weak_teacher"] = True  # these Teachers are random
-    recipe, read = resolve(flags, out, EXAMPLES / name / "matta.toml")
-    assert read == [EXAMPLES / name / "matta.toml"]
+    recipe, read = resolve(flags, out, EXAMPLES / name / file)
+    assert read == [EXAMPLES / name / file]
     convert(recipe, out)
     distill(recipe, out)
     report = export(recipe, out)
@@ -60,7 +61,8 @@ def run_example(name: str, folder: Path, **data: Any) -> dict[str, Any]:
     sizes = [sum(p.numel() for p in student.parameters()) for student in students]
     assert sizes == sorted(set(sizes)), "Students of different widths have different sizes"
     for width, student in zip(recipe.export.widths, students, strict=True):
-        assert {axis.name: axis.size for axis in ta.adapter.axes(student)} == ta.sizes(width)
+        own, wanted = {a.name: a.size for a in ta.adapter.axes(student)}, supernet.own_sizes(ta.axes, ta.sizes(width))
+        assert {name: own[name] for name in wanted} == wanted
     assert (out / "report.html").is_file()
     return report
 
@@ -86,7 +88,8 @@ def test_gpt2_wikitext(tmp_path: Path) -> None:
     assert stock.config.n_inner == 32
 
 
-def test_vit_fashion_mnist(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "file"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
+def test_vit_fashion_mnist(name: str, file: str, tmp_path: Path) -> None:
     import timm
 
     raw = tmp_path / "FashionMNIST" / "raw"
@@ -105,10 +108,11 @@ def test_vit_fashion_mnist(tmp_path: Path) -> None:
         (tmp_path / role).mkdir()
         ViT().save(model, tmp_path / role)
 
-    report = run_example("vit_fashion_mnist", tmp_path, train=str(raw))
+    report = run_example(name, tmp_path, file, train=str(raw))
     assert report["task"] == "image_classification"
     stock: Any = timm.create_model(f"local-dir:{tmp_path / 'matta-out' / 'students' / 'width-0.5'}", pretrained=True)
     assert stock.blocks[0].mlp.fc1.out_features == 32
+    assert stock.blocks[0].attn.num_heads == (1 if file == "thinkingvit.toml" else 2)
 
 
 def movielens(folder: Path, users: int = 10, items: int = 12) -> None:
