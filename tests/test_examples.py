@@ -88,8 +88,8 @@ def test_gpt2_wikitext(tmp_path: Path) -> None:
     assert stock.config.n_inner == 32
 
 
-@pytest.mark.parametrize(("name", "file"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
-def test_vit_fashion_mnist(name: str, file: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
+def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     import timm
 
     raw = tmp_path / "FashionMNIST" / "raw"
@@ -108,11 +108,11 @@ def test_vit_fashion_mnist(name: str, file: str, tmp_path: Path) -> None:
         (tmp_path / role).mkdir()
         ViT().save(model, tmp_path / role)
 
-    report = run_example(name, tmp_path, file, train=str(raw))
+    report = run_example(name, tmp_path, recipe, train=str(raw))
     assert report["task"] == "image_classification"
     stock: Any = timm.create_model(f"local-dir:{tmp_path / 'matta-out' / 'students' / 'width-0.5'}", pretrained=True)
     assert stock.blocks[0].mlp.fc1.out_features == 32
-    assert stock.blocks[0].attn.num_heads == (1 if file == "thinkingvit.toml" else 2)
+    assert stock.blocks[0].attn.num_heads == (1 if recipe == "thinkingvit.toml" else 2)
 
 
 def movielens(folder: Path, users: int = 10, items: int = 12) -> None:
