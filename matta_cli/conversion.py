@@ -20,6 +20,7 @@ from matta_cli.recipe import Recipe
 from matta_cli.tasks import Task
 
 CALIBRATION_BATCHES = 8
+PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 IMPORTANCE = "importance/scores.safetensors"  # in a TA folder: the scores of each axis as converted, the first unit's first
 ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
@@ -151,16 +152,35 @@ def _probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
     return [train.batch(range(start, start + size)) for start in spread]
 
 
-def _difference(task: Task, base: nn.Module, student: Any, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """The largest difference between two models' outputs, relative to the largest output of the first."""
+Proof = list[tuple[dict[str, Tensor], Tensor]]  # inputs, and what the base makes of them
+
+
+@torch.no_grad()
+def _proof(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Proof:
+    """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold, one at least."""
+    found: Proof = []
+    room = float(PROOF_BYTES)
+    for batch in batches:
+        count = len(next(iter(batch.values())))
+        each = task.counts(batch)["outputs"] / count * task.outputs(base) * 4
+        some = {name: tensor[: max(1, min(count, int(room / each)))] for name, tensor in batch.items()}
+        outputs = task.forward(base, some).clone()
+        if not torch.isfinite(outputs).all():
+            raise MattaError("The model's outputs are not finite: its weights hold NaN or infinity.")
+        found.append((some, outputs))
+        room -= outputs.numel() * 4
+        if room < each:
+            break
+    return found
+
+
+@torch.no_grad()
+def _difference(task: Task, student: Any, proof: Proof) -> float:
+    """The largest difference of a model's outputs from the base's, relative to the largest output of the base."""
     worst, scale = 0.0, 1e-12
-    with torch.no_grad():
-        for batch in batches:
-            expected, got = task.forward(base, dict(batch)), task.forward(student, dict(batch))
-            if not torch.isfinite(expected).all():
-                raise MattaError("The model's outputs are not finite: its weights hold NaN or infinity.")
-            worst = max(worst, (expected - got).abs().max().item())
-            scale = max(scale, expected.abs().max().item())
+    for batch, expected in proof:
+        worst = max(worst, (expected - task.forward(student, dict(batch))).abs().max().item())
+        scale = max(scale, expected.abs().max().item())
     return worst / scale
 
 
@@ -199,31 +219,29 @@ def convert(
             if tokenizer.folder is None or not models.copy_companions(tokenizer.folder, folder):
                 raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
 
-        work = adapter.build(base, {})
-        work.load_state_dict(base.state_dict())
-        work.eval()
         sizes = supernet.full_sizes(base_axes)
         shares = parse_sizes(settings.sizes, list(supernet.kinds(sizes)))
-        ta = TA(adapter, work, base_axes, dict(sizes), {"multiple": settings.multiple, "sizes": shares})
+        ta = TA(adapter, base, base_axes, dict(sizes), {"multiple": settings.multiple, "sizes": shares})
         batches = _probe(task, ta, folder)
         order = settings.order
         if order == "auto":
             order = "activation" if batches else "magnitude"
         if order not in ("magnitude", "none") and not batches:
             raise MattaError(f"--order {order} needs calibration data: pass --data, or choose --order magnitude.")
-        scores = importance(task, work, base_axes, order, batches or [])
+        proof = _proof(task, base, batches or [task.example(base)])  # from here on the base itself is made into the TA
+        scores = importance(task, base, base_axes, order, batches or [])
         orders = {axis.name: ranking.order(scores[axis.name], layers=bool(axis.layers)) for axis in base_axes if scores}
-        supernet.reorder(work, base_axes, orders)
+        supernet.reorder(base, base_axes, orders)
         ranked = {axis.name: scores[axis.name] if axis.layers else scores[axis.name][orders[axis.name]]
                   for axis in base_axes if scores}  # fmt: skip
 
-        stuck = [axis.name for axis in base_axes if not supernet.growable(work, axis)]
+        stuck = [axis.name for axis in base_axes if not supernet.growable(base, axis)]
         for axis in base_axes:
             if axis.name not in stuck and settings.expand > 1:
                 sizes[axis.name] = max(axis.size, supernet.scaled(axis.size, settings.expand, axis.step, settings.multiple))
         if stuck and settings.expand > 1:
             notes.append(f"{', '.join(stuck)} cannot grow without changing the function (a norm spans it): left at base size.")
-        ta.model = supernet.grow(adapter, work, base_axes, sizes, settings.seed)
+        ta.model = supernet.grow(adapter, base, base_axes, sizes, settings.seed, consume=True)
         ta.axes = supernet.nested_axes(adapter, ta.model, settings.axes)
         depth = next((axis for axis in ta.axes if axis.layers), None)
         if depth is not None:
@@ -232,7 +250,7 @@ def convert(
             kept = (*first, *range(ta.base[depth.name], depth.size))  # what has grown comes last
             ta.axes = [replace(axis, order=kept) if axis is depth else axis for axis in ta.axes]
 
-        difference = _difference(task, base, ta.at(1.0), batches or [task.example(base)])
+        difference = _difference(task, ta.at(1.0), proof)
         if difference > settings.tolerance:
             raise MattaError(
                 f"Width 1.0 of the TA differs from {source.name} by {difference:.1e} (relative), more than the tolerance "

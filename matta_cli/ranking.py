@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,28 +22,30 @@ def _grouped(scores: Tensor, axis: Axis) -> Tensor:
     return scores.view(-1, axis.step).sum(1)
 
 
-def _summed(axis: Axis, values: Mapping[str, Tensor]) -> Tensor:
-    """The sum of values over everything that belongs to a unit, float32 [size / step]. values: by name, as large as a tensor.
+Values = Callable[[str], Tensor | None]  # a parameter's values by name, as large as it is, made when asked for
+
+
+def _summed(axis: Axis, names: Sequence[str], values: Values) -> Tensor:
+    """The sum of values over everything that belongs to a unit, float32 [size / step].
 
     What belongs to a layer is what it adds to what passes by it, or where that is not known all that it has.
     """
     if not axis.layers:
-        return _grouped(
-            torch.stack([_per_unit(values[p.tensor], axis, p) for p in axis.slices if p.tensor in values]).sum(0), axis
-        )
+        here = [(place, values(place.tensor)) for place in axis.slices if place.tensor in names]
+        return _grouped(torch.stack([_per_unit(v, axis, place) for place, v in here if v is not None]).sum(0), axis)
     adds = {place.tensor for place in axis.slices}
     found = torch.zeros(axis.size)
     for i in range(axis.size):
         start = f"{axis.layers}.{i}."
-        own = [v for n, v in values.items() if n.startswith(start) and (not adds or n.removeprefix(start) in adds)]
-        found[i] = sum(float(v.sum()) for v in own)
+        own = [name for name in names if name.startswith(start) and (not adds or name.removeprefix(start) in adds)]
+        found[i] = sum(float(v.sum()) for v in map(values, own) if v is not None)
     return found
 
 
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32 [size / step]."""
-    squares = {name: p.detach().float().pow(2) for name, p in model.named_parameters()}
-    return {axis.name: _summed(axis, squares).sqrt() for axis in axes}
+    parameters = dict(model.named_parameters())
+    return {a.name: _summed(a, list(parameters), lambda n: parameters[n].detach().float().pow(2)).sqrt() for a in axes}
 
 
 def by_gradient(
@@ -57,15 +59,21 @@ def by_gradient(
     are cleared.
     """
     scores = {axis.name: torch.zeros(axis.size // axis.step) for axis in axes}
+    parameters = dict(model.named_parameters())
+
+    def products(name: str) -> Tensor | None:
+        parameter = parameters[name]
+        if parameter.grad is None:
+            return None
+        product = (parameter.detach() * parameter.grad).float().cpu()
+        return product.pow(2) / 2 if second else product
+
     count = 0
     for batch in batches:
         model.zero_grad(set_to_none=True)
         loss(model, batch).backward()
-        products = {n: (p.detach() * p.grad).float().cpu() for n, p in model.named_parameters() if p.grad is not None}
-        if second:
-            products = {name: product.pow(2) / 2 for name, product in products.items()}
         for axis in axes:
-            scores[axis.name] += _summed(axis, products).abs()
+            scores[axis.name] += _summed(axis, list(parameters), products).abs()
         count += 1
     model.zero_grad(set_to_none=True)
     return {name: score / max(1, count) for name, score in scores.items()}
@@ -128,11 +136,12 @@ def activation(
         model.train(was_training)
 
     scores = magnitude(model, axes)
-    squares = {name: p.detach().float().pow(2) for name, p in model.named_parameters()}
+    parameters = dict(model.named_parameters())
     for axis in axes:
         seen = [p for p in axis.slices if (axis.name, p.tensor) in sums]
         if seen:
-            total = torch.stack([sums[axis.name, p.tensor] * _per_unit(squares[p.tensor], axis, p).sqrt() for p in seen]).sum(0)
+            norms = [_per_unit(parameters[p.tensor].float().pow(2), axis, p).sqrt() for p in seen]
+            total = torch.stack([sums[axis.name, p.tensor] * norm for p, norm in zip(seen, norms, strict=True)]).sum(0)
             scores[axis.name] = _grouped(total, axis)
         elif axis.layers:
             scores[axis.name] = sums[axis.name, ""]

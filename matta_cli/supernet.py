@@ -453,57 +453,72 @@ def _spread(tensor: Tensor, shape: Sequence[int], dim: int, chosen: Tensor, gene
 
 
 @torch.no_grad()
-def grow(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, seed: int = 0) -> nn.Module:
+def grow(
+    adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, seed: int = 0, *, consume: bool = False
+) -> nn.Module:
     """A larger model with the same function: units are appended, their outgoing weights zero.
 
     Their incoming weights are drawn at the spread of the model's own weights: at a library's small initial scale the
-    new units stay asleep. New layers are copies of the last ones (and of their grown units) that add nothing. Raises
+    new units stay asleep. New layers are copies of the last ones (and of their grown units) that add nothing. With
+    ``consume`` the model's tensors are emptied one by one, so that no more than the larger model is in memory. Raises
     ``MattaError`` for an axis that cannot grow, or for sizes below the present ones.
     """
     generator = torch.Generator().manual_seed(seed)
-    state = {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()}
-    original = dict(state)
-    added: dict[tuple[str, int], list[tuple[int, int]]] = {}  # (tensor, dim) -> where earlier axes grew, by how much
+    sizes = full_sizes(axes) | dict(sizes)
+    places: dict[str, list[tuple[Axis, Slice, Tensor]]] = {}  # tensor -> where units are appended, copied from which
+    copies: dict[tuple[str, int], list[int]] = {}  # layer -> its copies
+    silent: set[str] = set()
+    own = dict(sizes)
     for axis in axes:
-        new = sizes.get(axis.name, axis.size) - axis.size
+        new = sizes[axis.name] - axis.size
         if new == 0:
             continue
-        if new < 0 or (axis.size + new) % axis.step or not growable(model, axis):
-            raise MattaError(f"Axis {axis.name!r} cannot grow from {axis.size} to {axis.size + new} and keep the function.")
+        if new < 0 or sizes[axis.name] % axis.step or not growable(model, axis):
+            raise MattaError(f"Axis {axis.name!r} cannot grow from {axis.size} to {sizes[axis.name]} and keep the function.")
         if axis.layers:
-            continue  # below, once the layers are what is copied
+            for after, before in list(enumerate(sources(axis, sizes[axis.name])))[axis.size :]:
+                copies.setdefault((axis.layers, before), []).append(after)
+            silent |= {place.tensor for place in axis.slices}
+            own = grown_sizes(axes, sizes, sizes[axis.name])
+            continue
         chosen = torch.randint(axis.size, (new,), generator=generator)
         for place in axis.slices:
-            tensor, dim = state[place.tensor], place.dim
-            earlier = added.setdefault((place.tensor, dim), [])
-            shift = sum(count for start, count in earlier if start < place.start)
-            pieces, at = [], 0
-            for block in range(place.blocks):
-                end = shift + place.start + (block + 1) * axis.size
-                # spread of the model's own weights: what other axes appended is partly zero
-                own = original[place.tensor].narrow(dim, place.start + block * axis.size, axis.size)
-                shape = [*tensor.shape]
-                shape[dim] = new
-                draw = _spread(own, shape, dim, chosen, generator)
-                grown_part = torch.zeros_like(draw) if place.outgoing else draw
-                pieces += [tensor.narrow(dim, at, end - at), grown_part]
-                at = end
-            pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
-            state[place.tensor] = torch.cat(pieces, dim)
-            earlier.append((place.start, new * place.blocks))
-    sizes = full_sizes(axes) | dict(sizes)
-    for axis in axes:
-        if axis.layers and sizes[axis.name] > axis.size:
-            silent = {place.tensor for place in axis.slices}
-            for after, before in list(enumerate(sources(axis, sizes[axis.name])))[axis.size :]:
-                start = f"{axis.layers}.{before}."
-                for name in [name for name in state if name.startswith(start)]:
-                    within = name.removeprefix(start)
-                    copied = torch.zeros_like(state[name]) if within in silent else state[name]
-                    state[f"{axis.layers}.{after}.{within}"] = copied
-            sizes = grown_sizes(axes, sizes, sizes[axis.name])
-    grown = adapter.build(model, sizes)
+            places.setdefault(place.tensor, []).append((axis, place, chosen))
+
+    grown = adapter.build(model, own)
     targets = _tensors(grown)
-    for name, tensor in state.items():
-        targets[name].copy_(tensor)
+    for name, tensor in _tensors(model).items():
+        value = _appended(tensor.detach().cpu(), places.get(name, ()), generator)
+        targets[name].copy_(value)
+        for (path, before), afters in copies.items():
+            start = f"{path}.{before}."
+            for after in afters if name.startswith(start) else ():
+                within = name.removeprefix(start)
+                targets[f"{path}.{after}.{within}"].copy_(torch.zeros_like(value) if within in silent else value)
+        if consume:
+            tensor.data = torch.empty(0, dtype=tensor.dtype)
     return grown.eval()
+
+
+def _appended(tensor: Tensor, places: Sequence[tuple[Axis, Slice, Tensor]], generator: torch.Generator) -> Tensor:
+    """A tensor with new units appended in each of its places."""
+    original = tensor
+    added: dict[int, list[tuple[int, int]]] = {}  # dimension -> where earlier axes grew, by how much
+    for axis, place, chosen in places:
+        dim, new = place.dim, len(chosen)
+        earlier = added.setdefault(dim, [])
+        shift = sum(count for start, count in earlier if start < place.start)
+        pieces, at = [], 0
+        for block in range(place.blocks):
+            end = shift + place.start + (block + 1) * axis.size
+            # spread of the model's own weights: what other axes appended is partly zero
+            own = original.narrow(dim, place.start + block * axis.size, axis.size)
+            shape = [*tensor.shape]
+            shape[dim] = new
+            draw = _spread(own, shape, dim, chosen, generator)
+            pieces += [tensor.narrow(dim, at, end - at), torch.zeros_like(draw) if place.outgoing else draw]
+            at = end
+        pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
+        tensor = torch.cat(pieces, dim)
+        earlier.append((place.start, new * place.blocks))
+    return tensor

@@ -27,6 +27,21 @@ def test_export_speed():
 
 
 @pytest.mark.slow
+def test_ordering():
+    found = quick("ordering")
+    for case in found["cases"].values():
+        assert all(row["random_range"][0] <= row["random"] <= row["random_range"][1] for row in case["cuts"].values())
+    assert set(found["relative_to_random"]["gpt2"]) == {"mlp", "heads", "hidden", "depth"}
+    assert found["relative_to_random"]["gpt2"]["mlp"]["activation"] < 1
+
+
+@pytest.mark.slow
+def test_convert_scale():
+    [case] = quick("convert_scale")["cases"].values()
+    assert case["holds"] == (case["convert_memory_ratio"] <= 1.3) and case["convert"]["added"] > 0.9 * case["ta_bytes"]
+
+
+@pytest.mark.slow
 def test_step_time():
     found = quick("step_time")
     assert found["holds"] == (found["ratio"] <= found["bound"])
