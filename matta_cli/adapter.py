@@ -31,6 +31,7 @@ class Slice:
     start: where the first block begins; what lies outside the blocks always stays.
     outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather than producing them.
         Growth zeroes the outgoing weights of new units, so the function does not change; importance weighs by them.
+    unit: how many places, one after the other, each unit takes here (4 in the queries, where four heads share one key).
     """
 
     tensor: str
@@ -38,6 +39,7 @@ class Slice:
     blocks: int = 1
     start: int = 0
     outgoing: bool = False
+    unit: int = 1
 
 
 @dataclass(frozen=True)

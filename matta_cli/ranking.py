@@ -12,11 +12,17 @@ from matta_cli.adapter import Axis, Slice
 
 
 def _per_unit(tensor: Tensor, axis: Axis, place: Slice) -> Tensor:
-    """Squared norm of each unit's weights in one slice, float32 [size]; blocks are summed."""
+    """Squared norm of each unit's weights in one slice, float32 [size]; its places are summed."""
     squares = tensor.detach().float().pow(2)
     other = [d for d in range(squares.dim()) if d != place.dim]
     squares = squares.sum(other) if other else squares
-    return squares[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
+    return _summed(squares, axis, place)
+
+
+def _summed(places: Tensor, axis: Axis, place: Slice) -> Tensor:
+    """One number per unit [size] of one per place of a slice's dimension: blocks, and the places of a unit, are summed."""
+    length = place.blocks * axis.size * place.unit
+    return places[place.start :].narrow(0, 0, length).view(place.blocks, axis.size, place.unit).sum((0, 2))
 
 
 def _grouped(scores: Tensor, axis: Axis) -> Tensor:
@@ -52,7 +58,7 @@ def activation(
             x = inputs[0].detach().float()
             x = x.movedim(1, -1) if isinstance(_module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
             x = x.abs().flatten(0, -2).mean(0)
-            units = x[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
+            units = _summed(x, axis, place)
             key = (axis.name, place.tensor)
             sums[key] = sums[key] + units if key in sums else units
 

@@ -70,10 +70,10 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
             _require(0 <= s.dim < len(shape), f"{where}: there is no dimension {s.dim} in shape {shape}.")
             length = shape[s.dim] - s.start
             _require(
-                s.start >= 0 and s.blocks > 0 and s.blocks * axis.size <= length,
-                f"{where}: {s.blocks} blocks of {axis.size} units from {s.start} do not fit into dimension {s.dim} of {shape}.",
+                s.start >= 0 and min(s.blocks, s.unit) > 0 and s.blocks * axis.size * s.unit <= length,
+                f"{where}: {s.blocks} blocks of {axis.size} units of {s.unit} from {s.start} do not fit into dimension {s.dim} of {shape}.",
             )
-            place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size)}
+            place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size * s.unit)}
             _require(not place & places, f"{where}: these units already belong to another slice of dimension {s.dim}.")
             places |= place
         _require(
@@ -122,7 +122,7 @@ def _check_units(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], input
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
             f"Permuting the units of axis {axis.name} changes the outputs by up to {(got - expected).abs().max():.3g}: a slice "
-            "is missing, or has the wrong dim, start or blocks, or step is smaller than what must move together.",
+            "is missing, or has the wrong dim, start, blocks or unit, or step is smaller than what must move together.",
         )
     more = {axis.name: axis.size + 2 * axis.step for axis in axes if supernet.growable(model, axis)}
     for sizes in [{name: size} for name, size in more.items()] + [more]:
