@@ -71,7 +71,7 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
             length = shape[s.dim] - s.start
             _require(
                 s.start >= 0 and min(s.blocks, s.unit) > 0 and s.blocks * axis.size * s.unit <= length,
-                f"{where}: {s.blocks} blocks of {axis.size} units of {s.unit} from {s.start} do not fit into dimension {s.dim} of {shape}.",
+                f"{where}: {s.blocks} x {axis.size} units of {s.unit} from {s.start} do not fit dimension {s.dim} of {shape}.",
             )
             place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size * s.unit)}
             _require(not place & places, f"{where}: these units already belong to another slice of dimension {s.dim}.")

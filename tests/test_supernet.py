@@ -447,6 +447,26 @@ def test_growth_refuses_to_shrink(size):
         supernet.grow(adapter, model, adapter.axes(model), {"hidden.0": size})
 
 
+class Fused(MLPRanker):
+    """One tensor in which two axes lie one after the other, the first with two places to a unit."""
+
+    def build(self, model, sizes):
+        built = nn.Module()
+        built.fused = nn.Parameter(torch.zeros(2 * sizes["a"] + sizes["b"]))
+        return built
+
+
+def test_growth_behind_units_with_several_places():
+    model = nn.Module()
+    model.fused = nn.Parameter(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]))
+    axes = [
+        Axis("a", 2, (Slice("fused", 0, unit=2, outgoing=True),)),
+        Axis("b", 3, (Slice("fused", 0, start=4, outgoing=True),)),
+    ]
+    grown = supernet.grow(Fused(), model, axes, {"a": 3, "b": 5})
+    assert grown.fused.tolist() == [1, 2, 3, 4, 0, 0, 5, 6, 7, 0, 0]
+
+
 def test_a_norm_over_an_axis_forbids_growth():
     adapter, model = MLPRanker(), ranker(linear(16, "LayerNorm", "ReLU"), linear(8, "ReLU"))
     axes = {axis.name: axis for axis in adapter.axes(model)}
