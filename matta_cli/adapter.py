@@ -81,12 +81,14 @@ class Adapter(ABC):
     task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
+    spec: what finds the adapter again; matta sets it.
     notes: what ``load`` had to assume about the last source, in sentences for the user.
     """
 
     name: str = ""
     task: str = ""
     loader: str = ""
+    spec: str = ""
 
     def __init__(self) -> None:
         self.notes: list[str] = []
