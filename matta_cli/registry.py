@@ -127,7 +127,7 @@ def _file(where: str, spec: str, folder: Path | None) -> Path:
 
 @cache
 def _module(path: Path, modified: int) -> ModuleType:
-    """A file as a module, which may import what lies beside it; once per version of the file, so that its classes stay the same."""
+    """A file as a module, which may import what lies beside it; once for each version of it, or classes would differ."""
     if str(path.parent) not in sys.path:
         sys.path.append(str(path.parent))  # last, so that a file beside it takes no installed package's place
     name = f"{path.stem}_{hashlib.sha256(f'{path}{modified}'.encode()).hexdigest()[:8]}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import site
 import subprocess
@@ -15,13 +16,17 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import matta_cli
 from matta_cli import registry
+from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
+from matta_cli.main import app
 from matta_cli.testing import check_adapter
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_adapter"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "adapters.md"
 BROKEN = "raise RuntimeError('this plug-in\\nis broken')\n"
 LINES = (
     "convert model.safetensors --data digits.npz",
@@ -132,9 +137,8 @@ def converted(tmp_path, monkeypatch):
 
 def test_a_file_does_without_packaging(converted):
     assert json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"] == "./mine.py:GatedMLPAdapter"
-    for line in LINES[1:]:
-        done = run(sys.executable, converted, *line.split())
-        assert done.returncode == 0, done.stderr
+    matta_cli.distill("teacher.safetensors", data="digits.npz")
+    matta_cli.export([0.25, 0.5, 1.0])  # loads each Student again in a process of its own
     student = matta_cli.load_student("matta-out/students/width-0.25")
     assert [block.up.weight.shape[0] for block in student.blocks] == [4, 2]
     assert type(student).__module__.startswith("mine_"), "not the example's own"
@@ -218,62 +222,87 @@ def test_an_unknown_task_is_named(converted):
 # --- broken packages -----------------------------------------------------------------------------------------------
 
 
-def test_a_broken_plugin_is_named_and_the_others_work(tmp_path):
+@pytest.fixture
+def typed(tmp_path, monkeypatch):
+    """A function that runs a line in ``work``, where a model lies; what ``plugin`` put into ``site`` is installed."""
+    prepare(tmp_path / "work")
+    monkeypatch.chdir(tmp_path / "work")
+    sys.path.insert(0, str(tmp_path / "site"))
+
+    def run_line(line: str):
+        registry._found.cache_clear()
+        return CliRunner().invoke(app, line.split())
+
+    yield run_line
+    registry._found.cache_clear()
+
+
+def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
     plugin(tmp_path / "site", "breaks", BROKEN, breaks="breaks:Adapter")
-    env = {"PYTHONPATH": str(tmp_path / "site")}
-    done = run(sys.executable, tmp_path, "adapters", **env)
-    assert done.returncode == 0 and "mlp_ranker" in done.stdout and "breaks" not in done.stdout
+    done = typed("adapters")
+    assert done.exit_code == 0 and "mlp_ranker" in done.stdout and "breaks" not in done.stdout
     reason = "The adapter 'breaks' (breaks:Adapter of breaks 1.0) does not import: RuntimeError: this plug-in is broken."
     assert reason in " ".join(done.stderr.split())
 
-    save_file(
-        torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)).state_dict(),
-        tmp_path / "m.safetensors",
-    )
-    done = run(sys.executable, tmp_path, "convert", "m.safetensors", **env)
-    assert done.returncode == 0 and f"Note: {reason}" in " ".join(done.stderr.split()), done.stderr
-    done = run(sys.executable, tmp_path, "convert", "m.safetensors", "--adapter", "mlp_ranker", "--overwrite", **env)
-    assert done.returncode == 0 and "broken" not in done.stderr, "who names an adapter is not told of others"
-    done = run(sys.executable, tmp_path, "convert", "m.safetensors", "--adapter", "breaks", "--overwrite", **env)
-    assert done.returncode == 1 and reason in " ".join(done.stderr.split())
+    layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
+    save_file(torch.nn.Sequential(*layers).state_dict(), "m.safetensors")
+    done = typed("convert m.safetensors")
+    assert done.exit_code == 0 and f"Note: {reason}" in " ".join(done.stderr.split()), done.stderr
+    done = typed("convert m.safetensors --adapter mlp_ranker --overwrite")
+    assert done.exit_code == 0 and "broken" not in done.stderr, "who names an adapter is not told of others"
+    done = typed("convert m.safetensors --adapter breaks --overwrite")
+    assert done.exit_code == 1 and reason in " ".join(done.stderr.split())
 
 
-def test_two_of_one_name_are_refused_with_both_origins(tmp_path):
+def test_two_of_one_name_are_refused_with_both_origins(tmp_path, typed):
     code = (EXAMPLE / "gated_mlp.py").read_text()
     plugin(tmp_path / "site", "first", code, twin="first:GatedMLPAdapter", gpt2="first:GatedMLPAdapter")
     plugin(tmp_path / "site", "second", code, twin="second:GatedMLPAdapter")
-    env = {"PYTHONPATH": str(tmp_path / "site")}
-    done = run(sys.executable, tmp_path, "adapters", **env)
+    done = typed("adapters")
     said = " ".join(done.stderr.split())
-    assert (
-        "several adapters of the name 'twin': first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0."
-        in said
-    )
+    assert "of the name 'twin': first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0." in said
     assert "matta_adapters.gpt2:GPT2 of matta" in said, "a built-in is not replaced in silence"
-    assert done.returncode == 0 and "vit" in done.stdout and "twin" not in done.stdout
-    prepare(tmp_path / "work")
-    done = run(sys.executable, tmp_path / "work", "convert", "model.safetensors", "--adapter", "twin", **env)
-    assert done.returncode == 1 and "second:GatedMLPAdapter of second 1.0" in " ".join(done.stderr.split())
+    assert done.exit_code == 0 and "vit" in done.stdout and "twin" not in done.stdout
+    done = typed("convert model.safetensors --adapter twin")
+    assert done.exit_code == 1 and "second:GatedMLPAdapter of second 1.0" in " ".join(done.stderr.split())
 
 
-def test_the_entry_points_name_is_the_adapters(tmp_path):
+def test_the_entry_points_name_is_the_adapters(tmp_path, typed):
     plugin(tmp_path / "site", "named", (EXAMPLE / "gated_mlp.py").read_text(), other_name="named:GatedMLPAdapter")
-    prepare(tmp_path / "work")
-    env = {"PYTHONPATH": str(tmp_path / "site")}
-    done = run(sys.executable, tmp_path / "work", "convert", "model.safetensors", "--data", "digits.npz", **env)
-    assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "work/matta-out/ta/matta.json").read_text())["adapter"] == "other_name"
+    done = typed("convert model.safetensors --data digits.npz")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"] == "other_name"
 
 
-def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path):
-    code = (
-        (EXAMPLE / "gated_mlp.py")
-        .read_text()
-        .replace("        if source.folder is not None:\n", "        raise ValueError\n", 1)
+def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path, typed):
+    code = (EXAMPLE / "gated_mlp.py").read_text()
+    asked = "        if source.folder is not None:\n"
+    assert asked in code
+    plugin(
+        tmp_path / "site",
+        "raises",
+        code.replace(asked, "        raise ValueError\n" + asked, 1),
+        raises="raises:GatedMLPAdapter",
     )
-    plugin(tmp_path / "site", "raises", code, raises="raises:GatedMLPAdapter")
-    script = "import torch\nfrom matta_cli import registry\nfrom matta_cli.adapter import Source\n"
-    script += "print(registry.detect(Source('m', module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name)"
-    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
-    assert done.stdout == "mlp_ranker\n", done.stderr
+    assert "raises" in typed("adapters").stdout
+    assert registry.detect(Source("m", module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name == "mlp_ranker"
+
+
+# --- the document --------------------------------------------------------------------------------------------------
+
+
+def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
+    """docs/adapters.md, typed in: the file of its steps 1 and 3, the check of step 4, the data and convert of step 5."""
+    text = DOCUMENT.read_text(encoding="utf-8")
+    first, second, check, data = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "my_adapter.py").write_text(f"{first}\n\n{second}")
+    (tmp_path / "check.py").write_text(check)
+    (tmp_path / "data.py").write_text(data)
+    for script in ("check.py", "data.py"):
+        done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    lines = [line.strip() for line in text.splitlines() if line.startswith("    matta ")]
+    assert [line.split()[1] for line in lines] == ["convert", "distill", "export"]
+    done = CliRunner().invoke(app, lines[0].split()[1:])
+    assert done.exit_code == 0 and "Lossless" in done.stderr, done.stderr
