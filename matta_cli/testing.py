@@ -88,9 +88,11 @@ def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small
         student = adapter.build(model, small).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
-    shapes = {name: list(p.shape) for name, p in student.named_parameters()}
+    shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
     plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
-    wanted = {name: plan.shape(name, p.shape) for name, p in model.named_parameters()}
+    first = {id(p): name for name, p in model.named_parameters()}  # a tied tensor is cut by the one name that slices give
+    named = model.state_dict(keep_vars=True)
+    wanted = {name: plan.shape(first.get(id(tensor), name), tensor.shape) for name, tensor in named.items()}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
     _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
     counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
