@@ -31,6 +31,7 @@ class Slice:
     start: where the first block begins; what lies outside the blocks always stays.
     outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather than producing them.
         Growth zeroes the outgoing weights of new units, so the function does not change; importance weighs by them.
+    unit: how many places, one after the other, each unit takes here (4 in the queries, where four heads share one key).
     """
 
     tensor: str
@@ -38,6 +39,7 @@ class Slice:
     blocks: int = 1
     start: int = 0
     outgoing: bool = False
+    unit: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Adapter(ABC):
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
+    spec: what finds the adapter again; matta sets it.
     notes: what ``load`` had to assume about the last source, in sentences for the user.
     """
 
@@ -97,6 +100,7 @@ class Adapter(ABC):
     task: str = ""
     default: tuple[str, ...] = ()
     loader: str = ""
+    spec: str = ""
 
     def __init__(self) -> None:
         self.notes: list[str] = []

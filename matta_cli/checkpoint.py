@@ -200,7 +200,7 @@ def write_card(
     card = {
         "format": FORMAT,
         "matta": __version__,
-        "adapter": adapter.name,
+        "adapter": adapter.spec or adapter.name,
         "task": adapter.task,
         "axes": [asdict(axis) for axis in axes],
         "base": dict(base),

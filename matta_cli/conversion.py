@@ -69,7 +69,7 @@ def load_ta(folder: str | Path) -> TA:
     if not folder.is_dir():
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
     card = checkpoint.read_card(folder)
-    adapter = registry.adapter(card["adapter"])
+    adapter = registry.adapter(card["adapter"], folder)
     model = adapter.load(models.open_source(f"local-dir:{folder}"))
     axes: list[Axis] = card["axes"]
     found = {axis.name: axis.size for axis in adapter.axes(model)}
@@ -88,7 +88,7 @@ def load_student(folder: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise MattaError(f"There is no folder {str(folder)!r}.")
     card = checkpoint.read_card(folder)
-    return registry.adapter(card["adapter"]).load(models.open_source(f"local-dir:{folder}"))
+    return registry.adapter(card["adapter"], folder).load(models.open_source(f"local-dir:{folder}"))
 
 
 @dataclass
@@ -203,7 +203,7 @@ def convert(
     source = models.open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
     adapter = registry.adapter(settings.adapter) if settings.adapter else registry.detect(source)
     base = adapter.load(source)
-    notes = list(adapter.notes)
+    notes = [*([] if settings.adapter else registry.problems()), *adapter.notes]
     task = registry.task(adapter.task, recipe)
     base_axes = supernet.nested_axes(adapter, base, settings.axes)
     if not base_axes:

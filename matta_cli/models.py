@@ -67,21 +67,21 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
 
 
 def load_model(
-    text: str, task: str, *, model_config: Path | None = None, allow_pickle: bool = False
+    text: str, task: str, *, adapter: Adapter | None = None, model_config: Path | None = None, allow_pickle: bool = False
 ) -> tuple[nn.Module, Source]:
     """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it came from.
 
     A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
-    output folder stands for the TA in it.
+    output folder stands for the TA in it. ``adapter`` is asked first; it need not be registered.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
     if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
         source = Source(name=source.name, config=source.config, folder=checkpoint.current_ta(source.folder))
     refusal: MattaError | None = None
-    for adapter in registry.adapters().values():
-        if adapter.task == task and adapter.matches(source):
+    for known in [*([adapter] if adapter else []), *registry.adapters().values()]:
+        if known.task == task and registry.knows(known, source):
             try:
-                return adapter.load(source).float().eval(), source
+                return known.load(source).float().eval(), source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:

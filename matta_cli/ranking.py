@@ -12,10 +12,15 @@ from matta_cli.adapter import Axis, Slice
 
 
 def _per_unit(values: Tensor, axis: Axis, place: Slice) -> Tensor:
-    """Sum of each unit's values in one slice, [size]; blocks are summed."""
+    """Sum of each unit's values in one slice, [size]; its places are summed."""
     other = [d for d in range(values.dim()) if d != place.dim]
-    values = values.sum(other) if other else values
-    return values[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
+    return _by_unit(values.sum(other) if other else values, axis, place)
+
+
+def _by_unit(places: Tensor, axis: Axis, place: Slice) -> Tensor:
+    """One number per unit [size] of one per place of a slice's dimension: blocks, and the places of a unit, are summed."""
+    length = place.blocks * axis.size * place.unit
+    return places[place.start :].narrow(0, 0, length).view(place.blocks, axis.size, place.unit).sum((0, 2))
 
 
 def _grouped(scores: Tensor, axis: Axis) -> Tensor:
@@ -99,7 +104,7 @@ def activation(
             x = inputs[0].detach().float()
             x = x.movedim(1, -1) if isinstance(_module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
             x = x.abs().flatten(0, -2).mean(0)
-            units = x[place.start :].narrow(0, 0, place.blocks * axis.size).view(place.blocks, axis.size).sum(0)
+            units = _by_unit(x, axis, place)
             key = (axis.name, place.tensor)
             sums[key] = sums[key] + units if key in sums else units
 

@@ -144,7 +144,7 @@ def _parts(places: list[tuple[Slice, int, int]], total: int) -> list[Part]:
     gone: list[Part] = []
     for place, full, kept in places:
         for block in range(place.blocks):
-            gone.append((place.start + block * full + kept, full - kept))
+            gone.append((place.start + (block * full + kept) * place.unit, (full - kept) * place.unit))
     parts, at = [], 0
     for start, length in sorted(g for g in gone if g[1]):
         if start > at:
@@ -405,13 +405,18 @@ def recompute_statistics(model: nn.Module, batches: Sequence[Any], forward: Any)
 # Reordering and growing
 
 
+def _places(groups: Tensor, length: int) -> Tensor:
+    """The places of these groups, each of which is ``length`` long."""
+    return (groups[:, None] * length + torch.arange(length)).flatten()
+
+
 def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
     """The whole dimension's index after ordering the axis's groups of ``step`` units by ``order``."""
-    units = (order[:, None] * axis.step + torch.arange(axis.step)).flatten()
+    units = _places(order, axis.step * slice_.unit)
     index = torch.arange(total)
     for block in range(slice_.blocks):
-        start = slice_.start + block * axis.size
-        index[start : start + axis.size] = start + units
+        start = slice_.start + block * len(units)
+        index[start : start + len(units)] = start + units
     return index
 
 
@@ -505,17 +510,17 @@ def _appended(tensor: Tensor, places: Sequence[tuple[Axis, Slice, Tensor]], gene
     original = tensor
     added: dict[int, list[tuple[int, int]]] = {}  # dimension -> where earlier axes grew, by how much
     for axis, place, chosen in places:
-        dim, new = place.dim, len(chosen)
+        dim, length, new = place.dim, axis.size * place.unit, len(chosen) * place.unit
         earlier = added.setdefault(dim, [])
         shift = sum(count for start, count in earlier if start < place.start)
         pieces, at = [], 0
         for block in range(place.blocks):
-            end = shift + place.start + (block + 1) * axis.size
+            end = shift + place.start + (block + 1) * length
             # spread of the model's own weights: what other axes appended is partly zero
-            own = original.narrow(dim, place.start + block * axis.size, axis.size)
+            own = original.narrow(dim, place.start + block * length, length)
             shape = [*tensor.shape]
             shape[dim] = new
-            draw = _spread(own, shape, dim, chosen, generator)
+            draw = _spread(own, shape, dim, _places(chosen, place.unit), generator)
             pieces += [tensor.narrow(dim, at, end - at), torch.zeros_like(draw) if place.outgoing else draw]
             at = end
         pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))

@@ -73,10 +73,10 @@ def _check_axes(axes: Sequence[Axis], model: nn.Module) -> None:
             _require(0 <= s.dim < len(shape), f"{where}: there is no dimension {s.dim} in shape {shape}.")
             length = shape[s.dim] - s.start
             _require(
-                s.start >= 0 and s.blocks > 0 and s.blocks * axis.size <= length,
-                f"{where}: {s.blocks} blocks of {axis.size} units from {s.start} do not fit into dimension {s.dim} of {shape}.",
+                s.start >= 0 and min(s.blocks, s.unit) > 0 and s.blocks * axis.size * s.unit <= length,
+                f"{where}: {s.blocks} x {axis.size} units of {s.unit} from {s.start} do not fit dimension {s.dim} of {shape}.",
             )
-            place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size)}
+            place = {(s.tensor, s.dim, i) for i in range(s.start, s.start + s.blocks * axis.size * s.unit)}
             _require(not place & places, f"{where}: these units already belong to another slice of dimension {s.dim}.")
             places |= place
         _require(
@@ -101,10 +101,11 @@ def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small
         student = adapter.build(model, supernet.own_sizes(axes, small)).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
-    shapes = {name: list(p.shape) for name, p in student.named_parameters()}
+    shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
     plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
-    named = [(plan.name(name), plan.shape(name, p.shape)) for name, p in model.named_parameters()]
-    wanted = {name: shape for name, shape in named if name is not None}
+    first = {id(p): name for name, p in model.named_parameters()}  # a tied tensor is cut by the one name that slices give
+    named = ((plan.name(n), first.get(id(t), n), t.shape) for n, t in model.state_dict(keep_vars=True).items())
+    wanted = {own: plan.shape(name, shape) for own, name, shape in named if own is not None}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
     _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
     counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
@@ -139,7 +140,7 @@ def _check_units(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], input
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
             f"Permuting the units of axis {axis.name} changes the outputs by up to {(got - expected).abs().max():.3g}: a slice "
-            "is missing, or has the wrong dim, start or blocks, or step is smaller than what must move together.",
+            "is missing, or has the wrong dim, start, blocks or unit, or step is smaller than what must move together.",
         )
     more = {axis.name: axis.size + 2 * axis.step for axis in axes if supernet.growable(model, axis)}
     for sizes in [{name: size} for name, size in more.items()] + [more]:

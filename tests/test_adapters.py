@@ -14,10 +14,11 @@ import pytest
 import timm
 import torch
 from matta_adapters.gpt2 import GPT2
+from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
 
 from matta_cli import registry, supernet
 from matta_cli.adapter import Adapter, Slice, Source
@@ -25,7 +26,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models import copy_companions, load_model, open_source, save_model, strip_prefixes
 from matta_cli.testing import check_adapter
 
-ADAPTERS = {"gpt2": GPT2, "vit": ViT, "mlp_ranker": MLPRanker}
+ADAPTERS = {"gpt2": GPT2, "llama": Llama, "vit": ViT, "mlp_ranker": MLPRanker}
 
 
 def gpt2(**changes) -> GPT2LMHeadModel:
@@ -36,6 +37,23 @@ def gpt2(**changes) -> GPT2LMHeadModel:
     for name, parameter in model.named_parameters():  # biases start at zero, which would hide a mistake in them
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def llama(kind: str = "llama", **changes) -> nn.Module:
+    """Six query heads of 10 channels on three keys, 28 wide and so not the heads' width together; odd MLP."""
+    torch.manual_seed(0)
+    plain = {"vocab_size": 97, "hidden_size": 30, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6}
+    plain |= {"hidden_size": 36} if kind == "qwen2" else {"head_dim": 10}  # which has no such field: a sixth of the width
+    plain |= {"num_key_value_heads": 3, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 1}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**plain, **changes})).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+        elif "norm" in name:
+            nn.init.normal_(parameter, 1.0, 0.2)
+        else:
+            nn.init.normal_(parameter, std=0.2)  # at the library's 0.02 attention is all but uniform
     return model
 
 
@@ -73,6 +91,12 @@ MODELS = {
     "gpt2-untied": lambda: gpt2(tie_word_embeddings=False),
     "gpt2-scaled": lambda: gpt2(scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
     "gpt2-eager-relu": lambda: gpt2(attn_implementation="eager", activation_function="relu", resid_pdrop=0.3),
+    "llama-llama": lambda: llama(),
+    "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
+    "llama-ungrouped": lambda: llama(num_key_value_heads=6, hidden_act="gelu"),
+    "llama-mistral": lambda: llama("mistral", sliding_window=3),
+    "llama-qwen2": lambda: llama("qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1),
+    "llama-qwen3": lambda: llama("qwen3", num_key_value_heads=1, tie_word_embeddings=True, hidden_size=31),
     "vit-token": lambda: vit(),
     "vit-average": lambda: vit(global_pool="avg", class_token=False, num_classes=3),
     "vit-average-with-token": lambda: vit(global_pool="avg", fc_norm=False),
@@ -93,7 +117,7 @@ MODELS = {
 
 def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
-    if isinstance(model, GPT2LMHeadModel):
+    if hasattr(model, "generate"):
         return {"input_ids": torch.randint(model.config.vocab_size, (2, 9), generator=g)}
     if isinstance(model, Ranker):
         fields = [torch.randint(cardinality, (7,), generator=g) for cardinality, _ in model.fields]
@@ -199,11 +223,22 @@ assert not any(name.startswith("matta") for name in sys.modules)
 
 @pytest.mark.parametrize("kinds", ["mlp", "mlp heads hidden depth"])
 @pytest.mark.parametrize(
-    "name", ["gpt2-n_inner", "gpt2-untied", "vit-average", "vit-odd", "vit-registers", "vit-deit-distilled"]
+    "name",
+    [
+        "gpt2-n_inner",
+        "gpt2-untied",
+        "llama-biases",
+        "llama-qwen2",
+        "vit-average",
+        "vit-odd",
+        "vit-registers",
+        "vit-deit-distilled",
+    ],
 )
 def test_stock_reload(name, kinds, tmp_path):
     adapter, model, batch = made(name)
-    axes = supernet.nested_axes(adapter, model, kinds.split())
+    there = supernet.kinds(supernet.full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
+    axes = supernet.nested_axes(adapter, model, [kind for kind in kinds.split() if kind in there])
     small = {"mlp": 13, "depth": 1}
     sizes = {axis.name: small.get(supernet.kind(axis.name), axis.step) for axis in axes}
     student = adapter.build(model, supernet.own_sizes(axes, sizes))
@@ -281,7 +316,7 @@ def test_per_layer_widths_of_a_state_dict():
 
 def _config_of(adapter: Adapter, model: nn.Module) -> dict:
     """What a user would pass by --config, where the heads are not 64 wide."""
-    return model.config.to_dict() if isinstance(adapter, GPT2) else {"num_heads": 2}
+    return {"num_heads": 2} if isinstance(adapter, ViT) else model.config.to_dict()
 
 
 # --- sources -------------------------------------------------------------------------------------------------------
@@ -338,6 +373,117 @@ def test_gpt2_refusals(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(MattaError, match="cannot load"):
         GPT2().load(Source("empty", folder=tmp_path))
+
+
+LLAMAS = [name for name in MODELS if name.startswith("llama")]
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_llama_axes(name):
+    model = MODELS[name]()
+    axes = Llama().axes(model)
+    keys = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
+    kinds = {"mlp": [37, 37], "heads": [keys, keys], "hidden": [model.config.hidden_size], "depth": [2]}
+    uniform = len(set(getattr(model.config, "layer_types", None) or [""])) == 1
+    assert supernet.kinds(supernet.full_sizes(axes)) == {k: v for k, v in kinds.items() if uniform or k != "depth"}
+    hidden = next(axis for axis in axes if axis.name == "hidden")
+    assert hidden.step == (6 if model.config.model_type == "llama" else 1)  # LlamaConfig divides
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize(("inner", "keys", "hidden"), [(13, None, None), (None, 1, None), (29, None, 24), (1, 2, 12)])
+def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidden, tmp_path):
+    """An independent reference: transformers' own smaller model, filled with the corners of the larger tensors."""
+    model = MODELS[name]()
+    own = model.config
+    shared = own.num_attention_heads // own.num_key_value_heads
+    inner, hidden = inner or own.intermediate_size, hidden or own.hidden_size
+    keys = min(keys or own.num_key_value_heads, own.num_key_value_heads)
+    width = model.model.layers[0].self_attn.head_dim
+    changes = {"intermediate_size": inner, "hidden_size": hidden, "head_dim": width}
+    changes |= {"num_key_value_heads": keys, "num_attention_heads": keys * shared}
+    reference = AutoModelForCausalLM.from_config(type(own).from_dict(own.to_dict() | changes)).eval()
+    large = model.state_dict()
+    corners = {key: large[key][tuple(map(slice, small.shape))] for key, small in reference.state_dict().items()}
+    reference.load_state_dict(corners)
+
+    adapter = Llama()
+    axes = [axis for axis in adapter.axes(model) if not axis.layers]
+    wanted = {"mlp": inner, "heads": keys * width, "hidden": hidden}
+    student = supernet.materialize(adapter, model, axes, {axis.name: wanted[axis.name.split(".")[0]] for axis in axes})
+    adapter.save(student, tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    batch = inputs(model)
+    assert torch.equal(logits(loaded, batch), logits(reference, batch))
+    assert torch.equal(logits(student, batch), logits(reference, batch))
+    assert loaded.config.to_dict() == reference.config.to_dict() | _extra(loaded)
+
+
+def _extra(model: nn.Module) -> dict:
+    """What saving and loading write into a configuration besides."""
+    config = model.config.to_dict()
+    return {key: config[key] for key in ("architectures", "_name_or_path", "dtype") if key in config}
+
+
+def test_llama_heads_take_their_queries_along():
+    model = llama()
+    sizes = {"heads.0": 10, "heads.1": 20}
+    student = supernet.materialize(Llama(), model, Llama().axes(model), sizes)
+    first, second = (block.self_attn for block in student.model.layers)
+    assert (len(first.q_proj.weight), len(first.k_proj.weight)) == (20, 10)
+    assert torch.equal(first.q_proj.weight, model.model.layers[0].self_attn.q_proj.weight[:20])
+    assert torch.equal(second.o_proj.weight, model.model.layers[1].self_attn.o_proj.weight[:, :40])
+
+
+def test_llama_state_dicts():
+    for name in LLAMAS:
+        model = MODELS[name]()
+        tensors = model.state_dict()
+        bare = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+        bare["layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(5)
+        if model.config.tie_word_embeddings:
+            del bare["lm_head.weight"]
+        for given in (tensors, bare, {key: tensor.double() for key, tensor in tensors.items()}):
+            loaded = Llama().load(Source("m.pt", tensors=given, config=model.config.to_dict()))
+            assert type(loaded) is type(model) and torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
+            assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_word_embeddings
+
+
+def test_llama_old_buffers_and_half_precision_in_a_folder(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    llama().to(torch.bfloat16).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(5)
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = Llama().load(Source("f", folder=tmp_path))
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.training
+    assert torch.equal(loaded.lm_head.weight, tensors["lm_head.weight"].float())
+
+
+def test_llama_refusals(tmp_path):
+    model = llama(tie_word_embeddings=True)
+    tensors, config = dict(model.state_dict()), model.config.to_dict()
+    with pytest.raises(MattaError, match=r"'m.pt' is a state dict.*config.json.*--config"):
+        Llama().load(Source("m.pt", tensors=tensors))
+    with pytest.raises(MattaError, match="none of llama, mistral"):
+        Llama().load(Source("m.pt", tensors=tensors, config={**config, "model_type": "gemma"}))
+    with pytest.raises(MattaError, match=r"cannot build a llama from --config.*30"):
+        Llama().load(Source("m.pt", tensors=tensors, config={**config, "num_attention_heads": 4}))
+    with pytest.raises(MattaError, match=r"k_proj.weight has shape \[30, 30\], not \[60, 30\]"):
+        Llama().load(Source("m.pt", tensors=tensors, config={**config, "num_key_value_heads": 6}))
+    with pytest.raises(MattaError, match="head of its own"):
+        Llama().load(Source("m.pt", tensors={**tensors, "lm_head.weight": torch.ones(97, 30)}, config=config))
+    with pytest.raises(MattaError, match="not one of the architecture's"):
+        Llama().load(Source("m.pt", tensors={**tensors, "model.layers.0.mlp.experts": torch.ones(1)}, config=config))
+    model.config.quantization_config = {"quant_method": "awq"}
+    with pytest.raises(MattaError, match="quantized"):
+        Llama().load(Source("m", module=model))
+    adapter, other = Llama(), llama()
+    student = adapter.build(other, {"heads.0": 20, "heads.1": 20})
+    assert "30 wide cannot have 4 heads" in adapter.unsupported(student)
+    student = adapter.build(other, {"heads.1": 10})
+    assert re.search(r"one num_attention_heads for all blocks, which different ones \(6, 2\)", adapter.unsupported(student))
 
 
 @pytest.mark.parametrize(
@@ -446,7 +592,7 @@ def test_ranker_refusals(source, message):
         MLPRanker().load(Source("r.pt", **source))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "vit-token", "mlp_ranker-both"])
+@pytest.mark.parametrize("name", ["gpt2", "llama-llama", "llama-qwen3", "vit-token", "mlp_ranker-both"])
 def test_detection(name, tmp_path):
     adapter, model, _ = made(name)
     adapter.save(model, tmp_path)

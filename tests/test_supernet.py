@@ -78,8 +78,8 @@ def kept_by_brute_force(axes: list[Axis], sizes: dict[str, int], tensor: str, di
                 if (place.tensor, place.dim) != (tensor, dim):
                     continue
                 offset = position - place.start
-                if 0 <= offset < place.blocks * axis.size:
-                    gone |= offset % axis.size >= sizes.get(axis.name, axis.size)
+                if 0 <= offset < place.blocks * axis.size * place.unit:
+                    gone |= offset // place.unit % axis.size >= sizes.get(axis.name, axis.size)
         if not gone:
             kept.append(position)
     return kept
@@ -132,12 +132,12 @@ def test_cut_random(seed):
     r = random.Random(seed)
     axes, sizes, at = [], {}, r.randrange(3)
     for number in range(r.randint(1, 4)):
-        step, groups, blocks = r.randint(1, 3), r.randint(1, 4), r.randint(1, 3)
+        step, groups, blocks, unit = r.randint(1, 3), r.randint(1, 4), r.randint(1, 3), r.randint(1, 3)
         size = step * groups
-        places = (Slice("t", 0, blocks, at), Slice("t", 1, blocks, at))
+        places = (Slice("t", 0, blocks, at, unit=unit), Slice("t", 1, blocks, at))
         axes.append(Axis(f"axis.{number}", size, places[: r.randint(1, 2)], step))
         sizes[f"axis.{number}"] = step * r.randint(1, groups)
-        at += blocks * size + r.randrange(3)
+        at += blocks * size * unit + r.randrange(3)
     r.shuffle(axes)
     check_cut(axes, sizes, (at + r.randrange(2), at))
 
@@ -307,6 +307,16 @@ def test_reorder_puts_the_first_of_the_order_first():
     axis = Axis("heads", 4, (Slice("qkv", 0, blocks=3, start=1),), step=2)
     supernet.reorder(model, [axis], {"heads": torch.tensor([1, 0])})
     assert model.qkv.flatten().tolist() == [0, 3, 4, 1, 2, 7, 8, 5, 6, 11, 12, 9, 10, 13]
+
+
+def test_reorder_moves_all_places_of_a_unit():
+    """Two key heads, two wide, each read by three query heads: a key head takes its queries along."""
+    model = nn.Module()
+    model.keys, model.queries = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(13.0))
+    axis = Axis("heads", 4, (Slice("keys", 0), Slice("queries", 0, start=1, unit=3)), step=2)
+    supernet.reorder(model, [axis], {"heads": torch.tensor([1, 0])})
+    assert model.keys.tolist() == [2, 3, 0, 1]
+    assert model.queries.tolist() == [0, 7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]
 
 
 # --- growing -------------------------------------------------------------------------------------------------------
@@ -480,6 +490,26 @@ def test_growth_refuses_to_shrink(size):
         supernet.grow(adapter, model, adapter.axes(model), {"hidden.0": size})
 
 
+class Fused(MLPRanker):
+    """One tensor in which two axes lie one after the other, the first with two places to a unit."""
+
+    def build(self, model, sizes):
+        built = nn.Module()
+        built.fused = nn.Parameter(torch.zeros(2 * sizes["a"] + sizes["b"]))
+        return built
+
+
+def test_growth_behind_units_with_several_places():
+    model = nn.Module()
+    model.fused = nn.Parameter(torch.tensor([1.0, 2, 3, 4, 5, 6, 7]))
+    axes = [
+        Axis("a", 2, (Slice("fused", 0, unit=2, outgoing=True),)),
+        Axis("b", 3, (Slice("fused", 0, start=4, outgoing=True),)),
+    ]
+    grown = supernet.grow(Fused(), model, axes, {"a": 3, "b": 5})
+    assert grown.fused.tolist() == [1, 2, 3, 4, 0, 0, 5, 6, 7, 0, 0]
+
+
 def test_a_norm_over_an_axis_forbids_growth():
     adapter, model = MLPRanker(), ranker(linear(16, "LayerNorm", "ReLU"), linear(8, "ReLU"))
     axes = {axis.name: axis for axis in adapter.axes(model)}
@@ -568,3 +598,14 @@ def test_better_order_keeps_the_function_better():
         for m in (ordered.eval(), model)
     ]
     assert errors[0] < 0.5 * errors[1]
+
+
+def test_importance_of_units_with_several_places_by_hand():
+    model = nn.Linear(5, 1, bias=False)
+    model.weight.data = torch.tensor([[9.0, 3.0, 4.0, 1.0, 0.0]])
+    axes = [Axis("a", 2, (Slice("weight", 1, start=1, outgoing=True, unit=2),))]
+    assert ranking.magnitude(model, axes)["a"].tolist() == [5.0, 1.0]
+    batch = torch.tensor([[7.0, 1.0, -2.0, 5.0, 5.0]])
+    outer = nn.Sequential(model)
+    axes = [Axis("a", 2, (Slice("0.weight", 1, start=1, outgoing=True, unit=2),))]
+    assert ranking.activation(outer, axes, [batch], lambda m, b: m(b))["a"].tolist() == [15.0, 10.0]

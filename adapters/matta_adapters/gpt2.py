@@ -6,10 +6,8 @@ What nests: the hidden units of each block's MLP, the heads of each block, the r
 from __future__ import annotations
 
 import copy
-import importlib
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config, skeleton, some
+from matta_adapters.stock import from_folder, no_init, quiet
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -43,7 +42,9 @@ class GPT2(Adapter):
         if not self.matches(source):
             raise MattaError(f"{source.name!r} is not a GPT-2: no model_type 'gpt2' and no tensor h.0.attn.c_attn.weight.")
         if source.folder is not None:
-            model: Any = self._from_folder(source)
+            from transformers import GPT2LMHeadModel
+
+            model: Any = from_folder(GPT2LMHeadModel, source, _OLD_BUFFERS)
         elif source.tensors is not None:
             model = self._from_tensors(source.tensors, source)
         else:
@@ -100,7 +101,7 @@ class GPT2(Adapter):
         return student
 
     def save(self, model: Any, folder: Path) -> None:
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder)
 
     def unsupported(self, model: Any) -> str:
@@ -113,22 +114,6 @@ class GPT2(Adapter):
             found = ", ".join(map(str, sorted(heads)))
             return f"a transformers GPT-2 has as many channels in its heads ({found}) as in its residual stream ({width})"
         return ""
-
-    def _from_folder(self, source: Source) -> nn.Module:
-        from transformers import GPT2LMHeadModel
-
-        loaded: Any
-        try:
-            with _quiet():
-                loaded = GPT2LMHeadModel.from_pretrained(str(source.folder), output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise MattaError(f"transformers cannot load {source.name!r}: {_first_line(error)}") from error
-        model, report = loaded
-        wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-        wrong += [f"{key} is not a GPT-2's" for key in sorted(report["unexpected_keys"]) if not _OLD_BUFFERS.search(key)]
-        if wrong:
-            raise MattaError(f"{source.name!r} does not fit a GPT-2 language model: {some(wrong)}.")
-        return model.float()
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -146,7 +131,7 @@ class GPT2(Adapter):
                 raise MattaError(f"{source.name!r} has a head of its own (lm_head.weight), but --config ties it to wte.weight.")
             if wte is not None:
                 named["lm_head.weight"] = wte
-        with _no_init():
+        with no_init():
             model: Any = GPT2LMHeadModel(config)
         model.tie_weights()  # part of the initialisation that was skipped
         if source.sizes:
@@ -196,32 +181,3 @@ def _blocks(model: Any) -> Any:
 
 def _widths(model: nn.Module) -> set[int]:
     return {block.mlp.c_fc.weight.shape[1] for block in _blocks(model)}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _no_init() -> AbstractContextManager[None]:
-    """No time for random weights that are about to be overwritten (seconds for a GPT-2 Medium)."""
-    try:
-        where = importlib.import_module("transformers.initialization")
-    except ImportError:  # before transformers 5
-        where = importlib.import_module("transformers.modeling_utils")
-    return where.no_init_weights()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers draws progress bars and load reports; matta says what was loaded itself."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -38,7 +38,7 @@ def _resized(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
     for axis in axes:
         for s in () if axis.layers else axis.slices:
-            shapes[id(tensors[s.tensor])][s.dim] += s.blocks * (sizes.get(axis.name, axis.size) - axis.size)
+            shapes[id(tensors[s.tensor])][s.dim] += s.blocks * s.unit * (sizes.get(axis.name, axis.size) - axis.size)
     memo: dict[int, object] = {}
     for tensor in tensors.values():
         fresh: Tensor = torch.zeros(shapes[id(tensor)], dtype=tensor.dtype)

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError
 
 
-def adapters(json: options.Json = False) -> None:
-    """List the installed adapters."""
+def adapters(
+    specs: Annotated[list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")] = None,
+    json: options.Json = False,
+) -> None:
+    """List the installed adapters.
+
+    A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from now on.
+    """
     from matta_cli import registry
 
     found = []
-    for name, origin in registry.origins().items():
+    origins = registry.origins() | {spec: spec for spec in specs or []}
+    for spec, origin in origins.items():
         try:
-            adapter = registry.adapter(name)
+            adapter = registry.adapter(spec)
         except MattaError as error:
+            if spec in (specs or []):
+                raise
             console.say(str(error))
             continue
-        what = (type(adapter).__doc__ or "").strip().splitlines()[0]
-        found.append({"name": name, "task": adapter.task, "origin": origin, "what": what})
+        what = (type(adapter).__doc__ or "").strip().partition("\n")[0]
+        found.append({"name": adapter.name, "task": adapter.task, "origin": origin, "what": what})
     if json:
         console.data(found)
     else:

@@ -15,7 +15,9 @@ from matta_cli.recipe import resolve
 
 def convert(
     source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")] = None,
-    adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", "-a", help="Its name, or FILE.py:Class; default: detected.")
+    ] = None,
     out: options.Out = Path("matta-out"),
     expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
     axes: Annotated[str | None, typer.Option(help="Kinds of axes to nest, as mlp,heads,hidden,depth.")] = None,

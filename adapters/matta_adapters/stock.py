@@ -1,0 +1,63 @@
+"""What the adapters of transformers models share: loading a folder, and doing so in silence."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from torch import nn
+
+from matta_adapters.skeleton import some
+from matta_cli.adapter import Source
+from matta_cli.errors import MattaError
+
+
+def from_folder(cls: Any, source: Source, old_buffers: re.Pattern[str]) -> nn.Module:
+    """The model of transformers' class ``cls`` in a checkpoint folder, float32.
+
+    Raises ``MattaError`` where tensors are missing, or unknown and not ``old_buffers``, which old checkpoints carry.
+    """
+    try:
+        with quiet():
+            loaded, report = cls.from_pretrained(str(source.folder), output_loading_info=True)
+    except Exception as error:  # transformers, its checks and safetensors each raise their own
+        raise MattaError(f"transformers cannot load {source.name!r}: {first_line(error)}") from error
+    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
+    wrong += [f"{key} is not one of its tensors" for key in sorted(report["unexpected_keys"]) if not old_buffers.search(key)]
+    if wrong:
+        raise MattaError(f"{source.name!r} does not fit a {cls.__name__}: {some(wrong)}.")
+    return loaded.float()
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says, in one line; a line that ends in a colon takes the next one along."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def no_init() -> AbstractContextManager[None]:
+    """No time for random weights that are about to be overwritten (seconds for a GPT-2 Medium)."""
+    try:
+        where = importlib.import_module("transformers.initialization")
+    except ImportError:  # before transformers 5
+        where = importlib.import_module("transformers.modeling_utils")
+    return where.no_init_weights()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers draws progress bars and load reports; matta says what was loaded itself."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
