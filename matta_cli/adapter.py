@@ -76,7 +76,8 @@ class Adapter(ABC):
     """What matta knows about one architecture. Register a subclass as an entry point of the group ``matta.adapters``.
 
     name: what users type after ``--adapter``.
-    task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
+    task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
+        ``sentence_embedding``.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
     notes: what ``load`` had to assume about the last source, in sentences for the user.
