@@ -353,7 +353,8 @@ def teach(
 
     Embeddings, and up to 64 outputs: all numbers, float32. More: of each position the ``k`` likeliest outputs of the
     distribution softened by ``distill.temperature``, and the mass of the rest: what is lost is how the rest is spread.
-    Stopped at any moment, it goes on from the last whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after Ctrl-C.
+    Stopped at any moment, it goes on from the last whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted``
+    after Ctrl-C.
     """
     from safetensors.torch import save_file
 
