@@ -188,9 +188,12 @@ class Step:
         return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
 
     def widths(self, step: int) -> list[float]:
-        """The Students of a step."""
+        """The Students of a step. One as wide as the TA is the TA, which is trained already."""
         settings = self.settings
-        return sampling.students(settings.seed, step, settings.widths, settings.students_per_step, settings.sampling)
+        drawn = sampling.students(settings.seed, step, settings.widths, settings.students_per_step, settings.sampling)
+        if not settings.shared or settings.ta_weight == 0:
+            return drawn
+        return [width for width in drawn if width < self.ta.widest] or drawn
 
     def __call__(self, batch: Batch, rows: list[int], step: int, over: dict[str, float] | None = None) -> Values:
         """Add the gradients of a batch to the TA's parameters. Returns every term by model, as detached scalars.

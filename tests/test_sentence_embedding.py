@@ -380,6 +380,7 @@ def test_a_whole_run(folder: Path, texts: Path) -> None:
     assert {"spearman/8", "recall@1/8"} <= set(entries["width 0.5"]["metrics"])
     assert all(entry["parity"]["exact"] for entry in entries.values() if entry["role"] == "student")
     terms = [record["terms"] for record in records(out)]
+    assert set(terms[0]) == {"TA", "0.25", "0.5"}  # width 1.0 of what has not grown is the TA: not run twice
     for width in ("0.25", "0.5"):
         assert set(terms[-1][width]) == {"teacher", "ta", "loss"}  # no ground truth, although teacher_mix is 0.9
         assert terms[-1][width]["loss"] == terms[-1][width]["teacher"]
@@ -400,7 +401,7 @@ def test_dropout_is_the_models_own_unless_it_is_turned_off(folder: Path, texts: 
     settings, out = recipe(folder, texts, dropout=True, steps=1), texts / "out"
     convert(settings, out)
     distill(settings, out)
-    assert records(out)[0]["terms"]["1"]["teacher"] > 1e-3
+    assert records(out)[0]["terms"]["TA"]["teacher"] > 1e-3
 
 
 def test_a_teacher_of_another_width(folder: Path, texts: Path) -> None:
@@ -423,7 +424,7 @@ def test_a_teacher_from_a_file_is_the_model(folder: Path, texts: Path) -> None:
     written = teach(settings, texts / "a", texts / "taught")
     settings.distill.teacher = str(written)
     distill(settings, texts / "b")
-    assert records(texts / "a")[0]["terms"]["1"]["teacher"] == pytest.approx(0, abs=1e-5)  # the base itself, without dropout
+    assert records(texts / "a")[0]["terms"]["TA"]["teacher"] == pytest.approx(0, abs=1e-5)  # the base itself, without dropout
     for one, other in zip(records(texts / "a"), records(texts / "b"), strict=True):
         assert one["terms"]["0.25"]["teacher"] == pytest.approx(other["terms"]["0.25"]["teacher"], rel=1e-3)
 

@@ -265,7 +265,7 @@ class SentenceEmbedding(Task):
         positions, length = int(_config(model).max_position_embeddings), self.recipe.data.sequence_length
         if length > positions or 0 < length < 3:
             raise MattaError(f"--sequence-length is {length:,}, but the model has {positions:,} positions, and 3 are needed.")
-        length = length or min(positions, int(card.get("max_seq_length") or _LONGEST))
+        length = length or min(positions, tokenizer.model_max_length, int(card.get("max_seq_length") or _LONGEST))
         return Encoder(tokenizer, length, bool(card.get("do_lower_case")), fixed=bool(self.recipe.distill.compile))
 
 
