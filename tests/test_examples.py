@@ -115,7 +115,7 @@ def test_minilm_sts(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = "a cat dog sees the house and one more of many things".split()
+    words = ["a", "cat", "dog", "sees", "the", "house", "and", "one", "more", "of", "many", "things"]
     random = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 20)):
         pairs = [[" ".join(random.choice(words, 6)) for _ in range(2)] for _ in range(count)]
