@@ -88,7 +88,8 @@ class Adapter(ABC):
     """What matta knows about one architecture. Register a subclass as an entry point of the group ``matta.adapters``.
 
     name: what users type after ``--adapter``.
-    task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
+    task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
+        ``sentence_embedding``.
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.

@@ -162,7 +162,7 @@ def _proof(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) ->
     room = float(PROOF_BYTES)
     for batch in batches:
         count = len(next(iter(batch.values())))
-        each = task.counts(batch)["outputs"] / count * task.outputs(base) * 4
+        each = task.forward(base, {name: tensor[:1] for name, tensor in batch.items()}).numel() * 4
         some = {name: tensor[: max(1, min(count, int(room / each)))] for name, tensor in batch.items()}
         outputs = task.forward(base, some).clone()
         if not torch.isfinite(outputs).all():

@@ -190,17 +190,20 @@ def last_tenth(count: int, text: str, what: str) -> int:
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV, TSV or Parquet file: numbers as numbers (missing ones NaN), everything else as objects.
+    """The columns of a CSV, TSV, JSONL or Parquet file: numbers as numbers (missing ones NaN), everything else as objects.
 
     Raises ``MattaError`` where the file cannot be read.
     """
     import pyarrow as pa
     import pyarrow.csv
+    import pyarrow.json
     import pyarrow.parquet
 
     try:
         if path.suffix == ".parquet":
             table = pyarrow.parquet.read_table(path)
+        elif path.suffix == ".jsonl":
+            table = pyarrow.json.read_json(path)
         else:
             options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
             table = pyarrow.csv.read_csv(path, parse_options=options)

@@ -585,7 +585,7 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
             raise MattaError(f"distill.{name} {getattr(s, name):g} is not possible: it is a share from 0 to 1.")
     for name in (
         "student_weight", "ta_weight", "ta_student_weight", "hidden_weight", "weight_decay", "clip", "micro_batch", "keep",
-        "save_every", "eval_every", "eval_examples",
+        "save_every", "eval_every", "eval_examples", "relation_weight",
     ):  # fmt: skip
         if not 0 <= getattr(s, name) < math.inf:
             raise MattaError(f"distill.{name} {getattr(s, name):g} is not possible: it must be 0 or more.")
@@ -612,10 +612,11 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
         ta.sizes(s.ta_width)
         if not s.detach_ta:
             raise MattaError("distill.ta_width is not supported with detach_ta = false: it then teaches at its whole width.")
-    if not s.shared and (s.hidden_weight or s.logits == "chunked" or s.checkpoint_activations or s.compile):
+    own_views = s.hidden_weight or s.logits == "chunked" or s.checkpoint_activations or s.compile or not s.dropout
+    if not s.shared and own_views:
         raise MattaError(
-            "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations and compile are "
-            "not supported with it."
+            "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations, compile and "
+            "dropout = false are not supported with it."
         )
     if s.shard and world.size == 1:
         raise MattaError(

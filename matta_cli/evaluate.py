@@ -29,7 +29,7 @@ def columns(
             for name, values in task.score(task.forward(model, batch), batch).items():
                 gathered.setdefault(name, []).append(values.cpu().numpy())
             tick()
-    return {name: np.concatenate(parts) for name, parts in gathered.items()}
+    return task.gathered({name: np.concatenate(parts) for name, parts in gathered.items()})
 
 
 def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:

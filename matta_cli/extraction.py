@@ -34,7 +34,7 @@ from matta_cli import (
 from matta_cli.conversion import TA, is_stock, load_ta
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, tomllib
-from matta_cli.tasks import Batch, Data, Task
+from matta_cli.tasks import Batch, Data, Task, raw
 
 Say = Callable[[str], None]
 
@@ -53,7 +53,7 @@ for name, folder in job["folders"].items():
     model.eval()
     with torch.no_grad():
         out = model(*[inputs[k] for k in job["args"]], **{{k: inputs[k] for k in job["kwargs"]}})
-    outputs[name] = getattr(out, "logits", out).contiguous()
+    outputs[name] = getattr(out, "logits", getattr(out, "last_hidden_state", out)).contiguous()
 save_file(outputs, job["outputs"])
 """
 
@@ -128,8 +128,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         )
         view = ta.at(width).eval()
         view.buffers = dict(student.named_buffers()) if supernet.has_statistics(student) else {}
-        with torch.no_grad():
-            expected = task.forward(view, probe)
+        expected = _Listening(view).run(task, probe).output
         untrained = distillation.student_for_evaluation(
             task, base_ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
         )
@@ -214,20 +213,26 @@ def _numbered(names: list[str]) -> list[tuple[str, str]]:
 
 def _call_names(task: Task, model: nn.Module, probe: Batch) -> tuple[list[str], dict[str, str]]:
     """Which tensors of a batch the task passes to a model: by position, and by keyword."""
-    seen: tuple[list[str], dict[str, str]] = ([], {})
-    by_id = {id(tensor): name for name, tensor in probe.items()}
+    heard, by_id = _Listening(model).run(task, probe), {id(tensor): name for name, tensor in probe.items()}
+    named = {key: by_id[id(value)] for key, value in heard.kwargs.items() if id(value) in by_id}
+    return [by_id[id(value)] for value in heard.args if id(value) in by_id], named
 
-    class Listening:
-        config = getattr(model, "config", None)
 
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            seen[0].extend(by_id[id(a)] for a in args if id(a) in by_id)
-            seen[1].update({k: by_id[id(v)] for k, v in kwargs.items() if id(v) in by_id})
-            return model(*args, **kwargs)
+class _Listening:
+    """A model that keeps what a task calls it with, and the tensor that it answers."""
 
-    with torch.no_grad():
-        task.forward(Listening(), probe)
-    return seen
+    def __init__(self, model: Any) -> None:
+        self.model, self.config = model, getattr(model, "config", None)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        answer = self.model(*args, **kwargs)
+        self.args, self.kwargs, self.output = args, kwargs, raw(answer)
+        return answer
+
+    @torch.no_grad()
+    def run(self, task: Task, batch: Batch) -> _Listening:
+        task.forward(self, batch)
+        return self
 
 
 def _measure(

@@ -1,4 +1,5 @@
-"""Losses as plain functions: softened divergences for classes, and pointwise, pairwise and listwise losses for ranking.
+"""Losses as plain functions: softened divergences for classes, cosines for embeddings, and pointwise, pairwise and listwise
+losses for ranking.
 
 Losses are in nats and are 0 where both models agree; those with a temperature are multiplied by its square, so that their
 gradients keep their size whatever the temperature (Hinton et al. 2015, arXiv 1503.02531).
@@ -291,6 +292,24 @@ def _divergence(kind: str, log_p: Tensor, log_q: Tensor, temperature: float, nee
     rows = (p * gap).sum(-1, keepdim=True)
     theirs = torch.dot(log_q.exp().flatten(), (log_q - log_m).flatten())
     return (rows.sum() + theirs) / 2, p.mul_(gap.sub_(rows)).div_(2 * temperature) if need else None
+
+
+# Embeddings. Lengths do not matter. Both return a sum over the sentences, and compute in float32.
+
+
+def cosine_distance(own: Tensor, target: Tensor) -> Tensor:
+    """1 - cos of each embedding in ``own`` [n, d] and its target [n, d], summed over n."""
+    return (1 - F.cosine_similarity(own.float(), target.float(), dim=-1)).sum()
+
+
+def relation(own: Tensor, target: Tensor) -> Tensor:
+    """Squared error of the cosines of each sentence with the others, averaged over the others, summed over the sentences.
+
+    own: [n, d], target: [n, e]: the numbers of coordinates may differ (Park et al. 2019, arXiv 1904.05068). 0 for one sentence.
+    """
+    own, target = (F.normalize(e.float(), dim=-1) for e in (own, target))
+    gap = own @ own.T - target @ target.T  # the diagonal is 0
+    return gap.square().sum() / max(1, len(own) - 1)
 
 
 # Ranking. Every function returns a sum, which the caller divides by the number of rows, pairs or groups.

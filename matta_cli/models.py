@@ -36,7 +36,13 @@ _COMPANIONS = (
     "preprocessor_config.json",
     "processor_config.json",
     "generation_config.json",
+    # what sentence-transformers adds to an encoder; its further steps (1_Pooling) are folders
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]_*/*.json",
 )
+_OTHER_FOLDERS = "[!0-9]*/*"  # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
 
 
 def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bool = False) -> Source:
@@ -124,10 +130,12 @@ def _open_own(folder: Path, text: str) -> Source:
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, generation). Returns the names."""
-    names = sorted({path.name for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()})
+    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, pooling, ...). Returns the names."""
+    found = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(source).as_posix() for path in found)
     for name in names:
         if (source / name).resolve() != (target / name).resolve():
+            (target / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(source / name, target / name)
     return names
 
@@ -209,10 +217,11 @@ def _download(name: str, text: str) -> Path:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     kinds = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+    others = [_OTHER_FOLDERS]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=["*/*"]))
+        folder = Path(snapshot_download(name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=others))
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=["*/*"]))
+            folder = Path(snapshot_download(name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=others))
     except HFValidationError:
         raise MattaError(f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id.") from None
     except GatedRepoError:

@@ -56,6 +56,10 @@ class DataSettings:
         "", "split of a hub dataset to measure on; empty: validation, else test, else a tenth of train"
     )
     text: str = _setting("text", "column that holds the text (JSONL, Parquet, hub)")
+    sentences: list[str] = _setting(
+        ["sentence1", "sentence2"], "the two columns of a pair of sentences (CSV, JSONL, Parquet, hub)"
+    )
+    score: str = _setting("score", "column that says how alike the two are (CSV, JSONL, Parquet, hub)")
     image: str = _setting("image", "column that holds the image (hub)")
     label: str = _setting("label", "column that holds the label (CSV, Parquet, hub)")
     group: str = _setting("", "column that names the query of a row (CSV, Parquet); empty: every row stands alone")
@@ -87,7 +91,9 @@ class DistillSettings:
     )
     sampling: list[float] = _setting([], "chances of the widths to be drawn, relative to one another; empty: all alike")
     teacher_mix: float = _setting(
-        0.9, "share of the Teacher in the loss of TA and Students; the rest is ground truth", f"term: {MATTA}; value: {OURS}"
+        0.9,
+        "share of the Teacher in the loss of TA and Students; the rest is ground truth, if there is any",
+        f"term: {MATTA}; value: {OURS}",
     )
     student_weight: float = _setting(1.0, "weight of the Students' own loss", f"term: {MATTA}; value: {OURS}")
     ta_weight: float = _setting(1.0, "weight of the TA's own loss", f"term: {MATTA}; value: {OURS}")
@@ -109,6 +115,12 @@ class DistillSettings:
     ranking_loss: str = _setting(
         "pointwise", "for rankers: pointwise, pairwise or listwise", "RankNet (Burges 2005), ListNet (Cao 2007)"
     )
+    relation_weight: float = _setting(
+        1.0, "of embeddings: weight of matching the similarities within a batch", f"relational, arXiv 1904.05068; value: {OURS}"
+    )
+    output_dims: list[int] = _setting(
+        [], "of embeddings: first so many numbers that shall serve alone, such as 256, 128, 64", "Matryoshka, arXiv 2205.13147"
+    )
     logits: str = _setting("auto", "chunked: never whole in memory; whole: faster; auto: chunked where they are large")
     precision: str = _setting("auto", "bf16, fp16, fp32 or tf32; auto: bf16 (or fp16) on CUDA, fp32 on a CPU")
     compile: str = _setting("", "torch.compile's backend (inductor, say), one graph per width; empty: not compiled")
@@ -121,6 +133,7 @@ class DistillSettings:
     keep: int = _setting(2, "checkpoints that are kept, besides the best one; 0: all")
     best: float = _setting(0.0, "the width whose metric says which checkpoint is the best; 0: none is kept for that")
     max_bad_steps: int = _setting(10, "steps in a row with a loss or gradient that is not finite before the run stops")
+    dropout: bool = _setting(True, "train with the models' own dropout; false: without, for short runs of pretrained models")
     seed: int = _setting(0, "seed of data order, widths and dropout")
     device: str = _setting("auto", "cpu, cuda, cuda:N; auto: CUDA where there is one")
     shard: bool = _setting(False, "shard TA, Teacher and optimizer over the devices (FSDP2) instead of copying them")

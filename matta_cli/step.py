@@ -80,13 +80,15 @@ class Step:
     """The gradients of a step as the recipe has it; holds the views of the widths that it trains.
 
     L = ta_weight l(TA) + mean over Students [student_weight l(S) + b(t) KD(TA -> S)], where
-    l = (1 - teacher_mix) ground truth + teacher_mix KD(Teacher -> .) and b(t) ramps up from zero.
+    l = (1 - teacher_mix) ground truth + teacher_mix KD(Teacher -> .), KD alone where there is no ground truth, and b(t) ramps
+    up from zero.
     The TA's logits are detached as a source (unless the recipe says otherwise), so each model is backpropagated as soon as
     its loss is known and its graph freed. Logits over a large vocabulary never stand whole in memory.
     """
 
     def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher, device: torch.device) -> None:
         self.settings, self.task, self.ta, self.teacher, self.device = recipe.distill, task, ta, teacher, device
+        self.mix = recipe.distill.teacher_mix if task.labelled else 1.0
         self.scaler = devices.scaler(recipe.distill.precision, device)
         self.models: dict[str, Any] = {}
         self.chunked = False
@@ -127,6 +129,9 @@ class Step:
         if settings.ta_width and settings.ta_width != ta.widest:
             self.models["teaching"] = ta.at(settings.ta_width, head=name)
         views = [model for model in self.models.values() if isinstance(model, supernet.StudentView)]
+        if not settings.dropout:
+            for view in views:
+                view.without_dropout()
         if settings.checkpoint_activations:
             for view in views:
                 view.recompute()
@@ -183,9 +188,12 @@ class Step:
         return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
 
     def widths(self, step: int) -> list[float]:
-        """The Students of a step."""
+        """The Students of a step. One as wide as the TA is the TA, which is trained already."""
         settings = self.settings
-        return sampling.students(settings.seed, step, settings.widths, settings.students_per_step, settings.sampling)
+        drawn = sampling.students(settings.seed, step, settings.widths, settings.students_per_step, settings.sampling)
+        if not settings.shared or settings.ta_weight == 0:
+            return drawn
+        return [width for width in drawn if width < self.ta.widest] or drawn
 
     def __call__(self, batch: Batch, rows: list[int], step: int, over: dict[str, float] | None = None) -> Values:
         """Add the gradients of a batch to the TA's parameters. Returns every term by model, as detached scalars.
@@ -199,7 +207,7 @@ class Step:
         weight = self.ramp(step)
         trains = settings.ta_weight > 0
         with devices.precision(settings.precision, self.device):
-            taught = self.teacher(batch, rows) if settings.teacher_mix > 0 or settings.hidden_weight > 0 else None
+            taught = self.teacher(batch, rows) if self.mix > 0 or settings.hidden_weight > 0 else None
             with torch.set_grad_enabled(trains or (weight > 0 and not settings.detach_ta)):
                 given = self._logits("TA", batch)
         # a leaf: what reaches it from here and from the Students goes through the TA in one pass
@@ -240,7 +248,7 @@ class Step:
 
     def _own(self, weight: float, taught: Target | None, *, student: bool = False) -> list[Term]:
         """The terms of ``weight`` x l(., y, T)."""
-        mix, terms = self.settings.teacher_mix, []
+        mix, terms = self.mix, []
         if mix < 1:
             terms.append(Term("truth", weight * (1 - mix)))
         if mix > 0 and not (student and self.settings.students_learn_from == "ta"):
@@ -259,8 +267,7 @@ class Step:
                 total = total + settings.hidden_weight * (sum(t.weight for t in terms if t.name != "ta") or 1.0) * gap
                 values["hidden"] = gap.detach()
         self.scaler.scale(total * self.scale).backward()
-        mix = settings.teacher_mix
-        shares = {"truth": 1 - mix, "teacher": mix}
+        shares = {"truth": 1 - self.mix, "teacher": self.mix}
         return {
             **values,
             "loss": sum((shares[n] * v for n, v in values.items() if n in shares), torch.zeros_like(total.detach())),

@@ -290,6 +290,12 @@ class StudentView:
     def eval(self) -> StudentView:
         return self.train(False)
 
+    def without_dropout(self) -> None:
+        """Drop nothing, also while training. The model's own settings stay as they are."""
+        for module in self.skeleton.modules():
+            if isinstance(module, nn.modules.dropout._DropoutNd):
+                module.p = 0.0
+
     def recompute(self) -> None:
         """Keep no activations inside repeated blocks: the backward pass makes them again (Chen et al. 2016, 1604.06174)."""
         blocks = repeated_blocks(self.skeleton)

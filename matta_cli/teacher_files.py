@@ -7,13 +7,13 @@ safetensors with a key (``row``, or ``id`` where ``data.id`` names that column o
     probabilities    one per class (soft labels), or one number for a ranker
     logits           one per class (per position and token for language models)
     score            a ranker's logit
+    embedding        of a sentence, of any width
     top_logits       of the k likeliest classes, with top_index, and, if known, rest: the log of the others' mass
 
 ``top_logits`` and ``rest`` are log-probabilities, up to one constant, of the distribution softened by ``temperature`` (a
 column, 1 where there is none), which must be ``distill.temperature``. Without ``rest`` it is what they leave of 1. The file is
-
 one of these, or a folder that ``matta teach`` wrote: ``teacher.json`` and shards of safetensors, with logits where there
-are few outputs, else with the k likeliest of the softened distribution and the mass of the rest.
+are few outputs (and embeddings), else with the k likeliest of the softened distribution and the mass of the rest.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CARD = "teacher.json"
 EXACT = 64  # outputs up to which all logits are written
 _SHARD = 1 << 26  # bytes of a shard, about
 _CHECKED = 256  # examples on which the gate measures; of text, whose examples are many predictions, fewer
-_VALUES = ("label", "probabilities", "logits", "score", "top_logits")
+_VALUES = ("label", "probabilities", "logits", "score", "embedding", "top_logits")
 _KNOWN = {"row", "id", *_VALUES, "top_index", "rest", "temperature"}
 
 
@@ -94,6 +94,8 @@ class FileTeacher:
             found = ", ".join(sorted(self.table.values)) or "none"
             raise self._error(f"it needs one of the columns {', '.join(_VALUES)}; it has {found}")
         self.kind = kinds[0]
+        if task.embeds != (self.kind == "embedding"):
+            raise self._error(f"its column {self.kind!r} is nothing for the task {task.name}")
         values, first, counted = np.unique(self.table.key, return_index=True, return_counts=True)
         if len(values) < len(self.table.key):
             raise self._error(f"the key {values[counted > 1][0]} occurs {counted.max()} times")
@@ -129,7 +131,7 @@ class FileTeacher:
                 )
         if "data" not in card:
             return
-        if card["outputs"] != self.outputs:
+        if card["outputs"] != self.outputs and not self.task.embeds:
             raise self._error(f"it was made for {card['outputs']:,} {self.task.output}, the model has {self.outputs:,}")
         if card["data"] != self.train.digest():
             raise self._error(
@@ -146,6 +148,10 @@ class FileTeacher:
             if not np.isfinite(given.astype(np.float64)).all():
                 raise self._error(f"column {self.kind!r} has values that are not finite")
             ranking = self.task.name == "ranking"
+            if self.kind == "embedding":
+                if given.ndim != 2 or not given.any(1).all():
+                    raise self._error("column 'embedding' needs a list of numbers for each sentence, not all of them zero")
+                continue
             if self.kind == "top_logits":
                 self._check_top(given, np.asarray(self.table.values["top_index"][places[start : start + 4096]]))
                 continue
@@ -214,7 +220,8 @@ class FileTeacher:
             batch = self.train.batch(rows)
             for name, values in self.task.score(self._logits(batch, rows), batch).items():
                 found.setdefault(name, []).append(values.numpy())
-        sentence = self.task.at_chance({name: np.concatenate(parts) for name, parts in found.items()}, self.outputs)
+        columns = self.task.gathered({name: np.concatenate(parts) for name, parts in found.items()})
+        sentence = self.task.at_chance(columns, self.outputs)
         if sentence:
             said = sentence.rstrip(".")
             raise MattaError(f"The Teacher {self.name!r} is too weak: {said}. Pass --allow-weak-teacher to go on.")
@@ -344,9 +351,10 @@ def teach(
 ) -> Path:  # fmt: skip
     """Run the Teacher once over the training examples of the TA in ``out``, and write what it says to the folder ``to``.
 
-    Up to 64 outputs: all logits, float32. More: of each position the ``k`` likeliest outputs of the distribution softened by
-    ``distill.temperature``, and the mass of the rest: what is lost is how the rest is spread. Stopped at any moment, it goes
-    on from the last whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after Ctrl-C.
+    Embeddings, and up to 64 outputs: all numbers, float32. More: of each position the ``k`` likeliest outputs of the
+    distribution softened by ``distill.temperature``, and the mass of the rest: what is lost is how the rest is spread.
+    Stopped at any moment, it goes on from the last whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted``
+    after Ctrl-C.
     """
     from safetensors.torch import save_file
 
@@ -360,8 +368,8 @@ def teach(
     device = devices.pick(recipe.distill.device)
     task, ta, teacher, data = opened(recipe, out, device, World(), listen)
     assert not isinstance(teacher, FileTeacher)
-    outputs = task.outputs(ta.model)
-    exact = outputs <= max(EXACT, k)
+    outputs = task.outputs(ta.model) if not task.embeds else task.outputs(teacher.model)
+    exact = task.embeds or outputs <= max(EXACT, k)
     precision = devices.resolved(recipe.distill.precision, device)
     identity = {
         "format": FORMAT, "task": task.name, "teacher": recipe.distill.teacher, "weights": models.weights_digest(teacher.model),
@@ -434,7 +442,7 @@ def _said(
             f"The Teacher {recipe.distill.teacher!r} says what is not finite about example {rows[0]} or one near it."
         )
     if exact:
-        return {"row": keys, "logits": logits.whole().float().cpu()}
+        return {"row": keys, "embedding" if task.embeds else "logits": logits.whole().float().cpu()}
     prepared, temperature = logits.prepared(), recipe.distill.temperature
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for here in losses.chunks(prepared):

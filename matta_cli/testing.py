@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from matta_cli import models, supernet
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError
+from matta_cli.tasks import raw
 
 Inputs = Mapping[str, Any] | Sequence[Any]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -234,8 +235,11 @@ def _forward(module: Any, inputs: Inputs) -> Tensor:
             f"The model does not run ({str(error).splitlines()[0]}). If it ran before it was built at other sizes, a slice "
             "is missing or has the wrong dim, or an attribute that repeats a size (out_features, say) kept its old value."
         ) from error
-    output = getattr(output, "logits", output)
-    _require(isinstance(output, Tensor), f"The model returns a {type(output).__name__}; a tensor, or .logits, is needed.")
+    output = raw(output)
+    _require(
+        isinstance(output, Tensor),
+        f"The model returns a {type(output).__name__}; a tensor, .logits or .last_hidden_state is needed.",
+    )
     return output
 
 

@@ -13,20 +13,31 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from matta_adapters.bert import Bert
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    GPT2Model,
+)
 
 from matta_cli import registry, supernet
 from matta_cli.adapter import Adapter, Slice, Source
 from matta_cli.errors import MattaError
-from matta_cli.models import copy_companions, load_model, open_source, save_model, strip_prefixes
+from matta_cli.models import _OTHER_FOLDERS, copy_companions, load_model, open_source, save_model, strip_prefixes
+from matta_cli.tasks import raw
 from matta_cli.testing import check_adapter
 
-ADAPTERS = {"gpt2": GPT2, "llama": Llama, "vit": ViT, "mlp_ranker": MLPRanker}
+ADAPTERS = {"gpt2": GPT2, "llama": Llama, "vit": ViT, "mlp_ranker": MLPRanker, "bert": Bert}
 
 
 def gpt2(**changes) -> GPT2LMHeadModel:
@@ -63,6 +74,16 @@ def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
     model = timm.create_model(name, **{**plain, **changes}).eval()
     for parameter in model.parameters():
         if parameter.abs().sum() == 0:
+            nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def bert(pooler: bool = True, **changes) -> BertModel:
+    torch.manual_seed(0)
+    plain = {"vocab_size": 61, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 40}
+    model = BertModel(BertConfig(**{**plain, "max_position_embeddings": 16, **changes}), add_pooling_layer=pooler).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
     return model
 
@@ -106,6 +127,9 @@ MODELS = {
     "vit-attention-pool": lambda: vit(global_pool="map", class_token=False),
     "vit-deit-distilled": lambda: vit("deit_tiny_distilled_patch16_224"),
     "vit-deit3": lambda: vit("deit3_small_patch16_224"),
+    "bert": lambda: bert(),
+    "bert-no-pooler": lambda: bert(pooler=False, type_vocab_size=1),
+    "bert-eager-relu": lambda: bert(attn_implementation="eager", hidden_act="relu", hidden_dropout_prob=0.3),
     "mlp_ranker-both": lambda: ranker(FIELDS, 6, layer(8, "ReLU"), layer(5, "GELU")),
     "mlp_ranker-batchnorm": lambda: ranker(FIELDS, 6, layer(8, "BatchNorm1d", "ReLU", "Dropout"), layer(6, "SiLU", bias=False)),
     "mlp_ranker-layernorm": lambda: ranker(FIELDS, 6, layer(8, "LayerNorm", "ReLU"), layer(6, "ReLU", "BatchNorm1d")),
@@ -119,6 +143,9 @@ def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     if hasattr(model, "generate"):
         return {"input_ids": torch.randint(model.config.vocab_size, (2, 9), generator=g)}
+    if isinstance(model, BertModel):
+        ids = torch.randint(model.config.vocab_size, (2, 9), generator=g)
+        return {"input_ids": ids, "attention_mask": torch.tensor([[1] * 9, [1] * 6 + [0] * 3])}
     if isinstance(model, Ranker):
         fields = [torch.randint(cardinality, (7,), generator=g) for cardinality, _ in model.fields]
         given = {"categorical": torch.stack(fields, 1)} if fields else {}
@@ -128,8 +155,7 @@ def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     with torch.no_grad():
-        out = model(**batch)
-    return getattr(out, "logits", out)
+        return raw(model(**batch))
 
 
 def made(name: str) -> tuple[Adapter, nn.Module, dict[str, torch.Tensor]]:
@@ -149,6 +175,15 @@ def test_every_registered_adapter_is_in_the_suite():
 def test_contract(name):
     adapter, model, batch = made(name)
     check_adapter(adapter, model, batch)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("bert")])
+def test_bert_axes(name):
+    _, model, _ = made(name)
+    axes = Bert().axes(model)
+    assert [axis.name for axis in axes] == ["mlp.0", "mlp.1", "heads.0", "heads.1", "depth"]
+    assert [axis.step for axis in axes] == [1, 1, 8, 8, 1]
+    assert [supernet.growable(model, axis) for axis in axes] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -216,7 +251,7 @@ batch = torch.load({batch!r})
 model = {loader}.eval()
 with torch.no_grad():
     out = model(**batch)
-torch.save(getattr(out, "logits", out), {out!r})
+torch.save(getattr(out, "logits", getattr(out, "last_hidden_state", out)), {out!r})
 assert not any(name.startswith("matta") for name in sys.modules)
 """
 
@@ -233,12 +268,14 @@ assert not any(name.startswith("matta") for name in sys.modules)
         "vit-odd",
         "vit-registers",
         "vit-deit-distilled",
+        "bert",
     ],
 )
 def test_stock_reload(name, kinds, tmp_path):
     adapter, model, batch = made(name)
     there = supernet.kinds(supernet.full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
-    axes = supernet.nested_axes(adapter, model, [kind for kind in kinds.split() if kind in there])
+    alone = name == "bert"  # its heads share out the width
+    axes = supernet.nested_axes(adapter, model, [k for k in kinds.split() if k in there and not (alone and k == "heads")])
     small = {"mlp": 13, "depth": 1}
     sizes = {axis.name: small.get(supernet.kind(axis.name), axis.step) for axis in axes}
     student = adapter.build(model, supernet.own_sizes(axes, sizes))
@@ -307,7 +344,7 @@ def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change
 
 
 def test_per_layer_widths_of_a_state_dict():
-    for name in ("gpt2", "vit-token"):
+    for name in ("gpt2", "vit-token", "llama-mistral", "bert"):
         adapter, model, batch = made(name)
         student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
         reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
@@ -484,6 +521,91 @@ def test_llama_refusals(tmp_path):
     assert "30 wide cannot have 4 heads" in adapter.unsupported(student)
     student = adapter.build(other, {"heads.1": 10})
     assert re.search(r"one num_attention_heads for all blocks, which different ones \(6, 2\)", adapter.unsupported(student))
+
+
+def test_bert_with_fewer_heads():
+    adapter, model, batch = made("bert")
+    student = adapter.build(model, {"heads.0": 8, "heads.1": 16}).eval()
+    for parameter in student.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    assert "3 heads in every block, not 1, 2" in adapter.unsupported(student) and not adapter.unsupported(model)
+    reloaded = adapter.load(Source("b", tensors=dict(student.state_dict()), config=student.config.to_dict()))
+    assert torch.equal(logits(reloaded, batch), logits(student, batch))
+
+
+def test_bert_state_dicts():
+    model = bert(hidden_size=64, num_attention_heads=1)
+    batch, tensors = inputs(model), model.state_dict()
+    whole = BertForMaskedLM(model.config)
+    whole.bert.load_state_dict(tensors, strict=False)
+    bare = {key: value for key, value in tensors.items() if not key.startswith("pooler.")}
+    for given in (tensors, bare, whole.state_dict(), tensors | {"embeddings.position_ids": torch.arange(16)[None]}):
+        adapter = Bert()
+        loaded = adapter.load(Source("b.pt", tensors=given))
+        assert torch.equal(logits(loaded, batch), logits(model, batch))
+        assert (loaded.pooler is None) == ("pooler.dense.weight" not in given)
+        assert "1 heads (assumed" in adapter.notes[0]
+
+
+def test_bert_of_another_task_gives_its_encoder(tmp_path):
+    whole = BertForMaskedLM(bert().config).eval()
+    whole.save_pretrained(tmp_path)
+    adapter = Bert()
+    loaded = adapter.load(Source("b", folder=tmp_path))
+    assert loaded.pooler is None  # rather than one with random weights
+    assert any("(cls)" in note for note in adapter.notes) and any("mean" in note for note in adapter.notes)
+    assert torch.equal(logits(loaded, inputs(loaded)), logits(whole.bert, inputs(loaded)))
+
+
+def sentence_transformers(folder: Path, modules: tuple[str, ...], pooling: dict) -> Path:
+    """A folder as sentence-transformers writes it."""
+    bert().save_pretrained(folder)
+    places = ["", *(f"{i}_{name}" for i, name in enumerate(modules, 1))]
+    names = ["Transformer", *modules]
+    listed = [{"type": f"sentence_transformers.models.{name}", "path": p} for name, p in zip(names, places, strict=True)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    for place in places[1:]:
+        (folder / place).mkdir()
+    if "Pooling" in modules:
+        (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("pooling", "mode"),
+    [
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, None),
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode": "mean"}, None),
+        ({"pooling_mode": "cls"}, "cls"),
+    ],
+)
+def test_bert_pooling_survives(pooling, mode, tmp_path):
+    folder = sentence_transformers(tmp_path / "a", ("Pooling", "Normalize"), pooling)
+    adapter = Bert()
+    loaded = adapter.load(Source("s", folder=folder))
+    assert getattr(loaded.config, "sentence_pooling", None) == mode and adapter.notes == []
+    (tmp_path / "b").mkdir()
+    adapter.save(adapter.build(loaded, {"mlp.0": 8, "mlp.1": 8}), tmp_path / "b")
+    assert getattr(Bert().load(Source("b", folder=tmp_path / "b")).config, "sentence_pooling", None) == mode
+
+
+def test_bert_refusals(tmp_path):
+    dense = sentence_transformers(tmp_path / "dense", ("Pooling", "Dense"), {"pooling_mode": "mean"})
+    with pytest.raises(MattaError, match="ends in Dense"):
+        Bert().load(Source("s", folder=dense))
+    both = {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}
+    with pytest.raises(MattaError, match=r"pools by max\+mean"):
+        Bert().load(Source("s", folder=sentence_transformers(tmp_path / "both", ("Pooling",), both)))
+    with pytest.raises(MattaError, match="decoder"):
+        Bert().load(Source("d", module=bert(is_decoder=True)))
+    with pytest.raises(MattaError, match=r"24 wide.*--config"):
+        Bert().load(Source("b.pt", tensors=bert().state_dict()))
+    with pytest.raises(MattaError, match="not a BERT"):
+        Bert().load(Source("v", tensors=vit().state_dict()))
+    tensors = {key: value for key, value in bert().state_dict().items() if "layer.1.output.dense" not in key}
+    with pytest.raises(MattaError, match=r"layer.1.output.dense.bias is missing"):
+        Bert().load(Source("b.pt", tensors=tensors, config=bert().config.to_dict()))
 
 
 @pytest.mark.parametrize(
@@ -717,3 +839,18 @@ def test_companions(tmp_path):
     copied = copy_companions(source, target)
     assert copied == sorted(path.name for path in target.iterdir())
     assert not {"config.json", "model.safetensors", "matta.json", "README.md"} & set(copied) and len(copied) == 6
+
+
+def test_the_steps_of_sentence_transformers_go_along(tmp_path):
+    from huggingface_hub.utils import filter_repo_objects
+
+    source, target = tmp_path / "a", tmp_path / "b"
+    (source / "1_Pooling").mkdir(parents=True), (source / "onnx").mkdir(), target.mkdir()
+    names = ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"]
+    for name in [*names, "onnx/config.json", "config.json"]:
+        (source / name).write_text("{}")
+    assert copy_companions(source, target) == sorted(names)
+    assert sorted(str(path.relative_to(target)) for path in target.rglob("*.json")) == sorted(names)
+    listed = [*names, "onnx/config.json", "config.json"]  # and from the hub as well
+    taken = filter_repo_objects(listed, allow_patterns=["*.json"], ignore_patterns=[_OTHER_FOLDERS])
+    assert set(taken) == {*names, "config.json"}

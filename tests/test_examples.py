@@ -25,12 +25,13 @@ from matta_cli.extraction import export
 from matta_cli.recipe import Recipe, read_toml, resolve
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RECIPES = sorted(EXAMPLES.glob("*/*.toml"))
+RECIPES = sorted(path for path in EXAMPLES.glob("*/*.toml") if path.name != "pyproject.toml")
 PREPARE = EXAMPLES / "ranker_movielens" / "prepare.py"
 
 
 def test_there_are_examples() -> None:
-    assert {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "fixed_sizes"} <= {path.parent.name for path in RECIPES}
+    names = {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "minilm_sts", "fixed_sizes"}
+    assert names <= {path.parent.name for path in RECIPES}
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -113,6 +114,34 @@ def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     stock: Any = timm.create_model(f"local-dir:{tmp_path / 'matta-out' / 'students' / 'width-0.5'}", pretrained=True)
     assert stock.blocks[0].mlp.fc1.out_features == 32
     assert stock.blocks[0].attn.num_heads == (1 if recipe == "thinkingvit.toml" else 2)
+
+
+def test_minilm_sts(tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["a", "cat", "dog", "sees", "the", "house", "and", "one", "more", "of", "many", "things"]
+    random = np.random.default_rng(0)
+    for part, count in (("train", 40), ("test", 20)):
+        pairs = [[" ".join(random.choice(words, 6)) for _ in range(2)] for _ in range(count)]
+        lines = [f"main\tfile\t2012\t{i}\t{i % 6}.0\t{one}\t{other}\n" for i, (one, other) in enumerate(pairs)]
+        (tmp_path / f"sts-{part}.csv").write_text("".join(lines))
+    vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    for role, width in (("base", 16), ("teacher", 32)):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(vocabulary), hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+        )
+        BertModel(config).save_pretrained(tmp_path / role)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path / role)
+
+    files = {"train": str(tmp_path / "sts-train.csv"), "held_out": str(tmp_path / "sts-test.csv")}
+    report = run_example("minilm_sts", tmp_path, **files)
+    assert report["task"] == "sentence_embedding"
+    stock = AutoModel.from_pretrained(tmp_path / "matta-out" / "students" / "width-0.5")
+    assert stock.config.intermediate_size == 32
 
 
 def movielens(folder: Path, users: int = 10, items: int = 12) -> None:

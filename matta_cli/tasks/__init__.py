@@ -21,6 +21,13 @@ Batch = dict[str, "Tensor"]
 Columns = dict[str, "np.ndarray"]
 
 
+def raw(output: Any) -> Tensor:
+    """The tensor that a module's output stands for: its logits, the last hidden states of an encoder, or itself."""
+    for name in ("logits", "last_hidden_state"):
+        output = getattr(output, name, output)
+    return output
+
+
 class Split(Protocol):
     """Examples that can be fetched by number, so that the order of a run is a pure function of its seed."""
 
@@ -70,6 +77,8 @@ class Task(ABC):
     name: str = ""
     output: str = "outputs"  # what ``outputs`` counts, for people
     metrics: tuple[Metric, ...] = ()
+    labelled = True  # whether there is ground truth to learn; without, the Teacher is all that is followed
+    embeds = False  # whether outputs are coordinates rather than logits: a Teacher may then have another number of them
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
@@ -132,7 +141,11 @@ class Task(ABC):
 
     @abstractmethod
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per-example columns (1-D, one row per example of the batch) from which ``summarize`` computes the metrics."""
+        """Per-example columns (one row per example of the batch) from which ``summarize`` computes the metrics."""
+
+    def gathered(self, columns: Columns) -> Columns:
+        """The columns of all examples of a split. What takes all of them at once, such as a search, is worked out here."""
+        return columns
 
     @abstractmethod
     def summarize(self, columns: Columns) -> dict[str, float]:

@@ -1,0 +1,426 @@
+"""Sentence embeddings: any text -> embeddings like the Teacher's; similarity of pairs, and retrieval."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from matta_cli import data as common
+from matta_cli import losses, models
+from matta_cli.errors import MattaError
+from matta_cli.losses import Logits, Term
+from matta_cli.recipe import Recipe
+from matta_cli.tasks import Batch, Columns, Data, Metric, Task, raw
+
+_LINES, _TABLES = (".txt", ".md"), (".csv", ".tsv", ".jsonl", ".parquet")
+_LONGEST = 512  # tokens of a sentence, where nothing says less
+_ALIKE = 0.8  # of the highest score: pairs from there on are searched for (4 of 5 in the STS benchmark)
+_WORDS = 8  # words of a text that is cut in two
+_GRAIN = 8  # lengths of batches are multiples of this
+_TIE = 1e-5  # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
+
+
+class SentenceEmbedding(Task):
+    """Embeddings of sentences. There is no ground truth: the Teacher alone is followed, in its cosines and coordinates.
+
+    Batches of sentences: ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L], padded on the right.
+    Batches of P pairs: the same of the P first sentences, then of the P second ones; ``score`` float32 [P], NaN where nobody
+    scored them, and ``alike`` bool [P], whether the first sentence must find the second among all second ones.
+    """
+
+    name = "sentence_embedding"
+    output = "numbers in an embedding"
+    labelled, embeds = False, True
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.dims = sorted(set(recipe.distill.output_dims), reverse=True)
+        kinds = (("spearman", "Spearman of cosine and score"), ("pearson", "Pearson"), ("recall@1", "retrieval recall@1"))
+        self.metrics = tuple(
+            Metric(_at(name, d), label if d is None else f"{label}, first {d}", higher=True)
+            for d in (None, *self.dims)
+            for name, label in kinds
+        )
+
+    def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
+        settings = self.recipe.data
+        common.no_streaming(settings.streaming, "sentence embeddings")
+        width = self.outputs(model)
+        if any(not 0 < d < width for d in self.dims):
+            raise MattaError(f"distill.output_dims {self.dims} is not possible: embeddings have {width} numbers; name fewer.")
+        train, held_out = self._texts(training)
+        encode = self._encoder(folder, model)
+        name = settings.held_out or settings.train
+        pairs = Pairs(held_out, encode, name)
+        split = common.sample(pairs, settings.eval_examples)
+        description = f"{name}: held out {len(split):,} {pairs.what}"
+        if train is None:
+            return Data(split, (split,), description, "sentences")
+        sentences = Sentences(train.sentences(), encode, settings.train)
+        return Data(sentences, (split,), f"{settings.train}: {len(sentences):,} sentences; {description}", "sentences")
+
+    def outputs(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return int(config.hidden_size)
+
+    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+        """Embeddings may be of another width than the model's; the tokens must be the same."""
+        theirs, ours = (int(config.vocab_size) for config in (_config(teacher), _config(model)))
+        if theirs != ours:
+            raise MattaError(
+                f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}: they must be the same, or the "
+                "Teacher a file of its embeddings."
+            )
+        positions, needed = _config(teacher).max_position_embeddings, self.recipe.data.sequence_length
+        needed = needed or min(_LONGEST, _config(model).max_position_embeddings)
+        if positions < needed:
+            raise MattaError(f"The Teacher has {positions:,} positions, the model uses {needed:,}: set --sequence-length.")
+        return teacher
+
+    def forward(self, model: Any, batch: Batch) -> Tensor:
+        """Embeddings [B, width], as long as they come: the mean over the tokens, or the first one's hidden state."""
+        hidden = raw(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])).float()
+        if getattr(model.config, "sentence_pooling", "mean") == "cls":
+            return hidden[:, 0]
+        mask = batch["attention_mask"][..., None].float()
+        return (hidden * mask).sum(1) / mask.sum(1)
+
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        config, generator = _config(model), torch.Generator().manual_seed(0)
+        length = min(int(config.max_position_embeddings), 32)
+        ids = torch.randint(int(config.vocab_size), (size, length), generator=generator)
+        mask = torch.arange(length) < torch.arange(length, 0, -1)[:size, None]
+        return {"input_ids": ids, "attention_mask": mask.long()}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"labels": 0.0, "outputs": float(len(batch["input_ids"]))}
+
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cosine distance from the target where both have as many coordinates, and the relational loss of the whole embedding
+        and of every one of ``distill.output_dims``, averaged. The first numbers of a Teacher's embedding mean nothing by
+        themselves, so the first ones of the model's take on the similarities of its whole.
+
+        Sentences are compared within the batch that is given: ``micro_batch`` examples, on each device.
+        """
+        over, own = over or self.counts(batch), logits.whole()
+        total, found = own.sum() * 0, {}
+        for term in terms:
+            if not isinstance(term.target, Logits):
+                raise MattaError("Sentence embeddings are learned from a Teacher's embeddings alone, not from labels.")
+            target = term.target.whole()
+            value = losses.relation(own, target)
+            for d in self.dims:
+                value = value + losses.relation(own[:, :d], target)
+            value = value * (self.recipe.distill.relation_weight / (1 + len(self.dims)))
+            if own.shape[1] == target.shape[1]:
+                value = value + losses.cosine_distance(own, target)
+            value = value / max(1.0, over["outputs"])
+            total = total + term.weight * value
+            found[term.name] = value.detach()
+        return total, found
+
+    def items(self, batch: Batch) -> int:
+        return len(batch["input_ids"])
+
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Per pair: both embeddings [n, width] (``first``, ``second``), ``score`` and ``alike``. Nothing for lone sentences."""
+        if "score" not in batch:
+            return {}
+        first, second = logits.detach().float().chunk(2)
+        return {"first": first, "second": second, "score": batch["score"].double(), "alike": batch["alike"]}
+
+    def gathered(self, columns: Columns) -> Columns:
+        """Per pair: ``cosine``, and ``found`` (whether no other second sentence is nearer to the first), of the whole embedding
+        and of its first numbers; ``score`` and ``alike``."""
+        if "first" not in columns:
+            return columns
+        table = {"score": columns["score"], "alike": columns["alike"]}
+        for d in (None, *self.dims):
+            first, second = (_normalized(columns[name][:, :d]) for name in ("first", "second"))
+            cosine = (first * second).sum(1)
+            nearest = np.concatenate([(first[i : i + 512] @ second.T).max(1) for i in range(0, len(first), 512)])
+            table |= {_at("cosine", d): cosine, _at("found", d): cosine >= nearest - _TIE}
+        return table
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        """Correlations of cosine and score, where pairs have scores; the share of alike pairs that are found."""
+        found, alike = {}, columns["alike"].astype(bool)
+        for d in (None, *self.dims):
+            if np.isfinite(columns["score"]).all():
+                cosine, score = columns[_at("cosine", d)], columns["score"]
+                found[_at("spearman", d)] = _correlation(_ranks(cosine), _ranks(score))
+                found[_at("pearson", d)] = _correlation(cosine, score)
+            if alike.any():
+                found[_at("recall@1", d)] = float(columns[_at("found", d)][alike].mean())
+        return found
+
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        if "cosine" not in columns:
+            return None
+        if not np.isfinite(columns["cosine"]).all():
+            return "its embeddings are not finite numbers."
+        found, count = self.summarize(columns), len(columns["score"])
+        if "spearman" in found:
+            error = 1 / math.sqrt(max(1, count - 1))  # the standard error where cosine and score are independent
+            if found["spearman"] > 2 * error:
+                return None
+            return (
+                f"the Spearman correlation of {count:,} pairs is {found['spearman']:.3f}, and guessing gives 0 ({error:.3f})."
+            )
+        chance, asked = 1 / count, int(columns["alike"].sum())
+        error = math.sqrt(chance * (1 - chance) / max(1, asked))
+        if count == 1 or found.get("recall@1", 1.0) > chance + 2 * error:
+            return None
+        return f"it finds {found['recall@1']:.3f} of {asked:,} sentences, and guessing finds {chance:.3f}."
+
+    def _texts(self, training: bool) -> tuple[Texts | None, Texts]:
+        """What to train on (None unless ``training``) and what to measure on."""
+        settings = self.recipe.data
+        if settings.held_out:
+            only, own = self._open(settings.held_out, "--held-out")
+            return (self._open(settings.train, "--data")[0] if training else None), own or only
+        train, held_out = self._open(settings.train, "--data")
+        if held_out is None:
+            start = common.last_tenth(len(train.first), settings.train, "sentences")
+            train, held_out = train.part(slice(start)), train.part(slice(start, None))
+        return (train if training else None), held_out
+
+    def _open(self, text: str, flag: str) -> tuple[Texts, Texts | None]:
+        """What ``text`` names, and its own held-out split if it has one."""
+        path, settings = common.find(text, flag), self.recipe.data
+        if path is not None:
+            files = sorted(p for p in path.rglob("*") if p.suffix in (*_LINES, *_TABLES)) if path.is_dir() else [path]
+            if not files:
+                raise common.empty(text, f"text ({', '.join((*_LINES, *_TABLES))})")
+            read = [self._file(file) for file in files]
+            # of several files, which need not be alike, the sentences are all that counts
+            return (read[0] if len(read) == 1 else Texts([s for part in read for s in part.all()])), None
+        splits = common.hub_dataset(text, settings.config)
+        opened = [common.hub_split(splits, text, settings.split), common.hub_held_out(splits, text, settings.held_out_split)]
+        train, held_out = (None if s is None else self._columns(text, s.column_names, s.__getitem__) for s in opened)
+        assert train is not None
+        return train, held_out
+
+    def _file(self, path: Path) -> Texts:
+        if path.suffix in (".csv", ".tsv") and (found := _benchmark(path)):
+            return found
+        if path.suffix in _TABLES:
+            table = common.read_table(path)
+            return self._columns(str(path), list(table), table.__getitem__)
+        try:
+            return Texts(path.read_text(encoding="utf-8").split("\n"))
+        except (UnicodeDecodeError, OSError):
+            raise MattaError(f"{str(path)!r} is not a text file in UTF-8, one sentence in each line.") from None
+
+    def _columns(self, name: str, known: Sequence[str], column: Callable[[str], Any]) -> Texts:
+        """A table's pairs where it has both of ``data.sentences``, else its ``data.text``."""
+        settings = self.recipe.data
+        if len(settings.sentences) != 2:
+            raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
+        if not set(settings.sentences) <= set(known):
+            if settings.text not in known:
+                raise common.no_column(name, settings.text, "data.text, or data.sentences for pairs,", known)
+            return Texts(_strings(column(settings.text)))
+        first, second = (_strings(column(sentence)) for sentence in settings.sentences)
+        if settings.score not in known:
+            return Texts(first, second)
+        try:
+            return Texts(first, second, np.asarray(column(settings.score), dtype=np.float64))
+        except (TypeError, ValueError):
+            raise MattaError(f"Column {settings.score!r} of {name!r} (data.score) does not hold numbers.") from None
+
+    def _encoder(self, folder: Path, model: nn.Module) -> Encoder:
+        """The tokenizer in the model's folder, else the recipe's, as sentence-transformers would use it."""
+        from transformers import AutoTokenizer
+
+        given, own = self.recipe.convert.tokenizer, models.has_tokenizer(folder)
+        if not own and not given:
+            raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(str(folder) if own else given)
+        except Exception as error:  # transformers raises what its backends raise
+            raise MattaError(
+                f"The tokenizer in {str(folder) if own else given!r} cannot be opened: {common.said(error)}"
+            ) from error
+        if len(tokenizer) > _config(model).vocab_size:
+            raise MattaError(
+                f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {_config(model).vocab_size:,}: pass "
+                "the model's own with --tokenizer."
+            )
+        try:
+            card = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            card = {}
+        positions, length = int(_config(model).max_position_embeddings), self.recipe.data.sequence_length
+        if length > positions or 0 < length < 3:
+            raise MattaError(f"--sequence-length is {length:,}, but the model has {positions:,} positions, and 3 are needed.")
+        length = length or min(positions, tokenizer.model_max_length, int(card.get("max_seq_length") or _LONGEST))
+        return Encoder(tokenizer, length, bool(card.get("do_lower_case")), fixed=bool(self.recipe.distill.compile))
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Sentences, or pairs of them, as the user's data has them; ``score`` [n] says how alike a pair is."""
+
+    first: list[str]
+    second: list[str] | None = None
+    score: np.ndarray | None = None
+
+    def part(self, rows: slice) -> Texts:
+        second, score = (None if part is None else part[rows] for part in (self.second, self.score))
+        return Texts(self.first[rows], second, score)  # type: ignore[arg-type]
+
+    def all(self) -> list[str]:
+        """Every sentence in its place, both of a pair one after the other."""
+        return self.first if self.second is None else [s for pair in zip(self.first, self.second, strict=True) for s in pair]
+
+    def sentences(self) -> dict[str, int]:
+        """The sentences that are not blank, once each -> the place of the first of them."""
+        found: dict[str, int] = {}
+        for place, sentence in enumerate(self.all()):
+            if sentence.strip():
+                found.setdefault(sentence.strip(), place)
+        return found
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How sentences become tokens. fixed: all batches have the greatest length, for graphs that are compiled once."""
+
+    tokenizer: Any
+    length: int
+    lower: bool = False
+    fixed: bool = False
+
+    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
+        """The tokens of each sentence, int32, with those that begin and end it; what is too long is cut."""
+        found: list[np.ndarray] = []
+        for start in range(0, len(sentences), 1 << 12):
+            part = [s.lower() if self.lower else s for s in sentences[start : start + (1 << 12)]]
+            ids = self.tokenizer(part, truncation=True, max_length=self.length, return_attention_mask=False)["input_ids"]
+            found += [np.array(row, np.int32) for row in ids]
+        return found
+
+    def batch(self, rows: Sequence[np.ndarray]) -> Batch:
+        """``input_ids`` and ``attention_mask`` int64 [n, L], L a multiple of 8 but for the longest possible."""
+        longest = self.length if self.fixed else max(map(len, rows))
+        length = min(self.length, -(-longest // _GRAIN) * _GRAIN)
+        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0)
+        mask = torch.zeros_like(ids)
+        for k, row in enumerate(rows):
+            ids[k, : len(row)] = torch.from_numpy(row.astype(np.int64))
+            mask[k, : len(row)] = 1
+        return {"input_ids": ids, "attention_mask": mask}
+
+
+class Sentences:
+    """Sentences (text -> its place in the user's data) as a split."""
+
+    def __init__(self, sentences: Mapping[str, int], encode: Encoder, name: str) -> None:
+        if not sentences:
+            raise common.empty(name, "sentences")
+        self.places, self.encode = np.array(list(sentences.values()), np.int64), encode
+        tokens = encode(list(sentences))
+        # one array: millions of small ones would take ten times their contents
+        self.tokens, self.ends = np.concatenate(tokens), np.cumsum([len(row) for row in tokens])
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.encode.batch([self.tokens[self.ends[i - 1] if i else 0 : self.ends[i]] for i in indices])
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        if ids:
+            raise common.no_ids("sentences")
+        return self.places[list(indices)]
+
+    def digest(self) -> str:
+        return common.digest([self.places, self.tokens, self.ends])
+
+
+class Pairs:
+    """Pairs of sentences as a split. Texts that are no pairs are cut in two: does the first half find the second?"""
+
+    def __init__(self, texts: Texts, encode: Encoder, name: str) -> None:
+        first, second, score = texts.first, texts.second, texts.score
+        self.what = "pairs of sentences"
+        if second is None:
+            cut = [words for text in texts.sentences() if len(words := text.split()) >= _WORDS]
+            first = [" ".join(words[: len(words) // 2]) for words in cut]
+            second = [" ".join(words[len(words) // 2 :]) for words in cut]
+            self.what = "sentences, whose first half is to find the second (no scored pairs: pass some with --held-out)"
+        if not first:
+            raise common.empty(name, f"pairs of sentences, nor text of {_WORDS} words to cut in two")
+        self.score = np.full(len(first), np.nan) if score is None else score
+        if score is not None and (not np.isfinite(score).all() or score.min() == score.max()):
+            raise MattaError(
+                f"The scores of {name!r} are missing in places, or all the same: pairs must differ in how alike they are."
+            )
+        self.alike = np.ones(len(first), bool) if score is None else score >= _ALIKE * score.max()
+        self.encode, self.first, self.second = encode, encode(first), encode(second)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        chosen = list(indices)
+        batch = self.encode.batch([rows[i] for rows in (self.first, self.second) for i in chosen])
+        score, alike = torch.from_numpy(self.score[chosen]).float(), torch.from_numpy(self.alike[chosen])
+        return batch | {"score": score, "alike": alike}
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return np.asarray(indices, dtype=np.int64)
+
+    def digest(self) -> str:
+        return common.digest([*self.first, *self.second, self.score])
+
+
+def _benchmark(path: Path) -> Texts | None:
+    """A file of the STS benchmark in its own form: tab-separated, no header, no quotes, the score fifth, then the sentences."""
+    try:
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
+        if not rows or min(map(len, rows)) < 7:
+            return None
+        return Texts([row[5] for row in rows], [row[6] for row in rows], np.array([float(row[4]) for row in rows]))
+    except (UnicodeDecodeError, OSError, ValueError):
+        return None
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    return ["" if value is None else str(value) for value in values]
+
+
+def _config(model: nn.Module) -> Any:
+    return model.config
+
+
+def _at(name: str, dims: int | None) -> str:
+    return name if dims is None else f"{name}/{dims}"
+
+
+def _normalized(rows: np.ndarray) -> np.ndarray:
+    return F.normalize(torch.from_numpy(rows), dim=-1).numpy()
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    with np.errstate(invalid="ignore"):  # NaN where one of them is constant
+        return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
