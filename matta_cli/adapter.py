@@ -60,9 +60,10 @@ class Axis:
 class Source:
     """What the user brought, already found on disk and opened without unpickling anything.
 
-    Exactly one of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict),
-    ``module`` (an opened pickle, only after ``--allow-pickle``), or none of them: ``name`` is a name that the
-    adapter's own library knows (``vit_tiny_patch16_224``) and downloads by itself.
+    One of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict), ``module`` (an
+    opened pickle, only after ``--allow-pickle``), ``builder`` (the user's function that makes the model, ``pkg.mod:build``;
+    ``tensors`` are then its weights, if any), or none of them: ``name`` is a name that the adapter's own library knows
+    (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are what the user said of them.
     """
 
     name: str
@@ -70,21 +71,27 @@ class Source:
     folder: Path | None = None
     tensors: Mapping[str, Tensor] | None = None
     module: nn.Module | None = None
+    builder: str = ""
+    example: str = ""
+    task: str = ""
 
 
 class Adapter(ABC):
     """What matta knows about one architecture. Register a subclass as an entry point of the group ``matta.adapters``.
 
     name: what users type after ``--adapter``.
-    task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``.
+    task: the task of the models' outputs: ``causal_lm``, ``image_classification`` or ``ranking``; an adapter of many kinds
+        of model sets it in ``load``.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
-    notes: what ``load`` had to assume about the last source, in sentences for the user.
+    per_layer: whether ``loader`` loads Students in which axes of one kind have different sizes.
+    notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the user.
     """
 
     name: str = ""
     task: str = ""
     loader: str = ""
+    per_layer: bool = False
 
     def __init__(self) -> None:
         self.notes: list[str] = []
@@ -114,3 +121,6 @@ class Adapter(ABC):
 
         ``load(Source(folder=...))`` reads it back. Raises ``MattaError`` where the format cannot express the sizes.
         """
+
+    def export(self, model: nn.Module, folder: Path) -> None:  # noqa: B027
+        """Add to a saved model what ``loader`` needs besides, where that is too much for every checkpoint of a run."""

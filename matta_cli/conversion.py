@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -140,11 +140,16 @@ def convert(
         raise MattaError(f"--order {settings.order!r} is not known: auto, activation, magnitude or none.")
     checkpoint.refuse_existing(out / "ta", overwrite)
     source = models.open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
+    source = replace(source, example=settings.example, task=settings.task)
+    if settings.weights:
+        if not source.builder:
+            raise MattaError(f"--weights belongs to a function that builds the model (pkg.mod:build), not to {source.name!r}.")
+        source = replace(source, tensors=models.open_weights(settings.weights, allow_pickle=allow_pickle))
     adapter = registry.adapter(settings.adapter) if settings.adapter else registry.detect(source)
     base = adapter.load(source)
-    notes = list(adapter.notes)
     task = registry.task(adapter.task, recipe)
     base_axes = adapter.axes(base)
+    notes = list(adapter.notes)
     if not base_axes:
         raise MattaError(f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested.")
 
@@ -192,11 +197,13 @@ def convert(
                 f"{settings.tolerance:.0e}: the adapter {adapter.name!r} does not describe this model right."
             )
         adapter.save(ta.model, folder)
+        adapter.export(ta.model, folder)
         lineage = {"source": source.name, "digest": checkpoint.digest(folder)}
         checkpoint.write_card(
             folder, adapter, ta.axes, ta.base, lineage,
             settings=checkpoint.text_digest(settings_left),
             expand=settings.expand, multiple=settings.multiple, order=order, difference=difference,
+            **({"example": settings.example} if settings.example else {}),
         )  # fmt: skip
         ta.card = checkpoint.read_card(folder)
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
@@ -212,8 +219,9 @@ def convert(
 
 
 def is_stock(ta: TA, sizes: Mapping[str, int]) -> bool:
-    """Whether the stock library can load a Student of these sizes: it has a loader and every kind of axis is uniform."""
-    return bool(ta.adapter.loader) and all(len(set(found)) == 1 for found in supernet.kinds(sizes).values())
+    """Whether the stock library can load a Student of these sizes: it has a loader, which may want kinds of axes uniform."""
+    uniform = all(len(set(found)) == 1 for found in supernet.kinds(sizes).values())
+    return bool(ta.adapter.loader) and (uniform or ta.adapter.per_layer)
 
 
 def _readme(ta: TA, source: str, difference: float) -> str:

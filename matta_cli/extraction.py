@@ -49,7 +49,8 @@ inputs = load_file(job["inputs"])
 outputs = {{}}
 for name, folder in job["folders"].items():
     model = {loader}
-    model.eval()
+    if not isinstance(model, torch.fx.GraphModule):  # an exported program is in eval mode for good
+        model.eval()
     with torch.no_grad():
         out = model(*[inputs[k] for k in job["args"]], **{{k: inputs[k] for k in job["kwargs"]}})
     outputs[name] = getattr(out, "logits", out).contiguous()
@@ -150,6 +151,7 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
 
 def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
     ta.adapter.save(cut.student, folder)
+    ta.adapter.export(cut.student, folder)
     models.copy_companions(last, folder)
     lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
     axes = ta.adapter.axes(cut.student)

@@ -532,33 +532,37 @@ def nest(model: nn.Module, inputs: Inputs, name: str) -> Found:
             continue
         members, ended = graph.group(root)
         done |= {graph.names[id(m)] for m, reads in members if not reads and not isinstance(m, nn.Parameter)}
-        if not ended:
-            grouped = _grouped_queries(members, graph, model)
-            queries = grouped.slices[0].tensor.removesuffix(".weight") if grouped is not None else ""
-            if grouped is not None and _accept(found, trial, taken, model, queries, [grouped.candidate], [grouped.step]):
-                done |= {queries, *grouped.shared}
-                found.whole.setdefault("several query heads share each of their heads", []).extend(grouped.shared)
-            else:
-                found.leave("torch-pruning finds no end to what depends on them", root_name)
+        reason, candidates = _read(graph, members) if ended else ("torch-pruning finds no end to what depends on them", [])
+        if candidates and _accept(found, trial, taken, model, root_name, candidates):
             continue
-        pairs: Pairs = {}
-        try:
-            for (module, reads), indices in members.items():
-                for place in graph.places(module, reads):
-                    pairs.setdefault(place, set()).update(indices)
-        except LookupError as kind:
-            found.leave(f"{kind.args[0]} stay as they are", root_name)
-            continue
-        candidates = _candidates(pairs, graph.shapes)
-        if not candidates:
-            found.leave("their units do not lie in whole blocks in what reads them (flattened, say)", root_name)
-        elif not _accept(found, trial, taken, model, root_name, candidates):
-            found.leave("the model did not run, or not to the same outputs, when they were tried", root_name)
+        grouped = _grouped_queries(members, graph, model)
+        queries = grouped.slices[0].tensor.removesuffix(".weight") if grouped is not None else ""
+        if grouped is not None and _accept(found, trial, taken, model, queries, [grouped.candidate], [grouped.step]):
+            done |= {queries, *grouped.shared}
+            for name_ in grouped.shared:
+                found.leave("several query heads share each of their heads", name_)
+        else:
+            found.leave(reason, root_name)
     while found.axes and not trial.together(found):
         last = found.axes.pop()
         found.repeats.pop(last.name, None)
         found.leave("the model did not run with them and the others at other sizes", last.name)
     return found
+
+
+def _read(graph: _Graph, members: Mapping[tuple[Any, bool], Any]) -> tuple[str, list[tuple[int, tuple[Slice, ...]]]]:
+    """What the members of a group may mean as slices; and what to say where none of it holds."""
+    pairs: Pairs = {}
+    try:
+        for (module, reads), indices in members.items():
+            for place in graph.places(module, reads):
+                pairs.setdefault(place, set()).update(indices)
+    except LookupError as kind:
+        return f"{kind.args[0]} stay as they are", []
+    candidates = _candidates(pairs, graph.shapes)
+    if not candidates:
+        return "their units do not lie in whole blocks in what reads them (flattened, say)", []
+    return "the model did not run, or not to the same outputs, when they were tried", candidates
 
 
 def _accept(
@@ -580,14 +584,9 @@ def _accept(
                 return True  # what the model gives, and so no axis; nothing to say
             if verdict == "grows":
                 return _add(found, taken, axis, repeats)
-            if verdict == "shrinks" and shrinking is None:
+            if verdict == "shrinks" and shrinking is None and _norm_spans(model, axis):
                 shrinking = axis, repeats
-    if shrinking is None:
-        return False
-    axis, repeats = shrinking
-    if not _norm_spans(model, axis):  # something that the engine does not know as a norm: it must not grow this axis
-        axis = replace(axis, slices=tuple(replace(s, outgoing=False) for s in axis.slices))
-    return _add(found, taken, axis, repeats)
+    return shrinking is not None and _add(found, taken, *shrinking)
 
 
 def _add(found: Found, taken: set[tuple[str, int, int]], axis: Axis, repeats: Repeats) -> bool:

@@ -19,7 +19,7 @@ def adapters(json: options.Json = False) -> None:
             console.say(str(error))
             continue
         what = (type(adapter).__doc__ or "").strip().splitlines()[0]
-        found.append({"name": name, "task": adapter.task, "origin": origin, "what": what})
+        found.append({"name": name, "task": adapter.task or "any", "origin": origin, "what": what})
     if json:
         console.data(found)
     else:

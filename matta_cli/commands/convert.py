@@ -14,8 +14,11 @@ from matta_cli.recipe import resolve
 
 
 def convert(
-    source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")] = None,
+    source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict, pkg.mod:build.")] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
+    weights: Annotated[str | None, typer.Option(help="State dict for pkg.mod:build.")] = None,
+    example: Annotated[str | None, typer.Option(help="Inputs for auto: 1x3x224x224, ids=1x16:int64, pkg.mod:fn.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task for auto: causal_lm, image_classification, ranking.")] = None,
     out: options.Out = Path("matta-out"),
     expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
     order: Annotated[str | None, typer.Option(help="Unit order: auto, activation, magnitude, none.")] = None,
@@ -40,9 +43,12 @@ def convert(
     if len(toml) > 1 or len(architecture) > 1:
         raise MattaError("--config takes one recipe (.toml) and one architecture (.json) at most.")
     flags = {
-        "convert": {"source": source, "adapter": adapter, "expand": expand, "order": order, "tokenizer": tokenizer},
+        "convert": {
+            "source": source, "adapter": adapter, "weights": weights, "example": example, "task": task,
+            "expand": expand, "order": order, "tokenizer": tokenizer,
+        },
         "data": options.data_flags(data, None) if data is not None else {},
-    }
+    }  # fmt: skip
     # not the output folder's: convert writes that file, with a corpus that the user did not ask to calibrate on
     recipe, read = resolve(flags, None, toml[0] if toml else None)
     for path in read:
