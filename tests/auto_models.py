@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """``model`` with no tensor left as libraries initialise it: zeros in a head or a norm would hide what is wrong behind them."""
+    """``model`` with no tensor left as libraries initialise it: zeros in a head would hide what is wrong before it."""
     torch.manual_seed(0)
     for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         if name.endswith("running_var"):

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_adapters.skeleton import fill, read_config, some
+from matta_adapters.skeleton import fill, read_config
 from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, resized, run
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
@@ -38,7 +38,7 @@ _ATTRIBUTE = "_matta_plan"
 
 @dataclass(frozen=True)
 class Plan:
-    """What a model carries of how it was made. axes: at its own sizes; None before it was traced. whole: the builder's sizes."""
+    """How a model was made; it carries this. axes: at its own sizes, None before it was traced. whole: the builder's sizes."""
 
     builder: str
     arguments: Mapping[str, Any]
@@ -166,7 +166,8 @@ class Auto(Adapter):
 
     def _tell(self, found: Found) -> None:
         for reason, names in found.whole.items():
-            self.notes.append(f"Left whole, because {reason}: {some([', '.join(names[:6])] + names[6:], 1)}.")
+            more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+            self.notes.append(f"Left whole, because {reason}: {', '.join(names[:6])}{more}.")
 
     def _exports(self, model: nn.Module, inputs: Inputs, name: str) -> bool:
         try:
@@ -232,7 +233,7 @@ def _inputs(plan: Plan) -> Inputs:
         if inputs.args or set(inputs.kwargs) != {"input_ids"}:
             raise MattaError(f"--example {plan.example!r}: the task causal_lm calls a model with input_ids=...:int64 alone.")
     if plan.task == "ranking" and (inputs.args or not set(inputs.kwargs) <= {"dense", "categorical"}):
-        raise MattaError(f"--example {plan.example!r}: the task ranking calls a model with dense=... and categorical=...:int64.")
+        raise MattaError(f"--example {plan.example!r}: the task ranking calls a model with dense=... or categorical=...:int64.")
     alone = all(t.dim() and len(t) == 1 for t in inputs.tensors())
     return inputs.map(lambda t: torch.cat([t, t.flip(-1)])) if alone else inputs  # a batch of one is a special case to export
 
@@ -259,7 +260,7 @@ def _exported(model: nn.Module, inputs: Inputs) -> Any:
     def free(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return None
-        return {d: torch.export.Dim.AUTO for d in range(1 if tensor.is_floating_point() else min(2, tensor.dim()))}
+        return dict.fromkeys(range(1 if tensor.is_floating_point() else min(2, tensor.dim())), torch.export.Dim.AUTO)
 
     shapes: dict[str, Any] = {"args": tuple(map(free, inputs.args))} if inputs.args else {}
     shapes |= {"kwargs": {key: free(value) for key, value in inputs.kwargs.items()}} if inputs.kwargs else {}

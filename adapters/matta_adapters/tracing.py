@@ -220,6 +220,11 @@ class _Graph:
         found = [(self.names[id(m)], m) for m in self.nodes if isinstance(m, kinds) and id(m) in self.names]
         yield from sorted(found, key=lambda item: order[item[0]])
 
+    def unseen(self, model: nn.Module) -> list[str]:
+        """Layers that would make channels, if the forward pass reached them as layers."""
+        known = {self.names[id(m)] for m in self.nodes if id(m) in self.names}
+        return [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, _CONV, nn.Embedding)) and n not in known]
+
     def group(self, root: nn.Module) -> tuple[dict[tuple[Any, bool], set[tuple[int, int]]], bool]:
         """What shrinks with all output channels of ``root``: (module, reads) -> (its index, root's channel).
 
@@ -281,7 +286,8 @@ def _linear_twins(model: nn.Module) -> set[str]:
     found = {name for name, m in model.named_modules() if type(m).__name__ == "Conv1D" and hasattr(m, "nf")}
     for name in found:
         old: Any = model.get_submodule(name)
-        twin = nn.Linear(*old.weight.shape, dtype=old.weight.dtype)
+        into, out = old.weight.shape
+        twin = nn.Linear(into, out, dtype=old.weight.dtype)
         with torch.no_grad():
             twin.weight.copy_(old.weight.T)
             twin.bias.copy_(old.bias)
@@ -504,7 +510,7 @@ def _drawn(tensor: Tensor, dim: int, count: int, generator: torch.Generator) -> 
 def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
     """Weights of order one everywhere: a layer scale of 1e-6, or a bias of zero, would hide what goes wrong behind it."""
     layers = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, _CONV)) or type(m).__name__ == "Conv1D"}
-    tensors = dict(model.named_parameters())
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
     tensors |= {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] in ("running_mean", "running_var")}
     for name, tensor in tensors.items():
         drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
@@ -543,6 +549,8 @@ def nest(model: nn.Module, inputs: Inputs, name: str) -> Found:
                 found.leave("several query heads share each of their heads", name_)
         else:
             found.leave(reason, root_name)
+    for unseen in graph.unseen(model):
+        found.leave("the graph does not reach them (unused, detached, or run by other code than their own)", unseen)
     while found.axes and not trial.together(found):
         last = found.axes.pop()
         found.repeats.pop(last.name, None)
@@ -611,9 +619,7 @@ def _norm_spans(model: nn.Module, axis: Axis) -> bool:
     return any(isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners)
 
 
-def _meanings(
-    model: nn.Module, size: int, slices: Sequence[Slice], steps: Sequence[int]
-) -> Iterator[tuple[int, Repeats]]:
+def _meanings(model: nn.Module, size: int, slices: Sequence[Slice], steps: Sequence[int]) -> Iterator[tuple[int, Repeats]]:
     """Steps, and attributes that may repeat the size, from the simplest on."""
     owners = [s.tensor.rpartition(".")[0] for s in slices]
     scope = _scope(owners)

@@ -14,7 +14,9 @@ from matta_cli.recipe import resolve
 
 
 def convert(
-    source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict, pkg.mod:build.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict, pkg.mod:build.")
+    ] = None,
     adapter: Annotated[str | None, typer.Option("--adapter", "-a", help="Architecture; default: detected.")] = None,
     weights: Annotated[str | None, typer.Option(help="State dict for pkg.mod:build.")] = None,
     example: Annotated[str | None, typer.Option(help="Inputs for auto: 1x3x224x224, ids=1x16:int64, pkg.mod:fn.")] = None,
@@ -64,7 +66,7 @@ def convert(
     source = recipe.convert.source
     for note in done.notes:
         console.say(f"Note: {note}")
-    console.say(f"{source} is a {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
+    console.say(f"{source}, by the adapter {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
     console.say(f"Lossless: width 1.0 of the TA differs from {source} by at most {done.difference:.1e} (relative).")
     rows = []
     for width, stock in done.stock.items():
