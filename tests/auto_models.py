@@ -114,3 +114,128 @@ class Flattened(nn.Module):
 
 def flattened() -> nn.Module:
     return Flattened()
+
+
+def tied_llama() -> nn.Module:
+    model = llama()
+    return LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": True}))
+
+
+class FusedBlock(nn.Module):
+    """A gated MLP whose gate and value are one layer, after an attention whose q, k and v are; all in one module."""
+
+    def __init__(self, width: int = 16, heads: int = 2, hidden: int = 20) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        batch, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
+        x = x + self.out(mixed)
+        gate, value = self.up(x).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * value)
+
+
+class FusedLM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.block, self.head = nn.Embedding(31, 16), FusedBlock(), nn.Linear(16, 31)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.embed(input_ids)))
+
+
+def fused() -> nn.Module:
+    return FusedLM()
+
+
+class Concatenated(nn.Module):
+    """Two branches side by side: what reads them has the second one's units after the first one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 12, 3), nn.Conv2d(20, 6, 3)
+        self.last = nn.Linear(6, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(F.relu(self.head(F.relu(torch.cat([self.left(x), self.right(x)], 1)))).mean((2, 3)))
+
+
+def concatenated() -> nn.Module:
+    return Concatenated()
+
+
+class Grouped(nn.Module):
+    """A convolution in groups (not one per channel) and a GroupNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12)
+        self.second, self.third, self.head = nn.Conv2d(12, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(8, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.norm(self.first(x)))
+        return self.head(F.relu(self.third(F.relu(self.second(x)))).mean((2, 3)))
+
+
+def grouped() -> nn.Module:
+    return Grouped()
+
+
+class OwnNorm(nn.Module):
+    """Divides by the length over the channels, in a class that says nothing of norms: new units would change it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 7)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.normalize(self.first(x), dim=1)
+        return self.head(F.relu(self.second(x)).mean((2, 3)))
+
+
+def own_norm() -> nn.Module:
+    return OwnNorm()
+
+
+class Cut(nn.Module):
+    """Its body runs without a graph."""
+
+    def __init__(self, all_of_it: bool = False) -> None:
+        super().__init__()
+        self.body, self.head, self.all_of_it = nn.Conv2d(3, 8, 3), nn.Linear(8, 7), all_of_it
+        self.more = nn.Linear(7, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            x = self.body(x)
+        x = self.head(F.relu(x).mean((2, 3)))
+        return self.more(F.gelu(x.detach() if self.all_of_it else x))
+
+
+def half_cut() -> nn.Module:
+    return Cut()
+
+
+def cut() -> nn.Module:
+    model = Cut(all_of_it=True)
+    model.more.forward = lambda x: F.linear(x, model.more.weight.detach())
+    return model
+
+
+def not_a_module() -> dict:
+    return {}
+
+
+def broken() -> nn.Module:
+    raise RuntimeError("no such file: weights.bin")
+
+
+def two_images() -> torch.Tensor:
+    return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
+
+
+not_a_function = 3

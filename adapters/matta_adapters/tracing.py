@@ -166,7 +166,8 @@ def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
         for handle in handles:
             handle.remove()
     if not output.requires_grad:
-        where = _shown(*cutting[0]) if cutting else _shown("", model)
+        inner = [place for place in cutting if not any(_inside(other[0], place[0]) for other in cutting)]
+        where = _shown(*inner[-1]) if inner else _shown("", model)
         raise MattaError(
             f"{name}: {where} cannot be traced: its output is cut from the graph (detach, no_grad, or an integer); "
             "write an adapter for this model (CONTRIBUTING.md)."
@@ -174,6 +175,10 @@ def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
     if not torch.isfinite(output).all():
         raise MattaError(f"{name}: the model's outputs on --example are not finite.")
     return output
+
+
+def _inside(path: str, outer: str) -> bool:
+    return path != outer and (not outer or path.startswith(f"{outer}."))
 
 
 def _shown(path: str, module: nn.Module) -> str:
@@ -394,8 +399,7 @@ def _numbers(model: nn.Module, scope: str) -> Iterator[tuple[str, str, int]]:
     """Module, attribute and value of every positive whole number that the modules of a scope keep beside their layers."""
     layers = (nn.Linear, _CONV, nn.Embedding, *_NORMS, nn.modules.batchnorm._BatchNorm, nn.Dropout)
     for name, module in model.named_modules():
-        inside = not scope or name == scope or name.startswith(f"{scope}.")
-        if inside and not isinstance(module, layers) and type(module).__name__ != "Conv1D":
+        if (name == scope or _inside(name, scope)) and not isinstance(module, layers) and type(module).__name__ != "Conv1D":
             for attribute, value in vars(module).items():
                 if isinstance(value, int) and not isinstance(value, bool) and value > 0 and not attribute.startswith("_"):
                     yield name, attribute, value
