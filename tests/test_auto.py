@@ -48,6 +48,7 @@ EXAMPLES = {
     "concatenated": ("1x3x8x8", ""),
     "grouped": ("1x3x12x12", ""),
     "own_norm": ("1x3x8x8", ""),
+    "placed": ("1x3x8x8", ""),
     "half_cut": ("1x3x8x8", ""),
 }
 
@@ -276,6 +277,7 @@ def test_concatenated_units_lie_behind_one_another():
         ("flattened", {"first", "hidden"}, r"whole blocks.*: second\."),
         ("grouped", {"first"}, r"convolutions in groups stay as they are: second, third\."),
         ("own_norm", {"second"}, r"did not run, or not to the same outputs.*: first\."),
+        ("placed", {"second"}, r"did not run, or not to the same outputs.*: first\."),
         ("half_cut", {"head"}, r"the graph does not reach them.*: body\."),
     ],
 )
@@ -358,8 +360,10 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
         (folder / "auto.json").write_text(json.dumps({**card, "builder": builder}))
         with pytest.raises(MattaError, match="is not run"):
             Auto().load(Source("d", folder=folder))
-    (folder / "auto.json").write_text(json.dumps({**card, "builder": "transformers:pipeline", "arguments": {"config": {}}}))
-    with pytest.raises(MattaError, match="does not build"):
+    (folder / "auto.json").write_text(
+        json.dumps({**card, "builder": "transformers:AutoTokenizer", "arguments": {"config": {}}})
+    )
+    with pytest.raises(MattaError, match="AutoTokenizer is no model"):
         Auto().load(Source("d", folder=folder))
     assert not Path("ran").exists()
     (folder / "auto.json").write_text(json.dumps({**card, "whole": {}}))

@@ -307,16 +307,16 @@ Pairs = dict[Place, set[tuple[int, int]]]
 
 
 def _candidates(pairs: Pairs, shapes: Mapping[str, Sequence[int]]) -> list[tuple[int, tuple[Slice, ...]]]:
-    """Size and slices that these (place -> (index, root channel)) may mean. Empty where the units do not lie in blocks."""
-    fits = {place: all(i < shapes[place[0]][place[1]] for i, _ in found) for place, found in pairs.items()}
-    kept = {place: found for place, found in pairs.items() if fits[place]}
-    ways = [kept]  # a place that is too short: another dimension of the activations passed there (token mixing) ...
-    lengths = {shapes[place[0]][place[1]] for place, fit in fits.items() if not fit}
-    if len(lengths) == 1:  # ... or several blocks of the root are one there (a gate and its value, unseen split)
-        (length,) = lengths
-        folded = {p: {(i if fits[p] else i % length, r % length) for i, r in found} for p, found in pairs.items()}
-        ways.append(folded)
-    return [found for way in ways if (found := _blocks(way)) is not None]
+    """Size and slices that these (place -> (index, root channel)) may mean: as they were traced, then by the lengths alone."""
+    lengths = {(tensor, dim, reads): shapes[tensor][dim] for tensor, dim, reads in pairs}
+    # a place that is too short was reached along another dimension of the activations (token mixing)
+    traced = _blocks({place: found for place, found in pairs.items() if all(i < lengths[place] for i, _ in found)})
+    candidates = [traced] if traced is not None else []
+    size = min(lengths.values())
+    if size < max(lengths.values()) and not any(length % size for length in lengths.values()):
+        # a gate and its value, or q, k and v, in one layer, by an operation that torch-pruning does not follow
+        candidates.append((size, tuple(_once([Slice(t, d, lengths[t, d, r] // size, 0, r) for t, d, r in pairs]))))
+    return candidates
 
 
 def _blocks(pairs: Pairs) -> tuple[int, tuple[Slice, ...]] | None:
@@ -572,8 +572,8 @@ def _read(graph: _Graph, members: Mapping[tuple[Any, bool], Any]) -> tuple[str, 
     except LookupError as kind:
         return f"{kind.args[0]} stay as they are", []
     candidates = _candidates(pairs, graph.shapes)
-    if not candidates:
-        return "their units do not lie in whole blocks in what reads them (flattened, say)", []
+    if not candidates or all(s.blocks > 1 for _, slices in candidates for s in slices if s.outgoing):
+        return "their units do not lie in whole blocks in what reads them (flattened, say)", candidates
     return "the model did not run, or not to the same outputs, when they were tried", candidates
 
 
