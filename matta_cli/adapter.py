@@ -70,10 +70,11 @@ class Axis:
 class Source:
     """What the user brought, already found on disk and opened without unpickling anything.
 
+    One of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict), ``module`` (an
+    opened pickle, only after ``--allow-pickle``), ``builder`` (the user's function that makes the model, ``pkg.mod:build``;
+    ``tensors`` are then its weights, if any), or none of them: ``name`` is a name that the adapter's own library knows
+    (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are what the user said of them.
     ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit from that of ``config``.
-    Exactly one of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict),
-    ``module`` (an opened pickle, only after ``--allow-pickle``), or none of them: ``name`` is a name that the
-    adapter's own library knows (``vit_tiny_patch16_224``) and downloads by itself.
     """
 
     name: str
@@ -82,6 +83,9 @@ class Source:
     folder: Path | None = None
     tensors: Mapping[str, Tensor] | None = None
     module: nn.Module | None = None
+    builder: str = ""
+    example: str = ""
+    task: str = ""
 
 
 class Adapter(ABC):
@@ -89,12 +93,12 @@ class Adapter(ABC):
 
     name: what users type after ``--adapter``.
     task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
-        ``sentence_embedding``.
+        ``sentence_embedding``; an adapter of many kinds of model sets it in ``load``.
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
     spec: what finds the adapter again; matta sets it.
-    notes: what ``load`` had to assume about the last source, in sentences for the user.
+    notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the user.
     """
 
     name: str = ""
@@ -139,3 +143,6 @@ class Adapter(ABC):
         It begins with a small letter and has no full stop. matta then writes a format of its own (see ``Source.sizes``).
         """
         return ""
+
+    def export(self, model: nn.Module, folder: Path) -> None:  # noqa: B027
+        """Add to a saved model what ``loader`` needs besides, where that is too much for every checkpoint of a run."""

@@ -201,11 +201,16 @@ def convert(
         raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
     checkpoint.refuse_existing(out / "ta", overwrite)
     source = models.open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
+    source = replace(source, example=settings.example, task=settings.task)
+    if settings.weights:
+        if not source.builder:
+            raise MattaError(f"--weights belongs to a function that builds the model (pkg.mod:build), not to {source.name!r}.")
+        source = replace(source, tensors=models.open_weights(settings.weights, allow_pickle=allow_pickle))
     adapter = registry.adapter(settings.adapter) if settings.adapter else registry.detect(source)
     base = adapter.load(source)
-    notes = [*([] if settings.adapter else registry.problems()), *adapter.notes]
     task = registry.task(adapter.task, recipe)
     base_axes = supernet.nested_axes(adapter, base, settings.axes)
+    notes = [*([] if settings.adapter else registry.problems()), *adapter.notes]
     if not base_axes:
         raise MattaError(f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested.")
 
@@ -259,6 +264,8 @@ def convert(
         reason = models.save_model(adapter, ta.model, folder)
         if reason:
             notes.append(f"The TA is saved in matta's own format: {reason}.")
+        else:
+            adapter.export(ta.model, folder)
         (folder / IMPORTANCE).parent.mkdir()
         save_file(ranked, str(folder / IMPORTANCE))
         lineage = {"source": source.name, "digest": checkpoint.digest(folder)}
@@ -266,6 +273,7 @@ def convert(
             folder, adapter, ta.axes, ta.base, lineage,
             settings=checkpoint.text_digest(settings_left),
             expand=settings.expand, multiple=settings.multiple, sizes=shares, order=order, difference=difference,
+            **({"example": settings.example} if settings.example else {}),
         )  # fmt: skip
         ta.card = checkpoint.read_card(folder)
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

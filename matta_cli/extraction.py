@@ -50,7 +50,8 @@ inputs = load_file(job["inputs"])
 outputs = {{}}
 for name, folder in job["folders"].items():
     model = {loader}
-    model.eval()
+    if not isinstance(model, torch.fx.GraphModule):  # an exported program is in eval mode for good
+        model.eval()
     with torch.no_grad():
         out = model(*[inputs[k] for k in job["args"]], **{{k: inputs[k] for k in job["kwargs"]}})
     outputs[name] = getattr(out, "logits", getattr(out, "last_hidden_state", out)).contiguous()
@@ -153,7 +154,8 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
 
 
 def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
-    models.save_model(ta.adapter, cut.student, folder)
+    if not models.save_model(ta.adapter, cut.student, folder):
+        ta.adapter.export(cut.student, folder)
     models.copy_companions(last, folder)
     lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
     axes = supernet.nested_axes(ta.adapter, cut.student, list(supernet.kinds(ta.base)))

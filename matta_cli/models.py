@@ -20,6 +20,7 @@ from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
 _TEMPLATE = "template"  # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 _COMPANIONS = (
@@ -46,7 +47,7 @@ _OTHER_FOLDERS = "[!0-9]*/*"  # exports to other formats; the steps of sentence-
 
 
 def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bool = False) -> Source:
-    """Find and open what ``text`` names: a local folder comes first, then a local file, a timm name, a hub id.
+    """Find and open what ``text`` names: a local folder comes first, then a local file, a builder, a timm name, a hub id.
 
     model_config: the user's ``--config``, a JSON file about the architecture, for sources that do not bring their own.
     allow_pickle: whether a file may run code while it is opened (whole pickled modules need that).
@@ -65,6 +66,8 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
             raise MattaError(f"There is no folder {name!r}.")
+        if _BUILDER.fullmatch(name):
+            return Source(name=name, config=config, builder=name)
         if _looks_like_path(name):
             raise MattaError(f"There is no file or folder {name!r}.")
         if _is_timm_name(name):
@@ -72,22 +75,43 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
     return Source(name=text, config=config, folder=_download(name, text))
 
 
+def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
+    """The state dict in the file ``text``. Raises ``MattaError`` where it is something else."""
+    source = open_source(text, allow_pickle=allow_pickle)
+    tensors = source.module.state_dict() if source.module is not None else source.tensors
+    if tensors is None:
+        raise MattaError(f"--weights {text!r} is no state dict: pass a file, {', '.join(_FILES)}.")
+    return tensors
+
+
 def load_model(
-    text: str, task: str, *, adapter: Adapter | None = None, model_config: Path | None = None, allow_pickle: bool = False
+    text: str,
+    task: str,
+    *,
+    adapter: Adapter | None = None,
+    model_config: Path | None = None,
+    allow_pickle: bool = False,
+    example: str = "",
 ) -> tuple[nn.Module, Source]:
     """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it came from.
 
     A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
-    output folder stands for the TA in it. ``adapter`` is asked first; it need not be registered.
+    output folder stands for the TA in it. ``adapter`` is asked first; it need not be registered. example: how it will be
+    called, for a Teacher that a function builds.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
+    if source.builder:
+        source = replace(source, example=example, task=task)
     if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
         source = Source(name=source.name, config=source.config, folder=checkpoint.current_ta(source.folder))
     refusal: MattaError | None = None
     for known in [*([adapter] if adapter else []), *registry.adapters().values()]:
-        if known.task == task and registry.knows(known, source):
+        if known.task in (task, "") and registry.knows(known, source):
             try:
-                return known.load(source).float().eval(), source
+                model = known.load(source).float().eval()
+                if known.task != task:
+                    raise MattaError(f"{source.name!r} is a model for {known.task}, not for {task}.")
+                return model, source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:

@@ -128,7 +128,7 @@ def activation(
             continue
         for place in axis.slices:
             owner = modules.get(place.tensor.rpartition(".")[0])
-            if place.outgoing and owner is not None:
+            if place.outgoing and owner is not None and _is_input(owner, place.dim):
                 hooks.append(owner.register_forward_pre_hook(watch(axis, place)))
     was_training = model.training
     model.eval()
@@ -151,6 +151,13 @@ def activation(
         elif axis.layers:
             scores[axis.name] = sums[axis.name, ""]
     return scores
+
+
+def _is_input(owner: nn.Module, dim: int) -> bool:
+    """Whether this dimension of the weights of a stock layer is that of its input."""
+    if isinstance(owner, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)):
+        return dim == 0
+    return dim == 1 or not isinstance(owner, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))
 
 
 def order(scores: Tensor, *, layers: bool = False) -> Tensor:

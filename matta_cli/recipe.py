@@ -32,6 +32,9 @@ def _setting(default: Any, doc: str, source: str = OURS) -> Any:
 class ConvertSettings:
     source: str = _setting("", "the model to start from: a folder, a hub id, a timm name, or a state dict")
     adapter: str = _setting("", "the architecture's adapter; empty: found from the source")
+    weights: str = _setting("", "the weights of a model that a function builds: a state dict (.safetensors, .pt)")
+    example: str = _setting("", "for the adapter auto: the model's inputs, 1x3x224x224, ids=1x16:int64 or pkg.mod:fn")
+    task: str = _setting("", "for the adapter auto: causal_lm, image_classification or ranking; empty: from the example")
     expand: float = _setting(2.0, "the TA's width; the base is width 1.0, and 1.0 nests inside the base itself")
     axes: list[str] = _setting([], "kinds of axes to nest, such as mlp, heads, hidden, depth; empty: the adapter's default")
     sizes: list[str] = _setting(

@@ -19,7 +19,8 @@ def load_teacher(recipe: Recipe, task: Task, ta: TA, device: torch.device) -> tu
     name = recipe.distill.teacher
     if not name:
         raise MattaError("No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict.")
-    teacher, source = models.load_model(name, ta.adapter.task, adapter=ta.adapter)
+    example = ta.card.get("example", "")
+    teacher, source = models.load_model(name, ta.adapter.task, adapter=ta.adapter, example=example)
     _refuse_broken(name, teacher)
     try:
         teacher = task.fit_teacher(teacher, source.folder, ta.model)

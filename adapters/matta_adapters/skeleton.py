@@ -27,12 +27,13 @@ def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
         depth = sizes.get(axis.name, axis.size)
         if axis.layers and depth != axis.size:
             layers: Any = model.get_submodule(axis.layers)
-            new = [_resized(layers[-1], (), {}) for _ in range(depth - axis.size)]
+            new = [shaped(layers[-1], (), {}) for _ in range(depth - axis.size)]
             model = _with_layers(model, axis.layers, [*layers[:depth], *new])
-    return _resized(model, adapter.axes(model), sizes)
+    return shaped(model, adapter.axes(model), sizes)
 
 
-def _resized(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
+def shaped(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
+    """The same with all layers, for axes that are known already."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}  # other buffers are constants: copied
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}

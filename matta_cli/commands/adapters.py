@@ -32,7 +32,7 @@ def adapters(
             console.say(str(error))
             continue
         what = (type(adapter).__doc__ or "").strip().partition("\n")[0]
-        found.append({"name": adapter.name, "task": adapter.task, "origin": origin, "what": what})
+        found.append({"name": adapter.name, "task": adapter.task or "any", "origin": origin, "what": what})
     if json:
         console.data(found)
     else:

@@ -14,10 +14,15 @@ from matta_cli.recipe import resolve
 
 
 def convert(
-    source: Annotated[str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict.")] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="Folder, hub id, timm name, .safetensors or .pt state dict, pkg.mod:build.")
+    ] = None,
     adapter: Annotated[
         str | None, typer.Option("--adapter", "-a", help="Its name, or FILE.py:Class; default: detected.")
     ] = None,
+    weights: Annotated[str | None, typer.Option(help="State dict for pkg.mod:build.")] = None,
+    example: Annotated[str | None, typer.Option(help="Inputs for auto: 1x3x224x224, ids=1x16:int64, pkg.mod:fn.")] = None,
+    task: Annotated[str | None, typer.Option(help="Task for auto: causal_lm, image_classification, ranking.")] = None,
     out: options.Out = Path("matta-out"),
     expand: Annotated[float | None, typer.Option(help="The TA's width; 1.0 nests inside the base.")] = None,
     axes: Annotated[str | None, typer.Option(help="Kinds of axes to nest, as mlp,heads,hidden,depth.")] = None,
@@ -44,15 +49,11 @@ def convert(
         raise MattaError("--config takes one recipe (.toml) and one architecture (.json) at most.")
     flags = {
         "convert": {
-            "source": source,
-            "adapter": adapter,
-            "expand": expand,
-            "order": order,
-            "tokenizer": tokenizer,
-            "axes": options.words(axes),
+            "source": source, "adapter": adapter, "weights": weights, "example": example, "task": task,
+            "expand": expand, "order": order, "tokenizer": tokenizer, "axes": options.words(axes),
         },
         "data": options.data_flags(data, None) if data is not None else {},
-    }
+    }  # fmt: skip
     # not the output folder's: convert writes that file, with a corpus that the user did not ask to calibrate on
     recipe, read = resolve(flags, None, toml[0] if toml else None)
     for path in read:
@@ -68,7 +69,7 @@ def convert(
     source = recipe.convert.source
     for note in done.notes:
         console.say(f"Note: {note}")
-    console.say(f"{source} is a {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
+    console.say(f"{source}, by the adapter {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
     console.say(f"Lossless: width 1.0 of the TA differs from {source} by at most {done.difference:.1e} (relative).")
     rows = inspection.menu(ta, done.widths)
     if json:
