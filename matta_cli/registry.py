@@ -105,7 +105,7 @@ def _made(cls: Any, what: str) -> Adapter:
         raise MattaError(f"{what} is no subclass of matta_cli.adapter.Adapter.")
     if missing := sorted(cls.__abstractmethods__):
         raise MattaError(f"{what} lacks {', '.join(missing)}.")
-    if cls.task not in _found("matta.tasks"):
+    if cls.task and cls.task not in _found("matta.tasks"):  # one of many kinds of model sets it in load
         raise MattaError(f"{what} has the task {cls.task!r}; there are {', '.join(_found('matta.tasks'))}.")
     try:
         return cls()
