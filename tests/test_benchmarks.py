@@ -27,6 +27,18 @@ def test_export_speed():
 
 
 @pytest.mark.slow
+def test_support():
+    """The table says what the command finds now, but for versions and for what depends on them: how much grows, auto."""
+    done = subprocess.run([sys.executable, "-m", "benchmarks.support"], cwd=ROOT, capture_output=True, text=True, check=True)
+    rows = [
+        [[cell.strip() for cell in line.split("|")[1:8]] for line in text.splitlines() if line.startswith("| ")]
+        for text in (done.stdout, (ROOT / "docs" / "support.md").read_text())
+    ]
+    assert rows[0] == rows[1] and len(rows[0]) > 30
+    assert all(row[3] == row[4] == "yes" for row in rows[0][1:])
+
+
+@pytest.mark.slow
 def test_ordering():
     found = quick("ordering")
     for case in found["cases"].values():
