@@ -96,7 +96,10 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+SLOW = ("mobilenet", "resnet18")  # many axes
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])
 def test_contract(name):
     adapter, model = made(name)
     args, kwargs = batch(name)
@@ -198,7 +201,7 @@ def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
         ("resnet18", "layer3.1.conv1"),
         pytest.param("mobilenet", "blocks.1.0.conv_pw", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.2.0.se.conv_reduce", marks=pytest.mark.slow),
-        ("mobilenet", "blocks.2.0.conv_pwl"),
+        pytest.param("mobilenet", "blocks.2.0.conv_pwl", marks=pytest.mark.slow),
         ("convnext", "stages.2.downsample.1"),
         ("convnext", "stages.1.blocks.0.mlp.fc1"),
         ("mixer", "blocks.1.mlp_tokens.fc1"),

@@ -64,6 +64,8 @@ def test_all_axes_from_convert_to_export(folder, order):
     else:
         assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)  # first and last; what has grown comes last
     assert inspection.layers(ta, 1.0) == [0, 1, 2, 3]
+    if order != "taylor":
+        return
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
     entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
