@@ -103,7 +103,8 @@ def load_model(
     if source.builder:
         source = replace(source, example=example, task=task)
     if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
-        source = Source(name=source.name, config=source.config, folder=checkpoint.current_ta(source.folder))
+        current = open_source(f"local-dir:{checkpoint.current_ta(source.folder)}")
+        source = replace(current, name=source.name)
     refusal: MattaError | None = None
     for known in [*([adapter] if adapter else []), *registry.adapters().values()]:
         if known.task in (task, "") and registry.knows(known, source):

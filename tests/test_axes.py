@@ -88,6 +88,8 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     report = export(recipe, Path("out"))
     half = next(entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5)
     assert not half["stock"] and half["loader"].startswith("matta_cli.load_student")
+    teacher, _ = models.load_model("out", "image_classification")  # the TA in it, also as a Teacher
+    assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
     student = load_student("out/students/width-0.5")
     assert [block.attn.num_heads for block in student.blocks] == [2] * 4 and student.embed_dim == 32
 
