@@ -455,6 +455,7 @@ def test_embeddings_of_the_users_own(folder: Path, texts: Path) -> None:
         written("embedding", given[:-1])
 
 
+@pytest.mark.slow
 def test_the_three_lines(folder: Path, texts: Path) -> None:
     def fine(*words: str) -> str:
         done = subprocess.run([sys.executable, "-m", "matta_cli", *words], cwd=texts, capture_output=True, text=True)

@@ -200,6 +200,7 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
     assert own == pytest.approx(terms, rel=1e-4)
 
 
+@pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_all_compiled_steps_of_a_process_are_compiled():
     torch._dynamo.reset()
