@@ -15,7 +15,7 @@ demo: $(STAMP)  ## install, then run the whole of matta on real input
 	$(BIN)/matta demo
 
 test: $(STAMP)  ## install, then run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: $(STAMP)  ## the slow tests too; DATA=folder names optional data
 	HF_HUB_OFFLINE=1 MATTA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -m 'slow or not slow'

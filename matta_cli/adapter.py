@@ -65,6 +65,12 @@ class Axis:
     layers: str = ""
     order: tuple[int, ...] = ()
 
+    @classmethod
+    def restored(cls, stored: Mapping[str, Any]) -> Axis:
+        """The axis that ``dataclasses.asdict`` made this of, by way of JSON."""
+        slices = tuple(Slice(**s) for s in stored["slices"])
+        return cls(**{**stored, "slices": slices, "order": tuple(stored.get("order", ()))})
+
 
 @dataclass(frozen=True)
 class Source:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matta_cli.adapter import Adapter, Axis, Slice
+from matta_cli.adapter import Adapter, Axis
 from matta_cli.errors import MattaError
 
 FORMAT = 1
@@ -217,14 +217,9 @@ def read_card(folder: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] > FORMAT:
             raise MattaError(f"{path} has format {card['format']}; this matta reads up to {FORMAT}: upgrade matta.")
-        card["axes"] = [_axis(a) for a in card["axes"]]
+        card["axes"] = [Axis.restored(axis) for axis in card["axes"]]
     except FileNotFoundError:
         raise MattaError(f"{folder} is not a folder written by matta (it has no matta.json).") from None
     except (ValueError, KeyError, TypeError) as error:
         raise MattaError(f"{path} is damaged ({error}); write it again with the command that made it.") from None
     return card
-
-
-def _axis(stored: Mapping[str, Any]) -> Axis:
-    slices = tuple(Slice(**s) for s in stored["slices"])
-    return Axis(**{**stored, "slices": slices, "order": tuple(stored.get("order", ()))})

@@ -160,9 +160,9 @@ def _proof(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) ->
     """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold, one at least."""
     found: Proof = []
     room = float(PROOF_BYTES)
+    each = task.forward(base, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
     for batch in batches:
         count = len(next(iter(batch.values())))
-        each = task.forward(base, {name: tensor[:1] for name, tensor in batch.items()}).numel() * 4
         some = {name: tensor[: max(1, min(count, int(room / each)))] for name, tensor in batch.items()}
         outputs = task.forward(base, some).clone()
         if not torch.isfinite(outputs).all():
@@ -248,7 +248,7 @@ def convert(
             notes.append(f"{', '.join(stuck)} cannot grow without changing the function (a norm spans it): left at base size.")
         ta.model = supernet.grow(adapter, base, base_axes, sizes, settings.seed, consume=True)
         ta.axes = supernet.nested_axes(adapter, ta.model, settings.axes)
-        depth = next((axis for axis in ta.axes if axis.layers), None)
+        depth = supernet.depth(ta.axes)
         if depth is not None:
             ta.base = supernet.grown_sizes(base_axes, ta.base, depth.size)
             first = orders[depth.name].tolist() if orders else range(ta.base[depth.name])

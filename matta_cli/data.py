@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 from matta_cli.tasks import Batch, Split
 
 if TYPE_CHECKING:
@@ -250,11 +250,6 @@ def _opening(name: str) -> Iterator[None]:
         ) from None
     except Exception as error:  # what datasets raises for a foreign or damaged repository is open-ended
         raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
-
-
-def said(error: Exception) -> str:
-    """The first line of what an error of another library says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def hub_split(splits: dict[str, Any], name: str, split: str) -> Any:

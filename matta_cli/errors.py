@@ -1,6 +1,11 @@
 """What matta says to a person when something is wrong."""
 
 
+def said(error: Exception) -> str:
+    """The first line of what an error of another library says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class MattaError(Exception):
     """A sentence for the user: what is wrong, in their own names, and what to do about it.
 

@@ -67,6 +67,8 @@ class _Cut:
     student: nn.Module
     expected: torch.Tensor
     untrained: nn.Module
+    stock: bool
+    loader: str
 
 
 def folder_name(width: float) -> str:
@@ -133,7 +135,9 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
         untrained = distillation.student_for_evaluation(
             task, base_ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
         )
-        cuts.append(_Cut(width, student, expected, untrained))
+        stock = is_stock(ta, ta.sizes(width))
+        loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
+        cuts.append(_Cut(width, student, expected, untrained, stock, loader))
 
     with checkpoint.atomic_folder(out / "students", overwrite=overwrite) as folder:
         for cut in cuts:
@@ -162,10 +166,6 @@ def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
     checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
 
 
-def _loader(ta: TA, width: float) -> str:
-    return ta.adapter.loader if is_stock(ta, ta.sizes(width)) else "matta_cli.load_student({folder})"
-
-
 def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[float, dict[str, Any]]:
     """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
     from safetensors.torch import load_file, save_file
@@ -174,7 +174,7 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
     reloaded: dict[str, torch.Tensor] = {}
     by_loader: dict[str, list[_Cut]] = {}
     for cut in cuts:
-        by_loader.setdefault(_loader(ta, cut.width), []).append(cut)
+        by_loader.setdefault(cut.loader, []).append(cut)
     with tempfile.TemporaryDirectory() as temp:
         inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
         save_file({k: probe[v].contiguous() for k, v in {**dict(_numbered(names[0])), **names[1]}.items()}, str(inputs))
@@ -265,11 +265,10 @@ def _measure(
         models.save_model(base_ta.adapter, base, Path(temp))
         add("base", "base", base, 1.0, Path(temp))
     for cut in cuts:
-        stock = is_stock(ta, ta.sizes(cut.width))
         where = f"students/{folder_name(cut.width)}"
-        shown = _loader(ta, cut.width).format(folder=repr(str(out / where)))
+        shown = cut.loader.format(folder=repr(str(out / where)))
         add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
-            folder=where, loader=shown, stock=stock, parity=parity[cut.width], sizes=ta.sizes(cut.width),
+            folder=where, loader=shown, stock=cut.stock, parity=parity[cut.width], sizes=ta.sizes(cut.width),
             layers=inspection.layers(ta, cut.width))  # fmt: skip
     for cut in cuts:
         if cut.width == 1.0:

@@ -53,7 +53,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
 
 def _scores_file(folder: Path) -> Path | None:
     """The file of importance scores that ``convert`` left for a folder, if it is there."""
-    places = [folder / IMPORTANCE, folder / "ta" / IMPORTANCE]
+    places = [folder / IMPORTANCE]
     places += [parent / "ta" / IMPORTANCE for parent in folder.resolve().parents[:3]]  # of a run's checkpoint
     return next((place for place in places if place.exists()), None)
 
@@ -73,7 +73,7 @@ def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
 
 def layers(ta: TA, width: float) -> list[int] | None:
     """The numbers of the TA's layers that a width keeps; None where depth is not nested."""
-    depth = next((axis for axis in ta.axes if axis.layers), None)
+    depth = supernet.depth(ta.axes)
     return None if depth is None else supernet.kept_layers(depth, ta.sizes(width)[depth.name])
 
 

@@ -66,7 +66,7 @@ class Logits:
 
         They are kept in the type that products are computed in here, so that reading them changes nothing.
         """
-        if self.weight is None:
+        if self.weight is None or not size:
             return self
         ready = self.prepared()
         rows = size // (self.classes * ready.hidden.element_size())

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from matta_cli import checkpoint, registry, supernet
 from matta_cli.adapter import Adapter, Source
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -171,6 +171,34 @@ def has_tokenizer(folder: Path) -> bool:
     return any(path.is_file() for pattern in names for path in folder.glob(pattern))
 
 
+def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
+    """The tokenizer in a model's folder, else the one that ``convert.tokenizer`` names.
+
+    Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary`` for its tokens.
+    """
+    from transformers import AutoTokenizer
+
+    # without its files, transformers makes up a tokenizer of one token from the model's config.json
+    own = has_tokenizer(folder)
+    if not own and not given:
+        raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
+    where = str(folder) if own else given
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # transformers raises what its backends raise
+        raise MattaError(
+            f"The tokenizer in {where!r} cannot be opened: convert again with --tokenizer FOLDER_OR_HUB_ID. ({said(error)})"
+        ) from error
+    if len(tokenizer) < 2:
+        raise MattaError(f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer.")
+    if len(tokenizer) > vocabulary:
+        raise MattaError(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}: pass the model's own "
+            "with --tokenizer."
+        )
+    return tokenizer
+
+
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put before them."""
     named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
@@ -212,16 +240,16 @@ def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
         # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
         return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
     except Exception as error:  # what torch.load raises on a foreign file is open-ended, with the flag even more so
-        said = str(error)
-        if "TorchScript" in said:
+        message = str(error)
+        if "TorchScript" in message:
             raise MattaError(f"{text!r} is a TorchScript archive: save the model's state dict instead.") from error
-        if not allow_pickle and isinstance(error, pickle.UnpicklingError) and "Unsupported global" in said:
+        if not allow_pickle and isinstance(error, pickle.UnpicklingError) and "Unsupported global" in message:
             raise MattaError(
                 f"{text!r} is a pickled module, not a state dict, and opening it runs code from it: save model.state_dict() "
                 "instead, or, if you trust its author, pass --allow-pickle."
             ) from error
         if isinstance(error, (ImportError, AttributeError)):
-            raise MattaError(f"{text!r} needs code that is not installed here: {said.splitlines()[0]}.") from error
+            raise MattaError(f"{text!r} needs code that is not installed here: {message.splitlines()[0]}.") from error
         raise MattaError(f"{damaged}.") from error
 
 
@@ -285,8 +313,7 @@ def _load_stock(source: Source, task: str) -> nn.Module:
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said}") from error
+        raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said(error)}") from error
     raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")
 
 

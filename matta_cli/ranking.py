@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ def _grouped(scores: Tensor, axis: Axis) -> Tensor:
 Values = Callable[[str], Tensor | None]  # a parameter's values by name, as large as it is, made when asked for
 
 
-def _summed(axis: Axis, names: Sequence[str], values: Values) -> Tensor:
+def _summed(axis: Axis, names: Collection[str], values: Values) -> Tensor:
     """The sum of values over everything that belongs to a unit, float32 [size / step].
 
     What belongs to a layer is what it adds to what passes by it, or where that is not known all that it has.
@@ -50,7 +50,7 @@ def _summed(axis: Axis, names: Sequence[str], values: Values) -> Tensor:
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
     """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32 [size / step]."""
     parameters = dict(model.named_parameters())
-    return {a.name: _summed(a, list(parameters), lambda n: parameters[n].detach().float().pow(2)).sqrt() for a in axes}
+    return {a.name: _summed(a, parameters, lambda n: parameters[n].detach().float().pow(2)).sqrt() for a in axes}
 
 
 def by_gradient(
@@ -78,7 +78,7 @@ def by_gradient(
         model.zero_grad(set_to_none=True)
         loss(model, batch).backward()
         for axis in axes:
-            scores[axis.name] += _summed(axis, list(parameters), products).abs()
+            scores[axis.name] += _summed(axis, parameters, products).abs()
         count += 1
     model.zero_grad(set_to_none=True)
     return {name: score / max(1, count) for name, score in scores.items()}

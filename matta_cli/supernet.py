@@ -90,6 +90,11 @@ def _numbered(axis: Axis, before: int, after: int) -> str:
     return re.sub(rf"(?<!\d){before}(?!\d)", str(after), axis.name, count=1)
 
 
+def depth(axes: Sequence[Axis]) -> Axis | None:
+    """The axis of layers, if there is one."""
+    return next((axis for axis in axes if axis.layers), None)
+
+
 def kept_layers(axis: Axis, size: int) -> list[int]:
     """The numbers of the layers that a Student of so many keeps, in the order that they have in the model."""
     return sorted((axis.order or range(axis.size))[:size])
@@ -119,18 +124,18 @@ def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: 
 
 def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
     """A Student's sizes by its own names: layers that are left out are gone, the others numbered anew."""
-    layers = next((axis for axis in axes if axis.layers), None)
+    layers = depth(axes)
     if layers is None:
         return dict(sizes)
     return _renamed(axes, layers, kept_layers(layers, sizes.get(layers.name, layers.size)), sizes)
 
 
-def grown_sizes(axes: Sequence[Axis], sizes: Sizes, depth: int) -> dict[str, int]:
-    """``sizes`` by the names of a model of ``depth`` layers: each new layer has those of the layer that it is a copy of."""
-    layers = next((axis for axis in axes if axis.layers), None)
+def grown_sizes(axes: Sequence[Axis], sizes: Sizes, count: int) -> dict[str, int]:
+    """``sizes`` by the names of a model of ``count`` layers: each new layer has those of the layer that it is a copy of."""
+    layers = depth(axes)
     if layers is None:
         return dict(sizes)
-    return {**_renamed(axes, layers, sources(layers, depth), sizes), layers.name: sizes.get(layers.name, layers.size)}
+    return {**_renamed(axes, layers, sources(layers, count), sizes), layers.name: sizes.get(layers.name, layers.size)}
 
 
 # Cutting
@@ -160,7 +165,7 @@ class Cut:
 
     def __init__(self, axes: Sequence[Axis], sizes: Sizes, shapes: Mapping[str, Sequence[int]]) -> None:
         places: dict[tuple[str, int], list[tuple[Slice, int, int]]] = {}
-        self.layers: list[tuple[str, dict[int, int]]] = []  # path of the list, number here -> number in the Student
+        self.names: dict[str, str | None] = {}  # of the tensors of layers: the Student's name, None where it has no such layer
         for axis in axes:
             kept = sizes.get(axis.name, axis.size)
             if kept % axis.step or not 0 < kept <= axis.size:
@@ -170,7 +175,12 @@ class Cut:
                 )
             if axis.layers:
                 chosen = kept_layers(axis, kept)
-                self.layers.append((axis.layers, {before: after for after, before in enumerate(chosen)}))
+                after = {before: after for after, before in enumerate(chosen)}
+                for name in shapes:
+                    number = _layer(name, axis.layers)
+                    if number is not None:
+                        within = name.removeprefix(f"{axis.layers}.{number}")
+                        self.names[name] = f"{axis.layers}.{after[number]}{within}" if number in after else None
             elif kept < axis.size:
                 for place in axis.slices:
                     places.setdefault((place.tensor, place.dim), []).append((place, axis.size, kept))
@@ -180,13 +190,7 @@ class Cut:
 
     def name(self, name: str) -> str | None:
         """The Student's name of a tensor; None for a tensor of a layer that it leaves out."""
-        for path, numbers in self.layers:
-            number = _layer(name, path)
-            if number is not None:
-                if number not in numbers:
-                    return None
-                name = f"{path}.{numbers[number]}{name[len(f'{path}.{number}') :]}"
-        return name
+        return self.names.get(name, name)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """What is kept of one tensor: a view where one stretch is left per dimension, else a differentiable copy."""

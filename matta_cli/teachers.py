@@ -7,7 +7,7 @@ from torch import nn
 
 from matta_cli import evaluate, models
 from matta_cli.conversion import TA
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Split, Task
 
@@ -43,8 +43,7 @@ def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, 
     try:
         table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said}.") from error
+        raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said(error)}.") from error
     sentence = None if recipe.distill.allow_weak_teacher else task.at_chance(table, outputs)
     if sentence:
         raise MattaError(

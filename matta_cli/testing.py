@@ -97,22 +97,21 @@ def _check_layers(axis: Axis, model: nn.Module) -> None:
 
 
 def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small: Sizes, inputs: Inputs) -> None:
-    state = model.state_dict()
+    state, own = model.state_dict(), supernet.own_sizes(axes, small)
     with torch.device("meta"):
-        student = adapter.build(model, supernet.own_sizes(axes, small)).eval()
+        student = adapter.build(model, own).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
     shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
     plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
     first = {id(p): name for name, p in model.named_parameters()}  # a tied tensor is cut by the one name that slices give
     named = ((plan.name(n), first.get(id(t), n), t.shape) for n, t in model.state_dict(keep_vars=True).items())
-    wanted = {own: plan.shape(name, shape) for own, name, shape in named if own is not None}
+    wanted = {theirs: plan.shape(name, shape) for theirs, name, shape in named if theirs is not None}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
     _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
     counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
     _require(counted == built, f"The half-size model has {built} parameters, but by the slices it has {counted}.")
     sizes = {axis.name: axis.size for axis in adapter.axes(student)}
-    own = supernet.own_sizes(axes, small)
     _require(sizes == own, f"axes() of the built model on the meta device says {sizes}, but {own} was built.")
 
     for given in ({}, supernet.full_sizes(axes)):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from matta_cli import data as common
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 
 READ = (".txt", ".md", ".jsonl", ".parquet")
 FIRST = 1000  # documents held out of a stream that has no held-out split: its end, and so its last tenth, is not known
@@ -279,4 +279,4 @@ def _hub_rows(rows: Any, column: str, name: str) -> Iterator[Chunk]:
     except MattaError:
         raise
     except Exception as error:  # a stream breaks in as many ways as there are networks and file formats
-        raise MattaError(f"Reading {name!r} from the hub failed; try again. ({common.said(error)})") from error
+        raise MattaError(f"Reading {name!r} from the hub failed; try again. ({said(error)})") from error

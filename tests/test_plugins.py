@@ -171,6 +171,7 @@ def test_a_folder_alone_runs_no_code(converted, monkeypatch):
 
 
 def test_a_module_does_too(converted, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's file of that name
     monkeypatch.syspath_prepend(str(converted))
     matta_cli.convert("model.safetensors", data="digits.npz", adapter="mine:GatedMLPAdapter", overwrite=True)
     assert matta_cli.load_ta("matta-out").adapter.spec == "mine:GatedMLPAdapter"

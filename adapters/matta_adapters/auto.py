@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config
 from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, resized, run
-from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
-from matta_cli.errors import MattaError
+from matta_cli.adapter import Adapter, Axis, Sizes, Source
+from matta_cli.errors import MattaError, said
 
 _FILE, _PROGRAM = "auto.json", "student.pt2"
 _LOADER = f"torch.export.load({{folder}} + '/{_PROGRAM}').module()"
@@ -172,10 +172,9 @@ class Auto(Adapter):
         try:
             _exported(model, inputs)
         except Exception as error:  # torch.export raises what its tracer runs into
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             self.notes.append(
-                f"{name} does not export ({said[:200]}), so its Students load with matta_cli.load_student and need the code of "
-                "the model."
+                f"{name} does not export ({said(error)[:200]}), so its Students load with matta_cli.load_student and need the "
+                "code of the model."
             )
             return False
         return True
@@ -304,8 +303,7 @@ def _stock(source: Source) -> nn.Module:
 
             return getattr(transformers, config["architectures"][0]).from_pretrained(str(source.folder))
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"{source.name!r} cannot be loaded: {said}") from error
+        raise MattaError(f"{source.name!r} cannot be loaded: {said(error)}") from error
     raise MattaError(f"{source.name!r} is neither a timm nor a transformers folder: name a function, my_pkg.models:build.")
 
 
@@ -342,8 +340,7 @@ def _called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> 
     except MattaError:
         raise
     except Exception as error:  # it is the user's code that runs
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MattaError(f"{builder} does not build: {type(error).__name__}: {said}") from error
+        raise MattaError(f"{builder} does not build: {type(error).__name__}: {said(error)}") from error
     if not isinstance(model, nn.Module):
         raise MattaError(f"{builder} gives a {type(model).__name__}, but a torch.nn.Module is needed.")
     return model
@@ -404,7 +401,7 @@ def _read(folder: Path) -> Plan:
         read = json.loads(path.read_text(encoding="utf-8"))
         if read.pop("format") > 1:
             raise MattaError(f"{path} is of a newer format: upgrade matta.")
-        axes = tuple(Axis(a["name"], a["size"], tuple(Slice(**s) for s in a["slices"]), a["step"]) for a in read.pop("axes"))
+        axes = tuple(Axis.restored(axis) for axis in read.pop("axes"))
         repeats = {name: tuple((m, a, v) for m, a, v in found) for name, found in read.pop("repeats").items()}
         plan = Plan(**read, axes=axes, repeats=repeats)
         if not _NAME.fullmatch(plan.builder) or set(plan.whole) != {axis.name for axis in axes}:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config, skeleton, some
-from matta_adapters.stock import first_line, no_init, quiet
+from matta_adapters.stock import no_init, opened, quiet
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -47,7 +47,7 @@ class Bert(Adapter):
         if not self.matches(source):
             raise MattaError(f"{source.name!r} is not a BERT encoder: no model_type 'bert' and no tensors of that form.")
         if source.folder is not None:
-            model: Any = self._from_folder(source.folder, source.name)
+            model: Any = self._from_folder(source.folder, source)
         elif source.tensors is not None:
             model = self._from_tensors(source.tensors, source)
         else:
@@ -102,17 +102,12 @@ class Bert(Adapter):
         with quiet():
             model.save_pretrained(folder)
 
-    def _from_folder(self, folder: Path, name: str) -> nn.Module:
+    def _from_folder(self, folder: Path, source: Source) -> nn.Module:
         from transformers import BertModel
 
+        name = source.name
         pooling = self._pooling(folder, name)
-        loaded: Any
-        try:
-            with quiet():
-                loaded = BertModel.from_pretrained(str(folder), output_loading_info=True)
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise MattaError(f"transformers cannot load {name!r}: {first_line(error)}") from error
-        model, report = loaded
+        model, report = opened(BertModel, source)
         missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
         unexpected = sorted(key for key in report["unexpected_keys"] if not _OTHERS.search(key))
         wrong = [f"{key} is missing" for key in missing] + [f"{key} is not a BERT's" for key in unexpected]

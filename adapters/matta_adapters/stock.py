@@ -20,16 +20,21 @@ def from_folder(cls: Any, source: Source, old_buffers: re.Pattern[str]) -> nn.Mo
 
     Raises ``MattaError`` where tensors are missing, or unknown and not ``old_buffers``, which old checkpoints carry.
     """
-    try:
-        with quiet():
-            loaded, report = cls.from_pretrained(str(source.folder), output_loading_info=True)
-    except Exception as error:  # transformers, its checks and safetensors each raise their own
-        raise MattaError(f"transformers cannot load {source.name!r}: {first_line(error)}") from error
+    loaded, report = opened(cls, source)
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
     wrong += [f"{key} is not one of its tensors" for key in sorted(report["unexpected_keys"]) if not old_buffers.search(key)]
     if wrong:
         raise MattaError(f"{source.name!r} does not fit a {cls.__name__}: {some(wrong)}.")
     return loaded.float()
+
+
+def opened(cls: Any, source: Source) -> tuple[Any, Any]:
+    """What transformers makes of a checkpoint folder, and its report: the tensors that were missing, and those not expected."""
+    try:
+        with quiet():
+            return cls.from_pretrained(str(source.folder), output_loading_info=True)
+    except Exception as error:  # transformers, its checks and safetensors each raise their own
+        raise MattaError(f"transformers cannot load {source.name!r}: {first_line(error)}") from error
 
 
 def first_line(error: Exception) -> str:

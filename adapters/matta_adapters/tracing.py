@@ -19,7 +19,7 @@ from torch.func import functional_call
 
 from matta_adapters.skeleton import shaped
 from matta_cli.adapter import Axis, Sizes, Slice
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 
 Place = tuple[str, int, bool]  # tensor, dim, whether it reads the units
 Repeats = tuple[tuple[str, str, int], ...]  # (module, attribute, value at the axis's whole size)
@@ -159,9 +159,8 @@ def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
     except MattaError:
         raise
     except Exception as error:  # it is the user's code that runs
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         where = f"in {_shown(*stack[-1])}" if stack else "before its first layer"
-        raise MattaError(f"{name}: the model does not run on --example: {said} ({where}).") from error
+        raise MattaError(f"{name}: the model does not run on --example: {said(error)} ({where}).") from error
     finally:
         for handle in handles:
             handle.remove()
@@ -205,9 +204,9 @@ class _Graph:
                     twin, inputs, forward_fn=lambda m, given: run(m, given), ignored_params=[], verbose=False
                 )
         except Exception as error:  # torch-pruning raises whatever its own tables run into
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise MattaError(
-                f"{name}: {_shown('', model)} cannot be traced by torch-pruning: {said}; write an adapter (CONTRIBUTING.md)."
+                f"{name}: {_shown('', model)} cannot be traced by torch-pruning: {said(error)}; write an adapter "
+                "(CONTRIBUTING.md)."
             ) from error
         self.names = {id(m): n for n, m in twin.named_modules()} | {id(p): n for n, p in twin.named_parameters()}
         tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}

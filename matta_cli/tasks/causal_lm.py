@@ -157,29 +157,7 @@ class CausalLM(Task):
 
     def _tokenizer(self, folder: Path, model: nn.Module) -> Any:
         """The tokenizer in the model's folder, else the recipe's."""
-        from transformers import AutoTokenizer
-
-        given = self.recipe.convert.tokenizer
-        # without its files, transformers makes up a tokenizer of one token from the model's config.json
-        own = models.has_tokenizer(folder)
-        if not own and not given:
-            raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder) if own else given)
-        except Exception as error:  # transformers raises what its backends raise
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise MattaError(
-                f"The tokenizer in {str(folder) if own else given!r} cannot be opened: convert again with --tokenizer "
-                f"FOLDER_OR_HUB_ID. ({said})"
-            ) from error
-        if len(tokenizer) < 2:
-            where = str(folder) if own else given
-            raise MattaError(f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer.")
-        if len(tokenizer) > self.outputs(model):
-            raise MattaError(
-                f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {self.outputs(model):,}: pass the "
-                "model's own with --tokenizer."
-            )
+        tokenizer = models.open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
         tokenizer.model_max_length = 10**12  # the text is cut here, so its warning about long text would mislead
         return tokenizer
 

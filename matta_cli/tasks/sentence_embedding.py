@@ -242,22 +242,7 @@ class SentenceEmbedding(Task):
 
     def _encoder(self, folder: Path, model: nn.Module) -> Encoder:
         """The tokenizer in the model's folder, else the recipe's, as sentence-transformers would use it."""
-        from transformers import AutoTokenizer
-
-        given, own = self.recipe.convert.tokenizer, models.has_tokenizer(folder)
-        if not own and not given:
-            raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(str(folder) if own else given)
-        except Exception as error:  # transformers raises what its backends raise
-            raise MattaError(
-                f"The tokenizer in {str(folder) if own else given!r} cannot be opened: {common.said(error)}"
-            ) from error
-        if len(tokenizer) > _config(model).vocab_size:
-            raise MattaError(
-                f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {_config(model).vocab_size:,}: pass "
-                "the model's own with --tokenizer."
-            )
+        tokenizer = models.open_tokenizer(folder, self.recipe.convert.tokenizer, _config(model).vocab_size)
         try:
             card = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
