@@ -33,6 +33,7 @@ from matta_cli import (
     teacher_files,
     tracking,
 )
+from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_ta
 from matta_cli.data import loader
 from matta_cli.devices import World
@@ -480,7 +481,9 @@ def _out_of_memory(training: Training, said: str) -> str:
 # Evaluation
 
 
-def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch_size: int, device: torch.device) -> nn.Module:
+def student_for_evaluation(
+    task: Task, ta: TA, width: float | Sizes, train: Split, batch_size: int, device: torch.device
+) -> nn.Module:
     """A dense copy of a Student, with BatchNorm statistics of its own where it has BatchNorm."""
     student = ta.student(width)
     if supernet.has_statistics(student):

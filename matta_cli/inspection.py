@@ -77,12 +77,15 @@ def layers(ta: TA, width: float) -> list[int] | None:
     return None if depth is None else supernet.kept_layers(depth, ta.sizes(width)[depth.name])
 
 
-def shown(ta: TA, sizes: dict[str, int]) -> str:
-    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``."""
+def shown(ta: TA, sizes: dict[str, int], *, whole: bool = False) -> str:
+    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``. whole: each layer's, where they differ."""
     steps = {supernet.kind(axis.name): axis.step for axis in ta.axes}
     parts = []
     for kind, found in supernet.kinds(supernet.own_sizes(ta.axes, sizes)).items():
         low, high = (f"{n // steps[kind]}x{steps[kind]}" if steps[kind] > 1 else str(n) for n in (min(found), max(found)))
+        if whole and low != high:
+            parts.append(f"{kind} {'-'.join(map(str, found))}")
+            continue
         text = low if low == high else f"{low}..{high}"
         parts.append(f"{kind} {text} (x{len(found)})" if len(found) > 1 else f"{kind} {text}")
     return ", ".join(parts)
