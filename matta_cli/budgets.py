@@ -32,6 +32,7 @@ from matta_cli.tasks import Batch, Task
 NEAR = 0.05  # a cost this close below its limit is a budget used up
 _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # as safetensors has them
 _SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "µS": 1e-6, "ΜS": 1e-6}  # the micro sign, and the Greek letter in capitals
 
 
@@ -157,8 +158,8 @@ class Costs:
         self.layers = supernet.depth(ta.axes)
         self.whole = supernet.full_sizes(ta.axes)
         self._counted: dict[tuple[tuple[str, int], ...], int] = {}
-        parameters, stored = self._tensors()
-        self.sums = {"parameters": _Sum(parameters, self.layers), "bytes": _Sum(stored, self.layers)}
+        parameters, self._stored = self._tensors()
+        self._parameters = _Sum(parameters, self.layers)
         self._macs = self._products()
 
     @property
@@ -167,11 +168,20 @@ class Costs:
 
     def parameters(self, sizes: Sizes) -> int:
         """Parameters; tied tensors count once."""
-        return self.sums["parameters"](sizes)
+        return self._parameters(sizes)
 
     def bytes(self, sizes: Sizes) -> int:
-        """Bytes of the weights' file: its tensors, and at most so many for its header (a few more than it is)."""
-        return self.sums["bytes"](sizes)
+        """Bytes of the weights' file: its tensors, and safetensors' header (a few digits more than it has at most)."""
+        kept = None if self.layers is None else supernet.kept_layers(self.layers, sizes[self.layers.name])
+        data, header, count = 0, len('{"__metadata__":{"format":"pt"}}'), 0
+        for product, each, fixed in self._stored:
+            if kept is None or product.layer is None or product.layer in kept:
+                shape = [length(sizes) for length in product.lengths]
+                data += math.prod(shape) * each
+                header += fixed + sum(len(str(n)) for n in shape)
+                count += 1
+        header += count * (2 * len(str(data)) + 1)  # where a tensor begins and ends
+        return data + 8 + -(-header // 8) * 8
 
     def macs(self, sizes: Sizes) -> int:
         """Multiply-accumulates of one example."""
@@ -191,7 +201,8 @@ class Costs:
 
     # Parameters and bytes: from shapes and slices
 
-    def _tensors(self) -> tuple[dict[_Product, int], dict[_Product, int]]:
+    def _tensors(self) -> tuple[dict[_Product, int], list[tuple[_Product, int, int]]]:
+        """The parameters; and of each stored tensor its shape, bytes per value, and bytes in the header but for digits."""
         model = self.ta.model
         places: dict[tuple[str, int], list[tuple[Axis, int]]] = {}
         for axis in self.ta.axes:
@@ -203,21 +214,15 @@ class Costs:
             return _Product(tuple(lengths), self._layer(name))
 
         parameters = dict(model.named_parameters())
+        names = {id(tensor): name for name, tensor in [*model.named_buffers(), *parameters.items()]}
         stored = model.state_dict(keep_vars=True)
-        names = {id(tensor): name for name, tensor in [*model.named_buffers(), *parameters.items()]}  # of tied ones the first
-        first = {names.get(id(tensor), name): tensor for name, tensor in stored.items()}
-        total = sum(t.numel() * t.element_size() for t in first.values())
-        products: Counter[_Product] = Counter()
-        file: Counter[_Product] = Counter()
-        for name, tensor in parameters.items():
-            products[product(name, tensor)] += 1
-        # the length, a metadata entry, and padding; then for each tensor its name, shape and place, as digits at most
-        file[_Product((), None)] += 8 + len('{"__metadata__":{"format":"pt"}}') + 8
+        first = {names.get(id(tensor), name): tensor for name, tensor in stored.items()}  # of tied tensors the first
+        entries = []
         for name, tensor in first.items():
-            file[product(name, tensor)] += tensor.element_size()
-            entry = {"dtype": "F8_E4M3", "shape": list(tensor.shape), "data_offsets": [total, total]}
-            file[_Product((), self._layer(name))] += len(json.dumps({name: entry}, separators=(",", ":")))
-        return dict(products), dict(file)
+            entry = {"dtype": _DTYPES.get(tensor.dtype, "F8_E4M3"), "shape": [], "data_offsets": []}
+            fixed = len(json.dumps({name: entry}, separators=(",", ":"))) + max(0, tensor.dim() - 1)
+            entries.append((product(name, tensor), tensor.element_size(), fixed))
+        return dict(Counter(product(name, tensor) for name, tensor in parameters.items())), entries
 
     def _layer(self, name: str) -> int | None:
         return None if self.layers is None else supernet.layer_of(f"{name}.", self.layers.layers)

@@ -42,7 +42,8 @@ from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
-SLOPE = 2.0  # how many trained sizes two layers of one Student may lie apart, before the search is cut to what there is
+SLOPE = 2.0  # how many trained sizes two layers of one Student may lie apart
+SLOPES = (0.0, SLOPE / 2, -SLOPE / 2)  # what is tried first: MatFormer's rule, a steeper one, and one that falls with depth
 BETWEEN = 4  # parts that ``search.sizes = "any"`` makes of the stretch between two trained sizes
 MARGIN = 0.03  # of a latency's limit that is left free: it is never the same twice
 DESIGN, ROUNDS = 6, 8  # mixed Students that the predictor of latency is fitted to, and rounds of timing them
@@ -85,7 +86,7 @@ class Space:
         for name in self.free():
             kinds.setdefault(supernet.kind(name), []).append(name)
         ahead = {n: i / max(1, len(names) - 1) for names in kinds.values() for i, n in enumerate(names)}
-        return {name: slope * (share if slope >= 0 else share - 1) for name, share in ahead.items()}
+        return {name: abs(slope) * (share if slope >= 0 else 1 - share) for name, share in ahead.items()}
 
     def decode(self, ahead: Mapping[str, float], used: Callable[[Sizes], float]) -> dict[str, int] | None:
         """The largest sizes within a budget whose axes are so far ``ahead`` of one another; None where even the least is over.
@@ -413,16 +414,21 @@ class Search:
                 if found is not None:
                     self.value(found)
         done = sum(trial.state == state.COMPLETE for trial in study.trials)
-        if not study.trials:
-            for slope in (0.0, SLOPE / 2, -SLOPE / 2):
-                lowest = min(0.0, slope)
-                study.enqueue_trial({n: ahead - lowest for n, ahead in self.space.rule(slope).items()})
-        for number in range(done, max(1, trials)):
+        distribution = optuna.distributions.FloatDistribution(0.0, SLOPE)
+        for number in range(done, trials):
+            if number < len(SLOPES):
+                ahead = self.space.rule(SLOPES[number])
+                found = self.space.decode(ahead, used)
+                assert found is not None  # impossible budgets were refused
+                given = {"params": ahead, "distributions": dict.fromkeys(ahead, distribution)}
+                study.add_trial(optuna.trial.create_trial(value=self.value(found), **given))
+                tick()
+                continue
             seed = self.settings.seed * 100_003 + number  # a search that goes on draws what it would have drawn
             study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
             trial = study.ask()
             found = self.space.decode({n: trial.suggest_float(n, 0.0, SLOPE) for n in axes}, used)
-            assert found is not None  # impossible budgets were refused
+            assert found is not None
             study.tell(trial, self.value(found))
             tick()
 
@@ -524,10 +530,10 @@ def search(
         run = Search(recipe, out, storage, listen)
         try:
             chosen = _searched(run, budgets, listen)
+            seconds = (datetime.now(timezone.utc) - started).total_seconds()
+            result = _result(run, chosen, budgets, seconds)
         except KeyboardInterrupt:
             raise Interrupted("Stopped; what was scored is kept: the same command goes on from there.") from None
-        seconds = (datetime.now(timezone.utc) - started).total_seconds()
-        result = _result(run, chosen, budgets, seconds)
         checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
         checkpoint.atomic_write(folder / "search.html", page.html(result))
     return result, chosen
