@@ -131,7 +131,7 @@ def importance(
     if order == "magnitude":
         return ranking.magnitude(model, axes)
     if order == "activation":
-        return ranking.activation(model, axes, batches, task.forward)
+        return ranking.activation(model, axes, batches, task.forward, task.present)
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]
