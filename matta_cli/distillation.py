@@ -497,6 +497,13 @@ def student_for_evaluation(
     return student
 
 
+def own_statistics(task: Task, ta: TA, width: float, train: Split, batch_size: int) -> dict[str, Tensor]:
+    """The buffers of a Student where it has BatchNorm, with statistics of its own; else none."""
+    if not supernet.has_statistics(ta.model):
+        return {}
+    return dict(student_for_evaluation(task, ta, width, train, batch_size, torch.device("cpu")).named_buffers())
+
+
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
     size, limit = recipe.distill.micro_batch or recipe.distill.batch_size, recipe.distill.eval_examples
