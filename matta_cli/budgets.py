@@ -27,6 +27,7 @@ from matta_cli import cost, supernet
 from matta_cli.adapter import Axis, Sizes
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
+from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Task
 
 NEAR = 0.05  # a cost this close below its limit is a budget used up
@@ -94,6 +95,11 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
     if twice:
         raise MattaError(f"The budget {twice[0]} is given twice: leave one out.")
     return found
+
+
+def asked(recipe: Recipe) -> list[Budget]:
+    """The budgets that a recipe's [export] table names."""
+    return parse({name: getattr(recipe.export, f"target_{cost.flag}") for name, cost in COSTS.items()})
 
 
 def amount(name: str, text: str) -> float:

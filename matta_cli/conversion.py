@@ -62,9 +62,9 @@ class TA:
             return copy.deepcopy(self.copies[width]).eval()
         return supernet.materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
-    def save(self, width: float, folder: Path, buffers: Mapping[str, Tensor]) -> str:
-        """Write the Student of a width, tensor by tensor. ``buffers``: BatchNorm statistics of its own. See ``save_model``."""
-        if width in self.copies:
+    def save(self, width: float | Sizes, folder: Path, buffers: Mapping[str, Tensor]) -> str:
+        """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm statistics of its own."""
+        if not isinstance(width, Mapping) and width in self.copies:
             return models.save_model(self.adapter, self.copies[width], folder)
         sizes = self.sizes(width)
         view = supernet.StudentView(self.adapter, self.model, self.axes, sizes)

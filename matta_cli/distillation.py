@@ -497,7 +497,7 @@ def student_for_evaluation(
     return student
 
 
-def own_statistics(task: Task, ta: TA, width: float, train: Split, batch_size: int) -> dict[str, Tensor]:
+def own_statistics(task: Task, ta: TA, width: float | Sizes, train: Split, batch_size: int) -> dict[str, Tensor]:
     """The buffers of a Student where it has BatchNorm, with statistics of its own; else none."""
     if not supernet.has_statistics(ta.model):
         return {}

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from matta_cli import supernet
+from matta_cli.adapter import Sizes
 from matta_cli.conversion import IMPORTANCE, TA, is_stock, load_ta
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -71,8 +72,8 @@ def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
     return rows
 
 
-def layers(ta: TA, width: float) -> list[int] | None:
-    """The numbers of the TA's layers that a width keeps; None where depth is not nested."""
+def layers(ta: TA, width: float | Sizes) -> list[int] | None:
+    """The numbers of the TA's layers that a width (or sizes) keeps; None where depth is not nested."""
     depth = supernet.depth(ta.axes)
     return None if depth is None else supernet.kept_layers(depth, ta.sizes(width)[depth.name])
 

@@ -147,6 +147,10 @@ class DistillSettings:
 @dataclass
 class ExportSettings:
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
+    target_params: list[str] = _setting([], "Students by a budget: the most parameters, as 60M; several make a family")
+    target_latency: list[str] = _setting([], "the most time of a forward on this machine, as 5ms")
+    target_memory: list[str] = _setting([], "the most bytes of weights, as 200MB")
+    target_macs: list[str] = _setting([], "the most multiply-accumulates of one example, as 3G")
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
     threads: int = _setting(0, "threads of a CPU that latency is measured with; 0: torch's own number")

@@ -283,9 +283,9 @@ def findings(report: Dict) -> list[str]:
 
 def _pairs(report: Dict, metric: Dict) -> list[tuple[Dict, Value, Value]]:
     """Each Student, its value and its untrained cut's. At width 1.0 there is none: that cut is the base itself."""
-    cuts = {m.get("width"): m for m in models_of(report, "cut") if m.get("width") not in (None, 1.0)}
-    students = [s for s in by_size(models_of(report, "student")) if s.get("width") in cuts]
-    return [(s, ours, cut) for s in students if (ours := value_of(s, metric)) and (cut := value_of(cuts[s["width"]], metric))]
+    cuts = {m.get("of") or m.get("width"): m for m in models_of(report, "cut") if m.get("width") != 1.0}
+    paired = [(s, cuts.get(name_of(s)) or cuts.get(s.get("width"))) for s in by_size(models_of(report, "student"))]
+    return [(s, ours, cut) for s, c in paired if c and (ours := value_of(s, metric)) and (cut := value_of(c, metric))]
 
 
 def alarms(report: Dict) -> list[str]:

@@ -13,12 +13,13 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from matta_cli import (
     __version__,
@@ -266,6 +267,21 @@ def _optuna() -> Any:
     return optuna
 
 
+def chooses(task: Task, model: Any, data: Data, device: torch.device) -> int:
+    """Which of the held-out splits sizes are chosen by: the first that has the primary metric."""
+    for at, split in enumerate(data.held_out):
+        if task.metrics[0].name in task.summarize(evaluate.columns(task, model, split, 8, device, 8)):
+            return at
+    raise MattaError(f"Sizes are chosen by {task.metrics[0].label}, which the held-out data does not give.")
+
+
+def reported(data: Data, at: int) -> Data:
+    """The data without the held-out examples that sizes are chosen by."""
+    half = evaluate.halves(data.held_out[at])[1]
+    splits = tuple(half if i == at else split for i, split in enumerate(data.held_out))
+    return replace(data, held_out=splits, description=f"{data.description}; measured on {len(half)} that chose no sizes")
+
+
 class Search:
     """One search: the TA, the two halves of the held-out data, and all that has been scored."""
 
@@ -292,8 +308,8 @@ class Search:
         self.metric = self.task.metrics[0]
         self.normed = supernet.has_statistics(ta.model)
         self.data: Data = self.task.data(last, ta.model, training=self.normed)
-        split = next(split for split in self.data.held_out if self._has_metric(split))
-        self.choosing, self.reporting = evaluate.halves(split)
+        self.split = chooses(self.task, ta.model, self.data, self.device)
+        self.choosing, self.reporting = evaluate.halves(self.data.held_out[self.split])
         work = used.distill.steps * used.distill.batch_size / 2 / max(1, settings.trials)
         self.examples = settings.examples or max(16, min(int(work), recipe.data.eval_examples or 2000))
         example = cost.repeated(self.reporting.batch(range(min(recipe.export.batch_size, len(self.reporting)))), 1)
@@ -306,10 +322,6 @@ class Search:
         self.found: dict[str, Candidate] = {}
         self.stock: dict[str, bool] = {}
         self.evaluated = 0
-
-    def _has_metric(self, split: Any) -> bool:
-        some = evaluate.columns(self.task, self.ta.model.eval(), split, 8, self.device, 8)
-        return self.metric.name in self.task.summarize(some)
 
     def key(self, sizes: Sizes) -> str:
         return json.dumps(self.costs.key(sizes))
@@ -413,6 +425,7 @@ class Search:
                 found = self.space.decode({n: trial.params[n] for n in axes}, used)
                 if found is not None:
                     self.value(found)
+                tick()
         done = sum(trial.state == state.COMPLETE for trial in study.trials)
         distribution = optuna.distributions.FloatDistribution(0.0, SLOPE)
         for number in range(done, trials):

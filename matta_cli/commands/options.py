@@ -39,9 +39,9 @@ Checkpoint = Annotated[str | None, typer.Option(help="best, last or step-N.", sh
 
 def targets(
     params: list[str] | None, latency: list[str] | None, memory: list[str] | None, macs: list[str] | None
-) -> dict[str, list[str]]:
-    """The texts of the target flags by the name of what they limit."""
-    return {"parameters": params or [], "latency": latency or [], "bytes": memory or [], "macs": macs or []}
+) -> dict[str, list[str] | None]:
+    """The [export] table of the target flags."""
+    return {"target_params": params, "target_latency": latency, "target_memory": memory, "target_macs": macs}
 
 
 def search_flags(stock_only: bool, sizes: str | None, trials: int | None, examples: int | None) -> dict[str, object]:

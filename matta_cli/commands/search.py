@@ -34,13 +34,10 @@ def search(
 
     Stopped, the same command goes on. Example: matta search --target-params 60M
     """
-    from matta_cli import report
-    from matta_cli.budgets import parse
-
     out = folder or out
-    budgets = parse(options.targets(target_params, target_latency, target_memory, target_macs))
+    targets = options.targets(target_params, target_latency, target_memory, target_macs)
     flags: dict[str, dict[str, Any]] = {
-        "export": {"checkpoint": checkpoint, "batch_size": batch, "threads": threads},
+        "export": {"checkpoint": checkpoint, "batch_size": batch, "threads": threads, **targets},
         "search": options.search_flags(stock_only, sizes, trials, examples),
         "distill": {"device": device},
         "data": options.data_flags(data, held_out),
@@ -49,10 +46,11 @@ def search(
     for path in read:
         console.say(f"Settings from {path}.")
 
+    from matta_cli import budgets, report
     from matta_cli.search import search as run
 
     with console.training_progress() as listen:
-        result, chosen = run(recipe, out, budgets, listen=listen)
+        result, _ = run(recipe, out, budgets.asked(recipe), listen=listen)
     if json:
         console.data(result)
     else:
@@ -62,8 +60,5 @@ def search(
     for note in result["notes"]:
         console.say(f"Note: {note}")
     console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
-    given = zip(
-        ("params", "latency", "memory", "macs"), (target_params, target_latency, target_memory, target_macs), strict=True
-    )
-    again = " ".join(f"--target-{flag} {text}" for flag, texts in given for text in texts or ())
+    again = " ".join(f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ())
     console.hint(options.command_line("export", out, again))
