@@ -418,32 +418,30 @@ class Search:
         optuna, axes = _optuna(), self.space.free()
         name = f"{self.digest} {budget.name} {self.space.between} {self.settings.seed}"
         direction = "maximize" if self.metric.higher else "minimize"
-        study = optuna.create_study(study_name=name, storage=self.storage, direction=direction, load_if_exists=True)
-        state = optuna.trial.TrialState
-        for trial in study.trials:
-            if trial.state == state.COMPLETE:
-                found = self.space.decode({n: trial.params[n] for n in axes}, used)
-                if found is not None:
-                    self.value(found)
-                tick()
-        done = sum(trial.state == state.COMPLETE for trial in study.trials)
-        distribution = optuna.distributions.FloatDistribution(0.0, SLOPE)
-        for number in range(done, trials):
+        kept = optuna.create_study(study_name=name, storage=self.storage, direction=direction, load_if_exists=True)
+        study = optuna.create_study(direction=direction)  # in memory: sampling takes notes of each number
+        distributions = {n: optuna.distributions.FloatDistribution(0.0, SLOPE) for n in axes}
+
+        def score(ahead: dict[str, float]) -> float:
+            found = self.space.decode({n: ahead[n] for n in axes}, used)
+            assert found is not None  # impossible budgets were refused
+            tick()
+            return self.value(found)
+
+        for trial in kept.trials:
+            score(trial.params)
+            study.add_trial(trial)
+        for number in range(len(study.trials), trials):
             if number < len(SLOPES):
                 ahead = self.space.rule(SLOPES[number])
-                found = self.space.decode(ahead, used)
-                assert found is not None  # impossible budgets were refused
-                given = {"params": ahead, "distributions": dict.fromkeys(ahead, distribution)}
-                study.add_trial(optuna.trial.create_trial(value=self.value(found), **given))
-                tick()
-                continue
-            seed = self.settings.seed * 100_003 + number  # a search that goes on draws what it would have drawn
-            study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
-            trial = study.ask()
-            found = self.space.decode({n: trial.suggest_float(n, 0.0, SLOPE) for n in axes}, used)
-            assert found is not None
-            study.tell(trial, self.value(found))
-            tick()
+                value = score(ahead)
+                study.add_trial(optuna.trial.create_trial(value=value, params=ahead, distributions=distributions))
+            else:
+                seed = self.settings.seed * 100_003 + number  # a search that goes on draws what it would have drawn
+                study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
+                trial = study.ask(distributions)
+                study.tell(trial, score(trial.params))
+            kept.add_trial(study.trials[-1])
 
     def best(self, budget: Budget) -> Candidate:
         """The best of all that was scored within a budget: of those that use it up, where there are any."""
