@@ -228,11 +228,11 @@ def convert(
     settings_left = _settings_file(recipe, adapter.task)
     may_write = _may_write_settings(out)
     with checkpoint.atomic_folder(out / "ta", overwrite=overwrite) as folder:
-        if source.folder is not None:
-            models.copy_companions(source.folder, folder)
+        if source.beside is not None:
+            models.copy_companions(source.beside, folder)
         if settings.tokenizer:
             tokenizer = models.open_source(settings.tokenizer)
-            if tokenizer.folder is None or not models.copy_companions(tokenizer.folder, folder):
+            if tokenizer.beside is None or not models.copy_companions(tokenizer.beside, folder):
                 raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
 
         sizes = supernet.full_sizes(base_axes)

@@ -137,8 +137,8 @@ def opened(
         said.check(recipe)
         return task, ta, said, data
     model, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
-        folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
+    if source.beside is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
+        folder = source.beside  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(folder, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
