@@ -66,14 +66,17 @@ class TA:
             return copy.deepcopy(self.copies[width]).eval()
         return supernet.materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
-    def save(self, width: float | Sizes, folder: Path, buffers: Mapping[str, Tensor]) -> str:
+    def save(
+        self, width: float | Sizes, folder: Path, buffers: Mapping[str, Tensor], *, own: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:  # fmt: skip
         """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm statistics of its own."""
         if not isinstance(width, Mapping) and width in self.copies:
-            return models.save_model(self.adapter, self.copies[width], folder)
+            return models.save_model(self.adapter, copy.deepcopy(self.copies[width]).to(dtype), folder, own=own)
         sizes = self.sizes(width)
         view = supernet.StudentView(self.adapter, self.model, self.axes, sizes)
-        student = self.adapter.build(self.model, supernet.own_sizes(self.axes, sizes))
-        return models.save_model(self.adapter, student, folder, {**view.state(), **buffers})
+        student = self.adapter.build(self.model, supernet.own_sizes(self.axes, sizes)).to(dtype)
+        return models.save_model(self.adapter, student, folder, {**view.state(), **buffers}, own=own)
 
 
 def load_ta(folder: str | Path) -> TA:

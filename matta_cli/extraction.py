@@ -37,10 +37,14 @@ from matta_cli.adapter import Adapter, Sizes
 from matta_cli.conversion import TA, is_stock, load_student, load_ta
 from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError
+from matta_cli.programs import PROGRAMS, Listening, call_names
 from matta_cli.recipe import Recipe, tomllib
-from matta_cli.tasks import Batch, Data, Task, raw
+from matta_cli.tasks import Batch, Data, Task
 
 Say = Callable[[str], None]
+
+FORMATS = ("stock", "matta", *PROGRAMS)
+DTYPES = ("float32", "bfloat16", "float16")
 
 # Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the same inputs.
 _RELOAD = """
@@ -54,10 +58,16 @@ inputs = load_file(job["inputs"])
 outputs = {{}}
 for name, folder in job["folders"].items():
     model = {loader}
-    if not isinstance(model, torch.fx.GraphModule):  # an exported program is in eval mode for good
-        model.eval()
-    with torch.no_grad():
-        out = model(*[inputs[k] for k in job["args"]], **{{k: inputs[k] for k in job["kwargs"]}})
+    args, kwargs = [inputs[k] for k in job["args"]], {{k: inputs[k] for k in job["kwargs"]}}
+    if hasattr(model, "get_inputs"):  # onnxruntime
+        names = [i.name for i in model.get_inputs()]
+        given = dict(zip([n for n in names if n not in kwargs], args)) | kwargs
+        out = torch.from_numpy(model.run(None, {{k: v.numpy() for k, v in given.items()}})[0])
+    else:
+        if not isinstance(model, torch.fx.GraphModule):  # an exported program is in eval mode for good
+            model.eval().float()  # weights may be kept in half the bits; they are compared in float32
+        with torch.no_grad():
+            out = model(*args, **kwargs)
     outputs[name] = getattr(out, "logits", getattr(out, "last_hidden_state", out)).contiguous()
 save_file(outputs, job["outputs"])
 """
@@ -84,6 +94,7 @@ class _Cut:
     expected: torch.Tensor
     stock: bool
     loader: str
+    programs: dict[str, str]  # what loads each of them
 
 
 def export(
@@ -95,6 +106,8 @@ def export(
     possible, a Student that does not reload to the view's outputs, or missing data.
     """
     widths, targets = sorted(set(recipe.export.widths)), budgets.asked(recipe)
+    formats, dtype = _formats(recipe)
+    own = "matta" in formats
     base_ta = load_ta(out / "ta")
     if not widths and not targets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
@@ -152,10 +165,26 @@ def export(
                 view.load_state_dict(buffers, strict=False)  # a Student that shares no weights, in the ablation of that
             else:
                 view.buffers = buffers
-            stock = is_stock(ta, ta.sizes(one.which))
+            if dtype is not torch.float32:
+                view = distillation.student_for_evaluation(
+                    task, ta, one.which, data.train, recipe.distill.batch_size, torch.device("cpu")
+                )
+                view = view.to(dtype).float()  # what is kept of the weights
+            stock = not own and is_stock(ta, ta.sizes(one.which))
             loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
-            cuts.append(_Cut(one, _Listening(view).run(task, probe).output, stock, loader))
-            _save(ta, one, buffers, folder / one.folder, last, lineage)
+            if not stock and "stock" in formats:
+                raise MattaError(
+                    f"{one.name} cannot be a stock checkpoint: {_refusal(ta, one)}. Without --format stock it is saved in "
+                    "matta's own format."
+                )
+            target = folder / one.folder
+            _save(ta, one, buffers, target, last, lineage, own=own, dtype=dtype)
+            for name in formats:
+                if name in PROGRAMS and not (target / PROGRAMS[name][0]).exists():
+                    say(f"Writing {PROGRAMS[name][0]} of {one.name}.")
+                    PROGRAMS[name][1](task, load_student(target), probe, target / PROGRAMS[name][0])
+            written = {name: PROGRAMS[name][2] for name in formats if name in PROGRAMS}
+            cuts.append(_Cut(one, Listening(view).run(task, probe).output, stock, loader, written))
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
         entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
@@ -166,7 +195,7 @@ def export(
             if taken > limit:
                 over = f"{report.in_seconds(taken)} instead of {report.in_seconds(limit)}"
                 notes.append(f"{budget.name}: measured once more for this report, its latency is over the limit: {over}.")
-        result = _report(recipe, task, data, ta, entries, notes, out, device, trained)
+        result = _report(recipe, task, data, ta, entries, notes, out, device, trained, lineage)
         for cut in cuts:
             entry = next(e for e in entries if e["name"] == cut.wanted.name)
             checkpoint.atomic_write(folder / cut.wanted.folder / "README.md", _model_card(entry, result))
@@ -175,16 +204,43 @@ def export(
     return result
 
 
-def _save(ta: TA, one: _Wanted, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, Any]) -> None:
+def _formats(recipe: Recipe) -> tuple[list[str], torch.dtype]:
+    """The formats and the type of the weights. Raises ``MattaError`` for what is not known or does not go together."""
+    formats, dtype = list(dict.fromkeys(recipe.export.format)), recipe.export.dtype
+    for name in formats:
+        if name not in FORMATS:
+            raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
+    if {"stock", "matta"} <= set(formats):
+        raise MattaError("--format stock,matta is not possible: a Student's folder holds one checkpoint.")
+    if dtype not in DTYPES:
+        raise MattaError(f"--dtype {dtype!r} is not known: {', '.join(DTYPES)}.")
+    programs = [name for name in formats if name in PROGRAMS]
+    if programs and dtype != "float32":
+        raise MattaError(f"--format {programs[0]} with --dtype {dtype} is not supported: programs are written in float32.")
+    return formats, getattr(torch, dtype)
+
+
+def _refusal(ta: TA, one: _Wanted) -> str:
+    """Why the stock format cannot express a Student."""
+    if not ta.adapter.loader:
+        return f"the adapter {ta.adapter.name!r} has no stock library"
+    with torch.device("meta"):
+        return ta.adapter.unsupported(ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(one.which))))
+
+
+def _save(
+    ta: TA, one: _Wanted, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, Any], *,
+    own: bool, dtype: torch.dtype,
+) -> None:  # fmt: skip
     folder.mkdir()
-    reason = ta.save(one.which, folder, buffers)
+    reason = ta.save(one.which, folder, buffers, own=own, dtype=dtype)
     models.copy_companions(last, folder)
     with torch.device("meta"):
         student = ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(one.which)))
     axes = supernet.nested_axes(ta.adapter, student, list(supernet.kinds(ta.base)))
     lineage = {**lineage, "student": one.name, "width": one.width}
     checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
-    if not reason and type(ta.adapter).export is not Adapter.export:
+    if not reason and not own and type(ta.adapter).export is not Adapter.export:
         ta.adapter.export(load_student(folder), folder)
 
 
@@ -192,11 +248,14 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
     """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
     from safetensors.torch import load_file, save_file
 
-    names = _call_names(task, ta.model, probe)
+    names = call_names(task, ta.model, probe)
     reloaded: dict[str, torch.Tensor] = {}
-    by_loader: dict[str, list[_Cut]] = {}
+    by_loader: dict[str, dict[str, str]] = {}
     for cut in cuts:
-        by_loader.setdefault(cut.loader, []).append(cut)
+        where = str(folder / cut.wanted.folder)
+        by_loader.setdefault(cut.loader, {})[cut.wanted.name] = where
+        for name, loader in cut.programs.items():
+            by_loader.setdefault(loader, {})[f"{cut.wanted.name} as {name}"] = where
     with tempfile.TemporaryDirectory() as temp:
         inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
         save_file({k: probe[v].contiguous() for k, v in {**dict(_numbered(names[0])), **names[1]}.items()}, str(inputs))
@@ -205,7 +264,7 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
                 "inputs": str(inputs),
                 "outputs": str(outputs),
                 "threads": torch.get_num_threads(),
-                "folders": {c.wanted.name: str(folder / c.wanted.folder) for c in some},
+                "folders": some,
                 "args": [k for k, _ in _numbered(names[0])],
                 "kwargs": list(names[1]),
             }
@@ -216,45 +275,23 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
                     f"A Student does not load with {loader}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
                 )
             reloaded |= load_file(str(outputs))
+    expected = {cut.wanted.name: cut.expected for cut in cuts}
+    expected |= {f"{cut.wanted.name} as {name}": cut.expected for cut in cuts for name in cut.programs}
     found = {}
-    for cut in cuts:
-        name, got = cut.wanted.name, reloaded[cut.wanted.name]
-        if got.shape != cut.expected.shape:
-            raise MattaError(f"{name} reloads to outputs of shape {list(got.shape)}, not {list(cut.expected.shape)}.")
-        difference = (got - cut.expected).abs().max().item()
-        if not difference <= 1e-4 * max(1.0, cut.expected.abs().max().item()):
+    for name, want in expected.items():
+        got = reloaded[name]
+        if got.shape != want.shape:
+            raise MattaError(f"{name} reloads to outputs of shape {list(got.shape)}, not {list(want.shape)}.")
+        difference = (got - want).abs().max().item()
+        if not difference <= 1e-4 * max(1.0, want.abs().max().item()):
             raise MattaError(f"{name}, reloaded, differs from the nested view by {difference:.1e}: not exported.")
-        found[name] = {"exact": torch.equal(got, cut.expected), "max_difference": difference}
+        found[name] = {"exact": torch.equal(got, want), "max_difference": difference}
     return found
 
 
 def _numbered(names: list[str]) -> list[tuple[str, str]]:
     """Positional inputs by number, so that they can be saved by name."""
     return [(f"arg{i}", name) for i, name in enumerate(names)]
-
-
-def _call_names(task: Task, model: nn.Module, probe: Batch) -> tuple[list[str], dict[str, str]]:
-    """Which tensors of a batch the task passes to a model: by position, and by keyword."""
-    heard, by_id = _Listening(model).run(task, probe), {id(tensor): name for name, tensor in probe.items()}
-    named = {key: by_id[id(value)] for key, value in heard.kwargs.items() if id(value) in by_id}
-    return [by_id[id(value)] for value in heard.args if id(value) in by_id], named
-
-
-class _Listening:
-    """A model that keeps what a task calls it with, and the tensor that it answers."""
-
-    def __init__(self, model: Any) -> None:
-        self.model, self.config = model, getattr(model, "config", None)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        answer = self.model(*args, **kwargs)
-        self.args, self.kwargs, self.output = args, kwargs, raw(answer)
-        return answer
-
-    @torch.no_grad()
-    def run(self, task: Task, batch: Batch) -> _Listening:
-        task.forward(self, batch)
-        return self
 
 
 def _measure(
@@ -289,7 +326,9 @@ def _measure(
         shown = cut.loader.format(folder=repr(str(out / where)))
         add(student.name, "student", load_student(folder / student.folder), student.width, folder / student.folder,
             folder=where, loader=shown, stock=cut.stock, parity=parity[student.name], sizes=ta.sizes(student.which),
-            layers=inspection.layers(ta, student.which))  # fmt: skip
+            layers=inspection.layers(ta, student.which),
+            programs={name: {"loader": loader.format(folder=repr(str(out / where))), **parity[f"{student.name} as {name}"]}
+                      for name, loader in cut.programs.items()})  # fmt: skip
     for trained in [entry for entry in entries if entry["role"] == "student" and entry["width"] != 1.0]:  # 1.0 is the base
         entries.append({"name": f"untrained cut {trained['name'].removeprefix('width ')}", "role": "cut",
                         "width": trained["width"], "folder": None, "loader": "", "stock": False, "parity": None,
@@ -323,7 +362,7 @@ def _measure(
 
 def _report(
     recipe: Recipe, task: Task, data: Data, ta: TA, entries: list[dict[str, Any]], notes: list[str], out: Path,
-    device: torch.device, trained: dict[str, Any],
+    device: torch.device, trained: dict[str, Any], lineage: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
     with cost.threads(recipe.export.threads):
         machine = cost.device_card(device)
@@ -350,7 +389,7 @@ def _report(
         "models": entries,
         "notes": notes,
         "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
-        "lineage": ta.card["lineage"],
+        "lineage": lineage,
         "recipe": recipe.text(),
     }
     result["notes"] = [*notes, *report.alarms(result)]
@@ -358,14 +397,38 @@ def _report(
 
 
 def _model_card(entry: dict[str, Any], result: dict[str, Any]) -> str:
-    """README.md of one Student."""
+    """README.md of one Student: what it is cut from, how good it is, what it costs, how to load it, how it was made."""
+    lineage = result["lineage"]
     lines = [f"# Student {entry['name']}", ""]
-    lines += [f"Cut by matta {result['matta']} out of a Teaching Assistant of {result['lineage']['source']}.", ""]
-    lines += ["| | |", "|---|---|", f"| parameters | {entry['parameters']:,} |", f"| MACs per example | {entry['macs']:,} |"]
+    lines += [f"Cut by matta {result['matta']} out of a Teaching Assistant of {lineage['source']}.", "", "```python"]
+    loaders = [entry["loader"], *(made["loader"] for made in entry["programs"].values())]
+    for loader in loaders:
+        lines += [f"import {loader.partition('.')[0]}", f"model = {loader}", ""]
+    lines[-1:] = ["```", "", "| | |", "|---|---|"]
+    rows = [("parameters", f"{entry['parameters']:,}"), ("MACs per example", f"{entry['macs']:,}")]
+    rows += [("bytes of weights", f"{entry['bytes']:,}")] if entry["bytes"] else []
+    for size, taken in entry["latency"].items():
+        rows.append((f"latency, batch {size}, median (95th percentile)", f"{taken['median']:.4g} s ({taken['p95']:.4g} s)"))
     for metric in result["metrics"]:
         value = entry["metrics"].get(metric["name"])
         if value:
-            lines.append(f"| {metric['label']} | {value['value']:.4g} (95 %: {value['low']:.4g} to {value['high']:.4g}) |")
-    lines += [f"| measured on | {result['data']} |", "", "```python"]
-    lines += [f"import {entry['loader'].partition('.')[0]}", f"model = {entry['loader']}", "```", ""]
+            rows.append((metric["label"], f"{value['value']:.4g} (95 %: {value['low']:.4g} to {value['high']:.4g})"))
+    machine = result["device"]
+    rows += [
+        ("measured on", result["data"]),
+        ("by", f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}"),
+    ]
+    rows += [("weights of the model that was converted", lineage["digest"]), ("weights of the trained TA", lineage["ta"])]
+    lines += [f"| {name} | {value} |" for name, value in rows]
+    lines += [
+        "",
+        "<details><summary>The recipe</summary>",
+        "",
+        "```toml",
+        result["recipe"].strip(),
+        "```",
+        "",
+        "</details>",
+        "",
+    ]
     return "\n".join(lines)

@@ -126,15 +126,17 @@ def load_model(
         raise (refusal or error) from None
 
 
-def save_model(adapter: Adapter, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> str:
+def save_model(
+    adapter: Adapter, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None, *, own: bool = False
+) -> str:
     """Write a model into a folder: in the stock library's format, or where that cannot express its sizes in matta's own.
 
     state: the values of its tensors, where ``model`` is as ``build`` gave it. They are written one by one, so that views of a
-    larger model need no second copy in memory but of one tensor at a time.
+    larger model need no second copy in memory but of one tensor at a time. own: matta's own format in any case.
     Returns why the stock format was not possible; empty where it was. ``open_source`` knows both.
     """
     reason = adapter.unsupported(model)
-    if reason:
+    if reason or own:
         _save_own(adapter, model, folder)
     else:
         adapter.save(model, folder)

@@ -151,6 +151,10 @@ class ExportSettings:
     target_latency: list[str] = _setting([], "the most time of a forward on this machine, as 5ms")
     target_memory: list[str] = _setting([], "the most bytes of weights, as 200MB")
     target_macs: list[str] = _setting([], "the most multiply-accumulates of one example, as 3G")
+    format: list[str] = _setting(
+        [], "of the Students: stock or matta (its own); and pt2 (torch.export), onnx beside it; none: stock where it can be"
+    )
+    dtype: str = _setting("float32", "of the Students' weights as saved: float32, bfloat16 or float16")
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
     threads: int = _setting(0, "threads of a CPU that latency is measured with; 0: torch's own number")

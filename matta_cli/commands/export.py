@@ -15,6 +15,8 @@ from matta_cli.recipe import resolve
 def export(
     folder: options.Folder = None,
     widths: Annotated[str | None, typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")] = None,
+    format: Annotated[str | None, typer.Option(help="stock or matta; pt2, onnx beside it; commas between.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16.")] = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
     target_memory: options.TargetMemory = None,
@@ -44,7 +46,15 @@ def export(
     targets = options.targets(target_params, target_latency, target_memory, target_macs)
     chosen = options.parse_widths(widths) or ([] if any(targets.values()) else None)  # a budget stands for the widths
     flags: dict[str, dict[str, Any]] = {
-        "export": {"widths": chosen, "checkpoint": checkpoint, "batch_size": batch, "threads": threads, **targets},
+        "export": {
+            "widths": chosen,
+            "checkpoint": checkpoint,
+            "batch_size": batch,
+            "threads": threads,
+            **targets,
+            "format": options.words(format),
+            "dtype": dtype,
+        },
         "search": options.search_flags(stock_only, sizes, trials, examples),
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
