@@ -113,23 +113,37 @@ class Space:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if used(after(middle)) <= 1 else (low, middle - 1)
-        sizes = after(low)
+        filled = self._filled(after(low), names[low:], used, part=False)
+        if self.between == "trained" or used(filled) >= 1 - NEAR:
+            return filled
+        return max(filled, self._filled(after(low), names[low:], used, part=True), key=used)
+
+    def _filled(
+        self, sizes: dict[str, int], names: Sequence[str], used: Callable[[Sizes], float], *, part: bool
+    ) -> dict[str, int]:
+        """Use up what is left of a budget: raise each of these axes in turn that fits, until it is near.
+
+        Where that does not do, axes whose next size is over the budget go a part of the way, as few as will do; with ``part``
+        in their turn, before those after them rise.
+        """
         stopped: dict[str, int] = {}  # axes whose next size is over the budget, and that size
-        for name in names[low:]:
+        for name in names:
             if used(sizes) >= 1 - NEAR:
-                break
+                return sizes
             if name not in stopped:
                 menu = self.menus[name]
                 larger = menu[menu.index(sizes[name]) + 1]
                 if used(sizes | {name: larger}) <= 1:
-                    sizes[name] = larger
+                    sizes = sizes | {name: larger}
                 else:
                     stopped[name] = larger
-        if self.between == "trained" or used(sizes) >= 1 - NEAR:
-            return sizes
-        return max(
-            (self._part_of_the_way(sizes, name, larger, used) for name, larger in stopped.items()), key=used, default=sizes
-        )
+                    sizes = self._part_of_the_way(sizes, name, larger, used) if part else sizes
+        while not part and self.between != "trained" and stopped and used(sizes) < 1 - NEAR:
+            ways = {name: self._part_of_the_way(sizes, name, larger, used) for name, larger in stopped.items()}
+            best = max(ways, key=lambda name: used(ways[name]))
+            sizes = ways[best]
+            del stopped[best]
+        return sizes
 
     def _part_of_the_way(self, sizes: dict[str, int], name: str, larger: int, used: Callable[[Sizes], float]) -> dict[str, int]:
         """One axis as large as the budget lets it be."""
