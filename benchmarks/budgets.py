@@ -34,7 +34,7 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
     distill(recipe, out, overwrite=True)
     training = time.perf_counter() - started
     optuna = _optuna()
-    study = Search(recipe, out, optuna.storages.InMemoryStorage(), lambda _: None)
+    study = Search(recipe, out, optuna.storages.InMemoryStorage())
     study.examples = len(study.reporting)
     task, found = study.task, {}
     for path in (out / "search").glob("*"):
