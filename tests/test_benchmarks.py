@@ -27,6 +27,13 @@ def test_export_speed():
 
 
 @pytest.mark.slow
+def test_native_latency():
+    found = quick("native_latency")
+    assert len(found["cases"]) == 4 and found["holds"] == (found["ratio"] <= found["bound"])
+    assert found["ratio"] == max(case["ratio"] for case in found["cases"].values()) > 0.2
+
+
+@pytest.mark.slow
 def test_support():
     """The table says what the command finds now, but for versions and for what depends on them: how much grows, auto."""
     done = subprocess.run([sys.executable, "-m", "benchmarks.support"], cwd=ROOT, capture_output=True, text=True, check=True)

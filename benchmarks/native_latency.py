@@ -1,0 +1,59 @@
+"""A forward of an exported Student, loaded by its stock library, against a model of the same sizes that the library builds.
+
+GPT-2 and a ViT, Students of width 0.5 of TAs of width 2, batches of 1 and 8, taking turns in one run; the ratio is the median
+over rounds. Bound: 1.02.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from benchmarks import common
+from matta_cli import registry
+from matta_cli.recipe import Recipe
+
+BOUND = 1.02
+
+
+def models(name: str, folder: Path) -> tuple[Any, Any]:
+    """The Student as its library loads it from the folder, and one that the library builds from the same configuration."""
+    if name == "gpt2":
+        native = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+        return AutoModelForCausalLM.from_pretrained(folder), native
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    native = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    return timm.create_model(f"local-dir:{folder}", pretrained=True), native
+
+
+def main() -> None:
+    options = common.parser(__doc__).parse_args()
+    width, layers, length = (128, 2, 32) if options.quick else (384, 6, 128)
+    rounds = 30 if options.quick else 200
+    found: dict[str, Any] = {}
+    for name, make in {"gpt2": common.gpt2, "vit": common.vit}.items():
+        ta = common.grown(name, make(width, layers, length))
+        task = registry.task(ta.adapter.task, Recipe())
+        with tempfile.TemporaryDirectory() as temp:
+            ta.save(0.5, Path(temp), {})
+            pair = [model.eval().to(common.device()) for model in models(name, Path(temp))]
+        for size in (1, 8):
+            batch = {key: tensor.to(common.device()) for key, tensor in task.example(pair[0], size).items()}
+            student, native = (partial(task.forward, model, batch) for model in pair)
+            with torch.no_grad():
+                taken = common.alternating({"student": student, "native": native}, rounds, warmup=5)
+            ratio = common.ratio(taken["student"], [taken["native"]])
+            found[f"{name}, batch {size}"] = {"medians_s": common.medians(taken), "ratio": ratio}
+    worst = max(case["ratio"] for case in found.values())
+    common.result("native_latency", bound=BOUND, ratio=worst, holds=worst <= BOUND, cases=found, quick=options.quick)
+
+
+if __name__ == "__main__":
+    main()
