@@ -29,7 +29,7 @@ def models(name: str, folder: Path) -> tuple[Any, Any]:
         native = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
         return AutoModelForCausalLM.from_pretrained(folder), native
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    native = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    native = timm.create_model(config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]})
     return timm.create_model(f"local-dir:{folder}", pretrained=True), native
 
 
