@@ -170,8 +170,8 @@ class Training:
     """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher | None, data: Data, device: torch.device, world: World,
-        *, count_flops: bool = False,
+        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher | None, data: Data, device: torch.device,
+        world: World, *, count_flops: bool = False,
     ) -> None:  # fmt: skip
         self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
@@ -489,7 +489,11 @@ def _out_of_memory(training: Training, said: str) -> str:
 
 def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch_size: int, device: torch.device) -> nn.Module:
     """A dense copy of a Student, with BatchNorm statistics of its own where it has BatchNorm."""
-    student = ta.student(width)
+    return with_statistics(task, ta.student(width), train, batch_size, device)
+
+
+def with_statistics(task: Task, student: nn.Module, train: Split, batch_size: int, device: torch.device) -> nn.Module:
+    """A dense model, given BatchNorm statistics of its own where it has BatchNorm."""
     if supernet.has_statistics(student):
         # drawn at random: the first rows of a file that is sorted would stand for themselves only
         size = min(max(batch_size, STATISTICS_ROWS), len(train))

@@ -14,6 +14,7 @@ from matta_cli.commands.distill import distill
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
 from matta_cli.commands.recipe import app as recipe
+from matta_cli.commands.report import report
 from matta_cli.commands.teach import teach
 from matta_cli.console import guarded
 
@@ -43,7 +44,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for _command in (convert, inspect, distill, export, teach, demo, adapters):
+for _command in (convert, inspect, distill, export, report, teach, demo, adapters):
     app.command()(guarded(_command))
 app.add_typer(recipe, name="recipe")
 

@@ -150,6 +150,7 @@ class ExportSettings:
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
+    margin: float = _setting(0.01, "share of a baseline's value that a Student may lose and be called no worse")
 
 
 @dataclass

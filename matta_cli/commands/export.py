@@ -21,6 +21,8 @@ def export(
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
     checkpoint: Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")] = None,
+    baselines: options.Baselines = None,
+    margin: options.Margin = None,
     device: options.Device = None,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
@@ -32,7 +34,7 @@ def export(
     """
     out = folder or out
     flags: dict[str, dict[str, Any]] = {
-        "export": {"widths": options.parse_widths(widths), "checkpoint": checkpoint},
+        "export": {"widths": options.parse_widths(widths), "checkpoint": checkpoint, "margin": margin},
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
@@ -43,7 +45,17 @@ def export(
 
     from matta_cli.extraction import export as run
 
+    kinds = options.words(baselines) or []
+    if kinds:
+        from matta_cli.baselines import check
+
+        check(kinds)  # before the work, not after it
     result = run(recipe, out, overwrite=overwrite, say=console.say)
+    if kinds:
+        from matta_cli.judging import remake
+
+        with console.training_progress() as listen:
+            result = remake(out, kinds, say=console.say, listen=listen)
     show(result, out, json)
 
 
@@ -56,15 +68,8 @@ def show(result: dict[str, Any], out: Path, json: bool) -> None:
     else:
         headers, rows = rendering.rows(result)
         batch = f"latency b{result['batch_size']}"
-        spare = [
-            "peak memory",
-            "checkpoint",
-            batch,
-            "MACs",
-            "width",
-            *[m["label"] for m in result["metrics"][:0:-1]],
-            "latency",
-        ]
+        others = [m["label"] for m in result["metrics"][:0:-1]]
+        spare = ["examples/s", "peak memory", "checkpoint", batch, "MACs", "width", *others, "training", "latency"]
         console.table(headers, rows, spare)
     for note in result["notes"]:
         console.say(f"Note: {note}")
