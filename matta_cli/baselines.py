@@ -208,7 +208,7 @@ def fresh(model: nn.Module, seed: int) -> None:
     Other matrices are drawn at a spread of 0.02 (GPT-2's), other biases are zero, other vectors one.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0x5EED + seed)  # not what the base itself may have been drawn from
         for module in model.modules():
             reset: Any = getattr(module, "reset_parameters", None)
             if callable(reset):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli import baselines, comparison, cost, devices, distillation, evaluate, inspection, registry, report, supernet
+from matta_cli import baselines, comparison, devices, distillation, evaluate, inspection, registry, report, supernet
 from matta_cli.conversion import load_student, load_ta
 from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError

@@ -202,8 +202,9 @@ def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
     """The comparison of two models on the same examples, if there is one."""
     for pair in report.get("pairs") or []:
         if (pair.get("a"), pair.get("b"), pair.get("metric")) == (name_of(a), name_of(b), metric["name"]):
-            numbers = [pair.get(key) for key in ("gain", "low", "high", "margin")]
-            return Pair(pair["a"], pair["b"], *numbers, str(pair.get("verdict"))) if all(map(finite, numbers)) else None
+            gain, low, high, margin = (pair.get(key) for key in ("gain", "low", "high", "margin"))
+            known = finite(gain) and finite(low) and finite(high) and finite(margin)
+            return Pair(pair["a"], pair["b"], gain, low, high, margin, str(pair.get("verdict"))) if known else None
     return None
 
 
@@ -504,9 +505,8 @@ def columns_of(report: Dict) -> list[tuple[str, list[tuple[str, str]]]]:
         columns.append((f"{label_of(metric)} {'↑' if metric.get('higher') else '↓'}", cells))
     gains = [_reference(report, m) for m in models]
     places = _places([(p.high - p.low) / 2 for p in gains if p])
-    cells = [
-        (signed(p.gain, places), f"[{signed(p.low, places)}, {signed(p.high, places)}]") if p else (MISSING, "") for p in gains
-    ]
+    spans = [f"[{signed(p.low, places)}, {signed(p.high, places)}]" if p else "" for p in gains]
+    cells = [(signed(p.gain, places) if p else MISSING, span) for p, span in zip(gains, spans, strict=True)]
     columns.append(("gain over plain", cells))
     columns.append(("verdict", [(p.verdict if p else MISSING, "") for p in gains]))
     columns.append(("training", [trained(report, m) for m in models]))
