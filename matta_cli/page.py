@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -11,8 +12,14 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from matta_cli.report import (
+    BETTER,
+    NO_WORSE,
+    SAME,
+    WIDE,
+    WORSE,
     Dict,
     alarms,
+    by_how_much,
     by_size,
     columns_of,
     count,
@@ -35,9 +42,14 @@ from matta_cli.report import (
     number,
     percent,
     reading,
+    rivals,
+    sentence_of,
     shown,
+    signed,
+    trained,
     value_of,
     when,
+    worth,
 )
 
 # --- charts ------------------------------------------------------------------------------------------------------------
@@ -126,6 +138,12 @@ def _mark(role: str, x: float, y: float) -> str:
         return f'<path {at} d="M{x:.1f} {y - 7.5:.1f}l7.5 7.5-7.5 7.5-7.5-7.5z"/>'
     if role == "teacher":
         return f'<path {at} d="M{x:.1f} {y - 7.5:.1f}l7.5 13h-15z"/>'
+    if role == "plain":
+        return f'<path {at} d="M{x:.1f} {y + 7:.1f}l-6.5 -12h13z"/>'
+    if role == "alone":
+        return f'<path {at} d="M{x - 2.2:.1f} {y - 6.5:.1f}h4.4v4.3h4.3v4.4h-4.3v4.3h-4.4v-4.3h-4.3v-4.4h4.3z"/>'
+    if role == "scratch":
+        return f'<path {at} d="M{x:.1f} {y - 6.5:.1f}l6.2 4.5-2.4 7.3h-7.6l-2.4-7.3z"/>'
     return f'<circle {at} cx="{x:.1f}" cy="{y:.1f}" r="{5 if role == "cut" else 6}"/>'
 
 
@@ -133,8 +151,12 @@ def _badge(role: str) -> str:
     return f'<svg viewBox="0 0 18 18" aria-hidden="true">{_mark(role, 9, 9)}</svg>'
 
 
-_ROLES = ("student", "cut", "base", "ta", "teacher")
-_KINDS = {"student": "Student", "cut": "untrained cut", "base": "base", "ta": "Teaching Assistant", "teacher": "Teacher"}
+_ROLES = ("student", "plain", "alone", "scratch", "cut", "base", "ta", "teacher")
+_KINDS = {
+    "student": "Student", "plain": "plain distillation", "alone": "trained alone, on labels", "scratch": "from scratch",
+    "cut": "untrained cut", "base": "base", "ta": "Teaching Assistant", "teacher": "Teacher",
+}  # fmt: skip
+_LINES = ("cut", "scratch", "alone", "plain", "student")  # roles of one model for each size: joined by a line, named once
 
 
 def _role(model: Dict) -> str:
@@ -229,7 +251,7 @@ def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
             out.append(f'<rect class="band" x="{left:.1f}" y="{y(v.high):.1f}" {size}/>')
 
     lines: list[_Box] = []
-    for role in ("cut", "student"):
+    for role in _LINES:
         path = sorted((p[0].get("parameters") or 0, x(p[1]), y(p[2].value)) for p in points if _role(p[0]) == role)
         if len(path) > 1:
             out.append(f'<polyline class="line {role}" points="{" ".join(f"{px:.1f},{py:.1f}" for _, px, py in path)}"/>')
@@ -237,75 +259,118 @@ def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
                 lines += _along(*start, *end)
 
     busy, wanted = [], []
-    for m, px, v in sorted(points, key=lambda p: _ROLES.index(_role(p[0])) not in (0, 1)):  # landmarks drawn on top
+    depth = (*_LINES[:-1], "base", "ta", "teacher", "student")  # what the page is about is drawn on top
+    for m, px, v in sorted(points, key=lambda p: depth.index(_role(p[0]))):
         cx, cy, role = x(px), y(v.value), _role(m)
         cost = f"{unit(px)} {what}" if unit is count else f"{unit(px)}, {what}"
         says = (name_of(m), f"{label_of(metric)} {shown(v, places)}", cost)
         tip, spoken = escape("\n".join(says)), escape(", ".join(says))
-        out.append(f'<g class="pt {role}" tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}"><title>{tip}</title>')
+        named = f'data-name="{escape(name_of(m))}" ' if role == "student" else ""
+        out.append(f'<g class="pt {role}" {named}tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}">')
+        out.append(f"<title>{tip}</title>")
         if v.low is not None and v.high is not None:
             a, b = y(v.high), y(v.low)
             out.append(f'<path class="bar" d="M{cx:.1f} {a:.1f}V{b:.1f}M{cx - 4:.1f} {a:.1f}h8M{cx - 4:.1f} {b:.1f}h8"/>')
             busy.append(_Box(cx - 4, a, cx + 4, b))
         out.append(f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="16"/>{_mark(role, cx, cy)}</g>')
         busy.append(_Box(cx - 8, cy - 8, cx + 8, cy + 8))
-        if role != "cut":
+        if role not in _LINES or role == "student":
             # little room: the key says what a blue dot is, so its width is name enough
             tight = role == "student" and width < 500 and finite(m.get("width"))
             wanted.append((cx, cy, f"{m['width']:g}" if tight else _short(name_of(m)), role != "student"))
     wanted.sort(key=lambda w: not w[3])
-    if cuts := [p for p in points if _role(p[0]) == "cut"]:  # one label for their line, as each stands beside its Student
-        m, px, v = min(cuts, key=lambda p: p[1])
-        wanted.append((x(px), y(v.value), "untrained cuts" if len(cuts) > 1 else _short(name_of(m)), True))
+    for role in _LINES[:-1]:  # one label for the line of each
+        if some := [p for p in points if _role(p[0]) == role]:
+            m, px, v = (min if role == "cut" else max)(some, key=lambda p: p[1])
+            text = "untrained cuts" if role == "cut" else _KINDS[role].partition(",")[0]
+            wanted.append((x(px), y(v.value), text if len(some) > 1 else _short(name_of(m)), role == "cut"))
     out += _place(wanted, busy, lines, _Box(left + 2, top - 6, right + 10, bottom - 2))
     alt = f"{label_of(metric)} against {what}, one point for each model, with 95 % intervals"
     return _svg(width, height, alt, out)
 
 
-def _curves(report: Dict, width: int, height: int) -> str:
-    metric = (metrics_of(report) or [{"name": "value"}])[0]
+class _Series(NamedTuple):
+    """One line of a chart of training."""
+
+    name: str
+    kind: str
+    fade: float
+    points: list[tuple[float, float]]
+
+
+def _width_of(key: str) -> float | None:
+    try:
+        return float(key)
+    except ValueError:
+        return None
+
+
+def _trained(report: Dict) -> dict[str, list[tuple[float, float]]]:
+    """The first metric at each evaluation of the run, by the name of the width (or "TA")."""
     series: dict[str, list[tuple[float, float]]] = {}
     for row in (report.get("training") or {}).get("curve") or []:
         for key, value in (row.get("values") or {}).items():
             if finite(value) and finite(row.get("step")):
                 series.setdefault(str(key), []).append((row["step"], value))
-    if not series:
+    return series
+
+
+def _curves(report: Dict, width: int, height: int) -> str:
+    series = _trained(report)
+    keys = sorted(series, key=lambda key: ((w := _width_of(key)) is None, w or 0.0, key))
+    widths = [key for key in keys if _width_of(key) is not None]
+    drawn = []
+    for key in keys:
+        # widths are one hue, the smaller the fainter; anything else (the TA) has its own colour and dashes
+        fade = 0.4 + 0.6 * (widths.index(key) + 1) / len(widths) if key in widths else 1.0
+        name = f"width {key}" if key in widths else _short(key, 16)
+        drawn.append(_Series(name, "student" if key in widths else "ta", fade, series[key]))
+    return _lines(report, drawn, width, height, "while training")
+
+
+def _beside(report: Dict) -> list[tuple[str, list[_Series]]]:
+    """For each Student its training and that of its baselines, where both are known."""
+    found = []
+    run = _trained(report)
+    for student in by_size(models_of(report, "student")):
+        own = run.get(f"{student['width']:g}") if finite(student.get("width")) else None
+        drawn = [_Series("nested", "student", 1.0, own)] if own else []
+        for model in models_of(report):
+            curve = [(a, b) for a, b in model.get("curve") or [] if finite(a) and finite(b)]
+            if model.get("of") == name_of(student) and curve:
+                drawn.append(_Series({"plain": "plain", "alone": "alone", "scratch": "scratch"}[_role(model)],
+                                     _role(model), 1.0, curve))  # fmt: skip
+        if len(drawn) > 1:
+            found.append((name_of(student), drawn))
+    return found
+
+
+def _lines(report: Dict, drawn: list[_Series], width: int, height: int, title: str) -> str:
+    metric = (metrics_of(report) or [{"name": "value"}])[0]
+    if not drawn:
         return ""
-
-    def order(key: str) -> tuple[int, float, str]:
-        try:
-            return (0, float(key), key)
-        except ValueError:
-            return (1, 0.0, key)
-
-    keys = sorted(series, key=order)
-    xs, ys = ([p[i] for points in series.values() for p in points] for i in (0, 1))
-    names = {key: f"width {key}" if order(key)[0] == 0 else _short(key, 16) for key in keys}
-    top, bottom, right = 30.0, height - 46.0, width - 16 - 6.7 * max(len(n) for n in names.values())
+    xs, ys = ([p[i] for one in drawn for p in one.points] for i in (0, 1))
+    top, bottom, right = 30.0, height - 46.0, width - 16 - 6.7 * max(len(one.name) for one in drawn)
     y = _Scale(ys, bottom, top, not metric.get("higher") and _wide_range(ys, 3), 0.06, 5)
     y_names = _tick_numbers(y)
     left = 18.0 + 6.6 * max(map(len, y_names))
     x = _Scale(xs, left, right, False, 0.0 if len(set(xs)) > 1 else 0.5, int((right - left) / 70))
     x.ticks = [t for t in x.ticks if float(t).is_integer()] or x.ticks
     out = _frame(x, y, [_plain_number(t) for t in x.ticks], y_names)
-    out += [_title(left, 14, f"{_short(label_of(metric), 28)} while training"), _title(right, height - 6, "step →", "end")]
+    out += [_title(left, 14, f"{_short(label_of(metric), 28)} {title}"), _title(right, height - 6, "step →", "end")]
     ends: list[tuple[float, float, str, str]] = []
-    widths = [key for key in keys if order(key)[0] == 0]
-    for key in keys:
-        points = [(x(a), y(b)) for a, b in series[key]]
-        # widths are one hue, the smaller the fainter; anything else (the TA) has its own colour and dashes
-        kind = "student" if key in widths else "ta"
-        fade = 1.0 if kind == "ta" else 0.4 + 0.6 * (widths.index(key) + 1) / len(widths)
+    for one in drawn:
+        points = [(x(a), y(b)) for a, b in one.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        out.append(f'<polyline class="curve {kind}" style="opacity:{fade:.2f}" points="{path}"/>')
-        for (step, value), (px, py) in zip(series[key], points, strict=True):
-            tip = escape(f"{names[key]}\nstep {step:g}\n{label_of(metric)} {number(value, decimals_of(report, metric))}")
+        out.append(f'<polyline class="curve {one.kind}" style="opacity:{one.fade:.2f}" points="{path}"/>')
+        for (step, value), (px, py) in zip(one.points, points, strict=True):
+            tip = escape(f"{one.name}\nstep {step:g}\n{label_of(metric)} {number(value, decimals_of(report, metric))}")
             out.append(
                 f'<g class="pt" data-tip="{tip}"><title>{tip}</title>'
                 f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
-                f'<circle class="dot {kind}" style="opacity:{fade:.2f}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/></g>'
+                f'<circle class="dot {one.kind}" style="opacity:{one.fade:.2f}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/></g>'
             )
-        ends.append((*points[-1], names[key], kind))
+        ends.append((*points[-1], one.name, one.kind))
     ends.sort(key=lambda end: end[1])
     at = [end[1] for end in ends]
     for i in range(1, len(at)):
@@ -316,7 +381,79 @@ def _curves(report: Dict, width: int, height: int) -> str:
     for (px, py, name, kind), label_y in zip(ends, at, strict=True):
         out.append(f'<path class="lead" d="M{px + 3:.1f} {py:.1f}L{right + 8:.1f} {label_y:.1f}"/>')
         out.append(f'<text class="name {kind}" x="{right + 11:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>')
-    return _svg(width, height, f"{label_of(metric)} while training, one line for each width", out)
+    return _svg(width, height, f"{label_of(metric)} {title}, {len(drawn)} lines", out)
+
+
+_WORDS = {BETTER: "better", SAME: "level", NO_WORSE: "level", WORSE: "worse", WIDE: "wide"}  # verdict -> class
+
+
+def _forest(report: Dict, width: int, height: int) -> str:
+    """Each Student's gain over plain distillation with its interval, around zero; the band is the margin."""
+    found = rivals(report)
+    ends = [e for _, _, p in found for e in (p.low, p.high, p.gain, -p.margin, p.margin)] + [0.0]
+    left = 16.0 + 7.2 * max(len(_short(name_of(s))) for s, _, _ in found)
+    top, bottom, right = 14.0, 14.0 + 38 * len(found), width - 22.0
+    x = _Scale([e for e in ends if finite(e)], left, right, False, 0.06, int((right - left) / 80))
+    places = max(0, -math.floor(math.log10(min((b - a for a, b in pairwise(x.ticks)), default=1.0)) + 1e-9))
+    out = []
+    for tick in x.ticks:
+        out.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom:.1f}"/>')
+        out.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">'
+                   f"{escape(signed(tick, places))}</text>")  # fmt: skip
+    out.append(f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top}" y2="{bottom:.1f}"/>')
+    for i, (student, baseline, pair) in enumerate(found):
+        y, kind = top + 38 * i + 19, _WORDS.get(pair.verdict, "wide")
+        tip = escape(f"{name_of(student)}: {pair.verdict}\n{by_how_much(report, pair)}\nagainst {name_of(baseline)}")
+        band = f'x="{x(-pair.margin):.1f}" width="{max(1.0, x(pair.margin) - x(-pair.margin)):.1f}"'
+        out.append(f'<rect class="band" {band} y="{y - 13:.1f}" height="26"/>')
+        out.append(
+            f'<text class="name" x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(_short(name_of(student)))}</text>'
+        )
+        out.append(f'<g class="pt gain {kind}" tabindex="0" role="img" aria-label="{tip}" data-tip="{tip}"><title>{tip}</title>'
+                   f'<path class="bar" d="M{x(pair.low):.1f} {y:.1f}H{x(pair.high):.1f}M{x(pair.low):.1f} {y - 5:.1f}v10'
+                   f'M{x(pair.high):.1f} {y - 5:.1f}v10"/><circle class="hit" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="16"/>'
+                   f'<circle class="mark" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="6"/></g>')  # fmt: skip
+    out.append(_title(right, bottom + 38, f"gain in {_short(label_of(metrics_of(report)[0]), 24)} →", "end"))
+    out.append(_title(left, bottom + 38, "← loss"))
+    return _svg(width, int(bottom + 46), "Gain of each Student over plain distillation of its size, with 95 % intervals", out)
+
+
+def _importance(axis: Dict, width: int, _: int) -> str:
+    """One axis as a strip: its units from the most important on, the TA's new ones after them, and where Students end."""
+    scores = [score for score in axis.get("importance") or [] if finite(score)]
+    left, right, y, tall = 96.0, width - 8.0, 4.0, 20.0
+    base, whole = axis["base"], max(axis["ta"], axis["base"])
+    across = lambda units: left + (right - left) * units / whole  # noqa: E731
+    out = [
+        f'<text class="tick" x="{left - 8:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(_short(axis["name"], 14))}</text>'
+    ]
+    if whole > base:
+        out.append(f'<rect class="new" x="{across(base):.1f}" y="{y}" width="{right - across(base):.1f}" height="{tall}"/>')
+    top = max(scores, default=0.0) or 1.0
+    each = base / max(1, len(scores))
+    for i, score in enumerate(scores):
+        share = max(0.0, score) / top
+        tall_here = max(1.0, tall * share)
+        tip = escape(
+            f"{axis['name']}\nunits {round(i * each) + 1} to {round((i + 1) * each)}\n{share:.0%} of the most important"
+        )
+        if axis.get("layers"):
+            tip = escape(f"{axis['name']}\nlayer {i}\n{share:.0%} of the most important")
+        out.append(
+            f'<g class="pt" data-tip="{tip}"><title>{tip}</title><rect class="hit" x="{across(i * each):.1f}" y="{y}" '
+            f'width="{across(each) - left:.2f}" height="{tall}"/><rect class="unit" x="{across(i * each):.1f}" '
+            f'y="{y + tall - tall_here:.1f}" width="{max(0.5, across(each) - left - 0.5):.2f}" height="{tall_here:.1f}"/></g>'
+        )
+    out.append(f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{y + tall:.1f}" y2="{y + tall:.1f}"/>')
+    if not axis.get("layers"):  # a Student does not keep the first layers but the most important ones
+        for name, kept in (axis.get("kept") or {}).items():
+            tip = escape(f"{name} ends here\n{kept} of {base} units")
+            out.append(
+                f'<g class="pt" data-tip="{tip}"><title>{tip}</title><line class="end" x1="{across(kept):.1f}" '
+                f'x2="{across(kept):.1f}" y1="{y - 3:.1f}" y2="{y + tall + 3:.1f}"/><rect class="hit" '
+                f'x="{across(kept) - 4:.1f}" y="{y}" width="8" height="{tall}"/></g>'
+            )
+    return _svg(width, int(y + tall + 4), f"Importance of the units of {axis['name']}", out)
 
 
 # --- the page ----------------------------------------------------------------------------------------------------------
@@ -415,6 +552,86 @@ def _table(report: Dict) -> str:
     )
 
 
+def _verdicts(report: Dict) -> str:
+    """Was it worth it? Each Student against plain distillation of its size."""
+    found = rivals(report)
+    if not found:
+        return ""
+    items = "".join(
+        f'<li><span class="verdict {_WORDS.get(pair.verdict, "wide")}">{escape(pair.verdict)}</span> '
+        f"<span>{escape(sentence_of(report, student, baseline, pair))} <small>It took {escape(trained(report, student)[0])} "
+        f"(all Students), the baseline {escape(trained(report, baseline)[0])}.</small></span></li>"
+        for student, baseline, pair in found
+    )
+    hint = (
+        "Each bar is the 95 % interval of the difference on the same held-out examples, the band the margin of what may be "
+        "lost. “Better” is said only where chance is ruled out over all sizes at once (Holm). One run was made of each, so "
+        "the intervals say nothing about other seeds."
+    )
+    return (
+        f'<section><h2>Was it worth it?</h2><p class="lead-in">{escape(worth(report))}</p>{_both(partial(_forest, report), 0, 0)}'
+        f'<ul class="verdicts">{items}</ul><p class="hint">{hint}</p></section>'
+    )
+
+
+_BUDGETS: list[tuple[str, str, Callable[[Dict], Any], str]] = [
+    ("parameters", "parameters", lambda m: m.get("parameters"), "count"),
+    ("MACs", "MACs per example", lambda m: m.get("macs"), "count"),
+    ("latency", "latency, batch 1", lambda m: latency_of(m, 1), "time"),
+    ("memory", "peak memory", lambda m: m.get("peak_memory"), "bytes"),
+    ("checkpoint", "bytes on disk", lambda m: m.get("bytes"), "bytes"),
+]
+
+
+def _budget(report: Dict) -> str:
+    """A slider that names the best Student within a budget. It needs JavaScript, and is hidden without."""
+    students = by_size(models_of(report, "student"))
+    if not metrics_of(report) or len(students) < 2:
+        return ""
+    metric = metrics_of(report)[0]
+    places, verdicts = decimals_of(report, metric), {name_of(s): pair.verdict for s, _, pair in rivals(report)}
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name_of(s), "quality": v.value, "shown": shown(v, places), "verdict": verdicts.get(name_of(s), ""),
+            "costs": [read(s) if finite(read(s)) else None for _, _, read, _ in _BUDGETS],
+        }
+        for s in students if (v := value_of(s, metric))
+    ]  # fmt: skip
+    costs = [{row["costs"][i] for row in rows} - {None} for i in range(len(_BUDGETS))]
+    kinds = [(i, label, unit) for i, (label, _, _, unit) in enumerate(_BUDGETS) if len(costs[i]) > 1]
+    if len(rows) < 2 or not kinds:
+        return ""
+    told = {"label": label_of(metric), "higher": bool(metric.get("higher")), "rows": rows, "units": [k[2] for k in kinds],
+            "at": [k[0] for k in kinds], "whats": [_BUDGETS[k[0]][1] for k in kinds]}  # fmt: skip
+    choices = "".join(
+        f'<input type="radio" name="budget" id="budget-{n}" value="{n}"{"" if n else " checked"}>'
+        f'<label for="budget-{n}">{label}</label>'
+        for n, (_, label, _) in enumerate(kinds)
+    )
+    return (
+        f'<section id="budget" hidden data-told="{escape(json.dumps(told))}"><h2>Which Student for my budget?</h2>'
+        f'<div class="switch">{choices}</div><label class="slide"><span id="limit"></span>'
+        '<input type="range" id="slider" min="0" max="1000" value="600" aria-describedby="answer"></label>'
+        '<p id="answer" role="status"></p></section>'
+    )
+
+
+_STRIPS = 24  # axes that are drawn
+
+
+def _axes(report: Dict) -> str:
+    """What nests, and how important its units were found to be."""
+    axes = [a for a in report.get("axes") or [] if finite(a.get("base")) and finite(a.get("ta")) and a["base"]]
+    if not axes:
+        return ""
+    drawn = [a for a in axes if a.get("importance")][:_STRIPS] or axes[:_STRIPS]
+    strips = "".join(_both(partial(_importance, axis), 0, 0) for axis in drawn)
+    more = f" {len(axes) - len(drawn)} more axes are in report.json." if len(axes) > len(drawn) else ""
+    grown = " Grey is what the TA has grown." if any(a["ta"] > a["base"] for a in drawn) else ""
+    hint = "The units of each axis, the most important first, as high as they are important; a line is where a Student ends."
+    return f'<section><h2>Axes and importance</h2><div class="strips">{strips}</div><p class="hint">{hint}{grown}{more}</p></section>'
+
+
 def _small(header: str) -> str:
     """'latency b8 median (p95)' as two lines."""
     if found := re.fullmatch(r"(latency b\d+) (median \(p95\))", header):
@@ -436,9 +653,13 @@ def html(report: Dict) -> str:
     parts.append("</header>")
     if warned := alarms(report):
         parts.append(f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{_items(warned)}</ul></section>')
-    parts += [_figure(report), _table(report)]
+    parts += [_verdicts(report), _figure(report), _budget(report), _table(report)]
     if _curves(report, 960, 320):
-        parts.append(f"<section><h2>Training</h2>{_both(partial(_curves, report), 320, 300)}</section>")
+        small = [_lines(report, drawn, 440, 260, f"of {_short(name)}") for name, drawn in _beside(report)]
+        beside = "".join(f"<article>{chart}</article>" for chart in small)
+        beside = f'<div class="cards beside">{beside}</div>' if beside else ""
+        parts.append(f"<section><h2>Training</h2>{_both(partial(_curves, report), 320, 300)}{beside}</section>")
+    parts.append(_axes(report))
     if loading := loadable(report):
         cards = []
         for model, known, lines in loading:
@@ -470,11 +691,11 @@ def html(report: Dict) -> str:
 
 # Okabe and Ito's colours, told apart with any colour vision; lighter ones of the same hues on a dark page.
 _CSS = """
-:root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;
-  --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
+:root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;--plain:#8a4f9e;--alone:#8c6d00;--scratch:#b03a5b;
+  --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--better:#00795a;--worse:#b3261e;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
 @media(prefers-color-scheme:dark){
 :root{--bg:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9fa8b3;--rule:#343a42;--grid:#262b32;--student:#56b4e9;
-  --cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}
+  --plain:#c89be0;--alone:#dcbc4a;--scratch:#f08aa8;--cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--better:#3cc79d;--worse:#ff8a80;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}
 }
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums;
@@ -508,6 +729,26 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft)}.lead{stroke:var(--soft);stroke-width:.8;fill:none}
 .band{fill:var(--base);opacity:.08}.line,.curve{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.student,.curve.student{stroke:var(--student)}.line.cut{stroke:var(--cut);stroke-dasharray:5 5}
+.plain.line,.plain.curve{stroke:var(--plain)}.alone.line,.alone.curve{stroke:var(--alone)}
+.scratch.line,.scratch.curve{stroke:var(--scratch)}.line.plain,.line.alone,.line.scratch{stroke-width:1.2}
+.mark.plain,.dot.plain{fill:var(--plain)}.mark.alone,.dot.alone{fill:var(--alone)}
+.mark.scratch,.dot.scratch{fill:var(--scratch)}.plain .bar{stroke:var(--plain)}.alone .bar{stroke:var(--alone)}
+.scratch .bar{stroke:var(--scratch)}.plain .bar,.alone .bar,.scratch .bar,.cut .bar{stroke-width:1}
+.chosen .mark{stroke:var(--ink);stroke-width:3}
+.gain.better .mark,.gain.better .bar{fill:var(--better);stroke:var(--better)}
+.gain.worse .mark,.gain.worse .bar{fill:var(--worse);stroke:var(--worse)}
+.gain.level .mark,.gain.level .bar{fill:var(--student);stroke:var(--student)}
+.gain.wide .mark,.gain.wide .bar{fill:var(--soft);stroke:var(--soft)}.gain .bar{stroke-width:2.2}
+.verdicts{list-style:none;padding:0;margin:18px 0 0;display:grid;gap:12px}
+.verdicts li{display:grid;grid-template-columns:9.5em 1fr;gap:4px 14px;align-items:baseline;max-width:62em}
+.verdicts small{color:var(--soft);font-size:.84rem}.lead-in{max-width:52em;margin:0 0 18px}
+.verdict{font-size:.84rem;font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 11px;
+  justify-self:start;white-space:nowrap}.verdict.better{color:var(--better)}.verdict.worse{color:var(--worse)}
+.verdict.level{color:var(--student)}.verdict.wide{color:var(--soft)}
+.slide{display:block;margin:16px 0 4px;max-width:560px}.slide span{display:block;font-size:.88rem;color:var(--soft)}
+.slide input{width:100%;margin:8px 0 0;accent-color:var(--student)}#answer{font-weight:600;max-width:52em;min-height:3.1em}
+.strips{display:grid;gap:4px}.new{fill:var(--grid)}.unit{fill:var(--student)}.end{stroke:var(--ink);stroke-width:1.5}
+.beside{margin-top:24px}
 .curve.ta{stroke:var(--ta);stroke-dasharray:7 3}.mark{stroke:var(--bg);stroke-width:1.5}
 .mark.student,.dot.student{fill:var(--student)}.mark.base{fill:var(--base)}.mark.ta,.dot.ta{fill:var(--ta)}
 .mark.teacher{fill:var(--teacher)}.mark.cut{fill:var(--bg);stroke:var(--cut);stroke-width:2}
@@ -541,6 +782,7 @@ summary{cursor:pointer;margin-bottom:10px}
 @media(max-width:680px){
 main{padding:26px 16px 48px}section{margin-top:40px}.wide{display:none}.narrow{display:block}
 .tiles{grid-template-columns:1fr 1fr}.tiles div{padding:11px 10px}.tiles b{font-size:1.25rem}.tiles span{font-size:.78rem}
+.verdicts li{grid-template-columns:1fr}
 .switch .box{padding-left:0}th,td{padding:8px 9px}
 th[scope=row] span{max-width:7em}
 }
@@ -549,7 +791,7 @@ th[scope=row] span{max-width:7em}
 }
 """
 
-# Tooltips and copy buttons only: without it the page has native tooltips, and the axis still switches.
+# Tooltips, copy buttons and the slider only: without it the page has native tooltips, and the axis still switches.
 _JS = """
 (function(){
 var tip=document.createElement('div');tip.id='tip';tip.hidden=true;document.body.appendChild(tip);
@@ -571,5 +813,29 @@ document.querySelectorAll('.code').forEach(function(box){
   else navigator.clipboard.writeText(pre.textContent).then(function(){b.textContent='copied'},mark);
   setTimeout(function(){b.textContent='copy'},1500)});
  box.appendChild(b)});
+var box=document.getElementById('budget');
+if(!box)return;
+box.hidden=false;
+var told=JSON.parse(box.dataset.told),slider=document.getElementById('slider'),limit=document.getElementById('limit'),
+ answer=document.getElementById('answer');
+function text(value,unit){
+ var names=unit==='time'?['s','ms','µs','ns']:unit==='bytes'?['TB','GB','MB','kB','B']:['T','G','M','k',''];
+ var size=unit==='time'?1:1e12,i=0;
+ while(i<names.length-1&&value<size){size/=1000;i++}
+ return (Number((value/size).toPrecision(3))+' '+names[i]).trim()}
+function choose(){
+ var n=+box.querySelector('input[name=budget]:checked').value,at=told.at[n],unit=told.units[n];
+ var rows=told.rows.filter(function(r){return r.costs[at]!==null}).sort(function(a,b){return a.costs[at]-b.costs[at]});
+ var low=rows[0].costs[at]*.8,high=rows[rows.length-1].costs[at]*1.1,budget=low*Math.pow(high/low,slider.value/1000),best=null;
+ rows.forEach(function(r){if(r.costs[at]<=budget&&(!best||(told.higher?r.quality>best.quality:r.quality<best.quality)))best=r});
+ limit.textContent='At most '+text(budget,unit)+' of '+told.whats[n];
+ answer.textContent=best?best.name+': '+told.label+' '+best.shown+', with '+text(best.costs[at],unit)+
+  (best.verdict?'. Against plain distillation of its size: '+best.verdict:'')+'.':
+  'None: the least that a Student needs is '+text(rows[0].costs[at],unit)+', '+rows[0].name+'.';
+ document.querySelectorAll('[data-name]').forEach(function(el){
+  el.classList.toggle('chosen',!!best&&el.dataset.name===best.name)})}
+slider.addEventListener('input',choose);
+box.querySelectorAll('input[name=budget]').forEach(function(el){el.addEventListener('change',choose)});
+choose();
 })();
 """

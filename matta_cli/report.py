@@ -189,13 +189,13 @@ BETTER, SAME, NO_WORSE, WORSE, WIDE = "better", "no different", "no worse", "wor
 def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
     """What a 95 % interval of a gain says, where a loss of no more than ``margin`` (0 or more) does not count.
 
-    sure: whether chance alone is ruled out for all comparisons that were made at once.
+    sure: whether chance alone is ruled out for all comparisons that were made at once: a claim needs that, an alarm does not.
     """
     if low > 0 and sure:
         return BETTER
     if low >= -margin:
         return SAME if high <= margin else NO_WORSE
-    return WORSE if high < 0 and sure else WIDE
+    return WORSE if high < 0 else WIDE
 
 
 def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
@@ -256,8 +256,8 @@ def sentence_of(report: Dict, student: Dict, baseline: Dict, pair: Pair) -> str:
         WORSE: f"{name_of(student)} is worse than {than} in {label}, {much}.",
     }.get(
         pair.verdict,
-        f"It is too wide to say whether {name_of(student)} is better or worse than {than} in {label}: {much}, where a loss "
-        f"above {margin} would count.",
+        f"The interval is too wide to say whether {name_of(student)} is better or worse than {than} in {label}: {much}, "
+        f"where a loss above {margin} would count.",
     )
 
 
