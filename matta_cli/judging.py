@@ -40,6 +40,7 @@ def remake(
     """
     baselines.check(kinds)
     result = _exported(out)
+    result["notes"] = report.notes_of(result)  # alarms are sounded anew, if they still hold
     recipe = Recipe()
     where = out / "students" / "recipe.toml"
     recipe.update(read_toml(where), str(where))
@@ -83,7 +84,6 @@ def remake(
     result["margin"] = recipe.export.margin
     result["pairs"] = _pairs(measured, rows, result["metrics"])
     result["axes"] = _axes(out, students)
-    result["notes"] = report.notes_of({**result, "pairs": []})  # alarms of before are said anew, if they still hold
     result["notes"] += report.alarms(result)
     report.write(result, out)
     return result

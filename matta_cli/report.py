@@ -267,9 +267,9 @@ def worth(report: Dict) -> str:
     if not found:
         return ""
     counts = [(word, sum(pair.verdict == word for _, _, pair in found)) for word in (BETTER, SAME, NO_WORSE, WORSE, WIDE)]
-    said = _list([f"{word} at {n}" for word, n in counts if n])
-    sizes = f"{len(found)} size{'s' if len(found) > 1 else ''}"
-    sentence = f"Against plain distillation of the same size, start, data and steps, at {sizes}: {said}."
+    said = [f"{word} at {n}" for word, n in counts if n]
+    sizes = f" of {len(found)} size{'s' if len(found) > 1 else ''}"
+    sentence = f"Against plain distillation of the same size, start, data and steps: {_list([said[0] + sizes, *said[1:]])}."
     alone, run = [seconds_of(baseline) for _, baseline, _ in found], seconds_of(found[0][0])
     if finite(run) and all(map(finite, alone)):
         many = f"these {len(alone)} runs" if len(alone) > 1 else "that run"
