@@ -23,19 +23,32 @@ def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: in
 
     Raises ``MattaError`` where the examples cannot be the same ones.
     """
-    found: dict[str, dict[str, Any]] = {}
-    for ours, theirs in zip(a, b, strict=True):
-        _refuse_others(ours, theirs)
-        values = _difference(task, ours, theirs)
-        draws = [_difference(task, *sample) for sample in evaluate.resampled([ours, theirs], resamples, seed)]
-        right = ({}, {}) if "group" in ours else (task.right(ours), task.right(theirs))
-        for name, value in values.items():
-            drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
-            low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
-            exact = name in right[0]
-            p = _mcnemar(right[0][name], right[1][name]) if exact else _beyond_zero(value, drawn)
-            found[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
-            found[name]["test"] = "McNemar" if exact else "bootstrap"
+    return between(task, {"a": a, "b": b}, [("a", "b")], resamples, seed)[0]
+
+
+def between(
+    task: Task, tables: Mapping[str, Sequence[Columns]], pairs: Sequence[tuple[str, str]], resamples: int, seed: int = 0
+) -> list[dict[str, dict[str, Any]]]:
+    """``paired`` of several pairs of models, all of them scored on the same examples; each is resampled only once."""
+    found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
+    names = list(dict.fromkeys(name for pair in pairs for name in pair))
+    for per_model in zip(*(tables[name] for name in names), strict=True):
+        for other in per_model[1:]:
+            _refuse_others(per_model[0], other)
+        columns = dict(zip(names, per_model, strict=True))
+        values = {name: task.summarize(own) for name, own in columns.items()}
+        samples = evaluate.resampled(per_model, resamples, seed)
+        draws = [dict(zip(names, map(task.summarize, sample), strict=True)) for sample in samples]
+        right = {name: {} if "group" in own else task.right(own) for name, own in columns.items()}
+        for (a, b), into in zip(pairs, found, strict=True):
+            differences = [_difference(one[a], one[b]) for one in draws]
+            for name, value in _difference(values[a], values[b]).items():
+                drawn = np.array([d[name] for d in differences if name in d and np.isfinite(d[name])])
+                low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
+                exact = name in right[a]
+                p = _mcnemar(right[a][name], right[b][name]) if exact else _beyond_zero(value, drawn)
+                into[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
+                into[name]["test"] = "McNemar" if exact else "bootstrap"
     return found
 
 
@@ -46,7 +59,9 @@ def against(
 
     ``p_holm`` is ``p`` corrected for how many models the metric was compared for.
     """
-    found = {name: paired(task, own, tables[reference], resamples, seed) for name, own in tables.items() if name != reference}
+    others = [name for name in tables if name != reference]
+    pairs = [(name, reference) for name in others]
+    found = dict(zip(others, between(task, tables, pairs, resamples, seed), strict=True))
     for metric in dict.fromkeys(metric for one in found.values() for metric in one):
         some = [one[metric] for one in found.values() if metric in one]
         for difference, p in zip(some, holm([d["p"] for d in some]), strict=True):
@@ -72,8 +87,7 @@ def _refuse_others(a: Columns, b: Columns) -> None:
         raise MattaError(f"Models can only be compared on the same examples; these have {rows[0]:,} and {rows[1]:,} rows.")
 
 
-def _difference(task: Task, a: Columns, b: Columns) -> dict[str, float]:
-    ours, theirs = task.summarize(a), task.summarize(b)
+def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value - theirs[name]) for name, value in ours.items() if name in theirs}
 
 

@@ -156,20 +156,21 @@ def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry])
         [(s, cuts[s["width"]]) for s in students if s["width"] in cuts],
         [(large, small) for i, large in enumerate(sized) for small in sized[:i] if small["parameters"] < large["parameters"]],
     ]
-    task, recipe = measured.task, measured.recipe
+    wanted = list(dict.fromkeys((a["name"], b["name"]) for family in families for a, b in family))
+    if not wanted:
+        return []
+    measured.say("Comparing them on the same examples.")
+    resamples = max(measured.recipe.export.bootstrap, _EACH * max(map(len, families)))
+    every = dict(zip(wanted, comparison.between(measured.task, measured.tables, wanted, resamples), strict=True))
     found = []
     for family in families:
-        resamples = max(recipe.export.bootstrap, _EACH * len(family))
-        compared = []
-        for a, b in family:
-            measured.say(f"Comparing {a['name']} with {b['name']}.")
-            compared.append(comparison.paired(task, measured.tables[a["name"]], measured.tables[b["name"]], resamples))
+        compared = [every[a["name"], b["name"]] for a, b in family]
         for metric in metrics:
             name, sign = metric["name"], 1.0 if metric["higher"] else -1.0
             there = [(a, b, one[name]) for (a, b), one in zip(family, compared, strict=True) if name in one]
             for (a, b, difference), p in zip(there, comparison.holm([d["p"] for _, _, d in there]), strict=True):
                 low, high = sorted((sign * difference["low"], sign * difference["high"]))
-                margin = recipe.export.margin * abs(b["metrics"][name]["value"])
+                margin = measured.recipe.export.margin * abs(b["metrics"][name]["value"])
                 pair = {"a": a["name"], "b": b["name"], "metric": name, "gain": sign * difference["value"] + 0.0,
                         "low": low + 0.0, "high": high + 0.0, "margin": margin, "p": difference["p"], "p_holm": p,
                         "test": difference["test"]}  # fmt: skip
