@@ -357,7 +357,7 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .mark.teacher{fill:var(--teacher)}.mark.cut{fill:var(--bg);stroke:var(--cut);stroke-width:2}
 .bar{stroke:var(--student);stroke-width:1.5;fill:none}.cut .bar{stroke:var(--cut)}.base .bar{stroke:var(--base)}
 .ta .bar{stroke:var(--ta)}.teacher .bar{stroke:var(--teacher)}.hit{fill:transparent}.pt{outline:none}
-.pt:hover .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
+.pt.over .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
 .key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;margin:14px 0 0}
 .key li{display:flex;align-items:center;gap:6px}.key svg,th svg{width:16px;height:16px;flex:none}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
@@ -398,15 +398,26 @@ th[scope=row] span{min-width:6.5em;max-width:7em}
 _JS = """
 (function(){
 var tip=document.createElement('div');tip.id='tip';tip.hidden=true;document.body.appendChild(tip);
-function hide(){tip.hidden=true}
-document.querySelectorAll('[data-tip]').forEach(function(el){
- var t=el.querySelector('title');if(t)t.remove();
- function show(){tip.textContent=el.dataset.tip;tip.hidden=false;
-  var r=el.querySelector('.hit').getBoundingClientRect(),w=tip.offsetWidth,h=tip.offsetHeight;
-  tip.style.left=Math.max(6,Math.min(innerWidth-w-6,r.left+r.width/2-w/2))+'px';
-  tip.style.top=(r.top-h-4>0?r.top-h-4:r.bottom+4)+'px'}
- el.addEventListener('pointerenter',show);el.addEventListener('focus',show);
- el.addEventListener('pointerleave',hide);el.addEventListener('blur',hide)});
+var over=null;
+function hide(){tip.hidden=true;if(over)over.classList.remove('over');over=null}
+function show(el){if(el===over)return;hide();over=el;el.classList.add('over');tip.textContent=el.dataset.tip;tip.hidden=false;
+ var r=el.querySelector('.hit').getBoundingClientRect(),w=tip.offsetWidth,h=tip.offsetHeight;
+ tip.style.left=Math.max(6,Math.min(innerWidth-w-6,r.left+r.width/2-w/2))+'px';
+ tip.style.top=(r.top-h-4>0?r.top-h-4:r.bottom+4)+'px'}
+document.querySelectorAll('svg').forEach(function(svg){
+ var points=[].slice.call(svg.querySelectorAll('[data-tip]'));
+ points.forEach(function(el){
+  var t=el.querySelector('title');if(t)t.remove();
+  el.addEventListener('focus',function(){show(el)});el.addEventListener('blur',hide)});
+ function near(event){ // points lie close together: the nearest one is meant, not the one drawn last
+  var best=null,least=24;
+  points.forEach(function(el){
+   var r=el.querySelector('.hit').getBoundingClientRect(),
+    far=Math.hypot(event.clientX-r.left-r.width/2,event.clientY-r.top-r.height/2);
+   if(far<=least){best=el;least=far}});
+  if(best)show(best);else hide()}
+ if(!points.length)return;
+ svg.addEventListener('pointermove',near);svg.addEventListener('pointerdown',near);svg.addEventListener('pointerleave',hide)});
 addEventListener('scroll',hide,{passive:true});
 document.querySelectorAll('.code').forEach(function(box){
  var b=document.createElement('button');b.type='button';b.textContent='copy';

@@ -203,8 +203,9 @@ def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
     for pair in report.get("pairs") or []:
         if (pair.get("a"), pair.get("b"), pair.get("metric")) == (name_of(a), name_of(b), metric["name"]):
             gain, low, high, margin = (pair.get(key) for key in ("gain", "low", "high", "margin"))
-            known = finite(gain) and finite(low) and finite(high) and finite(margin)
-            return Pair(pair["a"], pair["b"], gain, low, high, margin, str(pair.get("verdict"))) if known else None
+            if not (finite(gain) and finite(low) and finite(high) and finite(margin)):
+                return None
+            return Pair(pair["a"], pair["b"], gain, low, high, margin, pair.get("verdict") or judged(low, high, margin, False))
     return None
 
 

@@ -94,6 +94,10 @@ class Browser:
         """Put the mouse there."""
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def settle(self) -> None:
+        """Wait until two frames have been drawn: what scrolling sets off has happened then."""
+        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
     def press(self, key: str, times: int = 1) -> None:
         """Press a key of the keyboard."""
         code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
