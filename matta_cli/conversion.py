@@ -60,6 +60,15 @@ class TA:
             return copy.deepcopy(self.copies[width]).eval()
         return supernet.materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
+    def save(self, width: float, folder: Path, buffers: Mapping[str, Tensor]) -> str:
+        """Write the Student of a width, tensor by tensor. ``buffers``: BatchNorm statistics of its own. See ``save_model``."""
+        if width in self.copies:
+            return models.save_model(self.adapter, self.copies[width], folder)
+        sizes = self.sizes(width)
+        view = supernet.StudentView(self.adapter, self.model, self.axes, sizes)
+        student = self.adapter.build(self.model, supernet.own_sizes(self.axes, sizes))
+        return models.save_model(self.adapter, student, folder, {**view.state(), **buffers})
+
 
 def load_ta(folder: str | Path) -> TA:
     """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if it has been)."""
@@ -131,7 +140,7 @@ def importance(
     if order == "magnitude":
         return ranking.magnitude(model, axes)
     if order == "activation":
-        return ranking.activation(model, axes, batches, task.forward)
+        return ranking.activation(model, axes, batches, task.forward, task.present)
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]
@@ -208,6 +217,8 @@ def convert(
         source = replace(source, tensors=models.open_weights(settings.weights, allow_pickle=allow_pickle))
     adapter = registry.adapter(settings.adapter) if settings.adapter else registry.detect(source)
     base = adapter.load(source)
+    source = replace(source, tensors=None, module=None)  # the base is made into the TA: two copies of it are one too many
+    models.own_memory(base)
     task = registry.task(adapter.task, recipe)
     base_axes = supernet.nested_axes(adapter, base, settings.axes)
     notes = [*([] if settings.adapter else registry.problems()), *adapter.notes]
@@ -217,11 +228,11 @@ def convert(
     settings_left = _settings_file(recipe, adapter.task)
     may_write = _may_write_settings(out)
     with checkpoint.atomic_folder(out / "ta", overwrite=overwrite) as folder:
-        if source.folder is not None:
-            models.copy_companions(source.folder, folder)
+        if source.beside is not None:
+            models.copy_companions(source.beside, folder)
         if settings.tokenizer:
             tokenizer = models.open_source(settings.tokenizer)
-            if tokenizer.folder is None or not models.copy_companions(tokenizer.folder, folder):
+            if tokenizer.beside is None or not models.copy_companions(tokenizer.beside, folder):
                 raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
 
         sizes = supernet.full_sizes(base_axes)

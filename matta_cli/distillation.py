@@ -144,8 +144,8 @@ def opened(
         said.check(recipe)
         return task, ta, said, data
     model, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
-        folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
+    if source.beside is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
+        folder = source.beside  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(folder, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
@@ -503,6 +503,13 @@ def with_statistics(task: Task, student: nn.Module, train: Split, batch_size: in
             del batches[-1]  # a short batch would weigh as much as a whole one
         supernet.recompute_statistics(student, batches, task.forward)
     return student
+
+
+def own_statistics(task: Task, ta: TA, width: float, train: Split, batch_size: int) -> dict[str, Tensor]:
+    """The buffers of a Student where it has BatchNorm, with statistics of its own; else none."""
+    if not supernet.has_statistics(ta.model):
+        return {}
+    return dict(student_for_evaluation(task, ta, width, train, batch_size, torch.device("cpu")).named_buffers())
 
 
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:

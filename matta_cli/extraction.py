@@ -31,7 +31,8 @@ from matta_cli import (
     teacher_files,
     teachers,
 )  # fmt: skip
-from matta_cli.conversion import TA, is_stock, load_ta
+from matta_cli.adapter import Adapter
+from matta_cli.conversion import TA, is_stock, load_student, load_ta
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task, raw
@@ -61,12 +62,10 @@ save_file(outputs, job["outputs"])
 
 @dataclass
 class _Cut:
-    """One Student on its way out: its dense module, and the outputs of the nested view that it must give again."""
+    """One Student on its way out: the outputs of the nested view, which it must give again, and what loads it."""
 
     width: float
-    student: nn.Module
     expected: torch.Tensor
-    untrained: nn.Module
     stock: bool
     loader: str
 
@@ -124,26 +123,19 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     data = task.data(last, ta.model, training=supernet.has_statistics(ta.model))
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
 
-    cuts = []
-    for width in widths:
-        student = distillation.student_for_evaluation(
-            task, ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
-        )
-        view = ta.at(width).eval()
-        view.buffers = dict(student.named_buffers()) if supernet.has_statistics(student) else {}
-        expected = _Listening(view).run(task, probe).output
-        untrained = distillation.student_for_evaluation(
-            task, base_ta, width, data.train, recipe.distill.batch_size, torch.device("cpu")
-        )
-        stock = is_stock(ta, ta.sizes(width))
-        loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
-        cuts.append(_Cut(width, student, expected, untrained, stock, loader))
-
+    cuts, lineage = [], {**ta.card["lineage"], "ta": checkpoint.digest(last)}
     with checkpoint.atomic_folder(out / "students", overwrite=overwrite) as folder:
-        for cut in cuts:
-            target = folder / folder_name(cut.width)
-            target.mkdir()
-            _save(ta, cut, target, last)
+        for width in widths:  # one by one, from views: no second copy of the weights is in memory
+            view = ta.at(width).eval()
+            buffers = distillation.own_statistics(task, ta, width, data.train, recipe.distill.batch_size)
+            if isinstance(view, nn.Module):
+                view.load_state_dict(buffers, strict=False)  # a Student that shares no weights, in the ablation of that
+            else:
+                view.buffers = buffers
+            stock = is_stock(ta, ta.sizes(width))
+            loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
+            cuts.append(_Cut(width, _Listening(view).run(task, probe).output, stock, loader))
+            _save(ta, width, buffers, folder / folder_name(width), last, lineage)
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
         entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
@@ -157,13 +149,16 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     return result
 
 
-def _save(ta: TA, cut: _Cut, folder: Path, last: Path) -> None:
-    if not models.save_model(ta.adapter, cut.student, folder):
-        ta.adapter.export(cut.student, folder)
+def _save(ta: TA, width: float, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, str]) -> None:
+    folder.mkdir()
+    reason = ta.save(width, folder, buffers)
     models.copy_companions(last, folder)
-    lineage = {**ta.card["lineage"], "ta": checkpoint.digest(last), "width": cut.width}
-    axes = supernet.nested_axes(ta.adapter, cut.student, list(supernet.kinds(ta.base)))
-    checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
+    with torch.device("meta"):
+        student = ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(width)))
+    axes = supernet.nested_axes(ta.adapter, student, list(supernet.kinds(ta.base)))
+    checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), {**lineage, "width": width})
+    if not reason and type(ta.adapter).export is not Adapter.export:
+        ta.adapter.export(load_student(folder), folder)
 
 
 def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[float, dict[str, Any]]:
@@ -256,7 +251,7 @@ def _measure(
     elif recipe.distill.teacher:
         try:
             teacher, source = teachers.load_teacher(recipe, task, ta, device)
-            add("Teacher", "teacher", teacher, None, source.folder)
+            add("Teacher", "teacher", teacher, None, source.beside)
         except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
             say(f"The report goes without the Teacher: {error}")
     add("TA", "ta", ta.model, ta.widest, last)
@@ -265,35 +260,36 @@ def _measure(
         models.save_model(base_ta.adapter, base, Path(temp))
         add("base", "base", base, 1.0, Path(temp))
     for cut in cuts:
-        where = f"students/{folder_name(cut.width)}"
+        name, where = folder_name(cut.width), f"students/{folder_name(cut.width)}"
         shown = cut.loader.format(folder=repr(str(out / where)))
-        add(f"width {cut.width:g}", "student", cut.student, cut.width, folder / folder_name(cut.width),
+        add(f"width {cut.width:g}", "student", load_student(folder / name), cut.width, folder / name,
             folder=where, loader=shown, stock=cut.stock, parity=parity[cut.width], sizes=ta.sizes(cut.width),
             layers=inspection.layers(ta, cut.width))  # fmt: skip
-    for cut in cuts:
-        if cut.width == 1.0:
-            continue  # that is the base, which has its row
-        add(f"untrained cut {cut.width:g}", "cut", cut.untrained, cut.width)
-        entries[-1]["bytes"] = next(e["bytes"] for e in entries if e["name"] == f"width {cut.width:g}")
+    for trained in [entry for entry in entries if entry["role"] == "student" and entry["width"] != 1.0]:  # 1.0 is the base
+        entries.append({"name": f"untrained cut {trained['width']:g}", "role": "cut", "width": trained["width"], "folder": None,
+                        "loader": "", "stock": False, "parity": None, "parameters": trained["parameters"],
+                        "bytes": trained["bytes"]})  # fmt: skip
 
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
-    timed = {name: model for name, model in dense.items() if not name.startswith("untrained")}
     say("Measuring latency.")
     sizes = sorted({1, recipe.export.batch_size})
-    taken = {size: cost.latencies(task, timed, cost.repeated(inputs, size)) for size in sizes}
+    taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
     one = cost.repeated(inputs, 1)
     for entry in entries:
-        name = entry["name"]
-        timed_as = f"width {entry['width']:g}" if entry["role"] == "cut" else name  # the same shapes cost the same
-        entry["latency"] = {str(size): taken[size][timed_as] for size in sizes}
-        entry["macs"] = cost.macs(task, dense[name], one)
-        entry["peak_memory"] = cost.peak_memory(task, dense[name], cost.repeated(inputs, recipe.export.batch_size))
+        name, size = entry["name"], max(8, recipe.distill.batch_size)
         say(f"Measuring {name}.")
-        tables = [
-            evaluate.columns(task, dense[name], split, max(8, recipe.distill.batch_size), device, recipe.data.eval_examples)
-            for split in data.held_out
-        ]
+        if entry["role"] == "cut":  # made when its turn comes, and let go; the same shapes cost the same
+            model = distillation.student_for_evaluation(
+                task, base_ta, entry["width"], data.train, recipe.distill.batch_size, torch.device("cpu")
+            ).to(device)
+            timed_as = f"width {entry['width']:g}"
+        else:
+            model, timed_as = dense[name], name
+        entry["latency"] = {str(n): taken[n][timed_as] for n in sizes}
+        entry["macs"] = cost.macs(task, model, one)
+        entry["peak_memory"] = cost.peak_memory(task, model, cost.repeated(inputs, recipe.export.batch_size))
+        tables = [evaluate.columns(task, model, split, size, device, recipe.data.eval_examples) for split in data.held_out]
         entry["metrics"] = evaluate.intervals(task, tables, recipe.export.bootstrap)
     return entries
 

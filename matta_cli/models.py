@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import pickle
 import re
 import shutil
@@ -61,7 +63,9 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
-            return _open_own(path, text) if (path / _TEMPLATE).is_dir() else Source(name=text, config=config, folder=path)
+            if (path / _TEMPLATE).is_dir():
+                return _open_own(path, text)
+            return Source(name=text, config=config, folder=path, beside=path)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
@@ -72,7 +76,8 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
             raise MattaError(f"There is no file or folder {name!r}.")
         if _is_timm_name(name):
             return Source(name=name, config=config)
-    return Source(name=text, config=config, folder=_download(name, text))
+    folder = _download(name, text)
+    return Source(name=text, config=config, folder=folder, beside=folder)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -121,15 +126,25 @@ def load_model(
         raise (refusal or error) from None
 
 
-def save_model(adapter: Adapter, model: nn.Module, folder: Path) -> str:
+def save_model(adapter: Adapter, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None) -> str:
     """Write a model into a folder: in the stock library's format, or where that cannot express its sizes in matta's own.
 
+    state: the values of its tensors, where ``model`` is as ``build`` gave it. They are written one by one, so that views of a
+    larger model need no second copy in memory but of one tensor at a time.
     Returns why the stock format was not possible; empty where it was. ``open_source`` knows both.
     """
     reason = adapter.unsupported(model)
-    if not reason:
+    if reason:
+        _save_own(adapter, model, folder)
+    else:
         adapter.save(model, folder)
-        return ""
+    if state is not None and not _overwritten(folder, model, state):
+        model.load_state_dict(state, strict=False)  # the stock format has other names for them
+        adapter.save(model, folder)
+    return reason
+
+
+def _save_own(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     axes = adapter.axes(model)
     smallest = supernet.own_sizes(axes, {axis.name: axis.step for axis in axes})
     (folder / _TEMPLATE).mkdir()
@@ -143,7 +158,58 @@ def save_model(adapter: Adapter, model: nn.Module, folder: Path) -> str:
         kept.setdefault(id(tensor), name)  # of tied tensors the first name
     own = model.state_dict()
     save_file({name: own[name].contiguous() for name in kept.values()}, str(folder / "model.safetensors"), {"format": "pt"})
-    return reason
+
+
+@torch.no_grad()
+def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> bool:
+    """Write ``state`` over the values in a folder's safetensors files; False, and nothing written, if the names are others."""
+    named = model.state_dict(keep_vars=True)
+    known = {id(named[name]): tensor for name, tensor in state.items() if name in named}
+    values = {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}  # a tied one by every name
+    files = sorted(folder.glob("*.safetensors"))
+    headers = [_header(path) for path in files]
+    if any(name not in values for entries, _ in headers for name in entries):
+        return False
+    for path, (entries, start) in zip(files, headers, strict=True):
+        with path.open("r+b") as file:
+            for name, entry in entries.items():
+                tensor = values[name].detach().to("cpu", named[name].dtype).contiguous()
+                if list(tensor.shape) != entry["shape"]:
+                    raise MattaError(f"The tensor {name} was saved with shape {entry['shape']}, not {list(tensor.shape)}.")
+                file.seek(start + entry["data_offsets"][0])
+                file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return True
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, by name, and where their values begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
+
+
+def own_memory(model: nn.Module) -> None:
+    """Give tensors that are mapped from a file memory of their own, and let go of the file's.
+
+    Its pages would else stay as long as any tensor of the file is in use. Where the system does not tell what is mapped,
+    all stays as it is.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    files = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"^(\w+)-(\w+) \S+ \S+ \S+ [1-9]\d* ", maps, re.MULTILINE)]
+    for tensor in (*model.parameters(), *model.buffers()):
+        at, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+        if not any(start <= at < stop for start, stop in files):
+            continue
+        tensor.data = tensor.data.clone()
+        at, end = -(-at // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > at:
+            advise(ctypes.c_void_p(at), ctypes.c_size_t(end - at), mmap.MADV_DONTNEED)
 
 
 def _open_own(folder: Path, text: str) -> Source:
@@ -151,7 +217,7 @@ def _open_own(folder: Path, text: str) -> Source:
     sizes = _read_json(folder / _TEMPLATE / "sizes.json")
     config = _read_json(folder / _TEMPLATE / "config.json")
     found = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
-    return replace(found, sizes=sizes)
+    return replace(found, sizes=sizes, beside=folder)
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:

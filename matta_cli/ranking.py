@@ -86,25 +86,31 @@ def by_gradient(
 
 @torch.no_grad()
 def activation(
-    model: nn.Module, axes: Sequence[Axis], batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any]
-) -> dict[str, Tensor]:
+    model: nn.Module, axes: Sequence[Axis], batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any],
+    present: Callable[[Any], Tensor | None] = lambda batch: None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Mean absolute activation of a unit times the norm of its outgoing weights: how much it adds to what reads it.
 
     The activations are the inputs of the modules that own the outgoing weights. An axis whose readers are not
     modules with one input falls back to magnitude. A layer's score is how much it turns what passes by it: 1 less the cosine
     of its input and output, the mean over positions (block influence; Men et al. 2024, arXiv 2403.03853).
-    axis -> float32 [size / step].
+    present: which positions of a batch are no padding, bool [B, L], where some are. axis -> float32 [size / step].
     """
     modules = dict(model.named_modules())
     sums: dict[tuple[str, str], Tensor] = {}
     hooks = []
+    mask: Tensor | None = None
+
+    def seen_of(x: Tensor) -> Tensor:
+        """Activations [..., C] as float32 [positions that are no padding, C]."""
+        x = x.detach().float()
+        return x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.flatten(0, -2)
 
     def watch(axis: Axis, place: Slice) -> Callable[..., None]:
         def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0].detach().float()
+            x = inputs[0]
             x = x.movedim(1, -1) if isinstance(_module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
-            x = x.abs().flatten(0, -2).mean(0)
-            units = _by_unit(x, axis, place)
+            units = _by_unit(seen_of(x).abs().mean(0), axis, place)
             key = (axis.name, place.tensor)
             sums[key] = sums[key] + units if key in sums else units
 
@@ -113,7 +119,7 @@ def activation(
     def turned(axis: Axis) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             after = output[0] if isinstance(output, (tuple, list)) else output
-            turn = 1 - torch.cosine_similarity(inputs[0].detach().float(), after.detach().float(), dim=-1).mean()
+            turn = 1 - torch.cosine_similarity(seen_of(inputs[0]), seen_of(after), dim=-1).mean()
             sums[axis.name, ""][numbers[module]] += float(turn)
 
         return hook
@@ -134,6 +140,7 @@ def activation(
     model.eval()
     try:
         for batch in batches:
+            mask = present(batch)
             forward(model, batch)
     finally:
         for handle in hooks:

@@ -18,6 +18,7 @@ from matta_adapters.gpt2 import GPT2
 from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -33,7 +34,7 @@ from transformers import (
 from matta_cli import registry, supernet
 from matta_cli.adapter import Adapter, Slice, Source
 from matta_cli.errors import MattaError
-from matta_cli.models import _OTHER_FOLDERS, copy_companions, load_model, open_source, save_model, strip_prefixes
+from matta_cli.models import _OTHER_FOLDERS, copy_companions, load_model, open_source, own_memory, save_model, strip_prefixes
 from matta_cli.tasks import raw
 from matta_cli.testing import check_adapter
 
@@ -343,10 +344,61 @@ def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change
     assert adapter.axes(reloaded) == adapter.axes(student)
 
 
+@pytest.mark.parametrize("kinds", ["mlp", "heads depth"], ids=["stock", "own"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "bert-no-pooler", "mlp_ranker-both"])
+def test_a_student_written_from_views_is_that_saved_whole(name, kinds, tmp_path):
+    adapter, model, _ = made(name)
+    wanted = (*kinds.split(), "embedding", "hidden") if name.startswith("mlp_ranker") else kinds.split()
+    axes = [axis for axis in adapter.axes(model) if supernet.kind(axis.name) in wanted]
+    sizes = supernet.sizes_at(axes, supernet.full_sizes(axes), 0.5)
+    whole, streamed = tmp_path / "whole", tmp_path / "streamed"
+    whole.mkdir()
+    streamed.mkdir()
+    reason = save_model(adapter, supernet.materialize(adapter, model, axes, sizes), whole)
+    student = adapter.build(model, supernet.own_sizes(axes, sizes))
+    assert save_model(adapter, student, streamed, supernet.StudentView(adapter, model, axes, sizes).state()) == reason
+    files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
+    assert files == [path.relative_to(streamed) for path in sorted(streamed.rglob("*")) if path.is_file()]
+    assert all((whole / file).read_bytes() == (streamed / file).read_bytes() for file in files)
+
+
+def test_a_stock_format_with_other_names_is_saved_whole(tmp_path):
+    class Renaming(Bert):
+        def save(self, model, folder):
+            save_file({f"bert.{name}": t for name, t in model.state_dict().items()}, str(folder / "model.safetensors"))
+
+    _, model, _ = made("bert")
+    sizes = {"mlp.0": 5, "mlp.1": 5}
+    view = supernet.StudentView(Renaming(), model, Bert().axes(model)[:2], sizes)
+    assert not save_model(Renaming(), Bert().build(model, sizes), tmp_path, view.state())
+    saved = load_file(str(tmp_path / "model.safetensors"))
+    for name, tensor in view.state().items():
+        assert torch.equal(saved[f"bert.{name}"], tensor) if f"bert.{name}" in saved else "_ids" in name  # no stored buffers
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
+def test_a_mapped_model_gets_memory_of_its_own(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(300, 400), nn.BatchNorm1d(400))
+    path = tmp_path / "model.safetensors"
+    save_file(model.state_dict(), str(path))
+    mapped = nn.Sequential(nn.Linear(300, 400), nn.BatchNorm1d(400))
+    mapped.load_state_dict(load_file(str(path)), assign=True)
+    with path.open("r+b") as file:  # what is mapped follows the file
+        own_memory(mapped)
+        file.seek(-1000, 2)
+        file.write(bytes(1000))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True))
+    own_memory(mapped)  # nothing to do
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True))
+
+
 def test_per_layer_widths_of_a_state_dict():
     for name in ("gpt2", "vit-token", "llama-mistral", "bert"):
         adapter, model, batch = made(name)
         student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
+        for parameter in student.parameters():
+            nn.init.normal_(parameter, std=0.1)
         reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
         assert torch.equal(logits(reloaded, batch), logits(student, batch))
 

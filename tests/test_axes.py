@@ -92,6 +92,10 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
     student = load_student("out/students/width-0.5")
     assert [block.attn.num_heads for block in student.blocks] == [2] * 4 and student.embed_dim == 32
+    Path("out/students/width-0.5/preprocessor_config.json").write_text("{}")
+    again = settings(axes=["heads"], expand=1.0, source="out/students/width-0.5")
+    assert convert(again, Path("again")).ta.base == {f"heads.{i}": 16 for i in range(4)}
+    assert Path("again/ta/preprocessor_config.json").exists()  # what belongs to a model goes along
 
 
 @pytest.mark.parametrize(

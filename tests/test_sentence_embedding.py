@@ -18,7 +18,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 import matta_cli
 from matta_cli import data as common
-from matta_cli import evaluate, losses
+from matta_cli import evaluate, losses, ranking, registry
 from matta_cli.conversion import convert
 from matta_cli.distillation import distill
 from matta_cli.errors import MattaError
@@ -103,6 +103,28 @@ def task(distill: dict[str, Any] | None = None, **data: Any) -> SentenceEmbeddin
 def unit(rows: torch.Tensor) -> np.ndarray:
     found = rows.detach().double().numpy()
     return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_importance_leaves_padding_out() -> None:
+    """The score of a batch is the same whatever its sentences are padded to."""
+    model, embedding, adapter = bert(), task(), registry.adapter("bert")
+    batch = embedding.example(model)
+    batch = {name: tensor[:, :24] for name, tensor in batch.items()}
+    batch["attention_mask"] = torch.arange(24) < torch.tensor([[24], [20], [9], [3]])
+    longer = {name: torch.nn.functional.pad(tensor, (0, 8)) for name, tensor in batch.items()}
+    axes = adapter.axes(model)
+    scores, again = (
+        ranking.activation(model, axes, [given], embedding.forward, embedding.present) for given in (batch, longer)
+    )
+    for name, score in scores.items():
+        torch.testing.assert_close(score, again[name], rtol=1e-4, atol=1e-6)
+    rows = model.encoder.layer[0].output.dense.weight.norm(dim=0)
+    kept = {}
+    hook = model.encoder.layer[0].output.dense.register_forward_pre_hook(lambda _m, x: kept.setdefault("x", x[0]))
+    embedding.forward(model, longer)
+    hook.remove()
+    real = kept["x"][longer["attention_mask"].bool()]
+    torch.testing.assert_close(scores["mlp.0"], real.abs().mean(0) * rows, rtol=1e-4, atol=1e-6)
 
 
 # --- losses --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,8 @@ from matta_cli.errors import MattaError
 
 
 def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
-    """A deep copy of ``model`` whose tensors are zeros of the shapes that ``sizes`` give, on the current default device.
+    """A deep copy of ``model`` whose tensors have the shapes that ``sizes`` give, on the current default device, and no values:
+    memory that nobody has written to costs nothing yet.
 
     Everything else (configuration, dropout, attention implementation, ties between tensors) is the model's own, and no
     time goes into initialising weights that are overwritten anyway. Layers are left out at the end, or added as copies of the
@@ -42,7 +43,7 @@ def shaped(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
             shapes[id(tensors[s.tensor])][s.dim] += s.blocks * s.unit * (sizes.get(axis.name, axis.size) - axis.size)
     memo: dict[int, object] = {}
     for tensor in tensors.values():
-        fresh: Tensor = torch.zeros(shapes[id(tensor)], dtype=tensor.dtype)
+        fresh: Tensor = torch.empty(shapes[id(tensor)], dtype=tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
         memo.setdefault(id(tensor), fresh)

@@ -113,6 +113,10 @@ class Task(ABC):
     def example(self, model: nn.Module, size: int = 4) -> Batch:
         """A made-up batch of inputs of the right form, always the same, for proofs and timings where there is no data."""
 
+    def present(self, batch: Batch) -> Tensor | None:
+        """Which positions of a batch are no padding, bool [B, L]; None where none is."""
+        return None
+
     @abstractmethod
     def counts(self, batch: Batch) -> dict[str, float]:
         """What the terms are averaged over: ``labels`` (those of the ground truth) and ``outputs`` (those of a Teacher)."""

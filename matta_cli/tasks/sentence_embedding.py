@@ -101,6 +101,9 @@ class SentenceEmbedding(Task):
         mask = torch.arange(length) < torch.arange(length, 0, -1)[:size, None]
         return {"input_ids": ids, "attention_mask": mask.long()}
 
+    def present(self, batch: Batch) -> Tensor:
+        return batch["attention_mask"].bool()
+
     def counts(self, batch: Batch) -> dict[str, float]:
         return {"labels": 0.0, "outputs": float(len(batch["input_ids"]))}
 
