@@ -515,8 +515,11 @@ def own_statistics(task: Task, ta: TA, width: float, train: Split, batch_size: i
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
     size, limit = recipe.distill.micro_batch or recipe.distill.batch_size, recipe.distill.eval_examples
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for width in [*sorted(recipe.distill.widths), None]:
+        if width is None and f"{ta.widest:g}" in found and not ta.copies and not supernet.has_statistics(ta.model):
+            found["TA"] = found[f"{ta.widest:g}"]  # the same model
+            continue
         model = ta.model.eval() if width is None else student_for_evaluation(task, ta, width, data.train, size, device)
         tables = [evaluate.columns(task, model, split, size, device, limit) for split in data.held_out]
         found["TA" if width is None else f"{width:g}"] = evaluate.metrics(task, tables)

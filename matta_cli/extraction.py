@@ -273,7 +273,7 @@ def _measure(
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
     say("Measuring latency.")
-    sizes = sorted({1, recipe.export.batch_size})
+    sizes = sorted({1, recipe.export.batch_size, 4 * recipe.export.batch_size})
     taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
     one = cost.repeated(inputs, 1)
     for entry in entries:

@@ -148,7 +148,7 @@ class DistillSettings:
 class ExportSettings:
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
-    batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
+    batch_size: int = _setting(8, "batch of the throughput measurement, which is also made at 1 and at four times as many")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
     margin: float = _setting(0.01, "share of a baseline's value that a Student may lose and be called no worse")
 

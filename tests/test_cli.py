@@ -209,6 +209,23 @@ def test_json_is_all_that_stdout_carries(typed):
     assert {"gpt2", "vit", "mlp_ranker"} <= {entry["name"] for entry in json.loads(result.stdout)}
 
 
+def test_a_report_with_baselines(typed):
+    """Baselines are trained beside the Students, each of which gets its verdict; the report can be made anew without them."""
+    result = typed("export --widths 0.25,0.5 --baselines untrained,plain --margin 0.5 --overwrite --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [m["name"] for m in found["models"] if m["role"] == "plain"] == ["plain distillation 0.25", "plain distillation 0.5"]
+    assert "plain-width-0.5 (2 of 2): training, 6 steps" in result.stderr and found["margin"] == 0.5
+    result = typed("report")
+    assert result.exit_code == 0 and "training, 6 steps" not in result.stderr, result.stderr
+    headers, *rows = [line.split("\t") for line in result.stdout.splitlines()]
+    row = dict(zip(headers, next(r for r in rows if r[0] == "width 0.5"), strict=True))
+    pairs = [p for p in found["pairs"] if (p["a"], p["b"]) == ("width 0.5", "plain distillation 0.5")]
+    assert row["verdict"] == pairs[0]["verdict"] and "one run for all" in row["training"]
+    assert json.loads(Path("matta-out/report.json").read_text())["pairs"] == found["pairs"]
+    assert "Was it worth it?" in Path("matta-out/report.html").read_text()
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -239,6 +256,10 @@ def test_json_is_all_that_stdout_carries(typed):
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
         ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
         ("export nowhere", ["nowhere", "matta convert"]),
+        ("export --baselines plane --overwrite", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        ("report nowhere", ["no report in nowhere", "matta export"]),
+        ("report --baselines plane", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        ("report --margin 1.5", ["--margin 1.5"]),
     ],
 )  # fmt: skip
 def test_refusals(typed, line, words):
