@@ -1,7 +1,7 @@
 """matta: one dense PyTorch model into a family of good small ones.
 
-The whole public API: ``convert``, ``distill``, ``export``, ``judge``, ``teach``, ``load_ta``, ``load_student``; the contract is in
-``matta_cli.adapter`` and its test kit in ``matta_cli.testing``. Everything is imported on first use, so that
+The whole public API: ``convert``, ``distill``, ``export``, ``judge``, ``teach``, ``load_ta``, ``load_student``; the contract is
+in ``matta_cli.adapter`` and its test kit in ``matta_cli.testing``. Everything is imported on first use, so that
 ``import matta_cli`` costs nothing.
 """
 
