@@ -50,9 +50,14 @@ def teach(
 def export(
     widths: list[float] | None = None, out: str | Path = "matta-out", *, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """Export Students of these widths to ``out/students`` and return the report. ``settings``: the [export] table."""
+    """Export Students of these widths to ``out/students`` and return the report. ``settings``: the [export] table.
+
+    Budgets (``target_params=["60M"]`` and the like) stand for the widths, where none are given.
+    """
     from matta_cli.extraction import export as run
 
+    if widths is None and any(value for name, value in settings.items() if name.startswith("target_")):
+        widths = []
     flags = {"export": {"widths": widths, **settings}}
     return run(resolve(flags, Path(out), ran=True)[0], Path(out), overwrite=overwrite)
 

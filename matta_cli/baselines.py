@@ -189,7 +189,7 @@ def _card(folder: Path) -> dict[str, Any]:
 
 def _prepare(ta: TA, student: Mapping[str, Any], kind: str, folder: Path, out: Path, seed: int) -> None:
     """Write ``folder/ta``: the Student's untrained cut (or a fresh model of its sizes) as a TA of one width."""
-    model = supernet.materialize(ta.adapter, ta.model, ta.axes, student["sizes"])
+    model = ta.student(student["sizes"])
     if kind == "scratch":
         fresh(model, seed)
     axes = supernet.nested_axes(ta.adapter, model, list(supernet.kinds(ta.base)))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from matta_cli import checkpoint, models, ranking, registry, supernet
-from matta_cli.adapter import Adapter, Axis
+from matta_cli.adapter import Adapter, Axis, Sizes
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Term
 from matta_cli.recipe import Recipe
@@ -36,8 +36,10 @@ class TA:
     card: dict[str, Any]
     copies: dict[float, nn.Module] = field(default_factory=dict)  # Students that share no weights, in the ablation of that
 
-    def sizes(self, width: float) -> dict[str, int]:
-        """The sizes of a width. Raises ``MattaError`` for a width that is not in (0, widest]."""
+    def sizes(self, width: float | Sizes) -> dict[str, int]:
+        """The sizes of a width (sizes are their own). Raises ``MattaError`` for a width that is not in (0, widest]."""
+        if isinstance(width, Mapping):
+            return dict(width)
         if not 0 < width <= self.widest:
             raise MattaError(f"Width {width:g} is not possible: this TA holds widths above 0 and up to {self.widest:g}.")
         shares = self.card.get("sizes", {}).get(f"{width:g}")
@@ -48,21 +50,21 @@ class TA:
         """The TA's own width: the most that any axis grew."""
         return max((axis.size / self.base[axis.name] for axis in self.axes), default=1.0)
 
-    def at(self, width: float, *, head: str = "", live: bool = False) -> Any:
-        """The Student of a width, run on views of the TA's tensors: no copy. See ``StudentView`` for ``head`` and ``live``."""
-        if width in self.copies:
+    def at(self, width: float | Sizes, *, head: str = "", live: bool = False) -> Any:
+        """The Student of a width, or of sizes, run on views of the TA's tensors: no copy. ``StudentView`` has the rest."""
+        if not isinstance(width, Mapping) and width in self.copies:
             return self.copies[width]
         return supernet.StudentView(self.adapter, self.model, self.axes, self.sizes(width), head=head, live=live)
 
-    def student(self, width: float) -> nn.Module:
-        """The Student of a width as a dense module of its own."""
-        if width in self.copies:
+    def student(self, width: float | Sizes) -> nn.Module:
+        """The Student of a width, or of sizes, as a dense module of its own."""
+        if not isinstance(width, Mapping) and width in self.copies:
             return copy.deepcopy(self.copies[width]).eval()
         return supernet.materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
-    def save(self, width: float, folder: Path, buffers: Mapping[str, Tensor]) -> str:
-        """Write the Student of a width, tensor by tensor. ``buffers``: BatchNorm statistics of its own. See ``save_model``."""
-        if width in self.copies:
+    def save(self, width: float | Sizes, folder: Path, buffers: Mapping[str, Tensor]) -> str:
+        """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm statistics of its own."""
+        if not isinstance(width, Mapping) and width in self.copies:
             return models.save_model(self.adapter, self.copies[width], folder)
         sizes = self.sizes(width)
         view = supernet.StudentView(self.adapter, self.model, self.axes, sizes)

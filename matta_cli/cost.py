@@ -29,17 +29,35 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def macs(task: Task, model: nn.Module, batch: Batch) -> int:
+def macs(task: Task, model: Any, batch: Batch) -> int:
     """Multiply-accumulates of one forward on ``batch`` (matrix products and convolutions), half of torch's FLOP count."""
-    # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one is made of matrix products
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        task.forward(model.eval(), batch)
+    trained = [p for p in (model if isinstance(model, nn.Module) else model.model).parameters() if p.requires_grad]
+    for parameter in trained:  # torch's counter looks for the gradients of a module's inputs, which no_grad leaves without
+        parameter.requires_grad_(False)
+    try:
+        # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one is made of matrix products
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            task.forward(model.eval(), batch)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
     return counter.get_total_flops() // 2
 
 
 def repeated(batch: Mapping[str, Tensor], size: int) -> Batch:
     """A batch of exactly ``size`` examples, repeating those given."""
     return {name: torch.cat([t] * -(-size // len(t)))[:size] for name, t in batch.items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads of the CPU meanwhile; 0: as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def latencies(

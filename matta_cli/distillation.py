@@ -33,6 +33,7 @@ from matta_cli import (
     teacher_files,
     tracking,
 )
+from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_ta
 from matta_cli.data import loader
 from matta_cli.devices import World
@@ -487,13 +488,11 @@ def _out_of_memory(training: Training, said: str) -> str:
 # Evaluation
 
 
-def student_for_evaluation(task: Task, ta: TA, width: float, train: Split, batch_size: int, device: torch.device) -> nn.Module:
+def student_for_evaluation(
+    task: Task, ta: TA, width: float | Sizes, train: Split, batch_size: int, device: torch.device
+) -> nn.Module:
     """A dense copy of a Student, with BatchNorm statistics of its own where it has BatchNorm."""
-    return with_statistics(task, ta.student(width), train, batch_size, device)
-
-
-def with_statistics(task: Task, student: nn.Module, train: Split, batch_size: int, device: torch.device) -> nn.Module:
-    """A dense model, given BatchNorm statistics of its own where it has BatchNorm."""
+    student = ta.student(width)
     if supernet.has_statistics(student):
         # drawn at random: the first rows of a file that is sorted would stand for themselves only
         size = min(max(batch_size, STATISTICS_ROWS), len(train))
@@ -505,7 +504,7 @@ def with_statistics(task: Task, student: nn.Module, train: Split, batch_size: in
     return student
 
 
-def own_statistics(task: Task, ta: TA, width: float, train: Split, batch_size: int) -> dict[str, Tensor]:
+def own_statistics(task: Task, ta: TA, width: float | Sizes, train: Split, batch_size: int) -> dict[str, Tensor]:
     """The buffers of a Student where it has BatchNorm, with statistics of its own; else none."""
     if not supernet.has_statistics(ta.model):
         return {}

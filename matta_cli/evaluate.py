@@ -2,13 +2,46 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from matta_cli.tasks import Columns, Split, Task
+from matta_cli import sampling
+from matta_cli.errors import MattaError
+from matta_cli.tasks import Batch, Columns, Split, Task
+
+
+class Part:
+    """Some of a split's examples, as a split."""
+
+    def __init__(self, split: Split, indices: Sequence[int]) -> None:
+        self.split, self.indices = split, list(indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self.split.batch([self.indices[i] for i in indices])
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        return self.split.keys([self.indices[i] for i in indices], ids=ids)
+
+    def digest(self) -> str:
+        return hashlib.sha256(f"{self.split.digest()} {self.indices}".encode()).hexdigest()
+
+
+def halves(split: Split) -> tuple[Part, Part]:
+    """Two parts of a split, each example in one of them, always the same: one to choose by, one to report on.
+
+    Raises ``MattaError`` for a split of one example.
+    """
+    if len(split) < 2:
+        raise MattaError("There is one held-out example only: choosing sizes needs some to choose by and others to report on.")
+    order = sampling.example_order(0, 0, len(split)).tolist()
+    return Part(split, sorted(order[: len(order) // 2])), Part(split, sorted(order[len(order) // 2 :]))
 
 
 def columns(

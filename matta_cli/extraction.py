@@ -18,6 +18,7 @@ from torch import nn
 
 from matta_cli import (
     __version__,
+    budgets,
     checkpoint,
     cost,
     devices,
@@ -27,12 +28,14 @@ from matta_cli import (
     models,
     registry,
     report,
+    search,
     supernet,
     teacher_files,
     teachers,
 )  # fmt: skip
-from matta_cli.adapter import Adapter
+from matta_cli.adapter import Adapter, Sizes
 from matta_cli.conversion import TA, is_stock, load_student, load_ta
+from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task, raw
@@ -60,30 +63,40 @@ save_file(outputs, job["outputs"])
 """
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """A Student to export: of a width, or of the sizes that a budget led to."""
+
+    name: str
+    which: float | Sizes
+    width: float | None
+
+    @property
+    def folder(self) -> str:
+        return self.name.replace(" ", "-")
+
+
 @dataclass
 class _Cut:
     """One Student on its way out: the outputs of the nested view, which it must give again, and what loads it."""
 
-    width: float
+    wanted: _Wanted
     expected: torch.Tensor
     stock: bool
     loader: str
 
 
-def folder_name(width: float) -> str:
-    """``width-0.25`` and the like; no two widths share one."""
-    return f"width-{width:g}"
+def export(
+    recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lambda _: None, listen: Listener = quiet
+) -> dict[str, Any]:
+    """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``; write ``out/report.*``.
 
-
-def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lambda _: None) -> dict[str, Any]:
-    """Cut ``recipe.export.widths`` out of the trained TA into ``out/students``, and write ``out/report.*``.
-
-    Returns the report (``report.json``). Raises ``MattaError`` for widths that the TA does not hold, a Student that
-    does not reload to the view's outputs, or missing data.
+    Returns the report (``report.json``). Raises ``MattaError`` for widths that the TA does not hold, budgets that are not
+    possible, a Student that does not reload to the view's outputs, or missing data.
     """
-    widths = sorted(set(recipe.export.widths))
+    widths, targets = sorted(set(recipe.export.widths)), budgets.asked(recipe)
     base_ta = load_ta(out / "ta")
-    if not widths:
+    if not widths and not targets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
     for width in widths:
         base_ta.sizes(width)
@@ -118,50 +131,64 @@ def export(recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lam
     elif trained["step"] < used.distill.steps:
         notes.append(f"The run stopped at step {trained['step']} of {used.distill.steps}.")
     say(f"Found the TA of step {trained['step']} in {last}.")
+    wanted = [_Wanted(f"width {width:g}", width, width) for width in widths]
+    if targets:
+        found, chosen = search.search(recipe, out, targets, listen=listen)
+        wanted += [_Wanted(one.budget.name, one.sizes, one.width) for one in chosen]
+        notes += [*report.choices(found), *found["notes"]]
     device = devices.pick(recipe.distill.device)
     task = registry.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model, training=supernet.has_statistics(ta.model))
+    if targets:  # what is reported is measured on other examples than sizes were chosen by
+        data = search.reported(data, search.chooses(task, ta.model, data, torch.device("cpu")))
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
 
     cuts, lineage = [], {**ta.card["lineage"], "ta": checkpoint.digest(last)}
     with checkpoint.atomic_folder(out / "students", overwrite=overwrite) as folder:
-        for width in widths:  # one by one, from views: no second copy of the weights is in memory
-            view = ta.at(width).eval()
-            buffers = distillation.own_statistics(task, ta, width, data.train, recipe.distill.batch_size)
+        for one in wanted:  # one by one, from views: no second copy of the weights is in memory
+            view = ta.at(one.which).eval()
+            buffers = distillation.own_statistics(task, ta, one.which, data.train, recipe.distill.batch_size)
             if isinstance(view, nn.Module):
                 view.load_state_dict(buffers, strict=False)  # a Student that shares no weights, in the ablation of that
             else:
                 view.buffers = buffers
-            stock = is_stock(ta, ta.sizes(width))
+            stock = is_stock(ta, ta.sizes(one.which))
             loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
-            cuts.append(_Cut(width, _Listening(view).run(task, probe).output, stock, loader))
-            _save(ta, width, buffers, folder / folder_name(width), last, lineage)
+            cuts.append(_Cut(one, _Listening(view).run(task, probe).output, stock, loader))
+            _save(ta, one, buffers, folder / one.folder, last, lineage)
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
         entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
+        for budget in targets:
+            entry = next(e for e in entries if e["name"] == budget.name)
+            taken = entry["latency"][str(recipe.export.batch_size)]["median"]
+            limit = dict(budget.limits).get("latency", taken)
+            if taken > limit:
+                over = f"{report.in_seconds(taken)} instead of {report.in_seconds(limit)}"
+                notes.append(f"{budget.name}: measured once more for this report, its latency is over the limit: {over}.")
         result = _report(recipe, task, data, ta, entries, notes, out, device, trained)
         for cut in cuts:
-            name = folder_name(cut.width)
-            entry = next(e for e in entries if e["name"] == f"width {cut.width:g}")
-            checkpoint.atomic_write(folder / name / "README.md", _model_card(entry, result))
+            entry = next(e for e in entries if e["name"] == cut.wanted.name)
+            checkpoint.atomic_write(folder / cut.wanted.folder / "README.md", _model_card(entry, result))
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text())
         report.write(result, out)  # before the Students appear: what fails here leaves none without their report
     return result
 
 
-def _save(ta: TA, width: float, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, str]) -> None:
+def _save(ta: TA, one: _Wanted, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, Any]) -> None:
     folder.mkdir()
-    reason = ta.save(width, folder, buffers)
+    reason = ta.save(one.which, folder, buffers)
     models.copy_companions(last, folder)
     with torch.device("meta"):
-        student = ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(width)))
+        student = ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(one.which)))
     axes = supernet.nested_axes(ta.adapter, student, list(supernet.kinds(ta.base)))
-    checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), {**lineage, "width": width})
+    lineage = {**lineage, "student": one.name, "width": one.width}
+    checkpoint.write_card(folder, ta.adapter, axes, supernet.full_sizes(axes), lineage)
     if not reason and type(ta.adapter).export is not Adapter.export:
         ta.adapter.export(load_student(folder), folder)
 
 
-def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[float, dict[str, Any]]:
+def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[str, dict[str, Any]]:
     """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
     from safetensors.torch import load_file, save_file
 
@@ -178,7 +205,7 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
                 "inputs": str(inputs),
                 "outputs": str(outputs),
                 "threads": torch.get_num_threads(),
-                "folders": {f"{c.width:g}": str(folder / folder_name(c.width)) for c in some},
+                "folders": {c.wanted.name: str(folder / c.wanted.folder) for c in some},
                 "args": [k for k, _ in _numbered(names[0])],
                 "kwargs": list(names[1]),
             }
@@ -191,15 +218,13 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
             reloaded |= load_file(str(outputs))
     found = {}
     for cut in cuts:
-        got = reloaded[f"{cut.width:g}"]
+        name, got = cut.wanted.name, reloaded[cut.wanted.name]
         if got.shape != cut.expected.shape:
-            raise MattaError(
-                f"Width {cut.width:g} reloads to outputs of shape {list(got.shape)}, not {list(cut.expected.shape)}."
-            )
+            raise MattaError(f"{name} reloads to outputs of shape {list(got.shape)}, not {list(cut.expected.shape)}.")
         difference = (got - cut.expected).abs().max().item()
         if not difference <= 1e-4 * max(1.0, cut.expected.abs().max().item()):
-            raise MattaError(f"Width {cut.width:g}, reloaded, differs from the nested view by {difference:.1e}: not exported.")
-        found[cut.width] = {"exact": torch.equal(got, cut.expected), "max_difference": difference}
+            raise MattaError(f"{name}, reloaded, differs from the nested view by {difference:.1e}: not exported.")
+        found[name] = {"exact": torch.equal(got, cut.expected), "max_difference": difference}
     return found
 
 
@@ -234,7 +259,7 @@ class _Listening:
 
 def _measure(
     recipe: Recipe, task: Task, data: Data, ta: TA, base_ta: TA, cuts: list[_Cut], folder: Path, out: Path, last: Path,
-    parity: dict[float, dict[str, Any]], device: torch.device, say: Say,
+    parity: dict[str, dict[str, Any]], device: torch.device, say: Say,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One entry of the report per model: Teacher, TA, base, Students, and their untrained cuts."""
     entries: list[dict[str, Any]] = []
@@ -260,30 +285,32 @@ def _measure(
         models.save_model(base_ta.adapter, base, Path(temp))
         add("base", "base", base, 1.0, Path(temp))
     for cut in cuts:
-        name, where = folder_name(cut.width), f"students/{folder_name(cut.width)}"
+        student, where = cut.wanted, f"students/{cut.wanted.folder}"
         shown = cut.loader.format(folder=repr(str(out / where)))
-        add(f"width {cut.width:g}", "student", load_student(folder / name), cut.width, folder / name,
-            folder=where, loader=shown, stock=cut.stock, parity=parity[cut.width], sizes=ta.sizes(cut.width),
-            layers=inspection.layers(ta, cut.width))  # fmt: skip
+        add(student.name, "student", load_student(folder / student.folder), student.width, folder / student.folder,
+            folder=where, loader=shown, stock=cut.stock, parity=parity[student.name], sizes=ta.sizes(student.which),
+            layers=inspection.layers(ta, student.which))  # fmt: skip
     for trained in [entry for entry in entries if entry["role"] == "student" and entry["width"] != 1.0]:  # 1.0 is the base
-        entries.append({"name": f"untrained cut {trained['width']:g}", "role": "cut", "width": trained["width"], "folder": None,
-                        "loader": "", "stock": False, "parity": None, "parameters": trained["parameters"],
-                        "bytes": trained["bytes"]})  # fmt: skip
+        entries.append({"name": f"untrained cut {trained['name'].removeprefix('width ')}", "role": "cut",
+                        "width": trained["width"], "folder": None, "loader": "", "stock": False, "parity": None,
+                        "parameters": trained["parameters"], "bytes": trained["bytes"], "of": trained["name"]})  # fmt: skip
 
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
     say("Measuring latency.")
     sizes = sorted({1, recipe.export.batch_size, 4 * recipe.export.batch_size})
-    taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
+    with cost.threads(recipe.export.threads):
+        taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
     one = cost.repeated(inputs, 1)
     for entry in entries:
         name, size = entry["name"], max(8, recipe.distill.batch_size)
         say(f"Measuring {name}.")
         if entry["role"] == "cut":  # made when its turn comes, and let go; the same shapes cost the same
+            which = next(cut.wanted.which for cut in cuts if cut.wanted.name == entry["of"])
             model = distillation.student_for_evaluation(
-                task, base_ta, entry["width"], data.train, recipe.distill.batch_size, torch.device("cpu")
+                task, base_ta, which, data.train, recipe.distill.batch_size, torch.device("cpu")
             ).to(device)
-            timed_as = f"width {entry['width']:g}"
+            timed_as = entry["of"]
         else:
             model, timed_as = dense[name], name
         entry["latency"] = {str(n): taken[n][timed_as] for n in sizes}
@@ -298,6 +325,8 @@ def _report(
     recipe: Recipe, task: Task, data: Data, ta: TA, entries: list[dict[str, Any]], notes: list[str], out: Path,
     device: torch.device, trained: dict[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
+    with cost.threads(recipe.export.threads):
+        machine = cost.device_card(device)
     present = {name for entry in entries for name in entry["metrics"]}
     metrics = [m for m in task.metrics if m.name in present]
     curve = []
@@ -315,7 +344,7 @@ def _report(
         "adapter": ta.adapter.name,
         "data": data.description,
         "unit": data.unit,
-        "device": cost.device_card(device),
+        "device": machine,
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
         "batch_size": recipe.export.batch_size,
         "models": entries,
@@ -330,7 +359,7 @@ def _report(
 
 def _model_card(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """README.md of one Student."""
-    lines = [f"# Student of width {entry['width']:g}", ""]
+    lines = [f"# Student {entry['name']}", ""]
     lines += [f"Cut by matta {result['matta']} out of a Teaching Assistant of {result['lineage']['source']}.", ""]
     lines += ["| | |", "|---|---|", f"| parameters | {entry['parameters']:,} |", f"| MACs per example | {entry['macs']:,} |"]
     for metric in result["metrics"]:

@@ -9,6 +9,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from matta_cli import supernet
+from matta_cli.adapter import Sizes
 from matta_cli.conversion import IMPORTANCE, TA, is_stock, load_ta
 
 _BARS = "▁▂▃▄▅▆▇█"
@@ -71,18 +72,21 @@ def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
     return rows
 
 
-def layers(ta: TA, width: float) -> list[int] | None:
-    """The numbers of the TA's layers that a width keeps; None where depth is not nested."""
+def layers(ta: TA, width: float | Sizes) -> list[int] | None:
+    """The numbers of the TA's layers that a width (or sizes) keeps; None where depth is not nested."""
     depth = supernet.depth(ta.axes)
     return None if depth is None else supernet.kept_layers(depth, ta.sizes(width)[depth.name])
 
 
-def shown(ta: TA, sizes: dict[str, int]) -> str:
-    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``."""
+def shown(ta: TA, sizes: dict[str, int], *, whole: bool = False) -> str:
+    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``. whole: each layer's, where they differ."""
     steps = {supernet.kind(axis.name): axis.step for axis in ta.axes}
     parts = []
     for kind, found in supernet.kinds(supernet.own_sizes(ta.axes, sizes)).items():
         low, high = (f"{n // steps[kind]}x{steps[kind]}" if steps[kind] > 1 else str(n) for n in (min(found), max(found)))
+        if whole and low != high:
+            parts.append(f"{kind} {'-'.join(map(str, found))}")
+            continue
         text = low if low == high else f"{low}..{high}"
         parts.append(f"{kind} {text} (x{len(found)})" if len(found) > 1 else f"{kind} {text}")
     return ", ".join(parts)

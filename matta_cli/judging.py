@@ -11,8 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli import baselines, comparison, devices, distillation, evaluate, inspection, registry, report, supernet
-from matta_cli.conversion import load_student, load_ta
+from matta_cli import (
+    baselines,
+    budgets,
+    comparison,
+    devices,
+    distillation,
+    evaluate,
+    inspection,
+    registry,
+    report,
+    search,
+    supernet,
+)  # fmt: skip
+from matta_cli.adapter import Sizes
+from matta_cli.conversion import TA, load_student, load_ta
 from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe, read_toml
@@ -66,12 +79,16 @@ def remake(
     for entry in rows:
         if entry["role"] == "ta":
             entry["training"] = _cost_of_run(out, measured)
-        elif entry["role"] == "cut" or (entry["role"] == "base" and any(s["width"] == 1.0 for s in students)):
-            measured.add(entry["name"], measured.cut(measured.ta.sizes(entry["width"])))
+        elif entry["role"] == "cut":
+            measured.add(
+                entry["name"], measured.student(measured.ta, next(s for s in students if s["name"] == entry["of"])["sizes"])
+            )
+        elif entry["role"] == "base" and any(s["width"] == 1.0 for s in students):
+            measured.add(entry["name"], measured.student(measured.ta, 1.0))
     for baseline in found:
         student = next(s for s in students if s["name"] == baseline.name)
         name = f"{_NAMES[baseline.kind]} {baseline.name.removeprefix('width ')}"
-        measured.add(name, measured.with_statistics(baselines.load(baseline).student(1.0)))
+        measured.add(name, measured.student(baselines.load(baseline), 1.0))
         tables = measured.tables[name]
         rows.append({
             "name": name, "role": _ROLES[baseline.kind], "of": baseline.name, "width": student["width"], "folder": None,
@@ -110,7 +127,10 @@ class _Measured:
         self.device = devices.pick(recipe.distill.device)
         self.ta = load_ta(out / "ta")
         self.task: Task = registry.task(self.ta.adapter.task, recipe)
-        self.data: Data = self.task.data(out / "ta", self.ta.model, training=True)
+        self.data: Data = self.task.data(out / "ta", self.ta.model, training=supernet.has_statistics(self.ta.model))
+        if budgets.asked(recipe):  # as in the export: not on the examples that sizes were chosen by
+            chose = search.chooses(self.task, self.ta.model, self.data, torch.device("cpu"))
+            self.data = search.reported(self.data, chose)
         self.tables: dict[str, list[Columns]] = {}
 
     def add(self, name: str, model: nn.Module) -> None:
@@ -122,13 +142,10 @@ class _Measured:
             evaluate.columns(self.task, model, split, size, self.device, limit) for split in self.data.held_out
         ]
 
-    def cut(self, sizes: dict[str, int]) -> nn.Module:
-        """The untrained Student of these sizes."""
-        return self.with_statistics(supernet.materialize(self.ta.adapter, self.ta.model, self.ta.axes, sizes))
-
-    def with_statistics(self, model: nn.Module) -> nn.Module:
-        size = self.recipe.distill.batch_size
-        return distillation.with_statistics(self.task, model, self.data.train, size, torch.device("cpu"))
+    def student(self, ta: TA, which: float | Sizes) -> nn.Module:
+        """A dense Student of a TA."""
+        size, cpu = self.recipe.distill.batch_size, torch.device("cpu")
+        return distillation.student_for_evaluation(self.task, ta, which, self.data.train, size, cpu)
 
 
 def _training(steps: int, examples: int, seconds: float, measured: _Measured) -> dict[str, Any]:
@@ -147,13 +164,15 @@ def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry])
     """Every comparison that the report makes, of each metric, in families that are corrected together (Holm)."""
     students = [m for m in rows if m["role"] == "student"]
     plain = {m["of"]: m for m in rows if m["role"] == "plain"}
-    cuts = {m["width"]: m for m in rows if m["role"] in ("cut", "base") and m["name"] in measured.tables}
+    cuts = {m["of"]: m for m in rows if m["role"] == "cut"}
+    bases = [m for m in rows if m["role"] == "base" and m["name"] in measured.tables]
+    cuts |= {s["name"]: base for s in students for base in bases if s["width"] == 1.0}
     rest = [m for m in rows if m["role"] in ("alone", "scratch") and m["of"] in plain]
     sized = sorted(students, key=lambda m: m["parameters"])
     families = [
         [(s, plain[s["name"]]) for s in students if s["name"] in plain],
         [(m, plain[m["of"]]) for m in rest],
-        [(s, cuts[s["width"]]) for s in students if s["width"] in cuts],
+        [(s, cuts[s["name"]]) for s in students if s["name"] in cuts],
         [(large, small) for i, large in enumerate(sized) for small in sized[:i] if small["parameters"] < large["parameters"]],
     ]
     wanted = list(dict.fromkeys((a["name"], b["name"]) for family in families for a, b in family))

@@ -147,20 +147,39 @@ class DistillSettings:
 @dataclass
 class ExportSettings:
     widths: list[float] = _setting([0.25, 0.5, 1.0], "the Students to export")
+    target_params: list[str] = _setting([], "Students by a budget: the most parameters, as 60M; several make a family")
+    target_latency: list[str] = _setting([], "the most time of a forward on this machine, as 5ms")
+    target_memory: list[str] = _setting([], "the most bytes of weights, as 200MB")
+    target_macs: list[str] = _setting([], "the most multiply-accumulates of one example, as 3G")
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
     batch_size: int = _setting(8, "batch of the throughput measurement, which is also made at 1 and at four times as many")
+    threads: int = _setting(0, "threads of a CPU that latency is measured with; 0: torch's own number")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
     margin: float = _setting(0.01, "share of a baseline's value that a Student may lose and be called no worse")
 
 
 @dataclass
+class SearchSettings:
+    trials: int = _setting(32, "sizes that are tried for each budget, besides the uniform widths")
+    examples: int = _setting(
+        0, "held-out examples that sizes are chosen by, none of which is reported on; 0: so many that it costs little"
+    )
+    sizes: str = _setting(
+        "auto", "trained: layers of trained sizes only; any: also sizes between; auto: one such layer, where a budget needs it"
+    )
+    stock_only: bool = _setting(False, "only Students that the stock library can load")
+    seed: int = _setting(0, "seed of what the search tries")
+
+
+@dataclass
 class Recipe:
-    """Every setting of convert, distill and export. Section by section the tables of ``matta.toml``."""
+    """Every setting of convert, distill, export and search. Section by section the tables of ``matta.toml``."""
 
     convert: ConvertSettings = field(default_factory=ConvertSettings)
     data: DataSettings = field(default_factory=DataSettings)
     distill: DistillSettings = field(default_factory=DistillSettings)
     export: ExportSettings = field(default_factory=ExportSettings)
+    search: SearchSettings = field(default_factory=SearchSettings)
 
     def update(self, values: Mapping[str, Any], origin: str) -> None:
         """Set values from nested tables (``{"distill": {"lr": 0.1}}``). ``origin`` names them in an error."""
@@ -174,7 +193,7 @@ class Recipe:
                     raise MattaError(f"{origin}: [{section}] has no setting {key!r}{_did_you_mean(key, hints)}.")
                 setattr(settings, key, _typed(value, hints[key], f"{origin}: {section}.{key}"))
 
-    def text(self, sections: Iterable[str] = ("convert", "data", "distill", "export"), *, header: str = "") -> str:
+    def text(self, sections: Iterable[str] = ("convert", "data", "distill", "export", "search"), *, header: str = "") -> str:
         """The recipe as commented TOML that ``update`` reads back."""
         lines = [f"# {line}" if line else "#" for line in header.splitlines()]
         for section in sections:

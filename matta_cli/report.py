@@ -405,9 +405,9 @@ def findings(report: Dict) -> list[str]:
 
 def _pairs(report: Dict, metric: Dict) -> list[tuple[Dict, Value, Dict, Value]]:
     """Each Student and its untrained cut, with their values. At width 1.0 there is none: that cut is the base itself."""
-    cuts = {m.get("width"): m for m in models_of(report, "cut") if m.get("width") not in (None, 1.0)}
-    students = [s for s in by_size(models_of(report, "student")) if s.get("width") in cuts]
-    found = [(s, value_of(s, metric), cuts[s["width"]], value_of(cuts[s["width"]], metric)) for s in students]
+    cuts = {m.get("of") or m.get("width"): m for m in models_of(report, "cut") if m.get("width") != 1.0}
+    paired = [(s, cuts.get(name_of(s)) or cuts.get(s.get("width"))) for s in by_size(models_of(report, "student"))]
+    found = [(s, value_of(s, metric), cut, value_of(cut, metric)) for s, cut in paired if cut]
     return [(student, ours, cut, theirs) for student, ours, cut, theirs in found if ours and theirs]
 
 
@@ -657,3 +657,39 @@ def write(report: Dict, folder: Path | str) -> None:
     atomic_write(folder / "report.json", json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     atomic_write(folder / "report.md", markdown(report))
     atomic_write(folder / "report.html", html(report))
+
+
+# --- a search ----------------------------------------------------------------------------------------------------------
+
+
+def front_rows(report: Dict) -> tuple[list[str], list[list[str]]]:
+    """The Students that a search found, as a table: each is on the front, or the choice of a budget."""
+    metrics = metrics_of(report)
+    headers = ["Student", "parameters", "bytes", "MACs"]
+    timed = any(m.get("latency") or m.get("guessed_latency") for m in models_of(report))
+    headers += [f"latency b{report['batch_size']}"] * timed
+    headers += [label_of(metric) for metric in metrics[:1]] + ["front", "loads with", "sizes"]
+    rows = []
+    for model in models_of(report):
+        seconds = latency_of(model, report["batch_size"])
+        guess = model.get("guessed_latency")
+        row = [name_of(model), count(model["parameters"]), in_bytes(model["bytes"]), count(model["macs"])]
+        row += [in_seconds(seconds) if seconds else f"~{in_seconds(guess)}" if guess else MISSING] * timed
+        for metric in metrics[:1]:
+            value = value_of(model, metric)
+            row.append(shown(value, decimals_of(report, metric)) if value else MISSING)
+        rows.append([*row, "yes" if model["front"] else "no", model["loads"], model["shown"]])
+    return headers, rows
+
+
+def choices(report: Dict) -> list[str]:
+    """A sentence for each budget of a search: what was chosen, how far from the budget it is, and what loads it."""
+    found = []
+    models = {name_of(model): model for model in models_of(report)}
+    for choice in report.get("choices") or []:
+        model = models[choice["model"]]
+        used = " and ".join(f"{100 * share:.1f} % of its {cost}" for cost, share in choice["used"].items())
+        what = f"width {model['width']:g}" if finite(model.get("width")) else model["shown"]
+        by = "the stock library loads it" if choice["stock"] else "matta_cli.load_student loads it"
+        found.append(f"{choice['budget']}: {what}; it uses {used}; {by}.")
+    return found

@@ -79,7 +79,7 @@ def kinds(sizes: Sizes) -> dict[str, list[int]]:
 # Layers
 
 
-def _layer(name: str, layers: str) -> int | None:
+def layer_of(name: str, layers: str) -> int | None:
     """The number of the layer that a tensor belongs to, in the list of that path; None where it belongs to none."""
     found = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
     return int(found[1]) if found else None
@@ -113,7 +113,7 @@ def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: 
     """Values by name of axis, as a model names them whose layers are those ``chosen`` from this one's."""
     found: dict[str, int] = {}
     for axis in axes:
-        number = _layer(axis.slices[0].tensor, layers.layers) if axis.slices and not axis.layers else None
+        number = layer_of(axis.slices[0].tensor, layers.layers) if axis.slices and not axis.layers else None
         places = [after for after, before in enumerate(chosen) if before == number]
         for after in places:
             found[_numbered(axis, chosen[after], after)] = values.get(axis.name, axis.size)
@@ -177,7 +177,7 @@ class Cut:
                 chosen = kept_layers(axis, kept)
                 after = {before: after for after, before in enumerate(chosen)}
                 for name in shapes:
-                    number = _layer(name, axis.layers)
+                    number = layer_of(name, axis.layers)
                     if number is not None:
                         within = name.removeprefix(f"{axis.layers}.{number}")
                         self.names[name] = f"{axis.layers}.{after[number]}{within}" if number in after else None

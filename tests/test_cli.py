@@ -260,6 +260,10 @@ def test_a_report_with_baselines(typed):
         ("report nowhere", ["no report in nowhere", "matta export"]),
         ("report --baselines plane", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
         ("report --margin 1.5", ["--margin 1.5"]),
+        ("search nowhere", ["nowhere", "matta convert"]),
+        ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),
+        ("search --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
+        ("search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M", ["once for all"]),
     ],
 )  # fmt: skip
 def test_refusals(typed, line, words):
@@ -274,6 +278,14 @@ def test_refusals(typed, line, words):
     refusal(typed(line), *words)
     assert not Path("o").exists() or not list(Path("o").iterdir())
     assert sorted(Path("matta-out").rglob("*")) == kept, "a refused command must leave finished work alone"
+
+
+def test_a_budget_that_is_not_possible_names_the_nearest(typed):
+    kept = sorted(Path("matta-out/students").rglob("*"))
+    said = refusal(typed("export --target-params 100 --target-macs 10 --overwrite"), "is not possible", "parameters", "MACs")
+    nearest = said.partition("the nearest possible is ")[2].partition(";")[0]
+    assert sorted(Path("matta-out/students").rglob("*")) == kept
+    assert typed(f"search {nearest}").exit_code == 0, nearest
 
 
 def test_pickle_opens_with_the_flag(typed):
@@ -303,6 +315,34 @@ def test_damaged_output_folder(typed):
     refusal(typed("export --overwrite"), "matta.json", "damaged")
     Path("matta-out/ta/matta.json").write_text('{"format": 99}')
     refusal(typed("export --overwrite"), "format 99", "upgrade")
+
+
+# --- budgets -------------------------------------------------------------------------------------------------------
+
+
+def test_search_then_export_by_budget(typed):
+    result = typed("search --target-params 60k --target-memory 230kB --trials 4 --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["choices"][0]["budget"] == "params-60k-memory-230kB" and found["search"]["evaluated"] > 0
+    assert "Next: matta export --target-params 60k --target-memory 230kB" in result.stderr
+    assert "uses" in result.stderr and "loads it" in result.stderr
+    line = "export --widths 0.5 --target-params 60k --target-params 70k --target-memory 10MB --trials 4 --overwrite"
+    result = typed(line)
+    assert result.exit_code == 0, result.stderr
+    students = Path("matta-out/students")
+    assert sorted(p.name for p in students.iterdir() if p.is_dir()) == [
+        "params-60k-memory-10MB", "params-70k-memory-10MB", "width-0.5",
+    ]  # fmt: skip
+    report = json.loads(Path("matta-out/report.json").read_text())
+    assert "that chose no sizes" in report["data"] and 'target_params = ["60k", "70k"]' in report["recipe"]
+    rows = {m["name"]: m for m in report["models"]}
+    for name, limit in (("params-60k-memory-10MB", 60_000), ("params-70k-memory-10MB", 70_000)):
+        assert 0.95 * limit <= rows[name]["parameters"] <= limit and rows[name]["parity"]["exact"]
+        assert rows[f"untrained cut {name}"]["parameters"] == rows[name]["parameters"]
+        assert f"model = {rows[name]['loader']}" in (students / name / "README.md").read_text()
+        card = json.loads((students / name / "matta.json").read_text())
+        assert card["lineage"]["student"] == name
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------

@@ -15,12 +15,22 @@ from matta_cli.recipe import resolve
 def export(
     folder: options.Folder = None,
     widths: Annotated[str | None, typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")] = None,
+    target_params: options.TargetParams = None,
+    target_latency: options.TargetLatency = None,
+    target_memory: options.TargetMemory = None,
+    target_macs: options.TargetMacs = None,
+    batch: options.Batch = None,
+    threads: options.Threads = None,
+    stock_only: options.StockOnly = False,
+    sizes: options.Sizes = None,
+    trials: options.Trials = None,
+    examples: options.Examples = None,
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
-    checkpoint: Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")] = None,
+    checkpoint: options.Checkpoint = None,
     baselines: options.Baselines = None,
     margin: options.Margin = None,
     device: options.Device = None,
@@ -30,11 +40,21 @@ def export(
 ) -> None:
     """Cut Students out of the trained TA as ordinary dense checkpoints, and report what each costs and how good it is.
 
-    Example: matta export --widths 0.25,0.5,1.0
+    Example: matta export --widths 0.25,0.5,1.0, or matta export --target-params 60M
     """
     out = folder or out
+    targets = options.targets(target_params, target_latency, target_memory, target_macs)
+    chosen = options.parse_widths(widths) or ([] if any(targets.values()) else None)  # a budget stands for the widths
     flags: dict[str, dict[str, Any]] = {
-        "export": {"widths": options.parse_widths(widths), "checkpoint": checkpoint, "margin": margin},
+        "export": {
+            "widths": chosen,
+            "checkpoint": checkpoint,
+            "batch_size": batch,
+            "threads": threads,
+            "margin": margin,
+            **targets,
+        },
+        "search": options.search_flags(stock_only, sizes, trials, examples),
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
@@ -50,7 +70,8 @@ def export(
         from matta_cli.baselines import check
 
         check(kinds)  # before the work, not after it
-    result = run(recipe, out, overwrite=overwrite, say=console.say)
+    with console.training_progress() as listen:
+        result = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
     if kinds:
         from matta_cli.judging import remake
 

@@ -25,6 +25,34 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished w
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 
+_BUDGET = "Budget"
+_target = lambda flag, help: typer.Option(flag, help=help, rich_help_panel=_BUDGET)  # noqa: E731
+TargetParams = Annotated[list[str] | None, _target("--target-params", "Most parameters, as 60M; repeat it for a family.")]
+TargetLatency = Annotated[list[str] | None, _target("--target-latency", "Most time of a forward on this machine, as 5ms.")]
+TargetMemory = Annotated[list[str] | None, _target("--target-memory", "Most bytes of weights, as 200MB.")]
+TargetMacs = Annotated[list[str] | None, _target("--target-macs", "Most multiply-accumulates of an example, as 3G.")]
+Batch = Annotated[int | None, typer.Option("--batch", help="Batch that latency is measured at.", rich_help_panel=_BUDGET)]
+Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for latency.", rich_help_panel=_BUDGET)]
+StockOnly = Annotated[bool, typer.Option("--stock-only", help="Only what the stock library loads.", rich_help_panel=_BUDGET)]
+Sizes = Annotated[str | None, typer.Option("--sizes", help="auto, trained or any.", rich_help_panel=_BUDGET)]
+Trials = Annotated[int | None, typer.Option("--trials", help="Sizes to try for each budget.", rich_help_panel=_BUDGET)]
+Examples = Annotated[
+    int | None, typer.Option("--examples", help="Held-out examples to choose by; 0: few.", rich_help_panel=_BUDGET)
+]
+Checkpoint = Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")]
+
+
+def targets(
+    params: list[str] | None, latency: list[str] | None, memory: list[str] | None, macs: list[str] | None
+) -> dict[str, list[str] | None]:
+    """The [export] table of the target flags."""
+    return {"target_params": params, "target_latency": latency, "target_memory": memory, "target_macs": macs}
+
+
+def search_flags(stock_only: bool, sizes: str | None, trials: int | None, examples: int | None) -> dict[str, object]:
+    """The [search] table of the flags."""
+    return {"stock_only": stock_only or None, "sizes": sizes, "trials": trials, "examples": examples}
+
 
 def parse_widths(text: str | None) -> list[float] | None:
     """``0.25,0.5,1.0`` as numbers. Raises ``MattaError`` for anything else."""

@@ -1,0 +1,64 @@
+"""``matta search``: which sizes within a budget are the best, and the Pareto front."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matta_cli import console
+from matta_cli.commands import options
+from matta_cli.recipe import resolve
+
+
+def search(
+    folder: options.Folder = None,
+    target_params: options.TargetParams = None,
+    target_latency: options.TargetLatency = None,
+    target_memory: options.TargetMemory = None,
+    target_macs: options.TargetMacs = None,
+    batch: options.Batch = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    stock_only: options.StockOnly = False,
+    sizes: options.Sizes = None,
+    trials: options.Trials = None,
+    examples: options.Examples = None,
+    out: options.Out = Path("matta-out"),
+    data: options.DataPath = None,
+    held_out: options.HeldOut = None,
+    checkpoint: options.Checkpoint = None,
+    config: options.Config = None,
+    json: options.Json = False,
+) -> None:
+    """Search sizes of the trained TA, layer by layer: the best within each budget, and what nothing beats at its cost.
+
+    Stopped, the same command goes on. Example: matta search --target-params 60M
+    """
+    out = folder or out
+    targets = options.targets(target_params, target_latency, target_memory, target_macs)
+    flags: dict[str, dict[str, Any]] = {
+        "export": {"checkpoint": checkpoint, "batch_size": batch, "threads": threads, **targets},
+        "search": options.search_flags(stock_only, sizes, trials, examples),
+        "distill": {"device": device},
+        "data": options.data_flags(data, held_out),
+    }
+    recipe, read = resolve(flags, out, config, ran=True)
+    for path in read:
+        console.say(f"Settings from {path}.")
+
+    from matta_cli import budgets, report
+    from matta_cli.search import search as run
+
+    with console.training_progress() as listen:
+        result, _ = run(recipe, out, budgets.asked(recipe), listen=listen)
+    if json:
+        console.data(result)
+    else:
+        console.table(*report.front_rows(result), spare=["bytes", "MACs", "sizes"])
+    for line in report.choices(result):
+        console.say(line)
+    for note in result["notes"]:
+        console.say(f"Note: {note}")
+    console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
+    again = " ".join(f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ())
+    console.hint(options.command_line("export", out, again))

@@ -1,0 +1,329 @@
+"""Budgets: what sizes cost against built models, choices that keep to a budget, and the search that makes them."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matta_adapters.mlp_ranker import MLPRanker, Ranker
+from test_adapters import gpt2, layer, made, ranker, vit
+
+from matta_cli import cost, evaluate, models, registry, supernet
+from matta_cli.adapter import Source
+from matta_cli.budgets import NEAR, Budget, Costs, amount, parse
+from matta_cli.conversion import TA, convert, is_stock, load_ta
+from matta_cli.distillation import distill
+from matta_cli.errors import Interrupted, MattaError
+from matta_cli.recipe import Recipe
+from matta_cli.search import SLOPE, Search, Space, search
+
+WIDTHS = [0.25, 0.5, 1.0, 2.0]
+
+
+# --- what a user types ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("parameters", "60M", 60e6),
+        ("parameters", "1.5b", 1.5e9),
+        ("parameters", "250", 250.0),
+        ("latency", "5ms", 5e-3),
+        ("latency", ".2 s", 0.2),
+        ("latency", "80µs", 80e-6),
+        ("bytes", "200MB", 200e6),
+        ("bytes", "1.5GiB", 1.5 * 2**30),
+        ("macs", "3G", 3e9),
+    ],
+)
+def test_amounts(name, text, value):
+    assert amount(name, text) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("latency", "5"), ("bytes", "60M"), ("parameters", "5ms"), ("macs", "0"), ("macs", "-1G")]
+)
+def test_what_is_no_amount_is_refused(name, text):
+    with pytest.raises(MattaError, match="write it as"):
+        amount(name, text)
+
+
+def test_the_ith_of_each_flag_makes_the_ith_budget():
+    found = parse({"parameters": ["10M", "20M"], "latency": ["5ms"], "bytes": [], "macs": ["1G", "2G"]})
+    assert [budget.name for budget in found] == ["params-10M-latency-5ms-macs-1G", "params-20M-latency-5ms-macs-2G"]
+    assert [dict(budget.limits) for budget in found][1] == {"parameters": 20e6, "latency": 5e-3, "macs": 2e9}
+    assert parse({"parameters": [], "latency": [], "bytes": [], "macs": []}) == []
+    with pytest.raises(MattaError, match="2 times and --target-params 3 times"):
+        parse({"parameters": ["1M", "2M", "3M"], "macs": ["1G", "2G"]})
+    with pytest.raises(MattaError, match="given twice"):
+        parse({"parameters": ["1M", "1M"]})
+
+
+# --- what sizes cost -----------------------------------------------------------------------------------------------
+
+
+def held(name: str, *kinds: str) -> tuple[TA, object]:
+    """A model of the adapters' suite with its axes (of these kinds, or all), as a TA that did not grow."""
+    adapter, model, _ = made(name)
+    adapter.spec = ""
+    wanted = kinds or tuple(dict.fromkeys(supernet.kind(axis.name) for axis in adapter.axes(model)))
+    axes = supernet.nested_axes(adapter, model, wanted)
+    return TA(adapter, model, axes, supernet.full_sizes(axes), {}), registry.task(adapter.task, Recipe())
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "vit-attention-pool", "vit-norms", "bert", "mlp_ranker-batchnorm",
+     "mlp_ranker-linear"],
+)  # fmt: skip
+def test_costs_are_those_of_the_built_model(name, tmp_path):
+    """All kinds of axes at once, at random sizes: parameters and MACs exactly, bytes a little more than the file's."""
+    ta, task = held(name)
+    example = task.example(ta.model)
+    costs = Costs(task, ta, example)
+    assert costs.exact, "MACs fell back to running each Student"
+    draw = random.Random(7)
+    for turn in range(4):
+        sizes = {axis.name: draw.randrange(axis.step, axis.size + 1, axis.step) for axis in ta.axes}
+        student = ta.student(sizes)
+        assert costs.parameters(sizes) == sum(p.numel() for p in student.parameters())
+        assert costs.macs(sizes) == cost.macs(task, student, cost.repeated(example, 1))
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        models.save_model(ta.adapter, student, folder)
+        size = cost.weight_bytes(folder)
+        tensors, digits = len(student.state_dict()), len(str(size))
+        assert size <= costs.bytes(sizes) <= size + 8 + 2 * digits * tensors
+
+
+def test_macs_that_are_no_product_are_counted():
+    """A kernel that is not a matrix product we know: the slow way gives the same numbers."""
+    ta, task = held("gpt2")
+    costs = Costs(task, ta, task.example(ta.model))
+    sizes = {axis.name: axis.step for axis in ta.axes}
+    fast = costs.macs(sizes)
+    costs._macs = None
+    assert not costs.exact and costs.macs(sizes) == fast
+
+
+# --- sizes within a budget -----------------------------------------------------------------------------------------
+
+
+def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
+    """A model grown to width 2.0 as convert does it."""
+    adapter = registry.adapter(name)
+    if name == "vit":
+        model = adapter.load(Source(name, module=model))
+    axes = supernet.nested_axes(adapter, model, kinds)
+    sizes = {a.name: 2 * a.size if supernet.growable(model, a) else a.size for a in axes}
+    base = supernet.full_sizes(axes)
+    large = supernet.grow(adapter, model, axes, sizes)
+    layers = supernet.depth(axes)
+    if layers is not None:
+        base = supernet.grown_sizes(axes, base, sizes[layers.name])
+    ta = TA(adapter, large, supernet.nested_axes(adapter, large, kinds), base, {"multiple": 8})
+    task = registry.task(adapter.task, Recipe())
+    return ta, Costs(task, ta, task.example(large))
+
+
+CASES = {
+    "gpt2": lambda: grown("gpt2", gpt2(n_layer=4, n_embd=48, n_head=3)),
+    "gpt2-all": lambda: grown("gpt2", gpt2(n_layer=4, n_embd=48, n_head=3), "mlp", "heads", "hidden", "depth"),
+    "vit": lambda: grown("vit", vit(depth=4)),
+    "mlp_ranker": lambda: grown(
+        "mlp_ranker", ranker([(11, 8), (7, 8)], 9, layer(48, "BatchNorm1d", "ReLU"), layer(32, "ReLU"))
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ten_random_budgets(case, tmp_path):
+    """For each cost, and for two at once: the built Student is never over a budget, and within 5 % of it."""
+    ta, costs = CASES[case]()
+    space = Space(ta, WIDTHS, "auto")
+    low, high = costs(space.smallest()), costs(ta.sizes(2.0))
+    draw = random.Random(3)
+    for turn in range(10):
+        names = [["parameters"], ["bytes"], ["macs"], ["parameters", "macs"]][turn % 4]
+        share = draw.uniform(0.02, 0.98)
+        budget = Budget("b", tuple((n, low[n] * (high[n] / low[n]) ** share) for n in names))
+        ahead = {name: draw.uniform(0, SLOPE) for name in space.free()} if turn % 2 else space.rule(0.0)
+        sizes = space.decode(ahead, lambda s, b=budget, n=names: max(b.used(costs(s, n)).values()))
+        student = ta.student(sizes)
+        folder = tmp_path / str(turn)
+        folder.mkdir()
+        models.save_model(ta.adapter, student, folder)
+        measured = {
+            "parameters": cost.parameters(student),
+            "bytes": cost.weight_bytes(folder),
+            "macs": cost.macs(costs.task, student, costs.example),
+        }
+        used = budget.used(measured)
+        assert max(used.values()) <= 1, (budget, used)
+        assert max(used.values()) >= 1 - NEAR or sizes == space.decode(ahead, lambda s: 0.0), (budget, used)
+
+
+def test_the_rule_is_matformers():
+    """Widths that never fall with depth, of two neighbouring sizes at most; only trained ones, where that is asked for."""
+    ta, costs = CASES["gpt2"]()
+    space = Space(ta, WIDTHS, "trained")
+    low, high = costs.parameters(space.smallest()), costs.parameters(ta.sizes(2.0))
+    seen = set()
+    for limit in np.linspace(low, high, 40):
+        sizes = list(space.decode(space.rule(0.0), lambda s, limit=limit: costs.parameters(s) / limit).values())
+        menu = [48, 96, 192, 384]
+        levels = [menu.index(size) for size in sizes]
+        assert levels == sorted(levels) and levels[-1] - levels[0] <= 1
+        seen.add(tuple(levels))
+    assert len(seen) == 13, "each of the four layers goes up three times"
+    assert space.decode(space.rule(0.0), lambda s: 1.01) is None
+
+
+def test_a_size_between_is_one_layers_only():
+    ta, costs = CASES["gpt2"]()
+    space = Space(ta, WIDTHS, "auto")
+    base = costs.parameters(ta.sizes(0.5))
+    sizes = space.decode(space.rule(0.0), lambda s: costs.parameters(s) / (base * 1.2))
+    between = [name for name, size in sizes.items() if size not in space.trained[name]]
+    assert len(between) <= 1 and base < costs.parameters(sizes) <= base * 1.2
+
+
+def test_stock_only_gives_what_transformers_loads():
+    ta, costs = CASES["gpt2"]()
+    space = Space(ta, WIDTHS, "auto")
+    limit = 1.3 * costs.parameters(ta.sizes(0.5))
+    found = space.by_kind(lambda s: costs.parameters(s) / limit, lambda s: is_stock(ta, s))
+    assert found and all(is_stock(ta, sizes) for sizes in found)
+    shares = [costs.parameters(sizes) / limit for sizes in found]
+    assert 1 - NEAR <= max(shares) <= 1
+    mixed = {**ta.sizes(0.5), "mlp.0": 48}
+    assert not is_stock(ta, mixed)
+
+
+# --- the search ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Recipe, Path]:
+    """A ranker, distilled for a few steps."""
+    folder = tmp_path_factory.mktemp("ranker")
+    g = torch.Generator().manual_seed(0)
+    rows = ["a,x,y,label"]
+    for _ in range(900):
+        a, x, y = int(torch.randint(5, (1,), generator=g)), *torch.randn(2, generator=g).tolist()
+        rows.append(f"{a},{x:.4f},{y:.4f},{int(x + a / 2 > 1)}")
+    (folder / "rows.csv").write_text("\n".join(rows) + "\n")
+    recipe = Recipe()
+    for seed, role, width in ((0, "base", 16), (1, "teacher", 32)):
+        torch.manual_seed(seed)
+        (folder / role).mkdir()
+        inner = [*layer(width, "BatchNorm1d", "ReLU"), *layer(width, "ReLU"), {"layer": "Linear", "out": 1}]
+        MLPRanker().save(Ranker([(5, 8)], 2, inner).eval(), folder / role)
+    recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
+    recipe.data.train, recipe.data.categorical, recipe.data.dense = str(folder / "rows.csv"), ["a"], ["x", "y"]
+    recipe.distill.steps, recipe.distill.allow_weak_teacher, recipe.distill.device = 20, True, "cpu"
+    recipe.search.trials, recipe.export.bootstrap = 6, 20
+    convert(recipe, folder / "out")
+    distill(recipe, folder / "out")
+    return recipe, folder / "out"
+
+
+def start_over(out: Path) -> None:
+    for path in (out / "search").glob("*"):
+        path.unlink()
+
+
+def budgets(*limits: float) -> list[Budget]:
+    return parse({"parameters": [str(limit) for limit in limits]})
+
+
+def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
+    recipe, out = trained
+    result, chosen = search(recipe, out, budgets(500, 1500))
+    ta = load_ta(out)
+    for one, limit in zip(chosen, (500, 1500), strict=True):
+        assert 0.95 * limit <= cost.parameters(ta.student(one.sizes)) <= limit
+    assert result == json.loads((out / "search" / "search.json").read_text())
+    assert "<svg" in (out / "search" / "search.html").read_text()
+    assert result["search"]["evaluated"] > 6
+    names = [model["name"] for model in result["models"]]
+    assert len(set(names)) == len(names) and {"params-500", "params-1500"} <= set(names)
+    again, same = search(recipe, out, budgets(500, 1500))
+    assert again["search"]["evaluated"] == 0 and [c.sizes for c in same] == [c.sizes for c in chosen]
+    free, none = search(recipe, out)
+    assert none == [] and free["choices"] == [] and len(free["models"]) > 1
+
+
+def test_the_front_is_what_nothing_beats(trained):
+    recipe, out = trained
+    result, _ = search(recipe, out)
+    front = [(m["parameters"], m["chosen_by"]) for m in result["models"] if m["front"]]
+    assert front == sorted(front) and len({value for _, value in front}) == len(front)  # dearer is better
+
+
+def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
+    recipe, out = trained
+    start_over(out)
+    _, once = search(recipe, out, budgets(1200))
+    start_over(out)
+    real, calls = Search.columns, []
+
+    def pressed(self, sizes, part):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return real(self, sizes, part)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "columns", pressed)
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            search(recipe, out, budgets(1200))
+    result, chosen = search(recipe, out, budgets(1200))
+    assert [c.sizes for c in chosen] == [c.sizes for c in once]
+    assert 0 < result["search"]["evaluated"] < result["search"]["scored"]
+
+
+def test_an_impossible_budget_names_the_nearest(trained):
+    recipe, out = trained
+    with pytest.raises(MattaError) as refused:
+        search(recipe, out, budgets(30))
+    smallest = cost.parameters(load_ta(out).student(0.25))
+    assert f"{smallest} parameters" in str(refused.value) and f"--target-params {smallest}" in str(refused.value)
+    _, chosen = search(recipe, out, budgets(smallest))
+    assert chosen[0].width == 0.25
+
+
+def test_examples_to_choose_by_are_not_reported_on(trained):
+    recipe, out = trained
+    split = registry.task("ranking", recipe).data(out / "ta", load_ta(out).model).held_out[0]
+    choosing, reporting = evaluate.halves(split)
+    assert not set(choosing.indices) & set(reporting.indices) and len(choosing) + len(reporting) == len(split)
+    assert torch.equal(choosing.batch([3])["dense"], split.batch([choosing.indices[3]])["dense"])
+    assert choosing.digest() != reporting.digest()
+
+
+@pytest.mark.slow
+def test_latency_is_met_when_measured_again(trained):
+    """Ten budgets between the fastest and the slowest Student."""
+    recipe, out = trained
+    recipe.export.batch_size, recipe.export.threads = 256, 1
+    ta = load_ta(out)
+    task = registry.task("ranking", recipe)
+    batch = cost.repeated(task.example(ta.model), 256)
+
+    def seconds(sizes) -> float:
+        return cost.latencies(task, {"": ta.student(sizes)}, batch)[""]["median"]
+
+    with cost.threads(1):
+        low, high = seconds(0.25), seconds(2.0)
+        draw = random.Random(0)
+        for _ in range(10):
+            limit = low * 1.2 + draw.random() * (high - low)
+            _, chosen = search(recipe, out, parse({"latency": [f"{limit * 1e6:.0f}us"]}))
+            assert chosen[0].used["latency"] <= 1
+            assert min(seconds(chosen[0].sizes) for _ in range(3)) <= limit
