@@ -80,9 +80,8 @@ def remake(
         if entry["role"] == "ta":
             entry["training"] = _cost_of_run(out, measured)
         elif entry["role"] == "cut":
-            measured.add(
-                entry["name"], measured.student(measured.ta, next(s for s in students if s["name"] == entry["of"])["sizes"])
-            )
+            sizes = next(s["sizes"] for s in students if s["name"] == entry["of"])
+            measured.add(entry["name"], measured.student(measured.ta, sizes))
         elif entry["role"] == "base" and any(s["width"] == 1.0 for s in students):
             measured.add(entry["name"], measured.student(measured.ta, 1.0))
     for baseline in found:
