@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 
     found: dict[str, dict[str, float]] = {}
     for table in per_split:
         values = task.summarize(table)
-        draws = [task.summarize(sample) for sample in _resampled(table, resamples, seed)]
+        draws = [task.summarize(sample) for (sample,) in resampled([table], resamples, seed)]
         for name, value in values.items():
             drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
             low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
@@ -56,19 +56,22 @@ def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 
     return found
 
 
-def _resampled(table: Columns, resamples: int, seed: int) -> Any:
+def resampled(tables: Sequence[Columns], resamples: int, seed: int = 0) -> Iterator[list[Columns]]:
+    """Resamples of several models' columns on the same examples: of each table the same rows.
+
+    A query's rows are drawn together; the ``group`` of a draw numbers the queries drawn, so that one drawn twice is two.
+    """
     generator = np.random.default_rng(seed)
-    rows = len(next(iter(table.values())))
-    if "group" not in table:
+    rows = len(next(iter(tables[0].values())))
+    if "group" not in tables[0]:
         for _ in range(resamples):
             chosen = generator.integers(rows, size=rows)
-            yield {name: values[chosen] for name, values in table.items()}
+            yield [{name: values[chosen] for name, values in table.items()} for table in tables]
         return
-    _, codes = np.unique(table["group"], return_inverse=True)
+    _, codes = np.unique(tables[0]["group"], return_inverse=True)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     for _ in range(resamples):
         drawn = generator.integers(len(members), size=len(members))
         chosen = np.concatenate([members[g] for g in drawn])
-        sample = {name: values[chosen] for name, values in table.items()}
-        sample["group"] = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])  # a group drawn twice is two
-        yield sample
+        group = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])
+        yield [{name: values[chosen] for name, values in table.items()} | {"group": group} for table in tables]

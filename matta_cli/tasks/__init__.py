@@ -151,6 +151,10 @@ class Task(ABC):
     def summarize(self, columns: Columns) -> dict[str, float]:
         """The metrics that these columns allow. Called again on resampled rows for the bootstrap interval."""
 
+    def right(self, columns: Columns) -> Columns:
+        """Of the metrics that are a share of examples got right: metric -> 0 or 1 per example that counts."""
+        return {}
+
     @abstractmethod
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         """A sentence with both numbers if a model with these columns is no better than guessing, else None."""

@@ -125,9 +125,12 @@ class CausalLM(Task):
         tokens = torch.full((len(ids),), ids.shape[1] - 1, dtype=torch.double, device=ids.device)
         return {"nll": torch.stack(nll), "tokens": tokens, "correct": right.sum(1).double()}
 
+    def right(self, columns: Columns) -> Columns:
+        return {"last_word_accuracy": columns["last_word"]} if "last_word" in columns else {}
+
     def summarize(self, columns: Columns) -> dict[str, float]:
         if "last_word" in columns:
-            return {"last_word_accuracy": float(columns["last_word"].mean())}
+            return {metric: float(right.mean()) for metric, right in self.right(columns).items()}
         tokens = columns["tokens"].sum()
         with np.errstate(over="ignore"):
             perplexity = float(np.exp(columns["nll"].sum() / tokens))

@@ -116,9 +116,12 @@ class ImageClassification(Task):
             found["correct5"] = (logits.topk(5, dim=1).indices == label).any(1).double()
         return found | {"finite": logits.isfinite().all(1).double()}
 
-    def summarize(self, columns: Columns) -> dict[str, float]:
+    def right(self, columns: Columns) -> Columns:
         pairs = (("top1", "correct1"), ("top5", "correct5"))
-        return {metric: float(columns[column].mean()) for metric, column in pairs if column in columns}
+        return {metric: columns[column] for metric, column in pairs if column in columns}
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        return {metric: float(right.mean()) for metric, right in self.right(columns).items()}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         right, chance = columns["correct1"], 1 / outputs

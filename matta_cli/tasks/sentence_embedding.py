@@ -153,16 +153,20 @@ class SentenceEmbedding(Task):
             table |= {_at("cosine", d): cosine, _at("found", d): cosine >= nearest - _TIE}
         return table
 
+    def right(self, columns: Columns) -> Columns:
+        alike = columns["alike"].astype(bool)
+        return {_at("recall@1", d): columns[_at("found", d)][alike] for d in (None, *self.dims)} if alike.any() else {}
+
     def summarize(self, columns: Columns) -> dict[str, float]:
         """Correlations of cosine and score, where pairs have scores; the share of alike pairs that are found."""
-        found, alike = {}, columns["alike"].astype(bool)
+        found, right = {}, self.right(columns)
         for d in (None, *self.dims):
             if np.isfinite(columns["score"]).all():
                 cosine, score = columns[_at("cosine", d)], columns["score"]
                 found[_at("spearman", d)] = _correlation(_ranks(cosine), _ranks(score))
                 found[_at("pearson", d)] = _correlation(cosine, score)
-            if alike.any():
-                found[_at("recall@1", d)] = float(columns[_at("found", d)][alike].mean())
+            if _at("recall@1", d) in right:
+                found[_at("recall@1", d)] = float(right[_at("recall@1", d)].mean())
         return found
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
