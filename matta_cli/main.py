@@ -11,6 +11,7 @@ from matta_cli.commands.adapters import adapters
 from matta_cli.commands.convert import convert
 from matta_cli.commands.demo import demo
 from matta_cli.commands.distill import distill
+from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
 from matta_cli.commands.recipe import app as recipe
@@ -43,7 +44,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for _command in (convert, inspect, distill, export, teach, demo, adapters):
+for _command in (convert, inspect, distill, export, eval, teach, demo, adapters):
     app.command()(guarded(_command))
 app.add_typer(recipe, name="recipe")
 
