@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from matta_cli import evaluate
 from matta_cli.errors import MattaError
-from matta_cli.tasks import Columns, Task
+from matta_cli.tasks import Columns
 
 
-def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+class Metrics(Protocol):
+    """What a task makes of columns; see ``matta_cli.tasks.Task``."""
+
+    def summarize(self, columns: Columns) -> dict[str, float]: ...
+
+    def right(self, columns: Columns) -> Columns: ...
+
+
+class Means:
+    """Metrics that are the means of their columns."""
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in columns.items()}
+
+    def right(self, columns: Columns) -> Columns:
+        return {name: values for name, values in columns.items() if np.isin(values, (0, 1)).all()}
+
+
+def paired(
+    task: Metrics, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Each metric of ``a`` minus that of ``b``, both scored on the same examples (``evaluate.columns`` of every split).
 
     Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 % interval, with the same
@@ -28,11 +48,11 @@ def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: in
         _refuse_others(ours, theirs)
         values = _difference(task, ours, theirs)
         draws = [_difference(task, *sample) for sample in evaluate.resampled([ours, theirs], resamples, seed)]
-        right = ({}, {}) if "group" in ours else (task.right(ours), task.right(theirs))
+        right: list[Columns] = [{}, {}] if "group" in ours else [task.right(ours), task.right(theirs)]
         for name, value in values.items():
             drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
             low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
-            exact = name in right[0]
+            exact = all(name in table for table in right)
             p = _mcnemar(right[0][name], right[1][name]) if exact else _beyond_zero(value, drawn)
             found[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
             found[name]["test"] = "McNemar" if exact else "bootstrap"
@@ -40,7 +60,7 @@ def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: in
 
 
 def against(
-    task: Task, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int, seed: int = 0
+    task: Metrics, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``paired`` of every other model with ``reference``: model -> metric -> difference.
 
@@ -72,7 +92,7 @@ def _refuse_others(a: Columns, b: Columns) -> None:
         raise MattaError(f"Models can only be compared on the same examples; these have {rows[0]:,} and {rows[1]:,} rows.")
 
 
-def _difference(task: Task, a: Columns, b: Columns) -> dict[str, float]:
+def _difference(task: Metrics, a: Columns, b: Columns) -> dict[str, float]:
     ours, theirs = task.summarize(a), task.summarize(b)
     return {name: float(value - theirs[name]) for name, value in ours.items() if name in theirs}
 

@@ -107,26 +107,33 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     tas: dict[Path, TA] = {}
     subjects = [_opened(name, task, tas) for name in names]
     first = next(s for s in subjects if s.name == against)
-    data = _data(recipe, task, first, subjects)
-    say(f"Measuring on {data.description}.")
-    others = _references(recipe, asked, task, names, out, tas, say)
+    data: Data | None = None
+    if recipe.data.train or recipe.data.held_out or not asked.tasks or asked.cascade or asked.speculative or asked.teacher:
+        data = _data(recipe, task, first, subjects)
+        say(f"Measuring on {data.description}.")
+    splits = data.held_out if data is not None else ()  # the harness's tasks bring their own
+    others = _references(asked, task, names, first, out, tas, say) if splits else {}
     tables: dict[str, list[Columns]] = {}
     answers: dict[str, list[Columns]] = {}
     for subject in [*subjects, *others.values()]:
         if subject.name in tables:  # the TA, or the Teacher, is also one of the models
             continue
         say(f"Measuring {subject.name}.")
-        _fit(task, subject, first)
+        if splits:
+            _fit(task, subject, first)
+        else:
+            subject.fitted = subject.model
         subject.fitted.to(device)
         size = max(8, recipe.distill.batch_size)
         both = [
             evaluate.columns_and_answers(task, subject.fitted, split, size, device, recipe.data.eval_examples)
-            for split in data.held_out
+            for split in splits
         ]
         tables[subject.name], answers[subject.name] = [b[0] for b in both], [b[1] for b in both]
 
     resamples = recipe.export.bootstrap
-    example = {k: v.to(device) for k, v in data.held_out[0].batch([0]).items()}
+    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    example = {k: v.to(device) for k, v in one.items()}
     differences = comparison.against(task, {n: tables[n] for n in names}, against, resamples)
     entries: dict[str, dict[str, Any]] = {}
     for subject in subjects:
@@ -148,7 +155,7 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         "format": 1,
         "matta": __version__,
         "task": task.name,
-        "data": data.description,
+        "data": data.description if data is not None else "",
         "device": cost.device_card(device),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in task.metrics if m.name in present],
         "against": against,
@@ -159,12 +166,13 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         for subject in subjects:
             say(f"lm-evaluation-harness: {subject.name}.")
             entries[subject.name]["tasks"] = _harness(recipe, asked, subject)
+        _compare_tasks(entries, against, resamples)
     if asked.cascade:
         result["cascade"] = _cascades(task, entries, tables, resamples, asked.unsure)
     if asked.speculative:
         small, large = (next(s for s in subjects if s.name == name) for name in asked.speculative)
         say(f"Generating with {large.name}, alone and with drafts of {small.name}.")
-        texts = data.held_out[0].batch(range(min(speculation.PROMPTS, len(data.held_out[0]))))["input_ids"].to(device)
+        texts = splits[0].batch(range(min(speculation.PROMPTS, len(splits[0]))))["input_ids"].to(device)
         prompts = texts[:, : max(1, min(speculation.PROMPT, texts.shape[1] // 2))]
         found = speculation.measure(small.model, large.model, prompts, draft=asked.draft_tokens)
         result["speculative"] = {"small": small.name, "large": large.name, **found}
@@ -219,20 +227,28 @@ def _data(recipe: Recipe, task: Task, first: _Subject, subjects: Sequence[_Subje
 
 
 def _references(
-    recipe: Recipe, asked: Asked, task: Task, names: Sequence[str], out: Path, tas: dict[Path, TA], say: Callable[[str], None]
+    asked: Asked, task: Task, names: Sequence[str], first: _Subject, out: Path, tas: dict[Path, TA], say: Callable[[str], None]
 ) -> dict[str, _Subject]:
-    """The TA and the Teacher with which the models are to agree, as far as they are known."""
+    """The TA and the Teacher with which the models are to agree, as far as they are known.
+
+    A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it may not fit.
+    """
     widths = [m[1] for name in names if (m := _WIDTH.fullmatch(name))]
     made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
-    candidates = [asked.ta] if asked.ta else [*made_of, *widths, str(out)]
     found: dict[str, _Subject] = {}
-    for candidate in candidates:
-        if asked.ta or (ta_folder(candidate) / "matta.json").exists():
-            subject = _opened(candidate, task, tas)
-            if asked.ta or subject.folder is not None:
-                say(f"The TA with which models agree or not is {subject.folder}.")
+    if asked.ta:
+        found["ta"] = _opened(asked.ta, task, tas)
+    else:
+        near = [name for name in (*made_of, *widths, str(out)) if (ta_folder(name) / "matta.json").exists()]
+        try:
+            for name in near[:1]:
+                subject = _opened(name, task, tas)
+                _fit(task, subject, first)
                 found["ta"] = subject
-                break
+        except MattaError as error:
+            say(f"Without agreement with the TA in {near[0]}: {error}")
+    if "ta" in found:
+        say(f"The TA with which models agree or not is {found['ta'].folder}.")
     if asked.teacher:
         if teacher_files.is_file(asked.teacher):
             raise MattaError(f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model.")
@@ -288,6 +304,17 @@ def _harness(recipe: Recipe, asked: Asked, subject: _Subject) -> dict[str, Any]:
     return harness.scores(
         subject.model, tokenizer, asked.tasks, asked.task_data, max(8, recipe.distill.batch_size), asked.task_limit
     )
+
+
+def _compare_tasks(entries: Mapping[str, dict[str, Any]], against: str, resamples: int) -> None:
+    """The models' differences in the harness's tasks, put beside their metrics in place of the columns."""
+    for name in entries[against]["tasks"]:
+        columns = {model: entry["tasks"][name].pop("columns") for model, entry in entries.items()}
+        shared = set.intersection(*(set(own) for own in columns.values()))
+        tables = {model: [{k: v for k, v in own.items() if k in shared}] for model, own in columns.items()}
+        found = comparison.against(comparison.Means(), tables, against, resamples) if shared else {}
+        for model, entry in entries.items():
+            entry["tasks"][name]["differences"] = found.get(model, {})
 
 
 def _cascades(

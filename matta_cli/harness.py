@@ -7,15 +7,18 @@ import functools
 import io
 import json
 import logging
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from matta_cli.errors import MattaError, said
+from matta_cli.tasks import Columns
 
 BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form
 
@@ -36,7 +39,8 @@ def check(tasks: Sequence[str], data: Mapping[str, str]) -> None:
 def scores(
     model: nn.Module, tokenizer: Any, tasks: Sequence[str], data: Mapping[str, str], batch_size: int = 8, limit: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """What the harness's tasks make of a model of transformers: task -> metrics, each with its standard error, and examples.
+    """What the harness's tasks make of a model of transformers: task -> its metrics, each with the harness's standard error,
+    how many examples they are of, and of those metrics that are means the ``columns`` with a number for each example.
 
     data: local files of a task's examples (JSON lines, with the columns of the task's own data set, or for AGIEval's
     multiple choice those of its repository) in place of the hub's. limit: the first so many examples of a task (0: all).
@@ -62,7 +66,6 @@ def scores(
                 tasks=[local.get(name, name) for name in tasks],
                 limit=limit or None,
                 bootstrap_iters=BOOTSTRAP,
-                log_samples=False,
                 task_manager=_manager(),
             )
         except MattaError:
@@ -72,19 +75,25 @@ def scores(
                 f"lm-evaluation-harness failed at {', '.join(tasks)}: {said(error)}. Without the hub, --task-data NAME=FILE "
                 "gives a task its examples."
             ) from error
-    return {name: _metrics(result, found["n-samples"].get(name, {})) for name, result in found["results"].items()}
+    return {name: _metrics(result, found["samples"].get(name, [])) for name, result in found["results"].items()}
 
 
-def _metrics(result: Mapping[str, Any], samples: Mapping[str, int]) -> dict[str, Any]:
+def _metrics(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``acc,none`` and ``acc_stderr,none`` as a value with its standard error."""
-    metrics = {}
+    metrics: dict[str, dict[str, float | None]] = {}
+    columns: Columns = {}
     for key, value in result.items():
         name, comma, kind = key.partition(",")
         if comma and not name.endswith("_stderr") and isinstance(value, (int, float)):
             error = result.get(f"{name}_stderr,{kind}")
             label = name if kind == "none" else f"{name} ({kind})"
             metrics[label] = {"value": float(value), "stderr": float(error) if isinstance(error, (int, float)) else None}
-    return {"metrics": metrics, "examples": samples.get("effective")}
+            each = [s.get(name) for s in sorted(samples, key=lambda s: s["doc_id"]) if s.get("filter", kind) == kind]
+            if each and all(isinstance(one, (bool, int, float)) for one in each):
+                numbers = np.array(each, dtype=float)
+                if np.isclose(numbers.mean(), value):  # else it is put together in another way, as a perplexity is
+                    columns[label] = numbers
+    return {"metrics": metrics, "examples": len({s["doc_id"] for s in samples}), "columns": columns}
 
 
 def _localize(name: str, path: Path, temp: Path) -> None:
@@ -152,12 +161,17 @@ def _manager() -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and progress bars, and with the random numbers as they were."""
+    """Without the harness's log and progress bars, nor what git says to it, and with the random numbers as they were."""
     before, state = logging.root.manager.disable, torch.get_rng_state()
     logging.disable(logging.WARNING)
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
         logging.disable(before)
         torch.set_rng_state(state)

@@ -46,9 +46,11 @@ def measure(
     new = min(new, positions - prompts.shape[1])
     if new < 1:
         raise MattaError(f"--speculative: prompts of {prompts.shape[1]} tokens leave none of the {positions} positions.")
+    from transformers.utils import logging
+
     options = {"max_new_tokens": new, "do_sample": False, "use_cache": True}
     assistant: Any = small
-    before = assistant.generation_config
+    before, level = assistant.generation_config, logging.get_verbosity()
     assistant.generation_config = type(before).from_dict(before.to_dict())
     assistant.generation_config.update(
         num_assistant_tokens=draft, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
@@ -57,6 +59,7 @@ def measure(
     found: dict[str, list[Tensor]] = {"alone": [], "drafted": []}
     seconds: dict[str, list[float]] = {"alone": [], "drafted": []}
     try:
+        logging.set_verbosity_error()  # assisted generation warns of how it calls generate itself
         for turn in range(1 + rounds):  # the first one warms up, and is counted
             taken = {"alone": 0.0, "drafted": 0.0}
             for number, prompt in enumerate(prompts):
@@ -78,6 +81,7 @@ def measure(
                     seconds[how].append(value)
     finally:
         count.remove()
+        logging.set_verbosity(level)
         assistant.generation_config = before
     tokens = {how: sum(map(len, outputs)) for how, outputs in found.items()}
     # a call reads what is new to it: the prompt, or the token of the call before, and what is proposed

@@ -120,21 +120,16 @@ def _show(result: dict[str, Any]) -> None:
         console.text("\n")
         console.table(["model", "metric", f"less {result['against']}", "p", "p (Holm)", "test"], rows)
     rows = [
-        [
-            m["name"],
-            task,
-            name,
-            f"{v['value']:.4f}",
-            "-" if v["stderr"] is None else f"{v['stderr']:.4f}",
-            str(found["examples"]),
-        ]
+        [m["name"], task, name, f"{v['value']:.4g}", "-" if v["stderr"] is None else f"{v['stderr']:.2g}",
+         *((_interval(d, sign=True), _p(d["p_holm"])) if (d := found["differences"].get(name)) else ("-", "-"))]
         for m in models
         for task, found in m.get("tasks", {}).items()
         for name, v in found["metrics"].items()
-    ]
+    ]  # fmt: skip
     if rows:
         console.text("\n")
-        console.table(["model", "task", "metric", "value", "standard error", "examples"], rows)
+        headers = ["model", "task", "metric", "value", "standard error", f"less {result['against']}", "p (Holm)"]
+        console.table(headers, rows)
     for found in result.get("cascade", []):
         _show_cascade(found, metrics[0])
     if "speculative" in result:
@@ -146,23 +141,20 @@ def _show_cascade(found: dict[str, Any], metric: dict[str, Any]) -> None:
     own = found["macs"]
     rows = [[small, "-", "0%", f"{own['small']:,}", f"{found['small'][metric['name']]:.4f}"]]
     rows += [
-        [
-            "cascade",
-            f"{p['threshold']:.3f}",
-            f"{p['passed_on']:.0%}",
-            f"{p['macs']:,.0f}",
-            f"{p['metrics'][metric['name']]:.4f}",
-        ]
+        ["cascade", f"{p['threshold']:.4f}", f"{p['passed_on']:.0%}", f"{p['macs']:,.0f}",
+         f"{p['metrics'][metric['name']]:.4f}"]
         for p in found["curve"]
-    ]
+    ]  # fmt: skip
     rows += [[large, "-", "100%", f"{own['large']:,}", f"{found['large'][metric['name']]:.4f}"]]
     console.text("\n")
     console.table([f"{small}, then {large}", found["unsure"], "passed on", "MACs", metric["label"]], rows)
     best = found["chosen"]
     if best["kind"] == "cascade":
-        what = f"the threshold {best['threshold']:.3f}"
+        what = f"the threshold {best['threshold']:.4f}"
+    elif best["kind"] == "small alone":
+        what = "the smaller model alone, which was as good there"
     else:
-        what = "the smaller model alone" if best["kind"] == "small alone" else "the larger model alone"
+        what = "the larger model alone, as good as which nothing cheaper was there"
     difference = best["against"]["large"][metric["name"]]
     console.say(
         f"Chosen on {found['examples']['chosen_on']:,} examples: {what}. On the other {found['examples']['measured_on']:,}: "
