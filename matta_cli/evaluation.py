@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,7 @@ from matta_cli.conversion import TA, load_ta, ta_folder
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Columns, Data, Task
+from matta_cli.tokens import tokenizer_digest
 
 _WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
 
@@ -91,8 +93,8 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     against = asked.against or names[0]
     if against not in names:
         raise MattaError(f"--against {against!r} is none of the models: {', '.join(names)}.")
-    if asked.speculative and len(asked.speculative) != 2:
-        raise MattaError("--speculative takes two models, the one that drafts and the larger one: SMALL,LARGE.")
+    if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
+        raise MattaError("--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE.")
     if asked.cascade and len(names) < 2:
         raise MattaError("--cascade needs two models or more: a small one, and a larger one that is asked in doubt.")
     if asked.tasks or asked.task_data:
@@ -174,7 +176,7 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         say(f"Generating with {large.name}, alone and with drafts of {small.name}.")
         texts = splits[0].batch(range(min(speculation.PROMPTS, len(splits[0]))))["input_ids"].to(device)
         prompts = texts[:, : max(1, min(speculation.PROMPT, texts.shape[1] // 2))]
-        found = speculation.measure(small.model, large.model, prompts, draft=asked.draft_tokens)
+        found = speculation.measure(small.model, large.model, prompts, speculation.NEW, asked.draft_tokens, speculation.ROUNDS)
         result["speculative"] = {"small": small.name, "large": large.name, **found}
     return result
 
@@ -276,11 +278,7 @@ def _fit(task: Task, subject: _Subject, first: _Subject) -> None:
 def _tokenizer(folder: Path | None) -> str | None:
     if folder is None or not models.has_tokenizer(folder):
         return None
-    from transformers import AutoTokenizer
-
-    from matta_cli.tokens import tokenizer_digest
-
-    return tokenizer_digest(AutoTokenizer.from_pretrained(str(folder)))
+    return tokenizer_digest(models.open_tokenizer(folder, "", sys.maxsize))
 
 
 def _agreement(task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int) -> dict[str, float]:

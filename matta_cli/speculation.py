@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,17 +19,18 @@ def measure(
     small: nn.Module,
     large: nn.Module,
     prompts: Tensor,
-    new: int = NEW,
-    draft: int = 5,
-    rounds: int = ROUNDS,
-    tick: Callable[[], None] = lambda: None,
+    new: int,
+    draft: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time, in turns with the larger
     model alone so that drift of the machine hits both alike.
 
-    prompts: int64 [N, P], on the models' device. draft: tokens that are proposed at a time. ``acceptance`` is the share of
-    proposed tokens that the larger model would have chosen, too; ``identical`` the share of prompts with the same tokens as
-    from the larger model alone, which greedy decoding gives up to rounding.
+    prompts: int64 [N, P], on the models' device. new: tokens to generate from each. draft: tokens that are proposed at a
+    time. rounds: times that all prompts are timed. ``acceptance`` is the share of proposed tokens that the larger model would
+    have chosen, too; ``identical`` the share of prompts with the same tokens as from the larger model alone, which greedy
+    decoding gives up to rounding; ``ratio`` the median round's tokens per second over those of the larger model alone, and
+    the least and most of any round.
 
     Raises ``MattaError`` where the models are not of transformers, or of different vocabularies.
     """
@@ -75,7 +75,6 @@ def measure(
                     taken[how] += time.perf_counter() - started
                     if turn == 0:
                         found[how].append(output[0, len(prompt) :].cpu())
-                tick()
             if turn:
                 for how, value in taken.items():
                     seconds[how].append(value)

@@ -277,8 +277,11 @@ class StudentView:
         return state
 
     def module(self) -> nn.Module:
-        """The Student as an ordinary module whose tensors are these views, no copies: for what calls more than ``forward``,
-        such as ``generate`` of transformers. In eval mode; no gradient reaches the model. Its own buffers are copies."""
+        """The Student as an ordinary module whose tensors are these views, for what calls more than ``forward``, such as
+        ``generate`` of transformers. In eval mode; no gradient reaches the model.
+
+        Copies are buffers, and tensors that are cut into several pieces (a fused qkv with fewer heads).
+        """
         module = copy.deepcopy(self.skeleton)  # on the meta device: nothing but names and shapes
         state = self.state()
         places: dict[int, list[str]] = {}
