@@ -3,16 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from matta_cli import evaluate
 from matta_cli.errors import MattaError
-from matta_cli.tasks import Columns, Task
+from matta_cli.tasks import Columns
 
 
-def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+class Metrics(Protocol):
+    """What a task makes of columns; see ``matta_cli.tasks.Task``."""
+
+    def summarize(self, columns: Columns) -> dict[str, float]: ...
+
+    def right(self, columns: Columns) -> Columns: ...
+
+
+class Means:
+    """Metrics that are the means of their columns."""
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in columns.items()}
+
+    def right(self, columns: Columns) -> Columns:
+        return {name: values for name, values in columns.items() if np.isin(values, (0, 1)).all()}
+
+
+def paired(
+    task: Metrics, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Each metric of ``a`` minus that of ``b``, both scored on the same examples (``evaluate.columns`` of every split).
 
     Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 % interval, with the same
@@ -27,7 +47,7 @@ def paired(task: Task, a: Sequence[Columns], b: Sequence[Columns], resamples: in
 
 
 def between(
-    task: Task, tables: Mapping[str, Sequence[Columns]], pairs: Sequence[tuple[str, str]], resamples: int, seed: int = 0
+    task: Metrics, tables: Mapping[str, Sequence[Columns]], pairs: Sequence[tuple[str, str]], resamples: int, seed: int = 0
 ) -> list[dict[str, dict[str, Any]]]:
     """``paired`` of several pairs of models, all of them scored on the same examples; each is resampled only once."""
     found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
@@ -45,7 +65,7 @@ def between(
             for name, value in _difference(values[a], values[b]).items():
                 drawn = np.array([d[name] for d in differences if name in d and np.isfinite(d[name])])
                 low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
-                exact = name in right[a]
+                exact = name in right[a] and name in right[b]
                 p = _mcnemar(right[a][name], right[b][name]) if exact else _beyond_zero(value, drawn)
                 into[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
                 into[name]["test"] = "McNemar" if exact else "bootstrap"
@@ -53,7 +73,7 @@ def between(
 
 
 def against(
-    task: Task, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int, seed: int = 0
+    task: Metrics, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``paired`` of every other model with ``reference``: model -> metric -> difference.
 

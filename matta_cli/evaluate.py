@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from matta_cli import sampling
 from matta_cli.errors import MattaError
@@ -54,15 +55,45 @@ def columns(
     tick: Callable[[], None] = lambda: None,
 ) -> Columns:
     """Per-example columns of ``model`` over the first ``limit`` examples of a split (0: all)."""
+    return _columns(task, model, split, batch_size, device, limit, tick, [task.score])[0]
+
+
+def columns_and_answers(
+    task: Task,
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    limit: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Columns, Columns]:
+    """``columns``, and what ``task.agreement`` compares, from the same forwards."""
+    own, answers = _columns(task, model, split, batch_size, device, limit, tick, [task.score, task.answers])
+    return own, answers
+
+
+def _columns(
+    task: Task,
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    limit: int,
+    tick: Callable[[], None],
+    functions: Sequence[Callable[[Tensor, Batch], Mapping[str, Tensor]]],
+) -> list[Columns]:
     count = min(limit, len(split)) if limit else len(split)
-    gathered: dict[str, list[np.ndarray]] = {}
+    gathered: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
     with torch.no_grad():
         for start in range(0, count, batch_size):
             batch = {k: v.to(device) for k, v in split.batch(range(start, min(start + batch_size, count))).items()}
-            for name, values in task.score(task.forward(model, batch), batch).items():
-                gathered.setdefault(name, []).append(values.cpu().numpy())
+            logits = task.forward(model, batch)
+            for own, function in zip(gathered, functions, strict=True):
+                for name, values in function(logits, batch).items():
+                    own.setdefault(name, []).append(values.cpu().numpy())
             tick()
-    return task.gathered({name: np.concatenate(parts) for name, parts in gathered.items()})
+    first, *others = [{name: np.concatenate(parts) for name, parts in own.items()} for own in gathered]
+    return [task.gathered(first), *others]
 
 
 def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:

@@ -328,7 +328,7 @@ def _report(
     with cost.threads(recipe.export.threads):
         machine = cost.device_card(device)
     present = {name for entry in entries for name in entry["metrics"]}
-    metrics = [m for m in task.metrics if m.name in present]
+    metrics = [m for m in task.metrics if m.name in present and m.higher is not None]  # a report says what is better
     curve = []
     log = out / "run" / "metrics.jsonl"
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:

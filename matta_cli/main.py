@@ -11,6 +11,7 @@ from matta_cli.commands.adapters import adapters
 from matta_cli.commands.convert import convert
 from matta_cli.commands.demo import demo
 from matta_cli.commands.distill import distill
+from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
 from matta_cli.commands.recipe import app as recipe
@@ -45,7 +46,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for _command in (convert, inspect, distill, search, export, report, teach, demo, adapters):
+for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
     app.command()(guarded(_command))
 app.add_typer(recipe, name="recipe")
 

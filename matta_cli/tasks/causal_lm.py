@@ -34,6 +34,7 @@ class CausalLM(Task):
 
     name = "causal_lm"
     output = "tokens in its vocabulary"
+    alike = "positions with the same likeliest next token"
     metrics = (
         Metric("perplexity", "perplexity", higher=False),
         Metric("next_token_accuracy", "next-token accuracy", higher=True),
@@ -135,6 +136,14 @@ class CausalLM(Task):
         with np.errstate(over="ignore"):
             perplexity = float(np.exp(columns["nll"].sum() / tokens))
         return {"perplexity": perplexity, "next_token_accuracy": float(columns["correct"].sum() / tokens)}
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Text: the likeliest next tokens, int32 [B, L - 1]."""
+        return {} if "target" in batch else {"next": logits[:, :-1].argmax(-1).int()}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        same = ours["next"] == theirs["next"]
+        return {"same": same.sum(1).astype(float), "of": np.full(len(same), float(same.shape[1]))}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         if "nll" not in columns:
