@@ -22,6 +22,7 @@ from matta_cli.conversion import TA, load_ta
 from matta_cli.distillation import Listener, Progress, distill, quiet, refuse_other_ta
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe, read_toml
+from matta_cli.tasks import Data, Task
 
 CARD = "baseline.json"
 # what `--baselines` takes -> what it is; the untrained cut takes no training
@@ -38,22 +39,27 @@ _ELSEWHERE = ("device", "workers", "log_to", "keep", "save_every", "eval_every",
 
 @dataclass
 class Baseline:
-    """A trained baseline of the Student ``name``, and what its training took. seconds: of one device."""
+    """A trained baseline of the Student ``name``, and what its training took. seconds: of one device.
+
+    checkpoint: the one that stands for it, the best where the Students' was chosen so. steps: of the whole run.
+    """
 
     name: str
     kind: str
     folder: Path
     checkpoint: Path
     steps: int
-    examples: int
+    batch_size: int
     seconds: float
 
 
-def check(kinds: Sequence[str]) -> None:
-    """Raise ``MattaError`` for a baseline that is not known."""
+def check(kinds: Sequence[str], margin: float) -> None:
+    """Raise ``MattaError`` for a baseline that is not known, or a margin that is no share."""
     for kind in kinds:
         if kind not in KINDS:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
+    if not 0 <= margin < 1:
+        raise MattaError(f"--margin {margin:g} is not possible: it is a share of a baseline's value, from 0 to 1.")
 
 
 def run_recipe(out: Path) -> Recipe:
@@ -101,16 +107,16 @@ def folder_of(out: Path, kind: str, student: Mapping[str, Any]) -> Path:
 
 
 def train(
-    out: Path, kinds: Sequence[str], students: Sequence[Mapping[str, Any]], *, steps: int, device: str = "auto",
+    out: Path, kinds: Sequence[str], students: Sequence[Mapping[str, Any]], *, which: str = "auto", device: str = "auto",
     listen: Listener = quiet,
 ) -> list[str]:  # fmt: skip
     """Train what is missing of these baselines of ``students`` (entries of a report), in ``out/baselines``. Returns notes.
 
-    steps: as many as the Students had. One that is finished is kept, one that was stopped goes on, one of another recipe or
-    TA is made anew. Raises ``MattaError`` as ``distill`` does, and for kinds that are not known.
+    which: the checkpoint that the Students are of (``export.checkpoint``): baselines take as many steps as led to it, and
+    where it was chosen for being the best, they are chosen so as well. One that is finished is kept, one that was stopped
+    goes on, one of another recipe or TA is made anew. Raises ``MattaError`` as ``distill`` does.
     """
-    check(kinds)
-    ta = load_ta(out / "ta")
+    ta, steps = load_ta(out / "ta"), _taken(out / "run", which)[0]
     recipe = run_recipe(out)
     recipe.distill.device = device
     labelled = registry.task(ta.adapter.task, recipe).labelled
@@ -140,9 +146,9 @@ def train(
     return notes
 
 
-def finished(out: Path, students: Sequence[Mapping[str, Any]], steps: int) -> list[Baseline]:
+def finished(out: Path, students: Sequence[Mapping[str, Any]], which: str = "auto") -> list[Baseline]:
     """The baselines of these Students that lie in ``out``, trained to their end from the TA and by the recipe there now."""
-    recipe = run_recipe(out)
+    recipe, steps = run_recipe(out), _taken(out / "run", which)[0]
     found = []
     for student in students:
         for kind in TRAINED:
@@ -153,16 +159,34 @@ def finished(out: Path, students: Sequence[Mapping[str, Any]], steps: int) -> li
             counters = _counters(last)
             if last is None or counters["step"] < steps:
                 continue
-            best, _ = checkpoint.chosen(folder / "run", "auto")
-            examples = steps * recipe.distill.batch_size
-            found.append(Baseline(student["name"], kind, folder, best or last, steps, examples, _device_seconds(counters)))
+            best, _ = checkpoint.chosen(folder / "run", which if which in ("auto", "best") else "last")
+            size, seconds = recipe.distill.batch_size, _device_seconds(counters)
+            found.append(Baseline(student["name"], kind, folder, best or last, steps, size, seconds))
     return found
 
 
-def cost_of_run(run: Path) -> tuple[int, float]:
-    """The steps of a run and the seconds of one device that they took, to its last checkpoint."""
+def cost_of_run(out: Path, which: str, task: Task, data: Data) -> dict[str, Any]:
+    """What the training of the run in ``out`` took, to a checkpoint that was named, else to its end. See ``training``."""
+    steps, seconds = _taken(out / "run", which)
+    return training(task, data, steps, run_recipe(out).distill.batch_size, seconds)
+
+
+def training(task: Task, data: Data, steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
+    """What training took, as a report has it. items: in the data's unit, from what the first examples hold."""
+    count = min(64, len(data.train))
+    each = task.items(data.train.batch(range(count))) / count
+    examples = steps * batch_size
+    return {"steps": steps, "examples": examples, "items": round(each * examples), "seconds": seconds}
+
+
+def _taken(run: Path, which: str) -> tuple[int, float]:
+    """The steps and device-seconds of a run to a checkpoint that was named, else to its end: only then is the best known."""
     counters = _counters(checkpoint.newest(run))
-    return counters.get("step", 0), _device_seconds(counters)
+    steps, seconds = counters.get("step", 0), _device_seconds(counters)
+    if which.startswith("step-") and steps:
+        named = int(which.removeprefix("step-"))
+        return named, seconds * named / steps
+    return steps, seconds
 
 
 def load(baseline: Baseline) -> TA:

@@ -18,6 +18,7 @@ from torch import nn
 
 from matta_cli import (
     __version__,
+    baselines,
     budgets,
     checkpoint,
     cost,
@@ -336,6 +337,11 @@ def _report(
         if "evaluation" in record:
             values = {k: v[metrics[0].name] for k, v in record["evaluation"].items() if metrics[0].name in v}
             curve.append({"step": record["step"], "values": values})
+    spent = baselines.cost_of_run(out, recipe.export.checkpoint, task, data)
+    for entry in entries:
+        if entry["role"] in ("student", "ta"):
+            entry["training"] = spent
+    students = {entry["name"]: entry["sizes"] for entry in entries if entry["role"] == "student"}
     result = {
         "format": 1,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -350,6 +356,7 @@ def _report(
         "models": entries,
         "notes": notes,
         "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
+        "axes": inspection.strips(ta, out / "ta", students),
         "lineage": ta.card["lineage"],
         "recipe": recipe.text(),
     }

@@ -18,7 +18,6 @@ from matta_cli import (
     devices,
     distillation,
     evaluate,
-    inspection,
     registry,
     report,
     search,
@@ -51,7 +50,7 @@ def remake(
     that a Student may lose and be no worse. The data are those of the export. Returns the report. Raises ``MattaError``
     where nothing was exported, or a baseline cannot be trained.
     """
-    baselines.check(kinds)
+    baselines.check(kinds, margin or 0.0)
     result = _exported(out)
     result["notes"] = report.notes_of(result)  # alarms are sounded anew, if they still hold
     recipe = Recipe()
@@ -61,25 +60,20 @@ def remake(
         recipe.distill.device = device
     if margin is not None:
         recipe.export.margin = margin
-    if not 0 <= recipe.export.margin < 1:
-        raise MattaError(
-            f"--margin {recipe.export.margin:g} is not possible: it is a share of the baseline's value, from 0 to 1."
-        )
+    baselines.check(kinds, recipe.export.margin)
     students = [m for m in result["models"] if m["role"] == "student"]
-    steps = result["training"]["steps"]
+    which = recipe.export.checkpoint
     if any(kind in baselines.TRAINED for kind in kinds):
-        notes = baselines.train(out, kinds, students, steps=steps, device=recipe.distill.device, listen=listen)
+        notes = baselines.train(out, kinds, students, which=which, device=recipe.distill.device, listen=listen)
         result["notes"] += [note for note in notes if note not in result["notes"]]
-    found = baselines.finished(out, students, steps)
+    found = baselines.finished(out, students, which)
     measured = _Measured(recipe, out, say)
+    task, data = measured.task, measured.data
     rows = [m for m in result["models"] if m["role"] not in _ROLES.values()]
     for student in students:
         measured.add(student["name"], load_student(out / student["folder"]))
-        student["training"] = _cost_of_run(out, measured)
     for entry in rows:
-        if entry["role"] == "ta":
-            entry["training"] = _cost_of_run(out, measured)
-        elif entry["role"] == "cut":
+        if entry["role"] == "cut":
             sizes = next(s["sizes"] for s in students if s["name"] == entry["of"])
             measured.add(entry["name"], measured.student(measured.ta, sizes))
         elif entry["role"] == "base" and any(s["width"] == 1.0 for s in students):
@@ -92,14 +86,13 @@ def remake(
         rows.append({
             "name": name, "role": _ROLES[baseline.kind], "of": baseline.name, "width": student["width"], "folder": None,
             "loader": "", "stock": False, "parity": None, **{key: student[key] for key in _COSTS},
-            "metrics": evaluate.intervals(measured.task, tables, recipe.export.bootstrap),
-            "training": _training(baseline.steps, baseline.examples, baseline.seconds, measured),
+            "metrics": evaluate.intervals(task, tables, recipe.export.bootstrap),
+            "training": baselines.training(task, data, baseline.steps, baseline.batch_size, baseline.seconds),
             "curve": _curve(baseline.folder / "run" / "metrics.jsonl", "1", result["metrics"]),
         })  # fmt: skip
     result["models"] = rows
     result["margin"] = recipe.export.margin
     result["pairs"] = _pairs(measured, rows, result["metrics"])
-    result["axes"] = _axes(out, students)
     result["notes"] += report.alarms(result)
     report.write(result, out)
     return result
@@ -145,18 +138,6 @@ class _Measured:
         """A dense Student of a TA."""
         size, cpu = self.recipe.distill.batch_size, torch.device("cpu")
         return distillation.student_for_evaluation(self.task, ta, which, self.data.train, size, cpu)
-
-
-def _training(steps: int, examples: int, seconds: float, measured: _Measured) -> dict[str, Any]:
-    """What training took. items: in the data's unit, from what the first examples hold."""
-    first = measured.data.train.batch(range(min(64, len(measured.data.train))))
-    each = measured.task.items(first) / min(64, len(measured.data.train))
-    return {"steps": steps, "examples": examples, "items": round(each * examples), "seconds": seconds}
-
-
-def _cost_of_run(out: Path, measured: _Measured) -> dict[str, Any]:
-    steps, seconds = baselines.cost_of_run(out / "run")
-    return _training(steps, steps * baselines.run_recipe(out).distill.batch_size, seconds, measured)
 
 
 def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry]) -> list[dict[str, Any]]:
@@ -206,24 +187,4 @@ def _curve(log: Path, model: str, metrics: Sequence[Entry]) -> list[list[float]]
         value = record.get("evaluation", {}).get(model, {}).get(metrics[0]["name"]) if metrics else None
         if value is not None:
             found.append([record["step"], value])
-    return found
-
-
-def _axes(out: Path, students: Sequence[Entry], cells: int = 64) -> list[dict[str, Any]]:
-    """Each axis: its size at the base and in the TA, what each Student keeps of it, and the importance of its units.
-
-    importance: of the base's units as ``convert`` ordered them, in at most ``cells`` parts, each the mean of its own.
-    """
-    known = inspection.inspect(out)
-    ta = load_ta(out / "ta")
-    found = []
-    for axis in ta.axes:
-        scores = known["importance"].get(axis.name, [])
-        count = min(cells, len(scores))
-        parts = [scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)]
-        found.append({
-            "name": axis.name, "kind": supernet.kind(axis.name), "base": ta.base[axis.name], "ta": axis.size,
-            "step": axis.step, "layers": bool(axis.layers), "importance": [sum(part) / len(part) for part in parts],
-            "kept": {s["name"]: s["sizes"].get(axis.name, axis.size) for s in students},
-        })  # fmt: skip
     return found

@@ -35,7 +35,8 @@ def settings():
         "batch_size": 64,
         "lr": 0.02,
         "device": "cpu",
-        "widths": [0.25, 0.5, 1.0],
+        "widths": [0.25, 0.5],
+        "eval_every": 30,
     }
     recipe.update({"convert": {"source": "model.pt"}, "data": {"train": "train.csv"}, "distill": values}, "test")
     recipe.data.eval_examples, recipe.export.widths = 0, [0.25, 0.5]
@@ -186,6 +187,7 @@ def test_scratch_starts_elsewhere_and_the_others_at_the_cut(here):
         assert {n: t.shape for n, t in start.items()} == {n: t.shape for n, t in cut.items()}
 
 
+@pytest.mark.slow
 def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(here):
     weights = {p: p.stat().st_mtime_ns for p in (here / "baselines").rglob("model.safetensors")}
     before = written(here)
@@ -205,6 +207,7 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
     )
 
 
+@pytest.mark.slow
 def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     plain = here / "baselines" / "plain-width-0.5"
     once = (checkpoint.newest(plain / "run") / "model.safetensors").read_bytes()
@@ -241,6 +244,16 @@ def test_costs_are_those_of_the_runs(here):
     (axis,) = result["axes"]
     assert (axis["base"], axis["ta"], axis["kept"]["width 0.5"]) == (16, 32, 8)
     assert axis["importance"] == sorted(axis["importance"], reverse=True) and len(axis["importance"]) == 16
+
+
+def test_baselines_take_as_many_steps_as_the_students_did(here):
+    (student, *_) = report.models_of(written(here), "student")
+    baselines.train(here, ["plain"], [student], which="step-30")
+    (found,) = baselines.finished(here, [student], "step-30")
+    assert found.steps == 30 and found.checkpoint.name == "step-30"
+    log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
+    assert {other.kind for other in baselines.finished(here, [student], "last")} == {"base", "scratch"}
 
 
 def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):

@@ -69,7 +69,7 @@ def export(
     if kinds:
         from matta_cli.baselines import check
 
-        check(kinds)  # before the work, not after it
+        check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
         result = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
     if kinds:
