@@ -18,6 +18,7 @@ test: $(STAMP)  ## install, then run the tests
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: $(STAMP)  ## the slow tests too; DATA=folder names optional data
+	$(BIN)/python -m pip install --quiet -e '.[harness]'
 	HF_HUB_OFFLINE=1 MATTA_TEST_DATA=$(DATA) $(BIN)/python -m pytest -m 'slow or not slow'
 
 lint: $(STAMP)

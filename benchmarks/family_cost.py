@@ -84,7 +84,7 @@ def difference(task: Task, ours: list[Columns], theirs: list[Columns], resamples
     draws = [
         task.summarize(a)[name] - task.summarize(b)[name]
         for one, other in pairs
-        for a, b in zip(evaluate._resampled(one, resamples, 0), evaluate._resampled(other, resamples, 0), strict=True)
+        for a, b in evaluate.resampled([one, other], resamples)
     ]
     value = sum(task.summarize(a)[name] - task.summarize(b)[name] for a, b in pairs)
     low, high = np.percentile(draws, [2.5, 97.5])

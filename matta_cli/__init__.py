@@ -1,7 +1,7 @@
 """matta: one dense PyTorch model into a family of good small ones.
 
-The whole public API: ``convert``, ``distill``, ``export``, ``teach``, ``load_ta``, ``load_student``; the contract is in
-``matta_cli.adapter`` and its test kit in ``matta_cli.testing``. Everything is imported on first use, so that
+The whole public API: ``convert``, ``distill``, ``export``, ``judge``, ``teach``, ``load_ta``, ``load_student``; the contract is
+in ``matta_cli.adapter`` and its test kit in ``matta_cli.testing``. Everything is imported on first use, so that
 ``import matta_cli`` costs nothing.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["convert", "distill", "export", "load_student", "load_ta", "teach"]
+__all__ = ["convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 
 if TYPE_CHECKING:
-    from matta_cli.api import convert, distill, export, load_student, load_ta, teach
+    from matta_cli.api import convert, distill, export, judge, load_student, load_ta, teach
 
 
 def __getattr__(name: str) -> Any:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from matta_cli.conversion import TA, load_student, load_ta
 from matta_cli.recipe import resolve
 
-__all__ = ["TA", "convert", "distill", "export", "load_student", "load_ta", "teach"]
+__all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 
 
 def convert(
@@ -59,3 +60,15 @@ def export(
         widths = []
     flags = {"export": {"widths": widths, **settings}}
     return run(resolve(flags, Path(out), ran=True)[0], Path(out), overwrite=overwrite)
+
+
+def judge(
+    baselines: Sequence[str] = ("untrained", "base", "plain"), out: str | Path = "matta-out", *, margin: float | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train baselines of the Students exported to ``out``, where they are missing, and return the report with its verdicts.
+
+    margin: the share of a baseline's value that a Student may lose and be called no worse.
+    """
+    from matta_cli.judging import remake
+
+    return remake(Path(out), baselines, margin=margin)

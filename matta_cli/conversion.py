@@ -79,11 +79,17 @@ class TA:
         return models.save_model(self.adapter, student, folder, {**view.state(), **buffers}, own=own)
 
 
-def load_ta(folder: str | Path) -> TA:
-    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if it has been)."""
+def ta_folder(folder: str | Path) -> Path:
+    """Where the TA lies that a folder stands for: itself, or for an output folder the last checkpoint, else its ``ta``."""
     folder = Path(folder)
     if not (folder / "matta.json").exists() and (folder / "ta" / "matta.json").exists():
-        folder = checkpoint.current_ta(folder)
+        return checkpoint.current_ta(folder)
+    return folder
+
+
+def load_ta(folder: str | Path) -> TA:
+    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if it has been)."""
+    folder = ta_folder(folder)
     if not folder.is_dir():
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
     card = checkpoint.read_card(folder)

@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from matta_cli.tasks import Batch, Task
 
 ROUNDS, WARMUP = 30, 3
+FEWEST, LONGEST = 5, 60.0  # rounds that are taken in any case, seconds after which no other one begins
 
 
 def parameters(model: nn.Module) -> int:
@@ -62,11 +63,16 @@ def threads(count: int) -> Iterator[None]:
 def latencies(
     task: Task, candidates: Mapping[str, nn.Module], batch: Batch, rounds: int = ROUNDS, tick: Callable[[], None] = lambda: None
 ) -> dict[str, dict[str, float]]:
-    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift hits all alike."""
+    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift hits all alike.
+
+    Where ``rounds`` would take longer than a minute it stops earlier, after five of them at the least.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    device = next(iter(batch.values())).device
+    device, began = next(iter(batch.values())).device, time.perf_counter()
     with torch.no_grad():
         for turn in range(WARMUP + rounds):
+            if turn >= WARMUP + FEWEST and time.perf_counter() - began > LONGEST:
+                break
             for name, model in candidates.items():
                 started = time.perf_counter()
                 task.forward(model, batch)

@@ -40,7 +40,7 @@ from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Step, Teacher
+from matta_cli.step import ModelTeacher, Step, Teacher, asks_teacher
 from matta_cli.tasks import Batch, Data, Split, Task
 from matta_cli.teacher_files import FileTeacher
 from matta_cli.teachers import check_teacher, load_teacher
@@ -99,14 +99,21 @@ def _distill(
 
 def opened(
     recipe: Recipe, out: Path, device: torch.device, world: World, listen: Listener
-) -> tuple[Task, TA, ModelTeacher | FileTeacher, Data]:
-    """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data."""
+) -> tuple[Task, TA, ModelTeacher | FileTeacher | None, Data]:
+    """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data.
+
+    There is no Teacher where none is named and the recipe has no term for one (``teacher_mix = 0``: labels alone).
+    """
     ta = load_ta(out / "ta")
     _check(recipe, ta, world)
     task = registry.task(ta.adapter.task, recipe)
     folder = out / "ta"
     if supernet.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
         raise MattaError("--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time.")
+    if not recipe.distill.teacher and not asks_teacher(recipe.distill, task):
+        data = task.data(folder, ta.model)
+        listen(Progress(message=f"Data: {data.description}"))
+        return task, ta, None, data
     if teacher_files.is_file(recipe.distill.teacher):
         data = task.data(folder, ta.model)
         listen(Progress(message=f"Data: {data.description}"))
@@ -140,8 +147,8 @@ class Training:
     """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
 
     def __init__(
-        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher, data: Data, device: torch.device, world: World,
-        *, count_flops: bool = False,
+        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher | None, data: Data, device: torch.device,
+        world: World, *, count_flops: bool = False,
     ) -> None:  # fmt: skip
         self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
@@ -483,8 +490,11 @@ def own_statistics(task: Task, ta: TA, width: float | Sizes, train: Split, batch
 def measure(recipe: Recipe, task: Task, ta: TA, data: Data, device: torch.device) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
     size, limit = recipe.distill.micro_batch or recipe.distill.batch_size, recipe.distill.eval_examples
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for width in [*sorted(recipe.distill.widths), None]:
+        if width is None and f"{ta.widest:g}" in found and not ta.copies and not supernet.has_statistics(ta.model):
+            found["TA"] = found[f"{ta.widest:g}"]  # the same model
+            continue
         model = ta.model.eval() if width is None else student_for_evaluation(task, ta, width, data.train, size, device)
         tables = [evaluate.columns(task, model, split, size, device, limit) for split in data.held_out]
         found["TA" if width is None else f"{width:g}"] = evaluate.metrics(task, tables)

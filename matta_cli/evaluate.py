@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from matta_cli import sampling
 from matta_cli.errors import MattaError
@@ -54,15 +55,45 @@ def columns(
     tick: Callable[[], None] = lambda: None,
 ) -> Columns:
     """Per-example columns of ``model`` over the first ``limit`` examples of a split (0: all)."""
+    return _columns(task, model, split, batch_size, device, limit, tick, [task.score])[0]
+
+
+def columns_and_answers(
+    task: Task,
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    limit: int = 0,
+    tick: Callable[[], None] = lambda: None,
+) -> tuple[Columns, Columns]:
+    """``columns``, and what ``task.agreement`` compares, from the same forwards."""
+    own, answers = _columns(task, model, split, batch_size, device, limit, tick, [task.score, task.answers])
+    return own, answers
+
+
+def _columns(
+    task: Task,
+    model: Any,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    limit: int,
+    tick: Callable[[], None],
+    functions: Sequence[Callable[[Tensor, Batch], Mapping[str, Tensor]]],
+) -> list[Columns]:
     count = min(limit, len(split)) if limit else len(split)
-    gathered: dict[str, list[np.ndarray]] = {}
+    gathered: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
     with torch.no_grad():
         for start in range(0, count, batch_size):
             batch = {k: v.to(device) for k, v in split.batch(range(start, min(start + batch_size, count))).items()}
-            for name, values in task.score(task.forward(model, batch), batch).items():
-                gathered.setdefault(name, []).append(values.cpu().numpy())
+            logits = task.forward(model, batch)
+            for own, function in zip(gathered, functions, strict=True):
+                for name, values in function(logits, batch).items():
+                    own.setdefault(name, []).append(values.cpu().numpy())
             tick()
-    return task.gathered({name: np.concatenate(parts) for name, parts in gathered.items()})
+    first, *others = [{name: np.concatenate(parts) for name, parts in own.items()} for own in gathered]
+    return [task.gathered(first), *others]
 
 
 def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:
@@ -81,7 +112,7 @@ def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 
     found: dict[str, dict[str, float]] = {}
     for table in per_split:
         values = task.summarize(table)
-        draws = [task.summarize(sample) for sample in _resampled(table, resamples, seed)]
+        draws = [task.summarize(sample) for (sample,) in resampled([table], resamples, seed)]
         for name, value in values.items():
             drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
             low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
@@ -89,19 +120,22 @@ def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 
     return found
 
 
-def _resampled(table: Columns, resamples: int, seed: int) -> Any:
+def resampled(tables: Sequence[Columns], resamples: int, seed: int = 0) -> Iterator[list[Columns]]:
+    """Resamples of several models' columns on the same examples: of each table the same rows.
+
+    A query's rows are drawn together; the ``group`` of a draw numbers the queries drawn, so that one drawn twice is two.
+    """
     generator = np.random.default_rng(seed)
-    rows = len(next(iter(table.values())))
-    if "group" not in table:
+    rows = len(next(iter(tables[0].values())))
+    if "group" not in tables[0]:
         for _ in range(resamples):
             chosen = generator.integers(rows, size=rows)
-            yield {name: values[chosen] for name, values in table.items()}
+            yield [{name: values[chosen] for name, values in table.items()} for table in tables]
         return
-    _, codes = np.unique(table["group"], return_inverse=True)
+    _, codes = np.unique(tables[0]["group"], return_inverse=True)
     members = np.split(np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes))[:-1])
     for _ in range(resamples):
         drawn = generator.integers(len(members), size=len(members))
         chosen = np.concatenate([members[g] for g in drawn])
-        sample = {name: values[chosen] for name, values in table.items()}
-        sample["group"] = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])  # a group drawn twice is two
-        yield sample
+        group = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])
+        yield [{name: values[chosen] for name, values in table.items()} | {"group": group} for table in tables]

@@ -18,6 +18,7 @@ from torch import nn
 
 from matta_cli import (
     __version__,
+    baselines,
     budgets,
     checkpoint,
     cost,
@@ -337,7 +338,7 @@ def _measure(
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
     say("Measuring latency.")
-    sizes = sorted({1, recipe.export.batch_size})
+    sizes = sorted({1, recipe.export.batch_size, 4 * recipe.export.batch_size})
     with cost.threads(recipe.export.threads):
         taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
     one = cost.repeated(inputs, 1)
@@ -367,7 +368,7 @@ def _report(
     with cost.threads(recipe.export.threads):
         machine = cost.device_card(device)
     present = {name for entry in entries for name in entry["metrics"]}
-    metrics = [m for m in task.metrics if m.name in present]
+    metrics = [m for m in task.metrics if m.name in present and m.higher is not None]  # a report says what is better
     curve = []
     log = out / "run" / "metrics.jsonl"
     for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
@@ -375,6 +376,11 @@ def _report(
         if "evaluation" in record:
             values = {k: v[metrics[0].name] for k, v in record["evaluation"].items() if metrics[0].name in v}
             curve.append({"step": record["step"], "values": values})
+    spent = baselines.cost_of_run(out, recipe.export.checkpoint, task, data)
+    for entry in entries:
+        if entry["role"] in ("student", "ta"):
+            entry["training"] = spent
+    students = {entry["name"]: entry["sizes"] for entry in entries if entry["role"] == "student"}
     result = {
         "format": 1,
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -389,6 +395,7 @@ def _report(
         "models": entries,
         "notes": notes,
         "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
+        "axes": inspection.strips(ta, out / "ta", students),
         "lineage": lineage,
         "recipe": recipe.text(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,27 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
         "importance": scores,
         "widths": menu(ta, [width for width in shown if width <= ta.widest]),
     }
+
+
+def strips(ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64) -> list[dict[str, Any]]:
+    """Each axis of a TA: its size at the base and in the TA, what each of ``students`` keeps, and the importance of its units.
+
+    importance: of the base's units as ``convert`` ordered them (of layers by number), the means of ``cells`` parts at most;
+    empty where ``folder`` knows none.
+    """
+    where = _scores_file(folder)
+    loaded = load_file(str(where)) if where is not None else {}
+    found = []
+    for axis in ta.axes:
+        scores = loaded[axis.name].tolist() if axis.name in loaded else []
+        count = min(cells, len(scores))
+        parts = [scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)]
+        found.append({
+            "name": axis.name, "kind": supernet.kind(axis.name), "base": ta.base[axis.name], "ta": axis.size,
+            "step": axis.step, "layers": bool(axis.layers), "importance": [sum(part) / len(part) for part in parts],
+            "kept": {name: sizes.get(axis.name, axis.size) for name, sizes in students.items()},
+        })  # fmt: skip
+    return found
 
 
 def _scores_file(folder: Path) -> Path | None:

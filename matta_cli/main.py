@@ -11,9 +11,11 @@ from matta_cli.commands.adapters import adapters
 from matta_cli.commands.convert import convert
 from matta_cli.commands.demo import demo
 from matta_cli.commands.distill import distill
+from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
 from matta_cli.commands.recipe import app as recipe
+from matta_cli.commands.report import report
 from matta_cli.commands.search import search
 from matta_cli.commands.teach import teach
 from matta_cli.console import guarded
@@ -44,7 +46,7 @@ def root(
         typer.echo(context.get_help())
 
 
-for _command in (convert, inspect, distill, search, export, teach, demo, adapters):
+for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
     app.command()(guarded(_command))
 app.add_typer(recipe, name="recipe")
 

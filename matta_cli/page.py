@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-import math
+import json
 import re
 from collections.abc import Callable
 from functools import partial
 from html import escape
-from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
+from matta_cli.charts import (
+    AXES,
+    KINDS,
+    ROLES,
+    WORDS,
+    badge,
+    compared,
+    curves,
+    forest,
+    importance,
+    pareto,
+    role_of,
+    short,
+    trace,
+)  # fmt: skip
 from matta_cli.report import (
     Dict,
     alarms,
@@ -35,291 +49,14 @@ from matta_cli.report import (
     number,
     percent,
     reading,
+    rivals,
+    sentence_of,
     shown,
+    trained,
     value_of,
     when,
+    worth,
 )
-
-# --- charts ------------------------------------------------------------------------------------------------------------
-
-
-class _Scale:
-    """One axis of a chart: data to pixels, with ticks."""
-
-    def __init__(self, values: list[float], start: float, end: float, log: bool, pad: float, ticks: int):
-        low, high = min(values), max(values)
-        self.log = log and low > 0
-        a, b = self._to(low), self._to(high)
-        room = (b - a) * pad or (0.05 if self.log else abs(a) * 0.05 or 1.0)
-        self.a, self.b = a - room, b + room
-        if not self.log and low >= 0 > self.a:
-            self.a = 0.0  # a negative latency or accuracy on an axis looks like a mistake
-        self.start, self.end = start, end
-        self.low, self.high = (10**self.a, 10**self.b) if self.log else (self.a, self.b)
-        self.ticks = self._ticks(max(3, ticks))  # at three, one tick at least falls inside
-
-    def _to(self, value: float) -> float:
-        return math.log10(value) if self.log else value
-
-    def __call__(self, value: float) -> float:
-        return self.start + (self._to(value) - self.a) / (self.b - self.a) * (self.end - self.start)
-
-    def _ticks(self, most: int) -> list[float]:
-        if self.log:
-            decades = range(math.floor(self.a), math.ceil(self.b) + 1)
-            for marks in ((1, 2, 5), (1, 3), (1,)):
-                ticks = [m * 10.0**d for d in decades for m in marks if self.low <= m * 10.0**d <= self.high]
-                if 3 <= len(ticks) <= most:
-                    return ticks
-        span = self.high - self.low
-        rough = span / most
-        unit = 10 ** math.floor(math.log10(rough))
-        step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough)
-        first = math.ceil(self.low / step)
-        return [k * step for k in range(first, math.floor(self.high / step) + 1)]
-
-
-def _wide_range(values: list[float], times: float = 8) -> bool:
-    return min(values) > 0 and max(values) / min(values) > times
-
-
-def _plain_number(value: float) -> str:
-    return f"{value:,.10g}".replace(",", " ")
-
-
-def _tick_numbers(scale: _Scale) -> list[str]:
-    if scale.log:
-        return [_plain_number(t) for t in scale.ticks]
-    step = min((b - a for a, b in pairwise(scale.ticks)), default=1.0)
-    decimals = max(0, -math.floor(math.log10(step) + 1e-9)) if step > 0 else 2
-    return [number(t, decimals) for t in scale.ticks]
-
-
-def _title(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text class="title" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
-
-
-def _svg(width: int, height: int, alt: str, parts: list[str]) -> str:
-    return f'<svg viewBox="0 0 {width} {height}" role="group" aria-label="{escape(alt)}">{"".join(parts)}</svg>'
-
-
-def _frame(x: _Scale, y: _Scale, x_names: list[str], y_names: list[str]) -> list[str]:
-    """Grid, ticks and tick labels."""
-    left, right, bottom = x.start, x.end, y.start
-    out = []
-    for tick, text in zip(y.ticks, y_names, strict=True):
-        out.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        out.append(f'<text class="tick" x="{left - 8:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(text)}</text>')
-    for tick, text in zip(x.ticks, x_names, strict=True):
-        out.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom:.1f}" y2="{bottom + 5:.1f}"/>')
-        out.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 19:.1f}" text-anchor="middle">{escape(text)}</text>')
-    out.append(f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>')
-    return out
-
-
-def _mark(role: str, x: float, y: float) -> str:
-    """A shape as well as a colour for each role, so that neither is needed alone."""
-    at = f'class="mark {role}"'
-    if role == "base":
-        return f'<rect {at} x="{x - 5.5:.1f}" y="{y - 5.5:.1f}" width="11" height="11"/>'
-    if role == "ta":
-        return f'<path {at} d="M{x:.1f} {y - 7.5:.1f}l7.5 7.5-7.5 7.5-7.5-7.5z"/>'
-    if role == "teacher":
-        return f'<path {at} d="M{x:.1f} {y - 7.5:.1f}l7.5 13h-15z"/>'
-    return f'<circle {at} cx="{x:.1f}" cy="{y:.1f}" r="{5 if role == "cut" else 6}"/>'
-
-
-def _badge(role: str) -> str:
-    return f'<svg viewBox="0 0 18 18" aria-hidden="true">{_mark(role, 9, 9)}</svg>'
-
-
-_ROLES = ("student", "cut", "base", "ta", "teacher")
-_KINDS = {"student": "Student", "cut": "untrained cut", "base": "base", "ta": "Teaching Assistant", "teacher": "Teacher"}
-
-
-def _role(model: Dict) -> str:
-    role = str(model.get("role"))
-    return role if role in _ROLES else "student"
-
-
-class _Box(NamedTuple):
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def overlap(self, other: _Box) -> float:
-        across = min(self.x1, other.x1) - max(self.x0, other.x0)
-        down = min(self.y1, other.y1) - max(self.y0, other.y0)
-        return across * down if across > 0 and down > 0 else 0.0
-
-
-def _along(x0: float, y0: float, x1: float, y1: float) -> list[_Box]:
-    """A line as small boxes."""
-    steps = max(1, int(math.hypot(x1 - x0, y1 - y0) / 6))
-    middles = [(x0 + (x1 - x0) * k / steps, y0 + (y1 - y0) * k / steps) for k in range(steps + 1)]
-    return [_Box(x - 3, y - 3, x + 3, y + 3) for x, y in middles]
-
-
-def _place(wanted: list[tuple[float, float, str, bool]], busy: list[_Box], lines: list[_Box], room: _Box) -> list[str]:
-    """Put each label where it covers the least; one that finds no free place is left to the tooltip unless it must show."""
-    out: list[str] = []
-    placed: list[_Box] = []
-    leads: list[_Box] = []  # from a mark to a label that stands away from it
-    for x, y, text, must in wanted:
-        width = 6.7 * len(text) + 4
-        found = []
-        for far in (11, 22, 36, 52):
-            # to the right, left, above, below, then the corners: the order breaks ties
-            for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.7, -0.8), (-0.7, -0.8), (0.7, 0.8), (-0.7, 0.8)):
-                cx, cy = x + dx * far, y + dy * (far + 4)
-                x0 = cx if dx > 0 else cx - width if dx < 0 else cx - width / 2
-                box = _Box(x0, cy - 8, x0 + width, cy + 8)
-                lead = _along(x + 7 * dx, y + 7 * dy, cx, cy) if far > 11 else []
-                outside = box.x0 < room.x0 or box.x1 > room.x1 or box.y0 < room.y0 or box.y1 > room.y1
-                cost = 1e4 * outside + far + 20 * sum(map(box.overlap, placed)) + 8 * sum(map(box.overlap, busy))
-                cost += 1.5 * sum(map(box.overlap, lines)) + 8 * sum(map(box.overlap, leads))
-                cost += 8 * sum(old.overlap(part) for old in placed for part in lead)
-                found.append((cost, box, f"M{x + 7 * dx:.1f} {y + 7 * dy:.1f}L{cx:.1f} {cy:.1f}", lead))
-        cost, box, path, lead = min(found, key=lambda place: place[0])
-        if cost > 200 and not must:
-            continue
-        placed.append(box)
-        leads += lead
-        if lead:
-            out.append(f'<path class="lead" d="{path}"/>')
-        middle = (box.x0 + box.x1) / 2
-        out.append(f'<text class="name" x="{middle:.1f}" y="{box.y1 - 4:.1f}" text-anchor="middle">{escape(text)}</text>')
-    return out
-
-
-def _short(text: str, most: int = 24) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-_Axis = tuple[str, str, Callable[[Dict], Any], Callable[..., str]]
-_AXES: list[_Axis] = [
-    ("parameters", "parameters", lambda m: m.get("parameters"), count),
-    ("latency", "median latency, batch 1", lambda m: latency_of(m, 1), in_seconds),
-    ("MACs", "MACs per example", lambda m: m.get("macs"), count),
-]
-
-
-def _pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
-    metric = metrics_of(report)[0]
-    _, what, read, unit = axis
-    places = decimals_of(report, metric)
-    points = [(m, float(read(m)), v) for m in models_of(report) if finite(read(m)) and (v := value_of(m, metric))]
-    xs = [x for _, x, _ in points]
-    ys = [y for _, _, v in points for y in v if y is not None]
-    log_y = not metric.get("higher") and _wide_range(ys, 3)  # a perplexity halves and doubles
-    top, bottom, right = 30.0, height - 48.0, width - 14.0
-    y = _Scale(ys, bottom, top, log_y, 0.07, 6)
-    y_names = _tick_numbers(y)
-    left = 18.0 + 6.6 * max(map(len, y_names))
-    x = _Scale(xs, left, right, _wide_range(xs), 0.08, int((right - left) / 80))
-    out = _frame(x, y, [unit(t, True) for t in x.ticks], y_names)
-    way = "higher is better ↑" if metric.get("higher") else "lower is better ↓"
-    out.append(_title(left, 14, f"{_short(label_of(metric), 28)}, {way}{' (log scale)' if y.log else ''}"))
-    out.append(_title(right, height - 6, f"{what}{' (log scale)' if x.log else ''} →", "end"))
-
-    for m, _, v in points:  # the base's interval, across: what "no worse than the base" means to the eye
-        if _role(m) == "base" and v.low is not None and v.high is not None:
-            size = f'width="{right - left:.1f}" height="{max(1, y(v.low) - y(v.high)):.1f}"'
-            out.append(f'<rect class="band" x="{left:.1f}" y="{y(v.high):.1f}" {size}/>')
-
-    lines: list[_Box] = []
-    for role in ("cut", "student"):
-        path = sorted((p[0].get("parameters") or 0, x(p[1]), y(p[2].value)) for p in points if _role(p[0]) == role)
-        if len(path) > 1:
-            out.append(f'<polyline class="line {role}" points="{" ".join(f"{px:.1f},{py:.1f}" for _, px, py in path)}"/>')
-            for (_, *start), (_, *end) in pairwise(path):
-                lines += _along(*start, *end)
-
-    busy, wanted = [], []
-    for m, px, v in sorted(points, key=lambda p: _ROLES.index(_role(p[0])) not in (0, 1)):  # landmarks drawn on top
-        cx, cy, role = x(px), y(v.value), _role(m)
-        cost = f"{unit(px)} {what}" if unit is count else f"{unit(px)}, {what}"
-        says = (name_of(m), f"{label_of(metric)} {shown(v, places)}", cost)
-        tip, spoken = escape("\n".join(says)), escape(", ".join(says))
-        out.append(f'<g class="pt {role}" tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}"><title>{tip}</title>')
-        if v.low is not None and v.high is not None:
-            a, b = y(v.high), y(v.low)
-            out.append(f'<path class="bar" d="M{cx:.1f} {a:.1f}V{b:.1f}M{cx - 4:.1f} {a:.1f}h8M{cx - 4:.1f} {b:.1f}h8"/>')
-            busy.append(_Box(cx - 4, a, cx + 4, b))
-        out.append(f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="16"/>{_mark(role, cx, cy)}</g>')
-        busy.append(_Box(cx - 8, cy - 8, cx + 8, cy + 8))
-        if role != "cut":
-            # little room: the key says what a blue dot is, so its width is name enough
-            tight = role == "student" and width < 500 and finite(m.get("width"))
-            wanted.append((cx, cy, f"{m['width']:g}" if tight else _short(name_of(m)), role != "student"))
-    wanted.sort(key=lambda w: not w[3])
-    if cuts := [p for p in points if _role(p[0]) == "cut"]:  # one label for their line, as each stands beside its Student
-        m, px, v = min(cuts, key=lambda p: p[1])
-        wanted.append((x(px), y(v.value), "untrained cuts" if len(cuts) > 1 else _short(name_of(m)), True))
-    out += _place(wanted, busy, lines, _Box(left + 2, top - 6, right + 10, bottom - 2))
-    alt = f"{label_of(metric)} against {what}, one point for each model, with 95 % intervals"
-    return _svg(width, height, alt, out)
-
-
-def _curves(report: Dict, width: int, height: int) -> str:
-    metric = (metrics_of(report) or [{"name": "value"}])[0]
-    series: dict[str, list[tuple[float, float]]] = {}
-    for row in (report.get("training") or {}).get("curve") or []:
-        for key, value in (row.get("values") or {}).items():
-            if finite(value) and finite(row.get("step")):
-                series.setdefault(str(key), []).append((row["step"], value))
-    if not series:
-        return ""
-
-    def order(key: str) -> tuple[int, float, str]:
-        try:
-            return (0, float(key), key)
-        except ValueError:
-            return (1, 0.0, key)
-
-    keys = sorted(series, key=order)
-    xs, ys = ([p[i] for points in series.values() for p in points] for i in (0, 1))
-    names = {key: f"width {key}" if order(key)[0] == 0 else _short(key, 16) for key in keys}
-    top, bottom, right = 30.0, height - 46.0, width - 16 - 6.7 * max(len(n) for n in names.values())
-    y = _Scale(ys, bottom, top, not metric.get("higher") and _wide_range(ys, 3), 0.06, 5)
-    y_names = _tick_numbers(y)
-    left = 18.0 + 6.6 * max(map(len, y_names))
-    x = _Scale(xs, left, right, False, 0.0 if len(set(xs)) > 1 else 0.5, int((right - left) / 70))
-    x.ticks = [t for t in x.ticks if float(t).is_integer()] or x.ticks
-    out = _frame(x, y, [_plain_number(t) for t in x.ticks], y_names)
-    out += [_title(left, 14, f"{_short(label_of(metric), 28)} while training"), _title(right, height - 6, "step →", "end")]
-    ends: list[tuple[float, float, str, str]] = []
-    widths = [key for key in keys if order(key)[0] == 0]
-    for key in keys:
-        points = [(x(a), y(b)) for a, b in series[key]]
-        # widths are one hue, the smaller the fainter; anything else (the TA) has its own colour and dashes
-        kind = "student" if key in widths else "ta"
-        fade = 1.0 if kind == "ta" else 0.4 + 0.6 * (widths.index(key) + 1) / len(widths)
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        out.append(f'<polyline class="curve {kind}" style="opacity:{fade:.2f}" points="{path}"/>')
-        for (step, value), (px, py) in zip(series[key], points, strict=True):
-            tip = escape(f"{names[key]}\nstep {step:g}\n{label_of(metric)} {number(value, decimals_of(report, metric))}")
-            out.append(
-                f'<g class="pt" data-tip="{tip}"><title>{tip}</title>'
-                f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
-                f'<circle class="dot {kind}" style="opacity:{fade:.2f}" cx="{px:.1f}" cy="{py:.1f}" r="2.6"/></g>'
-            )
-        ends.append((*points[-1], names[key], kind))
-    ends.sort(key=lambda end: end[1])
-    at = [end[1] for end in ends]
-    for i in range(1, len(at)):
-        at[i] = max(at[i], at[i - 1] + 15)
-    at[-1] = min(at[-1], bottom - 2)
-    for i in range(len(at) - 2, -1, -1):  # where that pushed past the axis, up again from the bottom
-        at[i] = min(at[i], at[i + 1] - 15)
-    for (px, py, name, kind), label_y in zip(ends, at, strict=True):
-        out.append(f'<path class="lead" d="M{px + 3:.1f} {py:.1f}L{right + 8:.1f} {label_y:.1f}"/>')
-        out.append(f'<text class="name {kind}" x="{right + 11:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>')
-    return _svg(width, height, f"{label_of(metric)} while training, one line for each width", out)
-
-
-# --- the page ----------------------------------------------------------------------------------------------------------
 
 
 def _both(draw: Callable[[int, int], str], tall: int, narrow_tall: int) -> str:
@@ -355,7 +92,7 @@ def _figure(report: Dict) -> str:
         return ""
     metric = metrics_of(report)[0]
     scored = [m for m in models_of(report) if value_of(m, metric)]
-    axes = [axis for axis in _AXES if any(finite(axis[2](m)) for m in scored)]
+    axes = [axis for axis in AXES if any(finite(axis[2](m)) for m in scored)]
     if not axes:
         return ""
     # Radio buttons, a tick box and CSS switch the plots, so they work without JavaScript.
@@ -366,19 +103,19 @@ def _figure(report: Dict) -> str:
         for i, axis in enumerate(axes)
     )
     views = [("all", report)]
-    rest = [m for m in models_of(report) if _role(m) != "cut"]
+    rest = [m for m in models_of(report) if role_of(m) != "cut"]
     if any(m in rest for m in scored) and any(m not in rest for m in scored):
         # Untrained cuts are often so bad that they flatten everything else: the same plot without them.
         views.append(("trained", {**report, "models": rest}))
         controls += '<input type="checkbox" id="cuts" checked><label for="cuts" class="box">untrained cuts</label>'
     plots = "".join(
-        f'<div class="plot plot-{i} {view}">{_both(partial(_pareto, part, axis), 460, 380)}</div>'
+        f'<div class="plot plot-{i} {view}">{_both(partial(pareto, part, axis), 460, 380)}</div>'
         for i, axis in enumerate(axes)
         for view, part in views
         if any(finite(axis[2](m)) and value_of(m, metric) for m in models_of(part))
     )
-    roles = [role for role in _ROLES if any(_role(m) == role for m in scored)]
-    key = "".join(f"<li>{_badge(role)}{_KINDS[role]}</li>" for role in roles)
+    roles = [role for role in ROLES if any(role_of(m) == role for m in scored)]
+    key = "".join(f"<li>{badge(role)}{KINDS[role]}</li>" for role in roles)
     hint = "Bars are 95 % intervals" + ("; the band is the base's." if "base" in roles else ".")
     return (
         f'<section><h2>Quality against cost</h2><div class="switch">{controls}<div class="plots">{plots}</div></div>'
@@ -391,16 +128,18 @@ def _table(report: Dict) -> str:
     if not columns:
         return ""
     # Quality and size come first here: on a telephone the first columns are those seen without scrolling.
-    columns.sort(key=lambda c: 0 if c[0] == "model" else 1 if c[0][-1:] in "↑↓" else 2 if c[0] == "parameters" else 3)
+    first = ["model", f"{label_of(metrics_of(report)[0])} " if metrics_of(report) else "", "gain over plain", "verdict"]
+    columns.sort(key=lambda c: next((i for i, start in enumerate(first) if start and c[0].startswith(start)),
+                                    5 if c[0][-1:] in "↑↓" else 6 if c[0] == "parameters" else 7))  # fmt: skip
     base = next((m for m in by_size(models_of(report, "base"))), None)
     head = "".join(f'<th scope="col">{_small(header)}</th>' for header, _ in columns)
     body = []
     for at, model in enumerate(models_of(report)):
-        role, cells = _role(model), []
+        role, cells = role_of(model), []
         for header, column in columns:
             main, detail = column[at]
             if header == "model":
-                cells.append(f'<th scope="row"><div>{_badge(role)}<span>{escape(main)}</span></div></th>')
+                cells.append(f'<th scope="row"><div>{badge(role)}<span>{escape(main)}</span></div></th>')
                 continue
             if header == "parameters" and base and base["parameters"] and finite(model.get("parameters")):
                 detail = percent(model["parameters"] / base["parameters"])
@@ -413,6 +152,87 @@ def _table(report: Dict) -> str:
         f"<table><thead><tr>{head}</tr></thead>"
         f'<tbody>{"".join(body)}</tbody></table></div><p class="hint">{escape(reading(report))}{share}</p></section>'
     )
+
+
+def _verdicts(report: Dict) -> str:
+    """Was it worth it? Each Student against plain distillation of its size."""
+    found = rivals(report)
+    if not found:
+        return ""
+    items = "".join(
+        f'<li><span class="verdict {WORDS.get(pair.verdict, "unclear")}">{escape(pair.verdict)}</span> '
+        f"<span>{escape(sentence_of(report, student, baseline, pair))} <small>It took {escape(trained(report, student)[0])} "
+        f"(all Students), the baseline {escape(trained(report, baseline)[0])}.</small></span></li>"
+        for student, baseline, pair in found
+    )
+    hint = (
+        "Each bar is the 95 % interval of the difference on the same held-out examples, the band the margin of what may be "
+        "lost. “Better” is said only where chance is ruled out over all sizes at once (Holm). One run was made of each, so "
+        "the intervals say nothing about other seeds."
+    )
+    return (
+        f'<section><h2>Was it worth it?</h2><p class="lead-in">{escape(worth(report))}</p>'
+        f'{_both(partial(forest, report), 0, 0)}<ul class="verdicts">{items}</ul><p class="hint">{hint}</p></section>'
+    )
+
+
+_BUDGETS: list[tuple[str, str, Callable[[Dict], Any], str]] = [
+    ("parameters", "parameters", lambda m: m.get("parameters"), "count"),
+    ("MACs", "MACs per example", lambda m: m.get("macs"), "count"),
+    ("latency", "for one example", lambda m: latency_of(m, 1), "time"),
+    ("memory", "of memory at most", lambda m: m.get("peak_memory"), "bytes"),
+    ("checkpoint", "on disk", lambda m: m.get("bytes"), "bytes"),
+]
+
+
+def _budget(report: Dict) -> str:
+    """A slider that names the best Student within a budget. It needs JavaScript, and is hidden without."""
+    students = by_size(models_of(report, "student"))
+    if not metrics_of(report) or len(students) < 2:
+        return ""
+    metric = metrics_of(report)[0]
+    places, verdicts = decimals_of(report, metric), {name_of(s): pair.verdict for s, _, pair in rivals(report)}
+    rows: list[dict[str, Any]] = [
+        {
+            "name": name_of(s), "quality": v.value, "shown": shown(v, places), "verdict": verdicts.get(name_of(s), ""),
+            "costs": [read(s) if finite(read(s)) else None for _, _, read, _ in _BUDGETS],
+        }
+        for s in students if (v := value_of(s, metric))
+    ]  # fmt: skip
+    costs = [{row["costs"][i] for row in rows} - {None} for i in range(len(_BUDGETS))]
+    kinds = [(i, label, unit) for i, (label, _, _, unit) in enumerate(_BUDGETS) if len(costs[i]) > 1]
+    if len(rows) < 2 or not kinds:
+        return ""
+    told = {"label": label_of(metric), "higher": bool(metric.get("higher")), "rows": rows, "units": [k[2] for k in kinds],
+            "at": [k[0] for k in kinds], "whats": [_BUDGETS[k[0]][1] for k in kinds]}  # fmt: skip
+    choices = "".join(
+        f'<input type="radio" name="budget" id="budget-{n}" value="{n}"{"" if n else " checked"}>'
+        f'<label for="budget-{n}">{label}</label>'
+        for n, (_, label, _) in enumerate(kinds)
+    )
+    return (
+        f'<section id="budget" hidden data-told="{escape(json.dumps(told))}"><h2>Which Student for my budget?</h2>'
+        f'<div class="switch">{choices}</div><label class="slide"><span id="limit"></span>'
+        '<input type="range" id="slider" min="0" max="1000" value="600" aria-describedby="answer"></label>'
+        '<p id="answer" role="status"></p></section>'
+    )
+
+
+_STRIPS = 24  # axes that are drawn
+
+
+def _axes(report: Dict) -> str:
+    """What nests, and how important its units were found to be."""
+    axes = [a for a in report.get("axes") or [] if finite(a.get("base")) and finite(a.get("ta")) and a["base"]]
+    if not axes:
+        return ""
+    drawn = [a for a in axes if a.get("importance")][:_STRIPS] or axes[:_STRIPS]
+    strips = "".join(_both(partial(importance, axis), 0, 0) for axis in drawn)
+    more = f" {len(axes) - len(drawn)} more axes are in report.json." if len(axes) > len(drawn) else ""
+    grown = " Grey is what the TA has grown." if any(a["ta"] > a["base"] for a in drawn) else ""
+    hint = "The units of each axis, the most important first, as high as they are important; a line is where a Student ends."
+    strips = f'<div class="strips">{strips}</div>'
+    return f'<section><h2>Axes and importance</h2>{strips}<p class="hint">{hint}{grown}{more}</p></section>'
 
 
 def _small(header: str) -> str:
@@ -436,9 +256,13 @@ def html(report: Dict) -> str:
     parts.append("</header>")
     if warned := alarms(report):
         parts.append(f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{_items(warned)}</ul></section>')
-    parts += [_figure(report), _table(report)]
-    if _curves(report, 960, 320):
-        parts.append(f"<section><h2>Training</h2>{_both(partial(_curves, report), 320, 300)}</section>")
+    parts += [_verdicts(report), _figure(report), _budget(report), _table(report)]
+    if curves(report, 960, 320):
+        small = [trace(report, drawn, 440, 260, f"of {short(name)}") for name, drawn in compared(report)]
+        beside = "".join(f"<article>{chart}</article>" for chart in small)
+        beside = f'<div class="cards beside">{beside}</div>' if beside else ""
+        parts.append(f"<section><h2>Training</h2>{_both(partial(curves, report), 320, 300)}{beside}</section>")
+    parts.append(_axes(report))
     if loading := loadable(report):
         cards = []
         for model, known, lines in loading:
@@ -470,11 +294,11 @@ def html(report: Dict) -> str:
 
 # Okabe and Ito's colours, told apart with any colour vision; lighter ones of the same hues on a dark page.
 _CSS = """
-:root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;
-  --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
+:root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;--plain:#8a4f9e;--alone:#8c6d00;--scratch:#b03a5b;
+  --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--better:#00795a;--worse:#b3261e;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
 @media(prefers-color-scheme:dark){
 :root{--bg:#14171b;--card:#1b1f25;--ink:#e8eaed;--soft:#9fa8b3;--rule:#343a42;--grid:#262b32;--student:#56b4e9;
-  --cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}
+  --plain:#c89be0;--alone:#dcbc4a;--scratch:#f08aa8;--cut:#929ba6;--base:#f0f2f4;--ta:#f08c4a;--teacher:#3cc79d;--better:#3cc79d;--worse:#ff8a80;--warn:#2b2415;--warn-rule:#e69f00;--code:#1f242b}
 }
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);
   font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Liberation Sans",sans-serif;font-variant-numeric:tabular-nums;
@@ -508,12 +332,32 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .grid{stroke:var(--grid)}.axis{stroke:var(--soft)}.lead{stroke:var(--soft);stroke-width:.8;fill:none}
 .band{fill:var(--base);opacity:.08}.line,.curve{fill:none;stroke-width:2;stroke-linejoin:round}
 .line.student,.curve.student{stroke:var(--student)}.line.cut{stroke:var(--cut);stroke-dasharray:5 5}
+.plain.line,.plain.curve{stroke:var(--plain)}.alone.line,.alone.curve{stroke:var(--alone)}
+.scratch.line,.scratch.curve{stroke:var(--scratch)}.line.plain,.line.alone,.line.scratch{stroke-width:1.2}
+.mark.plain,.dot.plain{fill:var(--plain)}.mark.alone,.dot.alone{fill:var(--alone)}
+.mark.scratch,.dot.scratch{fill:var(--scratch)}.plain .bar{stroke:var(--plain)}.alone .bar{stroke:var(--alone)}
+.scratch .bar{stroke:var(--scratch)}.plain .bar,.alone .bar,.scratch .bar,.cut .bar{stroke-width:1}
+.chosen .mark{stroke:var(--ink);stroke-width:3}
+.gain.better .mark,.gain.better .bar{fill:var(--better);stroke:var(--better)}
+.gain.worse .mark,.gain.worse .bar{fill:var(--worse);stroke:var(--worse)}
+.gain.level .mark,.gain.level .bar{fill:var(--student);stroke:var(--student)}
+.gain.unclear .mark,.gain.unclear .bar{fill:var(--soft);stroke:var(--soft)}.gain .bar{stroke-width:2.2}
+.verdicts{list-style:none;padding:0;margin:18px 0 0;display:grid;gap:12px}
+.verdicts li{display:grid;grid-template-columns:9.5em 1fr;gap:4px 14px;align-items:baseline;max-width:62em}
+.verdicts small{color:var(--soft);font-size:.84rem}.lead-in{max-width:52em;margin:0 0 18px}
+.verdict{font-size:.84rem;font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 11px;
+  justify-self:start;white-space:nowrap}.verdict.better{color:var(--better)}.verdict.worse{color:var(--worse)}
+.verdict.level{color:var(--student)}.verdict.unclear{color:var(--soft)}
+.slide{display:block;margin:16px 0 4px;max-width:560px}.slide span{display:block;font-size:.88rem;color:var(--soft)}
+.slide input{width:100%;margin:8px 0 0;accent-color:var(--student)}#answer{font-weight:600;max-width:52em;min-height:3.1em}
+.strips{display:grid;gap:4px}.new{fill:var(--grid)}.unit{fill:var(--student)}.end{stroke:var(--ink);stroke-width:1.5}
+.beside{margin-top:24px}
 .curve.ta{stroke:var(--ta);stroke-dasharray:7 3}.mark{stroke:var(--bg);stroke-width:1.5}
 .mark.student,.dot.student{fill:var(--student)}.mark.base{fill:var(--base)}.mark.ta,.dot.ta{fill:var(--ta)}
 .mark.teacher{fill:var(--teacher)}.mark.cut{fill:var(--bg);stroke:var(--cut);stroke-width:2}
 .bar{stroke:var(--student);stroke-width:1.5;fill:none}.cut .bar{stroke:var(--cut)}.base .bar{stroke:var(--base)}
 .ta .bar{stroke:var(--ta)}.teacher .bar{stroke:var(--teacher)}.hit{fill:transparent}.pt{outline:none}
-.pt:hover .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
+.pt.over .mark,.pt:focus .mark{stroke:var(--ink);stroke-width:2.5}
 .key{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;margin:14px 0 0}
 .key li{display:flex;align-items:center;gap:6px}.key svg,th svg{width:16px;height:16px;flex:none}
 .scroll{overflow-x:auto;border:1px solid var(--rule);border-radius:10px;background:var(--card)}
@@ -522,7 +366,7 @@ th,td{padding:9px;text-align:right;white-space:nowrap;border-bottom:1px solid va
 tbody tr:last-child>*{border-bottom:0}thead th{color:var(--soft);font-weight:600;white-space:normal;vertical-align:bottom}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--card)}
 th[scope=row] div{display:flex;gap:8px;align-items:center}
-th[scope=row] span{white-space:normal;overflow-wrap:anywhere;min-width:6.5em;max-width:15em}th svg .mark{stroke:var(--card)}
+th[scope=row] span{white-space:normal;overflow-wrap:anywhere;min-width:12em;max-width:15em}th svg .mark{stroke:var(--card)}
 th svg .mark.cut{stroke:var(--cut);fill:var(--card)}
 td small,thead small{display:block;color:var(--soft);font-size:.92em;font-weight:400}tr.cut td,tr.cut th{color:var(--soft)}
 tr.cut th{font-weight:400}.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:26px 24px}
@@ -541,27 +385,39 @@ summary{cursor:pointer;margin-bottom:10px}
 @media(max-width:680px){
 main{padding:26px 16px 48px}section{margin-top:40px}.wide{display:none}.narrow{display:block}
 .tiles{grid-template-columns:1fr 1fr}.tiles div{padding:11px 10px}.tiles b{font-size:1.25rem}.tiles span{font-size:.78rem}
+.verdicts li{grid-template-columns:1fr}
 .switch .box{padding-left:0}th,td{padding:8px 9px}
-th[scope=row] span{max-width:7em}
+th[scope=row] span{min-width:6.5em;max-width:7em}
 }
 @media print{
 .switch label,.code button{display:none}section{break-inside:avoid}
 }
 """
 
-# Tooltips and copy buttons only: without it the page has native tooltips, and the axis still switches.
+# Tooltips, copy buttons and the slider only: without it the page has native tooltips, and the axis still switches.
 _JS = """
 (function(){
 var tip=document.createElement('div');tip.id='tip';tip.hidden=true;document.body.appendChild(tip);
-function hide(){tip.hidden=true}
-document.querySelectorAll('[data-tip]').forEach(function(el){
- var t=el.querySelector('title');if(t)t.remove();
- function show(){tip.textContent=el.dataset.tip;tip.hidden=false;
-  var r=el.querySelector('.hit').getBoundingClientRect(),w=tip.offsetWidth,h=tip.offsetHeight;
-  tip.style.left=Math.max(6,Math.min(innerWidth-w-6,r.left+r.width/2-w/2))+'px';
-  tip.style.top=(r.top-h-4>0?r.top-h-4:r.bottom+4)+'px'}
- el.addEventListener('pointerenter',show);el.addEventListener('focus',show);
- el.addEventListener('pointerleave',hide);el.addEventListener('blur',hide)});
+var over=null;
+function hide(){tip.hidden=true;if(over)over.classList.remove('over');over=null}
+function show(el){if(el===over)return;hide();over=el;el.classList.add('over');tip.textContent=el.dataset.tip;tip.hidden=false;
+ var r=el.querySelector('.hit').getBoundingClientRect(),w=tip.offsetWidth,h=tip.offsetHeight;
+ tip.style.left=Math.max(6,Math.min(innerWidth-w-6,r.left+r.width/2-w/2))+'px';
+ tip.style.top=(r.top-h-4>0?r.top-h-4:r.bottom+4)+'px'}
+document.querySelectorAll('svg').forEach(function(svg){
+ var points=[].slice.call(svg.querySelectorAll('[data-tip]'));
+ points.forEach(function(el){
+  var t=el.querySelector('title');if(t)t.remove();
+  el.addEventListener('focus',function(){show(el)});el.addEventListener('blur',hide)});
+ function near(event){ // points lie close together: the nearest one is meant, not the one drawn last
+  var best=null,least=24;
+  points.forEach(function(el){
+   var r=el.querySelector('.hit').getBoundingClientRect(),
+    far=Math.hypot(event.clientX-r.left-r.width/2,event.clientY-r.top-r.height/2);
+   if(far<=least){best=el;least=far}});
+  if(best)show(best);else hide()}
+ if(!points.length)return;
+ svg.addEventListener('pointermove',near);svg.addEventListener('pointerdown',near);svg.addEventListener('pointerleave',hide)});
 addEventListener('scroll',hide,{passive:true});
 document.querySelectorAll('.code').forEach(function(box){
  var b=document.createElement('button');b.type='button';b.textContent='copy';
@@ -571,5 +427,29 @@ document.querySelectorAll('.code').forEach(function(box){
   else navigator.clipboard.writeText(pre.textContent).then(function(){b.textContent='copied'},mark);
   setTimeout(function(){b.textContent='copy'},1500)});
  box.appendChild(b)});
+var box=document.getElementById('budget');
+if(!box)return;
+box.hidden=false;
+var told=JSON.parse(box.dataset.told),slider=document.getElementById('slider'),limit=document.getElementById('limit'),
+ answer=document.getElementById('answer');
+function text(value,unit){
+ var names=unit==='time'?['s','ms','µs','ns']:unit==='bytes'?['TB','GB','MB','kB','B']:['T','G','M','k',''];
+ var size=unit==='time'?1:1e12,i=0;
+ while(i<names.length-1&&value<size){size/=1000;i++}
+ return (Number((value/size).toPrecision(3))+' '+names[i]).trim()}
+function choose(){
+ var n=+box.querySelector('input[name=budget]:checked').value,at=told.at[n],unit=told.units[n];
+ var rows=told.rows.filter(function(r){return r.costs[at]!==null}).sort(function(a,b){return a.costs[at]-b.costs[at]});
+ var low=rows[0].costs[at]*.8,high=rows[rows.length-1].costs[at]*1.1,budget=low*Math.pow(high/low,slider.value/1000),best=null;
+ rows.forEach(function(r){if(r.costs[at]<=budget&&(!best||(told.higher?r.quality>best.quality:r.quality<best.quality)))best=r});
+ limit.textContent='Budget: '+text(budget,unit)+' '+told.whats[n];
+ answer.textContent=best?best.name+': '+told.label+' '+best.shown+', with '+text(best.costs[at],unit)+
+  (best.verdict?'. Against plain distillation of its size: '+best.verdict:'')+'.':
+  'None: the least that a Student needs is '+text(rows[0].costs[at],unit)+', '+rows[0].name+'.';
+ document.querySelectorAll('[data-name]').forEach(function(el){
+  el.classList.toggle('chosen',!!best&&el.dataset.name===best.name)})}
+slider.addEventListener('input',choose);
+box.querySelectorAll('input[name=budget]').forEach(function(el){el.addEventListener('change',choose)});
+choose();
 })();
 """

@@ -156,9 +156,10 @@ class ExportSettings:
     )
     dtype: str = _setting("float32", "of the Students' weights as saved: float32, bfloat16 or float16")
     checkpoint: str = _setting("auto", "best, last, or step-N; auto: the best one where the run kept one, else the last")
-    batch_size: int = _setting(8, "batch of the throughput measurement (latency is also measured at 1)")
+    batch_size: int = _setting(8, "batch of the throughput measurement, which is also made at 1 and at four times as many")
     threads: int = _setting(0, "threads of a CPU that latency is measured with; 0: torch's own number")
     bootstrap: int = _setting(200, "resamples of the 95 % intervals")
+    margin: float = _setting(0.01, "share of a baseline's value that a Student may lose and be called no worse")
 
 
 @dataclass

@@ -122,9 +122,15 @@ def decimals_of(report: Dict, metric: Dict) -> int:
     values = [v for m in models_of(report) if (v := value_of(m, metric))]
     halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None and v.high > v.low]
     if halves:
-        return min(5, max(0, 1 - math.floor(math.log10(float(f"{min(halves):.2g}")))))
+        return _places(halves)
     sizes = [abs(v.value) for v in values if v.value]
     return min(5, max(0, 2 - math.floor(math.log10(max(sizes))))) if sizes else 3
+
+
+def _places(halves: list[float]) -> int:
+    """Decimals for two digits of the smallest."""
+    small = min((half for half in halves if half > 0), default=1.0)
+    return min(5, max(0, 1 - math.floor(math.log10(float(f"{small:.2g}")))))
 
 
 def interval_of(value: Value, decimals: int) -> str:
@@ -163,6 +169,120 @@ def _hidden(a: Value, b: Value) -> float:
     width = (a.high - a.low + b.high - b.low) / 2
     scale = max(abs(a.value), abs(b.value))
     return 0.0 if width == 0 else width / scale if scale else math.inf
+
+
+class Pair(NamedTuple):
+    """Two models on the same examples: what ``a`` gains over ``b`` (above zero is better, whatever the metric's direction)."""
+
+    a: str
+    b: str
+    gain: float
+    low: float
+    high: float
+    margin: float
+    verdict: str
+
+
+BETTER, SAME, NO_WORSE, WORSE, WIDE = "better", "no different", "no worse", "worse", "too wide to say"
+
+
+def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
+    """What a 95 % interval of a gain says, where a loss of no more than ``margin`` (0 or more) does not count.
+
+    sure: whether chance alone is ruled out for all comparisons that were made at once: a claim needs that, an alarm does not.
+    """
+    if low > 0 and sure:
+        return BETTER
+    if low >= -margin:
+        return SAME if high <= margin else NO_WORSE
+    return WORSE if high < 0 else WIDE
+
+
+def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
+    """The comparison of two models on the same examples, if there is one."""
+    for pair in report.get("pairs") or []:
+        if (pair.get("a"), pair.get("b"), pair.get("metric")) == (name_of(a), name_of(b), metric["name"]):
+            gain, low, high, margin = (pair.get(key) for key in ("gain", "low", "high", "margin"))
+            if not (finite(gain) and finite(low) and finite(high) and finite(margin)):
+                return None
+            return Pair(pair["a"], pair["b"], gain, low, high, margin, pair.get("verdict") or judged(low, high, margin, False))
+    return None
+
+
+def _against(report: Dict, a: Dict, b: Dict, metric: Dict) -> str:
+    """``_verdict`` of two models: from the same examples where they were compared on them, else from their own intervals."""
+    if pair := pair_of(report, a, b, metric):
+        return {BETTER: "better", WORSE: "worse", WIDE: "blind"}.get(pair.verdict, "level")
+    ours, theirs = value_of(a, metric), value_of(b, metric)
+    return _verdict(ours, theirs, metric) if ours and theirs else "unknown"
+
+
+def rivals(report: Dict, role: str = "plain") -> list[tuple[Dict, Dict, Pair]]:
+    """Each Student with its baseline of a role and their comparison in the first metric, by size."""
+    found = []
+    for student in by_size(models_of(report, "student")) if metrics_of(report) else []:
+        for model in models_of(report, role):
+            if model.get("of") == name_of(student) and (pair := pair_of(report, student, model, metrics_of(report)[0])):
+                found.append((student, model, pair))
+    return found
+
+
+def by_how_much(report: Dict, pair: Pair) -> str:
+    """``by 0.012 (0.5 %; 95 %: 0.004 to 0.020)``, or the interval alone where that says nothing."""
+    metric = metrics_of(report)[0]
+    gains = [p for _, _, p in rivals(report)] or [pair]
+    places = _places([(p.high - p.low) / 2 for p in gains if p.high > p.low] or [p.margin for p in gains if p.margin])
+    other = next((v for m in models_of(report) if name_of(m) == pair.b and (v := value_of(m, metric))), None)
+    share = f"{percent(abs(pair.gain / other.value))}; " if other and other.value and pair.gain else ""
+    span = f"{signed(pair.low, places)} to {signed(pair.high, places)}"
+    if pair.verdict in (BETTER, WORSE):
+        return f"by {number(abs(pair.gain), places)} ({share}95 %: {span})"
+    return f"{signed(pair.gain, places)} ({share}95 %: {span})"
+
+
+def signed(value: float, places: int) -> str:
+    """With its sign, which zero has none of."""
+    text = number(abs(value), places)
+    return text if float(text.split()[0]) == 0 else f"{'+' if value > 0 else '−'}{text}"
+
+
+def sentence_of(report: Dict, student: Dict, baseline: Dict, pair: Pair) -> str:
+    """A plain verdict on a Student against a baseline of its size."""
+    label, than, much = label_of(metrics_of(report)[0]), name_of(baseline), by_how_much(report, pair)
+    margin = number(pair.margin, _places([pair.margin]))
+    return {
+        BETTER: f"{name_of(student)} is better than {than} in {label}, {much}.",
+        SAME: f"{name_of(student)} is no different from {than} in {label}: {much}, within ±{margin}.",
+        NO_WORSE: f"{name_of(student)} is no worse than {than} in {label}: {much}, a loss of {margin} at most.",
+        WORSE: f"{name_of(student)} is worse than {than} in {label}, {much}.",
+    }.get(
+        pair.verdict,
+        f"The interval is too wide to say whether {name_of(student)} is better or worse than {than} in {label}: {much}, "
+        f"where a loss above {margin} would count.",
+    )
+
+
+def worth(report: Dict) -> str:
+    """One sentence: what nesting came to against distilling each size alone. Empty where that was not tried."""
+    found = rivals(report)
+    if not found:
+        return ""
+    counts = [(word, sum(pair.verdict == word for _, _, pair in found)) for word in (BETTER, SAME, NO_WORSE, WORSE, WIDE)]
+    said = [f"{word} at {n}" for word, n in counts if n]
+    sizes = f" of {len(found)} size{'s' if len(found) > 1 else ''}"
+    sentence = f"Against plain distillation of the same size, start, data and steps: {_list([said[0] + sizes, *said[1:]])}."
+    alone, run = [seconds_of(baseline) for _, baseline, _ in found], seconds_of(found[0][0])
+    if finite(run) and all(map(finite, alone)):
+        many = f"these {len(alone)} runs" if len(alone) > 1 else "that run"
+        sentence += f" The nested run took {_duration(run)} of a device for all its Students and the TA, {many} "
+        sentence += f"{_duration(sum(seconds or 0.0 for seconds in alone))}."
+    return sentence
+
+
+def seconds_of(model: Dict) -> float | None:
+    """The device-seconds of a model's training; a Student's are those of the run that made all of them."""
+    seconds = (model.get("training") or {}).get("seconds")
+    return seconds if finite(seconds) else None
 
 
 class Pick(NamedTuple):
@@ -264,9 +384,11 @@ def findings(report: Dict) -> list[str]:
                 fast.append(f"{usual / quick:.1f}x at batch {batch} ({in_seconds(quick)} against {in_seconds(usual)})")
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
+    if said := worth(report):
+        found.append(said)
     if pairs := _pairs(report, metric):
-        better = sum(_verdict(s, c, metric) == "better" for _, s, c in pairs)
-        _, small, cut = pairs[0]
+        better = sum(_against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs)
+        _, small, _, cut = pairs[0]
         found.append(
             f"Training beat the untrained cut, beyond the intervals, at {better} of {len(pairs)} "
             f"width{'s' if len(pairs) > 1 else ''}; at the smallest, {label} went from "
@@ -281,11 +403,12 @@ def findings(report: Dict) -> list[str]:
     return found
 
 
-def _pairs(report: Dict, metric: Dict) -> list[tuple[Dict, Value, Value]]:
-    """Each Student, its value and its untrained cut's. At width 1.0 there is none: that cut is the base itself."""
+def _pairs(report: Dict, metric: Dict) -> list[tuple[Dict, Value, Dict, Value]]:
+    """Each Student and its untrained cut, with their values. At width 1.0 there is none: that cut is the base itself."""
     cuts = {m.get("of") or m.get("width"): m for m in models_of(report, "cut") if m.get("width") != 1.0}
     paired = [(s, cuts.get(name_of(s)) or cuts.get(s.get("width"))) for s in by_size(models_of(report, "student"))]
-    return [(s, ours, cut) for s, c in paired if c and (ours := value_of(s, metric)) and (cut := value_of(c, metric))]
+    found = [(s, value_of(s, metric), cut, value_of(cut, metric)) for s, cut in paired if cut]
+    return [(student, ours, cut, theirs) for student, ours, cut, theirs in found if ours and theirs]
 
 
 def alarms(report: Dict) -> list[str]:
@@ -300,6 +423,9 @@ def alarms(report: Dict) -> list[str]:
                 f"{name_of(model)}: the exported checkpoint does not give exactly the outputs of the trained slice{by}; "
                 "do not serve it before you know why."
             )
+    for rival in rivals(report):
+        if rival[2].verdict in (WORSE, WIDE):
+            found.append(sentence_of(report, *rival) + (" Evaluate on more data." if rival[2].verdict == WIDE else ""))
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
         primary = metric is metrics_of(report)[0]  # other metrics mostly repeat what it says of noise
@@ -310,15 +436,15 @@ def alarms(report: Dict) -> list[str]:
         for large, value in scored:
             smaller = [(m, v) for m, v in scored if m["parameters"] < large["parameters"]]
             # one alarm for each larger Student, against the best of the smaller ones
-            if ahead := [(m, v) for m, v in smaller if _verdict(v, value, metric) == "better"]:
+            if ahead := [(m, v) for m, v in smaller if _against(report, large, m, metric) == "worse"]:
                 small, best = (max if metric.get("higher") else min)(ahead, key=lambda pair: pair[1].value)
                 found.append(
                     f"{name_of(large)} is larger than {name_of(small)} but worse in {label}: "
                     f"{shown(value, decimals)} against {shown(best, decimals)}."
                 )
 
-        for student, ours, cut in _pairs(report, metric) if primary else []:
-            if (verdict := _verdict(ours, cut, metric)) not in ("better", "unknown"):
+        for student, ours, untrained, cut in _pairs(report, metric) if primary else []:
+            if (verdict := _against(report, student, untrained, metric)) not in ("better", "unknown"):
                 how = "worse than" if verdict == "worse" else "no better, within the intervals, than"
                 found.append(
                     f"{name_of(student)} is {how} its untrained cut in {label}: {shown(ours, decimals)} against "
@@ -369,13 +495,41 @@ def columns_of(report: Dict) -> list[tuple[str, list[tuple[str, str]]]]:
         times = [(in_seconds(latency_of(m, batch)), latency_of(m, batch, "p95")) for m in models]
         cells = [(median, "" if p95 is None else f"({in_seconds(p95)})") for median, p95 in times]
         columns.append((f"latency b{batch} median (p95)", cells))
+    for batch in _batches(report):
+        speeds = [latency_of(m, batch) for m in models]
+        columns.append((f"examples/s b{batch}", [(count(batch / s) if s else MISSING, "") for s in speeds]))
     columns.append(("peak memory", [(in_bytes(m.get("peak_memory")), "") for m in models]))
     for metric in metrics_of(report):
         places = decimals_of(report, metric)
         values = [value_of(m, metric) for m in models]
         cells = [(number(v.value, places), interval_of(v, places)) if v else (MISSING, "") for v in values]
         columns.append((f"{label_of(metric)} {'↑' if metric.get('higher') else '↓'}", cells))
+    gains = [_reference(report, m) for m in models]
+    places = _places([(p.high - p.low) / 2 for p in gains if p])
+    spans = [f"[{signed(p.low, places)}, {signed(p.high, places)}]" if p else "" for p in gains]
+    cells = [(signed(p.gain, places) if p else MISSING, span) for p, span in zip(gains, spans, strict=True)]
+    columns.append(("gain over plain", cells))
+    columns.append(("verdict", [(p.verdict if p else MISSING, "") for p in gains]))
+    columns.append(("training", [trained(report, m) for m in models]))
     return [(header, cells) for header, cells in columns if any(main != MISSING for main, _ in cells)]
+
+
+def _reference(report: Dict, model: Dict) -> Pair | None:
+    """A model against plain distillation of its size, in the first metric."""
+    of = name_of(model) if model.get("role") == "student" else model.get("of")
+    plain = next((m for m in models_of(report, "plain") if m.get("of") == of), None)
+    return pair_of(report, model, plain, metrics_of(report)[0]) if plain and metrics_of(report) else None
+
+
+def trained(report: Dict, model: Dict) -> tuple[str, str]:
+    """What a model's training took: device-seconds, and how much it saw."""
+    training, unit = model.get("training") or {}, report.get("unit") or "examples"
+    if not finite(training.get("seconds")):
+        return MISSING, ""
+    seen = training.get("items")
+    parts = [f"{count(seen)} {unit}"] if finite(seen) else []
+    parts += ["one run for all"] if model.get("role") in ("student", "ta") else []
+    return _duration(training["seconds"]), ", ".join(parts)
 
 
 def rows(report: Dict) -> tuple[list[str], list[list[str]]]:
@@ -413,7 +567,7 @@ def when(report: Dict) -> str:
 
 def _duration(seconds: float) -> str:
     if seconds < 100:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 

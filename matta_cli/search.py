@@ -332,7 +332,7 @@ class Search:
         self.latency = Latency(self.task, ta, self.costs, batch, recipe.export.threads)
         parts = (checkpoint.digest(last), self.choosing.digest(), self.examples, self.metric.name)
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        self.scores = Scores(_optuna(), storage, f"scores {self.digest}", self.metric.higher)
+        self.scores = Scores(_optuna(), storage, f"scores {self.digest}", bool(self.metric.higher))
         self.found: dict[str, Candidate] = {}
         self.stock: dict[str, bool] = {}
         self.evaluated = 0

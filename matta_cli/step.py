@@ -14,7 +14,7 @@ from matta_cli import cost, devices, sampling, supernet
 from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Target, Term
-from matta_cli.recipe import Recipe
+from matta_cli.recipe import DistillSettings, Recipe
 from matta_cli.tasks import Batch, Task
 
 # Bytes of one model's logits up to which nothing is gained by making them piece by piece.
@@ -76,6 +76,11 @@ class ModelTeacher:
         return Logits(out) if self.output is None else Logits(out, *self.output)
 
 
+def asks_teacher(settings: DistillSettings, task: Task) -> bool:
+    """Whether any term of the loss needs the Teacher."""
+    return not task.labelled or settings.teacher_mix > 0 or settings.hidden_weight > 0
+
+
 class Step:
     """The gradients of a step as the recipe has it; holds the views of the widths that it trains.
 
@@ -86,7 +91,7 @@ class Step:
     its loss is known and its graph freed. Logits over a large vocabulary never stand whole in memory.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, device: torch.device) -> None:
         self.settings, self.task, self.ta, self.teacher, self.device = recipe.distill, task, ta, teacher, device
         self.mix = recipe.distill.teacher_mix if task.labelled else 1.0
         self.scaler = devices.scaler(recipe.distill.precision, device)
@@ -207,20 +212,25 @@ class Step:
         weight = self.ramp(step)
         trains = settings.ta_weight > 0
         with devices.precision(settings.precision, self.device):
-            taught = self.teacher(batch, rows) if self.mix > 0 or settings.hidden_weight > 0 else None
-            with torch.set_grad_enabled(trains or (weight > 0 and not settings.detach_ta)):
-                given = self._logits("TA", batch)
-        # a leaf: what reaches it from here and from the Students goes through the TA in one pass
-        leaf = given if settings.detach_ta else Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
+            taught = self.teacher(batch, rows) if self.teacher is not None and asks_teacher(settings, self.task) else None
+            given = None  # the TA runs only where it learns or teaches
+            if trains or (weight > 0 and "teaching" not in self.models):
+                with torch.set_grad_enabled(trains or not settings.detach_ta):
+                    given = self._logits("TA", batch)
+        leaf = given
+        if given is not None and not settings.detach_ta:
+            # a leaf: what reaches it from here and from the Students goes through the TA in one pass
+            leaf = Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
         if self.chunked:
             size = _KEPT.get(self.device.type, 0)
             with devices.precision(settings.precision, self.device):
-                leaf = leaf.keep(size) if weight > 0 and "teaching" not in self.models else leaf
+                leaf = leaf.keep(size) if leaf is not None and weight > 0 and "teaching" not in self.models else leaf
                 taught = taught.keep(size) if isinstance(taught, Logits) else taught
         found: Values = {"TA": {}}
         if trains:
+            assert leaf is not None
             found["TA"] = self._learn(leaf, batch, self._own(settings.ta_weight, taught), taught, over)
-        source = leaf.detach() if settings.detach_ta else leaf
+        source = leaf.detach() if leaf is not None and settings.detach_ta else leaf
         if "teaching" in self.models and weight > 0:
             with torch.no_grad(), devices.precision(settings.precision, self.device):
                 source = self._logits("teaching", batch)
@@ -232,7 +242,7 @@ class Step:
             with devices.precision(settings.precision, self.device):
                 logits = self._logits(f"{width:g}", batch)
             found[f"{width:g}"] = self._learn(logits, batch, terms, taught, over)
-        if not settings.detach_ta and leaf.hidden.grad is not None:
+        if not settings.detach_ta and given is not None and leaf is not None and leaf.hidden.grad is not None:
             given.hidden.backward(leaf.hidden.grad)
         return found
 

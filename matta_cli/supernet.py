@@ -276,6 +276,27 @@ class StudentView:
                 state[own] = buffer if self.live else self.cut(name, buffer).clone()
         return state
 
+    def module(self) -> nn.Module:
+        """The Student as an ordinary module whose tensors are these views, for what calls more than ``forward``, such as
+        ``generate`` of transformers. In eval mode; no gradient reaches the model.
+
+        Copies are buffers, and tensors that are cut into several pieces (a fused qkv with fewer heads).
+        """
+        module = copy.deepcopy(self.skeleton)  # on the meta device: nothing but names and shapes
+        state = self.state()
+        places: dict[int, list[str]] = {}
+        for name, parameter in module.named_parameters(remove_duplicate=False):
+            places.setdefault(id(parameter), []).append(name)
+        for tied in places.values():
+            own = nn.Parameter(state[tied[0]].detach(), requires_grad=False)
+            for name in tied:
+                where, _, last = name.rpartition(".")
+                module.get_submodule(where).register_parameter(last, own)
+        for name, _ in list(module.named_buffers()):
+            where, _, last = name.rpartition(".")
+            module.get_submodule(where)._buffers[last] = state[name]
+        return module.eval()
+
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight [outputs, d] and bias [outputs] (or None) of the ``head``, as views."""
         named = dict(self.model.named_parameters(remove_duplicate=False))

@@ -368,6 +368,8 @@ def teach(
         raise MattaError(f"--top-k {k} is not possible: it is 1 or more.")
     device = devices.pick(recipe.distill.device)
     task, ta, teacher, data = opened(recipe, out, device, World(), listen)
+    if teacher is None:
+        raise MattaError("No Teacher is named: pass --teacher with the model whose outputs shall be written.")
     assert not isinstance(teacher, FileTeacher)
     outputs = task.outputs(ta.model) if not task.embeds else task.outputs(teacher.model)
     exact = task.embeds or outputs <= max(EXACT, k)

@@ -209,6 +209,23 @@ def test_json_is_all_that_stdout_carries(typed):
     assert {"gpt2", "vit", "mlp_ranker"} <= {entry["name"] for entry in json.loads(result.stdout)}
 
 
+def test_a_report_with_baselines(typed):
+    """Baselines are trained beside the Students, each of which gets its verdict; the report can be made anew without them."""
+    result = typed("export --widths 0.25,0.5 --baselines untrained,plain --margin 0.5 --overwrite --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [m["name"] for m in found["models"] if m["role"] == "plain"] == ["plain distillation 0.25", "plain distillation 0.5"]
+    assert "plain-width-0.5 (2 of 2): training, 6 steps" in result.stderr and found["margin"] == 0.5
+    result = typed("report")
+    assert result.exit_code == 0 and "training, 6 steps" not in result.stderr, result.stderr
+    headers, *rows = [line.split("\t") for line in result.stdout.splitlines()]
+    row = dict(zip(headers, next(r for r in rows if r[0] == "width 0.5"), strict=True))
+    pairs = [p for p in found["pairs"] if (p["a"], p["b"]) == ("width 0.5", "plain distillation 0.5")]
+    assert row["verdict"] == pairs[0]["verdict"] and "one run for all" in row["training"]
+    assert json.loads(Path("matta-out/report.json").read_text())["pairs"] == found["pairs"]
+    assert "Was it worth it?" in Path("matta-out/report.html").read_text()
+
+
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
@@ -239,10 +256,23 @@ def test_json_is_all_that_stdout_carries(typed):
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
         ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
         ("export nowhere", ["nowhere", "matta convert"]),
+        ("export --baselines plane --overwrite", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        ("report nowhere", ["no report in nowhere", "matta export"]),
+        ("report --baselines plane", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        ("report --margin 1.5", ["--margin 1.5"]),
         ("search nowhere", ["nowhere", "matta convert"]),
         ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),
         ("search --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
         ("search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M", ["once for all"]),
+        ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),
+        ("eval matta-out@9", ["Width 9", "up to 2"]),
+        ("eval matta-out@0.5 nothing/here/at/all", ["'nothing/here/at/all'"]),
+        ("eval gpt2-large other-vocabulary", ["325", "320"]),
+        ("eval gpt2-large --held-out nothing.txt", ["'nothing.txt'"]),
+        ("eval gpt2-large --cascade", ["two models"]),
+        ("eval gpt2-large --speculative gpt2-large", ["SMALL,LARGE"]),
+        ("eval gpt2-large --task-data lambada_openai", ["lambada_openai=FILE.jsonl"]),
+        ("eval --out empty", ["nothing to evaluate", "empty"]),
     ],
 )  # fmt: skip
 def test_refusals(typed, line, words):
@@ -322,6 +352,32 @@ def test_search_then_export_by_budget(typed):
         assert f"model = {rows[name]['loader']}" in (students / name / "README.md").read_text()
         card = json.loads((students / name / "matta.json").read_text())
         assert card["lineage"]["student"] == name
+
+
+# --- comparing -----------------------------------------------------------------------------------------------------
+
+
+def test_eval_measures_what_export_left(typed):
+    """The base and its Students, in a table or as JSON, as the report has them; a view is its exported copy."""
+    result = typed("eval --teacher gpt2-large --bootstrap 20")
+    assert result.exit_code == 0, result.stderr
+    first, second = (part.splitlines() for part in result.stdout.split("\n\n"))
+    assert first[0].split("\t")[:4] == ["model", "parameters", "MACs", "perplexity"]
+    assert first[0].split("\t")[-2:] == ["agrees with TA", "agrees with Teacher"]
+    assert [line.split("\t")[0] for line in first[1:]] == [
+        "matta-out/ta@1", *(f"matta-out/students/width-{w}" for w in ("0.25", "0.5", "1")),
+    ]  # fmt: skip
+    assert second[0].startswith("model\tmetric\tless matta-out/ta@1\tp\tp (Holm)\ttest") and len(second) == 1 + 3 * 3
+    result = typed("eval matta-out@0.5 matta-out/students/width-0.5 gpt2-large --bootstrap 20 --json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["models"]
+    report = json.loads(Path("matta-out/report.json").read_text())
+    reported = next(m for m in report["models"] if m["name"] == "width 0.5")
+    for name, metric in reported["metrics"].items():
+        assert found[0]["metrics"][name]["value"] == found[1]["metrics"][name]["value"] == pytest.approx(metric["value"])
+    assert all(d["value"] == 0 and d["p"] == 1 for d in found[1]["differences"].values())
+    assert found[0]["macs"] == reported["macs"] and found[0]["parameters"] == reported["parameters"]
+    assert found[2]["differences"]["perplexity"]["p_holm"] < 1
 
 
 # --- stopping and going on -----------------------------------------------------------------------------------------

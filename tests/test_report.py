@@ -49,6 +49,15 @@ def student(width, millions, ppl, acc, **more):
 
 @pytest.fixture
 def good():
+    return good_report()
+
+
+@pytest.fixture
+def judged():
+    return judged_report()
+
+
+def good_report():
     """A report with nothing wrong in it."""
     return {
         "format": 1,
@@ -80,6 +89,30 @@ def good():
         "lineage": {"source": "model.pt", "digest": "sha256:abc"},
         "recipe": "steps = 300\n",
     }
+
+
+def judged_report():
+    """The same with baselines: width 0.25 is better than plain distillation, 0.5 no different, 1 no worse."""
+    good = good_report()
+    for width, millions, ppl, gain, low, high, verdict in (
+        (0.25, 4.5, 27.0, 2.0, 1.5, 2.6, "better"),
+        (0.5, 7.89, 20.05, 0.05, -0.1, 0.15, "no different"),
+        (1.0, 12.3, 18.2, 0.2, -0.1, 0.5, "no worse"),
+    ):
+        training = {"steps": 300, "examples": 2400, "items": 307200, "seconds": 30.0 + width}
+        for role, name in (("plain", "plain distillation"), ("alone", "trained alone")):
+            curve = [[0, 90.0], [150, 40.0], [300, ppl]]
+            more = {"of": f"width {width:g}", "training": training, "curve": curve}
+            good["models"].append(model(f"{name} {width:g}", role, width, millions, ppl + (role == "alone"), 0.44, **more))
+        pair = {"a": f"width {width:g}", "b": f"plain distillation {width:g}", "metric": "ppl", "margin": 0.2}
+        good.setdefault("pairs", []).append({**pair, "gain": gain, "low": low, "high": high, "verdict": verdict})
+        named(good, f"width {width:g}")["training"] = {**training, "seconds": 81.2}
+    kept = {"width 0.25": 4, "width 0.5": 8, "width 1": 16}
+    good["axes"] = [
+        {"name": f"mlp.{i}", "kind": "mlp", "base": 16, "ta": 32, "step": 1, "layers": False, "kept": kept,
+         "importance": [1 / (k + 1) for k in range(16)]} for i in range(3)
+    ]  # fmt: skip
+    return good
 
 
 def named(data, name):
@@ -143,6 +176,8 @@ def test_rows_give_every_column_in_order(good):
         "checkpoint",
         "latency b1 median (p95)",
         "latency b8 median (p95)",
+        "examples/s b1",
+        "examples/s b8",
         "peak memory",
         "perplexity ↓",
         "accuracy ↑",
@@ -155,6 +190,8 @@ def test_rows_give_every_column_in_order(good):
         "49.2 MB",
         "12.3 ms (12.8 ms)",
         "61.5 ms (64.0 ms)",
+        "81.3",
+        "130",
         "111 MB",
         "20.10 [19.90, 20.30]",
         "0.5000 [0.4960, 0.5040]",
@@ -204,7 +241,7 @@ def test_a_hostile_name_stays_a_name(good):
     assert "\n# d" not in outside
     assert "# out" not in outside
     table = [line for line in text.splitlines() if line.startswith("| ")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {11}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in table} == {13}
 
 
 def test_headline_claims_no_more_than_the_intervals(good):
@@ -368,6 +405,68 @@ def test_write_is_three_files_and_clean_json(good, tmp_path):
     assert named(back, "base")["metrics"]["ppl"]["value"] is None
     assert back["format"] == 1 and {**good, "models": []} == before
     assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == html(good)
+
+
+def verdict(data, name, word, gain, low, high):
+    found = next(p for p in data["pairs"] if p["a"] == name)
+    found.update(verdict=word, gain=gain, low=low, high=high)
+
+
+def test_the_verdict_is_said_in_every_format(judged):
+    assert report.alarms(judged) == []
+    headers, table = report.rows(judged)
+    row = dict(zip(headers, next(r for r in table if r[0] == "width 0.25"), strict=True))
+    assert row["gain over plain"] == "+2.00 [+1.50, +2.60]" and row["verdict"] == "better"
+    assert row["training"] == "81 s 307 k tokens, one run for all"
+    said = (
+        "Against plain distillation of the same size, start, data and steps: better at 1 of 3 sizes, no different at 1 and no "
+        "worse at 1. The nested run took 81 s of a device for all its Students and the TA, these 3 runs 92 s."
+    )
+    page = Page(html(judged)).text
+    assert said in report.markdown(judged) and said in page
+    assert "width 0.25 is better than plain distillation 0.25 in perplexity, by 2.00 (7.4 %; 95 %: +1.50 to +2.60)." in page
+    assert "width 0.5 is no different from plain distillation 0.5 in perplexity: +0.05" in page and "within ±0.20." in page
+    assert "width 1 is no worse than plain distillation 1 in perplexity: +0.20" in page
+
+
+def test_a_student_worse_than_plain_distillation_is_an_alarm(judged):
+    verdict(judged, "width 0.5", "worse", -1.0, -1.4, -0.6)
+    one_alarm(judged, "width 0.5 is worse than plain distillation 0.5 in perplexity, by 1.00", "95 %: −1.40 to −0.60")
+
+
+def test_an_interval_too_wide_to_say_is_an_alarm(judged):
+    verdict(judged, "width 0.5", "too wide to say", -1.0, -4.0, 2.0)
+    one_alarm(judged, "too wide to say whether width 0.5 is better or worse than plain", "a loss above 0.20 would count")
+
+
+def test_models_compared_on_the_same_examples_are_not_judged_by_their_own_intervals(judged):
+    """Paired, a difference shows that the intervals of the two, overlapping, would hide; and the other way round."""
+    score(judged, "width 0.5", "acc", 0.437, 0.433, 0.441)
+    pair = {
+        "a": "width 0.5",
+        "b": "width 0.25",
+        "metric": "acc",
+        "gain": -0.003,
+        "low": -0.005,
+        "high": -0.002,
+        "margin": 0.001,
+    }
+    judged["pairs"].append({**pair, "verdict": "worse"})
+    one_alarm(judged, "width 0.5 is larger than width 0.25 but worse in accuracy")
+    score(judged, "width 0.5", "acc", 0.40, 0.396, 0.404)
+    judged["pairs"][-1]["verdict"] = "no different"
+    assert report.alarms(judged) == []
+
+
+@pytest.mark.parametrize("gone", ["gain", "low", "margin", "verdict", "a", "metric"])
+def test_copes_with_parts_of_comparisons_missing(judged, gone):
+    for pair in judged["pairs"]:
+        del pair[gone]
+    for axis in judged["axes"]:
+        axis["importance"] = axis["kept"] = None
+    for m in judged["models"]:
+        m["curve"] = m["training"] = None
+    assert "None" not in report.markdown(judged) + Page(html(judged)).text
 
 
 def test_importing_it_loads_no_torch():

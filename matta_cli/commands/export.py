@@ -33,6 +33,8 @@ def export(
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
     checkpoint: options.Checkpoint = None,
+    baselines: options.Baselines = None,
+    margin: options.Margin = None,
     device: options.Device = None,
     config: options.Config = None,
     overwrite: options.Overwrite = False,
@@ -54,6 +56,7 @@ def export(
             **targets,
             "format": options.words(format),
             "dtype": dtype,
+            "margin": margin,
         },
         "search": options.search_flags(stock_only, sizes, trials, examples),
         "distill": {"device": device},
@@ -66,8 +69,18 @@ def export(
 
     from matta_cli.extraction import export as run
 
+    kinds = options.words(baselines) or []
+    if kinds:
+        from matta_cli.baselines import check
+
+        check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
         result = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
+    if kinds:
+        from matta_cli.judging import remake
+
+        with console.training_progress() as listen:
+            result = remake(out, kinds, say=console.say, listen=listen)
     show(result, out, json)
 
 
@@ -80,15 +93,8 @@ def show(result: dict[str, Any], out: Path, json: bool) -> None:
     else:
         headers, rows = rendering.rows(result)
         batch = f"latency b{result['batch_size']}"
-        spare = [
-            "peak memory",
-            "checkpoint",
-            batch,
-            "MACs",
-            "width",
-            *[m["label"] for m in result["metrics"][:0:-1]],
-            "latency",
-        ]
+        others = [m["label"] for m in result["metrics"][:0:-1]]
+        spare = ["examples/s", "peak memory", "checkpoint", batch, "MACs", "width", *others, "training", "latency"]
         console.table(headers, rows, spare)
     for note in result["notes"]:
         console.say(f"Note: {note}")

@@ -16,6 +16,11 @@ DataPath = Annotated[str | None, typer.Option("--data", help="Training data: fil
 HeldOut = Annotated[str | None, typer.Option("--held-out", help="Held-out data; default: the last tenth.")]
 Passages = Annotated[str | None, typer.Option("--passages", help="JSONL of passages for last-word accuracy (LAMBADA).")]
 SequenceLength = Annotated[int | None, typer.Option("--sequence-length", help="Tokens per sequence.")]
+Baselines = Annotated[
+    str | None,
+    typer.Option(help="Train what Students are judged by: untrained,base,plain,scratch.", show_default="none"),
+]
+Margin = Annotated[float | None, typer.Option(help="Share of a baseline's value that a Student may lose: 0.01.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]

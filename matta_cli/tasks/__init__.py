@@ -64,11 +64,11 @@ class Data:
 
 @dataclass(frozen=True)
 class Metric:
-    """One number of the report. ``higher`` says which direction is better."""
+    """One number of the report. ``higher`` says which direction is better; None: neither, it should be 1."""
 
     name: str
     label: str
-    higher: bool
+    higher: bool | None
 
 
 class Task(ABC):
@@ -76,6 +76,7 @@ class Task(ABC):
 
     name: str = ""
     output: str = "outputs"  # what ``outputs`` counts, for people
+    alike: str = "same prediction"  # what ``agreement`` is a share of, for people
     metrics: tuple[Metric, ...] = ()
     labelled = True  # whether there is ground truth to learn; without, the Teacher is all that is followed
     embeds = False  # whether outputs are coordinates rather than logits: a Teacher may then have another number of them
@@ -154,6 +155,18 @@ class Task(ABC):
     @abstractmethod
     def summarize(self, columns: Columns) -> dict[str, float]:
         """The metrics that these columns allow. Called again on resampled rows for the bootstrap interval."""
+
+    def right(self, columns: Columns) -> Columns:
+        """Of the metrics that are a share of examples got right: metric -> 0 or 1 per example that counts."""
+        return {}
+
+    @abstractmethod
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Per-example columns of what a model says, in which ``agreement`` compares two; empty where that is not done."""
+
+    @abstractmethod
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        """What two models' answers to the same examples have in common: of ``of`` things in each example the ``same``."""
 
     @abstractmethod
     def at_chance(self, columns: Columns, outputs: int) -> str | None:

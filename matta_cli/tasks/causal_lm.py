@@ -34,6 +34,7 @@ class CausalLM(Task):
 
     name = "causal_lm"
     output = "tokens in its vocabulary"
+    alike = "positions with the same likeliest next token"
     metrics = (
         Metric("perplexity", "perplexity", higher=False),
         Metric("next_token_accuracy", "next-token accuracy", higher=True),
@@ -125,13 +126,24 @@ class CausalLM(Task):
         tokens = torch.full((len(ids),), ids.shape[1] - 1, dtype=torch.double, device=ids.device)
         return {"nll": torch.stack(nll), "tokens": tokens, "correct": right.sum(1).double()}
 
+    def right(self, columns: Columns) -> Columns:
+        return {"last_word_accuracy": columns["last_word"]} if "last_word" in columns else {}
+
     def summarize(self, columns: Columns) -> dict[str, float]:
         if "last_word" in columns:
-            return {"last_word_accuracy": float(columns["last_word"].mean())}
+            return {metric: float(right.mean()) for metric, right in self.right(columns).items()}
         tokens = columns["tokens"].sum()
         with np.errstate(over="ignore"):
             perplexity = float(np.exp(columns["nll"].sum() / tokens))
         return {"perplexity": perplexity, "next_token_accuracy": float(columns["correct"].sum() / tokens)}
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        """Text: the likeliest next tokens, int32 [B, L - 1]."""
+        return {} if "target" in batch else {"next": logits[:, :-1].argmax(-1).int()}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        same = ours["next"] == theirs["next"]
+        return {"same": same.sum(1).astype(float), "of": np.full(len(same), float(same.shape[1]))}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         if "nll" not in columns:

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from matta_cli import calibration, losses
 from matta_cli import data as common
-from matta_cli import losses
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Term
 from matta_cli.tasks import Batch, Columns, Data, Metric, Task
@@ -38,7 +38,12 @@ class ImageClassification(Task):
 
     name = "image_classification"
     output = "classes"
-    metrics = (Metric("top1", "top-1 accuracy", higher=True), Metric("top5", "top-5 accuracy", higher=True))
+    metrics = (
+        Metric("top1", "top-1 accuracy", higher=True),
+        Metric("top5", "top-5 accuracy", higher=True),
+        Metric("ece", "calibration error (ECE)", higher=False),
+    )
+    alike = "images of the same class"
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         common.no_streaming(self.recipe.data.streaming, "images")
@@ -109,16 +114,29 @@ class ImageClassification(Task):
         return len(batch["label"])
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """``correct1``; ``correct5`` where there are more than 5 classes; ``finite``: 0 where the logits are not numbers."""
+        """``correct1``; ``correct5`` where there are more than 5 classes; ``finite``: 0 where the logits are not numbers;
+        ``confidence``, the probability of the likeliest class, and ``margin``, by how much it exceeds that of the next."""
         label = batch["label"][:, None]
         found = {"correct1": (logits.argmax(1, keepdim=True) == label).any(1).double()}
         if logits.shape[1] > 5:
             found["correct5"] = (logits.topk(5, dim=1).indices == label).any(1).double()
-        return found | {"finite": logits.isfinite().all(1).double()}
+        first, second = logits.double().softmax(1).topk(2, dim=1).values.unbind(1)
+        return found | {"finite": logits.isfinite().all(1).double(), "confidence": first, "margin": first - second}
+
+    def right(self, columns: Columns) -> Columns:
+        pairs = (("top1", "correct1"), ("top5", "correct5"))
+        return {metric: columns[column] for metric, column in pairs if column in columns}
 
     def summarize(self, columns: Columns) -> dict[str, float]:
-        pairs = (("top1", "correct1"), ("top5", "correct5"))
-        return {metric: float(columns[column].mean()) for metric, column in pairs if column in columns}
+        found = {metric: float(right.mean()) for metric, right in self.right(columns).items()}
+        return found | {"ece": calibration.error(columns["confidence"], columns["correct1"])}
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return {"class": logits.argmax(1)}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        same = (ours["class"] == theirs["class"]).astype(float)
+        return {"same": same, "of": np.ones_like(same)}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         right, chance = columns["correct1"], 1 / outputs

@@ -39,6 +39,7 @@ class SentenceEmbedding(Task):
 
     name = "sentence_embedding"
     output = "numbers in an embedding"
+    alike = "sentences with the same nearest one"
     labelled, embeds = False, True
 
     def __init__(self, recipe: Recipe) -> None:
@@ -156,17 +157,32 @@ class SentenceEmbedding(Task):
             table |= {_at("cosine", d): cosine, _at("found", d): cosine >= nearest - _TIE}
         return table
 
+    def right(self, columns: Columns) -> Columns:
+        alike = columns["alike"].astype(bool)
+        return {_at("recall@1", d): columns[_at("found", d)][alike] for d in (None, *self.dims)} if alike.any() else {}
+
     def summarize(self, columns: Columns) -> dict[str, float]:
         """Correlations of cosine and score, where pairs have scores; the share of alike pairs that are found."""
-        found, alike = {}, columns["alike"].astype(bool)
+        found, right = {}, self.right(columns)
         for d in (None, *self.dims):
             if np.isfinite(columns["score"]).all():
                 cosine, score = columns[_at("cosine", d)], columns["score"]
                 found[_at("spearman", d)] = _correlation(_ranks(cosine), _ranks(score))
                 found[_at("pearson", d)] = _correlation(cosine, score)
-            if alike.any():
-                found[_at("recall@1", d)] = float(columns[_at("found", d)][alike].mean())
+            if _at("recall@1", d) in right:
+                found[_at("recall@1", d)] = float(right[_at("recall@1", d)].mean())
         return found
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        if "score" not in batch:
+            return {}
+        first, second = logits.detach().float().chunk(2)
+        return {"first": first, "second": second}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        """Of each pair's first sentence: whether the same second sentence, of all, is the nearest; for any two widths."""
+        same = (_nearest(ours) == _nearest(theirs)).astype(float)
+        return {"same": same, "of": np.ones_like(same)}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         if "cosine" not in columns:
@@ -400,6 +416,12 @@ def _at(name: str, dims: int | None) -> str:
 
 def _normalized(rows: np.ndarray) -> np.ndarray:
     return F.normalize(torch.from_numpy(rows), dim=-1).numpy()
+
+
+def _nearest(columns: Columns) -> np.ndarray:
+    """Of each first sentence the number of the second one that is nearest, int64 [n]."""
+    first, second = _normalized(columns["first"]), _normalized(columns["second"])
+    return np.concatenate([(first[i : i + 512] @ second.T).argmax(1) for i in range(0, len(first), 512)])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

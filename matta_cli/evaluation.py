@@ -1,0 +1,331 @@
+"""eval: any models of one task, measured and compared on the same examples."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from matta_cli import (
+    __version__,
+    cascade,
+    checkpoint,
+    comparison,
+    cost,
+    devices,
+    distillation,
+    evaluate,
+    models,
+    registry,
+    speculation,
+    supernet,
+    teacher_files,
+)
+from matta_cli.conversion import TA, load_ta, ta_folder
+from matta_cli.errors import MattaError
+from matta_cli.recipe import Recipe
+from matta_cli.tasks import Columns, Data, Task
+from matta_cli.tokens import tokenizer_digest
+
+_WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
+
+
+@dataclass
+class Asked:
+    """What to measure, in the user's words. Models are folders, hub ids, timm names; a TA's Student is ``FOLDER@WIDTH``.
+
+    models: those compared, the first (or ``against``) with all others. speculative: a small model and a larger one. tasks:
+    of lm-evaluation-harness; task_data: local files of their examples; task_limit: examples of each (0: all).
+    """
+
+    models: Sequence[str]
+    task: str = ""
+    against: str = ""
+    ta: str = ""
+    teacher: str = ""
+    speculative: Sequence[str] = ()
+    draft_tokens: int = 5
+    cascade: bool = False
+    unsure: str = "confidence"
+    tasks: Sequence[str] = ()
+    task_data: Mapping[str, str] = field(default_factory=dict)
+    task_limit: int = 0
+
+
+@dataclass
+class _Subject:
+    """A model to measure: as it was opened, and as it is called on the data of the first one."""
+
+    name: str
+    model: nn.Module
+    folder: Path | None
+    ta: TA | None = None
+    width: float = 0.0
+    fitted: Any = None
+
+
+def students_of(out: Path) -> list[str]:
+    """What ``eval`` measures unasked: the base of an output folder, and its exported Students by width."""
+    folders = [p for p in (out / "students").glob("width-*") if (p / "matta.json").exists()]
+    if not folders:
+        return []
+    by_width = sorted(folders, key=lambda p: float(p.name.removeprefix("width-")))
+    return [f"{out / 'ta'}@1", *map(str, by_width)]
+
+
+def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Measure and compare. Returns what ``matta eval --json`` prints.
+
+    Raises ``MattaError`` where a model cannot be opened or is not of the same task, vocabulary, classes or inputs as the
+    first, and where there is no data.
+    """
+    names = list(dict.fromkeys([*asked.models, *asked.speculative]))
+    if not names:
+        raise MattaError(f"There is nothing to evaluate: name models, or export Students to {out} first.")
+    against = asked.against or names[0]
+    if against not in names:
+        raise MattaError(f"--against {against!r} is none of the models: {', '.join(names)}.")
+    if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
+        raise MattaError("--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE.")
+    if asked.cascade and len(names) < 2:
+        raise MattaError("--cascade needs two models or more: a small one, and a larger one that is asked in doubt.")
+    if asked.tasks or asked.task_data:
+        from matta_cli import harness
+
+        harness.check(asked.tasks, asked.task_data)
+    task = registry.task(asked.task or _task_of(names), recipe)
+    if (asked.tasks or asked.speculative) and task.name != "causal_lm":
+        what = "--tasks" if asked.tasks else "--speculative"
+        raise MattaError(f"{what} is for language models; these are models for {task.name}.")
+    device = devices.pick(recipe.distill.device)
+    tas: dict[Path, TA] = {}
+    subjects = [_opened(name, task, tas) for name in names]
+    first = next(s for s in subjects if s.name == against)
+    data: Data | None = None
+    if recipe.data.train or recipe.data.held_out or not asked.tasks or asked.cascade or asked.speculative or asked.teacher:
+        data = _data(recipe, task, first, subjects)
+        say(f"Measuring on {data.description}.")
+    splits = data.held_out if data is not None else ()  # the harness's tasks bring their own
+    others = _references(asked, task, names, first, out, tas, say) if splits else {}
+    tables: dict[str, list[Columns]] = {}
+    answers: dict[str, list[Columns]] = {}
+    for subject in [*subjects, *others.values()]:
+        if subject.name in tables:  # the TA, or the Teacher, is also one of the models
+            continue
+        say(f"Measuring {subject.name}.")
+        if splits:
+            _fit(task, subject, first)
+        else:
+            subject.fitted = subject.model
+        subject.fitted.to(device)
+        size = max(8, recipe.distill.batch_size)
+        both = [
+            evaluate.columns_and_answers(task, subject.fitted, split, size, device, recipe.data.eval_examples)
+            for split in splits
+        ]
+        tables[subject.name], answers[subject.name] = [b[0] for b in both], [b[1] for b in both]
+
+    resamples = recipe.export.bootstrap
+    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    example = {k: v.to(device) for k, v in one.items()}
+    differences = comparison.against(task, {n: tables[n] for n in names}, against, resamples)
+    entries: dict[str, dict[str, Any]] = {}
+    for subject in subjects:
+        agreement = {
+            which: _agreement(task, answers[subject.name], answers[other.name], resamples)
+            for which, other in others.items()
+            if other.name != subject.name
+        }
+        entries[subject.name] = {
+            "name": subject.name,
+            "parameters": cost.parameters(subject.model),
+            "macs": cost.macs(task, subject.fitted, example),
+            "metrics": evaluate.intervals(task, tables[subject.name], resamples),
+            "differences": differences.get(subject.name, {}),
+            "agreement": {which: found for which, found in agreement.items() if found},
+        }
+    present = {name for entry in entries.values() for name in entry["metrics"]}
+    result: dict[str, Any] = {
+        "format": 1,
+        "matta": __version__,
+        "task": task.name,
+        "data": data.description if data is not None else "",
+        "device": cost.device_card(device),
+        "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in task.metrics if m.name in present],
+        "against": against,
+        "agreement": {"of": task.alike, **{which: other.name for which, other in others.items()}},
+        "models": list(entries.values()),
+    }
+    if asked.tasks:
+        for subject in subjects:
+            say(f"lm-evaluation-harness: {subject.name}.")
+            entries[subject.name]["tasks"] = _harness(recipe, asked, subject)
+        _compare_tasks(entries, against, resamples)
+    if asked.cascade:
+        result["cascade"] = _cascades(task, entries, tables, resamples, asked.unsure)
+    if asked.speculative:
+        small, large = (next(s for s in subjects if s.name == name) for name in asked.speculative)
+        say(f"Generating with {large.name}, alone and with drafts of {small.name}.")
+        texts = splits[0].batch(range(min(speculation.PROMPTS, len(splits[0]))))["input_ids"].to(device)
+        prompts = texts[:, : max(1, min(speculation.PROMPT, texts.shape[1] // 2))]
+        found = speculation.measure(small.model, large.model, prompts, speculation.NEW, asked.draft_tokens, speculation.ROUNDS)
+        result["speculative"] = {"small": small.name, "large": large.name, **found}
+    return result
+
+
+def _task_of(names: Sequence[str]) -> str:
+    """The task of the first model that says what it is for."""
+    for name in names:
+        where = _WIDTH.fullmatch(name)
+        folder = ta_folder(where[1] if where and Path(where[1]).is_dir() else name)
+        if (folder / "matta.json").exists():
+            return checkpoint.read_card(folder)["task"]
+    for name in names:
+        try:
+            found = registry.detect(models.open_source(name)).task
+        except MattaError:
+            continue
+        if found:
+            return found
+    models.open_source(names[0])  # what is not there is said first
+    raise MattaError(f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification.")
+
+
+def _opened(name: str, task: Task, tas: dict[Path, TA]) -> _Subject:
+    """A model by what the user typed. ``tas``: those that are open, whose Students share their weights."""
+    where = _WIDTH.fullmatch(name)
+    if where and Path(where[1]).is_dir():
+        folder = ta_folder(where[1])
+        ta = tas.setdefault(folder, tas.get(folder) or load_ta(folder))
+        if ta.adapter.task != task.name:
+            raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
+        view = ta.at(float(where[2]))
+        return _Subject(name, view if isinstance(view, nn.Module) else view.module(), folder, ta, float(where[2]))
+    folder = ta_folder(name)
+    card = checkpoint.read_card(folder) if (folder / "matta.json").exists() else {}
+    adapter = registry.adapter(card["adapter"], folder) if card else None
+    model, source = models.load_model(name, task.name, adapter=adapter, example=card.get("example", ""))
+    return _Subject(name, model, folder if card else source.folder)
+
+
+def _data(recipe: Recipe, task: Task, first: _Subject, subjects: Sequence[_Subject]) -> Data:
+    """The data, opened for the first model; and the Students of a TA with BatchNorm get statistics of their own from it."""
+    normed = [s for s in subjects if s.ta is not None and supernet.has_statistics(s.ta.model)]
+    data = task.data(first.folder or Path(), first.model, training=bool(normed))
+    for s in normed:
+        assert s.ta is not None
+        s.model = distillation.student_for_evaluation(
+            task, s.ta, s.width, data.train, recipe.distill.batch_size, torch.device("cpu")
+        )
+    return data
+
+
+def _references(
+    asked: Asked, task: Task, names: Sequence[str], first: _Subject, out: Path, tas: dict[Path, TA], say: Callable[[str], None]
+) -> dict[str, _Subject]:
+    """The TA and the Teacher with which the models are to agree, as far as they are known.
+
+    A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it may not fit.
+    """
+    widths = [m[1] for name in names if (m := _WIDTH.fullmatch(name))]
+    made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
+    found: dict[str, _Subject] = {}
+    if asked.ta:
+        found["ta"] = _opened(asked.ta, task, tas)
+    else:
+        near = [name for name in (*made_of, *widths, str(out)) if (ta_folder(name) / "matta.json").exists()]
+        try:
+            for name in near[:1]:
+                subject = _opened(name, task, tas)
+                _fit(task, subject, first)
+                found["ta"] = subject
+        except MattaError as error:
+            say(f"Without agreement with the TA in {near[0]}: {error}")
+    if "ta" in found:
+        say(f"The TA with which models agree or not is {found['ta'].folder}.")
+    if asked.teacher:
+        if teacher_files.is_file(asked.teacher):
+            raise MattaError(f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model.")
+        found["teacher"] = _opened(asked.teacher, task, tas)
+    return found
+
+
+def _fit(task: Task, subject: _Subject, first: _Subject) -> None:
+    """The model as it is called on the first one's batches."""
+    if subject is first:
+        subject.fitted = subject.model
+        return
+    digests = [_tokenizer(s.folder) for s in (subject, first)]
+    if all(digests) and digests[0] != digests[1]:
+        raise MattaError(
+            f"{subject.name} and {first.name} have different tokenizers: they cannot be compared on the same tokens."
+        )
+    try:
+        subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
+    except MattaError as error:
+        said = str(error).replace("The Teacher", "it").replace("the model", first.name).replace(" to distil", "")
+        raise MattaError(f"{subject.name} cannot be measured on the examples of {first.name}: {said}") from None
+
+
+def _tokenizer(folder: Path | None) -> str | None:
+    if folder is None or not models.has_tokenizer(folder):
+        return None
+    return tokenizer_digest(models.open_tokenizer(folder, "", sys.maxsize))
+
+
+def _agreement(task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int) -> dict[str, float]:
+    """The share of answers that two models have in common, with a bootstrap interval; empty where there are none."""
+    for a, b in zip(ours, theirs, strict=True):
+        if not a or not b:
+            continue
+        table = task.agreement(a, b)
+        draws = [s["same"].sum() / max(1.0, s["of"].sum()) for (s,) in evaluate.resampled([table], resamples)]
+        low, high = np.percentile(draws, [2.5, 97.5])
+        value = table["same"].sum() / max(1.0, table["of"].sum())
+        return {"value": float(value), "low": float(low), "high": float(high)}
+    return {}
+
+
+def _harness(recipe: Recipe, asked: Asked, subject: _Subject) -> dict[str, Any]:
+    from matta_cli import harness
+
+    config: Any = subject.model.config
+    tokenizer = models.open_tokenizer(subject.folder or Path(), recipe.convert.tokenizer, int(config.vocab_size))
+    return harness.scores(
+        subject.model, tokenizer, asked.tasks, asked.task_data, max(8, recipe.distill.batch_size), asked.task_limit
+    )
+
+
+def _compare_tasks(entries: Mapping[str, dict[str, Any]], against: str, resamples: int) -> None:
+    """The models' differences in the harness's tasks, put beside their metrics in place of the columns."""
+    for name in entries[against]["tasks"]:
+        columns = {model: entry["tasks"][name].pop("columns") for model, entry in entries.items()}
+        shared = set.intersection(*(set(own) for own in columns.values()))
+        tables = {model: [{k: v for k, v in own.items() if k in shared}] for model, own in columns.items()}
+        found = comparison.against(comparison.Means(), tables, against, resamples) if shared else {}
+        for model, entry in entries.items():
+            entry["tasks"][name]["differences"] = found.get(model, {})
+
+
+def _cascades(
+    task: Task, entries: Mapping[str, dict[str, Any]], tables: Mapping[str, list[Columns]], resamples: int, unsure: str
+) -> list[dict[str, Any]]:
+    """Each smaller model before each larger one."""
+    by_cost = sorted(entries.values(), key=lambda e: e["macs"])
+    found = []
+    for small, large in itertools.combinations(by_cost, 2):
+        if small["macs"] < large["macs"]:
+            macs = small["macs"], large["macs"]
+            own = cascade.curve(task, tables[small["name"]][0], tables[large["name"]][0], macs, resamples, unsure)
+            found.append({"models": [small["name"], large["name"]], **own})
+    if not found:
+        raise MattaError("--cascade needs a smaller model and a larger one; these cost the same.")
+    return found

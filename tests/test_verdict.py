@@ -1,0 +1,309 @@
+"""Baselines are what they say, are trained once, and the verdict on a Student is right where it is known beforehand."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matta_adapters.mlp_ranker import Ranker
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import roc_auc_score
+
+from matta_cli import baselines, checkpoint, judging, report, sampling
+from matta_cli.conversion import convert, load_student, load_ta
+from matta_cli.distillation import distill
+from matta_cli.errors import Interrupted, MattaError
+from matta_cli.extraction import export
+from matta_cli.recipe import Recipe
+
+STEPS = 60
+
+
+def ranker(width, seed=0):
+    torch.manual_seed(seed)
+    return Ranker([], 4, [{"layer": "Linear", "out": width}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]).eval()
+
+
+def settings():
+    recipe = Recipe()
+    values = {
+        "teacher": "teacher.pt",
+        "steps": STEPS,
+        "batch_size": 64,
+        "lr": 0.02,
+        "device": "cpu",
+        "widths": [0.25, 0.5],
+        "eval_every": 30,
+    }
+    recipe.update({"convert": {"source": "model.pt"}, "data": {"train": "train.csv"}, "distill": values}, "test")
+    recipe.data.eval_examples, recipe.export.widths = 0, [0.25, 0.5]
+    recipe.export.bootstrap, recipe.export.margin = 200, 0.02
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A run that went well, exported: the Teacher knows what the label is made of."""
+    folder = tmp_path_factory.mktemp("verdict")
+    random = np.random.default_rng(0)
+    x = random.normal(size=(6000, 4))
+    label = (x[:, 0] + x[:, 1] - x[:, 2] + random.normal(size=6000) > 0).astype(int)
+    lines = [",".join(f"{v:.5f}" for v in row) + f",{y}" for row, y in zip(x, label, strict=True)]
+    (folder / "train.csv").write_text("a,b,c,d,label\n" + "\n".join(lines) + "\n")
+    teacher = ranker(2)
+    with torch.no_grad():  # relu(s) - relu(-s) is s
+        teacher.mlp[0].weight.copy_(torch.tensor([[1.0, 1, -1, 0], [-1, -1, 1, 0]]))
+        teacher.mlp[2].weight.copy_(torch.tensor([[2.0, -2.0]]))
+        for layer in (teacher.mlp[0], teacher.mlp[2]):
+            layer.bias.zero_()
+    torch.save(teacher.state_dict(), folder / "teacher.pt")
+    torch.save(ranker(16, seed=1).state_dict(), folder / "model.pt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        convert(settings(), Path("out"))
+        distill(settings(), Path("out"))
+        export(settings(), Path("out"))
+        judging.remake(Path("out"), ["untrained", "base", "plain", "scratch"])
+    return folder
+
+
+@pytest.fixture
+def here(exported, tmp_path, monkeypatch):
+    shutil.copytree(exported, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return Path("out")
+
+
+def pair(result, a, b, metric="auc"):
+    return next(p for p in result["pairs"] if (p["a"], p["b"], p["metric"]) == (a, b, metric))
+
+
+def written(out):
+    return json.loads((out / "report.json").read_text())
+
+
+def replace_weights(folder, tensors):
+    """Put other weights into a checkpoint, and its sums right again."""
+    save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
+    checkpoint.seal(folder)
+
+
+def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
+    last = checkpoint.newest(here / "run")
+    tensors = load_file(str(last / "model.safetensors"))
+    kept = load_ta(last).sizes(0.5)["hidden.0"]
+    assert kept == 8
+    tensors["mlp.0.weight"][4:kept] = tensors["mlp.0.weight"][4:kept].flip(0, 1)  # the part that 0.25 does not have
+    tensors["mlp.2.weight"][:, 4:kept] = -3 * tensors["mlp.2.weight"][:, 4:kept].flip(1)
+    replace_weights(last, tensors)
+    export(settings(), here, overwrite=True)
+    result = judging.remake(here)
+    found = {student["name"]: p.verdict for student, _, p in report.rivals(result)}
+    assert found["width 0.5"] == report.WORSE
+    assert found["width 0.25"] in (report.BETTER, report.SAME, report.NO_WORSE)
+    alarms = report.alarms(result)
+    assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
+    assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
+    for name in ("report.md", "report.html"):
+        assert "width 0.5 is worse than plain distillation 0.5" in (here / name).read_text()
+
+
+def test_a_good_run_raises_no_alarm(here):
+    result = written(here)
+    assert len(report.rivals(result)) == 2
+    assert not [alarm for alarm in report.alarms(result) if "worse" in alarm]
+
+
+def test_two_copies_of_one_model_are_no_different(here):
+    plain = here / "baselines" / "plain-width-0.5"
+    student = load_student(here / "students" / "width-0.5")
+    replace_weights(checkpoint.newest(plain / "run"), student.state_dict())
+    found = pair(judging.remake(here), "width 0.5", "plain distillation 0.5")
+    assert found["verdict"] == report.SAME
+    assert found["gain"] == found["low"] == found["high"] == 0 and found["p"] == 1
+
+
+def test_differences_are_those_of_an_independent_auc(here):
+    result = written(here)
+    rows = np.loadtxt("train.csv", delimiter=",", skiprows=1)
+    held_out = rows[-len(rows) // 10 :]
+    inputs, label = torch.tensor(held_out[:, :4], dtype=torch.float32), held_out[:, 4]
+
+    def auc(model):
+        with torch.no_grad():
+            return roc_auc_score(label, model.mlp(inputs).flatten())
+
+    ours = auc(load_student(here / "students" / "width-0.25"))
+    theirs = auc(load_ta(checkpoint.newest(here / "baselines" / "plain-width-0.25" / "run")).model)
+    assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(ours - theirs, abs=1e-6)
+    loss = pair(result, "width 0.25", "plain distillation 0.25", "auc_loss")
+    assert loss["gain"] == pytest.approx(ours - theirs, abs=1e-6), "a lower loss is a gain"
+
+
+def test_plain_is_plain_distillation(here):
+    """Written out by hand: the same cut, data order, losses, schedule and optimizer end in the same weights."""
+    recipe, ta = settings().distill, load_ta(here / "ta")
+    rows = torch.tensor(np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400], dtype=torch.float32)
+    teacher = ranker(2)
+    teacher.load_state_dict(torch.load("teacher.pt"))
+    for kind, mix in (("plain", 0.9), ("base", 0.0)):
+        model = ta.student(0.5).train()
+        groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
+                  {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
+        optimizer, order = torch.optim.AdamW(groups, lr=recipe.lr), {}
+        for step in range(STEPS):
+            some = rows[sampling.indices(recipe.seed, step, 64, len(rows), order)]
+            out, label, t = model.mlp(some[:, :4]).flatten(), some[:, 4], recipe.temperature
+            with torch.no_grad():
+                soft = torch.sigmoid(teacher.mlp(some[:, :4]).flatten() / t)
+            cross = torch.nn.functional.binary_cross_entropy_with_logits
+            loss = (1 - mix) * cross(out, label)
+            if mix:
+                least = cross(torch.logit(soft), soft)  # the Teacher's own entropy: constant
+                loss = loss + mix * t * t * (cross(out / t, soft) - least)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            warm = max(1, round(0.05 * STEPS))
+            done = (step - warm) / (STEPS - warm)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * ((step + 1) / warm if step < warm else 0.55 + 0.45 * np.cos(np.pi * done))
+            optimizer.step()
+        got = load_ta(checkpoint.newest(here / "baselines" / f"{kind}-width-0.5" / "run")).model.state_dict()
+        for name, tensor in model.state_dict().items():
+            assert torch.allclose(got[name], tensor, atol=2e-4), (kind, name, (got[name] - tensor).abs().max())
+
+
+def test_scratch_starts_elsewhere_and_the_others_at_the_cut(here):
+    cut = load_ta(here / "ta").student(0.25).state_dict()
+    for kind in ("plain", "base", "scratch"):
+        start = load_ta(here / "baselines" / f"{kind}-width-0.25" / "ta").model.state_dict()
+        same = all(torch.equal(start[name], cut[name]) for name in cut)
+        assert same == (kind != "scratch")
+        assert {n: t.shape for n, t in start.items()} == {n: t.shape for n, t in cut.items()}
+
+
+@pytest.mark.slow
+def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(here):
+    weights = {p: p.stat().st_mtime_ns for p in (here / "baselines").rglob("model.safetensors")}
+    before = written(here)
+    said = []
+    again = judging.remake(here, ["plain", "base"], listen=lambda event: said.append(event.message))
+    assert {p: p.stat().st_mtime_ns for p in weights} == weights
+    assert sum("finished already" in message for message in said) == 4
+    assert again["pairs"] == before["pairs"]
+    recipe = here / "run" / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace("lr = 0.02", "lr = 0.01"))
+    assert not report.rivals(judging.remake(here)), "baselines of another recipe are no baselines"
+    result = judging.remake(here, ["plain"])
+    assert len(report.rivals(result)) == 2 and not report.models_of(result, "alone")
+    assert (
+        pair(result, "width 0.5", "plain distillation 0.5")["gain"]
+        != pair(before, "width 0.5", "plain distillation 0.5")["gain"]
+    )
+
+
+@pytest.mark.slow
+def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
+    plain = here / "baselines" / "plain-width-0.5"
+    once = (checkpoint.newest(plain / "run") / "model.safetensors").read_bytes()
+    shutil.rmtree(plain)
+    own, calls = sampling.students, []
+
+    def pressed(*args):
+        calls.append(1)
+        if len(calls) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return own(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling, "students", pressed)
+        with pytest.raises(Interrupted, match="same command goes on"):
+            judging.remake(here, ["plain"])
+    step = int(checkpoint.newest(plain / "run").name.removeprefix("step-"))
+    assert 0 < step < STEPS
+    judging.remake(here, ["plain"])
+    assert (checkpoint.newest(plain / "run") / "model.safetensors").read_bytes() == once
+    steps = [json.loads(line)["step"] for line in (plain / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, STEPS + 1))
+
+
+def test_costs_are_those_of_the_runs(here):
+    result = written(here)
+    named = {m["name"]: m for m in result["models"]}
+    trainer = json.loads((checkpoint.newest(here / "run") / "trainer.json").read_text())
+    assert named["width 0.25"]["training"]["seconds"] == trainer["seconds"] == named["TA"]["training"]["seconds"]
+    for name in ("width 0.5", "plain distillation 0.5", "trained alone 0.5"):
+        assert named[name]["training"]["examples"] == named[name]["training"]["items"] == STEPS * 64
+    assert named["plain distillation 0.5"]["parameters"] == named["width 0.5"]["parameters"]
+    assert named["plain distillation 0.5"]["latency"] == named["width 0.5"]["latency"]
+    (axis,) = result["axes"]
+    assert (axis["base"], axis["ta"], axis["kept"]["width 0.5"]) == (16, 32, 8)
+    assert axis["importance"] == sorted(axis["importance"], reverse=True) and len(axis["importance"]) == 16
+
+
+def test_baselines_take_as_many_steps_as_the_students_did(here):
+    (student, *_) = report.models_of(written(here), "student")
+    baselines.train(here, ["plain"], [student], which="step-30")
+    (found,) = baselines.finished(here, [student], "step-30")
+    assert found.steps == 30 and found.checkpoint.name == "step-30"
+    log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
+    assert {other.kind for other in baselines.finished(here, [student], "last")} == {"base", "scratch"}
+
+
+def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
+    Path("teacher.pt").unlink()
+    shutil.rmtree(here / "baselines")
+    result = judging.remake(here, ["base"])
+    assert len(report.models_of(result, "alone")) == 2
+    with pytest.raises(MattaError, match=r"teacher\.pt"):
+        judging.remake(here, ["plain"])
+
+
+def test_fresh_weights_are_drawn_by_the_library_itself():
+    import timm
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(vocab_size=50, n_positions=8, n_embd=64, n_layer=2, n_head=2, initializer_range=0.05)
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(7.0)
+    baselines.fresh(model, 0)
+    spread = model.transformer.h[0].mlp.c_fc.weight.std().item()
+    assert spread == pytest.approx(0.05, rel=0.05)
+    assert model.lm_head.weight is model.transformer.wte.weight
+    assert torch.equal(model.transformer.ln_f.weight, torch.ones(64))
+    vit = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=48, depth=1, num_heads=3, num_classes=10
+    )
+    with torch.no_grad():
+        for p in vit.parameters():
+            p.fill_(7.0)
+    baselines.fresh(vit, 0)
+    assert all(p.abs().max() <= 1.01 for p in vit.parameters())
+    assert 0.01 < vit.blocks[0].mlp.fc1.weight.std() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "sure", "word"),
+    [
+        (0.1, 0.3, 0.05, True, report.BETTER),
+        (0.1, 0.3, 0.05, False, report.NO_WORSE),
+        (0.01, 0.03, 0.05, False, report.SAME),
+        (0.0, 0.0, 0.0, True, report.SAME),
+        (-0.04, 0.04, 0.05, True, report.SAME),
+        (-0.04, 0.2, 0.05, True, report.NO_WORSE),
+        (-0.04, -0.01, 0.05, True, report.SAME),
+        (-0.3, -0.1, 0.05, True, report.WORSE),
+        (-0.3, -0.01, 0.05, False, report.WORSE),
+        (-0.3, 0.3, 0.05, True, report.WIDE),
+    ],
+)
+def test_the_words(low, high, margin, sure, word):
+    assert report.judged(low, high, margin, sure) == word
