@@ -183,7 +183,7 @@ def export(
             for name in formats:
                 if name in PROGRAMS and not (target / PROGRAMS[name][0]).exists():
                     say(f"Writing {PROGRAMS[name][0]} of {one.name}.")
-                    PROGRAMS[name][1](task, load_student(target), probe, target / PROGRAMS[name][0])
+                    PROGRAMS[name][1](task, load_student(target), cost.repeated(probe, 3), target / PROGRAMS[name][0])
             written = {name: PROGRAMS[name][2] for name in formats if name in PROGRAMS}
             cuts.append(_Cut(one, Listening(view).run(task, probe).output, stock, loader, written))
         say("Reloading every Student in a fresh process.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -47,21 +48,17 @@ def call_names(task: Task, model: Any, probe: Batch) -> tuple[list[str], dict[st
 class _Outputs(nn.Module):
     """A model that gives its one tensor: a program must not need transformers to name its outputs."""
 
-    def __init__(self, model: nn.Module, positional: int) -> None:
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
-        self.model, self.positional = model, positional
+        self.model = model
 
-    def answer(self, **inputs: Tensor) -> Tensor:
-        given = list(inputs)
-        args, kwargs = given[: self.positional], given[self.positional :]
-        return raw(self.model(*(inputs[name] for name in args), **{name: inputs[name] for name in kwargs}))
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return raw(model(*args, **kwargs))
 
-
-def _with_inputs(names: list[str]) -> type[_Outputs]:
-    """A forward with these parameters: torch.export's guards do not find their way into ``**kwargs``."""
-    scope: dict[str, Any] = {}
-    exec(f"def forward(self, {', '.join(names)}): return self.answer({', '.join(f'{n}={n}' for n in names)})", scope)
-    return type("Outputs", (_Outputs,), {"forward": scope["forward"]})
+        # torch.export's guards do not find their way into **kwargs
+        named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
+        self.forward = forward
 
 
 def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
@@ -84,10 +81,10 @@ def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.Exported
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
-            model_of = _with_inputs(list(given))(whole, len(args))
             shapes = {name: free(tensor) for name, tensor in given.items()}
             by_name = {key: given[key] for key in kwargs}
-            return torch.export.export(model_of, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes)
+            answers = _Outputs(whole, list(given))
+            return torch.export.export(answers, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises what its tracer runs into
         raise MattaError(f"A {type(model).__name__} cannot be exported as a program: {said(error)[:300]}") from error
 
