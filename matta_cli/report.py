@@ -368,6 +368,8 @@ def findings(report: Dict) -> list[str]:
     metrics, pick = metrics_of(report), headliner(report)
     if not metrics:
         return found
+    if said := worth(report):
+        found.append(said)
     metric = metrics[0]
     label, decimals = label_of(metric), decimals_of(report, metric)
     if pick:
@@ -384,8 +386,6 @@ def findings(report: Dict) -> list[str]:
                 fast.append(f"{usual / quick:.1f}x at batch {batch} ({in_seconds(quick)} against {in_seconds(usual)})")
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
-    if said := worth(report):
-        found.append(said)
     if pairs := _pairs(report, metric):
         better = sum(_against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs)
         _, small, _, cut = pairs[0]
