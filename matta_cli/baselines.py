@@ -19,8 +19,9 @@ from torch import nn
 
 from matta_cli import checkpoint, models, registry, supernet
 from matta_cli.conversion import TA, load_ta
-from matta_cli.distillation import Listener, Progress, distill, quiet, refuse_other_ta
+from matta_cli.distillation import distill, refuse_other_ta
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe, read_toml
 from matta_cli.tasks import Data, Task
 

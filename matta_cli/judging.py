@@ -25,8 +25,8 @@ from matta_cli import (
 )  # fmt: skip
 from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_student, load_ta
-from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError
+from matta_cli.progress import Listener, quiet
 from matta_cli.recipe import Recipe, read_toml
 from matta_cli.tasks import Columns, Data, Task
 
