@@ -25,8 +25,9 @@ from benchmarks import common
 from matta_cli import demo, devices, evaluate, optimization, sampling
 from matta_cli.conversion import convert, load_ta
 from matta_cli.devices import World
-from matta_cli.distillation import Training, opened, quiet
+from matta_cli.distillation import Training, opened
 from matta_cli.losses import Logits, Term
+from matta_cli.progress import quiet
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
 from matta_cli.tasks import Columns, Data, Task

@@ -1,8 +1,9 @@
 """How much the order of units keeps of a base: untrained cuts by each criterion against cuts in a random order.
 
 Data: scikit-learn's digits for a ViT, the Python language reference for a GPT-2 (bytes), a table with a known function for a
-ranker; each base is trained here, briefly. Every kind of axis is cut by itself to half and a quarter. Each number is by how
-much the held-out loss of the cut exceeds the base's; random is the mean of --orders random orders, random_range their range.
+ranker; each base is trained here, briefly. Each kind of axis is cut by itself: to half and a quarter; layers to 5, 4 and 3 of
+6, the residual stream to 7/8, 3/4 and half. Each number is by how much the held-out loss of the cut exceeds the base's; random
+is the mean of --orders random orders, random_range their range.
 relative_to_random is a criterion's sum over the cuts of a kind by that of random: below 1 is better than chance.
 """
 
@@ -24,6 +25,8 @@ from benchmarks import common
 from matta_cli import ranking, registry, supernet
 
 CRITERIA = ("activation", "taylor", "hessian", "magnitude")
+# of six layers the first and last are kept in any order, and a quarter of a residual stream is near chance in any
+SHARES = {"depth": (5 / 6, 4 / 6, 3 / 6), "hidden": (0.875, 0.75, 0.5)}
 Batch = tuple[Any, Tensor]
 Made = tuple[nn.Module, list[Batch], list[Batch]]  # a model, training and held-out batches
 
@@ -79,6 +82,14 @@ def loss(model: Any, batch: Batch) -> Tensor:
     return F.cross_entropy(out.flatten(0, -2), labels.flatten())
 
 
+def divergence(out: Tensor, of: Tensor, batch: Batch) -> Tensor:
+    """KL, of a Student from the whole model."""
+    if batch[1].is_floating_point():
+        return F.binary_cross_entropy_with_logits(out, of.sigmoid())
+    whole, own = (logits.flatten(0, -2).log_softmax(-1) for logits in (of, out))
+    return F.kl_div(own, whole, log_target=True, reduction="batchmean")
+
+
 def train(model: nn.Module, batches: list[Batch], steps: int) -> None:
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-3)
     for step in range(steps):
@@ -109,8 +120,10 @@ def measure(name: str, make: Callable[[], Made], steps: int, orders: int) -> dic
         sizes = {axis.name: supernet.scaled(axis.size, share, axis.step) for axis in some}
         return held_out(supernet.StudentView(adapter, twin.eval(), some, sizes).eval(), held) - full
 
+    mixed = [axis for axis in axes if axis.layers or not supernet.growable(model, axis)]  # as conversion.importance has it
+    lost = ranking.removal(adapter, model, axes, mixed, calibration, forward, divergence)
     scores = {
-        "activation": ranking.activation(model, axes, calibration, forward),
+        "activation": ranking.activation(model, axes, calibration, forward) | lost,
         "taylor": ranking.by_gradient(model, axes, calibration, loss, second=False),
         "hessian": ranking.by_gradient(model, axes, calibration, loss, second=True),
         "magnitude": ranking.magnitude(model, axes),
@@ -118,7 +131,7 @@ def measure(name: str, make: Callable[[], Made], steps: int, orders: int) -> dic
     found: dict[str, Any] = {"held_out_loss": full, "relative_to_random": {}, "cuts": {}}
     for kind in dict.fromkeys(supernet.kind(axis.name) for axis in axes):
         some = [axis for axis in axes if supernet.kind(axis.name) == kind]
-        for share in (0.5, 0.25):
+        for share in SHARES[kind] if some[0] in mixed else (0.5, 0.25):
             chance: list[float] = []
             for seed in range(orders):
                 generator = torch.Generator().manual_seed(seed)

@@ -81,6 +81,7 @@ class Source:
     ``tensors`` are then its weights, if any), or none of them: ``name`` is a name that the adapter's own library knows
     (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are what the user said of them.
     ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit from that of ``config``.
+    ``beside``: the folder with the files that belong to the model besides its weights (tokenizer); matta takes care of those.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Source:
     builder: str = ""
     example: str = ""
     task: str = ""
+    beside: Path | None = None
 
 
 class Adapter(ABC):

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from matta_cli.errors import Interrupted, MattaError
 
 if TYPE_CHECKING:
-    from matta_cli.distillation import Listener
-    from matta_cli.distillation import Progress as Event
+    from matta_cli.progress import Listener
+    from matta_cli.progress import Progress as Event
 
 
 def _other() -> int:
@@ -136,7 +136,7 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
     text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
     fixed = (MofNCompleteColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True)))
     with Progress(BarColumn(12), *fixed, text, console=console, disable=not live, expand=True) as bar:
-        task, said = bar.add_task("starting"), [0]
+        task, said, started = bar.add_task("starting"), [0], time.monotonic()
 
         def listen(event: Event) -> None:
             if event.message:
@@ -150,7 +150,8 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
                 shown = f"data wait {event.waiting:.0%}  {shown}"
             bar.update(task, completed=event.step, total=event.steps, description=shown)
             tenth = event.step * 10 // event.steps
-            if not live and show and tenth > said[0]:
+            brief = not event.terms and time.monotonic() - started < 10  # what soon ends needs no lines in a log
+            if not live and show and tenth > said[0] and not brief:
                 said[0] = tenth
                 console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)
 

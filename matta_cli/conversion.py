@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,11 +17,14 @@ from matta_cli import checkpoint, models, ranking, registry, supernet
 from matta_cli.adapter import Adapter, Axis, Sizes
 from matta_cli.errors import MattaError
 from matta_cli.losses import Logits, Term
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Task
 
 CALIBRATION_BATCHES = 8
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
+REMOVAL_BYTES = 1 << 28  # of the base's outputs, against which removals are measured
+REMOVED = 128  # groups of an axis, each of which costs a forward
 IMPORTANCE = "importance/scores.safetensors"  # in a TA folder: the scores of each axis as converted, the first unit's first
 ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
@@ -134,15 +138,35 @@ def parse_sizes(lines: Sequence[str], kinds: Sequence[str]) -> dict[str, dict[st
 
 
 def importance(
-    task: Task, model: nn.Module, axes: Sequence[Axis], order: str, batches: Sequence[dict[str, Tensor]]
-) -> dict[str, Tensor]:
-    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty for ``none``."""
+    task: Task, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], order: str, batches: Sequence[dict[str, Tensor]],
+    listen: Listener = quiet,
+) -> dict[str, Tensor]:  # fmt: skip
+    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty for ``none``.
+
+    ``activation`` says little of layers, and of channels that a norm spans, since all of them change when one goes: those are
+    scored by what the outputs lose without them, where they are ``REMOVED`` groups or fewer.
+    """
     if order == "none":
         return {}
     if order == "magnitude":
         return ranking.magnitude(model, axes)
     if order == "activation":
-        return ranking.activation(model, axes, batches, task.forward, task.present)
+        some = [axis for axis in axes if axis.layers or not supernet.growable(model, axis)]
+        some = [axis for axis in some if axis.size // axis.step <= REMOVED]
+        few = _few(task, model, batches, REMOVAL_BYTES) if some else []
+        steps, started, done = len(batches) + sum(axis.size // axis.step for axis in some), time.perf_counter(), 0
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            listen(Progress(done, steps, per_second=done / (time.perf_counter() - started), unit="forwards"))
+
+        def counted(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+            tick()
+            return task.forward(model, batch)
+
+        found = ranking.activation(model, axes, batches, counted, task.present)
+        return found | ranking.removal(adapter, model, axes, some, few, task.forward, task.distill_loss, tick)
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]
@@ -170,16 +194,23 @@ Proof = list[tuple[dict[str, Tensor], Tensor]]  # inputs, and what the base make
 def _proof(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Proof:
     """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold, one at least."""
     found: Proof = []
-    room = float(PROOF_BYTES)
-    each = task.forward(base, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
-    for batch in batches:
-        count = len(next(iter(batch.values())))
-        some = {name: tensor[: max(1, min(count, int(room / each)))] for name, tensor in batch.items()}
-        outputs = task.forward(base, some).clone()
+    for batch in _few(task, base, batches, PROOF_BYTES):
+        outputs = task.forward(base, batch).clone()
         if not torch.isfinite(outputs).all():
             raise MattaError("The model's outputs are not finite: its weights hold NaN or infinity.")
-        found.append((some, outputs))
-        room -= outputs.numel() * 4
+        found.append((batch, outputs))
+    return found
+
+
+@torch.no_grad()
+def _few(task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float) -> list[dict[str, Tensor]]:
+    """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
+    found = []
+    each = task.forward(model, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
+    for batch in batches:
+        count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
+        found.append({name: tensor[:count] for name, tensor in batch.items()})
+        room -= count * each
         if room < each:
             break
     return found
@@ -196,8 +227,9 @@ def _difference(task: Task, student: Any, proof: Proof) -> float:
 
 
 def convert(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, allow_pickle: bool = False, model_config: Path | None = None
-) -> Converted:
+    recipe: Recipe, out: Path, *, overwrite: bool = False, allow_pickle: bool = False, model_config: Path | None = None,
+    listen: Listener = quiet,
+) -> Converted:  # fmt: skip
     """Grow ``recipe.convert.source`` into a TA in ``out/ta`` whose width 1.0 gives the source's outputs.
 
     Raises ``MattaError`` where the source cannot be opened, no adapter fits it, or the difference at width 1.0
@@ -230,11 +262,11 @@ def convert(
     settings_left = _settings_file(recipe, adapter.task)
     may_write = _may_write_settings(out)
     with checkpoint.atomic_folder(out / "ta", overwrite=overwrite) as folder:
-        if source.folder is not None:
-            models.copy_companions(source.folder, folder)
+        if source.beside is not None:
+            models.copy_companions(source.beside, folder)
         if settings.tokenizer:
             tokenizer = models.open_source(settings.tokenizer)
-            if tokenizer.folder is None or not models.copy_companions(tokenizer.folder, folder):
+            if tokenizer.beside is None or not models.copy_companions(tokenizer.beside, folder):
                 raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
 
         sizes = supernet.full_sizes(base_axes)
@@ -247,7 +279,7 @@ def convert(
         if order not in ("magnitude", "none") and not batches:
             raise MattaError(f"--order {order} needs calibration data: pass --data, or choose --order magnitude.")
         proof = _proof(task, base, batches or [task.example(base)])  # from here on the base itself is made into the TA
-        scores = importance(task, base, base_axes, order, batches or [])
+        scores = importance(task, adapter, base, base_axes, order, batches or [], listen)
         orders = {axis.name: ranking.order(scores[axis.name], layers=bool(axis.layers)) for axis in base_axes if scores}
         supernet.reorder(base, base_axes, orders)
         ranked = {axis.name: scores[axis.name] if axis.layers else scores[axis.name][orders[axis.name]]

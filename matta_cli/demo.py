@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from matta_cli import registry, sampling
-from matta_cli.distillation import Listener, Progress, quiet
 from matta_cli.errors import MattaError
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Task
 

@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from matta_cli.conversion import TA, load_ta
 from matta_cli.data import loader
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher, Step, Teacher
 from matta_cli.tasks import Batch, Data, Split, Task
@@ -45,31 +46,6 @@ from matta_cli.teacher_files import FileTeacher
 from matta_cli.teachers import check_teacher, load_teacher
 
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64  # at least so many rows a batch, whatever training uses
-
-
-@dataclass
-class Progress:
-    """What a run tells the outside: called with one of these after every step, and for every message.
-
-    waiting: the share of the step's time that went to waiting for data. utilisation: the share of the device's peak FLOP/s
-    that the models' own products reach, where that is known.
-    """
-
-    step: int = 0
-    steps: int = 0
-    terms: dict[str, dict[str, float]] = field(default_factory=dict)
-    per_second: float = 0.0
-    unit: str = "items"
-    waiting: float = 0.0
-    utilisation: float | None = None
-    message: str = ""
-
-
-Listener = Callable[[Progress], None]
-
-
-def quiet(_: Progress) -> None:
-    """A listener that hears nothing."""
 
 
 def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
@@ -138,8 +114,8 @@ def opened(
         said.check(recipe)
         return task, ta, said, data
     model, source = load_teacher(recipe, task, ta, device)
-    if source.folder is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
-        folder = source.folder  # the same vocabulary, so the Teacher's tokenizer is the model's
+    if source.beside is not None and task.name == "causal_lm" and not models.has_tokenizer(folder):
+        folder = source.beside  # the same vocabulary, so the Teacher's tokenizer is the model's
     data = task.data(folder, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)

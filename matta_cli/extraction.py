@@ -276,7 +276,7 @@ def _measure(
     elif recipe.distill.teacher:
         try:
             teacher, source = teachers.load_teacher(recipe, task, ta, device)
-            add("Teacher", "teacher", teacher, None, source.folder)
+            add("Teacher", "teacher", teacher, None, source.beside)
         except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
             say(f"The report goes without the Teacher: {error}")
     add("TA", "ta", ta.model, ta.widest, last)

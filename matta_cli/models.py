@@ -63,7 +63,9 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
-            return _open_own(path, text) if (path / _TEMPLATE).is_dir() else Source(name=text, config=config, folder=path)
+            if (path / _TEMPLATE).is_dir():
+                return _open_own(path, text)
+            return Source(name=text, config=config, folder=path, beside=path)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
@@ -74,7 +76,8 @@ def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bo
             raise MattaError(f"There is no file or folder {name!r}.")
         if _is_timm_name(name):
             return Source(name=name, config=config)
-    return Source(name=text, config=config, folder=_download(name, text))
+    folder = _download(name, text)
+    return Source(name=text, config=config, folder=folder, beside=folder)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -214,7 +217,7 @@ def _open_own(folder: Path, text: str) -> Source:
     sizes = _read_json(folder / _TEMPLATE / "sizes.json")
     config = _read_json(folder / _TEMPLATE / "config.json")
     found = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
-    return replace(found, sizes=sizes)
+    return replace(found, sizes=sizes, beside=folder)
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:

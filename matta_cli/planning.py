@@ -14,7 +14,8 @@ import torch
 
 from matta_cli import cost, devices, distillation, evaluate, optimization
 from matta_cli.devices import World
-from matta_cli.distillation import Listener, Progress, Training, quiet
+from matta_cli.distillation import Training
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from matta_cli.adapter import Axis, Slice
+from matta_cli import supernet
+from matta_cli.adapter import Adapter, Axis, Slice
 
 
 def _per_unit(values: Tensor, axis: Axis, place: Slice) -> Tensor:
@@ -116,23 +118,8 @@ def activation(
 
         return hook
 
-    def turned(axis: Axis) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            after = output[0] if isinstance(output, (tuple, list)) else output
-            turn = 1 - torch.cosine_similarity(seen_of(inputs[0]), seen_of(after), dim=-1).mean()
-            sums[axis.name, ""][numbers[module]] += float(turn)
-
-        return hook
-
-    numbers: dict[nn.Module, int] = {}
     for axis in axes:
-        if axis.layers:
-            sums[axis.name, ""] = torch.zeros(axis.size)
-            for number, layer in enumerate(modules[axis.layers].children()):
-                numbers[layer] = number
-                hooks.append(layer.register_forward_hook(turned(axis)))
-            continue
-        for place in axis.slices:
+        for place in axis.slices if not axis.layers else ():
             owner = modules.get(place.tensor.rpartition(".")[0])
             if place.outgoing and owner is not None and _is_input(owner, place.dim):
                 hooks.append(owner.register_forward_pre_hook(watch(axis, place)))
@@ -155,8 +142,38 @@ def activation(
             norms = [_per_unit(parameters[p.tensor].float().pow(2), axis, p).sqrt() for p in seen]
             total = torch.stack([sums[axis.name, p.tensor] * norm for p, norm in zip(seen, norms, strict=True)]).sum(0)
             scores[axis.name] = _grouped(total, axis)
-        elif axis.layers:
-            scores[axis.name] = sums[axis.name, ""]
+    return scores
+
+
+@torch.no_grad()
+def removal(
+    adapter: Adapter, model: nn.Module, axes: Sequence[Axis], some: Sequence[Axis], batches: Sequence[Any],
+    forward: Callable[[Any, Any], Tensor], loss: Callable[[Tensor, Tensor, Any], Tensor],
+    tick: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """What the outputs lose when one group of units goes, or one layer: axis -> float32 [size / step], for ``some`` axes.
+
+    As many forwards as there are groups, for each batch. loss: of outputs against those of the whole model, least where they
+    are equal. An axis with one group has nothing to compare. The model is the same afterwards.
+    """
+    whole = [forward(model, batch) for batch in batches]
+    least = sum(float(loss(out, out, batch)) for out, batch in zip(whole, batches, strict=True))
+    scores = {}
+    for axis in some:
+        count = axis.size // axis.step
+        found = torch.zeros(count)
+        for group in range(count if count > 1 else 0):
+            others = [g for g in range(count) if g != group]
+            moved = [replace(a, order=(*others, group)) if a is axis and a.layers else a for a in axes]
+            swap = torch.arange(count)
+            swap[[group, -1]] = swap[[-1, group]]
+            supernet.reorder(model, [axis], {axis.name: swap})  # the last group is what a Student leaves out
+            view = supernet.StudentView(adapter, model, moved, {axis.name: axis.size - axis.step}).eval()
+            losses = [float(loss(forward(view, batch), out, batch)) for out, batch in zip(whole, batches, strict=True)]
+            supernet.reorder(model, [axis], {axis.name: swap})
+            found[group] = (sum(losses) - least) / len(batches)
+            tick()
+        scores[axis.name] = found
     return scores
 
 

@@ -536,7 +536,8 @@ def search(
     """Search sizes of the trained TA in ``out`` within each budget, or without any from the smallest Student to the largest.
 
     Returns what ``out/search/search.json`` holds (a report whose models are the Pareto front and the Students of the budgets),
-    and these Students. Not ``measured``: nothing is written but the scores, and the metrics of the front are left out. Raises ``MattaError`` where there is no trained TA, no data, or a budget is not possible.
+    and these Students. Not ``measured``: nothing but the scores is written, and the front has no metrics. Raises ``MattaError``
+    where there is no trained TA, no data, or a budget is not possible.
     """
     if recipe.search.sizes not in ("auto", "trained", "any"):
         raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")

@@ -32,6 +32,7 @@ from torch import Tensor
 from matta_cli import checkpoint, devices, losses, models, sampling
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.losses import Logits, Target, TopK
+from matta_cli.progress import Progress
 from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Split, Task
 
@@ -359,7 +360,7 @@ def teach(
     from safetensors.torch import save_file
 
     from matta_cli.devices import World
-    from matta_cli.distillation import Progress, interruptible, opened
+    from matta_cli.distillation import interruptible, opened
 
     if is_file(recipe.distill.teacher):
         raise MattaError(f"--teacher {recipe.distill.teacher!r} is a file of outputs already: name the model that makes them.")

@@ -23,7 +23,7 @@ def load_teacher(recipe: Recipe, task: Task, ta: TA, device: torch.device) -> tu
     teacher, source = models.load_model(name, ta.adapter.task, adapter=ta.adapter, example=example)
     _refuse_broken(name, teacher)
     try:
-        teacher = task.fit_teacher(teacher, source.folder, ta.model)
+        teacher = task.fit_teacher(teacher, source.beside, ta.model)
     except MattaError as error:
         raise MattaError(f"Teacher {name!r}: {error}") from None
     return teacher.to(device).eval().requires_grad_(False), source

@@ -1,5 +1,6 @@
 """Heads, residual stream and depth from convert to export, and what ``matta inspect`` says of them."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typer.testing import CliRunner
 
 from matta_cli import inspection, models, ranking, registry, supernet
 from matta_cli.adapter import Axis, Slice
-from matta_cli.conversion import convert, load_student, load_ta, parse_sizes
+from matta_cli.conversion import convert, importance, load_student, load_ta, parse_sizes
 from matta_cli.distillation import distill
 from matta_cli.errors import MattaError
 from matta_cli.extraction import export
@@ -92,6 +93,10 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
     student = load_student("out/students/width-0.5")
     assert [block.attn.num_heads for block in student.blocks] == [2] * 4 and student.embed_dim == 32
+    Path("out/students/width-0.5/preprocessor_config.json").write_text("{}")
+    again = settings(axes=["heads"], expand=1.0, source="out/students/width-0.5")
+    assert convert(again, Path("again")).ta.base == {f"heads.{i}": 16 for i in range(4)}
+    assert Path("again/ta/preprocessor_config.json").exists()  # what belongs to a model goes along
 
 
 @pytest.mark.parametrize(
@@ -176,26 +181,37 @@ def test_gradient_scores_are_torch_prunings(second):
     assert torch.allclose(own, theirs, rtol=1e-4)
 
 
-def test_layers_are_scored_by_what_they_do(folder):
+def divergence(out, of, _batch):
+    """KL in float64, from the whole model's predictions to a Student's."""
+    mine, its = (torch.log_softmax(logits.double(), -1) for logits in (out, of))
+    return (its.exp() * (its - mine)).sum(-1).mean()
+
+
+def test_layers_are_scored_by_what_the_outputs_lose_without_them():
     torch.manual_seed(0)
-    model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=31, n_embd=24, n_head=3, n_layer=4, n_positions=8, bos_token_id=0, eos_token_id=0)
-    ).eval()
-    axis = next(axis for axis in registry.adapter("gpt2").axes(model) if axis.layers)
+    config = {"vocab_size": 31, "n_embd": 24, "n_head": 3, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    model = GPT2LMHeadModel(GPT2Config(**config, n_layer=4, initializer_range=0.2)).eval()
+    adapter = registry.adapter("gpt2")
+    axes = adapter.axes(model)
+    axis = next(axis for axis in axes if axis.layers)
     ids = [torch.randint(31, (2, 8)) for _ in range(2)]
     idle = model.transformer.h[2]
     for writer in (idle.attn.c_proj, idle.mlp.c_proj):  # a layer that adds nothing
         nn.init.zeros_(writer.weight)
         nn.init.zeros_(writer.bias)
-    influence = ranking.activation(model, [axis], ids, lambda m, x: m(x).logits)["depth"]
-    with torch.no_grad():
-        states = [model(x, output_hidden_states=True).hidden_states for x in ids]
-    for k in range(3):  # the last hidden state of transformers is normalised
-        turn = sum(1 - torch.cosine_similarity(s[k], s[k + 1], dim=-1).mean() for s in states)
-        assert influence[k] == pytest.approx(turn.item(), abs=1e-5)
+    before = copy.deepcopy(model.state_dict())
+    forward = lambda m, x: m(x, use_cache=False).logits  # noqa: E731
+    losses = ranking.removal(adapter, model, axes, [axis], ids, forward, divergence)["depth"]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    for k in range(4):
+        shorter = copy.deepcopy(model)
+        del shorter.transformer.h[k]
+        with torch.no_grad():
+            expected = sum(divergence(forward(shorter, x), forward(model, x), x) for x in ids) / 2
+        assert losses[k] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
     loss = lambda m, x: nn.functional.cross_entropy(m(x).logits.flatten(0, 1), x.flatten())  # noqa: E731
     for scores in (
-        influence,
+        losses,
         ranking.magnitude(model, [axis])["depth"],
         ranking.by_gradient(model, [axis], ids, loss, second=False)["depth"],
         ranking.by_gradient(model, [axis], ids, loss, second=True)["depth"],
@@ -205,6 +221,32 @@ def test_layers_are_scored_by_what_they_do(folder):
     whole = replace(axis, slices=())  # what a layer adds is not known: all that it has
     squares = [sum(p.square().sum() for p in block.parameters()).sqrt().item() for block in model.transformer.h]
     assert ranking.magnitude(model, [whole])["depth"].tolist() == pytest.approx(squares, rel=1e-5)
+
+
+def test_the_residual_stream_is_scored_by_what_the_outputs_lose_without_a_group():
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2).eval()
+    adapter = registry.adapter("vit")
+    axes = adapter.axes(model)
+    axis = next(axis for axis in axes if axis.name == "hidden")
+    assert axis.step == 4
+    x = torch.randn(6, 3, 16, 16)
+    found = ranking.removal(adapter, model, axes, [axis], [x], lambda m, batch: m(batch), divergence)["hidden"]
+    for group in range(3):
+        kept = [i for i in range(12) if i // 4 != group]
+        smaller = adapter.build(model, {"hidden": 8}).eval()
+        state = dict(model.state_dict())
+        for place in axis.slices:
+            state[place.tensor] = state[place.tensor].index_select(place.dim, torch.tensor(kept))
+        smaller.load_state_dict(state)
+        with torch.no_grad():
+            assert found[group] == pytest.approx(divergence(smaller(x), model(x), x).item(), rel=1e-4, abs=1e-7)
+    heads = next(axis for axis in axes if axis.name == "heads.0")
+    task = registry.task("image_classification", settings())
+    images = {"image": x, "label": torch.zeros(6, dtype=torch.long)}
+    chosen = importance(task, adapter, model, axes, "activation", [images])
+    assert chosen["hidden"].argsort().tolist() == found.argsort().tolist()
+    assert torch.equal(chosen["heads.0"], ranking.activation(model, [heads], [images], task.forward)["heads.0"])
 
 
 def test_a_gpt2_student_of_all_axes_is_the_stock_one(tmp_path):

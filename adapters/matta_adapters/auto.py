@@ -281,6 +281,7 @@ def _opened(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
             f"matta convert my_pkg.models:build --weights {source.name} --adapter auto --example 1x3x224x224."
         )
     model = copy.deepcopy(source.module) if source.module is not None else _stock(source)
+    _without_cache(model)
     builder, arguments = _stock_builder(model)
     if not builder:
         raise MattaError(
@@ -319,6 +320,12 @@ def _stock_builder(model: Any) -> tuple[str, dict[str, Any]]:
     return "", {}
 
 
+def _without_cache(model: Any) -> None:
+    """Nothing here reads a cache of keys and values, which tracing does not see through."""
+    if hasattr(getattr(model, "config", None), "use_cache"):
+        model.config.use_cache = False
+
+
 def _called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> nn.Module:
     """A fresh model. folder: the folder that names the builder, where that was not the user."""
     library, _, what = builder.partition(":")
@@ -334,9 +341,9 @@ def _called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> 
             if not issubclass(kind, transformers.PreTrainedModel):
                 raise TypeError(f"{what} is no model")
             model = kind(kind.config_class.from_dict(dict(arguments["config"])))
-            model.config.use_cache = False  # nothing here reads a cache of keys and values
         else:
             model = _imported(builder, folder)()
+        _without_cache(model)
     except MattaError:
         raise
     except Exception as error:  # it is the user's code that runs

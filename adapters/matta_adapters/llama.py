@@ -95,8 +95,10 @@ class Llama(Adapter):
             for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
                 residual += linear(name, 1)
             residual += [*linear("self_attn.o_proj", 0), *linear("mlp.down_proj", 0)]
-        step = config.num_attention_heads if config.model_type == "llama" else 1  # LlamaConfig wants a whole multiple
-        found.append(Axis("hidden", model.model.embed_tokens.weight.shape[1], tuple(residual), step))
+        width, queries = model.model.embed_tokens.weight.shape[1], config.num_attention_heads
+        # LlamaConfig wants a whole multiple; one whose heads have grown need not be
+        step = queries if config.model_type == "llama" and width % queries == 0 else 1
+        found.append(Axis("hidden", width, tuple(residual), step))
         if len(set(getattr(config, "layer_types", None) or [""])) == 1:  # else a block's number says how it attends
             writers = [
                 name for name, _ in model.model.layers[0].named_parameters() if ".o_proj." in name or ".down_proj." in name

@@ -62,9 +62,9 @@ def convert(
     from matta_cli import inspection
     from matta_cli.conversion import convert as run
 
-    done = run(
-        recipe, out, overwrite=overwrite, allow_pickle=allow_pickle, model_config=architecture[0] if architecture else None
-    )
+    config_json = architecture[0] if architecture else None
+    with console.training_progress() as listen:
+        done = run(recipe, out, overwrite=overwrite, allow_pickle=allow_pickle, model_config=config_json, listen=listen)
     ta = done.ta
     source = recipe.convert.source
     for note in done.notes:
