@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -46,7 +47,8 @@ LEVELS = 8  # budgets of a search without one: between the smallest Student and 
 SLOPE = 2.0  # how many trained sizes two layers of one Student may lie apart
 SLOPES = (0.0, SLOPE / 2, -SLOPE / 2)  # what is tried first: MatFormer's rule, a steeper one, and one that falls with depth
 BETWEEN = 4  # parts that ``search.sizes = "any"`` makes of the stretch between two trained sizes
-MARGIN = 0.03  # of a latency's limit that is left free: it is never the same twice
+MARGIN = 0.05  # of a latency's limit that is left free: it is never the same twice
+SHARE = 64  # examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the training
 DESIGN, ROUNDS = 6, 8  # mixed Students that the predictor of latency is fitted to, and rounds of timing them
 
 
@@ -113,23 +115,37 @@ class Space:
         while low < high:
             middle = (low + high + 1) // 2
             low, high = (middle, high) if used(after(middle)) <= 1 else (low, middle - 1)
-        sizes = after(low)
+        filled = self._filled(after(low), names[low:], used, part=False)
+        if self.between == "trained" or used(filled) >= 1 - NEAR:
+            return filled
+        return max(filled, self._filled(after(low), names[low:], used, part=True), key=used)
+
+    def _filled(
+        self, sizes: dict[str, int], names: Sequence[str], used: Callable[[Sizes], float], *, part: bool
+    ) -> dict[str, int]:
+        """Use up what is left of a budget: raise each of these axes in turn that fits, until it is near.
+
+        Where that does not do, axes whose next size is over the budget go a part of the way, as few as will do; with ``part``
+        in their turn, before those after them rise.
+        """
         stopped: dict[str, int] = {}  # axes whose next size is over the budget, and that size
-        for name in names[low:]:
+        for name in names:
             if used(sizes) >= 1 - NEAR:
-                break
+                return sizes
             if name not in stopped:
                 menu = self.menus[name]
                 larger = menu[menu.index(sizes[name]) + 1]
                 if used(sizes | {name: larger}) <= 1:
-                    sizes[name] = larger
+                    sizes = sizes | {name: larger}
                 else:
                     stopped[name] = larger
-        if self.between == "trained" or used(sizes) >= 1 - NEAR:
-            return sizes
-        return max(
-            (self._part_of_the_way(sizes, name, larger, used) for name, larger in stopped.items()), key=used, default=sizes
-        )
+                    sizes = self._part_of_the_way(sizes, name, larger, used) if part else sizes
+        while not part and self.between != "trained" and stopped and used(sizes) < 1 - NEAR:
+            ways = {name: self._part_of_the_way(sizes, name, larger, used) for name, larger in stopped.items()}
+            best = max(ways, key=lambda name: used(ways[name]))
+            sizes = ways[best]
+            del stopped[best]
+        return sizes
 
     def _part_of_the_way(self, sizes: dict[str, int], name: str, larger: int, used: Callable[[Sizes], float]) -> dict[str, int]:
         """One axis as large as the budget lets it be."""
@@ -221,9 +237,9 @@ class Latency:
         return float(np.dot(self.weights, self._features(sizes))) * self.correction
 
     def measure(self, sizes: Sizes) -> float:
-        """The median of a dense Student of these sizes, the larger of two measurements; corrects the guess by it."""
+        """The median of a dense Student of these sizes, of three measurements the middle one; corrects the guess by it."""
         model = {"": self.ta.student(sizes)}
-        found = max(self.time(model)[""], self.time(model)[""])
+        found = sorted(self.time(model)[""] for _ in range(3))[1]
         self.measured[self.costs.key(sizes)] = found
         self.correction *= found / self.guess(sizes)
         return found
@@ -238,9 +254,8 @@ class Candidate:
 
     sizes: dict[str, int]
     value: float
-    costs: dict[str, float] = field(default_factory=dict)
     width: float | None = None
-    name: str = ""
+    names: list[str] = field(default_factory=list)  # of the budgets that it was chosen for
 
 
 class Scores:
@@ -285,15 +300,14 @@ def reported(data: Data, at: int) -> Data:
 class Search:
     """One search: the TA, the two halves of the held-out data, and all that has been scored."""
 
-    def __init__(self, recipe: Recipe, out: Path, storage: Any, listen: Listener) -> None:
-        self.recipe, self.listen, self.storage = recipe, listen, storage
+    def __init__(self, recipe: Recipe, out: Path, storage: Any) -> None:
+        self.recipe, self.storage = recipe, storage
         self.settings = settings = recipe.search
-        base_ta = load_ta(out / "ta")
         last, _ = checkpoint.chosen(out / "run", recipe.export.checkpoint)
         if last is None:
             raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
         self.ta = ta = load_ta(last)
-        distillation.refuse_other_ta(base_ta.card["lineage"]["digest"], ta, last)
+        distillation.refuse_other_ta(checkpoint.read_card(out / "ta")["lineage"]["digest"], ta, last)
         if ta.copies:
             raise MattaError("The run had distill.shared = false: there are no nested weights to search sizes in.")
         trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
@@ -301,7 +315,7 @@ class Search:
         used.update(tomllib.loads(trained["recipe"]), str(last))
         taught = [used.distill.ta_width or ta.widest] if used.distill.ta_weight > 0 else []
         self.space = Space(ta, sorted({*used.distill.widths, *taught}), settings.sizes)
-        self.last, self.trained_seconds = last, float(trained["seconds"])
+        self.training_seconds = float(trained["seconds"])
         self.device = devices.pick(recipe.distill.device)
         ta.model.to(self.device).eval()
         self.task: Task = registry.task(ta.adapter.task, recipe)
@@ -310,11 +324,11 @@ class Search:
         self.data: Data = self.task.data(last, ta.model, training=self.normed)
         self.split = chooses(self.task, ta.model, self.data, self.device)
         self.choosing, self.reporting = evaluate.halves(self.data.held_out[self.split])
-        work = used.distill.steps * used.distill.batch_size / 2 / max(1, settings.trials)
-        self.examples = settings.examples or max(16, min(int(work), recipe.data.eval_examples or 2000))
-        example = cost.repeated(self.reporting.batch(range(min(recipe.export.batch_size, len(self.reporting)))), 1)
-        self.costs = Costs(self.task, ta, example)
-        batch = cost.repeated({name: tensor.to(self.device) for name, tensor in example.items()}, recipe.export.batch_size)
+        few = used.distill.steps * used.distill.batch_size // SHARE
+        self.examples = settings.examples or max(16, min(few, recipe.data.eval_examples or 2000))
+        some = self.reporting.batch(range(min(recipe.export.batch_size, len(self.reporting))))
+        self.costs = Costs(self.task, ta, some)
+        batch = cost.repeated({name: tensor.to(self.device) for name, tensor in some.items()}, recipe.export.batch_size)
         self.latency = Latency(self.task, ta, self.costs, batch, recipe.export.threads)
         parts = (checkpoint.digest(last), self.choosing.digest(), self.examples, self.metric.name)
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
@@ -428,14 +442,14 @@ class Search:
             tick()
             return self.value(found)
 
+        def done(ahead: dict[str, float]) -> Any:
+            return optuna.trial.create_trial(value=score(ahead), params=ahead, distributions=distributions)
+
         for trial in kept.trials:
-            score(trial.params)
-            study.add_trial(trial)
+            study.add_trial(done(trial.params))
         for number in range(len(study.trials), trials):
             if number < len(SLOPES):
-                ahead = self.space.rule(SLOPES[number])
-                value = score(ahead)
-                study.add_trial(optuna.trial.create_trial(value=value, params=ahead, distributions=distributions))
+                study.add_trial(done(self.space.rule(SLOPES[number])))
             else:
                 seed = self.settings.seed * 100_003 + number  # a search that goes on draws what it would have drawn
                 study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
@@ -447,9 +461,7 @@ class Search:
         """The best of all that was scored within a budget: of those that use it up, where there are any."""
         used = self.used(budget)
         fitting = [(c, used(c.sizes)) for c in self.found.values()]
-        fitting = [
-            (c, share) for c, share in fitting if share <= 1 and (not self.settings.stock_only or self.is_stock(c.sizes))
-        ]
+        fitting = [(c, share) for c, share in fitting if share <= 1 and self.allowed(c.sizes)]
         if not fitting:
             hint = "leave out --stock-only" if self.settings.stock_only else "try again, or give it more room"
             raise MattaError(f"No Student that was found meets the budget {budget.name}: {hint}.")
@@ -458,9 +470,9 @@ class Search:
         return self.order(near)[0]
 
     def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best first; of equals the smallest."""
+        """The best first; of equals a uniform width, which was trained as it is, and then the smallest."""
         sign = -1 if self.metric.higher else 1
-        return sorted(candidates, key=lambda c: (sign * c.value, self.costs.parameters(c.sizes)))
+        return sorted(candidates, key=lambda c: (sign * c.value, c.width is None, self.costs.parameters(c.sizes)))
 
     def choose(self, budget: Budget) -> Candidate:
         """The best Student within a budget. Latency is measured again on a dense copy, and has to meet its limit."""
@@ -519,12 +531,13 @@ class Chosen:
 
 
 def search(
-    recipe: Recipe, out: Path, budgets: Sequence[Budget] = (), *, listen: Listener = quiet
+    recipe: Recipe, out: Path, budgets: Sequence[Budget] = (), *, measured: bool = True, listen: Listener = quiet
 ) -> tuple[dict[str, Any], list[Chosen]]:
     """Search sizes of the trained TA in ``out`` within each budget, or without any from the smallest Student to the largest.
 
     Returns what ``out/search/search.json`` holds (a report whose models are the Pareto front and the Students of the budgets),
-    and these Students. Raises ``MattaError`` where there is no trained TA, no data, or a budget is not possible.
+    and these Students. Not ``measured``: nothing but the scores is written, and the front has no metrics. Raises ``MattaError``
+    where there is no trained TA, no data, or a budget is not possible.
     """
     if recipe.search.sizes not in ("auto", "trained", "any"):
         raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")
@@ -537,16 +550,17 @@ def search(
     folder.mkdir(exist_ok=True)
     with checkpoint.alone(folder, "Another search is running"):
         storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(folder / "trials.jsonl")))
-        started = datetime.now(timezone.utc)
-        run = Search(recipe, out, storage, listen)
+        started = time.perf_counter()
         try:
+            run = Search(recipe, out, storage)
             chosen = _searched(run, budgets, listen)
-            seconds = (datetime.now(timezone.utc) - started).total_seconds()
-            result = _result(run, chosen, budgets, seconds)
+            result = _result(run, chosen, measured)
         except KeyboardInterrupt:
             raise Interrupted("Stopped; what was scored is kept: the same command goes on from there.") from None
-        checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
-        checkpoint.atomic_write(folder / "search.html", page.html(result))
+        result["search"]["seconds"] = time.perf_counter() - started
+        if measured:
+            checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
+            checkpoint.atomic_write(folder / "search.html", page.html(result))
     return result, chosen
 
 
@@ -566,12 +580,13 @@ def _searched(run: Search, budgets: Sequence[Budget], listen: Listener) -> list[
     some = budgets or run.levels()
     trials = run.settings.trials if budgets else max(1, run.settings.trials // 4)
     total, done = len(run.space.widths) + trials * len(some), 0
-    clock = _Clock()
+    started = time.perf_counter()
 
     def tick() -> None:
         nonlocal done
         done += 1
-        listen(Progress(done, total, per_second=run.evaluated * run.examples / clock(), unit="examples"))
+        taken = time.perf_counter() - started
+        listen(Progress(done, total, per_second=run.evaluated * run.examples / taken, unit="examples"))
 
     for width, sizes in run.uniform().items():
         run.value(sizes, width)
@@ -586,32 +601,24 @@ def _searched(run: Search, budgets: Sequence[Budget], listen: Listener) -> list[
     return chosen
 
 
-class _Clock:
-    def __init__(self) -> None:
-        self.started = datetime.now(timezone.utc)
-
-    def __call__(self) -> float:
-        return max(1e-9, (datetime.now(timezone.utc) - self.started).total_seconds())
-
-
-def _result(run: Search, chosen: Sequence[Chosen], budgets: Sequence[Budget], seconds: float) -> dict[str, Any]:
+def _result(run: Search, chosen: Sequence[Chosen], measured: bool) -> dict[str, Any]:
     """The report of a search: each model's metrics are measured on examples that no sizes were chosen by."""
     recipe, ta, task = run.recipe, run.ta, run.task
-    asked = list(dict.fromkeys(name for budget in budgets for name, _ in budget.limits)) or ["parameters"]
+    asked = list(dict.fromkeys(name for one in chosen for name, _ in one.budget.limits)) or ["parameters"]
     names = list(dict.fromkeys(["parameters", "bytes", "macs", *asked]))
     front = run.front(asked)
     by_key = {run.key(c.sizes): c for c in front}
     for one in chosen:
-        by_key.setdefault(run.key(one.sizes), run.found[run.key(one.sizes)]).name = one.budget.name
+        by_key.setdefault(run.key(one.sizes), run.found[run.key(one.sizes)]).names.append(one.budget.name)
     members = sorted(by_key.values(), key=lambda c: run.costs.parameters(c.sizes))
     numbers = itertools.count(1)
     entries: list[dict[str, Any]] = []
     for c in members:
-        name = c.name or (f"width {c.width:g}" if c.width is not None else f"mix {next(numbers)}")
+        name = ", ".join(c.names) or (f"width {c.width:g}" if c.width is not None else f"mix {next(numbers)}")
         costs = run.cost(c.sizes, names)
         stock = run.is_stock(c.sizes)
-        measured = run.latency.measured.get(run.costs.key(c.sizes))
-        table = run.columns(c.sizes, run.reporting)
+        seconds = run.latency.measured.get(run.costs.key(c.sizes))
+        tables = [run.columns(c.sizes, run.reporting)] if measured else []
         layers = supernet.depth(ta.axes)
         entries.append({
             "name": name, "role": "student", "width": c.width, "folder": None, "stock": stock, "loader": "",
@@ -620,16 +627,16 @@ def _result(run: Search, chosen: Sequence[Chosen], budgets: Sequence[Budget], se
             "layers": None if layers is None else supernet.kept_layers(layers, c.sizes[layers.name]),
             "trained": all(c.sizes[axis] in menu for axis, menu in run.space.trained.items()),
             "parameters": costs["parameters"], "bytes": costs["bytes"], "macs": costs["macs"],
-            "latency": {} if measured is None else {str(recipe.export.batch_size): {"median": measured, "p95": measured}},
-            "guessed_latency": None if "latency" not in costs or measured is not None else costs["latency"],
+            "latency": {} if seconds is None else {str(recipe.export.batch_size): {"median": seconds}},
+            "guessed_latency": None if "latency" not in costs or seconds is not None else costs["latency"],
             "chosen_by": c.value, "front": c in front, "parity": None,
-            "metrics": evaluate.intervals(task, [table], recipe.export.bootstrap),
+            "metrics": evaluate.intervals(task, tables, recipe.export.bootstrap),
         })  # fmt: skip
     present = {metric for entry in entries for metric in entry["metrics"]}
-    by_budget = {c.name: entry for c, entry in zip(members, entries, strict=True)}
+    by_budget = {name: entry for c, entry in zip(members, entries, strict=True) for name in c.names}
     choices, notes = [], []
     for one in chosen:
-        entry = by_budget[run.found[run.key(one.sizes)].name]
+        entry = by_budget[one.budget.name]
         choices.append({
             "budget": one.budget.name, "limits": dict(one.budget.limits), "used": one.used, "model": entry["name"],
             "stock": entry["stock"], "trained": entry["trained"],
@@ -651,7 +658,7 @@ def _result(run: Search, chosen: Sequence[Chosen], budgets: Sequence[Budget], se
         "device": cost.device_card(run.device) | ({"threads": recipe.export.threads} if recipe.export.threads else {}),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in task.metrics if m.name in present],
         "batch_size": recipe.export.batch_size, "costs": asked, "models": entries, "choices": choices, "notes": notes,
-        "search": {"seconds": seconds, "scored": len(run.found), "evaluated": run.evaluated, "examples": run.examples,
-                   "training_seconds": run.trained_seconds},
+        "search": {"scored": len(run.found), "evaluated": run.evaluated, "examples": run.examples,
+                   "training_seconds": run.training_seconds},
         "lineage": ta.card["lineage"], "recipe": recipe.text(("data", "export", "search")),
     }  # fmt: skip

@@ -1,0 +1,84 @@
+"""Sizes chosen layer by layer against uniform widths of the same parameters, on held-out data that chose nothing.
+
+One MatTA run of a demo's base (its own data, base and Teacher); then for each uniform width, trained or not, a search within
+that width's parameters. Of each: the difference of the primary metric (search less uniform) on the same held-out examples with
+a paired bootstrap interval, the share of the budget that is used, and the seconds of training by those of searching (goal: 20).
+better_or_equal: no interval lies on the side where uniform is better. A search's seconds are those of ``matta export``: opening
+the TA and the data, and scoring. Scores are shared between budgets, as they are when a family is asked for.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import common
+from benchmarks.family_cost import difference
+from matta_cli import demo, evaluate
+from matta_cli.budgets import Budget
+from matta_cli.conversion import convert
+from matta_cli.distillation import distill
+from matta_cli.recipe import Recipe
+from matta_cli.search import Search, _optuna, search
+
+GOAL, WIDTHS = 20.0, [0.375, 0.5, 0.75, 1.0, 1.5]
+
+
+def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
+    """One run and its searches."""
+    recipe.convert.seed = recipe.distill.seed = recipe.search.seed = seed
+    convert(recipe, out, overwrite=True)
+    started = time.perf_counter()
+    distill(recipe, out, overwrite=True)
+    training = time.perf_counter() - started
+    optuna = _optuna()
+    study = Search(recipe, out, optuna.storages.InMemoryStorage())
+    study.examples = len(study.reporting)
+    task, found = study.task, {}
+    for path in (out / "search").glob("*"):
+        path.unlink()
+    for width in WIDTHS:
+        uniform = study.ta.sizes(width)
+        limit = study.costs.parameters(uniform)
+        budget = Budget(f"params-{limit}", (("parameters", float(limit)),))
+        started = time.perf_counter()
+        result, (chosen,) = search(recipe, out, [budget], measured=False)
+        seconds = time.perf_counter() - started
+        ours, theirs = ([study.columns(sizes, study.reporting)] for sizes in (chosen.sizes, uniform))
+        found[f"{width:g}"] = {
+            "trained": width in recipe.distill.widths, "parameters": limit, "used": chosen.used["parameters"],
+            "sizes": chosen.sizes, "uniform": evaluate.metrics(task, theirs), "search": evaluate.metrics(task, ours),
+            "difference": difference(task, ours, theirs, 1000), "seconds": seconds,
+            "training_over_search": training / seconds, "evaluated": result["search"]["evaluated"],
+        }  # fmt: skip
+    higher = task.metrics[0].higher
+    worse = [w for w, f in found.items() if (f["difference"]["high"] < 0 if higher else f["difference"]["low"] > 0)]
+    return {"seed": seed, "metric": task.metrics[0].label, "higher_is_better": higher, "training_seconds": training,
+            "examples": {"chosen_by": result["search"]["examples"], "measured_on": len(study.reporting)},
+            "widths": found, "worse": worse}  # fmt: skip
+
+
+def main() -> None:
+    arguments = common.parser(__doc__)
+    arguments.add_argument("--adapter", default="gpt2", choices=["gpt2", "vit", "mlp_ranker"])
+    arguments.add_argument("--seeds", type=int, default=2)
+    arguments.add_argument("--steps", type=int, default=0, help="of the MatTA run; 0: the demo's")
+    options = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as temp:
+        recipe = demo.prepare(options.adapter, Path(temp), quick=options.quick)
+        recipe.distill.steps = options.steps or recipe.distill.steps
+        recipe.distill.allow_weak_teacher = options.quick
+        recipe.distill.device = str(common.device())
+        found = [measure(recipe, Path(temp), seed) for seed in range(1 if options.quick else options.seeds)]
+    ratios = [f["training_over_search"] for seed in found for f in seed["widths"].values()]
+    equal = not any(seed["worse"] for seed in found)
+    common.result(
+        "budgets", training_over_search=min(ratios), goal=GOAL, holds=min(ratios) >= GOAL and equal, better_or_equal=equal,
+        adapter=options.adapter, steps=recipe.distill.steps, runs=found, quick=options.quick,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
