@@ -213,6 +213,8 @@ def test_calibration_error():
     happened = random.random(504) < probability**2
     assert calibration.error(probability, happened) == pytest.approx(ece_by_hand(probability, happened), abs=1e-12)
     assert calibration.error(probability, happened) > 0.1 > calibration.error(probability, random.random(504) < probability)
+    edge = calibration.error(np.array([1 / 3, 0.35]), np.array([1, 0]))
+    assert edge == pytest.approx((2 / 3 + 0.35) / 2), "a bin holds its upper end"
     assert np.isnan(calibration.error(np.array([0.5, np.nan]), np.ones(2)))
 
 
