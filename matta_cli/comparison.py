@@ -38,7 +38,8 @@ def paired(
     Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 % interval, with the same
     examples (queries, where there are some) drawn for both; ``p``, two-sided, that there is no difference, by the ``test``:
     "McNemar", the exact one (McNemar 1947), where examples stand alone and are right or wrong, else "bootstrap", twice the
-    share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples + 1).
+    share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples + 1), and no
+    less than what so few examples could show if all spoke alike (the sign test's 2 ** (1 - examples)).
     A difference that is not defined is NaN, and its ``p`` 1.
 
     Raises ``MattaError`` where the examples cannot be the same ones.
@@ -46,6 +47,7 @@ def paired(
     found: dict[str, dict[str, Any]] = {}
     for ours, theirs in zip(a, b, strict=True):
         _refuse_others(ours, theirs)
+        units = len(np.unique(ours["group"])) if "group" in ours else len(next(iter(ours.values())))
         values = _difference(task, ours, theirs)
         draws = [_difference(task, *sample) for sample in evaluate.resampled([ours, theirs], resamples, seed)]
         right: list[Columns] = [{}, {}] if "group" in ours else [task.right(ours), task.right(theirs)]
@@ -53,7 +55,7 @@ def paired(
             drawn = np.array([d[name] for d in draws if name in d and np.isfinite(d[name])])
             low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
             exact = all(name in table for table in right)
-            p = _mcnemar(right[0][name], right[1][name]) if exact else _beyond_zero(value, drawn)
+            p = _mcnemar(right[0][name], right[1][name]) if exact else _beyond_zero(value, drawn, units)
             found[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
             found[name]["test"] = "McNemar" if exact else "bootstrap"
     return found
@@ -105,8 +107,8 @@ def _mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _beyond_zero(value: float, drawn: np.ndarray) -> float:
+def _beyond_zero(value: float, drawn: np.ndarray, units: int) -> float:
     if not len(drawn) or not np.isfinite(value):
         return 1.0
     least = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2 * (least + 1) / (len(drawn) + 1))
+    return min(1.0, max(2 * (least + 1) / (len(drawn) + 1), 2.0 ** (1 - units)))

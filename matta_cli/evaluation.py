@@ -103,14 +103,15 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         raise MattaError(f"{what} is for language models; these are models for {task.name}.")
     device = devices.pick(recipe.distill.device)
     tas: dict[Path, TA] = {}
-    subjects = [_opened(name, task, tas, device) for name in names]
+    example = _example(names, out) or recipe.convert.example
+    subjects = [_opened(name, task, tas, device, example) for name in names]
     first = next(s for s in subjects if s.name == against)
     data: Data | None = None
     if recipe.data.train or recipe.data.held_out or not asked.tasks or asked.cascade or asked.speculative or asked.teacher:
         data = _data(recipe, task, first, subjects, device)
         say(f"Measuring on {data.description}.")
     splits = data.held_out if data is not None else ()  # the harness's tasks bring their own
-    others = _references(asked, task, names, first, out, tas, device, say) if splits else {}
+    others = _references(asked, task, names, first, out, tas, device, example, say) if splits else {}
     for subject in [*subjects, *others.values()]:
         if splits:
             _fit(task, subject, first)
@@ -124,13 +125,13 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     tables = {name: scored[name].columns for name in names}
     differences = comparison.against(task, tables, against, resamples)
     one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    example = {k: v.to(device) for k, v in one.items()}
+    batch = {k: v.to(device) for k, v in one.items()}
     entries: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         entries[subject.name] = {
             "name": subject.name,
             "parameters": cost.parameters(subject.model),
-            "macs": cost.macs(task, subject.fitted, example),
+            "macs": cost.macs(task, subject.fitted, batch),
             "metrics": evaluate.intervals(task, tables[subject.name], resamples),
             "differences": differences.get(subject.name, {}),
             "agreement": {
@@ -214,7 +215,17 @@ def _task_of(names: Sequence[str]) -> str:
     raise MattaError(f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification.")
 
 
-def _opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device) -> _Subject:
+def _example(names: Sequence[str], out: Path) -> str:
+    """How the models are called that a function builds, by the first folder that says so."""
+    for name in (*names, str(out)):
+        where = _WIDTH.fullmatch(name)
+        folder = ta_folder(where[1] if where and Path(where[1]).is_dir() else name)
+        if (folder / "matta.json").exists() and (found := checkpoint.read_card(folder).get("example")):
+            return found
+    return ""
+
+
+def _opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str) -> _Subject:
     """A model by what the user typed. ``tas``: those that are open, on the device, whose Students share their weights."""
     where = _WIDTH.fullmatch(name)
     if where and Path(where[1]).is_dir():
@@ -230,7 +241,7 @@ def _opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device) ->
     folder = ta_folder(name)
     card = checkpoint.read_card(folder) if (folder / "matta.json").exists() else {}
     adapter = registry.adapter(card["adapter"], folder) if card else None
-    model, source = models.load_model(name, task.name, adapter=adapter, example=card.get("example", ""))
+    model, source = models.load_model(name, task.name, adapter=adapter, example=example)
     return _Subject(name, model, folder if card else source.folder)
 
 
@@ -246,7 +257,7 @@ def _data(recipe: Recipe, task: Task, first: _Subject, subjects: Sequence[_Subje
 
 def _references(
     asked: Asked, task: Task, names: Sequence[str], first: _Subject, out: Path, tas: dict[Path, TA], device: torch.device,
-    say: Callable[[str], None],
+    example: str, say: Callable[[str], None],
 ) -> dict[str, _Subject]:  # fmt: skip
     """The TA and the Teacher with which the models are to agree, as far as they are known.
 
@@ -256,12 +267,12 @@ def _references(
     made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
     found: dict[str, _Subject] = {}
     if asked.ta:
-        found["ta"] = _opened(asked.ta, task, tas, device)
+        found["ta"] = _opened(asked.ta, task, tas, device, example)
     else:
         near = [name for name in (*made_of, *widths, str(out)) if (ta_folder(name) / "matta.json").exists()]
         try:
             for name in near[:1]:
-                subject = _opened(name, task, tas, device)
+                subject = _opened(name, task, tas, device, example)
                 _fit(task, subject, first)
                 found["ta"] = subject
         except MattaError as error:
@@ -269,7 +280,7 @@ def _references(
     if "ta" in found:
         say(f"The TA with which models agree or not is {found['ta'].folder}.")
     if asked.teacher:
-        found["teacher"] = _opened(asked.teacher, task, tas, device)
+        found["teacher"] = _opened(asked.teacher, task, tas, device, example)
     return found
 
 

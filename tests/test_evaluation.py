@@ -395,6 +395,8 @@ def test_cascade_says_where_it_does_not_pay():
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["kind"] == "large alone"
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["macs"] == 20
     assert cascade.curve(task, good, bad, (10, 20), 5)["chosen"]["kind"] == "small alone"
+    with pytest.raises(MattaError, match="40 at least"):
+        cascade.curve(task, {k: v[:39] for k, v in bad.items()}, {k: v[:39] for k, v in good.items()}, (10, 20), 5)
     with pytest.raises(MattaError, match="--unsure 'luck' is not known"):
         cascade.curve(task, bad, good, (10, 20), 5, "luck")
 
