@@ -213,6 +213,8 @@ def test_calibration_error():
     happened = random.random(504) < probability**2
     assert calibration.error(probability, happened) == pytest.approx(ece_by_hand(probability, happened), abs=1e-12)
     assert calibration.error(probability, happened) > 0.1 > calibration.error(probability, random.random(504) < probability)
+    edge = calibration.error(np.array([1 / 3, 0.35]), np.array([1, 0]))
+    assert edge == pytest.approx((2 / 3 + 0.35) / 2), "a bin holds its upper end"
     assert np.isnan(calibration.error(np.array([0.5, np.nan]), np.ones(2)))
 
 
@@ -393,6 +395,8 @@ def test_cascade_says_where_it_does_not_pay():
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["kind"] == "large alone"
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["macs"] == 20
     assert cascade.curve(task, good, bad, (10, 20), 5)["chosen"]["kind"] == "small alone"
+    with pytest.raises(MattaError, match="40 at least"):
+        cascade.curve(task, {k: v[:39] for k, v in bad.items()}, {k: v[:39] for k, v in good.items()}, (10, 20), 5)
     with pytest.raises(MattaError, match="--unsure 'luck' is not known"):
         cascade.curve(task, bad, good, (10, 20), 5, "luck")
 
