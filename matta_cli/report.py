@@ -423,9 +423,12 @@ def alarms(report: Dict) -> list[str]:
                 f"{name_of(model)}: the exported checkpoint does not give exactly the outputs of the trained slice{by}; "
                 "do not serve it before you know why."
             )
-    for rival in rivals(report):
-        if rival[2].verdict in (WORSE, WIDE):
-            found.append(sentence_of(report, *rival) + (" Evaluate on more data." if rival[2].verdict == WIDE else ""))
+    found += [sentence_of(report, *rival) for rival in rivals(report) if rival[2].verdict == WORSE]
+    if unclear := [rival for rival in rivals(report) if rival[2].verdict == WIDE]:
+        widest = max(unclear, key=lambda rival: rival[2].high - rival[2].low)
+        others = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
+        more = f" Nor can it be said of {_list(others)}." if others else ""
+        found.append(f"{sentence_of(report, *widest)}{more} Evaluate on more data.")
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
         primary = metric is metrics_of(report)[0]  # other metrics mostly repeat what it says of noise
