@@ -426,8 +426,8 @@ def alarms(report: Dict) -> list[str]:
     found += [sentence_of(report, *rival) for rival in rivals(report) if rival[2].verdict == WORSE]
     if unclear := [rival for rival in rivals(report) if rival[2].verdict == WIDE]:
         widest = max(unclear, key=lambda rival: rival[2].high - rival[2].low)
-        others = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
-        more = f" Nor can it be said of {_list(others)}." if others else ""
+        also = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
+        more = f" Nor can it be said of {_list(also)}." if also else ""
         found.append(f"{sentence_of(report, *widest)}{more} Evaluate on more data.")
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
