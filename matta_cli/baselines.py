@@ -143,7 +143,8 @@ def train(
         try:
             distill(own, folder, resume=last is not None, listen=listen)
         except Interrupted as stop:
-            raise Interrupted(f"Stopped in {folder}; the same command goes on from there.", stop.code) from None
+            command = f"matta report{'' if out == Path('matta-out') else f' {out}'} --baselines {','.join(kinds)}"
+            raise Interrupted(f"Stopped in {folder}, which is saved. Go on with `{command}`.", stop.code) from None
     return notes
 
 
