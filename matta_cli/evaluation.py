@@ -298,6 +298,7 @@ def _fit(task: Task, subject: _Subject, first: _Subject) -> None:
         subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
     except MattaError as error:
         said = str(error).replace("The Teacher", "it").replace("the model", first.name).replace(" to distil", "")
+        said = said.replace("a longer Teacher is needed", f"pass --against {subject.name}, whose length is then the one used")
         raise MattaError(f"{subject.name} cannot be measured on the examples of {first.name}: {said}") from None
 
 
