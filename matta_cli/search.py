@@ -405,11 +405,11 @@ class Search:
             if "latency" in names and self.costs.key(smallest) not in self.latency.measured:
                 self.latency.measure(smallest)
             least = self.cost(smallest, names)
-            least |= {name: seconds / (1 - MARGIN) for name, seconds in least.items() if name == "latency"}
-            over = [name for name, share in budget.used(least).items() if share > 1]
+            room = {name: value / (1 - MARGIN) if name == "latency" else value for name, value in least.items()}
+            over = [name for name, share in budget.used(room).items() if share > 1]
             if over:
                 has = " and ".join(f"{_shown(name, least[name])}" for name in over)
-                near = " ".join(f"--target-{COSTS[name].flag} {_rounded_up(name, least[name])}" for name in over)
+                near = " ".join(f"--target-{COSTS[name].flag} {_rounded_up(name, room[name])}" for name in over)
                 raise MattaError(
                     f"The budget {budget.name} is not possible: the smallest Student here has {has}, so the nearest possible "
                     f"is {near}; a smaller width has to be trained for less (distill.widths)."
