@@ -17,12 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from benchmarks import common
-from matta_cli import demo, devices, evaluate, optimization, sampling
+from matta_cli import comparison, demo, devices, evaluate, optimization, sampling
 from matta_cli.conversion import convert, load_ta
 from matta_cli.devices import World
 from matta_cli.distillation import Training, opened
@@ -79,16 +78,8 @@ def tables(task: Task, model: nn.Module, data: Data, recipe: Recipe) -> list[Col
 
 def difference(task: Task, ours: list[Columns], theirs: list[Columns], resamples: int) -> dict[str, float]:
     """Of the primary metric, with a bootstrap interval over the same examples in both."""
-    name = task.metrics[0].name
-    pairs = [(a, b) for a, b in zip(ours, theirs, strict=True) if name in task.summarize(a)]
-    draws = [
-        task.summarize(a)[name] - task.summarize(b)[name]
-        for one, other in pairs
-        for a, b in evaluate.resampled([one, other], resamples)
-    ]
-    value = sum(task.summarize(a)[name] - task.summarize(b)[name] for a, b in pairs)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    found = comparison.paired(task, ours, theirs, resamples)[task.metrics[0].name]
+    return {name: found[name] for name in ("value", "low", "high")}
 
 
 def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from torch import nn
 
 from matta_cli import checkpoint, models, registry, supernet
 from matta_cli.conversion import TA, load_ta
-from matta_cli.distillation import Listener, Progress, distill, quiet, refuse_other_ta
+from matta_cli.distillation import distill, refuse_other_ta
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe, read_toml
 from matta_cli.tasks import Data, Task
 
@@ -142,7 +143,8 @@ def train(
         try:
             distill(own, folder, resume=last is not None, listen=listen)
         except Interrupted as stop:
-            raise Interrupted(f"Stopped in {folder}; the same command goes on from there.", stop.code) from None
+            command = f"matta report{'' if out == Path('matta-out') else f' {out}'} --baselines {','.join(kinds)}"
+            raise Interrupted(f"Stopped in {folder}, which is saved. Go on with `{command}`.", stop.code) from None
     return notes
 
 

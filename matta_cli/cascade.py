@@ -11,6 +11,7 @@ from matta_cli.errors import MattaError
 from matta_cli.tasks import Columns, Task
 
 UNSURE = ("confidence", "margin")
+LEAST = 40  # examples, half of which choose
 _SHARES = np.arange(0.05, 1.0, 0.05)  # of the examples that are passed on
 
 
@@ -24,12 +25,16 @@ def curve(
     or its margin over the next. Every second example chooses the thresholds: twenty shares that are passed on, and among
     these (and both models alone) the cheapest that is as good as the large model. All numbers are those of the other half.
 
-    Raises ``MattaError`` where the task's models do not say how sure they are.
+    Raises ``MattaError`` where the task's models do not say how sure they are, and where there are too few examples.
     """
     if unsure not in UNSURE:
         raise MattaError(f"--unsure {unsure!r} is not known: {', '.join(UNSURE)}.")
     if unsure not in small:
         raise MattaError(f"A cascade needs models that say how sure they are of a class; those of {task.name} do not.")
+    if len(small[unsure]) < LEAST:
+        raise MattaError(
+            f"A cascade's threshold is chosen on half of the held-out examples, {LEAST} at least: pass more of them."
+        )
     metric = task.metrics[0]
     assert metric.higher, "the primary metric of a task whose answers are right or wrong"
     halves = [({k: v[i::2] for k, v in small.items()}, {k: v[i::2] for k, v in large.items()}) for i in (0, 1)]

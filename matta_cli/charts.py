@@ -375,7 +375,7 @@ def forest(report: Dict, width: int, height: int) -> str:
     """Each Student's gain over plain distillation with its interval, around zero; the band is the margin."""
     found = rivals(report)
     ends = [e for _, _, p in found for e in (p.low, p.high, p.gain, -p.margin, p.margin)] + [0.0]
-    left = 16.0 + 7.2 * max(len(short(name_of(s))) for s, _, _ in found)
+    left = 16.0 + 8.0 * max(len(short(name_of(s))) for s, _, _ in found)
     top, bottom, right = 14.0, 14.0 + 38 * len(found), width - 22.0
     x = _Scale([e for e in ends if finite(e)], left, right, False, 0.06, int((right - left) / 80))
     places = max(0, -math.floor(math.log10(min((b - a for a, b in pairwise(x.ticks)), default=1.0)) + 1e-9))

@@ -38,7 +38,8 @@ def paired(
     Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 % interval, with the same
     examples (queries, where there are some) drawn for both; ``p``, two-sided, that there is no difference, by the ``test``:
     "McNemar", the exact one (McNemar 1947), where examples stand alone and are right or wrong, else "bootstrap", twice the
-    share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples + 1).
+    share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples + 1), and no
+    less than what so few examples could show if all spoke alike (the sign test's 2 ** (1 - examples)).
     A difference that is not defined is NaN, and its ``p`` 1.
 
     Raises ``MattaError`` where the examples cannot be the same ones.
@@ -56,6 +57,8 @@ def between(
         for other in per_model[1:]:
             _refuse_others(per_model[0], other)
         columns = dict(zip(names, per_model, strict=True))
+        first = per_model[0]
+        units = len(np.unique(first["group"])) if "group" in first else len(next(iter(first.values())))
         values = {name: task.summarize(own) for name, own in columns.items()}
         samples = evaluate.resampled(per_model, resamples, seed)
         draws = [dict(zip(names, map(task.summarize, sample), strict=True)) for sample in samples]
@@ -66,7 +69,7 @@ def between(
                 drawn = np.array([d[name] for d in differences if name in d and np.isfinite(d[name])])
                 low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
                 exact = name in right[a] and name in right[b]
-                p = _mcnemar(right[a][name], right[b][name]) if exact else _beyond_zero(value, drawn)
+                p = _mcnemar(right[a][name], right[b][name]) if exact else _beyond_zero(value, drawn, units)
                 into[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
                 into[name]["test"] = "McNemar" if exact else "bootstrap"
     return found
@@ -119,8 +122,8 @@ def _mcnemar(a: np.ndarray, b: np.ndarray) -> float:
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
-def _beyond_zero(value: float, drawn: np.ndarray) -> float:
+def _beyond_zero(value: float, drawn: np.ndarray, units: int) -> float:
     if not len(drawn) or not np.isfinite(value):
         return 1.0
     least = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2 * (least + 1) / (len(drawn) + 1))
+    return min(1.0, max(2 * (least + 1) / (len(drawn) + 1), 2.0 ** (1 - units)))

@@ -150,6 +150,8 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
                 shown = f"data wait {event.waiting:.0%}  {shown}"
             bar.update(task, completed=event.step, total=event.steps, description=shown)
             tenth = event.step * 10 // event.steps
+            if tenth < said[0]:
+                said[0] = 0  # another run has begun
             brief = not event.terms and time.monotonic() - started < 10  # what soon ends needs no lines in a log
             if not live and show and tenth > said[0] and not brief:
                 said[0] = tenth

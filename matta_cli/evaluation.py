@@ -32,7 +32,7 @@ from matta_cli import (
 from matta_cli.conversion import TA, load_ta, ta_folder
 from matta_cli.errors import MattaError
 from matta_cli.recipe import Recipe
-from matta_cli.tasks import Columns, Data, Task
+from matta_cli.tasks import Columns, Data, Split, Task
 from matta_cli.tokens import tokenizer_digest
 
 _WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
@@ -72,6 +72,14 @@ class _Subject:
     fitted: Any = None
 
 
+@dataclass
+class _Scored:
+    """What a model made of every split: columns, and the answers by which models agree."""
+
+    columns: list[Columns]
+    answers: list[Columns]
+
+
 def students_of(out: Path) -> list[str]:
     """What ``eval`` measures unasked: the base of an output folder, and its exported Students by width."""
     folders = [p for p in (out / "students").glob("width-*") if (p / "matta.json").exists()]
@@ -87,70 +95,51 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     Raises ``MattaError`` where a model cannot be opened or is not of the same task, vocabulary, classes or inputs as the
     first, and where there is no data.
     """
-    names = list(dict.fromkeys([*asked.models, *asked.speculative]))
-    if not names:
-        raise MattaError(f"There is nothing to evaluate: name models, or export Students to {out} first.")
+    names = _names(asked, out)
     against = asked.against or names[0]
-    if against not in names:
-        raise MattaError(f"--against {against!r} is none of the models: {', '.join(names)}.")
-    if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
-        raise MattaError("--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE.")
-    if asked.cascade and len(names) < 2:
-        raise MattaError("--cascade needs two models or more: a small one, and a larger one that is asked in doubt.")
-    if asked.tasks or asked.task_data:
-        from matta_cli import harness
-
-        harness.check(asked.tasks, asked.task_data)
     task = registry.task(asked.task or _task_of(names), recipe)
     if (asked.tasks or asked.speculative) and task.name != "causal_lm":
         what = "--tasks" if asked.tasks else "--speculative"
         raise MattaError(f"{what} is for language models; these are models for {task.name}.")
     device = devices.pick(recipe.distill.device)
     tas: dict[Path, TA] = {}
-    subjects = [_opened(name, task, tas) for name in names]
+    example = _example(names, out) or recipe.convert.example
+    subjects = [_opened(name, task, tas, device, example) for name in names]
     first = next(s for s in subjects if s.name == against)
     data: Data | None = None
     if recipe.data.train or recipe.data.held_out or not asked.tasks or asked.cascade or asked.speculative or asked.teacher:
-        data = _data(recipe, task, first, subjects)
+        data = _data(recipe, task, first, subjects, device)
         say(f"Measuring on {data.description}.")
     splits = data.held_out if data is not None else ()  # the harness's tasks bring their own
-    others = _references(asked, task, names, first, out, tas, say) if splits else {}
-    tables: dict[str, list[Columns]] = {}
-    answers: dict[str, list[Columns]] = {}
+    others = _references(asked, task, names, first, out, tas, device, example, say) if splits else {}
     for subject in [*subjects, *others.values()]:
-        if subject.name in tables:  # the TA, or the Teacher, is also one of the models
-            continue
-        say(f"Measuring {subject.name}.")
         if splits:
             _fit(task, subject, first)
-        else:
-            subject.fitted = subject.model
-        subject.fitted.to(device)
-        size = max(8, recipe.distill.batch_size)
-        both = [
-            evaluate.columns_and_answers(task, subject.fitted, split, size, device, recipe.data.eval_examples)
-            for split in splits
-        ]
-        tables[subject.name], answers[subject.name] = [b[0] for b in both], [b[1] for b in both]
+    scored: dict[str, _Scored] = {}
+    for subject in [*subjects, *others.values()]:
+        if subject.name not in scored:  # the TA, or the Teacher, may be one of the models, too
+            say(f"Measuring {subject.name}.")
+            scored[subject.name] = _score(recipe, task, subject, splits, device)
 
     resamples = recipe.export.bootstrap
+    tables = {name: scored[name].columns for name in names}
+    differences = comparison.against(task, tables, against, resamples)
     one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    example = {k: v.to(device) for k, v in one.items()}
-    differences = comparison.against(task, {n: tables[n] for n in names}, against, resamples)
+    batch = {k: v.to(device) for k, v in one.items()}
     entries: dict[str, dict[str, Any]] = {}
     for subject in subjects:
-        agreement = {
-            which: _agreement(task, answers[subject.name], answers[other.name], resamples)
-            for which, other in others.items()
-            if other.name != subject.name
-        }
         entries[subject.name] = {
             "name": subject.name,
             "parameters": cost.parameters(subject.model),
-            "macs": cost.macs(task, subject.fitted, example),
+            "macs": cost.macs(task, subject.fitted, batch),
             "metrics": evaluate.intervals(task, tables[subject.name], resamples),
             "differences": differences.get(subject.name, {}),
-            "agreement": {which: found for which, found in agreement.items() if found},
+            "agreement": {
+                which: found
+                for which, other in others.items()
+                if other.name != subject.name
+                and (found := _agreement(task, scored[subject.name].answers, scored[other.name].answers, resamples))
+            },
         }
     present = {name for entry in entries.values() for name in entry["metrics"]}
     result: dict[str, Any] = {
@@ -181,6 +170,33 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     return result
 
 
+def _names(asked: Asked, out: Path) -> list[str]:
+    """The models, each once. Raises ``MattaError`` for what cannot be meant, before anything is opened."""
+    names = list(dict.fromkeys([*asked.models, *asked.speculative]))
+    if not names:
+        raise MattaError(f"There is nothing to evaluate: name models, or export Students to {out} first.")
+    if asked.against and asked.against not in names:
+        raise MattaError(f"--against {asked.against!r} is none of the models: {', '.join(names)}.")
+    if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
+        raise MattaError("--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE.")
+    if asked.cascade and len(names) < 2:
+        raise MattaError("--cascade needs two models or more: a small one, and a larger one that is asked in doubt.")
+    if asked.teacher and teacher_files.is_file(asked.teacher):
+        raise MattaError(f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model.")
+    if asked.tasks or asked.task_data:
+        from matta_cli import harness
+
+        harness.check(asked.tasks, asked.task_data)
+    return names
+
+
+def _score(recipe: Recipe, task: Task, subject: _Subject, splits: Sequence[Split], device: torch.device) -> _Scored:
+    subject.fitted = (subject.model if subject.fitted is None else subject.fitted).to(device)
+    size, limit = max(8, recipe.distill.batch_size), recipe.data.eval_examples
+    both = [evaluate.columns_and_answers(task, subject.fitted, split, size, device, limit) for split in splits]
+    return _Scored([columns for columns, _ in both], [answers for _, answers in both])
+
+
 def _task_of(names: Sequence[str]) -> str:
     """The task of the first model that says what it is for."""
     for name in names:
@@ -199,12 +215,25 @@ def _task_of(names: Sequence[str]) -> str:
     raise MattaError(f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification.")
 
 
-def _opened(name: str, task: Task, tas: dict[Path, TA]) -> _Subject:
-    """A model by what the user typed. ``tas``: those that are open, whose Students share their weights."""
+def _example(names: Sequence[str], out: Path) -> str:
+    """How the models are called that a function builds, by the first folder that says so."""
+    for name in (*names, str(out)):
+        where = _WIDTH.fullmatch(name)
+        folder = ta_folder(where[1] if where and Path(where[1]).is_dir() else name)
+        if (folder / "matta.json").exists() and (found := checkpoint.read_card(folder).get("example")):
+            return found
+    return ""
+
+
+def _opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str) -> _Subject:
+    """A model by what the user typed. ``tas``: those that are open, on the device, whose Students share their weights."""
     where = _WIDTH.fullmatch(name)
     if where and Path(where[1]).is_dir():
         folder = ta_folder(where[1])
-        ta = tas.setdefault(folder, tas.get(folder) or load_ta(folder))
+        if folder not in tas:
+            tas[folder] = load_ta(folder)
+            tas[folder].model.to(device)
+        ta = tas[folder]
         if ta.adapter.task != task.name:
             raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
         view = ta.at(float(where[2]))
@@ -212,25 +241,24 @@ def _opened(name: str, task: Task, tas: dict[Path, TA]) -> _Subject:
     folder = ta_folder(name)
     card = checkpoint.read_card(folder) if (folder / "matta.json").exists() else {}
     adapter = registry.adapter(card["adapter"], folder) if card else None
-    model, source = models.load_model(name, task.name, adapter=adapter, example=card.get("example", ""))
+    model, source = models.load_model(name, task.name, adapter=adapter, example=example)
     return _Subject(name, model, folder if card else source.folder)
 
 
-def _data(recipe: Recipe, task: Task, first: _Subject, subjects: Sequence[_Subject]) -> Data:
+def _data(recipe: Recipe, task: Task, first: _Subject, subjects: Sequence[_Subject], device: torch.device) -> Data:
     """The data, opened for the first model; and the Students of a TA with BatchNorm get statistics of their own from it."""
     normed = [s for s in subjects if s.ta is not None and supernet.has_statistics(s.ta.model)]
     data = task.data(first.folder or Path(), first.model, training=bool(normed))
     for s in normed:
         assert s.ta is not None
-        s.model = distillation.student_for_evaluation(
-            task, s.ta, s.width, data.train, recipe.distill.batch_size, torch.device("cpu")
-        )
+        s.model = distillation.student_for_evaluation(task, s.ta, s.width, data.train, recipe.distill.batch_size, device)
     return data
 
 
 def _references(
-    asked: Asked, task: Task, names: Sequence[str], first: _Subject, out: Path, tas: dict[Path, TA], say: Callable[[str], None]
-) -> dict[str, _Subject]:
+    asked: Asked, task: Task, names: Sequence[str], first: _Subject, out: Path, tas: dict[Path, TA], device: torch.device,
+    example: str, say: Callable[[str], None],
+) -> dict[str, _Subject]:  # fmt: skip
     """The TA and the Teacher with which the models are to agree, as far as they are known.
 
     A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it may not fit.
@@ -239,12 +267,12 @@ def _references(
     made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
     found: dict[str, _Subject] = {}
     if asked.ta:
-        found["ta"] = _opened(asked.ta, task, tas)
+        found["ta"] = _opened(asked.ta, task, tas, device, example)
     else:
         near = [name for name in (*made_of, *widths, str(out)) if (ta_folder(name) / "matta.json").exists()]
         try:
             for name in near[:1]:
-                subject = _opened(name, task, tas)
+                subject = _opened(name, task, tas, device, example)
                 _fit(task, subject, first)
                 found["ta"] = subject
         except MattaError as error:
@@ -252,9 +280,7 @@ def _references(
     if "ta" in found:
         say(f"The TA with which models agree or not is {found['ta'].folder}.")
     if asked.teacher:
-        if teacher_files.is_file(asked.teacher):
-            raise MattaError(f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model.")
-        found["teacher"] = _opened(asked.teacher, task, tas)
+        found["teacher"] = _opened(asked.teacher, task, tas, device, example)
     return found
 
 
@@ -272,6 +298,7 @@ def _fit(task: Task, subject: _Subject, first: _Subject) -> None:
         subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
     except MattaError as error:
         said = str(error).replace("The Teacher", "it").replace("the model", first.name).replace(" to distil", "")
+        said = said.replace("a longer Teacher is needed", f"pass --against {subject.name}, whose length is then the one used")
         raise MattaError(f"{subject.name} cannot be measured on the examples of {first.name}: {said}") from None
 
 

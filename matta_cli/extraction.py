@@ -147,7 +147,7 @@ def export(
     say(f"Found the TA of step {trained['step']} in {last}.")
     wanted = [_Wanted(f"width {width:g}", width, width) for width in widths]
     if targets:
-        found, chosen = search.search(recipe, out, targets, listen=listen)
+        found, chosen = search.search(recipe, out, targets, measured=False, listen=listen)
         wanted += [_Wanted(one.budget.name, one.sizes, one.width) for one in chosen]
         notes += [*report.choices(found), *found["notes"]]
     device = devices.pick(recipe.distill.device)

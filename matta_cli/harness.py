@@ -93,7 +93,7 @@ def _metrics(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) ->
                 numbers = np.array(each, dtype=float)
                 if np.isclose(numbers.mean(), value):  # else it is put together in another way, as a perplexity is
                     columns[label] = numbers
-    return {"metrics": metrics, "examples": len({s["doc_id"] for s in samples}), "columns": columns}
+    return {"metrics": metrics, "examples": len({s["doc_id"] for s in samples}) or None, "columns": columns}
 
 
 def _localize(name: str, path: Path, temp: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from matta_cli import (
     baselines,
     budgets,
+    checkpoint,
     comparison,
     devices,
     distillation,
@@ -25,8 +26,8 @@ from matta_cli import (
 )  # fmt: skip
 from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_student, load_ta
-from matta_cli.distillation import Listener, quiet
 from matta_cli.errors import MattaError
+from matta_cli.progress import Listener, quiet
 from matta_cli.recipe import Recipe, read_toml
 from matta_cli.tasks import Columns, Data, Task
 
@@ -36,6 +37,7 @@ Entry = dict[str, Any]
 _COSTS = ("parameters", "macs", "latency", "peak_memory", "bytes")  # the same shapes cost the same
 _NAMES = {"base": "trained alone", "plain": "plain distillation", "scratch": "from scratch"}
 _ROLES = {"base": "alone", "plain": "plain", "scratch": "scratch"}
+_VERDICT = "\n## Verdict\n\n"  # in a Student's model card
 # resamples for each comparison made at once: with fewer, Holm's correction could not reach 0.05
 _EACH = 50
 
@@ -95,6 +97,11 @@ def remake(
     result["pairs"] = _pairs(measured, rows, result["metrics"])
     result["notes"] += report.alarms(result)
     report.write(result, out)
+    for student in students:
+        card = out / student["folder"] / "README.md"
+        text = card.read_text(encoding="utf-8").partition(_VERDICT)[0]
+        said = [report.sentence_of(result, *rival) for rival in report.rivals(result) if rival[0] is student]
+        checkpoint.atomic_write(card, text + (_VERDICT + said[0] + "\n" if said else ""))
     return result
 
 

@@ -55,7 +55,6 @@ from matta_cli.report import (
     trained,
     value_of,
     when,
-    worth,
 )
 
 
@@ -171,8 +170,8 @@ def _verdicts(report: Dict) -> str:
         "the intervals say nothing about other seeds."
     )
     return (
-        f'<section><h2>Was it worth it?</h2><p class="lead-in">{escape(worth(report))}</p>'
-        f'{_both(partial(forest, report), 0, 0)}<ul class="verdicts">{items}</ul><p class="hint">{hint}</p></section>'
+        f"<section><h2>Was it worth it?</h2>{_both(partial(forest, report), 0, 0)}"
+        f'<ul class="verdicts">{items}</ul><p class="hint">{hint}</p></section>'
     )
 
 
@@ -258,8 +257,10 @@ def html(report: Dict) -> str:
         parts.append(f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{_items(warned)}</ul></section>')
     parts += [_verdicts(report), _figure(report), _budget(report), _table(report)]
     if curves(report, 960, 320):
-        small = [trace(report, drawn, 440, 260, f"of {short(name)}") for name, drawn in compared(report)]
-        beside = "".join(f"<article>{chart}</article>" for chart in small)
+        beside = ""
+        for name, drawn in compared(report):
+            wide, narrow = (trace(report, drawn, width, 260, f"of {short(name)}") for width in (460, 360))
+            beside += f'<article><div class="wide">{wide}</div><div class="narrow">{narrow}</div></article>'
         beside = f'<div class="cards beside">{beside}</div>' if beside else ""
         parts.append(f"<section><h2>Training</h2>{_both(partial(curves, report), 320, 300)}{beside}</section>")
     parts.append(_axes(report))
@@ -344,7 +345,7 @@ svg .name{fill:var(--ink);font-weight:600;paint-order:stroke;stroke:var(--bg);st
 .gain.unclear .mark,.gain.unclear .bar{fill:var(--soft);stroke:var(--soft)}.gain .bar{stroke-width:2.2}
 .verdicts{list-style:none;padding:0;margin:18px 0 0;display:grid;gap:12px}
 .verdicts li{display:grid;grid-template-columns:9.5em 1fr;gap:4px 14px;align-items:baseline;max-width:62em}
-.verdicts small{color:var(--soft);font-size:.84rem}.lead-in{max-width:52em;margin:0 0 18px}
+.verdicts small{color:var(--soft);font-size:.84rem}
 .verdict{font-size:.84rem;font-weight:600;border:1px solid currentColor;border-radius:99px;padding:1px 11px;
   justify-self:start;white-space:nowrap}.verdict.better{color:var(--better)}.verdict.worse{color:var(--worse)}
 .verdict.level{color:var(--student)}.verdict.unclear{color:var(--soft)}

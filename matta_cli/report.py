@@ -368,6 +368,8 @@ def findings(report: Dict) -> list[str]:
     metrics, pick = metrics_of(report), headliner(report)
     if not metrics:
         return found
+    if said := worth(report):
+        found.append(said)
     metric = metrics[0]
     label, decimals = label_of(metric), decimals_of(report, metric)
     if pick:
@@ -384,8 +386,6 @@ def findings(report: Dict) -> list[str]:
                 fast.append(f"{usual / quick:.1f}x at batch {batch} ({in_seconds(quick)} against {in_seconds(usual)})")
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
-    if said := worth(report):
-        found.append(said)
     if pairs := _pairs(report, metric):
         better = sum(_against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs)
         _, small, _, cut = pairs[0]
@@ -423,9 +423,12 @@ def alarms(report: Dict) -> list[str]:
                 f"{name_of(model)}: the exported checkpoint does not give exactly the outputs of the trained slice{by}; "
                 "do not serve it before you know why."
             )
-    for rival in rivals(report):
-        if rival[2].verdict in (WORSE, WIDE):
-            found.append(sentence_of(report, *rival) + (" Evaluate on more data." if rival[2].verdict == WIDE else ""))
+    found += [sentence_of(report, *rival) for rival in rivals(report) if rival[2].verdict == WORSE]
+    if unclear := [rival for rival in rivals(report) if rival[2].verdict == WIDE]:
+        widest = max(unclear, key=lambda rival: rival[2].high - rival[2].low)
+        also = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
+        more = f" Nor can it be said of {_list(also)}." if also else ""
+        found.append(f"{sentence_of(report, *widest)}{more} Evaluate on more data.")
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
         primary = metric is metrics_of(report)[0]  # other metrics mostly repeat what it says of noise
@@ -688,7 +691,7 @@ def choices(report: Dict) -> list[str]:
     models = {name_of(model): model for model in models_of(report)}
     for choice in report.get("choices") or []:
         model = models[choice["model"]]
-        used = " and ".join(f"{100 * share:.1f} % of its {cost}" for cost, share in choice["used"].items())
+        used = " and ".join(f"{100 * share:.1f} % of its {cost.replace('macs', 'MACs')}" for cost, share in choice["used"].items())
         what = f"width {model['width']:g}" if finite(model.get("width")) else model["shown"]
         by = "the stock library loads it" if choice["stock"] else "matta_cli.load_student loads it"
         found.append(f"{choice['budget']}: {what}; it uses {used}; {by}.")

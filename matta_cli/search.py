@@ -405,11 +405,11 @@ class Search:
             if "latency" in names and self.costs.key(smallest) not in self.latency.measured:
                 self.latency.measure(smallest)
             least = self.cost(smallest, names)
-            least |= {name: seconds / (1 - MARGIN) for name, seconds in least.items() if name == "latency"}
-            over = [name for name, share in budget.used(least).items() if share > 1]
+            room = {name: value / (1 - MARGIN) if name == "latency" else value for name, value in least.items()}
+            over = [name for name, share in budget.used(room).items() if share > 1]
             if over:
                 has = " and ".join(f"{_shown(name, least[name])}" for name in over)
-                near = " ".join(f"--target-{COSTS[name].flag} {_rounded_up(name, least[name])}" for name in over)
+                near = " ".join(f"--target-{COSTS[name].flag} {_rounded_up(name, room[name])}" for name in over)
                 raise MattaError(
                     f"The budget {budget.name} is not possible: the smallest Student here has {has}, so the nearest possible "
                     f"is {near}; a smaller width has to be trained for less (distill.widths)."
@@ -470,9 +470,9 @@ class Search:
         return self.order(near)[0]
 
     def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best first; of equals the smallest."""
+        """The best first; of equals a uniform width, which was trained as it is, and then the smallest."""
         sign = -1 if self.metric.higher else 1
-        return sorted(candidates, key=lambda c: (sign * c.value, self.costs.parameters(c.sizes)))
+        return sorted(candidates, key=lambda c: (sign * c.value, c.width is None, self.costs.parameters(c.sizes)))
 
     def choose(self, budget: Budget) -> Candidate:
         """The best Student within a budget. Latency is measured again on a dense copy, and has to meet its limit."""
@@ -531,12 +531,13 @@ class Chosen:
 
 
 def search(
-    recipe: Recipe, out: Path, budgets: Sequence[Budget] = (), *, listen: Listener = quiet
+    recipe: Recipe, out: Path, budgets: Sequence[Budget] = (), *, measured: bool = True, listen: Listener = quiet
 ) -> tuple[dict[str, Any], list[Chosen]]:
     """Search sizes of the trained TA in ``out`` within each budget, or without any from the smallest Student to the largest.
 
     Returns what ``out/search/search.json`` holds (a report whose models are the Pareto front and the Students of the budgets),
-    and these Students. Raises ``MattaError`` where there is no trained TA, no data, or a budget is not possible.
+    and these Students. Not ``measured``: nothing but the scores is written, and the front has no metrics. Raises ``MattaError``
+    where there is no trained TA, no data, or a budget is not possible.
     """
     if recipe.search.sizes not in ("auto", "trained", "any"):
         raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")
@@ -553,12 +554,13 @@ def search(
         try:
             run = Search(recipe, out, storage)
             chosen = _searched(run, budgets, listen)
-            result = _result(run, chosen)
+            result = _result(run, chosen, measured)
         except KeyboardInterrupt:
             raise Interrupted("Stopped; what was scored is kept: the same command goes on from there.") from None
         result["search"]["seconds"] = time.perf_counter() - started
-        checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
-        checkpoint.atomic_write(folder / "search.html", page.html(result))
+        if measured:
+            checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
+            checkpoint.atomic_write(folder / "search.html", page.html(result))
     return result, chosen
 
 
@@ -599,7 +601,7 @@ def _searched(run: Search, budgets: Sequence[Budget], listen: Listener) -> list[
     return chosen
 
 
-def _result(run: Search, chosen: Sequence[Chosen]) -> dict[str, Any]:
+def _result(run: Search, chosen: Sequence[Chosen], measured: bool) -> dict[str, Any]:
     """The report of a search: each model's metrics are measured on examples that no sizes were chosen by."""
     recipe, ta, task = run.recipe, run.ta, run.task
     asked = list(dict.fromkeys(name for one in chosen for name, _ in one.budget.limits)) or ["parameters"]
@@ -615,8 +617,8 @@ def _result(run: Search, chosen: Sequence[Chosen]) -> dict[str, Any]:
         name = ", ".join(c.names) or (f"width {c.width:g}" if c.width is not None else f"mix {next(numbers)}")
         costs = run.cost(c.sizes, names)
         stock = run.is_stock(c.sizes)
-        measured = run.latency.measured.get(run.costs.key(c.sizes))
-        table = run.columns(c.sizes, run.reporting)
+        seconds = run.latency.measured.get(run.costs.key(c.sizes))
+        tables = [run.columns(c.sizes, run.reporting)] if measured else []
         layers = supernet.depth(ta.axes)
         entries.append({
             "name": name, "role": "student", "width": c.width, "folder": None, "stock": stock, "loader": "",
@@ -625,10 +627,10 @@ def _result(run: Search, chosen: Sequence[Chosen]) -> dict[str, Any]:
             "layers": None if layers is None else supernet.kept_layers(layers, c.sizes[layers.name]),
             "trained": all(c.sizes[axis] in menu for axis, menu in run.space.trained.items()),
             "parameters": costs["parameters"], "bytes": costs["bytes"], "macs": costs["macs"],
-            "latency": {} if measured is None else {str(recipe.export.batch_size): {"median": measured}},
-            "guessed_latency": None if "latency" not in costs or measured is not None else costs["latency"],
+            "latency": {} if seconds is None else {str(recipe.export.batch_size): {"median": seconds}},
+            "guessed_latency": None if "latency" not in costs or seconds is not None else costs["latency"],
             "chosen_by": c.value, "front": c in front, "parity": None,
-            "metrics": evaluate.intervals(task, [table], recipe.export.bootstrap),
+            "metrics": evaluate.intervals(task, tables, recipe.export.bootstrap),
         })  # fmt: skip
     present = {metric for entry in entries for metric in entry["metrics"]}
     by_budget = {name: entry for c, entry in zip(members, entries, strict=True) for name in c.names}

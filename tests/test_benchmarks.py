@@ -110,3 +110,10 @@ def test_results_name_their_device_and_no_path():
         found = json.loads(text)
         assert file.stem.startswith(found["benchmark"]) and found["versions"]["torch"], file.name
         assert "/tmp" not in text and "/home" not in text and "/root" not in text, file.name
+
+
+@pytest.mark.slow
+def test_budgets():
+    found = quick("budgets", "--adapter", "mlp_ranker")
+    for width in found["runs"][0]["widths"].values():
+        assert width["used"] <= 1 and width["difference"]["low"] <= width["difference"]["value"] <= width["difference"]["high"]

@@ -99,6 +99,13 @@ def test_bootstrap_of_a_ratio_is_scipys():
     assert found["p"] == pytest.approx(2 * min((draws <= 0).mean(), (draws >= 0).mean()), abs=0.03)
 
 
+def test_few_examples_show_nothing():
+    """Three sequences, each clearly better: by chance alone that happens one time in four."""
+    b = text(3, 0)
+    found = comparison.paired(CausalLM(Recipe()), [b | {"nll": 0.5 * b["nll"]}], [b], 500)["perplexity"]
+    assert found["high"] < 0 and found["p"] == 0.25
+
+
 def test_p_values_are_uniform_where_nothing_differs():
     """Two models that are right at random, alike: p below 0.1 about one time in ten."""
     random = np.random.default_rng(0)

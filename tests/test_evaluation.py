@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,8 @@ def test_calibration_error():
     happened = random.random(504) < probability**2
     assert calibration.error(probability, happened) == pytest.approx(ece_by_hand(probability, happened), abs=1e-12)
     assert calibration.error(probability, happened) > 0.1 > calibration.error(probability, random.random(504) < probability)
+    edge = calibration.error(np.array([1 / 3, 0.35]), np.array([1, 0]))
+    assert edge == pytest.approx((2 / 3 + 0.35) / 2), "a bin holds its upper end"
     assert np.isnan(calibration.error(np.array([0.5, np.nan]), np.ones(2)))
 
 
@@ -393,6 +396,8 @@ def test_cascade_says_where_it_does_not_pay():
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["kind"] == "large alone"
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["macs"] == 20
     assert cascade.curve(task, good, bad, (10, 20), 5)["chosen"]["kind"] == "small alone"
+    with pytest.raises(MattaError, match="40 at least"):
+        cascade.curve(task, {k: v[:39] for k, v in bad.items()}, {k: v[:39] for k, v in good.items()}, (10, 20), 5)
     with pytest.raises(MattaError, match="--unsure 'luck' is not known"):
         cascade.curve(task, bad, good, (10, 20), 5, "luck")
 
@@ -431,6 +436,31 @@ def sat(path: Path) -> list[dict]:
                      "label": "ABCD"[k % 4], "other": {}})  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return rows
+
+
+def test_harness_that_is_not_installed(folder, monkeypatch):
+    from matta_cli import harness
+
+    monkeypatch.setattr(harness, "_manager", harness._manager.__wrapped__)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(MattaError, match=r'pip install "matta\[harness\]"'):
+        measured(folder, "base", tasks=["lambada_openai"])
+
+
+def test_questions_of_agieval(tmp_path):
+    from matta_cli import harness
+
+    (tmp_path / "sat.jsonl").write_text(
+        '{"passage": "It is 3. ", "question": "How much?", "options": ["(A)2", "(B)3"], "label": "B"}\n\n{"query": "as is"}\n'
+    )
+    found = list(harness._rows(tmp_path / "sat.jsonl"))
+    assert found == [
+        {"query": "It is 3. Q: How much? Answer Choices: (A)2 (B)3\nA: Among A through B, the answer is",
+         "choices": ["(A)2", "(B)3"], "gold": [1]},
+        {"query": "as is"},
+    ]  # fmt: skip
 
 
 def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:

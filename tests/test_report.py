@@ -437,6 +437,8 @@ def test_a_student_worse_than_plain_distillation_is_an_alarm(judged):
 def test_an_interval_too_wide_to_say_is_an_alarm(judged):
     verdict(judged, "width 0.5", "too wide to say", -1.0, -4.0, 2.0)
     one_alarm(judged, "too wide to say whether width 0.5 is better or worse than plain", "a loss above 0.20 would count")
+    verdict(judged, "width 0.25", "too wide to say", -1.0, -3.0, 2.0)
+    one_alarm(judged, "whether width 0.5 is better or worse than plain", "Nor can it be said of width 0.25. Evaluate")
 
 
 def test_models_compared_on_the_same_examples_are_not_judged_by_their_own_intervals(judged):

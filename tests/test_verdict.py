@@ -21,6 +21,8 @@ from matta_cli.recipe import Recipe
 
 STEPS = 60
 
+pytestmark = pytest.mark.xdist_group("verdict")  # one worker makes the run, for all of these tests
+
 
 def ranker(width, seed=0):
     torch.manual_seed(seed)
@@ -108,8 +110,10 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     alarms = report.alarms(result)
     assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
     assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
-    for name in ("report.md", "report.html"):
+    for name in ("report.md", "report.html", "students/width-0.5/README.md"):
         assert "width 0.5 is worse than plain distillation 0.5" in (here / name).read_text()
+    judging.remake(here)
+    assert (here / "students" / "width-0.5" / "README.md").read_text().count("## Verdict") == 1
 
 
 def test_a_good_run_raises_no_alarm(here):
@@ -222,7 +226,7 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "students", pressed)
-        with pytest.raises(Interrupted, match="same command goes on"):
+        with pytest.raises(Interrupted, match="Go on with `matta report out --baselines plain`"):
             judging.remake(here, ["plain"])
     step = int(checkpoint.newest(plain / "run").name.removeprefix("step-"))
     assert 0 < step < STEPS

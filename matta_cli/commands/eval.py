@@ -17,7 +17,7 @@ def eval(
     folders: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[FOLDER]...",
+            metavar="FOLDER...",
             help="Students, TAs (FOLDER, or FOLDER@0.5 for a width), Teachers, bases: folders, hub ids, timm names.",
             show_default="the base and the Students in --out",
         ),
@@ -35,13 +35,13 @@ def eval(
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples at a time.")] = None,
-    bootstrap: Annotated[int, typer.Option(help="Resamples of intervals and p-values.", min=1)] = 1000,
+    bootstrap: Annotated[int, typer.Option(help="Resamples of intervals and p-values.")] = 1000,
     task: Annotated[str | None, typer.Option(help="What the models are for, where they do not say.")] = None,
     tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, such as lambada_openai.")] = None,
     task_data: Annotated[
         list[str] | None, typer.Option(help="A local file of a task's examples: lambada_openai=FILE.jsonl.")
     ] = None,
-    task_limit: Annotated[int, typer.Option(help="Examples of each of the --tasks; 0: all.", min=0)] = 0,
+    task_limit: Annotated[int, typer.Option(help="Examples of each of the --tasks; 0: all.")] = 0,
     speculative: Annotated[str | None, typer.Option(help="SMALL,LARGE: generate with one drafting for the other.")] = None,
     draft_tokens: Annotated[int, typer.Option(help="Tokens that SMALL drafts at a time.")] = 5,
     cascade: Annotated[bool, typer.Option("--cascade", help="Ask a larger model only where a smaller is unsure.")] = False,
@@ -54,6 +54,8 @@ def eval(
 
     Example: matta eval matta-out@0.5 matta-out/students/width-0.5 gpt2 --held-out test.txt
     """
+    if bootstrap < 1 or task_limit < 0:
+        raise MattaError(f"--bootstrap {bootstrap} and --task-limit {task_limit}: one takes 1 or more, the other 0 or more.")
     flags: dict[str, dict[str, Any]] = {
         "export": {"bootstrap": bootstrap},
         "distill": {"device": device, "batch_size": batch_size},

@@ -129,7 +129,9 @@ class ImageClassification(Task):
 
     def summarize(self, columns: Columns) -> dict[str, float]:
         found = {metric: float(right.mean()) for metric, right in self.right(columns).items()}
-        return found | {"ece": calibration.error(columns["confidence"], columns["correct1"])}
+        if "confidence" in columns:
+            found["ece"] = calibration.error(columns["confidence"], columns["correct1"])
+        return found
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"class": logits.argmax(1)}

@@ -168,7 +168,9 @@ class Ranking(Task):
             total = float(share.sum())
             found["ndcg@10"] = float((columns["ndcg"][counted] * share).sum()) / total if total else float("nan")
         if self.recipe.distill.ranking_loss == "pointwise":
-            relevant, probability = columns["label"] > 0, np.exp(-np.logaddexp(0, -columns["score"]))
+            relevant = columns["label"] > 0
+            with np.errstate(invalid="ignore"):
+                probability = np.exp(-np.logaddexp(0, -columns["score"]))
             found["calibration"] = float(probability.sum() / relevant.sum()) if relevant.any() else float("nan")
             found["ece"] = calibration.error(probability, relevant)
         return found
