@@ -8,6 +8,7 @@ import io
 import json
 import logging
 import os
+import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ def _agieval(row: Mapping[str, Any]) -> dict[str, Any]:
 def _manager() -> Any:
     try:
         with _quiet():
+            import lm_eval.models.huggingface  # noqa: F401  # needs accelerate
             from lm_eval.tasks import TaskManager
 
             return TaskManager()
@@ -162,7 +164,7 @@ def _manager() -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the harness's log and progress bars, nor what git says to it, and with the random numbers as they were."""
-    before, state = logging.root.manager.disable, torch.get_rng_state()
+    before, states = logging.root.manager.disable, (random.getstate(), np.random.get_state(), torch.get_rng_state())
     logging.disable(logging.WARNING)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -174,4 +176,6 @@ def _quiet() -> Iterator[None]:
         os.close(stderr)
         os.close(nowhere)
         logging.disable(before)
-        torch.set_rng_state(state)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

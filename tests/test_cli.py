@@ -380,6 +380,15 @@ def test_eval_measures_what_export_left(typed):
     assert found[2]["differences"]["perplexity"]["p_holm"] < 1
 
 
+def test_eval_drafts(typed):
+    result = typed("eval --speculative matta-out@0.25,matta-out@1 --bootstrap 5")
+    assert result.exit_code == 0, result.stderr
+    *_, table = result.stdout.split("\n\n")
+    rows = dict(row.split("\t") for row in table.splitlines())
+    assert rows["matta-out@0.25 drafts for matta-out@1"] == "" and rows["same output"] == "100% of 8 prompts"
+    assert 1 <= float(rows["tokens per call of the larger"]) <= 6 and "drafted tokens" in rows["acceptance"]
+
+
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 

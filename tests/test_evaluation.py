@@ -402,7 +402,7 @@ def test_cascade_says_where_it_does_not_pay():
         cascade.curve(task, bad, good, (10, 20), 5, "luck")
 
 
-def test_cascade_of_two_classifiers(tmp_path):
+def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     np.savez(tmp_path / "images.npz", images=random.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8), labels=np.arange(60) % 3)
     for name, width in (("small", 16), ("large", 32)):
@@ -422,6 +422,20 @@ def test_cascade_of_two_classifiers(tmp_path):
     (found,) = result["cascade"]
     assert found["models"] == names[::-1] and found["macs"]["small"] < found["macs"]["large"]
     assert all(set(m["metrics"]) == {"top1", "ece"} for m in result["models"]) and "ta" not in result["agreement"]
+
+    from typer.testing import CliRunner
+
+    from matta_cli.main import app
+
+    monkeypatch.chdir(tmp_path)
+    line = "eval large small --held-out images.npz --bootstrap 10 --cascade"
+    printed = CliRunner().invoke(app, line.split())
+    assert printed.exit_code == 0, printed.stderr
+    *_, table = printed.stdout.split("\n\n")
+    rows = [row.split("\t") for row in table.splitlines()]
+    assert rows[0] == ["small, then large", "confidence", "passed on", "MACs", "top-1 accuracy"]
+    assert (rows[1][0], rows[-1][0]) == ("small", "large") and len(rows) == 3 + len(found["curve"])
+    assert rows[1][4] == f"{found['small']['top1']:.4f}" and "Chosen on 30 examples" in printed.stderr
 
 
 # --- lm-evaluation-harness -----------------------------------------------------------------------------------------

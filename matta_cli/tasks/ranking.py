@@ -436,14 +436,14 @@ def _shown(values: np.ndarray) -> str:
 
 
 def _auc(relevant: np.ndarray, scores: np.ndarray) -> float:
-    """The area under the ROC curve, as the Mann-Whitney statistic: twenty times as fast as sklearn."""
+    """The share of pairs of a relevant row and another in which it scores higher (Mann-Whitney); ties count half."""
     from scipy.stats import rankdata
 
     if relevant.all() or not relevant.any() or not np.isfinite(scores).all():
         return float("nan")
-    positive, ranks = int(relevant.sum()), rankdata(scores)
-    negative = len(relevant) - positive
-    return float((ranks[relevant].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    positive = int(relevant.sum())
+    above = rankdata(scores)[relevant].sum() - positive * (positive + 1) / 2
+    return float(above / (positive * (len(relevant) - positive)))
 
 
 def _ndcg(scores: np.ndarray, labels: np.ndarray) -> float:
