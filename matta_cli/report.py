@@ -534,7 +534,9 @@ def choices(report: Dict) -> list[str]:
     models = {name_of(model): model for model in models_of(report)}
     for choice in report.get("choices") or []:
         model = models[choice["model"]]
-        used = " and ".join(f"{100 * share:.1f} % of its {cost.replace('macs', 'MACs')}" for cost, share in choice["used"].items())
+        used = " and ".join(
+            f"{100 * share:.1f} % of its {cost.replace('macs', 'MACs')}" for cost, share in choice["used"].items()
+        )
         what = f"width {model['width']:g}" if finite(model.get("width")) else model["shown"]
         by = "the stock library loads it" if choice["stock"] else "matta_cli.load_student loads it"
         found.append(f"{choice['budget']}: {what}; it uses {used}; {by}.")
