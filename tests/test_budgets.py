@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
 import torch
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
@@ -18,10 +19,10 @@ from matta_cli import cost, evaluate, models, registry, supernet
 from matta_cli.adapter import Source
 from matta_cli.budgets import NEAR, Budget, Costs, amount, parse
 from matta_cli.conversion import TA, convert, is_stock, load_ta
-from matta_cli.distillation import distill
+from matta_cli.distillation import distill, quiet
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.recipe import Recipe
-from matta_cli.search import SLOPE, Search, Space, search
+from matta_cli.search import SLOPE, Search, Space, _searched, reported, search
 
 WIDTHS = [0.25, 0.5, 1.0, 2.0]
 
@@ -261,6 +262,16 @@ def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
     assert none == [] and free["choices"] == [] and len(free["models"]) > 1
 
 
+def test_the_choice_is_the_best_of_those_that_use_the_budget_up(trained):
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    recipe.search.trials, recipe.search.sizes = 20, "any"
+    run = Search(recipe, out, optuna.storages.InMemoryStorage())
+    budget = budgets(1000)[0]
+    (chosen,) = _searched(run, [budget], quiet)
+    near = [c.value for c in run.found.values() if 950 <= run.costs.parameters(c.sizes) <= 1000]
+    assert len(set(near)) > 1 and run.found[run.key(chosen.sizes)].value == max(near)
+
+
 def test_the_front_is_what_nothing_beats(trained):
     recipe, out = trained
     result, _ = search(recipe, out)
@@ -300,13 +311,23 @@ def test_an_impossible_budget_names_the_nearest(trained):
     assert chosen[0].width == 0.25
 
 
-def test_examples_to_choose_by_are_not_reported_on(trained):
+def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
     recipe, out = trained
-    split = registry.task("ranking", recipe).data(out / "ta", load_ta(out).model).held_out[0]
+    data = registry.task("ranking", recipe).data(out / "ta", load_ta(out).model)
+    split = data.held_out[0]
     choosing, reporting = evaluate.halves(split)
     assert not set(choosing.indices) & set(reporting.indices) and len(choosing) + len(reporting) == len(split)
     assert torch.equal(choosing.batch([3])["dense"], split.batch([choosing.indices[3]])["dense"])
     assert choosing.digest() != reporting.digest()
+    (left,) = reported(data, 0).held_out
+    assert left.indices == reporting.indices
+
+    start_over(out)
+    real, seen = Search.columns, []
+    monkeypatch.setattr(Search, "columns", lambda self, sizes, part: seen.append(part.indices) or real(self, sizes, part))
+    result, _ = search(recipe, out, budgets(500))
+    scored, measured = result["search"]["evaluated"], len(result["models"])
+    assert seen == [choosing.indices] * scored + [reporting.indices] * measured
 
 
 @pytest.mark.slow
