@@ -85,10 +85,10 @@ save_file({name: torch.cat(parts).contiguous() for name, parts in found.items()}
 """
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "vit", "bert")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "vit", "bert", "mlp_ranker")]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "mlp_ranker", *SLOW])
+@pytest.mark.parametrize("name", ["gpt2", *SLOW])
 def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(name: str, tmp_path: Path) -> None:
     adapter, model = registry.adapter(name), made(name)
     axes = supernet.nested_axes(adapter, model)
@@ -150,6 +150,7 @@ def test_programs_beside_a_checkpoint(trained: Path) -> None:
         assert torch.allclose(program(x), load_student(folder)(x), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_own_format_where_it_is_wanted(trained: Path) -> None:
     report = export(recipe(trained, format=["matta"]), trained / "out", overwrite=True)
     entry = next(e for e in report["models"] if e["role"] == "student")
@@ -158,7 +159,8 @@ def test_the_own_format_where_it_is_wanted(trained: Path) -> None:
     assert (folder / "template").is_dir() and not (folder / "config.json").exists()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_the_bits(trained: Path, dtype: str) -> None:
     export(recipe(trained), trained / "out", overwrite=True)
     whole = load_file(str(trained / "out/students/width-0.5/model.safetensors"))
