@@ -547,10 +547,16 @@ def test_harness_on_the_published_files(tmp_path):
     from transformers import GPT2TokenizerFast
 
     tokenizer = GPT2TokenizerFast.from_pretrained(str(data / "gpt2-bpe"))
-    lines = (data / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()[:300]
-    ids = tokenizer("\n".join(json.loads(line)["text"] for line in lines))["input_ids"]
-    rows = torch.tensor(ids[: len(ids) // 64 * 64]).view(-1, 64)
-    trained(gpt2(vocab_size=50257, n_positions=256), rows, 60).save_pretrained(tmp_path / "model")
+    lines = (data / "lambada_test.jsonl").read_text(encoding="utf-8").split("\n")[:8]
+    model = gpt2(vocab_size=50257, n_positions=256, n_layer=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for step in range(800):  # it learns some passages' ends by heart, so that not all last words are wrong
+        ids = torch.tensor([tokenizer(json.loads(lines[step % 8])["text"])["input_ids"]])
+        logits = model.lm_head(model.transformer(input_ids=ids).last_hidden_state[:, -4:-1])
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, -3:].flatten()).backward()
+        optimizer.step()
+    model.eval().save_pretrained(tmp_path / "model")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(data / "gpt2-bpe" / name, tmp_path / "model" / name)
     files = {"lambada_openai": str(data / "lambada_test.jsonl"), "agieval_sat_math": str(data / "sat_math.jsonl")}
