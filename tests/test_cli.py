@@ -392,7 +392,7 @@ def test_eval_drafts(typed):
 # --- stopping and going on -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_resume_finishes(finished, tmp_path, number):
     folder = tmp_path / "here"
     shutil.copytree(finished[0], folder)
@@ -511,7 +511,10 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     assert (distillation.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once
 
 
-@pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", "export --overwrite"])
+EXPORT = pytest.param("export --overwrite", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", EXPORT])
 def test_full_disk(typed, monkeypatch, line):
     from matta_cli import checkpoint
 

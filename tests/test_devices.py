@@ -83,7 +83,9 @@ def curve(out):
 
 
 @pytest.mark.parametrize(
-    ("kind", "more", "by"), [("ranker", ["--devices", "2"], ()), ("vit", ["--shard"], TORCHRUN)], ids=["ranker", "vit sharded"]
+    ("kind", "more", "by"),
+    [("ranker", ["--devices", "2"], ()), pytest.param("vit", ["--shard"], TORCHRUN, marks=pytest.mark.slow)],
+    ids=["ranker", "vit sharded"],
 )
 def test_two_processes_have_the_loss_curve_of_one(made, kind, more, by):
     """Queries have unequal numbers of rows, so that a mean of means would be another number. Data parallel, and sharded."""

@@ -89,7 +89,10 @@ def test_gpt2_wikitext(tmp_path: Path) -> None:
     assert stock.config.n_inner == 32
 
 
-@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
+THINKING = pytest.param("fixed_sizes", "thinkingvit.toml", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), THINKING])
 def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     import timm
 
@@ -116,6 +119,7 @@ def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     assert stock.blocks[0].attn.num_heads == (1 if recipe == "thinkingvit.toml" else 2)
 
 
+@pytest.mark.slow
 def test_minilm_sts(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast

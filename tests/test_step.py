@@ -188,7 +188,7 @@ def test_a_step_is_the_objective(logits, detach):
     [
         {"checkpoint_activations": True},
         {"compile": "aot_eager"},
-        {"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"},
+        pytest.param({"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"}, marks=pytest.mark.slow),
         {"precision": "tf32"},
     ],
     ids=str,

@@ -59,7 +59,7 @@ def losses_of(out):
     return [json.loads(line)["terms"] for line in Path(out, "run/metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("loss", ["pointwise", "pairwise", "listwise"])
+@pytest.mark.parametrize("loss", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("pointwise", "pairwise")), "listwise"])
 def test_a_ranker_learns_the_same_from_the_file_as_from_the_model(folder, loss):
     """Queries hold several rows, and the last tenth of them is held out."""
     more = {"data": {"group": "query"}, "ranking_loss": loss}

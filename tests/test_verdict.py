@@ -122,6 +122,7 @@ def test_a_good_run_raises_no_alarm(here):
     assert not [alarm for alarm in report.alarms(result) if "worse" in alarm]
 
 
+@pytest.mark.slow
 def test_two_copies_of_one_model_are_no_different(here):
     plain = here / "baselines" / "plain-width-0.5"
     student = load_student(here / "students" / "width-0.5")
