@@ -76,10 +76,11 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
 
 
 def data(value: Any) -> None:
-    """Data on stdout as JSON."""
-    if _other():
-        return
-    sys.stdout.write(json.dumps(value, indent=1) + "\n")
+    """Data on stdout as JSON, in which a number that is none is null."""
+    from matta_cli.report import plain
+
+    if not _other():
+        sys.stdout.write(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:

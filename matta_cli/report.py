@@ -641,12 +641,12 @@ def markdown(report: Dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN or infinity: a number that is not one is written as null."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -657,7 +657,7 @@ def write(report: Dict, folder: Path | str) -> None:
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "report.json", json.dumps(_plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(folder / "report.json", json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     atomic_write(folder / "report.md", markdown(report))
     atomic_write(folder / "report.html", html(report))
 

@@ -559,7 +559,7 @@ def search(
             raise Interrupted("Stopped; what was scored is kept: the same command goes on from there.") from None
         result["search"]["seconds"] = time.perf_counter() - started
         if measured:
-            checkpoint.atomic_write(folder / "search.json", json.dumps(result, indent=1) + "\n")
+            checkpoint.atomic_write(folder / "search.json", json.dumps(report.plain(result), indent=1, allow_nan=False) + "\n")
             checkpoint.atomic_write(folder / "search.html", page.html(result))
     return result, chosen
 

@@ -209,6 +209,7 @@ def test_json_is_all_that_stdout_carries(typed):
     assert {"gpt2", "vit", "mlp_ranker"} <= {entry["name"] for entry in json.loads(result.stdout)}
 
 
+@pytest.mark.slow
 def test_a_report_with_baselines(typed):
     """Baselines are trained beside the Students, each of which gets its verdict; the report can be made anew without them."""
     result = typed("export --widths 0.25,0.5 --baselines untrained,plain --margin 0.5 --overwrite --json")

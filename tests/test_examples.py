@@ -68,6 +68,7 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
     return report
 
 
+@pytest.mark.slow
 def test_gpt2_wikitext(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from graphlib import TopologicalSorter
@@ -129,3 +130,10 @@ def test_help_imports_nothing_heavy(words):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "HEAVY []"
+
+
+def test_json_on_stdout_has_no_nan(capsys):
+    from matta_cli import console
+
+    console.data({"a": [1.5, float("nan")], "b": (float("inf"), 2)})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [1.5, None], "b": [None, 2]}

@@ -135,6 +135,7 @@ def converted(tmp_path, monkeypatch):
     return work
 
 
+@pytest.mark.slow
 def test_a_file_does_without_packaging(converted):
     assert json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"] == "./mine.py:GatedMLPAdapter"
     matta_cli.distill("teacher.safetensors", data="digits.npz")

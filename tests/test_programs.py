@@ -85,10 +85,8 @@ save_file({name: torch.cat(parts).contiguous() for name, parts in found.items()}
 """
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("llama", "vit", "bert", "mlp_ranker")]
-
-
-@pytest.mark.parametrize("name", ["gpt2", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "bert", "mlp_ranker"])
 def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(name: str, tmp_path: Path) -> None:
     adapter, model = registry.adapter(name), made(name)
     axes = supernet.nested_axes(adapter, model)

@@ -184,6 +184,7 @@ def test_batch_norm_needs_two_rows(folder):
         distill(settings(batch_size=1), Path("out"))
 
 
+@pytest.mark.slow
 def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
     """The Student's BatchNorm means, whose inputs are sorted in one of two files, are the data's own."""
     torch.save(ranker(norm=True).state_dict(), "model.pt")
@@ -263,6 +264,7 @@ def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
     assert scales == [2.0**15, 2.0**15]  # it starts at 2^16, and halves at an overflow
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
     """Old checkpoints go, except the one that measured best; export takes it unless told otherwise."""
     # from the ninth step on the loss is climbed
@@ -313,6 +315,7 @@ def test_settings_that_make_no_sense(folder, values, sentence):
     assert not Path("out/run").exists() or not list(Path("out/run").iterdir())
 
 
+@pytest.mark.slow
 def test_unshared_students_are_saved_resumed_and_exported(folder):
     """The paper's sharing ablation: Students of their own, which start as the TA's cuts."""
     recipe = settings(steps=6, save_every=3, shared=False, lr=0.01)

@@ -187,7 +187,7 @@ def test_a_step_is_the_objective(logits, detach):
     "settings",
     [
         {"checkpoint_activations": True},
-        {"compile": "aot_eager"},
+        pytest.param({"compile": "aot_eager"}, marks=pytest.mark.slow),
         pytest.param({"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"}, marks=pytest.mark.slow),
         {"precision": "tf32"},
     ],
