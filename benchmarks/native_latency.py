@@ -23,14 +23,18 @@ from matta_cli.recipe import Recipe
 BOUND = 1.02
 
 
-def models(name: str, folder: Path) -> tuple[Any, Any]:
-    """The Student as its library loads it from the folder, and one that the library builds from the same configuration."""
+def models(name: str, folder: Path, native: Path) -> tuple[Any, Any]:
+    """The Student as its library loads it from the folder, and one that the library builds, saves and loads by itself.
+
+    Both come from files: weights that are mapped from one lie in other pages of memory than those that were made.
+    """
     if name == "gpt2":
-        native = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-        return AutoModelForCausalLM.from_pretrained(folder), native
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(native)
+        return AutoModelForCausalLM.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(native)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    native = timm.create_model(config["architecture"], **{"num_classes": config["num_classes"], **config["model_args"]})
-    return timm.create_model(f"local-dir:{folder}", pretrained=True), native
+    given = {"num_classes": config["num_classes"], **config["model_args"]}
+    timm.models.save_for_hf(timm.create_model(config["architecture"], **given), str(native), model_args=config["model_args"])
+    return tuple(timm.create_model(f"local-dir:{path}", pretrained=True) for path in (folder, native))  # type: ignore[return-value]
 
 
 def main() -> None:
@@ -42,13 +46,15 @@ def main() -> None:
         ta = common.grown(name, make(width, layers, length))
         task = registry.task(ta.adapter.task, Recipe())
         with tempfile.TemporaryDirectory() as temp:
-            ta.save(0.5, Path(temp), {})
-            pair = [model.eval().to(common.device()) for model in models(name, Path(temp))]
+            folder, native = Path(temp) / "student", Path(temp) / "native"
+            folder.mkdir()
+            ta.save(0.5, folder, {})
+            pair = [model.eval().to(common.device()) for model in models(name, folder, native)]
         for size in (1, 8):
             batch = {key: tensor.to(common.device()) for key, tensor in task.example(pair[0], size).items()}
-            student, native = (partial(task.forward, model, batch) for model in pair)
+            student, own = (partial(task.forward, model, batch) for model in pair)
             with torch.no_grad():
-                taken = common.alternating({"student": student, "native": native}, rounds, warmup=5)
+                taken = common.alternating({"student": student, "native": own}, rounds, warmup=5)
             ratio = common.ratio(taken["student"], [taken["native"]])
             found[f"{name}, batch {size}"] = {"medians_s": common.medians(taken), "ratio": ratio}
     worst = max(case["ratio"] for case in found.values())
