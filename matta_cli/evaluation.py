@@ -81,12 +81,36 @@ class _Scored:
 
 
 def students_of(out: Path) -> list[str]:
-    """What ``eval`` measures unasked: the base of an output folder, and its exported Students by width."""
-    folders = [p for p in (out / "students").glob("width-*") if (p / "matta.json").exists()]
-    if not folders:
-        return []
-    by_width = sorted(folders, key=lambda p: float(p.name.removeprefix("width-")))
-    return [f"{out / 'ta'}@1", *map(str, by_width)]
+    """What ``eval`` measures unasked: the base of an output folder, and its exported Students from small to large."""
+    folders = [path.parent for path in (out / "students").glob("*/matta.json")]
+    return (
+        [f"{out / 'ta'}@1", *map(str, sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name)))]
+        if folders
+        else []
+    )
+
+
+def home(models: Sequence[str], out: Path) -> Path:
+    """The output folder whose run's settings hold: ``out`` if it is one, else that in which the first of the models lies."""
+    if (out / "ta").is_dir():
+        return out
+    for text in models:
+        path = Path(text.rpartition("@")[0] or text)
+        for folder in (path, *list(path.parents)[:3]):
+            if (folder / "ta" / "matta.json").exists():
+                return folder
+    return out
+
+
+def chosen_by(models: Sequence[str]) -> list[str]:
+    """The Students among these that were chosen on held-out examples, for a budget."""
+    found = []
+    for text in models:
+        if (Path(text) / "matta.json").exists():
+            lineage = checkpoint.read_card(Path(text))["lineage"]
+            if lineage.get("student") and lineage.get("width") is None:
+                found.append(text)
+    return found
 
 
 def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:

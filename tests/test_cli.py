@@ -353,6 +353,12 @@ def test_search_then_export_by_budget(typed):
         assert f"model = {rows[name]['loader']}" in (students / name / "README.md").read_text()
         card = json.loads((students / name / "matta.json").read_text())
         assert card["lineage"]["student"] == name
+    result = typed("eval --bootstrap 5")
+    assert result.exit_code == 0, result.stderr
+    assert [line.split("\t")[0] for line in result.stdout.split("\n\n")[0].splitlines()[1:]][1:] == [
+        f"matta-out/students/{name}" for name in ("width-0.5", "params-60k-memory-10MB", "params-70k-memory-10MB")
+    ]
+    assert result.stderr.count("was chosen on a half of the run's held-out examples") == 2
 
 
 # --- comparing -----------------------------------------------------------------------------------------------------
@@ -379,6 +385,14 @@ def test_eval_measures_what_export_left(typed):
     assert all(d["value"] == 0 and d["p"] == 1 for d in found[1]["differences"].values())
     assert found[0]["macs"] == reported["macs"] and found[0]["parameters"] == reported["parameters"]
     assert found[2]["differences"]["perplexity"]["p_holm"] < 1
+
+
+def test_eval_finds_the_settings_of_the_folder_that_a_model_lies_in(typed):
+    Path("matta-out").rename("elsewhere")
+    for words in ("elsewhere@0.5", "elsewhere/students/width-0.5"):
+        result = typed(f"eval {words} --bootstrap 5")
+        assert result.exit_code == 0, result.stderr
+        assert str(Path("elsewhere/run/recipe.toml")) in result.stderr and len(result.stdout.splitlines()) == 2
 
 
 def test_eval_drafts(typed):

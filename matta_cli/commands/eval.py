@@ -61,12 +61,12 @@ def eval(
         "distill": {"device": device, "batch_size": batch_size},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
+    from matta_cli import evaluation
+
+    out = evaluation.home(folders or [], out)
     recipe, read = resolve(flags, out, config, ran=True)
     for path in read:
         console.say(f"Settings from {path}.")
-
-    from matta_cli import evaluation
-
     pair = options.words(speculative) or []
     asked = evaluation.Asked(
         models=folders or ([] if pair else evaluation.students_of(out)),
@@ -82,6 +82,8 @@ def eval(
         task_data=_files(task_data or []),
         task_limit=task_limit,
     )
+    for name in evaluation.chosen_by(asked.models):
+        console.say(f"Note: {name} was chosen on a half of the run's held-out examples: measured on these, it looks too good.")
     result = evaluation.evaluation(recipe, asked, out, say=console.say)
     if json:
         console.data(result)
