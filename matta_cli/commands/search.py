@@ -60,5 +60,7 @@ def search(
     for note in result["notes"]:
         console.say(f"Note: {note}")
     console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
-    again = " ".join(f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ())
+    given = [f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ()]
+    middle = sorted(model["parameters"] for model in result["models"])[len(result["models"]) // 2]
+    again = " ".join(given) or f"--target-params {middle}"
     console.hint(options.command_line("export", out, again))
