@@ -19,7 +19,8 @@ from matta_cli import registry, supernet
 from matta_cli.adapter import Axis
 from matta_cli.tasks import raw
 
-ROUNDS = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+# the same examples each time: a suite that fails by chance helps nobody who did not write it
+ROUNDS = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 IDS, PIXELS = torch.arange(14).view(2, 7) % 11, torch.linspace(-2, 2, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
 LAYERS = {"gpt2": "transformer.h", "llama": "model.layers", "bert": "encoder.layer", "vit": "blocks"}
 
@@ -162,7 +163,10 @@ def test_a_smaller_student_is_a_cut_of_a_larger_one(drawing: tuple[str, Any, Dim
     small = {a.name: a.step * data.draw(st.integers(1, large[a.name] // a.step), a.name) for a in axes}
     between = supernet.materialize(adapter, model, axes, large)
     once = supernet.cut(tensors(model), axes, small)
-    twice = supernet.cut(tensors(between), adapter.axes(between), supernet.own_sizes(axes, small))
+    # a Llama's width comes in steps of its heads, of which this one has others
+    steps = {supernet.kind(axis.name): axis.step for axis in axes}
+    its = [replace(axis, step=steps[supernet.kind(axis.name)]) for axis in adapter.axes(between)]
+    twice = supernet.cut(tensors(between), its, supernet.own_sizes(axes, small))
     assert once.keys() == twice.keys()
     for key, tensor in once.items():
         assert torch.equal(tensor, twice[key])
