@@ -162,8 +162,10 @@ def importance(
     if order == "activation":
         some = [axis for axis in axes if axis.layers or not supernet.growable(model, axis)]
         some = [axis for axis in some if axis.size // axis.step <= REMOVED]
+        rest = [axis for axis in axes if axis not in some]
         few = _few(task, model, batches, REMOVAL_BYTES) if some else []
-        steps, started, done = len(batches) + sum(axis.size // axis.step for axis in some), time.perf_counter(), 0
+        steps = (len(batches) if rest else 0) + sum(axis.size // axis.step for axis in some)
+        started, done = time.perf_counter(), 0
 
         def tick() -> None:
             nonlocal done
@@ -174,7 +176,7 @@ def importance(
             tick()
             return task.forward(model, batch)
 
-        found = ranking.activation(model, axes, batches, counted, task.present)
+        found = ranking.activation(model, rest, batches, counted, task.present) if rest else {}
         return found | ranking.removal(adapter, model, axes, some, few, task.forward, task.distill_loss, tick)
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -340,12 +342,17 @@ def convert(
     return Converted(ta, out / "ta", order, difference, widths, notes)
 
 
-def is_stock(ta: TA, sizes: Mapping[str, int]) -> bool:
-    """Whether the stock library can load a Student of these sizes."""
+def unsupported(ta: TA, sizes: Sizes) -> str:
+    """Why the stock library cannot load a Student of these sizes; empty where it can."""
     if not ta.adapter.loader:
-        return False
+        return f"the adapter {ta.adapter.name!r} has no stock library"
     with torch.device("meta"):
-        return not ta.adapter.unsupported(ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, sizes)))
+        return ta.adapter.unsupported(ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, sizes)))
+
+
+def is_stock(ta: TA, sizes: Sizes) -> bool:
+    """Whether the stock library can load a Student of these sizes."""
+    return not unsupported(ta, sizes)
 
 
 def _readme(ta: TA, source: str, difference: float) -> str:

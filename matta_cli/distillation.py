@@ -28,6 +28,7 @@ from matta_cli import (
     models,
     optimization,
     registry,
+    report,
     sampling,
     supernet,
     teacher_files,
@@ -220,7 +221,7 @@ class Training:
                         listen(Progress(message=said))
                 used = self.flops / taken / self.peak if self.flops and self.peak else None
                 record |= {} if used is None else {"utilisation": used}
-                log.write(_plain(record))
+                log.write(report.plain(record))
                 listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken, used))
                 if due:
                     saved = self.save() or saved
@@ -545,13 +546,6 @@ def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
     """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
     if ta.card["lineage"]["digest"] != digest:
         raise MattaError(f"{folder} trained another TA than the one that was converted since: distill again with --overwrite.")
-
-
-def _plain(value: Any) -> Any:
-    """A record as JSON has it: numbers that are not finite become null."""
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rewind(log: Path, step: int) -> None:

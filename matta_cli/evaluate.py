@@ -59,16 +59,11 @@ def columns(
 
 
 def columns_and_answers(
-    task: Task,
-    model: Any,
-    split: Split,
-    batch_size: int,
-    device: torch.device,
-    limit: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    task: Task, model: Any, split: Split, batch_size: int, device: torch.device, limit: int = 0
 ) -> tuple[Columns, Columns]:
     """``columns``, and what ``task.agreement`` compares, from the same forwards."""
-    own, answers = _columns(task, model, split, batch_size, device, limit, tick, [task.score, task.answers])
+    functions = [task.score, task.answers]
+    own, answers = _columns(task, model, split, batch_size, device, limit, lambda: None, functions)
     return own, answers
 
 

@@ -83,11 +83,14 @@ class _Scored:
 def students_of(out: Path) -> list[str]:
     """What ``eval`` measures unasked: the base of an output folder, and its exported Students from small to large."""
     folders = [path.parent for path in (out / "students").glob("*/matta.json")]
-    return (
-        [f"{out / 'ta'}@1", *map(str, sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name)))]
-        if folders
-        else []
-    )
+    by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
+    return [f"{out / 'ta'}@1", *map(str, by_size)] if folders else []
+
+
+def _parts(name: str) -> tuple[str, float | None]:
+    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole, and no width."""
+    found = _WIDTH.fullmatch(name)
+    return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
 
 
 def home(models: Sequence[str], out: Path) -> Path:
@@ -95,7 +98,7 @@ def home(models: Sequence[str], out: Path) -> Path:
     if (out / "ta").is_dir():
         return out
     for text in models:
-        path = Path(text.rpartition("@")[0] or text)
+        path = Path(_parts(text)[0])
         for folder in (path, *list(path.parents)[:3]):
             if (folder / "ta" / "matta.json").exists():
                 return folder
@@ -224,8 +227,7 @@ def _score(recipe: Recipe, task: Task, subject: _Subject, splits: Sequence[Split
 def _task_of(names: Sequence[str]) -> str:
     """The task of the first model that says what it is for."""
     for name in names:
-        where = _WIDTH.fullmatch(name)
-        folder = ta_folder(where[1] if where and Path(where[1]).is_dir() else name)
+        folder = ta_folder(_parts(name)[0])
         if (folder / "matta.json").exists():
             return checkpoint.read_card(folder)["task"]
     for name in names:
@@ -242,8 +244,7 @@ def _task_of(names: Sequence[str]) -> str:
 def _example(names: Sequence[str], out: Path) -> str:
     """How the models are called that a function builds, by the first folder that says so."""
     for name in (*names, str(out)):
-        where = _WIDTH.fullmatch(name)
-        folder = ta_folder(where[1] if where and Path(where[1]).is_dir() else name)
+        folder = ta_folder(_parts(name)[0])
         if (folder / "matta.json").exists() and (found := checkpoint.read_card(folder).get("example")):
             return found
     return ""
@@ -251,17 +252,17 @@ def _example(names: Sequence[str], out: Path) -> str:
 
 def _opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str) -> _Subject:
     """A model by what the user typed. ``tas``: those that are open, on the device, whose Students share their weights."""
-    where = _WIDTH.fullmatch(name)
-    if where and Path(where[1]).is_dir():
-        folder = ta_folder(where[1])
+    where, width = _parts(name)
+    if width is not None:
+        folder = ta_folder(where)
         if folder not in tas:
             tas[folder] = load_ta(folder)
             tas[folder].model.to(device)
         ta = tas[folder]
         if ta.adapter.task != task.name:
             raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
-        view = ta.at(float(where[2]))
-        return _Subject(name, view if isinstance(view, nn.Module) else view.module(), folder, ta, float(where[2]))
+        view = ta.at(width)
+        return _Subject(name, view if isinstance(view, nn.Module) else view.module(), folder, ta, width)
     folder = ta_folder(name)
     card = checkpoint.read_card(folder) if (folder / "matta.json").exists() else {}
     adapter = registry.adapter(card["adapter"], folder) if card else None
@@ -287,7 +288,7 @@ def _references(
 
     A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it may not fit.
     """
-    widths = [m[1] for name in names if (m := _WIDTH.fullmatch(name))]
+    widths = [where for where, width in map(_parts, names) if width is not None]
     made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
     found: dict[str, _Subject] = {}
     if asked.ta:

@@ -33,12 +33,13 @@ from matta_cli import (
     supernet,
     teacher_files,
     teachers,
+    tracking,
 )  # fmt: skip
 from matta_cli.adapter import Adapter, Sizes
-from matta_cli.conversion import TA, is_stock, load_student, load_ta
-from matta_cli.distillation import Listener, quiet
+from matta_cli.conversion import TA, load_student, load_ta, unsupported
 from matta_cli.errors import MattaError
 from matta_cli.programs import PROGRAMS, Listening, call_names
+from matta_cli.progress import Listener, quiet
 from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task
 
@@ -167,15 +168,15 @@ def export(
             else:
                 view.buffers = buffers
             if dtype is not torch.float32:
-                view = distillation.student_for_evaluation(
-                    task, ta, one.which, data.train, recipe.distill.batch_size, torch.device("cpu")
-                )
+                view = ta.student(one.which)
+                view.load_state_dict(buffers, strict=False)
                 view = view.to(dtype).float()  # what is kept of the weights
-            stock = not own and is_stock(ta, ta.sizes(one.which))
+            reason = unsupported(ta, ta.sizes(one.which))
+            stock = not own and not reason
             loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
             if not stock and "stock" in formats:
                 raise MattaError(
-                    f"{one.name} cannot be a stock checkpoint: {_refusal(ta, one)}. Without --format stock it is saved in "
+                    f"{one.name} cannot be a stock checkpoint: {reason}. Without --format stock it is saved in "
                     "matta's own format."
                 )
             target = folder / one.folder
@@ -219,14 +220,6 @@ def _formats(recipe: Recipe) -> tuple[list[str], torch.dtype]:
     if programs and dtype != "float32":
         raise MattaError(f"--format {programs[0]} with --dtype {dtype} is not supported: programs are written in float32.")
     return formats, getattr(torch, dtype)
-
-
-def _refusal(ta: TA, one: _Wanted) -> str:
-    """Why the stock format cannot express a Student."""
-    if not ta.adapter.loader:
-        return f"the adapter {ta.adapter.name!r} has no stock library"
-    with torch.device("meta"):
-        return ta.adapter.unsupported(ta.adapter.build(ta.model, supernet.own_sizes(ta.axes, ta.sizes(one.which))))
 
 
 def _save(
@@ -369,13 +362,8 @@ def _report(
         machine = cost.device_card(device)
     present = {name for entry in entries for name in entry["metrics"]}
     metrics = [m for m in task.metrics if m.name in present and m.higher is not None]  # a report says what is better
-    curve = []
-    log = out / "run" / "metrics.jsonl"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        record = json.loads(line)
-        if "evaluation" in record:
-            values = {k: v[metrics[0].name] for k, v in record["evaluation"].items() if metrics[0].name in v}
-            curve.append({"step": record["step"], "values": values})
+    primary = metrics[0].name if metrics else ""
+    curve = [{"step": step, "values": values} for step, values in tracking.evaluations(out / "run", primary)]
     spent = baselines.cost_of_run(out, recipe.export.checkpoint, task, data)
     for entry in entries:
         if entry["role"] in ("student", "ta"):

@@ -20,6 +20,7 @@ from torch import nn
 
 from matta_cli.errors import MattaError, said
 from matta_cli.tasks import Columns
+from matta_cli.text import json_lines
 
 BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form
 
@@ -123,13 +124,7 @@ def _localize(name: str, path: Path, temp: Path) -> None:
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise MattaError(f"{str(path)!r}, line {number} is not valid JSON: {error}.") from None
+    for number, row in json_lines(path):
         if not isinstance(row, dict):
             raise MattaError(f"{str(path)!r}, line {number} is no JSON object.")
         yield _agieval(row) if {"question", "options", "label"} <= row.keys() and "query" not in row else row

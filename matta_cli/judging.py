@@ -23,6 +23,7 @@ from matta_cli import (
     report,
     search,
     supernet,
+    tracking,
 )  # fmt: skip
 from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_student, load_ta
@@ -80,6 +81,7 @@ def remake(
             measured.add(entry["name"], measured.student(measured.ta, sizes))
         elif entry["role"] == "base" and any(s["width"] == 1.0 for s in students):
             measured.add(entry["name"], measured.student(measured.ta, 1.0))
+    primary = next((metric["name"] for metric in result["metrics"]), "")
     for baseline in found:
         student = next(s for s in students if s["name"] == baseline.name)
         name = f"{_NAMES[baseline.kind]} {baseline.name.removeprefix('width ')}"
@@ -90,7 +92,8 @@ def remake(
             "loader": "", "stock": False, "parity": None, **{key: student[key] for key in _COSTS},
             "metrics": evaluate.intervals(task, tables, recipe.export.bootstrap),
             "training": baselines.training(task, data, baseline.steps, baseline.batch_size, baseline.seconds),
-            "curve": _curve(baseline.folder / "run" / "metrics.jsonl", "1", result["metrics"]),
+            "curve": [[step, values["1"]] for step, values in tracking.evaluations(baseline.folder / "run", primary)
+                      if values.get("1") is not None],
         })  # fmt: skip
     result["models"] = rows
     result["margin"] = recipe.export.margin
@@ -183,15 +186,4 @@ def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry])
                 sure = p < 0.05
                 verdict = report.judged(low, high, margin, sure) if math.isfinite(pair["gain"]) else report.WIDE
                 found.append({**pair, "verdict": verdict})
-    return found
-
-
-def _curve(log: Path, model: str, metrics: Sequence[Entry]) -> list[list[float]]:
-    """[step, value] of the first metric at each evaluation of a run."""
-    found = []
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
-        record = json.loads(line)
-        value = record.get("evaluation", {}).get(model, {}).get(metrics[0]["name"]) if metrics else None
-        if value is not None:
-            found.append([record["step"], value])
     return found

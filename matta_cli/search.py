@@ -38,8 +38,8 @@ from matta_cli import (
 from matta_cli.adapter import Sizes
 from matta_cli.budgets import COSTS, NEAR, Budget, Costs
 from matta_cli.conversion import TA, is_stock, load_ta
-from matta_cli.distillation import Listener, Progress, quiet
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe, tomllib
 from matta_cli.tasks import Batch, Data, Task
 
@@ -619,12 +619,11 @@ def _result(run: Search, chosen: Sequence[Chosen], measured: bool) -> dict[str, 
         stock = run.is_stock(c.sizes)
         seconds = run.latency.measured.get(run.costs.key(c.sizes))
         tables = [run.columns(c.sizes, run.reporting)] if measured else []
-        layers = supernet.depth(ta.axes)
         entries.append({
             "name": name, "role": "student", "width": c.width, "folder": None, "stock": stock, "loader": "",
             "loads": ta.adapter.loader.partition(".")[0] if stock else "matta_cli.load_student",
             "sizes": c.sizes, "shown": inspection.shown(ta, c.sizes, whole=True),
-            "layers": None if layers is None else supernet.kept_layers(layers, c.sizes[layers.name]),
+            "layers": inspection.layers(ta, c.sizes),
             "trained": all(c.sizes[axis] in menu for axis, menu in run.space.trained.items()),
             "parameters": costs["parameters"], "bytes": costs["bytes"], "macs": costs["macs"],
             "latency": {} if seconds is None else {str(recipe.export.batch_size): {"median": seconds}},

@@ -239,6 +239,14 @@ def _file(path: Path, column: str) -> Iterator[Chunk]:
 
 def jsonl(path: Path, column: str, setting: str = "data.text") -> Iterator[str]:
     """The texts of a JSONL file, line by line. ``setting`` names the column in an error."""
+    for number, row in json_lines(path):
+        if not isinstance(row, dict) or column not in row:
+            raise common.no_column(f"{path}:{number}", column, setting, list(row) if isinstance(row, dict) else [])
+        yield str(row[column])
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values in a JSONL file, each with the number of its line; empty lines are left out."""
     try:
         with path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
@@ -248,9 +256,7 @@ def jsonl(path: Path, column: str, setting: str = "data.text") -> Iterator[str]:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
                     raise MattaError(f"{str(path)!r}, line {number} is not valid JSON: {error}.") from None
-                if not isinstance(row, dict) or column not in row:
-                    raise common.no_column(f"{path}:{number}", column, setting, list(row) if isinstance(row, dict) else [])
-                yield str(row[column])
+                yield number, row
     except (UnicodeDecodeError, OSError):
         raise MattaError(f"{str(path)!r} cannot be read as JSON lines in UTF-8.") from None
 

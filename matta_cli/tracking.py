@@ -26,6 +26,17 @@ def check(names: list[str]) -> None:
             raise MattaError(f"--log-to {name} needs the package {SINKS[name]}: pip install 'matta[{name}]'.")
 
 
+def evaluations(run: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
+    """What the evaluations of a run in training gave: step, and by model the metric, where a model has it."""
+    log = run / "metrics.jsonl"
+    records = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
+    return [
+        (record["step"], {model: found[metric] for model, found in record["evaluation"].items() if metric in found})
+        for record in records
+        if "evaluation" in record
+    ]
+
+
 class Log:
     """Writes each step's record, whole, to ``metrics.jsonl`` and as scalars to the recipe's other logs.
 

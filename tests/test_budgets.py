@@ -19,8 +19,9 @@ from matta_cli import cost, evaluate, models, registry, supernet
 from matta_cli.adapter import Source
 from matta_cli.budgets import NEAR, Budget, Costs, amount, parse
 from matta_cli.conversion import TA, convert, is_stock, load_ta
-from matta_cli.distillation import distill, quiet
+from matta_cli.distillation import distill
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.progress import quiet
 from matta_cli.recipe import Recipe
 from matta_cli.search import SLOPE, Search, Space, _searched, reported, search
 
