@@ -1,0 +1,137 @@
+"""The cells of the study: one arm, one seed, one learning rate. Each is run once, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.quality.arms import Arm
+from benchmarks.quality.problems import PROBLEMS, test_of
+from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
+from matta_cli import baselines, registry, supernet
+from matta_cli.conversion import TA
+from matta_cli.recipe import Recipe
+from matta_cli.step import ModelTeacher
+
+TUNED_ON = 1000  # the first seed that settings are chosen on; results have the seeds 0, 1, 2, ...
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is trained: an arm on a problem, from a seed, at a learning rate."""
+
+    problem: str
+    arm: Arm
+    seed: int
+    rate: float
+    quick: bool = False
+
+    def key(self) -> str:
+        """What makes it the same one again: a digest of all settings, the problem's own and the recipe's defaults included."""
+        problem = PROBLEMS[self.problem]
+        own = {k: v for k, v in asdict(replace(problem, make=None)).items() if k not in ("rates", "title", "regime", "metrics")}  # type: ignore[arg-type]
+        arm = {k: v for k, v in asdict(self.arm).items() if k not in ("name", "label", "truth")}
+        recipe = Recipe()
+        defaults = {"convert": vars(recipe.convert), "distill": vars(recipe.distill)}
+        text = json.dumps([own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
+    """Train a cell and measure its Students on dev and test."""
+    torch.set_num_threads(1)
+    problem, arm = PROBLEMS[cell.problem], cell.arm
+    recipe = problem.recipe(cache, problem.data(folders), cell.seed, quick=cell.quick)
+    recipe.distill.lr, recipe.distill.allow_weak_teacher = cell.rate, True
+    recipe.distill.optimizer = arm.optimizer or recipe.distill.optimizer
+    recipe = changed(recipe, convert=arm.convert, distill=arm.distill)
+    task, ta, teacher, data = converted(recipe)
+    test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
+    tested = registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False)
+    runs: list[tuple[Recipe, TA, Any]]
+    width, steps = arm.width or problem.size, recipe.distill.steps
+    if arm.alone:
+        own = baselines.settings(recipe, arm.alone, steps)
+        runs = [(own, alone(ta, width), None if arm.alone == "base" else teacher)]
+    elif arm.two_stage:
+        whole, small = of_one(ta.adapter, ta.model, list(supernet.kinds(ta.base))), alone(ta, width)
+        stages = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
+        runs = [(stages[0], whole, teacher), (stages[1], small, ModelTeacher(task, whole.model))]
+    else:
+        runs = [(recipe, ta, teacher)]
+    if arm.compute:  # as many matrix products as a MatTA run of the problem
+        reference = Run(recipe, task, ta, teacher, data).flops
+        each = sum(Run(own, task, model, source, data).flops for own, model, source in runs)
+        for own, _, _ in runs:
+            own.distill.steps = max(1, round(steps * reference / each))
+    done = []
+    for own, model, source in runs:
+        if isinstance(source, ModelTeacher):
+            source.model.eval().requires_grad_(False)
+        done.append(Run(own, task, model, source, data)())
+    _, trained, _ = runs[-1]
+    if arm.alone or arm.two_stage:
+        sizes = {f"{width:g}": supernet.full_sizes(trained.axes)}
+    else:
+        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest}
+        sizes["TA"] = supernet.full_sizes(ta.axes)
+    splits = {"dev": data.held_out, "test": tested.held_out}
+    return {
+        "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,
+        "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
+        "flops": sum(run.flops * run.recipe.distill.steps for run in done),
+        "widths": {name: measured(task, trained, size, data, splits) for name, size in sizes.items()},
+    }  # fmt: skip
+
+
+def run_all(
+    cells: Iterable[Cell], store: Store, cache: Path, folders: Sequence[Path], jobs: int, say: Callable[[str], None]
+) -> None:
+    """Run the cells that the store does not have, several at a time, each on one thread."""
+    missing = [cell for key, cell in {cell.key(): cell for cell in cells}.items() if key not in store]
+    if not missing:
+        return
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began, done = time.perf_counter(), 0
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        waiting = {pool.submit(run, cell, cache, folders): cell for cell in missing}
+        for future in as_completed(waiting):
+            cell, record = waiting[future], future.result()
+            store.add(record)
+            done += 1
+            left = (time.perf_counter() - began) / done * (len(missing) - done)
+            done_so_far = f"{done}/{len(missing)} {cell.problem} {cell.arm.name} seed {cell.seed}"
+            say(f"{done_so_far}: {record['seconds']:.0f} s; {left / 60:.0f} min left")
+
+
+class Store:
+    """Records of cells in a file, one JSON object a line. What was interrupted goes on from here."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.records = path, {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                record = json.loads(line)
+                self.records[record["key"]] = record
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.records
+
+    def __getitem__(self, key: str) -> dict[str, Any]:
+        return self.records[key]
+
+    def add(self, record: dict[str, Any]) -> None:
+        self.records[record["key"]] = record
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as opened:
+            opened.write(json.dumps(record) + "\n")

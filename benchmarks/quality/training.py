@@ -1,0 +1,94 @@
+"""Training one arm with the project's own engine, in memory."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from benchmarks import common
+from matta_cli import baselines, evaluate, models, registry, supernet
+from matta_cli.adapter import Sizes
+from matta_cli.conversion import TA, convert
+from matta_cli.devices import World
+from matta_cli.distillation import Training, opened, student_for_evaluation
+from matta_cli.progress import quiet
+from matta_cli.recipe import Recipe
+from matta_cli.step import ModelTeacher, Teacher
+from matta_cli.tasks import Data, Task
+
+
+def alone(ta: TA, width: float) -> TA:
+    """The Student of a width as a TA that holds nothing else."""
+    return of_one(ta.adapter, ta.student(width), list(supernet.kinds(ta.base)))
+
+
+def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
+    """A model as a TA of one width."""
+    axes = supernet.nested_axes(adapter, model, kinds)
+    return TA(adapter, model, axes, supernet.full_sizes(axes), {})
+
+
+class Run:
+    """One training: takes its steps, counts what they cost. seconds: of one device."""
+
+    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data) -> None:
+        task = registry.task(task.name, recipe)
+        teacher = ModelTeacher(task, teacher.model, teacher.folder) if isinstance(teacher, ModelTeacher) else teacher
+        self.recipe, self.data, self.seconds = recipe, data, 0.0
+        device = common.device()
+        self.training = Training(recipe, Path(), task, ta, teacher, data, device, World(), count_flops=True)
+        assert self.training.flops is not None
+        self.flops = self.training.flops  # of one step
+
+    def __call__(self, tick: Callable[[int], None] = lambda step: None) -> Run:
+        steps = range(self.recipe.distill.steps)
+        batches = self.training.batches(steps)
+        for step in steps:
+            started = time.perf_counter()
+            self.training.take(step, next(batches))
+            self.seconds += time.perf_counter() - started
+            tick(step)
+        return self
+
+
+def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
+    """Train a model on ground truth alone, and save it in ``folder``: what its user did before meeting matta."""
+    adapter = registry.adapter(recipe.convert.adapter)
+    own = baselines.settings(recipe, "base", steps)
+    own.distill.lr, own.distill.optimizer = rate, "adamw"
+    own.data.held_out = own.data.held_out or own.data.train
+    task = registry.task(adapter.task, own)
+    data = task.data(folder, model)
+    ta = of_one(adapter, model, [])
+    Run(own, task, ta, None, data)()
+    models.save_model(adapter, ta.model, folder)
+
+
+def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
+    """The TA of a recipe, and what it is trained with."""
+    with TemporaryDirectory() as temp:
+        convert(recipe, Path(temp))
+        return opened(recipe, Path(temp), common.device(), World(), quiet)
+
+
+def measured(task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a width, or of sizes, on held-out splits by name."""
+    batch = max(task.recipe.distill.batch_size, 64)
+    model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()
+    found = {}
+    for name, splits in held_out.items():
+        found[name] = evaluate.metrics(task, [evaluate.columns(task, model, split, batch, common.device()) for split in splits])
+    return found
+
+
+def changed(recipe: Recipe, *, convert: Any = (), distill: Any = ()) -> Recipe:
+    """A copy of a recipe with other settings. Raises for a setting that there is not."""
+    found = copy.deepcopy(recipe)
+    found.update({"convert": dict(convert), "distill": dict(distill)}, "the study")
+    return found
