@@ -5,6 +5,7 @@ Data is cut in three: what is trained on, ``dev`` (settings are chosen by it) an
 
 from __future__ import annotations
 
+import copy
 import gzip
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import Any
 
@@ -25,7 +27,9 @@ from torch import Tensor, nn
 
 from benchmarks.quality.training import scratch
 from matta_cli import checkpoint
+from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
+from matta_cli.teacher_files import teach
 
 FOLDERS = (Path("/usr/share/datasets"),)  # where data may lie, besides --data
 
@@ -155,7 +159,14 @@ def lm(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> Non
     teacher = once(folder / "teacher", trained(model(192, 4, 6, 1000), 900, 2e-3))
     base = once(folder / f"base-{seed}", trained(model(64, 3, 4, seed), 250, 4e-3))
     recipe.convert.source, recipe.distill.teacher = str(base), str(teacher)
-    recipe.data.held_out = str(text / "dev.txt")
+    recipe.data.held_out, recipe.data.eval_examples = str(text / "dev.txt"), 800
+
+    def said(out: Path) -> None:
+        with TemporaryDirectory() as temp:
+            convert(recipe, Path(temp))
+            teach(recipe, Path(temp), out)
+
+    recipe.distill.teacher = str(once(folder / "said", said))
 
 
 # A ViT
@@ -203,7 +214,7 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
     made = once(folder / "data", arrays)
     recipe.data.train, recipe.data.held_out = str(made / "train.npz"), str(made / "dev.npz")
 
-    def teach(out: Path) -> None:
+    def taught(out: Path) -> None:
         torch.manual_seed(0)
         model, rest = Convolutions(), np.load(made / "rest.npz")
         images, labels = torch.from_numpy(rest["images"]).float()[:, None] / 127.5 - 1, torch.from_numpy(rest["labels"])
@@ -224,7 +235,7 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
                 logits = torch.cat([model(part) for part in inputs.split(500)])
                 save_file({"row": torch.arange(len(logits)), "logits": logits}, str(out / f"{name}.safetensors"))
 
-    teacher = once(folder / "teacher", teach)
+    teacher = once(folder / "teacher", taught)
 
     def build(out: Path) -> None:
         torch.manual_seed(seed)
@@ -269,7 +280,7 @@ def _statistics(rows: Any, known: Any, *, own: bool) -> np.ndarray:
 
 
 def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int], None]:
-    """A ranker that reads six columns; its Teacher, boosted trees, reads what users and films were liked before as well."""
+    """A ranker of six columns. Its Teacher, boosted trees and wide rankers, also knows what else was liked before."""
 
     def make(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
         from matta_adapters.mlp_ranker import Ranker
@@ -290,7 +301,7 @@ def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int]
         recipe.data.train, recipe.data.held_out = str(made / "train.csv"), str(made / "dev.csv")
         recipe.data.label, recipe.data.categorical = "label", list(fields)
 
-        def teach(out: Path) -> None:
+        def taught(out: Path) -> None:
             import pandas as pd
             from sklearn.ensemble import HistGradientBoostingClassifier
 
@@ -298,34 +309,48 @@ def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int]
             train = parts["train"]
             side = ["age_group", "gender", "occupation", "genre"]
 
-            def fitted(known: Any) -> Any:
+            def both(known: Any, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
+                """What trees and wide rankers, trained on the rows ``known``, say of others: the mean of their logits."""
                 trees = HistGradientBoostingClassifier(max_iter=200, learning_rate=0.06, random_state=0)
-                return trees.fit(np.hstack([_statistics(known, known, own=True), known[side]]), known["label"])
-
-            def score(trees: Any, rows: Any, known: Any) -> np.ndarray:
-                return trees.decision_function(np.hstack([_statistics(rows, known, own=False), rows[side]]))
+                trees.fit(np.hstack([_statistics(known, known, own=True), known[side]]), known["label"])
+                rankers = [ranker(16, (64, 32), at) for at in (1000, 1001)]
+                with TemporaryDirectory() as temp:
+                    own = copy.deepcopy(recipe)
+                    own.data.train = str(Path(temp) / "known.csv")
+                    known.to_csv(own.data.train, index=False)
+                    for model in rankers:
+                        scratch(own, model, Path(temp) / "model", 1200, 1.6e-2)
+                found = {}
+                for name, rows in asked.items():
+                    columns = torch.from_numpy(rows[list(fields)].to_numpy(np.int64))
+                    with torch.no_grad():
+                        wide = [model.eval()(categorical=columns).numpy() for model in rankers]
+                    read = np.hstack([_statistics(rows, known, own=False), rows[side]])
+                    found[name] = np.mean([trees.decision_function(read), *wide], axis=0)
+                return found
 
             folds = np.random.default_rng(0).integers(5, size=len(train))
             scores = np.zeros(len(train))
-            for fold in range(5):  # of each row what is said by trees that have not seen it
-                known = train[folds != fold]
-                scores[folds == fold] = score(fitted(known), train[folds == fold], known)
-            said = {"train": scores}
-            trees = fitted(train)
-            said |= {name: score(trees, parts[name], train) for name in ("dev", "test")}
+            for fold in range(5):  # of each row what is said by those that have not seen it
+                scores[folds == fold] = both(train[folds != fold], {"": train[folds == fold]})[""]
+            said = {"train": scores, **both(train, {name: parts[name] for name in ("dev", "test")})}
             for name, values in said.items():
-                row, values = torch.arange(len(values)), torch.from_numpy(values).float()
-                save_file({"row": row, "score": values}, str(out / f"{name}.safetensors"))
+                save_file(
+                    {"row": torch.arange(len(values)), "score": torch.from_numpy(values).float()},
+                    str(out / f"{name}.safetensors"),
+                )
+
+        def ranker(embedding: int, hidden: tuple[int, ...], at: int) -> nn.Module:
+            torch.manual_seed(at)
+            layers: list[dict[str, Any]] = []
+            for width in hidden:
+                layers += [{"layer": "Linear", "out": width}, {"layer": "ReLU"}]
+            return Ranker([(count, embedding) for count in fields.values()], 0, [*layers, {"layer": "Linear", "out": 1}])
 
         def build(out: Path) -> None:
-            torch.manual_seed(seed)
-            layers: list[dict[str, Any]] = []
-            for width in (32, 16):
-                layers += [{"layer": "Linear", "out": width}, {"layer": "ReLU"}]
-            model = Ranker([(count, 8) for count in fields.values()], 0, [*layers, {"layer": "Linear", "out": 1}])
-            scratch(recipe, model, out, 300, 2e-3)
+            scratch(recipe, ranker(8, (32, 16), seed), out, 300, 4e-3)
 
-        recipe.distill.teacher = str(once(folder / "teacher", teach) / "train.safetensors")
+        recipe.distill.teacher = str(once(folder / "teacher", taught) / "train.safetensors")
         recipe.convert.source = str(once(folder / f"base-{seed}", build))
 
     return make
@@ -360,7 +385,7 @@ def lambdarank(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
 
         return pd.read_parquet(made / f"{name}.parquet")
 
-    def teach(out: Path) -> None:
+    def taught(out: Path) -> None:
         from sklearn.ensemble import HistGradientBoostingRegressor
 
         train = features("train")
@@ -387,7 +412,7 @@ def lambdarank(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
             layers += [{"layer": "Linear", "out": units}, {"layer": "ReLU"}]
         scratch(recipe, Ranker([], width, [*layers, {"layer": "Linear", "out": 1}]), out, 60, 2e-3)
 
-    recipe.distill.teacher = str(once(folder / "teacher", teach) / "train.safetensors")
+    recipe.distill.teacher = str(once(folder / "teacher", taught) / "train.safetensors")
     recipe.convert.source = str(once(folder / f"base-{seed}", build))
 
 
@@ -408,8 +433,9 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem(
-            "lm", "GPT-2 on WikiText-2", "an under-trained Student goes on from an existing base; related Teacher, online",
-            lm, ("wikitext-2",), "gpt2", 400, 16, (2e-3, 4e-3, 8e-3),
+            "lm", "GPT-2 on WikiText-2",
+            "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
+            lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3),
             ("perplexity", "next_token_accuracy", "last_word_accuracy"),
         ),
         Problem(
@@ -418,12 +444,12 @@ PROBLEMS = {
         ),
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
-            "unrelated Teacher (boosted trees that read more features), a file of scores",
+            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (4e-3, 8e-3, 16e-3), ("auc_loss",),
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
-            "unrelated Teacher (boosted trees that read more features), a file of scores",
+            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (4e-3, 8e-3, 16e-3), ("auc_loss",),
         ),
         Problem(

@@ -67,6 +67,7 @@ def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: fl
     data = task.data(folder, model)
     ta = of_one(adapter, model, [])
     Run(own, task, ta, None, data)()
+    folder.mkdir(exist_ok=True)
     models.save_model(adapter, ta.model, folder)
 
 
