@@ -134,8 +134,12 @@ def versions() -> dict[str, str]:
     return {name: str(module.__version__) for name, module in modules.items()}
 
 
+def where() -> str:
+    """The device by its name."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def result(name: str, **more: Any) -> None:
     """The result as one line of JSON."""
-    where = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    card = {"benchmark": name, "device": where, "threads": torch.get_num_threads(), "versions": versions()}
+    card = {"benchmark": name, "device": where(), "threads": torch.get_num_threads(), "versions": versions()}
     print(json.dumps({**card, **more}), flush=True)

@@ -38,24 +38,29 @@ MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "st
 
 
 def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) -> list[Arm]:
-    """The arms of a problem, the reference (plain distillation) first."""
+    """The arms of a problem, the reference (plain distillation) first.
+
+    MatTA trains one Student in the TA, of the width that the claim is about, as the paper has it; the family trains all widths.
+    """
+    one = {"widths": [size]}
     matformer = {**MATFORMER, "widths": sorted({*widths, expand})}
     found = [
         Arm("plain", "Teacher → Student (plain distillation)", alone="plain"),
         Arm("base", "base, continued on ground truth", alone="base", truth=True),
-        Arm("matta", "MatTA"),
-        Arm("unshared", "MatTA without sharing", {"shared": False}),
-        Arm("no-ramp", "MatTA without ramp", {"ramp": 0.0}),
-        Arm("attached", "MatTA without detaching", {"detach_ta": False}),
-        Arm("no-teacher", "MatTA without Teacher", {"teacher_mix": 0.0}, truth=True),
+        Arm("matta", "MatTA, one Student", one),
+        Arm("family", f"MatTA, a family of {len(widths)}"),
+        Arm("unshared", "MatTA without sharing", {**one, "shared": False}),
+        Arm("no-ramp", "MatTA without ramp", {**one, "ramp": 0.0}),
+        Arm("attached", "MatTA without detaching", {**one, "detach_ta": False}),
+        Arm("no-teacher", "MatTA without Teacher", {**one, "teacher_mix": 0.0}, truth=True),
         Arm("matformer", "MatFormer (nested, no distillation)", matformer, truth=True),
         Arm("two-stage", "two-stage TA distillation", two_stage=True),
         Arm("plain+compute", "Teacher → Student, MatTA's compute", alone="plain", compute=True),
         Arm("base+compute", "base on ground truth, MatTA's compute", alone="base", compute=True, truth=True),
         Arm("two-stage+compute", "two-stage, MatTA's compute", two_stage=True, compute=True),
         Arm(f"plain/{OTHER}", f"Teacher → Student, {OTHER.upper()}", alone="plain", optimizer=OTHER),
-        Arm(f"matta/{OTHER}", f"MatTA, {OTHER.upper()}", optimizer=OTHER),
-        Arm(f"unshared/{OTHER}", f"MatTA without sharing, {OTHER.upper()}", {"shared": False}, optimizer=OTHER),
+        Arm(f"matta/{OTHER}", f"MatTA, {OTHER.upper()}", one, optimizer=OTHER),
+        Arm(f"unshared/{OTHER}", f"MatTA without sharing, {OTHER.upper()}", {**one, "shared": False}, optimizer=OTHER),
     ]
     found += [
         Arm(f"plain@{width:g}", f"Teacher → Student of width {width:g}", alone="plain", width=width)
@@ -63,3 +68,31 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) 
         if width != size
     ]
     return [arm for arm in found if labelled or not arm.truth]
+
+
+def variants(size: float, adapter: str) -> list[Arm]:
+    """What the search for the recipe tries, each a change of MatTA with one Student."""
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "TA → Student 0": ({"ta_student_weight": 0.0}, {}),
+        "TA → Student 1": ({"ta_student_weight": 1.0}, {}),
+        "TA → Student 2": ({"ta_student_weight": 2.0}, {}),
+        "ramp 0": ({"ramp": 0.0}, {}),
+        "ramp 0.5": ({"ramp": 0.5}, {}),
+        "Teacher's share 0.5": ({"teacher_mix": 0.5}, {}),
+        "Student's own weight 2": ({"student_weight": 2.0, "ta_student_weight": 1.0}, {}),
+        "TA's own weight 2": ({"ta_weight": 2.0}, {}),
+        "Student follows the TA only": ({"students_learn_from": "ta", "ta_student_weight": 1.0}, {}),
+        "TA of width 4": ({}, {"expand": 4.0}),
+        "units as they come": ({}, {"order": "none"}),
+        "reverse KL": ({"divergence": "reverse"}, {}),
+    }
+    if adapter == "mlp_ranker":
+        del changes["reverse KL"]
+    if adapter in ("gpt2", "vit"):
+        changes["TA also of more heads"] = ({}, {"axes": ["mlp", "heads"]})
+        changes["TA also deeper"] = ({}, {"axes": ["mlp", "depth"]})
+    if adapter != "gpt2":  # its file holds what was softened by the default
+        changes["temperature 1"] = ({"temperature": 1.0}, {})
+        changes["temperature 4"] = ({"temperature": 4.0}, {})
+    found = [Arm("matta", "MatTA, one Student", {"widths": [size]})]
+    return found + [Arm(name, name, {"widths": [size], **distill}, convert) for name, (distill, convert) in changes.items()]

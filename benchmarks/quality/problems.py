@@ -5,12 +5,16 @@ Data is cut in three: what is trained on, ``dev`` (settings are chosen by it) an
 
 from __future__ import annotations
 
+import ast
 import copy
 import gzip
+import hashlib
 import importlib.util
+import inspect
 import json
 import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,8 +89,13 @@ class Problem:
             vars(table).update(changes)
         if quick:
             recipe.distill.steps = max(20, self.steps // 5)
-        self.make(cache / self.name, recipe, data, seed if self.bases else 0)
+        self.make(cache / f"{self.name}-{self.made()}", recipe, data, seed if self.bases else 0)
         return recipe
+
+    def made(self) -> str:
+        """A digest of how data, base and Teacher are made: what was made otherwise does not count."""
+        code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.make))))
+        return hashlib.sha256(code.encode()).hexdigest()[:8]
 
 
 WHERE = {
@@ -445,12 +454,12 @@ PROBLEMS = {
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (4e-3, 8e-3, 16e-3), ("auc_loss",),
+            movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (8e-3, 16e-3, 32e-3), ("auc_loss",),
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (4e-3, 8e-3, 16e-3), ("auc_loss",),
+            movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (8e-3, 16e-3, 32e-3), ("auc_loss",),
         ),
         Problem(
             "lambdarank", "Ranker on 160 queries", "little domain data; unrelated Teacher (boosted trees), a file of scores",

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import common
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS, test_of
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
@@ -37,12 +38,13 @@ class Cell:
     quick: bool = False
 
     def key(self) -> str:
-        """What makes it the same one again: a digest of all settings, the problem's own and the recipe's defaults included."""
+        """What makes it the same one again: a digest of the problem, how its data and models are made, and all settings."""
         problem = PROBLEMS[self.problem]
-        own = {k: v for k, v in asdict(replace(problem, make=None)).items() if k not in ("rates", "title", "regime", "metrics")}  # type: ignore[arg-type]
+        known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
+        own = {name: getattr(problem, name) for name in known} | {"made": problem.made()}
         arm = {k: v for k, v in asdict(self.arm).items() if k not in ("name", "label", "truth")}
-        recipe = Recipe()
-        defaults = {"convert": vars(recipe.convert), "distill": vars(recipe.distill)}
+        recipe = Recipe()  # what is off by default has no part, so that a new setting changes nothing
+        defaults = {k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v}
         text = json.dumps([own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -81,13 +83,14 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         done.append(Run(own, task, model, source, data)())
     _, trained, _ = runs[-1]
     if arm.alone or arm.two_stage:
-        sizes = {f"{width:g}": supernet.full_sizes(trained.axes)}
+        sizes: dict[str, Any] = {f"{width:g}": supernet.full_sizes(trained.axes)}
     else:
         sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest}
         sizes["TA"] = supernet.full_sizes(ta.axes)
     splits = {"dev": data.held_out, "test": tested.held_out}
     return {
         "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,
+        "device": common.where(),
         "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
         "flops": sum(run.flops * run.recipe.distill.steps for run in done),
         "widths": {name: measured(task, trained, size, data, splits) for name, size in sizes.items()},
@@ -118,7 +121,8 @@ class Store:
     """Records of cells in a file, one JSON object a line. What was interrupted goes on from here."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.records = path, {}
+        self.path = path
+        self.records: dict[str, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 record = json.loads(line)
@@ -127,8 +131,10 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
-    def __getitem__(self, key: str) -> dict[str, Any]:
-        return self.records[key]
+    def found(self, cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[dict[str, Any]]]:
+        """The records of cells by arm, where there are any."""
+        there = {arm: [self.records[c.key()] for c in own if c.key() in self.records] for arm, own in cells.items()}
+        return {arm: records for arm, records in there.items() if records}
 
     def add(self, record: dict[str, Any]) -> None:
         self.records[record["key"]] = record

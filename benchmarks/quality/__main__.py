@@ -1,0 +1,125 @@
+"""The paper's claims, tested: MatTA beside plain distillation and every other way to train the same Students.
+
+Every arm starts from the same base and takes the same steps on the same data (again: as much compute); learning rates are
+chosen for every arm from the same grid, on ``dev``, on a seed of its own; results are on ``test``, paired over seeds. Each cell
+(an arm, a seed, a learning rate) is kept as soon as it is done: the same command, run again, goes on. Writes the page and its
+plots: docs/results.md, or where --out says. ``--recipe`` runs the search for the recipe instead (docs/recipe.md).
+
+    python -m benchmarks.quality --data FOLDER                 # everything, five seeds
+    python -m benchmarks.quality --data FOLDER --quick         # ten minutes: fewer steps, two seeds, fewer arms, to stdout
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from benchmarks import common
+from benchmarks.quality import page, study
+from benchmarks.quality.arms import Arm, arms, variants
+from benchmarks.quality.problems import PROBLEMS, Missing, Problem
+
+ROOT = Path(__file__).parents[2]
+KINDS = {"lm": ["lm"], "vit": ["vit"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
+RESULTS, SCREENED = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe"))
+QUICK = ("plain", "matta", "family", "unshared", "two-stage", "plain@0.25", "plain@0.5")
+SCREENING_SEEDS = 2
+
+
+def of(problem: Problem, quick: bool) -> list[Arm]:
+    """The arms of a problem."""
+    found = arms(problem.widths, problem.size, float(problem.convert.get("expand", 2.0)), problem.labelled)
+    return [arm for arm in found if not quick or arm.name in QUICK]
+
+
+def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
+    """What chooses an arm's learning rate: the same grid for every arm."""
+    return [study.Cell(problem.name, arm, study.TUNED_ON, rate) for rate in problem.rates]
+
+
+def screening(problem: Problem, arm: Arm) -> list[study.Cell]:
+    """What tells of a variant of the recipe: the seeds that settings are chosen on, the middle learning rate."""
+    middle = problem.rates[len(problem.rates) // 2]
+    return [study.Cell(problem.name, arm, study.TUNED_ON + k, middle) for k in range(SCREENING_SEEDS)]
+
+
+def results(problem: Problem, arm: Arm, seeds: Iterable[int], store: study.Store, quick: bool) -> list[study.Cell]:
+    """What an arm's results are: none as long as its learning rate is not chosen."""
+    middle = problem.rates[len(problem.rates) // 2]
+    rate = middle if quick else chosen(problem, arm, store)
+    return [] if rate is None else [study.Cell(problem.name, arm, seed, rate, quick) for seed in seeds]
+
+
+def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
+    """The learning rate with the best primary metric on dev. More steps of the same training take that of the fewer."""
+    own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
+    width, (metric, higher) = f"{own.width or problem.size:g}", page.metric(problem, problem.metrics[0])
+    found = {cell.rate: store.records.get(cell.key()) for cell in tuning(problem, own)}
+    if not all(found.values()):
+        return None
+    values = {rate: record["widths"][width]["dev"][metric] for rate, record in found.items() if record}
+    return (max if higher else min)(values, key=lambda rate: values[rate])
+
+
+def main() -> None:
+    arguments = common.parser(__doc__)
+    arguments.add_argument("--task", choices=[*KINDS, "all"], default="all")
+    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
+    arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
+    arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
+    arguments.add_argument("--recipe", action="store_true", help="search for the recipe: variants of MatTA, on dev")
+    arguments.add_argument("--out", type=Path, default=None, help="where the page goes; default: docs (quick: nowhere)")
+    options = arguments.parse_args()
+    names = [name for task in KINDS if options.task in (task, "all") for name in KINDS[task]]
+    cache = options.cache or Path(tempfile.gettempdir()) / "matta-quality"
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"{text}\n")
+
+    left_out: dict[str, str] = {}
+    problems = []
+    for name in names:
+        try:
+            PROBLEMS[name].data(options.data)
+            problems.append(PROBLEMS[name])
+        except Missing as missing:
+            left_out[name] = str(missing)
+            say(f"{name} is left out: {missing}.")
+    seeds = range(min(2, options.seeds) if options.quick else options.seeds)
+
+    def run(store: study.Store, cells: list[study.Cell]) -> None:
+        study.run_all(cells, store, cache, options.data, options.jobs, say)
+
+    every = list(PROBLEMS.values())  # the page shows all that there is, whatever was run now
+    if options.recipe:
+        store = study.Store(SCREENED)
+        tried = {problem.name: variants(problem.size, problem.adapter) for problem in every}
+        for problem in problems:
+            run(store, [cell for arm in tried[problem.name] for cell in screening(problem, arm)])
+        found = {p.name: store.found({arm.name: screening(p, arm) for arm in tried[p.name]}) for p in every}
+        page.write_recipe(options.out or ROOT / "docs", every, tried, found)
+        return
+    some = {problem.name: of(problem, options.quick) for problem in every}
+    with tempfile.TemporaryDirectory() as temp:
+        store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
+        for problem in problems:
+            arms_of = some[problem.name]
+            if not options.quick:
+                run(store, [cell for arm in arms_of if arm.name == arm.tuned_as for cell in tuning(problem, arm)])
+            run(store, [cell for arm in arms_of for cell in results(problem, arm, seeds, store, options.quick)])
+        found = {
+            p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
+        }
+        said = page.text(every, some, found, [f"Not run: {n}, since {why}." for n, why in left_out.items()], options.quick)
+        if options.quick:
+            print(said)
+        if options.out or not options.quick:
+            page.write(options.out or ROOT / "docs", every, some, found, said)
+
+
+if __name__ == "__main__":
+    main()

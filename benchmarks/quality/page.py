@@ -1,0 +1,305 @@
+"""docs/results.md and its plots, from the records alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.quality.arms import OTHER, Arm
+from benchmarks.quality.problems import Problem
+from matta_cli import checkpoint, comparison, registry
+from matta_cli.recipe import Recipe
+
+Record = dict[str, Any]
+Found = Mapping[str, Mapping[str, Sequence[Record]]]  # problem -> arm -> its records, one per seed
+
+LOSSES = {"top1": "top-1 error"}  # shares of right answers that are shown as what is missing to 1
+GOALS = {"last_word_accuracy": 10.0, "top1": 8.0, "auc_loss": 8.0}  # per cent, over plain distillation
+COMMAND = "python -m benchmarks.quality"
+
+
+class Gain(NamedTuple):
+    """By how many per cent an arm is better than another, over paired seeds. low, high: 95 %, Student's t."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+
+    def __str__(self) -> str:
+        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+
+
+def metric(problem: Problem, name: str) -> tuple[str, bool]:
+    """The name of a metric, and whether more of it is better."""
+    task = registry.task(registry.adapter(problem.adapter).task, Recipe())
+    return name, next(bool(m.higher) for m in task.metrics if m.name == name)
+
+
+def label(problem: Problem, name: str) -> str:
+    task = registry.task(registry.adapter(problem.adapter).task, Recipe())
+    return LOSSES.get(name) or next(m.label for m in task.metrics if m.name == name)
+
+
+def values(problem: Problem, records: Sequence[Record], name: str, width: str, split: str = "test") -> dict[int, float]:
+    """A metric as it is shown, by seed."""
+    found = {record["seed"]: record["widths"][width][split][name] for record in records}
+    return {seed: 1 - value if name in LOSSES else value for seed, value in found.items()}
+
+
+def gain(problem: Problem, name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:
+    """Of ``ours`` over ``theirs``, over the seeds that both have; None for fewer than two."""
+    seeds = sorted(set(ours) & set(theirs))
+    if len(seeds) < 2:
+        return None
+    better = -1 if name in LOSSES or not metric(problem, name)[1] else 1
+    return interval([100 * better * (ours[s] - theirs[s]) / abs(theirs[s]) if theirs[s] else 0.0 for s in seeds])
+
+
+def interval(each: Sequence[float]) -> Gain:
+    """The mean of paired differences, its 95 % interval and the p-value of there being none (paired t-test)."""
+    from scipy import stats
+
+    mean, error = float(np.mean(each)), float(np.std(each, ddof=1) / math.sqrt(len(each)))
+    if error == 0:
+        return Gain(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    reach = float(stats.t.ppf(0.975, len(each) - 1)) * error
+    return Gain(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, len(each) - 1)))
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if value >= 10 else f"{value:.4f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines] + [""]
+
+
+def _mean(records: Sequence[Record], name: str) -> float:
+    return float(np.mean([record[name] for record in records]))
+
+
+def text(
+    problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, notes: Sequence[str], quick: bool
+) -> str:
+    """The whole page."""
+    seconds = sum(r["seconds"] for arms in found.values() for records in arms.values() for r in records)
+    devices = sorted({r["device"] for arms in found.values() for records in arms.values() for r in records})
+    seeds = max((len(records) for arms in found.values() for records in arms.values()), default=0)
+    out = [
+        "# Results", "",
+        f"Made by `{COMMAND}{' --quick' if quick else ''}`, which writes every number and plot here from its records. "
+        f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of training are shown, "
+        f"those that chose the learning rates not counted. Up to {seeds} paired seeds: a seed has a base of its own, an order "
+        "of the data, and new units of the TA. All numbers are of test data that chose nothing.", "",
+        "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
+        "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
+        "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
+        "gain is called one where the interval lies above zero. Learning rates come from one grid of three for every arm, by "
+        "the dev data of another seed.", "",
+        *[f"- {note}" for note in notes], "",
+    ]  # fmt: skip
+    out += ["## Does MatTA beat plain distillation?", ""]
+    rows = [row for problem in problems for row in _claims(problem, found.get(problem.name, {}))]
+    header = ["task", "metric", "plain", "MatTA", "gain in %", "verdict", "goal"]
+    out += _table(header, rows) if rows else ["Nothing has been run yet.", ""]
+    out += _family(problems, found)
+    out += _interaction(problems, found)
+    for problem in problems:
+        out += _problem(problem, some[problem.name], found.get(problem.name, {}))
+    return "\n".join(out)
+
+
+def verdict(of: Gain | None) -> str:
+    if of is None:
+        return "too few seeds"
+    return "better" if of.low > 0 else "worse" if of.high < 0 else "no difference shown"
+
+
+def _claims(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list[str]]:
+    rows = []
+    if "plain" not in arms or "matta" not in arms:
+        return []
+    for name in problem.metrics:
+        theirs, ours = (values(problem, arms[arm], name, f"{problem.size:g}") for arm in ("plain", "matta"))
+        of, goal = gain(problem, name, ours, theirs), GOALS.get(name)
+        wanted = "" if goal is None else f"{goal:g} %: {'met' if of and of.value >= goal and of.low > 0 else 'missed'}"
+        means = (_number(float(np.mean(list(v.values())))) for v in (theirs, ours))
+        rows.append([problem.title, label(problem, name), *means, str(of or "–"), verdict(of), wanted])
+    return rows
+
+
+def _family(problems: Sequence[Problem], found: Found) -> list[str]:
+    """One nested run against separate runs of the same sizes."""
+    rows, costs = [], []
+    for problem in problems:
+        arms = found.get(problem.name, {})
+        alone = {w: arms.get("plain" if w == problem.size else f"plain@{w:g}", []) for w in problem.widths}
+        if "family" not in arms or not all(alone.values()):
+            continue
+        name = problem.metrics[0]
+        for width, records in alone.items():
+            ours, theirs = (values(problem, r, name, f"{width:g}") for r in (arms["family"], records))
+            of = gain(problem, name, ours, theirs)
+            means = (_number(float(np.mean(list(v.values())))) for v in (theirs, ours))
+            rows.append([problem.title, f"{width:g}", label(problem, name), *means, str(of or "–"), verdict(of)])
+        together, apart = _mean(arms["family"], "seconds"), sum(_mean(r, "seconds") for r in alone.values())
+        flops = _mean(arms["family"], "flops") / sum(_mean(r, "flops") for r in alone.values())
+        costs.append(
+            [problem.title, str(len(alone)), f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}", f"{flops:.2f}"]
+        )
+    if not rows:
+        return []
+    return [
+        "## The family: one nested run, or one distillation for each size?", "",
+        "The same steps for all. A family also yields a TA.", "",
+        *_table(["task", "width", "metric", "alone", "in the family", "gain in %", "verdict"], rows),
+        *_table(["task", "sizes", "family, device-s", "one by one, device-s", "ratio (goal 0.4)", "ratio of FLOPs"], costs),
+    ]  # fmt: skip
+
+
+def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
+    """Sharing and optimizer, two by two."""
+    rows = []
+    for problem in problems:
+        arms, name = found.get(problem.name, {}), problem.metrics[0]
+        four = ("unshared", "matta", f"unshared/{OTHER}", f"matta/{OTHER}")
+        if not all(arm in arms for arm in four):
+            continue
+        base, shared, other, both = (values(problem, arms[arm], name, f"{problem.size:g}") for arm in four)
+        seeds = sorted(set(base) & set(shared) & set(other) & set(both))
+        if len(seeds) < 2:
+            continue
+        better = -1 if name in LOSSES or not metric(problem, name)[1] else 1
+        each = [100 * better * (both[s] - other[s] - shared[s] + base[s]) / abs(base[s]) for s in seeds]
+        effects = [gain(problem, name, ours, base) for ours in (shared, other, both)]
+        of = interval(each)
+        said = "super-additive" if of.low > 0 else "sub-additive" if of.high < 0 else "no interaction shown"
+        mean = _number(float(np.mean(list(base.values()))))
+        rows.append([problem.title, label(problem, name), mean, *(str(effect) for effect in effects), str(of), said])
+    if not rows:
+        return []
+    called = OTHER.upper()
+    header = ["task", "metric", "unshared, AdamW", "sharing", called, f"sharing and {called}", "interaction", ""]
+    return [
+        "## Sharing and the optimizer, two by two", "",
+        f"Gains in % over MatTA without sharing, by AdamW. The interaction is what sharing and {called} together give beyond "
+        "the sum of what each gives alone; the paper calls its own super-additive.", "", *_table(header, rows),
+    ]  # fmt: skip
+
+
+def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[Record]]) -> list[str]:
+    if "plain" not in arms:
+        return []
+    size = f"{problem.size:g}"
+    gains: dict[str, list[Gain | None]] = {}
+    for key, own in arms.items():
+        of_size = key != "plain" and size in own[0]["widths"]
+        gains[key] = [
+            gain(problem, name, values(problem, own, name, size), values(problem, arms["plain"], name, size))
+            if of_size else None
+            for name in problem.metrics
+        ]  # fmt: skip
+    firsts = {key: of[0] for key, of in gains.items() if of[0] is not None}
+    corrected = dict(zip(firsts, comparison.holm([of.p for of in firsts.values()]), strict=True))
+    rows = []
+    for arm in some:
+        records = arms.get(arm.name)
+        if not records or size not in records[0]["widths"]:
+            continue
+        row = [arm.label]
+        for k, name in enumerate(problem.metrics):
+            shown = values(problem, records, name, size)
+            of = gains[arm.name][k]
+            row += [_number(float(np.mean(list(shown.values())))), str(of) if of else "–"]
+        p = corrected.get(arm.name)
+        row += ["–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}", f"{_mean(records, 'seconds'):.1f}"]
+        rows.append([*row, f"{_mean(records, 'flops') / _mean(arms['plain'], 'flops'):.2f}",
+                     f"{_mean(records, 'steps'):.0f}", f"{records[0]['rate']:g}", str(len(records))])  # fmt: skip
+    columns = [part for name in problem.metrics for part in (label(problem, name), "gain in %")]
+    return [
+        f"## {problem.title}", "",
+        f"Regime: {problem.regime}. Width {size}, {problem.steps} steps of {problem.batch}.", "",
+        *([f"![Gains over plain distillation: {problem.title}](results/{problem.name}.svg)", ""] if firsts else []),
+        *_table(["arm", *columns, "p", "device-s", "FLOPs", "steps", "lr", "seeds"], rows),
+    ]  # fmt: skip
+
+
+def plot(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[Record]]) -> str | None:
+    """Gains over plain distillation with their intervals, one line for each arm, as SVG."""
+    size, name, rows = f"{problem.size:g}", problem.metrics[0], []
+    for arm in some:
+        records = arms.get(arm.name)
+        if arm.name == "plain" or not records or size not in records[0]["widths"] or "plain" not in arms:
+            continue
+        of = gain(problem, name, values(problem, records, name, size), values(problem, arms["plain"], name, size))
+        if of is not None:
+            rows.append((arm.label, of))
+    if not rows:
+        return None
+    low, high = min(0.0, *(of.low for _, of in rows)), max(0.0, *(of.high for _, of in rows))
+    room = (high - low) * 0.05 or 1.0
+    left, right, top, line = 300, 700, 46, 24
+    height = top + line * len(rows) + 40
+
+    def x(value: float) -> float:
+        return left + (value - low + room) / (high - low + 2 * room) * (right - left)
+
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 720 {height}" font-family="sans-serif" font-size="13">',
+           f'<rect width="720" height="{height}" fill="#fff"/>',
+           f'<text x="12" y="24" font-weight="bold">{escape(problem.title)}: {escape(label(problem, name))}, gain in %</text>',
+           f'<line x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top - 8}" y2="{height - 32}" stroke="#888"/>',
+           f'<text x="{x(0):.1f}" y="{height - 14}" text-anchor="middle" fill="#555">0 (plain)</text>']  # fmt: skip
+    for k, (said, of) in enumerate(rows):
+        y = top + line * k + 6
+        colour = "#1a7f37" if of.low > 0 else "#b42318" if of.high < 0 else "#555"
+        out += [f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{escape(said)}</text>',
+                f'<line x1="{x(of.low):.1f}" x2="{x(of.high):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="2"/>',
+                f'<circle cx="{x(of.value):.1f}" cy="{y}" r="4" fill="{colour}"><title>{of}</title></circle>']  # fmt: skip
+    ends = [(low, "end" if x(low) > left + 60 else "start"), (high, "end")]
+    out += [f'<text x="{x(v):.1f}" y="{height - 14}" text-anchor="{a}" fill="#555">{v:+.1f}</text>'
+            for v, a in ends if abs(x(v) - x(0)) > 60]  # fmt: skip
+    return "".join(out) + "</svg>\n"
+
+
+def write(folder: Path, problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, said: str) -> None:
+    """The page and its plots."""
+    (folder / "results").mkdir(parents=True, exist_ok=True)
+    checkpoint.atomic_write(folder / "results.md", said.rstrip() + "\n")
+    for problem in problems:
+        drawn = plot(problem, some[problem.name], found.get(problem.name, {}))
+        if drawn:
+            checkpoint.atomic_write(folder / "results" / f"{problem.name}.svg", drawn)
+
+
+MARKS = ("<!-- the table is made by python -m benchmarks.quality --recipe -->", "<!-- end of the table -->")
+
+
+def write_recipe(folder: Path, problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found) -> None:
+    """Put the table of the search for the recipe between its marks in ``folder/recipe.md``."""
+    names = list(dict.fromkeys(arm.name for problem in problems for arm in some[problem.name]))
+    shown = [problem for problem in problems if "matta" in found.get(problem.name, {})]
+    rows = []
+    for name in names:
+        row = [name]
+        for problem in shown:
+            arms, first, width = found[problem.name], problem.metrics[0], f"{problem.size:g}"
+            if name not in arms:
+                row.append("–")
+                continue
+            own, reference = (values(problem, arms[arm], first, width, "dev") for arm in (name, "matta"))
+            better = -1 if first in LOSSES or not metric(problem, first)[1] else 1
+            each = [100 * better * (own[s] - reference[s]) / abs(reference[s]) for s in sorted(set(own) & set(reference))]
+            row.append(_number(float(np.mean(list(own.values())))) if name == "matta" else ", ".join(f"{e:+.1f}" for e in each))
+        rows.append(row)
+    table = _table(["variant", *(f"{p.title}: {label(p, p.metrics[0])}" for p in shown)], rows)
+    path = folder / "recipe.md"
+    before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    checkpoint.atomic_write(path, f"{before}{MARKS[0]}\n\n" + "\n".join(table) + f"\n{MARKS[1]}{after}")
