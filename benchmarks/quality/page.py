@@ -95,7 +95,8 @@ def text(
     out = [
         "# Results", "",
         f"Made by `{COMMAND}{' --quick' if quick else ''}`, which writes every number and plot here from its records. "
-        f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of training are shown, "
+        f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of "
+        "training are shown, "
         f"those that chose the learning rates not counted. Up to {seeds} paired seeds: a seed has a base of its own, an order "
         "of the data, and new units of the TA. All numbers are of test data that chose nothing.", "",
         "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "

@@ -1,0 +1,114 @@
+"""The study's arithmetic and its page; and a whole small run of it, where there is data."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from benchmarks.quality import page, study
+from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuning
+from benchmarks.quality.arms import Arm
+from benchmarks.quality.problems import PROBLEMS
+
+ROOT = Path(__file__).parents[1]
+VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
+
+
+def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
+    width = arm.partition("@")[2] or "1"
+    widths = {width: {"dev": {"top1": value}, "test": {"top1": value}}}
+    if arm == "family":
+        widths = {f"{w:g}": widths["1"] for w in VIT.widths}
+    return {"arm": arm, "seed": seed, "seconds": seconds, "flops": seconds, "steps": 10, "rate": 1e-3, "device": "cpu",
+            "widths": widths}  # fmt: skip
+
+
+def test_gain_is_relative_paired_and_positive_where_it_is_better():
+    plain, ours = [0.80, 0.82, 0.78], [0.82, 0.83, 0.81]
+    errors = [{s: 1 - v for s, v in enumerate(values)} for values in (ours, plain)]
+    found = page.gain(VIT, "top1", *errors)
+    each = [100 * (a - b) / (1 - b) for a, b in zip(ours, plain, strict=True)]
+    assert found.value == pytest.approx(sum(each) / 3) and found.value > 0
+    expected = stats.ttest_1samp(each, 0)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert page.gain(LM, "perplexity", {0: 40.0, 1: 41.0}, {0: 50.0, 1: 50.0}).value == pytest.approx(19.0)
+    assert page.gain(LM, "next_token_accuracy", {0: 0.3, 1: 0.3}, {0: 0.2, 1: 0.2}).value == pytest.approx(50.0)
+    assert page.gain(VIT, "top1", {0: 0.1, 5: 0.1}, {0: 0.2, 6: 0.2}) is None, "one common seed has no interval"
+
+
+def test_the_page_calls_a_gain_by_its_interval_only():
+    seeds = range(3)
+    found = {"plain": [record("plain", s, 0.80 + s / 100) for s in seeds]}
+    for arm, by in (("matta", 0.02), ("two-stage", -0.02)):
+        found[arm] = [record(arm, s, 0.80 + s / 100 + by + s / 1000) for s in seeds]
+    found["base"] = [record("base", s, 0.80 + s / 100 + 0.05 * (-1) ** s) for s in seeds]
+    assert (
+        page.verdict(page.gain(VIT, "top1", *(page.values(VIT, found[a], "top1", "1") for a in ("matta", "plain")))) == "better"
+    )
+    words = {a: page.verdict(page.gain(VIT, "top1", page.values(VIT, found[a], "top1", "1"), page.values(VIT, found["plain"], "top1", "1")))
+             for a in ("two-stage", "base")}  # fmt: skip
+    assert words == {"two-stage": "worse", "base": "no difference shown"}
+    found["family"] = [record("family", s, 0.8, 3.0) for s in seeds]
+    found |= {f"plain@{w:g}": [record(f"plain@{w:g}", s, 0.8, 2.0) for s in seeds] for w in (0.25, 0.5)}
+    found["unshared"] = found["plain"]
+    found |= {"unshared/soap": found["plain"], "matta/soap": [record("matta/soap", s, 0.86 + s / 90) for s in seeds]}
+    text = page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, ["Not run: x."], False)
+    assert "| 3 | 3 | 5 | 0.60 |" in text and "super-additive |" in text and "- Not run: x." in text
+    drawn = page.plot(VIT, of(VIT, False), found)
+    assert drawn.count("<circle") == 7 and "nan" not in drawn
+
+
+def test_a_cell_is_another_one_when_anything_that_counts_is_another():
+    arm = Arm("matta", "MatTA", {"widths": [1.0]})
+    cell = study.Cell("vit", arm, 0, 1e-3)
+    others = [
+        study.Cell("lm", arm, 0, 1e-3), study.Cell("vit", arm, 1, 1e-3), study.Cell("vit", arm, 0, 2e-3),
+        study.Cell("vit", arm, 0, 1e-3, quick=True), study.Cell("vit", replace(arm, distill={"widths": [0.5]}), 0, 1e-3),
+        study.Cell("vit", replace(arm, optimizer="soap"), 0, 1e-3),
+    ]  # fmt: skip
+    assert len({c.key() for c in (cell, *others)}) == 7
+    assert study.Cell("vit", replace(arm, label="another word"), 0, 1e-3).key() == cell.key()
+
+
+def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
+    store = study.Store(tmp_path / "s.jsonl")
+    arm = next(a for a in of(VIT, False) if a.name == "plain")
+    more = next(a for a in of(VIT, False) if a.name == "plain+compute")
+    assert chosen(VIT, arm, store) is None and results(VIT, arm, range(2), store, False) == []
+    for cell, dev in zip(tuning(VIT, arm), (0.7, 0.9, 0.8), strict=True):
+        made = record("plain", cell.seed, dev)
+        made["widths"]["1"]["test"]["top1"] = 1 - dev  # of no account
+        store.add({"key": cell.key(), **made})
+    assert study.Store(tmp_path / "s.jsonl").records == store.records
+    assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
+
+
+@pytest.mark.slow
+def test_the_page_says_what_the_records_say():
+    """Nothing in docs/results.md is typed by hand, and it is up to date."""
+    store, every = study.Store(RESULTS), list(PROBLEMS.values())
+    some = {p.name: of(p, False) for p in every}
+    found = {p.name: store.found({a.name: results(p, a, range(5), store, False) for a in some[p.name]}) for p in every}
+    assert page.text(every, some, found, [], False).rstrip() + "\n" == (ROOT / "docs" / "results.md").read_text(
+        encoding="utf-8"
+    )
+    for problem in every:
+        if (drawn := page.plot(problem, some[problem.name], found[problem.name])) is not None:
+            assert drawn == (ROOT / "docs" / "results" / f"{problem.name}.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_quick_study(tmp_path):
+    """The rankers on LightGBM's queries, where MATTA_TEST_DATA names a folder that has them."""
+    data = Path(os.environ.get("MATTA_TEST_DATA", ""))
+    if not os.environ.get("MATTA_TEST_DATA") or not (data / "lambdarank").exists():
+        pytest.skip("MATTA_TEST_DATA names no folder with lambdarank")
+    command = [sys.executable, "-m", "benchmarks.quality", "--quick", "--task", "ranker", "--data", str(data)]
+    done = subprocess.run([*command, "--cache", str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "## Ranker on 160 queries" in done.stdout and "| MatTA, one Student |" in done.stdout
