@@ -18,13 +18,17 @@ from matta_cli.distillation import Training
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
+from matta_cli.tasks import Batch
 
-TIMED = 3  # steps, after one to warm up
+TIMED, LONGEST = 3, 60.0  # timed rounds, after a step to warm up; seconds after which no other round begins
+FEW = 2  # parts of a step (``micro_batch`` each) that are run; the rest of it takes as much time as the second of them
+FLOPS_SHOWN = 100e12  # a round number by which FLOPs are told as time, for a device that is not at hand
 
 
 def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) -> dict[str, Any]:
     """What ``distill`` would do with this recipe on ``count`` devices like this one. Writes nothing.
 
+    Where ``micro_batch`` divides a step into more than two parts, the time of a step is put together from one part and two.
     Bytes are bytes, times are seconds. With several devices a step is timed on one device's part of the batch, without the
     exchange between devices, and memory is that of a run that is not sharded. Raises ``MattaError`` for all that
     ``distill`` refuses.
@@ -39,19 +43,20 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     frozen = teacher.model if isinstance(teacher, ModelTeacher) else None
     evaluations = settings.steps // (settings.eval_every or max(1, settings.steps // 10))
     with tempfile.TemporaryDirectory() as temp:
-        started = time.perf_counter()
         training = Training(recipe, Path(temp) / "run", task, ta, teacher, data, device, World(), count_flops=True)
-        taken: list[float] = []
-        stream = training.batches(range(1 + TIMED))
-        with cost.peak(device) as peak, closing(stream):
-            for step in range(1 + TIMED):
-                listen(Progress(message=f"Timing step {step + 1} of {1 + TIMED}."))
-                started = time.perf_counter()
-                batches = next(stream)
-                training.take(step, batches)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                taken.append(time.perf_counter() - started)
+        stream = training.batches(range(1))
+        with closing(stream):
+            batches = next(stream)
+        lengths = [1, FEW] if len(batches) > FEW else [len(batches)]
+        taken: dict[int, list[float]] = {length: [] for length in lengths}
+        with cost.peak(device) as peak:
+            _timed(training, batches[: lengths[-1]], listen, "one to warm up")
+            began = time.perf_counter()
+            for turn in range(TIMED):
+                if turn and time.perf_counter() - began > LONGEST:
+                    break
+                for length, times in taken.items():
+                    times.append(_timed(training, batches[:length], listen, f"{turn + 1} of {TIMED}"))
         items = sum(task.items(batch) for batch, _ in batches)
         outputs = task.counts(batches[0][0])["outputs"]
         state = sum(t.numel() * t.element_size() for t in optimization.state_of(training.optimizer)[0].values())
@@ -60,8 +65,12 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
         started = time.perf_counter()
         evaluate.columns(task, ta.model.eval(), data.held_out[0], size, device, timed)
         evaluation = (time.perf_counter() - started) / timed * examples * (len(settings.widths) + 1)
-    per_step = statistics.median(taken[1:])
+    medians = [statistics.median(times) for times in taken.values()]
+    rest = max(0.0, medians[-1] - medians[0]) if len(lengths) > 1 else 0.0
+    per_step = medians[-1] + rest * (len(batches) - lengths[-1])
+    flops = training.flops * count if training.flops else None
     weights = _bytes(ta.model)
+    standing = 2 * weights + state + (_bytes(frozen) if frozen is not None else 0)
     logits = int(outputs * task.outputs(ta.model) * 4)
     return {
         "device": str(device), "devices": count, "precision": devices.resolved(settings.precision, device),
@@ -71,12 +80,22 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
         "teacher_bytes": _bytes(frozen) if frozen is not None else None,
         "ta_parameters": cost.parameters(ta.model), "ta_bytes": weights, "gradient_bytes": weights,
         "optimizer_bytes": state, "logits_bytes": logits, "logits_whole": not training.step.chunked,
-        "peak_memory_bytes": peak.bytes, "checkpoint_bytes": weights + state,
+        "standing_bytes": standing, "peak_memory_bytes": peak.bytes, "checkpoint_bytes": weights + state,
         "disk_bytes": (weights + state) * (min(settings.keep or evaluations, evaluations) + bool(settings.best)),
         "step_seconds": per_step, "evaluations": evaluations, "evaluation_seconds": evaluation,
         "seconds": per_step * settings.steps + evaluation * evaluations,
-        "model_flops_per_step": training.flops * count if training.flops else None,
+        "model_flops_per_step": flops, "model_flops": flops * settings.steps if flops else None,
     }  # fmt: skip
+
+
+def _timed(training: Training, batches: list[tuple[Batch, list[int]]], listen: Listener, which: str) -> float:
+    """Seconds of a step of these parts."""
+    listen(Progress(message=f"Timing a step, {which}."))
+    started = time.perf_counter()
+    training.take(0, batches)
+    if training.device.type == "cuda":
+        torch.cuda.synchronize(training.device)
+    return time.perf_counter() - started
 
 
 def rows(found: dict[str, Any]) -> list[list[str]]:
@@ -94,6 +113,7 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         ["TA", f"{count(found['ta_parameters'])} parameters, {size(found['ta_bytes'])}, gradients as much"],
         ["optimizer state", size(found["optimizer_bytes"])],
         ["logits of one model", f"{size(found['logits_bytes'])}, {whole}"],
+        ["weights, gradients, optimizer", f"{size(found['standing_bytes'])} with the Teacher, on each device"],
         ["peak memory", f"{size(found['peak_memory_bytes'])} on each device"],
         ["a checkpoint", size(found["checkpoint_bytes"])],
         ["disk in all", size(found["disk_bytes"])],
@@ -102,7 +122,10 @@ def rows(found: dict[str, Any]) -> list[list[str]]:
         ["time in all", _duration(found["seconds"])],
     ]
     if found["model_flops_per_step"]:
+        total, rate = found["model_flops"], FLOPS_SHOWN * found["devices"]
         lines.append(["model FLOPs of a step", f"{found['model_flops_per_step']:.3g}"])
+        told = f"{_duration(total / rate)} at {FLOPS_SHOWN / 1e12:g} TFLOP/s a device"
+        lines.append(["model FLOPs in all", f"{total:.3g}: {told}"])
     return lines
 
 

@@ -30,7 +30,7 @@ PREPARE = EXAMPLES / "ranker_movielens" / "prepare.py"
 
 
 def test_there_are_examples() -> None:
-    names = {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "minilm_sts", "fixed_sizes"}
+    names = {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "minilm_sts", "fixed_sizes", "gpt2_medium_paper"}
     assert names <= {path.parent.name for path in RECIPES}
 
 
@@ -69,7 +69,8 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
 
 
 @pytest.mark.slow
-def test_gpt2_wikitext(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["gpt2_wikitext", "gpt2_medium_paper"])
+def test_gpt2(name: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -84,7 +85,7 @@ def test_gpt2_wikitext(tmp_path: Path) -> None:
     text = tmp_path / "wiki.txt"
     text.write_text(" = Robert Boulter = \n\nRobert Boulter is an English film , television and theatre actor .\n\n" * 40)
 
-    report = run_example("gpt2_wikitext", tmp_path, train=str(text), config="", sequence_length=32)
+    report = run_example(name, tmp_path, train=str(text), config="", streaming=False, sequence_length=32)
     assert report["task"] == "causal_lm"
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "matta-out" / "students" / "width-0.5")
     assert stock.config.n_inner == 32

@@ -15,7 +15,7 @@ from filelock import FileLock
 from matta_adapters.mlp_ranker import Ranker
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from matta_cli import checkpoint, cost, distillation, registry
+from matta_cli import checkpoint, cost, distillation, planning, registry
 from matta_cli.conversion import convert, load_ta
 from matta_cli.distillation import distill
 from matta_cli.errors import MattaError
@@ -404,3 +404,25 @@ def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
     assert [m for m in said if "compiled again" in m] == [
         "A graph was compiled again at step 2: that is a bug of matta, please report it."
     ]
+
+
+def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(folder, monkeypatch):
+    recipe = settings(micro_batch=2, steps=50)
+    out = Path("matta-out")
+    convert(recipe, out)
+    parts = []
+    take = distillation.Training.take
+    monkeypatch.setattr(distillation.Training, "take", lambda self, step, b: (parts.append(len(b)), take(self, step, b))[1])
+
+    found = planning.plan(recipe, out)
+    assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
+    assert found["rows_per_step"] == 32 and found["rows"] == 32 * 50
+    whole = planning.plan(settings(steps=50), out)
+    assert parts[7:] == [1, 1, 1, 1]
+    assert found["model_flops"] == 50 * found["model_flops_per_step"] == whole["model_flops"] > 0
+    teacher = found["teacher_bytes"]
+    assert found["standing_bytes"] == found["ta_bytes"] + found["gradient_bytes"] + found["optimizer_bytes"] + teacher
+    lines = dict(planning.rows(found))
+    assert lines["model FLOPs in all"].endswith("at 100 TFLOP/s a device")
+    assert "with the Teacher" in lines["weights, gradients, optimizer"]
+    assert not (out / "run").exists()
