@@ -71,6 +71,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
     arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
+    arguments.add_argument("--arms", help="only these, by the names in arms.py: plain,matta,...; default: all")
     arguments.add_argument("--recipe", action="store_true", help="search for the recipe: variants of MatTA, on dev")
     arguments.add_argument("--out", type=Path, default=None, help="where the page goes; default: docs (quick: nowhere)")
     options = arguments.parse_args()
@@ -104,10 +105,13 @@ def main() -> None:
         page.write_recipe(options.out or ROOT / "docs", every, tried, found)
         return
     some = {problem.name: of(problem, options.quick) for problem in every}
+    wanted = set(options.arms.split(",")) if options.arms else None
+    if unknown := sorted((wanted or set()) - {arm.name for own in some.values() for arm in own}):
+        arguments.error(f"--arms {unknown[0]} is not known: {', '.join(arm.name for arm in some['lm'])}")
     with tempfile.TemporaryDirectory() as temp:
         store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
         for problem in problems:
-            arms_of = some[problem.name]
+            arms_of = [arm for arm in some[problem.name] if wanted is None or arm.name in wanted]
             if not options.quick:
                 run(store, [cell for arm in arms_of if arm.name == arm.tuned_as for cell in tuning(problem, arm)])
             run(store, [cell for arm in arms_of for cell in results(problem, arm, seeds, store, options.quick)])

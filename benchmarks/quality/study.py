@@ -42,8 +42,8 @@ class Cell:
         problem = PROBLEMS[self.problem]
         known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
         own = {name: getattr(problem, name) for name in known} | {"made": problem.made()}
-        arm = {k: v for k, v in asdict(self.arm).items() if k not in ("name", "label", "truth")}
-        recipe = Recipe()  # what is off by default has no part, so that a new setting changes nothing
+        recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
+        arm = {k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")}
         defaults = {k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v}
         text = json.dumps([own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
