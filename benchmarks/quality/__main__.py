@@ -113,7 +113,8 @@ def main() -> None:
         for problem in problems:
             arms_of = [arm for arm in some[problem.name] if wanted is None or arm.name in wanted]
             if not options.quick:
-                run(store, [cell for arm in arms_of if arm.name == arm.tuned_as for cell in tuning(problem, arm)])
+                tuned = {arm.tuned_as for arm in arms_of}
+                run(store, [cell for arm in some[problem.name] if arm.name in tuned for cell in tuning(problem, arm)])
             run(store, [cell for arm in arms_of for cell in results(problem, arm, seeds, store, options.quick)])
         found = {
             p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
