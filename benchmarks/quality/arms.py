@@ -13,7 +13,8 @@ class Arm:
 
     alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or base. two_stage: a TA of its
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
-    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own.
+    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that cuts
+    the base to ``width``, to be trained as ``alone`` has it.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Arm:
     two_stage: bool = False
     compute: bool = False
     optimizer: str = ""
+    peer: str = ""
     truth: bool = False  # whether it needs ground truth to learn from
 
     @property
@@ -34,11 +36,12 @@ class Arm:
 
 
 OTHER = "soap"  # the optimizer besides AdamW
+PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
 
-def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) -> list[Arm]:
-    """The arms of a problem, the reference (plain distillation) first."""
+def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, peers: tuple[str, ...] = ()) -> list[Arm]:
+    """The arms of a problem, the reference (plain distillation) first. peers: those that apply and are installed."""
     matformer = {**MATFORMER, "widths": sorted({*widths, expand})}
     found = [
         Arm("plain", "Teacher → Student (plain distillation)", alone="plain"),
@@ -62,4 +65,10 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) 
         for width in widths
         if width != size
     ]
+    for peer in peers:
+        name, label = f"{peer}@{PEER_WIDTH:g}", f"{peer} → Student of width {PEER_WIDTH:g}"
+        found += [
+            Arm(name, label, alone="plain", width=PEER_WIDTH, peer=peer),
+            Arm(f"{name}+compute", f"{label}, MatTA's compute", alone="plain", width=PEER_WIDTH, compute=True, peer=peer),
+        ]
     return [arm for arm in found if labelled or not arm.truth]

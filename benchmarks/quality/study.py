@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS, test_of
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
@@ -62,7 +63,8 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     width, steps = arm.width or problem.size, recipe.distill.steps
     if arm.alone:
         own = baselines.settings(recipe, arm.alone, steps)
-        runs = [(own, alone(ta, width), None if arm.alone == "base" else teacher)]
+        student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
+        runs = [(own, student, None if arm.alone == "base" else teacher)]
     elif arm.two_stage:
         whole, small = of_one(ta.adapter, ta.model, list(supernet.kinds(ta.base))), alone(ta, width)
         stages = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
