@@ -13,8 +13,8 @@ class Arm:
 
     alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or base. two_stage: a TA of its
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
-    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that cuts
-    the base to ``width``, to be trained as ``alone`` has it.
+    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
+    cuts the base to ``width``, to be trained as ``alone`` has it.
     """
 
     name: str
