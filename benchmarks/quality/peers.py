@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import sys
 import warnings
+from contextlib import redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -104,7 +106,7 @@ def modelopt(task: Task, ta: TA, width: float, data: Data) -> TA:
     def score(model: nn.Module) -> float:
         return -sum(float(task.loss(task.forward(model, batch), batch)) for batch in batches) / len(batches)
 
-    with TemporaryDirectory() as temp:  # its search prints, and saves where it is told
+    with TemporaryDirectory() as temp, redirect_stdout(sys.stderr):  # its search prints, and saves where it is told
         settings = {"score_func": score, "verbose": False, "checkpoint": str(Path(temp) / "search.pth")}
         settings |= {"data_loader": [batch["image"] for batch in batches]}
         model, _ = mtp.prune(copy.deepcopy(base), "fastnas", {"params": limit}, batches[0]["image"], settings)

@@ -41,7 +41,7 @@ class Cell:
         """What makes it the same one again: a digest of all settings, the problem's own and the recipe's defaults included."""
         problem = PROBLEMS[self.problem]
         own = {k: v for k, v in asdict(replace(problem, make=None)).items() if k not in ("rates", "title", "regime", "metrics")}  # type: ignore[arg-type]
-        arm = {k: v for k, v in asdict(self.arm).items() if k not in ("name", "label", "truth")}
+        arm = {k: v for k, v in asdict(self.arm).items() if k not in ("name", "label", "truth") and (k != "peer" or v)}
         recipe = Recipe()
         defaults = {"convert": vars(recipe.convert), "distill": vars(recipe.distill)}
         text = json.dumps([own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
