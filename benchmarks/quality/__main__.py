@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks import common
-from benchmarks.quality import page, study
+from benchmarks.quality import page, peers, study
 from benchmarks.quality.arms import Arm, arms, variants
 from benchmarks.quality.problems import PROBLEMS, Missing, Problem
 
@@ -31,7 +31,8 @@ SCREENING_SEEDS = 2
 
 def of(problem: Problem, quick: bool) -> list[Arm]:
     """The arms of a problem."""
-    found = arms(problem.widths, problem.size, float(problem.convert.get("expand", 2.0)), problem.labelled)
+    expand = float(problem.convert.get("expand", 2.0))
+    found = arms(problem.widths, problem.size, expand, problem.labelled, peers.applies(problem.name))
     return [arm for arm in found if not quick or arm.name in QUICK]
 
 
@@ -112,6 +113,7 @@ def main() -> None:
         store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
         for problem in problems:
             arms_of = [arm for arm in some[problem.name] if wanted is None or arm.name in wanted]
+            arms_of = [arm for arm in arms_of if not arm.peer or peers.installed(arm.peer)]
             if not options.quick:
                 tuned = {arm.tuned_as for arm in arms_of}
                 run(store, [cell for arm in some[problem.name] if arm.name in tuned for cell in tuning(problem, arm)])
@@ -119,7 +121,7 @@ def main() -> None:
         found = {
             p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
         }
-        said = page.text(every, some, found, [f"Not run: {n}, since {why}." for n, why in left_out.items()], options.quick)
+        said = page.text(every, some, found, options.quick)
         if options.quick:
             print(said)
         if options.out or not options.quick:

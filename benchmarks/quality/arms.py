@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -13,7 +13,8 @@ class Arm:
 
     alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or base. two_stage: a TA of its
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
-    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own.
+    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
+    cuts the base to ``width``, to be trained as ``alone`` has it.
     """
 
     name: str
@@ -21,10 +22,11 @@ class Arm:
     distill: Mapping[str, Any] = field(default_factory=dict)
     convert: Mapping[str, Any] = field(default_factory=dict)
     alone: str = ""
-    width: float = 0.0  # of an arm that is alone; 0: the width that the claim is about
+    width: float = 0.0  # of the Student; 0: the width that the claim is about
     two_stage: bool = False
     compute: bool = False
     optimizer: str = ""
+    peer: str = ""
     truth: bool = False  # whether it needs ground truth to learn from
 
     @property
@@ -34,11 +36,12 @@ class Arm:
 
 
 OTHER = "soap"  # the optimizer besides AdamW
+PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
 
-def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) -> list[Arm]:
-    """The arms of a problem, the reference (plain distillation) first.
+def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, peers: tuple[str, ...] = ()) -> list[Arm]:
+    """The arms of a problem, the reference (plain distillation) first. peers: those that apply and are installed.
 
     MatTA trains one Student in the TA, of the width that the claim is about, as the paper has it; the family trains all widths.
     """
@@ -67,6 +70,13 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool) 
         for width in widths
         if width != size
     ]
+    if peers:
+        at, of = f"@{PEER_WIDTH:g}", f"of width {PEER_WIDTH:g}"
+        found.append(Arm(f"matta{at}", f"MatTA, one Student {of}", {"widths": [PEER_WIDTH]}, width=PEER_WIDTH))
+        for name, label, peer in [("plain", "Teacher → Student", ""), *((peer, f"{peer}, distilled,", peer) for peer in peers)]:
+            pruned = Arm(f"{name}{at}", f"{label} {of}", alone="plain", width=PEER_WIDTH, peer=peer)
+            found += [pruned] if peer else []
+            found.append(replace(pruned, name=f"{name}{at}+compute", label=f"{label} {of}, MatTA's compute", compute=True))
     return [arm for arm in found if labelled or not arm.truth]
 
 

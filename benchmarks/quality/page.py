@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.quality.arms import OTHER, Arm
+from benchmarks.quality import peers
+from benchmarks.quality.arms import OTHER, PEER_WIDTH, Arm
 from benchmarks.quality.problems import Problem
 from matta_cli import checkpoint, comparison, registry
 from matta_cli.recipe import Recipe
@@ -85,9 +86,7 @@ def _mean(records: Sequence[Record], name: str) -> float:
     return float(np.mean([record[name] for record in records]))
 
 
-def text(
-    problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, notes: Sequence[str], quick: bool
-) -> str:
+def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, quick: bool) -> str:
     """The whole page."""
     seconds = sum(r["seconds"] for arms in found.values() for records in arms.values() for r in records)
     devices = sorted({r["device"] for arms in found.values() for records in arms.values() for r in records})
@@ -104,7 +103,6 @@ def text(
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
         "gain is called one where the interval lies above zero. Learning rates come from one grid of three for every arm, by "
         "the dev data of another seed.", "",
-        *[f"- {note}" for note in notes], "",
     ]  # fmt: skip
     out += ["## Does MatTA beat plain distillation?", ""]
     rows = [row for problem in problems for row in _claims(problem, found.get(problem.name, {}))]
@@ -112,6 +110,7 @@ def text(
     out += _table(header, rows) if rows else ["Nothing has been run yet.", ""]
     out += _family(problems, found)
     out += _interaction(problems, found)
+    out += _peers(problems, some, found)
     for problem in problems:
         out += _problem(problem, some[problem.name], found.get(problem.name, {}))
     return "\n".join(out)
@@ -192,6 +191,35 @@ def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
         "## Sharing and the optimizer, two by two", "",
         f"Gains in % over MatTA without sharing, by AdamW. The interaction is what sharing and {called} together give beyond "
         "the sum of what each gives alone; the paper calls its own super-additive.", "", *_table(header, rows),
+    ]  # fmt: skip
+
+
+def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found) -> list[str]:
+    """MatTA against other tools at the same size."""
+    rows, width = [], f"{PEER_WIDTH:g}"
+    for problem in problems:
+        arms, name = found.get(problem.name, {}), problem.metrics[0]
+        if f"matta@{width}" not in arms or not any(arm.peer and arm.name in arms for arm in some[problem.name]):
+            continue
+        ours = values(problem, arms[f"matta@{width}"], name, width)
+        for arm in some[problem.name]:
+            if f"@{width}" not in arm.name or arm.name not in arms:
+                continue
+            records = arms[arm.name]
+            own = values(problem, records, name, width)
+            of = None if arm.name == f"matta@{width}" else gain(problem, name, ours, own)
+            rows.append([problem.title, arm.label, label(problem, name), _number(float(np.mean(list(own.values())))),
+                         str(of or "–"), "" if of is None else verdict(of), f"{_mean(records, 'seconds'):.1f}",
+                         f"{_mean(records, 'steps'):.0f}", str(len(records))])  # fmt: skip
+    said = [f"- {peer} on {problem.title}: {why}." for problem in problems for peer, why in peers.refused(problem.name).items()]
+    if not rows:
+        return []
+    header = ["task", "arm", "metric", "mean", "MatTA's gain over it, %", "MatTA is", "device-s", "steps", "seeds"]
+    return [
+        "## Pruning tools at the same size", "",
+        f"Each tool cuts the base to the parameters of width {width}, and the cut is distilled from the same Teacher: as many "
+        "steps as MatTA takes with that one Student, and as many matrix products. The tools, from PyPI: torch-pruning and "
+        "NVIDIA ModelOpt (fastnas). They do not cut all models:", "", *said, "", *_table(header, rows),
     ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import common
+from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS, test_of
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
@@ -64,15 +65,16 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     width, steps = arm.width or problem.size, recipe.distill.steps
     if arm.alone:
         own = baselines.settings(recipe, arm.alone, steps)
-        runs = [(own, alone(ta, width), None if arm.alone == "base" else teacher)]
+        student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
+        runs = [(own, student, None if arm.alone == "base" else teacher)]
     elif arm.two_stage:
         whole, small = of_one(ta.adapter, ta.model, list(supernet.kinds(ta.base))), alone(ta, width)
         stages = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
         runs = [(stages[0], whole, teacher), (stages[1], small, ModelTeacher(task, whole.model))]
     else:
         runs = [(recipe, ta, teacher)]
-    if arm.compute:  # as many matrix products as a MatTA run of the problem
-        reference = Run(recipe, task, ta, teacher, data).flops
+    if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
+        reference = Run(changed(recipe, distill={"widths": [width]}), task, ta, teacher, data).flops
         each = sum(Run(own, task, model, source, data).flops for own, model, source in runs)
         for own, _, _ in runs:
             own.distill.steps = max(1, round(steps * reference / each))
