@@ -56,7 +56,7 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     found["family"] = [record("family", s, 0.8, 3.0) for s in seeds]
     found |= {f"plain@{w:g}": [record(f"plain@{w:g}", s, 0.8, 2.0) for s in seeds] for w in (0.25, 0.5)}
     found["unshared"] = found["plain"]
-    found |= {"unshared/soap": found["plain"], "matta/soap": [record("matta/soap", s, 0.86 + s / 90) for s in seeds]}
+    found |= {"unshared/shampoo": found["plain"], "matta/shampoo": [record("matta/soap", s, 0.86 + s / 90) for s in seeds]}
     text = page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, False)
     assert "| 3 | 3 | 5 | 0.60 |" in text and "super-additive |" in text
     drawn = page.plot(VIT, of(VIT, False), found)

@@ -35,7 +35,7 @@ class Arm:
         return self.name.removesuffix("+compute")
 
 
-OTHER = "soap"  # the optimizer besides AdamW
+OTHER = "shampoo"  # the optimizer besides AdamW: the paper's
 PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
@@ -61,9 +61,9 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, 
         Arm("plain+compute", "Teacher → Student, MatTA's compute", alone="plain", compute=True),
         Arm("base+compute", "base on ground truth, MatTA's compute", alone="base", compute=True, truth=True),
         Arm("two-stage+compute", "two-stage, MatTA's compute", two_stage=True, compute=True),
-        Arm(f"plain/{OTHER}", f"Teacher → Student, {OTHER.upper()}", alone="plain", optimizer=OTHER),
-        Arm(f"matta/{OTHER}", f"MatTA, {OTHER.upper()}", one, optimizer=OTHER),
-        Arm(f"unshared/{OTHER}", f"MatTA without sharing, {OTHER.upper()}", {**one, "shared": False}, optimizer=OTHER),
+        Arm(f"plain/{OTHER}", f"Teacher → Student, {OTHER.title()}", alone="plain", optimizer=OTHER),
+        Arm(f"matta/{OTHER}", f"MatTA, {OTHER.title()}", one, optimizer=OTHER),
+        Arm(f"unshared/{OTHER}", f"MatTA without sharing, {OTHER.title()}", {**one, "shared": False}, optimizer=OTHER),
     ]
     found += [
         Arm(f"plain@{width:g}", f"Teacher → Student of width {width:g}", alone="plain", width=width)

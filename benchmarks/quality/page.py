@@ -185,7 +185,7 @@ def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
         rows.append([problem.title, label(problem, name), mean, *(str(effect) for effect in effects), str(of), said])
     if not rows:
         return []
-    called = OTHER.upper()
+    called = OTHER.title()
     header = ["task", "metric", "unshared, AdamW", "sharing", called, f"sharing and {called}", "interaction", ""]
     return [
         "## Sharing and the optimizer, two by two", "",
