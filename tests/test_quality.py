@@ -71,7 +71,8 @@ def test_a_cell_is_another_one_when_anything_that_counts_is_another():
         study.Cell("vit", arm, 0, 1e-3, quick=True), study.Cell("vit", replace(arm, distill={"widths": [0.5]}), 0, 1e-3),
         study.Cell("vit", replace(arm, optimizer="soap"), 0, 1e-3),
     ]  # fmt: skip
-    assert len({c.key() for c in (cell, *others)}) == 7
+    others += [study.Cell(name, arm, 0, 1e-3) for name in ("ranker", "ranker_time")]  # made by the same code
+    assert len({c.key() for c in (cell, *others)}) == 9
     assert study.Cell("vit", replace(arm, label="another word"), 0, 1e-3).key() == cell.key()
 
 

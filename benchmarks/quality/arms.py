@@ -70,13 +70,17 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, 
         for width in widths
         if width != size
     ]
-    if peers:
-        at, of = f"@{PEER_WIDTH:g}", f"of width {PEER_WIDTH:g}"
-        found.append(Arm(f"matta{at}", f"MatTA, one Student {of}", {"widths": [PEER_WIDTH]}, width=PEER_WIDTH))
-        for name, label, peer in [("plain", "Teacher → Student", ""), *((peer, f"{peer}, distilled,", peer) for peer in peers)]:
-            pruned = Arm(f"{name}{at}", f"{label} {of}", alone="plain", width=PEER_WIDTH, peer=peer)
-            found += [pruned] if peer else []
-            found.append(replace(pruned, name=f"{name}{at}+compute", label=f"{label} {of}, MatTA's compute", compute=True))
+    at, wide = f"@{PEER_WIDTH:g}", f"of width {PEER_WIDTH:g}"
+    if peers and size != PEER_WIDTH:
+        found.append(Arm(f"matta{at}", f"MatTA, one Student {wide}", {"widths": [PEER_WIDTH]}, width=PEER_WIDTH))
+        label = f"Teacher → Student {wide}, MatTA's compute"
+        found.append(Arm(f"plain{at}+compute", label, alone="plain", width=PEER_WIDTH, compute=True))
+    for peer in peers:
+        pruned = Arm(f"{peer}{at}", f"{peer}, distilled, {wide}", alone="plain", width=PEER_WIDTH, peer=peer)
+        found += [
+            pruned,
+            replace(pruned, name=f"{pruned.name}+compute", label=f"{pruned.label}, MatTA's compute", compute=True),
+        ]
     return [arm for arm in found if labelled or not arm.truth]
 
 

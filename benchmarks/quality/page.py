@@ -199,15 +199,18 @@ def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found
     rows, width = [], f"{PEER_WIDTH:g}"
     for problem in problems:
         arms, name = found.get(problem.name, {}), problem.metrics[0]
-        if f"matta@{width}" not in arms or not any(arm.peer and arm.name in arms for arm in some[problem.name]):
+        end = "" if f"{problem.size:g}" == width else f"@{width}"
+        matta = f"matta{end}"
+        if matta not in arms or not any(arm.peer and arm.name in arms for arm in some[problem.name]):
             continue
-        ours = values(problem, arms[f"matta@{width}"], name, width)
+        ours = values(problem, arms[matta], name, width)
+        beside = (matta, f"plain{end}", f"plain{end}+compute")
         for arm in some[problem.name]:
-            if f"@{width}" not in arm.name or arm.name not in arms:
+            if arm.name not in arms or not (arm.peer or arm.name in beside):
                 continue
             records = arms[arm.name]
             own = values(problem, records, name, width)
-            of = None if arm.name == f"matta@{width}" else gain(problem, name, ours, own)
+            of = None if arm.name == matta else gain(problem, name, ours, own)
             rows.append([problem.title, arm.label, label(problem, name), _number(float(np.mean(list(own.values())))),
                          str(of or "–"), "" if of is None else verdict(of), f"{_mean(records, 'seconds'):.1f}",
                          f"{_mean(records, 'steps'):.0f}", str(len(records))])  # fmt: skip

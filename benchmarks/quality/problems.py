@@ -454,12 +454,12 @@ PROBLEMS = {
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (8e-3, 16e-3, 32e-3), ("auc_loss",),
+            movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (8e-3, 16e-3, 32e-3), ("auc_loss",),
+            movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
         ),
         Problem(
             "lambdarank", "Ranker on 160 queries", "little domain data; unrelated Teacher (boosted trees), a file of scores",

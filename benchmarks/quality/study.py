@@ -46,7 +46,7 @@ class Cell:
         recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
         arm = {k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")}
         defaults = {k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v}
-        text = json.dumps([own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
+        text = json.dumps([self.problem, own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
