@@ -82,6 +82,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
 
 
+def _rate(problem: Problem, rate: float) -> str:
+    """A learning rate, marked where none beyond it was tried."""
+    return f"{rate:g}{'*' if rate in (min(problem.rates), max(problem.rates)) else ''}"
+
+
 def _mean(records: Sequence[Record], name: str) -> float:
     return float(np.mean([record[name] for record in records]))
 
@@ -102,8 +107,10 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
         "gain is called one where the interval lies above zero. Learning rates come from one grid of three for every arm, by "
-        "the dev data of another seed.", "",
+        "the dev data of another seed; * marks an end of the grid: a rate beyond it might be better.", "",
     ]  # fmt: skip
+    missing = [f"{p.title} ({p.regime})" for p in problems if "plain" not in found.get(p.name, {})]
+    out += [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
     out += ["## Does MatTA beat plain distillation?", ""]
     rows = [row for problem in problems for row in _claims(problem, found.get(problem.name, {}))]
     header = ["task", "metric", "plain", "MatTA", "gain in %", "verdict", "goal"]
@@ -238,6 +245,7 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
             if of_size else None
             for name in problem.metrics
         ]  # fmt: skip
+    missing = [arm.label for arm in some if arm.name not in arms]
     firsts = {key: of[0] for key, of in gains.items() if of[0] is not None}
     corrected = dict(zip(firsts, comparison.holm([of.p for of in firsts.values()]), strict=True))
     rows = []
@@ -253,13 +261,14 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
         p = corrected.get(arm.name)
         row += ["–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}", f"{_mean(records, 'seconds'):.1f}"]
         rows.append([*row, f"{_mean(records, 'flops') / _mean(arms['plain'], 'flops'):.2f}",
-                     f"{_mean(records, 'steps'):.0f}", f"{records[0]['rate']:g}", str(len(records))])  # fmt: skip
+                     f"{_mean(records, 'steps'):.0f}", _rate(problem, records[0]["rate"]), str(len(records))])  # fmt: skip
     columns = [part for name in problem.metrics for part in (label(problem, name), "gain in %")]
     return [
         f"## {problem.title}", "",
         f"Regime: {problem.regime}. Width {size}, {problem.steps} steps of {problem.batch}.", "",
         *([f"![Gains over plain distillation: {problem.title}](results/{problem.name}.svg)", ""] if firsts else []),
         *_table(["arm", *columns, "p", "device-s", "FLOPs", "steps", "lr", "seeds"], rows),
+        *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []),
     ]  # fmt: skip
 
 

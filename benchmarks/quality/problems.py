@@ -449,7 +449,7 @@ PROBLEMS = {
         ),
         Problem(
             "vit", "ViT on Fashion-MNIST", "little domain data; unrelated Teacher (a convolutional network), a file of logits",
-            vit, ("fashion-mnist",), "vit", 400, 64, (1e-3, 2e-3, 4e-3), ("top1",),
+            vit, ("fashion-mnist",), "vit", 400, 64, (2e-3, 4e-3, 8e-3), ("top1",),
         ),
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
