@@ -506,8 +506,10 @@ def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidd
     adapter.save(student, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     batch = inputs(model)
-    assert torch.equal(logits(loaded, batch), logits(reference, batch))
-    assert torch.equal(logits(student, batch), logits(reference, batch))
+    for built in (loaded, student):
+        assert all(torch.equal(built.state_dict()[key], value) for key, value in corners.items())
+        # not bit for bit: some processors take another kernel where a mapped file's values lie otherwise in memory
+        torch.testing.assert_close(logits(built, batch), logits(reference, batch), rtol=1e-5, atol=1e-6)
     assert loaded.config.to_dict() == reference.config.to_dict() | _extra(loaded)
 
 
