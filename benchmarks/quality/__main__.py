@@ -43,26 +43,24 @@ def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
 
 def screening(problem: Problem, arm: Arm) -> list[study.Cell]:
     """What tells of a variant of the recipe: the seeds that settings are chosen on, the middle learning rate."""
-    middle = problem.rates[len(problem.rates) // 2]
-    return [study.Cell(problem.name, arm, study.TUNED_ON + k, middle) for k in range(SCREENING_SEEDS)]
+    return [study.Cell(problem.name, arm, study.TUNED_ON + k, problem.middle) for k in range(SCREENING_SEEDS)]
 
 
 def results(problem: Problem, arm: Arm, seeds: Iterable[int], store: study.Store, quick: bool) -> list[study.Cell]:
     """What an arm's results are: none as long as its learning rate is not chosen."""
-    middle = problem.rates[len(problem.rates) // 2]
-    rate = middle if quick else chosen(problem, arm, store)
+    rate = problem.middle if quick else chosen(problem, arm, store)
     return [] if rate is None else [study.Cell(problem.name, arm, seed, rate, quick) for seed in seeds]
 
 
 def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
     """The learning rate with the best primary metric on dev. More steps of the same training take that of the fewer."""
     own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
-    width, (metric, higher) = f"{own.width or problem.size:g}", page.metric(problem, problem.metrics[0])
+    width, metric = f"{own.width or problem.size:g}", problem.metrics[0]
     found = {cell.rate: store.records.get(cell.key()) for cell in tuning(problem, own)}
     if not all(found.values()):
         return None
     values = {rate: record["widths"][width]["dev"][metric] for rate, record in found.items() if record}
-    return (max if higher else min)(values, key=lambda rate: values[rate])
+    return (max if page.higher(problem, metric) else min)(values, key=lambda rate: values[rate])
 
 
 def main() -> None:
@@ -82,14 +80,12 @@ def main() -> None:
     def say(text: str) -> None:
         sys.stderr.write(f"{text}\n")
 
-    left_out: dict[str, str] = {}
     problems = []
     for name in names:
         try:
             PROBLEMS[name].data(options.data)
             problems.append(PROBLEMS[name])
         except Missing as missing:
-            left_out[name] = str(missing)
             say(f"{name} is left out: {missing}.")
     seeds = range(min(2, options.seeds) if options.quick else options.seeds)
 

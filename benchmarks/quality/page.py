@@ -15,8 +15,10 @@ from benchmarks.quality.arms import OTHER, PEER_WIDTH, Arm
 from benchmarks.quality.problems import Problem
 from matta_cli import checkpoint, comparison, registry
 from matta_cli.recipe import Recipe
+from matta_cli.tasks import Metric
 
 Record = dict[str, Any]
+Values = Mapping[int, float]  # by seed
 Found = Mapping[str, Mapping[str, Sequence[Record]]]  # problem -> arm -> its records, one per seed
 
 LOSSES = {"top1": "top-1 error"}  # shares of right answers that are shown as what is missing to 1
@@ -36,30 +38,45 @@ class Gain(NamedTuple):
         return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
 
 
-def metric(problem: Problem, name: str) -> tuple[str, bool]:
-    """The name of a metric, and whether more of it is better."""
+def _metrics(problem: Problem) -> dict[str, Metric]:
     task = registry.task(registry.adapter(problem.adapter).task, Recipe())
-    return name, next(bool(m.higher) for m in task.metrics if m.name == name)
+    return {metric.name: metric for metric in task.metrics}
+
+
+def higher(problem: Problem, name: str) -> bool:
+    """Whether more of a metric, as it is recorded, is better."""
+    return bool(_metrics(problem)[name].higher)
 
 
 def label(problem: Problem, name: str) -> str:
-    task = registry.task(registry.adapter(problem.adapter).task, Recipe())
-    return LOSSES.get(name) or next(m.label for m in task.metrics if m.name == name)
+    return LOSSES.get(name) or _metrics(problem)[name].label
 
 
-def values(problem: Problem, records: Sequence[Record], name: str, width: str, split: str = "test") -> dict[int, float]:
+def values(problem: Problem, records: Sequence[Record], name: str, width: str, split: str = "test") -> Values:
     """A metric as it is shown, by seed."""
     found = {record["seed"]: record["widths"][width][split][name] for record in records}
     return {seed: 1 - value if name in LOSSES else value for seed, value in found.items()}
 
 
-def gain(problem: Problem, name: str, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Gain | None:
+def gain(problem: Problem, name: str, ours: Values, theirs: Values) -> Gain | None:
     """Of ``ours`` over ``theirs``, over the seeds that both have; None for fewer than two."""
-    seeds = sorted(set(ours) & set(theirs))
-    if len(seeds) < 2:
+    each = relative(problem, name, ours, theirs)
+    return interval(each) if len(each) > 1 else None
+
+
+def relative(problem: Problem, name: str, ours: Values, theirs: Values, by: Values | None = None) -> list[float]:
+    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, for each seed that both have."""
+    sign = -1 if name in LOSSES or not higher(problem, name) else 1
+    by = theirs if by is None else by
+    return [100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in sorted(set(ours) & set(theirs))]
+
+
+def _gain_over_plain(problem: Problem, name: str, arm: str, arms: Mapping[str, Sequence[Record]]) -> Gain | None:
+    """Of an arm whose Students are of the size that the claim is about; None where there is none."""
+    size = f"{problem.size:g}"
+    if arm == "plain" or size not in arms[arm][0]["widths"]:
         return None
-    better = -1 if name in LOSSES or not metric(problem, name)[1] else 1
-    return interval([100 * better * (ours[s] - theirs[s]) / abs(theirs[s]) if theirs[s] else 0.0 for s in seeds])
+    return gain(problem, name, *(values(problem, arms[a], name, size) for a in (arm, "plain")))
 
 
 def interval(each: Sequence[float]) -> Gain:
@@ -73,7 +90,9 @@ def interval(each: Sequence[float]) -> Gain:
     return Gain(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, len(each) - 1)))
 
 
-def _number(value: float) -> str:
+def _shown(by_seed: Values) -> str:
+    """The mean over seeds."""
+    value = float(np.mean(list(by_seed.values())))
     return f"{value:.1f}" if value >= 10 else f"{value:.4f}"
 
 
@@ -137,7 +156,7 @@ def _claims(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list
         theirs, ours = (values(problem, arms[arm], name, f"{problem.size:g}") for arm in ("plain", "matta"))
         of, goal = gain(problem, name, ours, theirs), GOALS.get(name)
         wanted = "" if goal is None else f"{goal:g} %: {'met' if of and of.value >= goal and of.low > 0 else 'missed'}"
-        means = (_number(float(np.mean(list(v.values())))) for v in (theirs, ours))
+        means = map(_shown, (theirs, ours))
         rows.append([problem.title, label(problem, name), *means, str(of or "–"), verdict(of), wanted])
     return rows
 
@@ -154,7 +173,7 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
         for width, records in alone.items():
             ours, theirs = (values(problem, r, name, f"{width:g}") for r in (arms["family"], records))
             of = gain(problem, name, ours, theirs)
-            means = (_number(float(np.mean(list(v.values())))) for v in (theirs, ours))
+            means = map(_shown, (theirs, ours))
             rows.append([problem.title, f"{width:g}", label(problem, name), *means, str(of or "–"), verdict(of)])
         together, apart = _mean(arms["family"], "seconds"), sum(_mean(r, "seconds") for r in alone.values())
         flops = _mean(arms["family"], "flops") / sum(_mean(r, "flops") for r in alone.values())
@@ -183,13 +202,11 @@ def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
         seeds = sorted(set(base) & set(shared) & set(other) & set(both))
         if len(seeds) < 2:
             continue
-        better = -1 if name in LOSSES or not metric(problem, name)[1] else 1
-        each = [100 * better * (both[s] - other[s] - shared[s] + base[s]) / abs(base[s]) for s in seeds]
+        expected = {s: other[s] + shared[s] - base[s] for s in seeds}
         effects = [gain(problem, name, ours, base) for ours in (shared, other, both)]
-        of = interval(each)
+        of = interval(relative(problem, name, both, expected, base))
         said = "super-additive" if of.low > 0 else "sub-additive" if of.high < 0 else "no interaction shown"
-        mean = _number(float(np.mean(list(base.values()))))
-        rows.append([problem.title, label(problem, name), mean, *(str(effect) for effect in effects), str(of), said])
+        rows.append([problem.title, label(problem, name), _shown(base), *(str(effect) for effect in effects), str(of), said])
     if not rows:
         return []
     called = OTHER.title()
@@ -218,7 +235,7 @@ def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found
             records = arms[arm.name]
             own = values(problem, records, name, width)
             of = None if arm.name == matta else gain(problem, name, ours, own)
-            rows.append([problem.title, arm.label, label(problem, name), _number(float(np.mean(list(own.values())))),
+            rows.append([problem.title, arm.label, label(problem, name), _shown(own),
                          str(of or "–"), "" if of is None else verdict(of), f"{_mean(records, 'seconds'):.1f}",
                          f"{_mean(records, 'steps'):.0f}", str(len(records))])  # fmt: skip
     said = [f"- {peer} on {problem.title}: {why}." for problem in problems for peer, why in peers.refused(problem.name).items()]
@@ -237,14 +254,7 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
     if "plain" not in arms:
         return []
     size = f"{problem.size:g}"
-    gains: dict[str, list[Gain | None]] = {}
-    for key, own in arms.items():
-        of_size = key != "plain" and size in own[0]["widths"]
-        gains[key] = [
-            gain(problem, name, values(problem, own, name, size), values(problem, arms["plain"], name, size))
-            if of_size else None
-            for name in problem.metrics
-        ]  # fmt: skip
+    gains = {key: [_gain_over_plain(problem, name, key, arms) for name in problem.metrics] for key in arms}
     missing = [arm.label for arm in some if arm.name not in arms]
     firsts = {key: of[0] for key, of in gains.items() if of[0] is not None}
     corrected = dict(zip(firsts, comparison.holm([of.p for of in firsts.values()]), strict=True))
@@ -257,7 +267,7 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
         for k, name in enumerate(problem.metrics):
             shown = values(problem, records, name, size)
             of = gains[arm.name][k]
-            row += [_number(float(np.mean(list(shown.values())))), str(of) if of else "–"]
+            row += [_shown(shown), str(of) if of else "–"]
         p = corrected.get(arm.name)
         row += ["–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}", f"{_mean(records, 'seconds'):.1f}"]
         rows.append([*row, f"{_mean(records, 'flops') / _mean(arms['plain'], 'flops'):.2f}",
@@ -274,14 +284,9 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
 
 def plot(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[Record]]) -> str | None:
     """Gains over plain distillation with their intervals, one line for each arm, as SVG."""
-    size, name, rows = f"{problem.size:g}", problem.metrics[0], []
-    for arm in some:
-        records = arms.get(arm.name)
-        if arm.name == "plain" or not records or size not in records[0]["widths"] or "plain" not in arms:
-            continue
-        of = gain(problem, name, values(problem, records, name, size), values(problem, arms["plain"], name, size))
-        if of is not None:
-            rows.append((arm.label, of))
+    name, there = problem.metrics[0], [arm for arm in some if arm.name in arms] if "plain" in arms else []
+    found = [(arm.label, _gain_over_plain(problem, name, arm.name, arms)) for arm in there]
+    rows = [(said, of) for said, of in found if of is not None]
     if not rows:
         return None
     low, high = min(0.0, *(of.low for _, of in rows)), max(0.0, *(of.high for _, of in rows))
@@ -335,9 +340,8 @@ def write_recipe(folder: Path, problems: Sequence[Problem], some: Mapping[str, S
                 row.append("–")
                 continue
             own, reference = (values(problem, arms[arm], first, width, "dev") for arm in (name, "matta"))
-            better = -1 if first in LOSSES or not metric(problem, first)[1] else 1
-            each = [100 * better * (own[s] - reference[s]) / abs(reference[s]) for s in sorted(set(own) & set(reference))]
-            row.append(_number(float(np.mean(list(own.values())))) if name == "matta" else ", ".join(f"{e:+.1f}" for e in each))
+            each = relative(problem, first, own, reference)
+            row.append(_shown(own) if name == "matta" else ", ".join(f"{e:+.1f}" for e in each))
         rows.append(row)
     table = _table(["variant", *(f"{p.title}: {label(p, p.metrics[0])}" for p in shown)], rows)
     path = folder / "recipe.md"

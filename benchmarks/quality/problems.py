@@ -68,6 +68,11 @@ class Problem:
     bases: bool = True  # whether each seed has a base of its own, drawn and trained anew
     labelled: bool = True
 
+    @property
+    def middle(self) -> float:
+        """The learning rate in the middle of the grid, where none is chosen."""
+        return self.rates[len(self.rates) // 2]
+
     def data(self, folders: Sequence[Path]) -> dict[str, Path]:
         """Where the data that this problem needs lies. Raises ``Missing``."""
         found = {}
