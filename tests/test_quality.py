@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
 from benchmarks.quality import page, study
-from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuning
+from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS
 
@@ -96,7 +96,9 @@ def test_the_page_says_what_the_records_say():
     store, every = study.Store(RESULTS), list(PROBLEMS.values())
     some = {p.name: of(p, False) for p in every}
     found = {p.name: store.found({a.name: results(p, a, range(5), store, False) for a in some[p.name]}) for p in every}
-    assert page.text(every, some, found, False).rstrip() + "\n" == (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert page.text(every, some, found, False, tuned_for(every, store)).rstrip() + "\n" == (
+        ROOT / "docs" / "results.md"
+    ).read_text(encoding="utf-8")
     for problem in every:
         if (drawn := page.plot(problem, some[problem.name], found[problem.name])) is not None:
             assert drawn == (ROOT / "docs" / "results" / f"{problem.name}.svg").read_text(encoding="utf-8")

@@ -63,6 +63,12 @@ def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
     return (max if page.higher(problem, metric) else min)(values, key=lambda rate: values[rate])
 
 
+def tuned_for(problems: Iterable[Problem], store: study.Store) -> float:
+    """The device-seconds that the choice of learning rates took."""
+    keys = {cell.key() for problem in problems for arm in of(problem, False) for cell in tuning(problem, arm)}
+    return float(sum(store.records[key]["seconds"] for key in keys if key in store))
+
+
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument("--task", choices=[*KINDS, "all"], default="all")
@@ -117,7 +123,7 @@ def main() -> None:
         found = {
             p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
         }
-        said = page.text(every, some, found, options.quick)
+        said = page.text(every, some, found, options.quick, 0.0 if options.quick else tuned_for(every, store))
         if options.quick:
             print(said)
         if options.out or not options.quick:

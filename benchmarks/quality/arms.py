@@ -14,7 +14,8 @@ class Arm:
     alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or base. two_stage: a TA of its
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
     matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
-    cuts the base to ``width``, to be trained as ``alone`` has it.
+    cuts the base to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's weights, which
+    teaches the Students in place of the TA. teacher: another one of the problem's cache, a folder beside its file of outputs.
     """
 
     name: str
@@ -27,6 +28,8 @@ class Arm:
     compute: bool = False
     optimizer: str = ""
     peer: str = ""
+    average: float = 0.0
+    teacher: str = ""
     truth: bool = False  # whether it needs ground truth to learn from
 
     @property
@@ -85,7 +88,7 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, 
 
 
 def variants(size: float, adapter: str) -> list[Arm]:
-    """What the search for the recipe tries, each a change of MatTA with one Student."""
+    """What the search for the recipe tries: changes of MatTA with one Student, then changes of the family."""
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "TA → Student 0": ({"ta_student_weight": 0.0}, {}),
         "TA → Student 1": ({"ta_student_weight": 1.0}, {}),
@@ -94,19 +97,37 @@ def variants(size: float, adapter: str) -> list[Arm]:
         "ramp 0.5": ({"ramp": 0.5}, {}),
         "Teacher's share 0.5": ({"teacher_mix": 0.5}, {}),
         "Student's own weight 2": ({"student_weight": 2.0, "ta_student_weight": 1.0}, {}),
+        "Student's own weight 0.5": ({"student_weight": 0.5}, {}),
         "TA's own weight 2": ({"ta_weight": 2.0}, {}),
         "Student follows the TA only": ({"students_learn_from": "ta", "ta_student_weight": 1.0}, {}),
         "TA of width 4": ({}, {"expand": 4.0}),
         "units as they come": ({}, {"order": "none"}),
         "reverse KL": ({"divergence": "reverse"}, {}),
+        "Muon": ({"optimizer": "muon"}, {}),
+        "SOAP": ({"optimizer": "soap"}, {}),
     }
     if adapter == "mlp_ranker":
         del changes["reverse KL"]
     if adapter in ("gpt2", "vit"):
         changes["TA also of more heads"] = ({}, {"axes": ["mlp", "heads"]})
         changes["TA also deeper"] = ({}, {"axes": ["mlp", "depth"]})
+        changes["TA also of more heads, width 4"] = ({}, {"axes": ["mlp", "heads"], "expand": 4.0})
     if adapter != "gpt2":  # its file holds what was softened by the default
         changes["temperature 1"] = ({"temperature": 1.0}, {})
         changes["temperature 4"] = ({"temperature": 4.0}, {})
+    of_family: dict[str, dict[str, Any]] = {
+        "one Student a step": {"students_per_step": 1},
+        "two Students a step": {"students_per_step": 2},
+        "one Student a step, ramp 0": {"students_per_step": 1, "ramp": 0.0},
+        "Students follow the Teacher only": {"students_learn_from": "teacher"},
+    }
     found = [Arm("matta", "MatTA, one Student", {"widths": [size]})]
-    return found + [Arm(name, name, {"widths": [size], **distill}, convert) for name, (distill, convert) in changes.items()]
+    found += [Arm(name, name, {"widths": [size], **distill}, convert) for name, (distill, convert) in changes.items()]
+    for decay in (0.9, 0.98):
+        name = f"average of the TA's weights, decay {decay:g}"
+        found.append(Arm(name, name, {"widths": [size]}, average=decay))
+    if adapter == "gpt2":
+        for weight in (0.0, 0.1, 1.0):
+            name = f"Teacher a model, hidden states {weight:g}"
+            found.append(Arm(name, name, {"widths": [size], "hidden_weight": weight}, teacher="teacher"))
+    return [*found, Arm("family", "MatTA, a family"), *(Arm(name, name, distill) for name, distill in of_family.items())]

@@ -110,8 +110,8 @@ def _mean(records: Sequence[Record], name: str) -> float:
     return float(np.mean([record[name] for record in records]))
 
 
-def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, quick: bool) -> str:
-    """The whole page."""
+def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, quick: bool, tuning: float = 0.0) -> str:
+    """The whole page. tuning: the device-seconds that the choice of learning rates took."""
     seconds = sum(r["seconds"] for arms in found.values() for records in arms.values() for r in records)
     devices = sorted({r["device"] for arms in found.values() for records in arms.values() for r in records})
     seeds = max((len(records) for arms in found.values() for records in arms.values()), default=0)
@@ -119,9 +119,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "# Results", "",
         f"Made by `{COMMAND}{' --quick' if quick else ''}`, which writes every number and plot here from its records. "
         f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of "
-        "training are shown, "
-        f"those that chose the learning rates not counted. Up to {seeds} paired seeds: a seed has a base of its own, an order "
-        "of the data, and new units of the TA. All numbers are of test data that chose nothing.", "",
+        f"training are shown, and {tuning / 3600:.1f} more chose the learning rates. Up to {seeds} paired seeds: a seed has a "
+        "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing.", "",
         "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
@@ -238,6 +237,7 @@ def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found
             rows.append([problem.title, arm.label, label(problem, name), _shown(own),
                          str(of or "–"), "" if of is None else verdict(of), f"{_mean(records, 'seconds'):.1f}",
                          f"{_mean(records, 'steps'):.0f}", str(len(records))])  # fmt: skip
+    tools = sorted({r["peer"] for arms in found.values() for records in arms.values() for r in records if "peer" in r})
     said = [f"- {peer} on {problem.title}: {why}." for problem in problems for peer, why in peers.refused(problem.name).items()]
     if not rows:
         return []
@@ -245,8 +245,8 @@ def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found
     return [
         "## Pruning tools at the same size", "",
         f"Each tool cuts the base to the parameters of width {width}, and the cut is distilled from the same Teacher: as many "
-        "steps as MatTA takes with that one Student, and as many matrix products. The tools, from PyPI: torch-pruning and "
-        "NVIDIA ModelOpt (fastnas). They do not cut all models:", "", *said, "", *_table(header, rows),
+        f"steps as MatTA takes with that one Student, and as many matrix products. The tools, from PyPI: {', '.join(tools)} "
+        "(ModelOpt by its fastnas). They do not cut all models:", "", *said, "", *_table(header, rows),
     ]  # fmt: skip
 
 
@@ -328,23 +328,31 @@ MARKS = ("<!-- the table is made by python -m benchmarks.quality --recipe -->", 
 
 
 def write_recipe(folder: Path, problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found) -> None:
-    """Put the table of the search for the recipe between its marks in ``folder/recipe.md``."""
-    names = list(dict.fromkeys(arm.name for problem in problems for arm in some[problem.name]))
+    """Put the tables of the search for the recipe between their marks in ``folder/recipe.md``."""
     shown = [problem for problem in problems if "matta" in found.get(problem.name, {})]
-    rows = []
-    for name in names:
-        row = [name]
-        for problem in shown:
-            arms, first, width = found[problem.name], problem.metrics[0], f"{problem.size:g}"
-            if name not in arms:
-                row.append("–")
-                continue
-            own, reference = (values(problem, arms[arm], first, width, "dev") for arm in (name, "matta"))
-            each = relative(problem, first, own, reference)
-            row.append(_shown(own) if name == "matta" else ", ".join(f"{e:+.1f}" for e in each))
-        rows.append(row)
-    table = _table(["variant", *(f"{p.title}: {label(p, p.metrics[0])}" for p in shown)], rows)
+    arms = {arm.name: arm for problem in problems for arm in some[problem.name]}
+    out = []
+    for reference, said in (
+        ("matta", "variant of MatTA, one Student"),
+        ("family", "variant of the family (mean over its widths)"),
+    ):
+        names = [name for name, arm in arms.items() if ("widths" in arm.distill) == (reference == "matta")]
+        rows = [[name, *(_screened(problem, name, reference, found[problem.name]) for problem in shown)] for name in names]
+        out += _table([said, *(f"{p.title}: {label(p, p.metrics[0])}" for p in shown)], rows)
     path = folder / "recipe.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    checkpoint.atomic_write(path, f"{before}{MARKS[0]}\n\n" + "\n".join(table) + f"\n{MARKS[1]}{after}")
+    checkpoint.atomic_write(path, f"{before}{MARKS[0]}\n\n" + "\n".join(out) + f"\n{MARKS[1]}{after}")
+
+
+def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Sequence[Record]]) -> str:
+    """A cell: the gain over the reference of each seed, the mean over widths; the reference's own value."""
+    if name not in arms or reference not in arms:
+        return "–"
+    widths = [f"{width:g}" for width in (problem.widths if reference == "family" else (problem.size,))]
+    first = problem.metrics[0]
+    own, theirs = ([values(problem, arms[arm], first, width, "dev") for width in widths] for arm in (name, reference))
+    if name == reference:
+        return ", ".join(_shown(at) for at in own)
+    each = np.mean([relative(problem, first, *pair) for pair in zip(own, theirs, strict=True)], axis=0)
+    return ", ".join(f"{e:+.1f}" for e in each)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib.metadata
 import importlib.util
 import sys
 import warnings
@@ -33,6 +34,7 @@ _REFUSES = {
     "modelopt": dict.fromkeys(("lm", "ranker", "ranker_time", "lambdarank", "encoder"), _NOTHING),
 }
 _PACKAGES = {"torch-pruning": "torch_pruning", "modelopt": "modelopt"}
+_WHEELS = {"modelopt": "nvidia-modelopt"}
 
 
 def refused(problem: str) -> dict[str, str]:
@@ -42,6 +44,11 @@ def refused(problem: str) -> dict[str, str]:
 
 def installed(peer: str) -> bool:
     return importlib.util.find_spec(_PACKAGES[peer]) is not None
+
+
+def named(peer: str) -> str:
+    """A peer with its installed version."""
+    return f"{peer} {importlib.metadata.version(_WHEELS.get(peer, peer))}"
 
 
 def _base(task: Task, ta: TA, data: Data) -> tuple[Any, list[dict[str, Tensor]]]:

@@ -25,7 +25,7 @@ from matta_cli.conversion import TA
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
 
-TUNED_ON = 1000  # the first seed that settings are chosen on; results have the seeds 0, 1, 2, ...
+TUNED_ON = 1000  # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
 
 
 @dataclass(frozen=True)
@@ -51,16 +51,20 @@ class Cell:
 
 
 def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
-    """Train a cell and measure its Students on dev and test."""
+    """Train a cell and measure its Students: on dev where settings are chosen by it, else on test."""
     torch.set_num_threads(1)
     problem, arm = PROBLEMS[cell.problem], cell.arm
     recipe = problem.recipe(cache, problem.data(folders), cell.seed, quick=cell.quick)
     recipe.distill.lr, recipe.distill.allow_weak_teacher = cell.rate, True
     recipe.distill.optimizer = arm.optimizer or recipe.distill.optimizer
+    if arm.teacher:
+        recipe.distill.teacher = str(Path(recipe.distill.teacher).with_name(arm.teacher))
     recipe = changed(recipe, convert=arm.convert, distill=arm.distill)
     task, ta, teacher, data = converted(recipe)
-    test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
-    tested = registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False)
+    splits = {"dev": data.held_out}
+    if cell.seed < TUNED_ON:
+        test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
+        splits = {"test": registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
     runs: list[tuple[Recipe, TA, Any]]
     width, steps = arm.width or problem.size, recipe.distill.steps
     if arm.alone:
@@ -82,20 +86,20 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     for own, model, source in runs:
         if isinstance(source, ModelTeacher):
             source.model.eval().requires_grad_(False)
-        done.append(Run(own, task, model, source, data)())
+        done.append(Run(own, task, model, source, data, arm.average)())
     _, trained, _ = runs[-1]
     if arm.alone or arm.two_stage:
         sizes: dict[str, Any] = {f"{width:g}": supernet.full_sizes(trained.axes)}
     else:
         sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest}
         sizes["TA"] = supernet.full_sizes(ta.axes)
-    splits = {"dev": data.held_out, "test": tested.held_out}
     return {
         "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,
         "device": common.where(),
         "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
         "flops": sum(run.flops * run.recipe.distill.steps for run in done),
         "widths": {name: measured(task, trained, size, data, splits) for name, size in sizes.items()},
+        **({"peer": peers.named(arm.peer)} if arm.peer else {}),
     }  # fmt: skip
 
 

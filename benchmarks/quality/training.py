@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import common
 from matta_cli import baselines, evaluate, models, registry, supernet
@@ -35,9 +36,12 @@ def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
 
 
 class Run:
-    """One training: takes its steps, counts what they cost. seconds: of one device."""
+    """One training: takes its steps, counts what they cost. seconds: of one device.
 
-    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data) -> None:
+    average: the decay of an average of the TA's weights that teaches the Students in the TA's place; 0: none.
+    """
+
+    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data, average: float = 0.0) -> None:
         task = registry.task(task.name, recipe)
         teacher = ModelTeacher(task, teacher.model, teacher.folder) if isinstance(teacher, ModelTeacher) else teacher
         self.recipe, self.data, self.seconds = recipe, data, 0.0
@@ -45,6 +49,10 @@ class Run:
         self.training = Training(recipe, Path(), task, ta, teacher, data, device, World(), count_flops=True)
         assert self.training.flops is not None
         self.flops = self.training.flops  # of one step
+        self.average: AveragedModel | None = None
+        if average:
+            self.average = AveragedModel(ta.model, multi_avg_fn=get_ema_multi_avg_fn(average))
+            self.training.step.models["teaching"] = self.average.module
 
     def __call__(self, tick: Callable[[int], None] = lambda step: None) -> Run:
         steps = range(self.recipe.distill.steps)
@@ -52,6 +60,8 @@ class Run:
         for step in steps:
             started = time.perf_counter()
             self.training.take(step, next(batches))
+            if self.average is not None:
+                self.average.update_parameters(self.training.ta.model)
             self.seconds += time.perf_counter() - started
             tick(step)
         return self
