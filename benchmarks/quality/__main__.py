@@ -32,7 +32,7 @@ SCREENING_SEEDS = 2
 def of(problem: Problem, quick: bool) -> list[Arm]:
     """The arms of a problem."""
     expand = float(problem.convert.get("expand", 2.0))
-    found = arms(problem.widths, problem.size, expand, problem.labelled, peers.applies(problem.name))
+    found = arms(problem.widths, problem.size, expand, problem.labelled, peers.applies(problem.name), problem.optimizers)
     return [arm for arm in found if not quick or arm.name in QUICK]
 
 

@@ -38,12 +38,15 @@ class Arm:
         return self.name.removesuffix("+compute")
 
 
-OTHER = "shampoo"  # the optimizer besides AdamW: the paper's
+NAMES = {"shampoo": "Shampoo", "soap": "SOAP"}  # the optimizers besides AdamW: the paper's, and its successor
 PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
 
-def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, peers: tuple[str, ...] = ()) -> list[Arm]:
+def arms(
+    widths: tuple[float, ...], size: float, expand: float, labelled: bool,
+    peers: tuple[str, ...] = (), optimizers: tuple[str, ...] = tuple(NAMES),
+) -> list[Arm]:  # fmt: skip
     """The arms of a problem, the reference (plain distillation) first. peers: those that apply and are installed.
 
     MatTA trains one Student in the TA, of the width that the claim is about, as the paper has it; the family trains all widths.
@@ -64,10 +67,14 @@ def arms(widths: tuple[float, ...], size: float, expand: float, labelled: bool, 
         Arm("plain+compute", "Teacher → Student, MatTA's compute", alone="plain", compute=True),
         Arm("base+compute", "base on ground truth, MatTA's compute", alone="base", compute=True, truth=True),
         Arm("two-stage+compute", "two-stage, MatTA's compute", two_stage=True, compute=True),
-        Arm(f"plain/{OTHER}", f"Teacher → Student, {OTHER.title()}", alone="plain", optimizer=OTHER),
-        Arm(f"matta/{OTHER}", f"MatTA, {OTHER.title()}", one, optimizer=OTHER),
-        Arm(f"unshared/{OTHER}", f"MatTA without sharing, {OTHER.title()}", {**one, "shared": False}, optimizer=OTHER),
     ]
+    for other in optimizers:
+        said = NAMES[other]
+        found += [
+            Arm(f"plain/{other}", f"Teacher → Student, {said}", alone="plain", optimizer=other),
+            Arm(f"matta/{other}", f"MatTA, {said}", one, optimizer=other),
+            Arm(f"unshared/{other}", f"MatTA without sharing, {said}", {**one, "shared": False}, optimizer=other),
+        ]
     found += [
         Arm(f"plain@{width:g}", f"Teacher → Student of width {width:g}", alone="plain", width=width)
         for width in widths

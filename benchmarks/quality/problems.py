@@ -48,7 +48,7 @@ class Problem:
 
     regime: which of the paper's settings this is. make: writes data, base and Teacher into a folder. steps: of each arm at
     equal steps. rates: the learning rates of the grid that every arm is tuned on. metrics: shown; the first is the primary one,
-    by which settings are chosen. size: the width that the claim is about.
+    by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW.
     """
 
     name: str
@@ -67,11 +67,12 @@ class Problem:
     size: float = 1.0
     bases: bool = True  # whether each seed has a base of its own, drawn and trained anew
     labelled: bool = True
+    optimizers: tuple[str, ...] = ("shampoo", "soap")
 
     @property
     def middle(self) -> float:
         """The learning rate in the middle of the grid, where none is chosen."""
-        return self.rates[len(self.rates) // 2]
+        return self.rates[(len(self.rates) - 1) // 2]
 
     def data(self, folders: Sequence[Path]) -> dict[str, Path]:
         """Where the data that this problem needs lies. Raises ``Missing``."""
@@ -449,7 +450,7 @@ PROBLEMS = {
         Problem(
             "lm", "GPT-2 on WikiText-2",
             "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
-            lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3),
+            lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3, 16e-3),
             ("perplexity", "next_token_accuracy", "last_word_accuracy"),
         ),
         Problem(
@@ -460,11 +461,13 @@ PROBLEMS = {
             "ranker", "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
+            optimizers=("shampoo",),
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
+            optimizers=("shampoo",),
         ),
         Problem(
             "lambdarank", "Ranker on 160 queries", "little domain data; unrelated Teacher (boosted trees), a file of scores",
