@@ -124,7 +124,7 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
-        "gain is called one where the interval lies above zero. Learning rates come from one grid of three or four for every arm "
+        "gain is called one where the interval lies above zero. Learning rates come from one grid for every arm "
         "of a task, by the dev data of another seed; * marks an end of the grid: a rate beyond it might be better.", "",
     ]  # fmt: skip
     missing = [f"{p.title} ({p.regime})" for p in problems if "plain" not in found.get(p.name, {})]
