@@ -14,7 +14,8 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from benchmarks import common
@@ -61,6 +62,11 @@ def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
         return None
     values = {rate: record["widths"][width]["dev"][metric] for rate, record in found.items() if record}
     return (max if page.higher(problem, metric) else min)(values, key=lambda rate: values[rate])
+
+
+def in_turn(cells: Sequence[Sequence[study.Cell]]) -> list[study.Cell]:
+    """The cells of several problems, one of each after the other: what each needs is then made at the same time."""
+    return [cell for row in zip_longest(*cells) for cell in row if cell is not None]
 
 
 def tuned_for(problems: Iterable[Problem], store: study.Store) -> float:
@@ -113,13 +119,13 @@ def main() -> None:
         arguments.error(f"--arms {unknown[0]} is not known: {', '.join(arm.name for arm in some['lm'])}")
     with tempfile.TemporaryDirectory() as temp:
         store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
-        for problem in problems:
-            arms_of = [arm for arm in some[problem.name] if wanted is None or arm.name in wanted]
-            arms_of = [arm for arm in arms_of if not arm.peer or peers.installed(arm.peer)]
-            if not options.quick:
-                tuned = {arm.tuned_as for arm in arms_of}
-                run(store, [cell for arm in some[problem.name] if arm.name in tuned for cell in tuning(problem, arm)])
-            run(store, [cell for arm in arms_of for cell in results(problem, arm, seeds, store, options.quick)])
+        asked = {p.name: [a for a in some[p.name] if wanted is None or a.name in wanted] for p in problems}
+        asked = {name: [a for a in own if not a.peer or peers.installed(a.peer)] for name, own in asked.items()}
+        if not options.quick:
+            tuned = {name: {a.tuned_as for a in own} for name, own in asked.items()}
+            grids = [[c for a in some[p.name] if a.name in tuned[p.name] for c in tuning(p, a)] for p in problems]
+            run(store, in_turn(grids))
+        run(store, in_turn([[c for a in asked[p.name] for c in results(p, a, seeds, store, options.quick)] for p in problems]))
         found = {
             p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
         }

@@ -15,7 +15,8 @@ class Arm:
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
     matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
     cuts the base to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's weights, which
-    teaches the Students in place of the TA. teacher: another one of the problem's cache, a folder beside its file of outputs.
+    teaches the Students in place of the TA. spread: what the new units' incoming weights are multiplied by. teacher: another
+    one of the problem's cache, a folder beside its file of outputs.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Arm:
     optimizer: str = ""
     peer: str = ""
     average: float = 0.0
+    spread: float = 0.0  # 0: as they are
     teacher: str = ""
     truth: bool = False  # whether it needs ground truth to learn from
 
@@ -124,6 +126,7 @@ def variants(size: float, adapter: str) -> list[Arm]:
         changes["temperature 4"] = ({"temperature": 4.0}, {})
     of_family: dict[str, dict[str, Any]] = {
         "one Student a step": {"students_per_step": 1},
+        "one Student a step, the largest thrice as often": {"students_per_step": 1, "sampling": [1.0, 1.0, 3.0]},
         "two Students a step": {"students_per_step": 2},
         "one Student a step, ramp 0": {"students_per_step": 1, "ramp": 0.0},
         "Students follow the Teacher only": {"students_learn_from": "teacher"},
@@ -133,6 +136,9 @@ def variants(size: float, adapter: str) -> list[Arm]:
     for decay in (0.9, 0.98):
         name = f"average of the TA's weights, decay {decay:g}"
         found.append(Arm(name, name, {"widths": [size]}, average=decay))
+    for factor in (0.1, 2.0):
+        name = f"spread of the new units' weights x {factor:g}"
+        found.append(Arm(name, name, {"widths": [size]}, spread=factor))
     if adapter == "gpt2":
         for weight in (0.0, 0.1, 1.0):
             name = f"Teacher a model, hidden states {weight:g}"

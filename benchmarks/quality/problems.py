@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -100,8 +101,13 @@ class Problem:
 
     def made(self) -> str:
         """A digest of how data, base and Teacher are made: what was made otherwise does not count."""
-        code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(self.make))))
-        return hashlib.sha256(code.encode()).hexdigest()[:8]
+        return _digest(self.make)
+
+
+@functools.cache  # the file may be edited while the study runs
+def _digest(make: Callable[..., None]) -> str:
+    code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(make))))
+    return hashlib.sha256(code.encode()).hexdigest()[:8]
 
 
 WHERE = {

@@ -19,13 +19,14 @@ from benchmarks import common
 from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS, test_of
-from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
+from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one, spread
 from matta_cli import baselines, registry, supernet
 from matta_cli.conversion import TA
 from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
 
 TUNED_ON = 1000  # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
+QUICK_EXAMPLES = 1000  # that the quick run measures on, at most
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,9 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         recipe.distill.teacher = str(Path(recipe.distill.teacher).with_name(arm.teacher))
     recipe = changed(recipe, convert=arm.convert, distill=arm.distill)
     task, ta, teacher, data = converted(recipe)
-    splits = {"dev": data.held_out}
+    if arm.spread:
+        spread(ta, arm.spread)
+    splits, limit = {"dev": data.held_out}, QUICK_EXAMPLES if cell.quick else 0
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
         splits = {"test": registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
@@ -98,7 +101,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         "device": common.where(),
         "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
         "flops": sum(run.flops * run.recipe.distill.steps for run in done),
-        "widths": {name: measured(task, trained, size, data, splits) for name, size in sizes.items()},
+        "widths": {name: measured(task, trained, size, data, splits, limit) for name, size in sizes.items()},
         **({"peer": peers.named(arm.peer)} if arm.peer else {}),
     }  # fmt: skip
 

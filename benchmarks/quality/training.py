@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -33,6 +34,18 @@ def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
     """A model as a TA of one width."""
     axes = supernet.nested_axes(adapter, model, kinds)
     return TA(adapter, model, axes, supernet.full_sizes(axes), {})
+
+
+@torch.no_grad()
+def spread(ta: TA, factor: float) -> None:
+    """Multiply the incoming weights of the units that were grown."""
+    base = ta.sizes(1.0)
+    tensors = dict(ta.model.named_parameters())
+    for axis in ta.axes:
+        for place in (place for place in axis.slices if not place.outgoing):
+            for block in range(place.blocks):
+                start = place.start + (block * axis.size + base[axis.name]) * place.unit
+                tensors[place.tensor].narrow(place.dim, start, (axis.size - base[axis.name]) * place.unit).mul_(factor)
 
 
 class Run:
@@ -88,13 +101,16 @@ def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
         return opened(recipe, Path(temp), common.device(), World(), quiet)
 
 
-def measured(task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """The metrics of a width, or of sizes, on held-out splits by name."""
+def measured(
+    task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any], limit: int = 0
+) -> dict[str, dict[str, float]]:
+    """The metrics of a width, or of sizes, on held-out splits by name. limit: the examples of each at most; 0: all."""
     batch = max(task.recipe.distill.batch_size, 64)
     model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()
     found = {}
     for name, splits in held_out.items():
-        found[name] = evaluate.metrics(task, [evaluate.columns(task, model, split, batch, common.device()) for split in splits])
+        tables = [evaluate.columns(task, model, split, batch, common.device(), limit) for split in splits]
+        found[name] = evaluate.metrics(task, tables)
     return found
 
 
