@@ -26,7 +26,7 @@ from benchmarks.quality.problems import PROBLEMS, Missing, Problem
 ROOT = Path(__file__).parents[2]
 KINDS = {"lm": ["lm"], "vit": ["vit"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
 RESULTS, SCREENED = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe"))
-QUICK = ("plain", "matta", "family", "unshared", "two-stage", "plain@0.25", "plain@0.5")
+QUICK = ("plain", "matta", "family", "unshared", "plain@0.25", "plain@0.5", "plain@0.75", "plain@1")
 SCREENING_SEEDS = 2
 
 

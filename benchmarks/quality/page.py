@@ -133,6 +133,7 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
     rows = [row for problem in problems for row in _claims(problem, found.get(problem.name, {}))]
     header = ["task", "metric", "plain", "MatTA", "gain in %", "verdict", "goal"]
     out += _table(header, rows) if rows else ["Nothing has been run yet.", ""]
+    out += ["What was tried to do better is in [recipe.md](recipe.md).", ""]
     out += _family(problems, found)
     out += _interaction(problems, found)
     out += _peers(problems, some, found)

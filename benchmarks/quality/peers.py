@@ -47,8 +47,9 @@ def installed(peer: str) -> bool:
 
 
 def named(peer: str) -> str:
-    """A peer with its installed version."""
-    return f"{peer} {importlib.metadata.version(_WHEELS.get(peer, peer))}"
+    """The package of a peer, with its installed version."""
+    wheel = _WHEELS.get(peer, peer)
+    return f"{wheel} {importlib.metadata.version(wheel)}"
 
 
 def _base(task: Task, ta: TA, data: Data) -> tuple[Any, list[dict[str, Tensor]]]:

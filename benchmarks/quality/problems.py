@@ -95,7 +95,7 @@ class Problem:
         for table, changes in ((recipe.convert, self.convert), (recipe.distill, self.distill)):
             vars(table).update(changes)
         if quick:
-            recipe.distill.steps = max(20, self.steps // 5)
+            recipe.distill.steps = max(10, self.steps // 8)
         self.make(cache / f"{self.name}-{self.made()}", recipe, data, seed if self.bases else 0)
         return recipe
 
