@@ -136,7 +136,7 @@ def variants(size: float, adapter: str) -> list[Arm]:
     for decay in (0.9, 0.98):
         name = f"average of the TA's weights, decay {decay:g}"
         found.append(Arm(name, name, {"widths": [size]}, average=decay))
-    for factor in (0.1, 2.0):
+    for factor in (0.1, 2.0, 4.0):
         name = f"spread of the new units' weights x {factor:g}"
         found.append(Arm(name, name, {"widths": [size]}, spread=factor))
     if adapter == "gpt2":
