@@ -7,13 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
+import torch
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
 from benchmarks.quality import page, study
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
-from benchmarks.quality.arms import Arm
+from benchmarks.quality.arms import Arm, variants
 from benchmarks.quality.problems import PROBLEMS
+from benchmarks.quality.training import spread
+from matta_cli import registry, supernet
+from matta_cli.conversion import TA
 
 ROOT = Path(__file__).parents[1]
 VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
@@ -88,6 +93,46 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
         store.add({"key": cell.key(), **made})
     assert study.Store(tmp_path / "s.jsonl").records == store.records
     assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
+
+
+def test_new_units_are_spread_and_the_base_within_is_not():
+    """As the search for the recipe tries it: neither the TA's function nor the base in it changes."""
+    torch.manual_seed(0)
+    adapter = registry.adapter("vit")
+    model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2).eval()
+    axes = supernet.nested_axes(adapter, model, ["mlp"])
+    grown = supernet.grow(adapter, model, axes, {axis.name: 2 * axis.size for axis in axes})
+    ta = TA(adapter, grown, supernet.nested_axes(adapter, grown, ["mlp"]), supernet.full_sizes(axes), {})
+    before, images = {k: v.clone() for k, v in grown.state_dict().items()}, torch.randn(2, 3, 16, 16)
+    spread(ta, 2.0)
+    assert torch.allclose(grown(images), model(images), atol=1e-5)
+    for name, tensor in grown.state_dict().items():
+        old, base = before[name], len(tensor) // 2
+        if ".mlp.fc1." in name:
+            assert torch.equal(tensor[:base], old[:base]) and torch.equal(tensor[base:], 2 * old[base:])
+        else:
+            assert torch.equal(tensor, old)
+
+
+def test_the_search_shows_gains_over_its_own_reference(tmp_path):
+    """Variants of one Student against ``matta``, those of the family against ``family``, as the mean over its widths."""
+    tried = {"vit": variants(1.0, "vit")}
+    found = {
+        name: [record("family" if wide else "matta", 1000, top1)]
+        for name, top1, wide in (
+            ("matta", 0.80, False),
+            ("SOAP", 0.84, False),
+            ("family", 0.75, True),
+            ("two Students a step", 0.70, True),
+        )
+    }
+    (tmp_path / "recipe.md").write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
+    page.write_recipe(tmp_path, [VIT], tried, {"vit": found})
+    said = (tmp_path / "recipe.md").read_text()
+    assert said.startswith("before\n") and said.endswith("after\n") and "old" not in said
+    assert "| matta | 0.2000 |" in said and "| SOAP | +20.0 |" in said
+    assert "| family | 0.2500, 0.2500, 0.2500 |" in said and "| two Students a step | -20.0 |" in said
+    assert "| Muon | – |" in said
 
 
 @pytest.mark.slow
