@@ -24,9 +24,9 @@ from benchmarks.quality.arms import Arm, arms, variants
 from benchmarks.quality.problems import PROBLEMS, Missing, Problem
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"lm": ["lm"], "vit": ["vit"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
+KINDS = {"lm": ["lm"], "vit": ["vit", "vit_long"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
 RESULTS, SCREENED = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe"))
-QUICK = ("plain", "matta", "family", "unshared", "plain@0.25", "plain@0.5", "plain@0.75", "plain@1")
+QUICK = ("plain", "matta", "family", "family-cheap", "unshared", "plain@0.25", "plain@0.5", "plain@0.75", "plain@1")
 SCREENING_SEEDS = 2
 
 
@@ -34,7 +34,7 @@ def of(problem: Problem, quick: bool) -> list[Arm]:
     """The arms of a problem."""
     expand = float(problem.convert.get("expand", 2.0))
     found = arms(problem.widths, problem.size, expand, problem.labelled, peers.applies(problem.name), problem.optimizers)
-    return [arm for arm in found if not quick or arm.name in QUICK]
+    return [arm for arm in found if arm.name in (QUICK if quick else problem.only or [arm.name])]
 
 
 def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:

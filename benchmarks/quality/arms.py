@@ -15,8 +15,10 @@ class Arm:
     own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
     matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
     cuts the base to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's weights, which
-    teaches the Students in place of the TA. spread: what the new units' incoming weights are multiplied by. teacher: another
-    one of the problem's cache, a folder beside its file of outputs.
+    teaches the Students in place of the TA. spread: what the new units' incoming weights are multiplied by. rate: what their
+    learning rate is multiplied by. share: steps are so many that the arm's matrix products are this share of those that
+    separate plain distillations of all widths take. teacher: another one of the problem's cache, a folder beside its file
+    of outputs.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Arm:
     peer: str = ""
     average: float = 0.0
     spread: float = 0.0  # 0: as they are
+    rate: float = 0.0  # 0: that of all others
+    share: float = 0.0
     teacher: str = ""
     truth: bool = False  # whether it needs ground truth to learn from
 
@@ -42,6 +46,9 @@ class Arm:
 
 NAMES = {"shampoo": "Shampoo", "soap": "SOAP"}  # the optimizers besides AdamW: the paper's, and its successor
 PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
+SHARE = 0.4  # of the cost of separate runs, that a family shall cost at most
+# the cheapest way to train a family: one width a step, each from the Teacher; the TA, which nobody asked for, is left out
+CHEAP = {"ta_weight": 0.0, "ta_student_weight": 0.0, "students_learn_from": "teacher", "students_per_step": 1}
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
 
@@ -60,6 +67,9 @@ def arms(
         Arm("base", "base, continued on ground truth", alone="base", truth=True),
         Arm("matta", "MatTA, one Student", one),
         Arm("family", f"MatTA, a family of {len(widths)}"),
+        Arm(
+            "family-cheap", f"a family of {len(widths)}, one a step, {SHARE:g} of the cost", CHEAP, {"expand": 1.0}, share=SHARE
+        ),
         Arm("unshared", "MatTA without sharing", {**one, "shared": False}),
         Arm("no-ramp", "MatTA without ramp", {**one, "ramp": 0.0}),
         Arm("attached", "MatTA without detaching", {**one, "detach_ta": False}),
@@ -139,6 +149,9 @@ def variants(size: float, adapter: str) -> list[Arm]:
     for factor in (0.1, 2.0, 4.0):
         name = f"spread of the new units' weights x {factor:g}"
         found.append(Arm(name, name, {"widths": [size]}, spread=factor))
+    for factor in (0.5, 2.0):
+        name = f"learning rate of the new units x {factor:g}"
+        found.append(Arm(name, name, {"widths": [size]}, rate=factor))
     if adapter == "gpt2":
         for weight in (0.0, 0.1, 1.0):
             name = f"Teacher a model, hidden states {weight:g}"

@@ -49,7 +49,8 @@ class Problem:
 
     regime: which of the paper's settings this is. make: writes data, base and Teacher into a folder. steps: of each arm at
     equal steps. rates: the learning rates of the grid that every arm is tuned on. metrics: shown; the first is the primary one,
-    by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW.
+    by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW. shares: the
+    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all.
     """
 
     name: str
@@ -69,6 +70,8 @@ class Problem:
     bases: bool = True  # whether each seed has a base of its own, drawn and trained anew
     labelled: bool = True
     optimizers: tuple[str, ...] = ("shampoo", "soap")
+    shares: str = ""
+    only: tuple[str, ...] = ()
 
     @property
     def middle(self) -> float:
@@ -96,7 +99,7 @@ class Problem:
             vars(table).update(changes)
         if quick:
             recipe.distill.steps = max(10, self.steps // 8)
-        self.make(cache / f"{self.name}-{self.made()}", recipe, data, seed if self.bases else 0)
+        self.make(cache / f"{self.shares or self.name}-{self.made()}", recipe, data, seed if self.bases else 0)
         return recipe
 
     def made(self) -> str:
@@ -464,6 +467,12 @@ PROBLEMS = {
             vit, ("fashion-mnist",), "vit", 400, 64, (2e-3, 4e-3, 8e-3), ("top1",),
         ),
         Problem(
+            "vit_long", "ViT on Fashion-MNIST, at length",
+            "little domain data, read 26 times; unrelated Teacher (a convolutional network), a file of logits",
+            vit, ("fashion-mnist",), "vit", 1600, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(),
+            only=("plain", "base", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5"),
+        ),
+        Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
@@ -482,9 +491,13 @@ PROBLEMS = {
         Problem(
             "encoder", "all-MiniLM-L6-v2 on the STS benchmark",
             "a pretrained model, compressed; the model itself is the Teacher",
-            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 100, 32, (2.5e-4, 5e-4, 1e-3), ("spearman",),
+            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 60, 16, (2.5e-4, 5e-4), ("spearman",),
             distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
-            labelled=False,
+            labelled=False, optimizers=(),
+            only=(
+                "plain", "matta", "family", "family-cheap", "unshared", "plain+compute", "plain@0.25", "plain@0.75", "plain@1",
+                "torch-pruning@0.5", "torch-pruning@0.5+compute",
+            ),
         ),
     )
 }  # fmt: skip

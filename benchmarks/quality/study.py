@@ -51,6 +51,11 @@ class Cell:
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def digest(base: Path) -> str:
+    """Of a base's weights. The same code and seed give others where kernels round otherwise: on another machine, say."""
+    return hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()[:8]
+
+
 def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     """Train a cell and measure its Students: on dev where settings are chosen by it, else on test."""
     torch.set_num_threads(1)
@@ -80,6 +85,11 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         runs = [(stages[0], whole, teacher), (stages[1], small, ModelTeacher(task, whole.model))]
     else:
         runs = [(recipe, ta, teacher)]
+    if arm.share:
+        apart = sum(
+            Run(baselines.settings(recipe, "plain", steps), task, alone(ta, w), teacher, data).flops for w in problem.widths
+        )
+        runs[0][0].distill.steps = max(1, round(arm.share * steps * apart / Run(recipe, task, ta, teacher, data).flops))
     if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
         reference = Run(changed(recipe, distill={"widths": [width]}), task, ta, teacher, data).flops
         each = sum(Run(own, task, model, source, data).flops for own, model, source in runs)
@@ -89,19 +99,20 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     for own, model, source in runs:
         if isinstance(source, ModelTeacher):
             source.model.eval().requires_grad_(False)
-        done.append(Run(own, task, model, source, data, arm.average)())
+        done.append(Run(own, task, model, source, data, arm.average, arm.rate)())
     _, trained, _ = runs[-1]
     if arm.alone or arm.two_stage:
-        sizes: dict[str, Any] = {f"{width:g}": supernet.full_sizes(trained.axes)}
+        sizes = {f"{width:g}": trained.widest}
     else:
-        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest}
-        sizes["TA"] = supernet.full_sizes(ta.axes)
+        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest} | {"TA": ta.widest}
+    each = {size: measured(task, trained, size, data, splits, limit) for size in dict.fromkeys(sizes.values())}
+    found = {name: each[size] for name, size in sizes.items()}
     return {
         "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,
         "device": common.where(),
         "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
         "flops": sum(run.flops * run.recipe.distill.steps for run in done),
-        "widths": {name: measured(task, trained, size, data, splits, limit) for name, size in sizes.items()},
+        "widths": found, "base": digest(Path(recipe.convert.source)),
         **({"peer": peers.named(arm.peer)} if arm.peer else {}),
     }  # fmt: skip
 

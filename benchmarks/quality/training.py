@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import common
@@ -36,25 +36,34 @@ def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
     return TA(adapter, model, axes, supernet.full_sizes(axes), {})
 
 
+def grown(ta: TA, tensors: Mapping[str, Tensor], *, outgoing: bool) -> list[Tensor]:
+    """The parts, as views, of tensors shaped as the TA's that are of the units that were grown."""
+    base, found = ta.sizes(1.0), []
+    for axis in ta.axes:
+        for place in (place for place in axis.slices if outgoing or not place.outgoing):
+            for block in range(place.blocks):
+                start = place.start + (block * axis.size + base[axis.name]) * place.unit
+                found.append(tensors[place.tensor].narrow(place.dim, start, (axis.size - base[axis.name]) * place.unit))
+    return found
+
+
 @torch.no_grad()
 def spread(ta: TA, factor: float) -> None:
     """Multiply the incoming weights of the units that were grown."""
-    base = ta.sizes(1.0)
-    tensors = dict(ta.model.named_parameters())
-    for axis in ta.axes:
-        for place in (place for place in axis.slices if not place.outgoing):
-            for block in range(place.blocks):
-                start = place.start + (block * axis.size + base[axis.name]) * place.unit
-                tensors[place.tensor].narrow(place.dim, start, (axis.size - base[axis.name]) * place.unit).mul_(factor)
+    for part in grown(ta, dict(ta.model.named_parameters()), outgoing=False):
+        part.mul_(factor)
 
 
 class Run:
     """One training: takes its steps, counts what they cost. seconds: of one device.
 
-    average: the decay of an average of the TA's weights that teaches the Students in the TA's place; 0: none.
+    average: the decay of an average of the TA's weights that teaches the Students in the TA's place; 0: none. rate: what the
+    learning rate of the units that were grown is multiplied by; 0: nothing.
     """
 
-    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data, average: float = 0.0) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data, average: float = 0.0, rate: float = 0.0
+    ) -> None:
         task = registry.task(task.name, recipe)
         teacher = ModelTeacher(task, teacher.model, teacher.folder) if isinstance(teacher, ModelTeacher) else teacher
         self.recipe, self.data, self.seconds = recipe, data, 0.0
@@ -66,13 +75,24 @@ class Run:
         if average:
             self.average = AveragedModel(ta.model, multi_avg_fn=get_ema_multi_avg_fn(average))
             self.training.step.models["teaching"] = self.average.module
+        self.rate = rate
+        self.grown: dict[str, Tensor] = {}  # of each parameter, which of its numbers are of those units
+        if rate:
+            self.grown = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in ta.model.named_parameters()}
+            for part in grown(ta, self.grown, outgoing=True):
+                part.fill_(True)
 
     def __call__(self, tick: Callable[[int], None] = lambda step: None) -> Run:
         steps = range(self.recipe.distill.steps)
         batches = self.training.batches(steps)
         for step in steps:
             started = time.perf_counter()
+            parameters = dict(self.training.ta.model.named_parameters()) if self.grown else {}
+            before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             self.training.take(step, next(batches))
+            for name, parameter in parameters.items():  # what the optimizer moved the new units by, times the factor
+                old, new = before[name], parameter.detach()
+                new.copy_(torch.where(self.grown[name], old.lerp(new, self.rate), new))
             if self.average is not None:
                 self.average.update_parameters(self.training.ta.model)
             self.seconds += time.perf_counter() - started
