@@ -1,14 +1,17 @@
 """The study's arithmetic and its page; and a whole small run of it, where there is data."""
 
+import copy
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import timm
 import torch
+from matta_adapters.mlp_ranker import Ranker
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
@@ -16,9 +19,10 @@ from benchmarks.quality import page, study
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
 from benchmarks.quality.arms import Arm, variants
 from benchmarks.quality.problems import PROBLEMS
-from benchmarks.quality.training import spread
+from benchmarks.quality.training import Run, spread
 from matta_cli import registry, supernet
 from matta_cli.conversion import TA
+from matta_cli.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
@@ -27,7 +31,7 @@ VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
 def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
     width = arm.partition("@")[2] or "1"
     widths = {width: {"dev": {"top1": value}, "test": {"top1": value}}}
-    if arm == "family":
+    if arm.startswith("family"):
         widths = {f"{w:g}": widths["1"] for w in VIT.widths}
     return {"arm": arm, "seed": seed, "seconds": seconds, "flops": seconds, "steps": 10, "rate": 1e-3, "device": "cpu",
             "widths": widths}  # fmt: skip
@@ -60,13 +64,28 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     words = {arm: word(arm) for arm in ("matta", "two-stage", "base")}
     assert words == {"matta": "better", "two-stage": "worse", "base": "no difference shown"}
     found["family"] = [record("family", s, 0.8, 3.0) for s in seeds]
+    found["family-cheap"] = [record("family-cheap", s, 0.9 + s / 100, 2.0) for s in seeds]
     found |= {f"plain@{w:g}": [record(f"plain@{w:g}", s, 0.8, 2.0) for s in seeds] for w in (0.25, 0.5)}
     found["unshared"] = found["plain"]
     found |= {"unshared/shampoo": found["plain"], "matta/shampoo": [record("matta/soap", s, 0.86 + s / 90) for s in seeds]}
     text = page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, False)
-    assert "| 3 | 3 | 5 | 0.60 |" in text and "super-additive |" in text
+    assert "| whole | 3 | 10 | 3 | 5 | 0.60 |" in text and "| cheap | 3 | 10 | 2 | 5 | 0.40 |" in text
+    [row] = [line for line in text.splitlines() if "| 0.25 | top-1 error | 0.2000 | 0.2000 |" in line]
+    assert row.endswith("| +55.0 [+42.6, +67.4] | better |"), "errors of 0.1, 0.09, 0.08 for 0.2: gains of 50, 55 and 60 %"
+    assert "super-additive |" in text and page.LOOSE not in text
     drawn = page.plot(VIT, of(VIT, False), found)
-    assert drawn.count("<circle") == 7 and "nan" not in drawn
+    assert drawn.count("<circle") == 8 and "nan" not in drawn
+
+
+def test_the_page_marks_arms_that_started_from_other_bases():
+    found = {arm: [{**record(arm, s, 0.8), "base": f"{s}"} for s in range(2)] for arm in ("plain", "matta", "two-stage")}
+    found["two-stage"][1]["base"] = "made anew"
+    marked = [
+        line for line in page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, False).splitlines() if page.LOOSE in line
+    ]
+    assert (
+        len(marked) == 2 and marked[0].startswith(f"| two-stage TA distillation{page.LOOSE} |") and "other bases" in marked[1]
+    )
 
 
 def test_a_cell_is_another_one_when_anything_that_counts_is_another():
@@ -112,6 +131,44 @@ def test_new_units_are_spread_and_the_base_within_is_not():
             assert torch.equal(tensor[:base], old[:base]) and torch.equal(tensor[base:], 2 * old[base:])
         else:
             assert torch.equal(tensor, old)
+
+
+def test_the_new_units_learn_at_a_rate_of_their_own():
+    """A step moves them by the factor, overlapping axes by no more than it, and all others as ever."""
+    torch.manual_seed(0)
+    adapter = registry.adapter("mlp_ranker")
+    layers = [{"layer": "Linear", "out": 8}, {"layer": "ReLU"}, {"layer": "Linear", "out": 8}, {"layer": "ReLU"}]
+    base = Ranker([], 5, [*layers, {"layer": "Linear", "out": 1}])
+    axes = supernet.nested_axes(adapter, base)
+    grown = supernet.grow(adapter, base, axes, {axis.name: 2 * axis.size for axis in axes})
+    dense, label = torch.randn(32, 5), torch.randint(2, (32,)).float()
+    recipe = Recipe()
+    recipe.distill.steps, recipe.distill.batch_size, recipe.distill.teacher_mix, recipe.distill.widths = 2, 16, 0.0, [1.0]
+    task = registry.task("ranking", recipe)
+
+    class Split:
+        def __len__(self):
+            return len(label)
+
+        def batch(self, rows):
+            return {"dense": dense[list(rows)], "label": label[list(rows)]}
+
+    def moved(rate: float) -> dict[str, torch.Tensor]:
+        ta = TA(adapter, copy.deepcopy(grown), supernet.nested_axes(adapter, grown), supernet.full_sizes(axes), {})
+        run = Run(recipe, task, ta, None, SimpleNamespace(train=Split()), rate=rate)
+        run.recipe.distill.steps = 1
+        run()
+        return {name: tensor - grown.state_dict()[name] for name, tensor in ta.model.state_dict().items()}
+
+    plain, half = moved(0.0), moved(0.5)
+    for name, step in plain.items():
+        new = torch.zeros_like(step, dtype=torch.bool)
+        if name != "mlp.4.bias":
+            new[..., 8:] = name != "mlp.0.weight"
+            if name != "mlp.4.weight":
+                new[8:] = True
+        assert torch.allclose(half[name], torch.where(new, step / 2, step), atol=1e-7), name
+    assert plain["mlp.4.weight"][:, 8:].abs().sum() > 0
 
 
 def test_the_search_shows_gains_over_its_own_reference(tmp_path):
