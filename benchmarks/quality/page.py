@@ -135,6 +135,10 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
     header = ["task", "metric", "plain", "MatTA", "gain in %", "verdict", "goal"]
     out += _table(header, rows) if rows else ["Nothing has been run yet.", ""]
     out += ["What was tried to do better is in [recipe.md](recipe.md).", ""]
+    rows = [row for problem in problems for row in _versus(problem, found.get(problem.name, {}), "base", "no-teacher")]
+    if rows:
+        out += ["Where there is no Teacher, and both learn from ground truth alone:", ""]
+        out += _table(["task", "metric", "base, continued", "MatTA without Teacher", "gain in %", "verdict"], rows)
     out += _family(problems, found)
     out += _interaction(problems, found)
     out += _peers(problems, some, found)
@@ -149,16 +153,25 @@ def verdict(of: Gain | None) -> str:
     return "better" if of.low > 0 else "worse" if of.high < 0 else "no difference shown"
 
 
-def _claims(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list[str]]:
-    rows = []
-    if "plain" not in arms or "matta" not in arms:
+def _versus(problem: Problem, arms: Mapping[str, Sequence[Record]], reference: str, arm: str) -> list[list[str]]:
+    """A row for each metric: an arm beside its reference. None where one of them has not been run."""
+    if reference not in arms or arm not in arms:
         return []
+    rows = []
     for name in problem.metrics:
-        theirs, ours = (values(problem, arms[arm], name, f"{problem.size:g}") for arm in ("plain", "matta"))
-        of, goal = gain(problem, name, ours, theirs), GOALS.get(name)
-        wanted = "" if goal is None else f"{goal:g} %: {'met' if of and of.value >= goal and of.low > 0 else 'missed'}"
-        means = map(_shown, (theirs, ours))
-        rows.append([problem.title, label(problem, name), *means, str(of or "–"), verdict(of), wanted])
+        theirs, ours = (values(problem, arms[each], name, f"{problem.size:g}") for each in (reference, arm))
+        of = gain(problem, name, ours, theirs)
+        rows.append([problem.title, label(problem, name), *map(_shown, (theirs, ours)), str(of or "–"), verdict(of)])
+    return rows
+
+
+def _claims(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list[str]]:
+    """MatTA beside plain distillation, and whether the goal is met."""
+    rows = _versus(problem, arms, "plain", "matta")
+    for name, row in zip(problem.metrics, rows, strict=bool(rows)):
+        of, goal = _gain_over_plain(problem, name, "matta", arms), GOALS.get(name)
+        met = of is not None and goal is not None and of.value >= goal and of.low > 0
+        row.append("" if goal is None else f"{goal:g} %: {'met' if met else 'missed'}")
     return rows
 
 
@@ -401,4 +414,4 @@ def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Se
     if name == reference:
         return ", ".join(_shown(at) for at in own)
     each = np.mean([relative(problem, first, *pair) for pair in zip(own, theirs, strict=True)], axis=0)
-    return ", ".join(f"{e:+.1f}" for e in each)
+    return ", ".join(f"{e:+.1f}" for e in each) + (LOOSE if _elsewhere(arms[name], arms[reference]) else "")

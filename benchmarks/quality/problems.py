@@ -491,7 +491,7 @@ PROBLEMS = {
         Problem(
             "encoder", "all-MiniLM-L6-v2 on the STS benchmark",
             "a pretrained model, compressed; the model itself is the Teacher",
-            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 60, 16, (2.5e-4, 5e-4), ("spearman",),
+            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 40, 16, (2.5e-4, 5e-4), ("spearman",),
             distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
             labelled=False, optimizers=(),
             only=(
