@@ -30,13 +30,14 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.quality.training import scratch
+from benchmarks.quality.training import scratch, shortened
 from matta_cli import checkpoint
 from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
 from matta_cli.teacher_files import teach
 
 FOLDERS = (Path("/usr/share/datasets"),)  # where data may lie, besides --data
+QUICK_SHARE = 0.25  # of their steps, that bases and Teachers of the quick run take
 
 
 class Missing(Exception):
@@ -97,9 +98,11 @@ class Problem:
         recipe.data.eval_examples = 0
         for table, changes in ((recipe.convert, self.convert), (recipe.distill, self.distill)):
             vars(table).update(changes)
+        folder = f"{self.shares or self.name}-{self.made()}"
         if quick:
-            recipe.distill.steps = max(10, self.steps // 8)
-        self.make(cache / f"{self.shares or self.name}-{self.made()}", recipe, data, seed if self.bases else 0)
+            recipe.distill.steps, folder = max(10, self.steps // 8), f"{folder}-quick"
+        with shortened(QUICK_SHARE if quick else 1.0):
+            self.make(cache / folder, recipe, data, seed if self.bases else 0)
         return recipe
 
     def made(self) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,10 +102,21 @@ class Run:
         return self
 
 
+_SHARE = ContextVar("share of the steps that models from scratch take", default=1.0)
+
+
+@contextmanager
+def shortened(share: float) -> Iterator[None]:
+    """Within, ``scratch`` takes a share of the steps that it is told."""
+    token = _SHARE.set(share)
+    yield
+    _SHARE.reset(token)
+
+
 def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
     """Train a model on ground truth alone, and save it in ``folder``: what its user did before meeting matta."""
     adapter = registry.adapter(recipe.convert.adapter)
-    own = baselines.settings(recipe, "base", steps)
+    own = baselines.settings(recipe, "base", max(1, round(_SHARE.get() * steps)))
     own.distill.lr, own.distill.optimizer = rate, "adamw"
     own.data.held_out = own.data.held_out or own.data.train
     task = registry.task(adapter.task, own)
