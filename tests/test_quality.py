@@ -111,6 +111,9 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
         made["widths"]["1"]["test"]["top1"] = 1 - dev  # of no account
         store.add({"key": cell.key(), **made})
     assert study.Store(tmp_path / "s.jsonl").records == store.records
+    assert store.seeds() == range(0), "seeds that settings are chosen on are no results"
+    store.add({"key": "another", **record("plain", 6, 0.5)})
+    assert store.seeds() == range(7)
     assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
 
 
@@ -197,7 +200,7 @@ def test_the_page_says_what_the_records_say():
     """Nothing in docs/results.md is typed by hand, and it is up to date."""
     store, every = study.Store(RESULTS), list(PROBLEMS.values())
     some = {p.name: of(p, False) for p in every}
-    found = {p.name: store.found({a.name: results(p, a, range(5), store, False) for a in some[p.name]}) for p in every}
+    found = {p.name: store.found({a.name: results(p, a, store.seeds(), store, False) for a in some[p.name]}) for p in every}
     assert page.text(every, some, found, False, tuned_for(every, store)).rstrip() + "\n" == (
         ROOT / "docs" / "results.md"
     ).read_text(encoding="utf-8")

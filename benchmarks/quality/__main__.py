@@ -126,8 +126,9 @@ def main() -> None:
             grids = [[c for a in some[p.name] if a.name in tuned[p.name] for c in tuning(p, a)] for p in problems]
             run(store, in_turn(grids))
         run(store, in_turn([[c for a in asked[p.name] for c in results(p, a, seeds, store, options.quick)] for p in problems]))
+        there = store.seeds()
         found = {
-            p.name: store.found({arm.name: results(p, arm, seeds, store, options.quick) for arm in some[p.name]}) for p in every
+            p.name: store.found({arm.name: results(p, arm, there, store, options.quick) for arm in some[p.name]}) for p in every
         }
         said = page.text(every, some, found, options.quick, 0.0 if options.quick else tuned_for(every, store))
         if options.quick:

@@ -151,6 +151,10 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
+    def seeds(self) -> range:
+        """The seeds of all results that there are."""
+        return range(max((record["seed"] + 1 for record in self.records.values() if record["seed"] < TUNED_ON), default=0))
+
     def found(self, cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[dict[str, Any]]]:
         """The records of cells by arm, where there are any."""
         there = {arm: [self.records[c.key()] for c in own if c.key() in self.records] for arm, own in cells.items()}
