@@ -472,8 +472,8 @@ PROBLEMS = {
         ),
         Problem(
             "vit_long", "ViT on Fashion-MNIST, at length",
-            "little domain data, read 26 times; unrelated Teacher (a convolutional network), a file of logits",
-            vit, ("fashion-mnist",), "vit", 1600, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(),
+            "little domain data, read 16 times; unrelated Teacher (a convolutional network), a file of logits",
+            vit, ("fashion-mnist",), "vit", 1000, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(),
             only=("plain", "base", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5"),
         ),
         Problem(
