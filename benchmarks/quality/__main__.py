@@ -83,7 +83,11 @@ def main() -> None:
     arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
     arguments.add_argument("--arms", help="only these, by the names in arms.py: plain,matta,...; default: all")
-    arguments.add_argument("--recipe", action="store_true", help="search for the recipe: variants of MatTA, on dev")
+    arguments.add_argument(
+        "--recipe",
+        action="store_true",
+        help="search for the recipe: variants of MatTA, on dev, on the tasks that have all arms",
+    )
     arguments.add_argument("--out", type=Path, default=None, help="where the page goes; default: docs (quick: nowhere)")
     options = arguments.parse_args()
     names = [name for task in KINDS if options.task in (task, "all") for name in KINDS[task]]
@@ -108,7 +112,7 @@ def main() -> None:
     if options.recipe:
         store = study.Store(SCREENED)
         tried = {problem.name: variants(problem.size, problem.adapter) for problem in every}
-        for problem in problems:
+        for problem in (problem for problem in problems if not problem.only):
             run(store, [cell for arm in tried[problem.name] for cell in screening(problem, arm)])
         found = {p.name: store.found({arm.name: screening(p, arm) for arm in tried[p.name]}) for p in every}
         page.write_recipe(options.out or ROOT / "docs", every, tried, found)
