@@ -15,9 +15,9 @@ from matta_adapters.mlp_ranker import Ranker
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
-from benchmarks.quality import page, study
+from benchmarks.quality import page, problems, study, training
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
-from benchmarks.quality.arms import Arm, variants
+from benchmarks.quality.arms import SHARE, Arm, variants
 from benchmarks.quality.problems import PROBLEMS
 from benchmarks.quality.training import Run, spread
 from matta_cli import registry, supernet
@@ -174,6 +174,18 @@ def test_the_new_units_learn_at_a_rate_of_their_own():
     assert plain["mlp.4.weight"][:, 8:].abs().sum() > 0
 
 
+def test_models_from_scratch_take_a_share_of_their_steps_in_the_quick_run(tmp_path):
+    told = []
+
+    def make(folder, recipe, data, seed):
+        told.append((folder.name.endswith("-quick"), recipe.distill.steps, training._SHARE.get()))
+
+    problem = replace(VIT, make=make)
+    for quick in (False, True, False):
+        problem.recipe(tmp_path, {}, 0, quick=quick)
+    assert told == [(False, 400, 1.0), (True, 50, problems.QUICK_SHARE), (False, 400, 1.0)]
+
+
 def test_the_search_shows_gains_over_its_own_reference(tmp_path):
     """Variants of one Student against ``matta``, those of the family against ``family``, as the mean over its widths."""
     tried = {"vit": variants(1.0, "vit")}
@@ -225,3 +237,5 @@ def test_quick_study(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "## Ranker on 160 queries" in done.stdout and "| MatTA, one Student |" in done.stdout
     assert "ranker is left out: there is no folder 'ml-100k'" in done.stderr
+    [cheap] = [line for line in done.stdout.splitlines() if line.startswith("| Ranker on 160 queries | cheap |")]
+    assert float(cheap.split("|")[-2]) == pytest.approx(SHARE, abs=0.03), "of the matrix products of three runs"
