@@ -72,6 +72,8 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     assert "| whole | 3 | 10 | 3 | 5 | 0.60 |" in text and "| cheap | 3 | 10 | 2 | 5 | 0.40 |" in text
     [row] = [line for line in text.splitlines() if "| 0.25 | top-1 error | 0.2000 | 0.2000 |" in line]
     assert row.endswith("| +55.0 [+42.6, +67.4] | better |"), "errors of 0.1, 0.09, 0.08 for 0.2: gains of 50, 55 and 60 %"
+    assert "By the first metric of each task: 1 better, 0 no difference shown, 0 worse." in text
+    assert "whole family: 0 better, 3 no difference shown, 0 worse; cheap family: 3 better, 0 no" in text
     assert "super-additive |" in text and page.LOOSE not in text
     drawn = page.plot(VIT, of(VIT, False), found)
     assert drawn.count("<circle") == 8 and "nan" not in drawn

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -134,7 +135,9 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
     rows = [row for problem in problems for row in _claims(problem, found.get(problem.name, {}))]
     header = ["task", "metric", "plain", "MatTA", "gain in %", "verdict", "goal"]
     out += _table(header, rows) if rows else ["Nothing has been run yet.", ""]
-    out += ["What was tried to do better is in [recipe.md](recipe.md).", ""]
+    firsts = [_claims(problem, found.get(problem.name, {}))[:1] for problem in problems]
+    out += [f"By the first metric of each task: {_tally(row[5] for [row] in filter(None, firsts))}. "
+            "What was tried to do better is in [recipe.md](recipe.md).", ""]  # fmt: skip
     rows = [row for problem in problems for row in _versus(problem, found.get(problem.name, {}), "base", "no-teacher")]
     if rows:
         out += ["Where there is no Teacher, and both learn from ground truth alone:", ""]
@@ -151,6 +154,12 @@ def verdict(of: Gain | None) -> str:
     if of is None:
         return "too few seeds"
     return "better" if of.low > 0 else "worse" if of.high < 0 else "no difference shown"
+
+
+def _tally(verdicts: Iterable[str]) -> str:
+    """How often each verdict was given."""
+    counted = Counter(verdicts)
+    return ", ".join(f"{counted.get(said, 0)} {said}" for said in ("better", "no difference shown", "worse"))
 
 
 def _versus(problem: Problem, arms: Mapping[str, Sequence[Record]], reference: str, arm: str) -> list[list[str]]:
@@ -219,6 +228,7 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
         f"family takes one width a step, no TA, and so many steps that its matrix products are {SHARE:g} of those of all runs "
         "alone.", "",
         *_table(header, rows),
+        f"Of the widths, whole family: {_tally(row[6] for row in rows)}; cheap family: {_tally(row[9] for row in rows)}.", "",
         *_table(["task", "family", "sizes", "steps", "device-s", "alone, s", f"ratio (goal {SHARE:g})", "of FLOPs"], costs),
     ]  # fmt: skip
 
