@@ -51,7 +51,8 @@ class Problem:
     regime: which of the paper's settings this is. make: writes data, base and Teacher into a folder. steps: of each arm at
     equal steps. rates: the learning rates of the grid that every arm is tuned on. metrics: shown; the first is the primary one,
     by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW. shares: the
-    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all.
+    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all. quick_examples: of a split,
+    that the quick run measures on at most.
     """
 
     name: str
@@ -73,6 +74,7 @@ class Problem:
     optimizers: tuple[str, ...] = ("shampoo", "soap")
     shares: str = ""
     only: tuple[str, ...] = ()
+    quick_examples: int = 500
 
     @property
     def middle(self) -> float:
@@ -100,7 +102,7 @@ class Problem:
             vars(table).update(changes)
         folder = f"{self.shares or self.name}-{self.made()}"
         if quick:
-            recipe.distill.steps, folder = max(10, self.steps // 8), f"{folder}-quick"
+            recipe.distill.steps, folder = max(5, self.steps // 8), f"{folder}-quick"
         with shortened(QUICK_SHARE if quick else 1.0):
             self.make(cache / folder, recipe, data, seed if self.bases else 0)
         return recipe
@@ -497,9 +499,9 @@ PROBLEMS = {
             "a pretrained model, compressed; the model itself is the Teacher",
             encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 30, 16, (2.5e-4, 5e-4), ("spearman",),
             distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
-            labelled=False, optimizers=(),
+            labelled=False, optimizers=(), quick_examples=100,
             only=(
-                "plain", "matta", "family", "family-cheap", "unshared", "plain+compute", "plain@0.25", "plain@0.75", "plain@1",
+                "plain", "matta", "family", "family-cheap", "plain+compute", "plain@0.25", "plain@0.75", "plain@1",
                 "torch-pruning@0.5", "torch-pruning@0.5+compute",
             ),
         ),

@@ -26,7 +26,6 @@ from matta_cli.recipe import Recipe
 from matta_cli.step import ModelTeacher
 
 TUNED_ON = 1000  # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
-QUICK_EXAMPLES = 500  # that the quick run measures on, at most
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     task, ta, teacher, data = converted(recipe)
     if arm.spread:
         spread(ta, arm.spread)
-    splits, limit = {"dev": data.held_out}, QUICK_EXAMPLES if cell.quick else 0
+    splits, limit = {"dev": data.held_out}, problem.quick_examples if cell.quick else 0
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
         splits = {"test": registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
