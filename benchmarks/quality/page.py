@@ -204,10 +204,11 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
         for arm in families:
             together, apart = _mean(arms[arm], "seconds"), sum(_mean(r, "seconds") for r in alone.values())
             flops = _mean(arms[arm], "flops") / sum(_mean(r, "flops") for r in alone.values())
-            costs.append(
-                [problem.title, "whole" if arm == "family" else "cheap", str(len(alone)), f"{_mean(arms[arm], 'steps'):.0f}",
-                 f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}", f"{flops:.2f}"]
-            )  # fmt: skip
+            # seconds of two machines have no ratio
+            beside = not any(_elsewhere(arms[arm], records) for records in alone.values())
+            seconds = [f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}"] if beside else ["–"] * 3
+            kind = "whole" if arm == "family" else "cheap"
+            costs.append([problem.title, kind, str(len(alone)), f"{_mean(arms[arm], 'steps'):.0f}", *seconds, f"{flops:.2f}"])
     if not rows:
         return []
     header = [
@@ -215,18 +216,13 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
         "width",
         "metric",
         "alone",
-        "whole family",
-        "gain in %",
-        "verdict",
-        "cheap family",
-        "gain in %",
-        "verdict",
+        *(part for kind in ("whole", "cheap") for part in (kind, "gain in %", "verdict")),
     ]
     return [
         "## The family: one nested run, or one distillation for each size?", "",
         "The whole family takes the steps of a run alone, with all widths and a TA in each; it also yields that TA. The cheap "
         f"family takes one width a step, no TA, and so many steps that its matrix products are {SHARE:g} of those of all runs "
-        "alone.", "",
+        "alone; what is marked – in its seconds was run on another machine.", "",
         *_table(header, rows),
         f"Of the widths, whole family: {_tally(row[6] for row in rows)}; cheap family: {_tally(row[9] for row in rows)}.", "",
         *_table(["task", "family", "sizes", "steps", "device-s", "alone, s", f"ratio (goal {SHARE:g})", "of FLOPs"], costs),
@@ -339,7 +335,7 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
         *([f"![Gains over plain distillation: {problem.title}](results/{problem.name}.svg)", ""] if firsts else []),
         *_table(["arm", *columns, "p", "device-s", "FLOPs", "steps", "lr", "seeds"], rows),
         *([f"{LOOSE} on other bases than plain distillation's: of the same seeds and code, but made on another machine, which "
-           "rounds otherwise. Its pairs are looser, its interval the wider for it.", ""]
+           "rounds otherwise. Its pairs are looser, its interval the wider for it; and its seconds are that machine's.", ""]
           if any(row[0].endswith(LOOSE) for row in rows) else []),
         *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []),
     ]  # fmt: skip
