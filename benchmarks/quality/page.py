@@ -122,8 +122,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         f"Made by `{COMMAND}{' --quick' if quick else ''}`, which writes every number and plot here from its records. "
         f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of "
         f"training are shown, and {tuning / 3600:.1f} more chose the learning rates. Up to {seeds} paired seeds: a seed has a "
-        "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; means are "
-        "over an arm's own seeds, gains over those that both have.", "",
+        "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; "
+        "means are over an arm's own seeds, gains over those that both have.", "",
         "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
