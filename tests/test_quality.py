@@ -39,16 +39,21 @@ def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
 
 def test_gain_is_relative_paired_and_positive_where_it_is_better():
     plain, ours = [0.80, 0.82, 0.78], [0.82, 0.83, 0.81]
-    errors = [{s: 1 - v for s, v in enumerate(values)} for values in (ours, plain)]
+    errors = [{(s, ""): 1 - v for s, v in enumerate(values)} for values in (ours, plain)]
     found = page.gain(VIT, "top1", *errors)
     each = [100 * (a - b) / (1 - b) for a, b in zip(ours, plain, strict=True)]
     assert found.value == pytest.approx(sum(each) / 3) and found.value > 0
     expected = stats.ttest_1samp(each, 0)
     assert found.p == pytest.approx(expected.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval(0.95)))
-    assert page.gain(LM, "perplexity", {0: 40.0, 1: 41.0}, {0: 50.0, 1: 50.0}).value == pytest.approx(19.0)
-    assert page.gain(LM, "next_token_accuracy", {0: 0.3, 1: 0.3}, {0: 0.2, 1: 0.2}).value == pytest.approx(50.0)
-    assert page.gain(VIT, "top1", {0: 0.1, 5: 0.1}, {0: 0.2, 6: 0.2}) is None, "one common seed has no interval"
+
+    def values(*of: float, seeds=(0, 1)) -> dict[tuple[int, str], float]:
+        return {(seed, "base"): value for seed, value in zip(seeds, of, strict=True)}
+
+    assert page.gain(LM, "perplexity", values(40.0, 41.0), values(50.0, 50.0)).value == pytest.approx(19.0)
+    assert page.gain(LM, "next_token_accuracy", values(0.3, 0.3), values(0.2, 0.2)).value == pytest.approx(50.0)
+    one = page.gain(VIT, "top1", values(0.1, 0.1, seeds=(0, 5)), values(0.2, 0.2, seeds=(0, 6)))
+    assert one is None, "one common seed has no interval"
 
 
 def test_the_page_calls_a_gain_by_its_interval_only():
@@ -74,20 +79,25 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     assert row.endswith("| +55.0 [+42.6, +67.4] | better |"), "errors of 0.1, 0.09, 0.08 for 0.2: gains of 50, 55 and 60 %"
     assert "By the first metric of each task: 1 better, 0 no difference shown, 0 worse." in text
     assert "whole family: 0 better, 3 no difference shown, 0 worse; cheap family: 3 better, 0 no" in text
-    assert "super-additive |" in text and page.LOOSE not in text
+    assert "super-additive |" in text and " † |" not in text
     drawn = page.plot(VIT, of(VIT, False), found)
     assert drawn.count("<circle") == 8 and "nan" not in drawn
 
 
-def test_the_page_marks_arms_that_started_from_other_bases():
-    found = {arm: [{**record(arm, s, 0.8), "base": f"{s}"} for s in range(2)] for arm in ("plain", "matta", "two-stage")}
-    found["two-stage"][1]["base"] = "made anew"
-    marked = [
-        line for line in page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, False).splitlines() if page.LOOSE in line
-    ]
-    assert (
-        len(marked) == 2 and marked[0].startswith(f"| two-stage TA distillation{page.LOOSE} |") and "other bases" in marked[1]
+def test_pairs_share_the_base_where_they_can():
+    """Of the same seed and base; where an arm has no such pairs, of the same seed, and marked."""
+    here = [{**record("plain", s, 0.8), "base": f"here {s}"} for s in range(2)]
+    plain = [*(record("plain", s, 0.6) for s in range(3)), *here]
+    matta = [{**record("matta", s, 0.9), "base": f"here {s}"} for s in range(2)]
+    elsewhere = [{**record("two-stage", s, 0.9), "base": f"elsewhere {s}"} for s in range(2)]
+    exact, loose = (
+        page.gain(VIT, "top1", *(page.values(VIT, r, "top1", "1") for r in (ours, plain))) for ours in (matta, elsewhere)
     )
+    assert exact.value == pytest.approx(50) and not exact.loose and "†" not in str(exact)
+    assert loose.loose and str(loose).endswith("] †")
+    text = page.text([VIT], {"vit": of(VIT, False)}, {"vit": {"plain": plain, "matta": matta, "two-stage": elsewhere}}, False)
+    [row] = [line for line in text.splitlines() if line.startswith("| Teacher → Student (plain distillation)")]
+    assert row.endswith("| 3 |"), "seeds are counted once"
 
 
 def test_a_cell_is_another_one_when_anything_that_counts_is_another():
@@ -116,6 +126,9 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
     assert store.seeds() == range(0), "seeds that settings are chosen on are no results"
     store.add({"key": "another", **record("plain", 6, 0.5)})
     assert store.seeds() == range(7)
+    store.add({"key": "another", **record("plain", 6, 0.4), "base": "made anew"})
+    for kept in (store, study.Store(tmp_path / "s.jsonl")):
+        assert [r.get("base") for r in kept.of("another")] == [None, "made anew"]
     assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
 
 

@@ -82,6 +82,7 @@ def main() -> None:
     arguments.add_argument("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
     arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
+    arguments.add_argument("--again", action="store_true", help="run what there are results of again, from bases made here")
     arguments.add_argument("--arms", help="only these, by the names in arms.py: plain,matta,...; default: all")
     arguments.add_argument(
         "--recipe",
@@ -105,8 +106,8 @@ def main() -> None:
             say(f"{name} is left out: {missing}.")
     seeds = range(min(2, options.seeds) if options.quick else options.seeds)
 
-    def run(store: study.Store, cells: list[study.Cell]) -> None:
-        study.run_all(cells, store, cache, options.data, options.jobs, say)
+    def run(store: study.Store, cells: list[study.Cell], again: bool = False) -> None:
+        study.run_all(cells, store, cache, options.data, options.jobs, say, again)
 
     every = list(PROBLEMS.values())  # the page shows all that there is, whatever was run now
     if options.recipe:
@@ -129,7 +130,11 @@ def main() -> None:
             tuned = {name: {a.tuned_as for a in own} for name, own in asked.items()}
             grids = [[c for a in some[p.name] if a.name in tuned[p.name] for c in tuning(p, a)] for p in problems]
             run(store, in_turn(grids))
-        run(store, in_turn([[c for a in asked[p.name] for c in results(p, a, seeds, store, options.quick)] for p in problems]))
+        run(
+            store,
+            in_turn([[c for a in asked[p.name] for c in results(p, a, seeds, store, options.quick)] for p in problems]),
+            options.again,
+        )
         there = store.seeds()
         found = {
             p.name: store.found({arm.name: results(p, arm, there, store, options.quick) for arm in some[p.name]}) for p in every

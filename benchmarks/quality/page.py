@@ -19,10 +19,9 @@ from matta_cli.recipe import Recipe
 from matta_cli.tasks import Metric
 
 Record = dict[str, Any]
-Values = Mapping[int, float]  # by seed
+Values = Mapping[tuple[int, str], float]  # by seed, and by the base that it came to on the machine
 Found = Mapping[str, Mapping[str, Sequence[Record]]]  # problem -> arm -> its records, one per seed
 
-LOOSE = " †"  # behind an arm whose pairs with plain distillation share the seed, but not the bits of the base
 LOSSES = {"top1": "top-1 error"}  # shares of right answers that are shown as what is missing to 1
 GOALS = {"last_word_accuracy": 10.0, "top1": 8.0, "auc_loss": 8.0}  # per cent, over plain distillation
 COMMAND = "python -m benchmarks.quality"
@@ -35,9 +34,10 @@ class Gain(NamedTuple):
     low: float
     high: float
     p: float
+    loose: bool = False  # whether the pairs share the seed alone: their bases were made on different machines
 
     def __str__(self) -> str:
-        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]"
+        return f"{self.value:+.1f} [{self.low:+.1f}, {self.high:+.1f}]{' †' if self.loose else ''}"
 
 
 def _metrics(problem: Problem) -> dict[str, Metric]:
@@ -55,22 +55,39 @@ def label(problem: Problem, name: str) -> str:
 
 
 def values(problem: Problem, records: Sequence[Record], name: str, width: str, split: str = "test") -> Values:
-    """A metric as it is shown, by seed."""
-    found = {record["seed"]: record["widths"][width][split][name] for record in records}
+    """A metric as it is shown, by seed and base."""
+    found = {pair(record): record["widths"][width][split][name] for record in records}
     return {seed: 1 - value if name in LOSSES else value for seed, value in found.items()}
 
 
+def pair(record: Record) -> tuple[int, str]:
+    """What two arms share that are compared: the seed, and the very base that it came to."""
+    return record["seed"], record.get("base", "")
+
+
+def paired(*arms: Values) -> tuple[list[Values], bool]:
+    """The values of arms where all have one: by seed and base, or else, where that leaves fewer than two, by seed alone.
+
+    Returns them in one order, and whether they share the seed alone.
+    """
+    alone: list[Values] = [{(seed, ""): value for (seed, _), value in arm.items()} for arm in arms]
+    exact, seeds = (sorted(set.intersection(*map(set, each))) for each in (arms, alone))
+    if len(exact) >= min(2, len(seeds)):
+        return [{key: arm[key] for key in exact} for arm in arms], False
+    return [{key: arm[key] for key in seeds} for arm in alone], True
+
+
 def gain(problem: Problem, name: str, ours: Values, theirs: Values) -> Gain | None:
-    """Of ``ours`` over ``theirs``, over the seeds that both have; None for fewer than two."""
-    each = relative(problem, name, ours, theirs)
-    return interval(each) if len(each) > 1 else None
+    """Of ``ours`` over ``theirs``, over the pairs that both have; None for fewer than two."""
+    (ours, theirs), loose = paired(ours, theirs)
+    return interval(relative(problem, name, ours, theirs), loose) if len(ours) > 1 else None
 
 
 def relative(problem: Problem, name: str, ours: Values, theirs: Values, by: Values | None = None) -> list[float]:
-    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, for each seed that both have."""
+    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, of each pair."""
     sign = -1 if name in LOSSES or not higher(problem, name) else 1
     by = theirs if by is None else by
-    return [100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in sorted(set(ours) & set(theirs))]
+    return [100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in ours]
 
 
 def _gain_over_plain(problem: Problem, name: str, arm: str, arms: Mapping[str, Sequence[Record]]) -> Gain | None:
@@ -81,15 +98,15 @@ def _gain_over_plain(problem: Problem, name: str, arm: str, arms: Mapping[str, S
     return gain(problem, name, *(values(problem, arms[a], name, size) for a in (arm, "plain")))
 
 
-def interval(each: Sequence[float]) -> Gain:
+def interval(each: Sequence[float], loose: bool = False) -> Gain:
     """The mean of paired differences, its 95 % interval and the p-value of there being none (paired t-test)."""
     from scipy import stats
 
     mean, error = float(np.mean(each)), float(np.std(each, ddof=1) / math.sqrt(len(each)))
     if error == 0:
-        return Gain(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+        return Gain(mean, mean, mean, 1.0 if mean == 0 else 0.0, loose)
     reach = float(stats.t.ppf(0.975, len(each) - 1)) * error
-    return Gain(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, len(each) - 1)))
+    return Gain(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, len(each) - 1)), loose)
 
 
 def _shown(by_seed: Values) -> str:
@@ -116,7 +133,7 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
     """The whole page. tuning: the device-seconds that the choice of learning rates took."""
     seconds = sum(r["seconds"] for arms in found.values() for records in arms.values() for r in records)
     devices = sorted({r["device"] for arms in found.values() for records in arms.values() for r in records})
-    seeds = max((len(records) for arms in found.values() for records in arms.values()), default=0)
+    seeds = max((len({r["seed"] for r in records}) for arms in found.values() for records in arms.values()), default=0)
     out = [
         "# Results", "",
         f"Made by `{COMMAND}{' --quick' if quick else ''}`, which writes every number and plot here from its records. "
@@ -128,7 +145,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
         "gain is called one where the interval lies above zero. Learning rates come from one grid for every arm "
-        "of a task, by the dev data of another seed; * marks an end of the grid: a rate beyond it might be better.", "",
+        "of a task, by the dev data of another seed; * marks an end of the grid: a rate beyond it might be better. † marks "
+        "pairs of the same seed whose bases and Teacher were made on two machines, which round otherwise: they are looser.", "",
     ]  # fmt: skip
     missing = [f"{p.title} ({p.regime})" for p in problems if "plain" not in found.get(p.name, {})]
     out += [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
@@ -196,7 +214,6 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
             continue
         for width, records in alone.items():
             theirs = values(problem, records, name, f"{width:g}")
-            theirs = {seed: theirs[seed] for record in arms[families[0]] if (seed := record["seed"]) in theirs}
             row = [problem.title, f"{width:g}", label(problem, name), _shown(theirs)]
             for arm in ("family", "family-cheap"):
                 ours = values(problem, arms[arm], name, f"{width:g}") if arm in arms else {}
@@ -204,11 +221,14 @@ def _family(problems: Sequence[Problem], found: Found) -> list[str]:
                 row += [_shown(ours), f"{of}", verdict(of)] if of else ["–", "–", "–"]
             rows.append(row)
         for arm in families:
-            together, apart = _mean(arms[arm], "seconds"), sum(_mean(r, "seconds") for r in alone.values())
             flops = _mean(arms[arm], "flops") / sum(_mean(r, "flops") for r in alone.values())
             # seconds of two machines have no ratio
-            beside = not any(_elsewhere(arms[arm], records) for records in alone.values())
-            seconds = [f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}"] if beside else ["–"] * 3
+            beside = set.intersection(*({pair(record) for record in records} for records in (arms[arm], *alone.values())))
+            seconds = ["–"] * 3
+            if beside:
+                own, *others = ([r for r in records if pair(r) in beside] for records in (arms[arm], *alone.values()))
+                together, apart = _mean(own, "seconds"), sum(_mean(records, "seconds") for records in others)
+                seconds = [f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}"]
             kind = "whole" if arm == "family" else "cheap"
             costs.append([problem.title, kind, str(len(alone)), f"{_mean(arms[arm], 'steps'):.0f}", *seconds, f"{flops:.2f}"])
     if not rows:
@@ -239,19 +259,19 @@ def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
         four = ("unshared", "matta", f"unshared/{other}", f"matta/{other}")
         if not all(arm in arms for arm in four):
             continue
-        base, shared, changed, both = (values(problem, arms[arm], name, f"{problem.size:g}") for arm in four)
-        seeds = sorted(set(base) & set(shared) & set(changed) & set(both))
-        if len(seeds) < 2:
+        each, loose = paired(*(values(problem, arms[arm], name, f"{problem.size:g}") for arm in four))
+        base, shared, changed, both = each
+        if len(base) < 2:
             continue
-        expected = {s: changed[s] + shared[s] - base[s] for s in seeds}
-        effects = [gain(problem, name, ours, base) for ours in (shared, changed, both)]
-        of = interval(relative(problem, name, both, expected, base))
+        expected = {key: changed[key] + shared[key] - base[key] for key in base}
+        effects = [interval(relative(problem, name, ours, base), loose) for ours in (shared, changed, both)]
+        of = interval(relative(problem, name, both, expected, base), loose)
         said = "super-additive" if of.low > 0 else "sub-additive" if of.high < 0 else "no interaction shown"
         means = (_shown(base), *(str(effect) for effect in effects), str(of))
         under = "–"
         if f"plain/{other}" in arms:
-            plain = values(problem, arms[f"plain/{other}"], name, f"{problem.size:g}")
-            under = str(gain(problem, name, both, plain) or "–")
+            pair_of = (values(problem, arms[f"{arm}/{other}"], name, f"{problem.size:g}") for arm in ("matta", "plain"))
+            under = str(gain(problem, name, *pair_of) or "–")
         rows.append([problem.title, NAMES[other], label(problem, name), *means, said, under])
     if not rows:
         return []
@@ -294,7 +314,7 @@ def _peers(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found
             of = None if arm.name == matta else gain(problem, name, ours, own)
             rows.append([problem.title, arm.label, label(problem, name), _shown(own),
                          str(of or "–"), "" if of is None else verdict(of), f"{_mean(records, 'seconds'):.1f}",
-                         f"{_mean(records, 'steps'):.0f}", str(len(records))])  # fmt: skip
+                         f"{_mean(records, 'steps'):.0f}", str(len({r["seed"] for r in records}))])  # fmt: skip
     tools = sorted({r["peer"] for arms in found.values() for records in arms.values() for r in records if "peer" in r})
     said = [f"- {peer} on {problem.title}: {why}." for problem in problems for peer, why in peers.refused(problem.name).items()]
     if not rows:
@@ -321,32 +341,24 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
         records = arms.get(arm.name)
         if not records or size not in records[0]["widths"]:
             continue
-        row = [arm.label + (LOOSE if _elsewhere(records, arms["plain"]) else "")]
+        row = [arm.label]
         for k, name in enumerate(problem.metrics):
             shown = values(problem, records, name, size)
             of = gains[arm.name][k]
             row += [_shown(shown), str(of) if of else "–"]
         p = corrected.get(arm.name)
         row += ["–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}", f"{_mean(records, 'seconds'):.1f}"]
+        seeds = len({record["seed"] for record in records})
         rows.append([*row, f"{_mean(records, 'flops') / _mean(arms['plain'], 'flops'):.2f}",
-                     f"{_mean(records, 'steps'):.0f}", _rate(problem, records[0]["rate"]), str(len(records))])  # fmt: skip
+                     f"{_mean(records, 'steps'):.0f}", _rate(problem, records[0]["rate"]), str(seeds)])  # fmt: skip
     columns = [part for name in problem.metrics for part in (label(problem, name), "gain in %")]
     return [
         f"## {problem.title}", "",
         f"Regime: {problem.regime}. Width {size}, {problem.steps} steps of {problem.batch}.", "",
         *([f"![Gains over plain distillation: {problem.title}](results/{problem.name}.svg)", ""] if firsts else []),
         *_table(["arm", *columns, "p", "device-s", "FLOPs", "steps", "lr", "seeds"], rows),
-        *([f"{LOOSE} on other bases than plain distillation's: of the same seeds and code, but made on another machine, which "
-           "rounds otherwise. Its pairs are looser, its interval the wider for it; and its seconds are that machine's.", ""]
-          if any(row[0].endswith(LOOSE) for row in rows) else []),
         *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []),
     ]  # fmt: skip
-
-
-def _elsewhere(records: Sequence[Record], others: Sequence[Record]) -> bool:
-    """Whether two arms started from bases that are not the same bits."""
-    bases = {record["seed"]: record.get("base") for record in others}
-    return any(record.get("base") != bases.get(record["seed"], record.get("base")) for record in records)
 
 
 def plot(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[Record]]) -> str | None:
@@ -421,5 +433,8 @@ def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Se
     own, theirs = ([values(problem, arms[arm], first, width, "dev") for width in widths] for arm in (name, reference))
     if name == reference:
         return ", ".join(_shown(at) for at in own)
-    each = np.mean([relative(problem, first, *pair) for pair in zip(own, theirs, strict=True)], axis=0)
-    return ", ".join(f"{e:+.1f}" for e in each) + (LOOSE if _elsewhere(arms[name], arms[reference]) else "")
+    pairs = [paired(*both) for both in zip(own, theirs, strict=True)]
+    each = np.mean([relative(problem, first, *both) for both, _ in pairs], axis=0)
+    if not len(each):
+        return "–"
+    return ", ".join(f"{e:+.1f}" for e in each) + (" †" if any(loose for _, loose in pairs) else "")

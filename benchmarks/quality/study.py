@@ -117,10 +117,11 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def run_all(
-    cells: Iterable[Cell], store: Store, cache: Path, folders: Sequence[Path], jobs: int, say: Callable[[str], None]
-) -> None:
-    """Run the cells that the store does not have, several at a time, each on one thread."""
-    missing = [cell for key, cell in {cell.key(): cell for cell in cells}.items() if key not in store]
+    cells: Iterable[Cell], store: Store, cache: Path, folders: Sequence[Path], jobs: int, say: Callable[[str], None],
+    again: bool = False,
+) -> None:  # fmt: skip
+    """Run the cells that the store does not have, several at a time, each on one thread. again: all of them."""
+    missing = [cell for key, cell in {cell.key(): cell for cell in cells}.items() if again or key not in store]
     if not missing:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -144,8 +145,7 @@ class Store:
         self.records: dict[str, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
-                record = json.loads(line)
-                self.records[record["key"]] = record
+                self._keep(json.loads(line))
 
     def __contains__(self, key: str) -> bool:
         return key in self.records
@@ -156,11 +156,22 @@ class Store:
 
     def found(self, cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[dict[str, Any]]]:
         """The records of cells by arm, where there are any."""
-        there = {arm: [self.records[c.key()] for c in own if c.key() in self.records] for arm, own in cells.items()}
+        there = {arm: [record for cell in own for record in self.of(cell.key())] for arm, own in cells.items()}
         return {arm: records for arm, records in there.items() if records}
 
+    def of(self, key: str) -> list[dict[str, Any]]:
+        """The records of a cell: several, where it was run from bases that are not the same bits."""
+        return [record for kept, record in self.records.items() if kept.partition(":")[0] == key]
+
     def add(self, record: dict[str, Any]) -> None:
-        self.records[record["key"]] = record
+        self._keep(record)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as opened:
             opened.write(json.dumps(record) + "\n")
+
+    def _keep(self, record: dict[str, Any]) -> None:
+        key, base = record["key"], record.get("base")
+        first = self.records.setdefault(key, record)
+        if first.get("base") != base:
+            key = f"{key}:{base}"
+        self.records[key] = record
