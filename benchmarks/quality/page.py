@@ -140,8 +140,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of "
         f"training are shown, and {tuning / 3600:.1f} more chose the learning rates. Up to {seeds} paired seeds: a seed has a "
         "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; "
-        "means are over an arm's own seeds, gains over those that both have. Device-s are of the machine and the load that an arm "
-        "was run at, which differ: compare arms by FLOPs, which are multiples of plain distillation's.", "",
+        "means are over an arm's own seeds, gains over those that both have. Device-s are of the machine and the load that an "
+        "arm was run at, which differ: compare arms by FLOPs, which are multiples of plain distillation's.", "",
         "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
         "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
         "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
