@@ -51,8 +51,8 @@ class Problem:
     regime: which of the paper's settings this is. make: writes data, base and Teacher into a folder. steps: of each arm at
     equal steps. rates: the learning rates of the grid that every arm is tuned on. metrics: shown; the first is the primary one,
     by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW. shares: the
-    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all. quick_examples: of a split,
-    that the quick run measures on at most.
+    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all. quick: whether the quick
+    run has it. quick_examples: of a split, that the quick run measures on at most.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Problem:
     optimizers: tuple[str, ...] = ("shampoo", "soap")
     shares: str = ""
     only: tuple[str, ...] = ()
+    quick: bool = True
     quick_examples: int = 500
 
     @property
@@ -475,14 +476,14 @@ PROBLEMS = {
         Problem(
             "vit_long", "ViT on Fashion-MNIST, at length",
             "little domain data, read 16 times; unrelated Teacher (a convolutional network), a file of logits",
-            vit, ("fashion-mnist",), "vit", 1000, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(),
+            vit, ("fashion-mnist",), "vit", 1000, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(), quick=False,
             only=("plain", "base", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5"),
         ),
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
-            optimizers=("shampoo",),
+            optimizers=("shampoo",), quick=False,
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
