@@ -109,8 +109,10 @@ _SHARE = ContextVar("share of the steps that models from scratch take", default=
 def shortened(share: float) -> Iterator[None]:
     """Within, ``scratch`` takes a share of the steps that it is told."""
     token = _SHARE.set(share)
-    yield
-    _SHARE.reset(token)
+    try:
+        yield
+    finally:
+        _SHARE.reset(token)
 
 
 def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
