@@ -30,14 +30,14 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.quality.training import scratch, shortened
+from benchmarks.quality.training import scratch, shorter, shortened
 from matta_cli import checkpoint
 from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
 from matta_cli.teacher_files import teach
 
 FOLDERS = (Path("/usr/share/datasets"),)  # where data may lie, besides --data
-QUICK_SHARE = 0.25  # of their steps, that bases and Teachers of the quick run take
+QUICK_SHARE = 0.25  # of their training, that bases and Teachers of the quick run take
 
 
 class Missing(Exception):
@@ -106,6 +106,8 @@ class Problem:
             recipe.distill.steps, folder = max(5, self.steps // 8), f"{folder}-quick"
         with shortened(QUICK_SHARE if quick else 1.0):
             self.make(cache / folder, recipe, data, seed if self.bases else 0)
+        if quick:
+            recipe.data.eval_examples = self.quick_examples
         return recipe
 
     def made(self) -> str:
@@ -248,7 +250,7 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
         torch.manual_seed(0)
         model, rest = Convolutions(), np.load(made / "rest.npz")
         images, labels = torch.from_numpy(rest["images"]).float()[:, None] / 127.5 - 1, torch.from_numpy(rest["labels"])
-        epochs, batch = 3, 128
+        epochs, batch = shorter(3), 128
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (len(labels) // batch))
         for _ in range(epochs):
@@ -467,7 +469,7 @@ PROBLEMS = {
             "lm", "GPT-2 on WikiText-2",
             "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
             lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3, 16e-3),
-            ("perplexity", "next_token_accuracy", "last_word_accuracy"),
+            ("perplexity", "next_token_accuracy", "last_word_accuracy"), quick_examples=200,
         ),
         Problem(
             "vit", "ViT on Fashion-MNIST", "little domain data; unrelated Teacher (a convolutional network), a file of logits",

@@ -68,7 +68,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     task, ta, teacher, data = converted(recipe)
     if arm.spread:
         spread(ta, arm.spread)
-    splits, limit = {"dev": data.held_out}, problem.quick_examples if cell.quick else 0
+    splits = {"dev": data.held_out}
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
         splits = {"test": registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
@@ -104,7 +104,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         sizes = {f"{width:g}": trained.widest}
     else:
         sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest} | {"TA": ta.widest}
-    each = {size: measured(task, trained, size, data, splits, limit) for size in dict.fromkeys(sizes.values())}
+    each = {size: measured(task, trained, size, data, splits) for size in dict.fromkeys(sizes.values())}
     found = {name: each[size] for name, size in sizes.items()}
     return {
         "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,

@@ -102,12 +102,12 @@ class Run:
         return self
 
 
-_SHARE = ContextVar("share of the steps that models from scratch take", default=1.0)
+_SHARE = ContextVar("share of their training that models from scratch take", default=1.0)
 
 
 @contextmanager
 def shortened(share: float) -> Iterator[None]:
-    """Within, ``scratch`` takes a share of the steps that it is told."""
+    """Within, ``shorter`` is by that share."""
     token = _SHARE.set(share)
     try:
         yield
@@ -115,10 +115,15 @@ def shortened(share: float) -> Iterator[None]:
         _SHARE.reset(token)
 
 
+def shorter(steps: int) -> int:
+    """The share of so many steps, or epochs, of a model from scratch: all of them unless ``shortened``."""
+    return max(1, round(_SHARE.get() * steps))
+
+
 def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
     """Train a model on ground truth alone, and save it in ``folder``: what its user did before meeting matta."""
     adapter = registry.adapter(recipe.convert.adapter)
-    own = baselines.settings(recipe, "base", max(1, round(_SHARE.get() * steps)))
+    own = baselines.settings(recipe, "base", shorter(steps))
     own.distill.lr, own.distill.optimizer = rate, "adamw"
     own.data.held_out = own.data.held_out or own.data.train
     task = registry.task(adapter.task, own)
@@ -136,15 +141,13 @@ def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
         return opened(recipe, Path(temp), common.device(), World(), quiet)
 
 
-def measured(
-    task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any], limit: int = 0
-) -> dict[str, dict[str, float]]:
-    """The metrics of a width, or of sizes, on held-out splits by name. limit: the examples of each at most; 0: all."""
+def measured(task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """The metrics of a width, or of sizes, on held-out splits by name."""
     batch = max(task.recipe.distill.batch_size, 64)
     model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()
     found = {}
     for name, splits in held_out.items():
-        tables = [evaluate.columns(task, model, split, batch, common.device(), limit) for split in splits]
+        tables = [evaluate.columns(task, model, split, batch, common.device()) for split in splits]
         found[name] = evaluate.metrics(task, tables)
     return found
 
