@@ -30,7 +30,7 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from benchmarks.quality.training import scratch, shorter, shortened
+from benchmarks.quality.training import scratch, shortened, shorter
 from matta_cli import checkpoint
 from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
