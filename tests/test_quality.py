@@ -100,6 +100,18 @@ def test_pairs_share_the_base_where_they_can():
     assert row.endswith("| 3 |"), "seeds are counted once"
 
 
+def test_a_seed_run_on_two_machines_is_one_draw():
+    """Its pairs are averaged: as many rows again of the same seeds must not narrow the interval."""
+    plain, matta = ([record(arm, s, value + s / 50) for s in range(3)] for arm, value in (("plain", 0.6), ("matta", 0.7)))
+    again = [[{**r, "base": "made anew"} for r in records] for records in (plain, matta)]
+
+    def gain(ours: list[dict], theirs: list[dict]) -> page.Gain:
+        return page.gain(VIT, "top1", *(page.values(VIT, records, "top1", "1") for records in (ours, theirs)))
+
+    assert gain(matta + again[1], plain + again[0]) == pytest.approx(gain(matta, plain))
+    assert gain([matta[0], again[1][0]], [plain[0], again[0][0]]) is None, "one seed has no interval"
+
+
 def test_a_cell_is_another_one_when_anything_that_counts_is_another():
     arm = Arm("matta", "MatTA", {"widths": [1.0]})
     cell = study.Cell("vit", arm, 0, 1e-3)

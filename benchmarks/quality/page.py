@@ -72,7 +72,7 @@ def paired(*arms: Values) -> tuple[list[Values], bool]:
     """
     alone: list[Values] = [{(seed, ""): value for (seed, _), value in arm.items()} for arm in arms]
     exact, seeds = (sorted(set.intersection(*map(set, each))) for each in (arms, alone))
-    if len(exact) >= min(2, len(seeds)):
+    if _seeds(exact) >= min(2, len(seeds)):
         return [{key: arm[key] for key in exact} for arm in arms], False
     return [{key: arm[key] for key in seeds} for arm in alone], True
 
@@ -80,14 +80,26 @@ def paired(*arms: Values) -> tuple[list[Values], bool]:
 def gain(problem: Problem, name: str, ours: Values, theirs: Values) -> Gain | None:
     """Of ``ours`` over ``theirs``, over the pairs that both have; None for fewer than two."""
     (ours, theirs), loose = paired(ours, theirs)
-    return interval(relative(problem, name, ours, theirs), loose) if len(ours) > 1 else None
+    return interval(relative(problem, name, ours, theirs), loose) if _seeds(ours) > 1 else None
 
 
 def relative(problem: Problem, name: str, ours: Values, theirs: Values, by: Values | None = None) -> list[float]:
-    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, of each pair."""
+    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, at each seed."""
     sign = -1 if name in LOSSES or not higher(problem, name) else 1
     by = theirs if by is None else by
-    return [100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in ours]
+    return by_seed({s: 100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in ours})
+
+
+def by_seed(each: Values) -> list[float]:
+    """One number for a seed, in order: the mean where it was run from several bases, which are one draw, rounded otherwise."""
+    grouped: dict[int, list[float]] = {}
+    for (seed, _), value in each.items():
+        grouped.setdefault(seed, []).append(value)
+    return [float(np.mean(values)) for _, values in sorted(grouped.items())]
+
+
+def _seeds(pairs: Iterable[tuple[int, str]]) -> int:
+    return len({seed for seed, _ in pairs})
 
 
 def _gain_over_plain(problem: Problem, name: str, arm: str, arms: Mapping[str, Sequence[Record]]) -> Gain | None:
@@ -109,9 +121,9 @@ def interval(each: Sequence[float], loose: bool = False) -> Gain:
     return Gain(mean, mean - reach, mean + reach, float(2 * stats.t.sf(abs(mean) / error, len(each) - 1)), loose)
 
 
-def _shown(by_seed: Values) -> str:
+def _shown(each: Values) -> str:
     """The mean over seeds."""
-    value = float(np.mean(list(by_seed.values())))
+    value = float(np.mean(by_seed(each)))
     return f"{value:.1f}" if value >= 10 else f"{value:.4f}"
 
 
@@ -262,7 +274,7 @@ def _interaction(problems: Sequence[Problem], found: Found) -> list[str]:
             continue
         each, loose = paired(*(values(problem, arms[arm], name, f"{problem.size:g}") for arm in four))
         base, shared, changed, both = each
-        if len(base) < 2:
+        if _seeds(base) < 2:
             continue
         expected = {key: changed[key] + shared[key] - base[key] for key in base}
         effects = [interval(relative(problem, name, ours, base), loose) for ours in (shared, changed, both)]
