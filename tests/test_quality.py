@@ -136,11 +136,13 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
         store.add({"key": cell.key(), **made})
     assert study.Store(tmp_path / "s.jsonl").records == store.records
     assert store.seeds() == range(0), "seeds that settings are chosen on are no results"
-    store.add({"key": "another", **record("plain", 6, 0.5)})
+    cell = study.Cell("vit", arm, 6, VIT.rates[1])
+    for value, base in ((0.5, "here"), (0.4, "made anew"), (0.6, "here")):
+        store.add({"key": cell.key(), **record("plain", 6, value), "base": base})
     assert store.seeds() == range(7)
-    store.add({"key": "another", **record("plain", 6, 0.4), "base": "made anew"})
     for kept in (store, study.Store(tmp_path / "s.jsonl")):
-        assert [r.get("base") for r in kept.of("another")] == [None, "made anew"]
+        top1 = {r["base"]: r["widths"]["1"]["test"]["top1"] for r in kept.of(cell)}
+        assert top1 == {"here": 0.6, "made anew": 0.4}, "the last of each base"
     assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
 
 

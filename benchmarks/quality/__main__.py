@@ -6,7 +6,7 @@ chosen for every arm from the same grid, on ``dev``, on a seed of its own; resul
 plots: docs/results.md, or where --out says. ``--recipe`` runs the search for the recipe instead (docs/recipe.md).
 
     python -m benchmarks.quality --data FOLDER                 # everything, five seeds
-    python -m benchmarks.quality --data FOLDER --quick         # fewer tasks, arms and steps, two seeds, to stdout
+    python -m benchmarks.quality --data FOLDER --quick         # less of it, two seeds, to stdout: nine minutes on two cores
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
     """The learning rate with the best primary metric on dev. More steps of the same training take that of the fewer."""
     own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
     width, metric = f"{own.width or problem.size:g}", problem.metrics[0]
-    found = {cell.rate: store.records.get(cell.key()) for cell in tuning(problem, own)}
+    found = {cell.rate: store.of(cell) for cell in tuning(problem, own)}
     if not all(found.values()):
         return None
-    values = {rate: record["widths"][width]["dev"][metric] for rate, record in found.items() if record}
+    values = {rate: records[0]["widths"][width]["dev"][metric] for rate, records in found.items()}
     return (max if page.higher(problem, metric) else min)(values, key=lambda rate: values[rate])
 
 
@@ -71,8 +71,8 @@ def in_turn(cells: Sequence[Sequence[study.Cell]]) -> list[study.Cell]:
 
 def tuned_for(problems: Iterable[Problem], store: study.Store) -> float:
     """The device-seconds that the choice of learning rates took."""
-    keys = {cell.key() for problem in problems for arm in of(problem, False) for cell in tuning(problem, arm)}
-    return float(sum(store.records[key]["seconds"] for key in keys if key in store))
+    cells = {cell.key(): cell for problem in problems for arm in of(problem, False) for cell in tuning(problem, arm)}
+    return float(sum(record["seconds"] for cell in cells.values() for record in store.of(cell)))
 
 
 def main() -> None:

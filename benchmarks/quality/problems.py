@@ -479,7 +479,7 @@ PROBLEMS = {
             "vit_long", "ViT on Fashion-MNIST, at length",
             "little domain data, read 16 times; unrelated Teacher (a convolutional network), a file of logits",
             vit, ("fashion-mnist",), "vit", 1000, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(), quick=False,
-            only=("plain", "base", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5"),
+            only=("plain", "matta"),
         ),
         Problem(
             "ranker", "Ranker on MovieLens-100K, split at random",
@@ -500,7 +500,7 @@ PROBLEMS = {
         Problem(
             "encoder", "all-MiniLM-L6-v2 on 500 pairs of the STS benchmark",
             "a pretrained model, compressed; the model itself is the Teacher",
-            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 30, 16, (2.5e-4, 5e-4), ("spearman",),
+            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 30, 16, (6.25e-5, 1.25e-4, 2.5e-4, 5e-4), ("spearman",),
             distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
             labelled=False, optimizers=(), quick_examples=100,
             only=(

@@ -142,7 +142,7 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: dict[str, dict[str, Any]] = {}
+        self.records: dict[str, list[dict[str, Any]]] = {}  # by key; several, where a cell was run from bases of other bits
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 self._keep(json.loads(line))
@@ -150,18 +150,19 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return key in self.records
 
+    def of(self, cell: Cell) -> list[dict[str, Any]]:
+        """The records of a cell, one for each base, in the order that the bases came."""
+        return self.records.get(cell.key(), [])
+
     def seeds(self) -> range:
         """The seeds of all results that there are."""
-        return range(max((record["seed"] + 1 for record in self.records.values() if record["seed"] < TUNED_ON), default=0))
+        every = (record["seed"] for records in self.records.values() for record in records)
+        return range(max((seed + 1 for seed in every if seed < TUNED_ON), default=0))
 
     def found(self, cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[dict[str, Any]]]:
         """The records of cells by arm, where there are any."""
-        there = {arm: [record for cell in own for record in self.of(cell.key())] for arm, own in cells.items()}
+        there = {arm: [record for cell in own for record in self.of(cell)] for arm, own in cells.items()}
         return {arm: records for arm, records in there.items() if records}
-
-    def of(self, key: str) -> list[dict[str, Any]]:
-        """The records of a cell: several, where it was run from bases that are not the same bits."""
-        return [record for kept, record in self.records.items() if kept.partition(":")[0] == key]
 
     def add(self, record: dict[str, Any]) -> None:
         self._keep(record)
@@ -170,8 +171,8 @@ class Store:
             opened.write(json.dumps(record) + "\n")
 
     def _keep(self, record: dict[str, Any]) -> None:
-        key, base = record["key"], record.get("base")
-        first = self.records.setdefault(key, record)
-        if first.get("base") != base:
-            key = f"{key}:{base}"
-        self.records[key] = record
+        """The last one of a base counts."""
+        kept = self.records.setdefault(record["key"], [])
+        bases = [other.get("base") for other in kept]
+        at = bases.index(record.get("base")) if record.get("base") in bases else len(kept)
+        kept[at : at + 1] = [record]
