@@ -40,11 +40,13 @@ def _refuse_broken(name: str, teacher: nn.Module) -> None:
 
 def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device) -> None:
     """Refuse a Teacher that does not run on the data, or is no better than guessing on the first examples."""
+    settings = recipe.distill
+    enough = settings.batch_size if settings.allow_weak_teacher else CHANCE_EXAMPLES
     try:
-        table = evaluate.columns(task, teacher, split, recipe.distill.batch_size, device, CHANCE_EXAMPLES)
+        table = evaluate.columns(task, teacher, split, settings.batch_size, device, enough)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
         raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said(error)}.") from error
-    sentence = None if recipe.distill.allow_weak_teacher else task.at_chance(table, outputs)
+    sentence = None if settings.allow_weak_teacher else task.at_chance(table, outputs)
     if sentence:
         raise MattaError(
             f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."

@@ -20,6 +20,7 @@ from matta_cli.errors import Interrupted, MattaError
 from matta_cli.extraction import export
 from matta_cli.recipe import Recipe
 from matta_cli.teacher_files import teach
+from matta_cli.teachers import CHANCE_EXAMPLES, check_teacher
 
 
 def ranker(seed=0, classes=1):
@@ -314,3 +315,21 @@ def test_a_broken_teacher_is_refused(folder, spoil, sentence):
     torch.save(teacher.state_dict(), "teacher.pt")
     with pytest.raises(MattaError, match=sentence):
         distill(settings(), Path("out"))
+
+
+@pytest.mark.parametrize("weak", [False, True])
+def test_a_teacher_is_run_before_the_run(folder, weak):
+    """On enough examples to tell it from guessing, or, where it may be weak, on one batch; one that fails is refused."""
+    recipe = settings(allow_weak_teacher=weak)
+    task = registry.task("ranking", recipe)
+    split = task.data(folder, ranker()).train
+    good, seen = ranker(), []
+    with torch.no_grad():  # scores what the labels depend on
+        good.mlp[0].weight.copy_(torch.eye(16, 4))
+        good.mlp[2].weight.zero_()[0, 0] = 1.0
+    good.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
+    check_teacher(recipe, task, good, 1, split, torch.device("cpu"))
+    assert sum(seen) == (recipe.distill.batch_size if weak else min(len(split), CHANCE_EXAMPLES))
+    wide = Ranker([], 5, [{"layer": "Linear", "out": 1}])
+    with pytest.raises(MattaError, match=r"The Teacher 'teacher\.pt' does not run on this data"):
+        check_teacher(recipe, task, wide, 1, split, torch.device("cpu"))
