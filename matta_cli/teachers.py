@@ -45,9 +45,9 @@ def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, 
     try:
         table = evaluate.columns(task, teacher, split, settings.batch_size, device, enough)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
-        raise MattaError(f"The Teacher {recipe.distill.teacher!r} does not run on this data: {said(error)}.") from error
+        raise MattaError(f"The Teacher {settings.teacher!r} does not run on this data: {said(error)}.") from error
     sentence = None if settings.allow_weak_teacher else task.at_chance(table, outputs)
     if sentence:
         raise MattaError(
-            f"The Teacher {recipe.distill.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
+            f"The Teacher {settings.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
         )
