@@ -33,6 +33,8 @@ def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
     widths = {width: {"dev": {"top1": value}, "test": {"top1": value}}}
     if arm.startswith("family"):
         widths = {f"{w:g}": widths["1"] for w in VIT.widths}
+    if arm == "matta":
+        widths["TA"] = {split: {"top1": value + 0.01} for split in ("dev", "test")}
     return {"arm": arm, "seed": seed, "seconds": seconds, "flops": seconds, "steps": 10, "rate": 1e-3, "device": "cpu",
             "widths": widths}  # fmt: skip
 
@@ -77,6 +79,9 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     assert "| whole | 3 | 10 | 3 | 5 | 0.60 |" in text and "| cheap | 3 | 10 | 2 | 5 | 0.40 |" in text
     [row] = [line for line in text.splitlines() if "| 0.25 | top-1 error | 0.2000 | 0.2000 |" in line]
     assert row.endswith("| +55.0 [+42.6, +67.4] | better |"), "errors of 0.1, 0.09, 0.08 for 0.2: gains of 50, 55 and 60 %"
+    [row] = [line for line in text.splitlines() if line.startswith(f"| {VIT.title} | top-1 error | 0.1690 | 0.1590 | 2 |")]
+    each = [(100 / (20 - 2 - 1.1 * s), 100 * (0.03 + s / 1000) / (0.2 - s / 100)) for s in seeds]  # the TA is better by 0.01
+    assert all(f"| {np.mean(gains):+.1f} [" in row for gains in zip(*each, strict=True))
     assert "By the first metric of each task: 1 better, 0 no difference shown, 0 worse." in text
     assert "whole family: 0 better, 3 no difference shown, 0 worse; cheap family: 3 better, 0 no" in text
     assert "super-additive |" in text and " † |" not in text
@@ -234,6 +239,12 @@ def test_the_search_shows_gains_over_its_own_reference(tmp_path):
     assert "| matta | 0.2000 |" in said and "| SOAP | +20.0 |" in said
     assert "| family | 0.2500, 0.2500, 0.2500 |" in said and "| two Students a step | -20.0 |" in said
     assert "| Muon | – |" in said
+    more = [record("matta", 1000 + k, 0.80 + k / 100) for k in range(3)]
+    twice = [record("matta", 1000 + k, 0.82 + k / 100) for k in range(3)]
+    page.write_recipe(tmp_path, [VIT], tried, {"vit": {"matta": more, "SOAP": twice, "Muon": twice[:2]}})
+    said = (tmp_path / "recipe.md").read_text()
+    each = stats.ttest_1samp([10.0, 200 / 19, 200 / 18], 0).confidence_interval(0.95)
+    assert f"| SOAP | +10.5 [{each.low:+.1f}, {each.high:+.1f}], 3 seeds |" in said and "| Muon | +10.0, +10.5 |" in said
 
 
 @pytest.mark.slow

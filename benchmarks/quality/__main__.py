@@ -12,6 +12,7 @@ plots: docs/results.md, or where --out says. ``--recipe`` runs the search for th
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -27,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 KINDS = {"lm": ["lm"], "vit": ["vit", "vit_long"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
 RESULTS, SCREENED = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe"))
 QUICK = ("plain", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5", "plain@0.75", "plain@1")
-SCREENING_SEEDS = 2
+SCREENING_SEEDS, CONFIRMING_SEEDS = 2, 7
+CONFIRMED = ("matta", "spread of the new units' weights x 2")  # a lead of the screening, and what it is compared with
 
 
 def of(problem: Problem, quick: bool) -> list[Arm]:
@@ -44,7 +46,8 @@ def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
 
 def screening(problem: Problem, arm: Arm) -> list[study.Cell]:
     """What tells of a variant of the recipe: the seeds that settings are chosen on, the middle learning rate."""
-    return [study.Cell(problem.name, arm, study.TUNED_ON + k, problem.middle) for k in range(SCREENING_SEEDS)]
+    seeds = CONFIRMING_SEEDS if arm.name in CONFIRMED else SCREENING_SEEDS
+    return [study.Cell(problem.name, arm, study.TUNED_ON + k, problem.middle) for k in range(seeds)]
 
 
 def results(problem: Problem, arm: Arm, seeds: Iterable[int], store: study.Store, quick: bool) -> list[study.Cell]:
@@ -78,12 +81,12 @@ def tuned_for(problems: Iterable[Problem], store: study.Store) -> float:
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument("--task", choices=[*KINDS, "all"], default="all")
-    arguments.add_argument("--seeds", type=int, default=5)
+    arguments.add_argument("--seeds", type=int, default=5, help="of the results; default: 5")
     arguments.add_argument("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
     arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
     arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
     arguments.add_argument("--again", action="store_true", help="run what there are results of again, from bases made here")
-    arguments.add_argument("--arms", help="only these, by the names in arms.py: plain,matta,...; default: all")
+    arguments.add_argument("--arms", help="only these, by their names in arms.py: plain,matta,...; default: all")
     arguments.add_argument(
         "--recipe",
         action="store_true",
@@ -91,6 +94,8 @@ def main() -> None:
     )
     arguments.add_argument("--out", type=Path, default=None, help="where the page goes; default: docs (quick: nowhere)")
     options = arguments.parse_args()
+    if options.recipe and options.quick:
+        arguments.error("--recipe has no quick form: it takes minutes a task, and --arms takes names of variants")
     names = [name for task in KINDS if options.task in (task, "all") for name in KINDS[task]]
     cache = options.cache or Path(tempfile.gettempdir()) / "matta-quality"
 
@@ -111,21 +116,20 @@ def main() -> None:
         study.run_all(cells, store, cache, options.data, options.jobs, say, again)
 
     every = list(PROBLEMS.values())  # the page shows all that there is, whatever was run now
+    some = {p.name: variants(p.size, p.adapter) if options.recipe else of(p, options.quick) for p in every}
+    wanted = set(re.split(",(?! )", options.arms)) if options.arms else None  # names may have commas, with a space after
+    if unknown := sorted((wanted or set()) - {arm.name for own in some.values() for arm in own}):
+        arguments.error(f"--arms {unknown[0]} is not known: {','.join(arm.name for arm in some['lm'])}")
+    asked = {p.name: [a for a in some[p.name] if wanted is None or a.name in wanted] for p in problems}
     if options.recipe:
         store = study.Store(SCREENED)
-        tried = {problem.name: variants(problem.size, problem.adapter) for problem in every}
         for problem in (problem for problem in problems if not problem.only):
-            run(store, [cell for arm in tried[problem.name] for cell in screening(problem, arm)])
-        found = {p.name: store.found({arm.name: screening(p, arm) for arm in tried[p.name]}) for p in every}
-        page.write_recipe(options.out or ROOT / "docs", every, tried, found)
+            run(store, [cell for arm in asked[problem.name] for cell in screening(problem, arm)], options.again)
+        found = {p.name: store.found({arm.name: screening(p, arm) for arm in some[p.name]}) for p in every}
+        page.write_recipe(options.out or ROOT / "docs", every, some, found)
         return
-    some = {problem.name: of(problem, options.quick) for problem in every}
-    wanted = set(options.arms.split(",")) if options.arms else None
-    if unknown := sorted((wanted or set()) - {arm.name for own in some.values() for arm in own}):
-        arguments.error(f"--arms {unknown[0]} is not known: {', '.join(arm.name for arm in some['lm'])}")
     with tempfile.TemporaryDirectory() as temp:
         store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
-        asked = {p.name: [a for a in some[p.name] if wanted is None or a.name in wanted] for p in problems}
         asked = {name: [a for a in own if not a.peer or peers.installed(a.peer)] for name, own in asked.items()}
         if not options.quick:
             tuned = {name: {a.tuned_as for a in own} for name, own in asked.items()}

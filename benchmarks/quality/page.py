@@ -170,6 +170,10 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
     firsts = [_claims(problem, found.get(problem.name, {}))[:1] for problem in problems]
     out += [f"By the first metric of each task: {_tally(row[5] for [row] in filter(None, firsts))}. "
             "What was tried to do better is in [recipe.md](recipe.md).", ""]  # fmt: skip
+    rows = [row for problem in problems for row in _tas(problem, found.get(problem.name, {}))]
+    if rows:
+        out += ["The TA in which that Student was trained, larger than it, and what it has to teach:", ""]
+        out += _table(["task", "metric", "Student in it", "TA", "width", "TA over its Student, %", "TA over plain, %"], rows)
     rows = [row for problem in problems for row in _versus(problem, found.get(problem.name, {}), "base", "no-teacher")]
     if rows:
         out += ["Where there is no Teacher, and both learn from ground truth alone:", ""]
@@ -214,6 +218,17 @@ def _claims(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list
         met = of is not None and goal is not None and of.value >= goal and of.low > 0
         row.append("" if goal is None else f"{goal:g} %: {'met' if met else 'missed'}")
     return rows
+
+
+def _tas(problem: Problem, arms: Mapping[str, Sequence[Record]]) -> list[list[str]]:
+    """The TA of MatTA's one Student beside that Student and a plain-distilled one, by the first metric."""
+    if not {"plain", "matta"} <= set(arms):
+        return []
+    name, size = problem.metrics[0], f"{problem.size:g}"
+    student, ta = (values(problem, arms["matta"], name, width) for width in (size, "TA"))
+    gains = (gain(problem, name, ta, other) for other in (student, values(problem, arms["plain"], name, size)))
+    width = f"{problem.convert.get('expand', 2.0):g}"
+    return [[problem.title, label(problem, name), _shown(student), _shown(ta), width, *(str(of or "–") for of in gains)]]
 
 
 def _family(problems: Sequence[Problem], found: Found) -> list[str]:
@@ -438,7 +453,7 @@ def write_recipe(folder: Path, problems: Sequence[Problem], some: Mapping[str, S
 
 
 def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Sequence[Record]]) -> str:
-    """A cell: the gain over the reference of each seed, the mean over widths; the reference's own value."""
+    """A cell: the gain over the reference of each seed, or of more than two the interval; the reference's own value."""
     if name not in arms or reference not in arms:
         return "–"
     widths = [f"{width:g}" for width in (problem.widths if reference == "family" else (problem.size,))]
@@ -450,4 +465,7 @@ def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Se
     each = np.mean([relative(problem, first, *both) for both, _ in pairs], axis=0)
     if not len(each):
         return "–"
-    return ", ".join(f"{e:+.1f}" for e in each) + (" †" if any(loose for _, loose in pairs) else "")
+    loose = any(loose for _, loose in pairs)
+    if len(each) > 2:
+        return f"{interval(each.tolist(), loose)}, {len(each)} seeds"
+    return ", ".join(f"{e:+.1f}" for e in each) + (" †" if loose else "")
