@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks import common
 from benchmarks.quality import page, peers, study
@@ -41,7 +42,8 @@ def of(problem: Problem, quick: bool) -> list[Arm]:
 
 def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
     """What chooses an arm's learning rate: the same grid for every arm."""
-    return [study.Cell(problem.name, arm, study.TUNED_ON, rate) for rate in problem.rates]
+    seeds = range(study.TUNED_ON, study.TUNED_ON + problem.tuning_seeds)
+    return [study.Cell(problem.name, arm, seed, rate) for seed in seeds for rate in problem.rates]
 
 
 def screening(problem: Problem, arm: Arm) -> list[study.Cell]:
@@ -57,14 +59,19 @@ def results(problem: Problem, arm: Arm, seeds: Iterable[int], store: study.Store
 
 
 def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
-    """The learning rate with the best primary metric on dev. More steps of the same training take that of the fewer."""
+    """The learning rate with the best primary metric on dev, the mean over seeds; of a family, over its widths too.
+
+    More steps of the same training take that of the fewer.
+    """
     own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
-    width, metric = f"{own.width or problem.size:g}", problem.metrics[0]
-    found = {cell.rate: store.of(cell) for cell in tuning(problem, own)}
-    if not all(found.values()):
-        return None
-    values = {rate: records[0]["widths"][width]["dev"][metric] for rate, records in found.items()}
-    return (max if page.higher(problem, metric) else min)(values, key=lambda rate: values[rate])
+    widths = problem.widths if own.is_family else (own.width or problem.size,)
+    metric, values = problem.metrics[0], dict[float, list[float]]()
+    for cell in tuning(problem, own):
+        if not store.of(cell):
+            return None
+        found = store.of(cell)[0]["widths"]
+        values.setdefault(cell.rate, []).extend(found[f"{width:g}"]["dev"][metric] for width in widths)
+    return (max if page.higher(problem, metric) else min)(values, key=lambda rate: fmean(values[rate]))
 
 
 def in_turn(cells: Sequence[Sequence[study.Cell]]) -> list[study.Cell]:

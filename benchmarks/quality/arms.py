@@ -43,6 +43,11 @@ class Arm:
         """The arm whose learning rate it takes: more steps of the same training are not tuned again."""
         return self.name.removesuffix("+compute")
 
+    @property
+    def is_family(self) -> bool:
+        """Whether it trains all widths of the problem, each a result."""
+        return not (self.alone or self.two_stage or "widths" in self.distill)
+
 
 NAMES = {"shampoo": "Shampoo", "soap": "SOAP"}  # the optimizers besides AdamW: the paper's, and its successor
 PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
