@@ -65,7 +65,8 @@ def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
     """
     own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
     widths = problem.widths if own.is_family else (own.width or problem.size,)
-    metric, values = problem.metrics[0], dict[float, list[float]]()
+    metric = problem.metrics[0]
+    values: dict[float, list[float]] = {}
     for cell in tuning(problem, own):
         if not store.of(cell):
             return None

@@ -28,7 +28,7 @@ COMMAND = "python -m benchmarks.quality"
 
 
 class Gain(NamedTuple):
-    """By how many per cent an arm is better than another, over paired seeds. low, high: 95 %, Student's t."""
+    """By how many per cent of the other's mean an arm is better, over paired seeds. low, high: 95 %, Student's t."""
 
     value: float
     low: float
@@ -84,10 +84,10 @@ def gain(problem: Problem, name: str, ours: Values, theirs: Values) -> Gain | No
 
 
 def relative(problem: Problem, name: str, ours: Values, theirs: Values, by: Values | None = None) -> list[float]:
-    """By how many per cent of ``by`` (none: of ``theirs``) ours are better, at each seed."""
+    """By how many per cent of the mean of ``by`` (none: of ``theirs``) ours are better, at each seed."""
     sign = -1 if name in LOSSES or not higher(problem, name) else 1
-    by = theirs if by is None else by
-    return by_seed({s: 100 * sign * (ours[s] - theirs[s]) / abs(by[s]) if by[s] else 0.0 for s in ours})
+    unit = float(np.mean(by_seed(theirs if by is None else by)))  # of one seed, a count of few right answers may be zero
+    return by_seed({seed: 100 * sign * (ours[seed] - theirs[seed]) / unit if unit else 0.0 for seed in ours})
 
 
 def by_seed(each: Values) -> list[float]:
@@ -154,12 +154,16 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; "
         "means are over an arm's own seeds, gains over those that both have. Device-s are of the machine and the load that an "
         "arm was run at, which differ: compare arms by FLOPs, which are multiples of plain distillation's.", "",
-        "**Gain** is by how many per cent the metric is better than that of plain distillation (Teacher → Student, same size, "
-        "same steps, same data), paired over seeds, with its 95 % interval (Student's t over seeds; test examples are the same "
-        "ones for all, and their sampling is not in it); p is that of the paired t-test, corrected within a table (Holm). A "
-        "gain is called one where the interval lies above zero. Learning rates come from one grid for every arm "
-        "of a task, by the dev data of another seed; * marks an end of the grid: a rate beyond it might be better. † marks "
-        "pairs of the same seed whose bases and Teacher were made on two machines, which round otherwise: they are looser.", "",
+        "**Gain** is the mean of paired differences to plain distillation (Teacher → Student, same size, same steps, same "
+        "data), in per cent of plain distillation's mean, positive where the arm is better, with its 95 % interval (Student's "
+        "t over seeds; test examples are the same ones for all, and their sampling is not in it); p is that of the paired "
+        "t-test, corrected within a table (Holm). A verdict is by the interval of its own row alone, uncorrected: of twenty "
+        "rows without any difference, one is expected to show one. † marks pairs of the same seed whose bases and Teacher "
+        "were made on two machines, which round otherwise: they are looser. Where there are more than five seeds, the others "
+        "were added after the first five had been seen.", "",
+        "**Learning rates** come from one grid for every arm of a task, by the dev data of other seeds (one; five for the "
+        "ranker on 160 queries): a Student's by its own metric, a family's by the mean over its widths. Arms of MatTA's "
+        "compute take the rate of the same arm at equal steps. * marks an end of the grid: a rate beyond it might be better.", "",
     ]  # fmt: skip
     missing = [f"{p.title} ({p.regime})" for p in problems if "plain" not in found.get(p.name, {})]
     out += [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []

@@ -490,6 +490,7 @@ PROBLEMS = {
         ),
         Problem(
             "ranker_time", "Ranker on MovieLens-100K, split by time",
+            "each user's latest ratings are held out; "
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
             movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
             optimizers=("shampoo",),
@@ -500,7 +501,8 @@ PROBLEMS = {
         ),
         Problem(
             "encoder", "all-MiniLM-L6-v2 on 500 pairs of the STS benchmark",
-            "a pretrained model, compressed; the model itself is the Teacher",
+            "a pretrained model, compressed; the model itself is the Teacher, so at width 1 there is nothing but drift to "
+            "learn; all seeds start from it, and differ in the order of the data",
             encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 30, 16, (6.25e-5, 1.25e-4, 2.5e-4, 5e-4), ("spearman",),
             distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
             labelled=False, optimizers=(), quick_examples=100,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -84,7 +84,7 @@ class Run:
             for part in grown(ta, self.grown, outgoing=True):
                 part.fill_(True)
 
-    def __call__(self, tick: Callable[[int], None] = lambda step: None) -> Run:
+    def __call__(self) -> Run:
         steps = range(self.recipe.distill.steps)
         batches = self.training.batches(steps)
         for step in steps:
@@ -98,7 +98,6 @@ class Run:
             if self.average is not None:
                 self.average.update_parameters(self.training.ta.model)
             self.seconds += time.perf_counter() - started
-            tick(step)
         return self
 
 
