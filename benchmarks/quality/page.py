@@ -163,7 +163,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         "were added after the first five had been seen.", "",
         "**Learning rates** come from one grid for every arm of a task, by the dev data of other seeds (one; five for the "
         "ranker on 160 queries): a Student's by its own metric, a family's by the mean over its widths. Arms of MatTA's "
-        "compute take the rate of the same arm at equal steps. * marks an end of the grid: a rate beyond it might be better.", "",
+        "compute take the rate of the same arm at equal steps. * marks an end of the grid: a rate beyond it "
+        "might be better.", "",
     ]  # fmt: skip
     missing = [f"{p.title} ({p.regime})" for p in problems if "plain" not in found.get(p.name, {})]
     out += [f"Not run yet: {'; '.join(missing)}.", ""] if missing else []
