@@ -15,7 +15,7 @@ demo: $(STAMP)  ## install, then run the whole of matta on real input
 	$(BIN)/matta demo
 
 test: $(STAMP)  ## install, then run the tests
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)  ## the slow tests too; DATA=folder names optional data
 	$(BIN)/python -m pip install --quiet -e '.[harness]'

@@ -257,18 +257,17 @@ assert not any(name.startswith("matta") for name in sys.modules)
 """
 
 
+OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-registers")
+
+
 @pytest.mark.parametrize(
     "name",
     [
         "gpt2-n_inner",
-        "gpt2-untied",
-        "llama-biases",
         "llama-qwen2",
-        "vit-average",
-        "vit-odd",
-        "vit-registers",
         "vit-deit-distilled",
         "bert",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS),
     ],
 )
 def test_stock_reload(name, tmp_path):

@@ -438,6 +438,7 @@ def matta(folder: Path, *words: str) -> str:
     return done.stderr
 
 
+@pytest.mark.slow
 def test_the_three_lines(tmp_path):
     package = tmp_path / "my_pkg"
     package.mkdir()
@@ -483,7 +484,7 @@ def test_the_three_lines(tmp_path):
         assert torch.allclose(torch.load(tmp_path / "out.pt"), student(batch_of_five), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "TwoTowers", "resnet18"])
+@pytest.mark.parametrize("name", ["llama", "TwoTowers", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_convert(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe()

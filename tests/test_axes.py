@@ -82,6 +82,7 @@ def test_all_axes_from_convert_to_export(folder, order):
         assert torch.allclose(student.eval()(x), view(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_heads_alone_are_saved_in_our_own_format(folder):
     recipe = settings(axes=["heads"], expand=1.0)
     convert(recipe, Path("out"))

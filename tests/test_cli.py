@@ -36,8 +36,6 @@ allow_weak_teacher = true
 bootstrap = 10
 """
 
-pytestmark = pytest.mark.xdist_group("cli")  # one worker types the three lines, for all of these tests
-
 
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(

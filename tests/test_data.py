@@ -470,6 +470,7 @@ def test_closing_ends_the_workers():
     assert not multiprocessing.active_children()
 
 
+@pytest.mark.slow
 def test_an_open_loader_does_not_hang_the_exit():
     script = "import test_data as t; kept = t.loader(t.Numbers(), t.DRAWN, 2); next(kept)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -91,10 +91,8 @@ def test_gpt2(name: str, tmp_path: Path) -> None:
     assert stock.config.n_inner == 32
 
 
-THINKING = pytest.param("fixed_sizes", "thinkingvit.toml", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), THINKING])
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
 def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     import timm
 
@@ -212,6 +210,7 @@ def test_prepare_says_what_is_missing(tmp_path: Path) -> None:
     assert done.returncode == 1 and "neither u.data nor a .inter file" in done.stderr
 
 
+@pytest.mark.slow
 def test_ranker_movielens(tmp_path: Path) -> None:
     movielens(tmp_path / "ml-100k", users=20)
     rows = prepared(tmp_path / "ml-100k", tmp_path / "ratings.csv")

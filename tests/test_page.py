@@ -6,10 +6,7 @@ from test_report import judged_report, named
 
 from matta_cli import report
 
-pytestmark = [
-    pytest.mark.skipif(FOUND is None, reason="there is no Chromium here"),
-    pytest.mark.xdist_group("browser"),  # one worker starts one, for all of these tests
-]
+pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium here")
 
 
 @pytest.fixture(scope="module")

@@ -133,6 +133,7 @@ def recipe(folder: Path, **more: object) -> Recipe:
     return found
 
 
+@pytest.mark.slow
 def test_programs_beside_a_checkpoint(trained: Path) -> None:
     report = export(recipe(trained, format=["pt2", "onnx"]), trained / "out", overwrite=True)
     entry = next(e for e in report["models"] if e["role"] == "student")

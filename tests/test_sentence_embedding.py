@@ -397,6 +397,7 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_whole_run(folder: Path, texts: Path) -> None:
     settings, out = recipe(folder, texts, output_dims=[8]), texts / "out"
     assert convert(settings, out).order == "activation"

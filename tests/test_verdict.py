@@ -21,8 +21,6 @@ from matta_cli.recipe import Recipe
 
 STEPS = 60
 
-pytestmark = pytest.mark.xdist_group("verdict")  # one worker makes the run, for all of these tests
-
 
 def ranker(width, seed=0):
     torch.manual_seed(seed)
