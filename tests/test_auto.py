@@ -198,7 +198,7 @@ def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
         ("plain_cnn", "stem.0"),
         ("plain_cnn", "inner.0"),
         ("resnet18", "layer2.0.conv2"),
-        ("resnet18", "layer3.1.conv1"),
+        pytest.param("resnet18", "layer3.1.conv1", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.1.0.conv_pw", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.2.0.se.conv_reduce", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.2.0.conv_pwl", marks=pytest.mark.slow),

@@ -93,13 +93,19 @@ LINES = (
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[Path, list[subprocess.CompletedProcess]]:
-    """A folder in which the three lines were typed."""
+def finished(tmp_path_factory):
+    """A folder in which the three lines were typed: the second in a process of its own, as all are in a slow test."""
     folder = tmp_path_factory.mktemp("lines")
     prepare(folder)
-    converted = fine(command(folder, *LINES[0].split()))
-    (folder / "matta.toml").write_text(TOML, encoding="utf-8")
-    return folder, [converted, *(fine(command(folder, *line.split())) for line in LINES[1:])]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        converted = CliRunner().invoke(app, LINES[0].split())
+        assert converted.exit_code == 0, converted.output
+        (folder / "matta.toml").write_text(TOML, encoding="utf-8")
+        distilled = fine(command(folder, *LINES[1].split()))
+        exported = CliRunner().invoke(app, LINES[2].split())
+        assert exported.exit_code == 0, exported.output
+    return folder, [converted, distilled, exported]
 
 
 @pytest.fixture
@@ -146,6 +152,20 @@ def test_three_lines(finished):
     assert sizes == sorted(set(sizes))
     for name in ("convert", "data", "distill", "export"):
         assert f"[{name}]" in (out / "students" / "recipe.toml").read_text()
+
+
+@pytest.mark.slow
+def test_three_lines_in_processes_of_their_own(finished, tmp_path):
+    prepare(tmp_path)
+    converted = fine(command(tmp_path, *LINES[0].split()))
+    (tmp_path / "matta.toml").write_text(TOML, encoding="utf-8")
+    distilled, exported = (fine(command(tmp_path, *line.split())) for line in LINES[1:])
+    for here, there in zip((converted, distilled), finished[1], strict=False):
+        assert here.stdout == there.stdout
+    width, before = (lines.stdout.splitlines()[0] for lines in (exported, finished[1][2]))
+    assert width == before and "width 0.25" in exported.stdout
+    for name in ("ta/model.safetensors", "students/width-0.5/model.safetensors"):
+        assert (tmp_path / "matta-out" / name).read_bytes() == (finished[0] / "matta-out" / name).read_bytes()
 
 
 def test_settings_may_be_there_before_the_model(typed):
@@ -328,13 +348,17 @@ def test_damaged_output_folder(typed):
 # --- budgets -------------------------------------------------------------------------------------------------------
 
 
-def test_search_then_export_by_budget(typed):
+def test_search_by_budgets(typed):
     result = typed("search --target-params 60k --target-memory 230kB --trials 4 --json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["choices"][0]["budget"] == "params-60k-memory-230kB" and found["search"]["evaluated"] > 0
     assert "Next: matta export --target-params 60k --target-memory 230kB" in result.stderr
     assert "uses" in result.stderr and "loads it" in result.stderr
+
+
+@pytest.mark.slow
+def test_export_by_budgets(typed):
     line = "export --widths 0.5 --target-params 60k --target-params 70k --target-memory 10MB --trials 4 --overwrite"
     result = typed(line)
     assert result.exit_code == 0, result.stderr
@@ -406,7 +430,7 @@ def test_eval_drafts(typed):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_a_signal_saves_and_resume_finishes(finished, tmp_path, number):
+def test_a_signal_saves_and_resume_finishes(finished, tmp_path, monkeypatch, number):
     folder = tmp_path / "here"
     shutil.copytree(finished[0], folder)
     shutil.rmtree(folder / "matta-out" / "run")
@@ -425,7 +449,10 @@ def test_a_signal_saves_and_resume_finishes(finished, tmp_path, number):
     (saved,) = (folder / "matta-out" / "run" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert step >= 2 and (saved / "model.safetensors").exists()
-    done = fine(command(folder, "distill", "--teacher", "gpt2-large", "--resume", "--steps", str(step + 3)))
+    monkeypatch.chdir(folder)
+    words = ["distill", "--teacher", "gpt2-large", "--resume", "--steps", str(step + 3)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
     assert f"Resuming from step {step}" in done.stderr
     assert (saved.parent / f"step-{step + 3}" / "model.safetensors").exists()
 
@@ -473,9 +500,10 @@ MOMENTS = {
     "in an evaluation": ("matta_cli.distillation", "measure", 4),
     "in a checkpoint": ("matta_cli.distillation:Training", "save", 1),
 }
+SLOW_MOMENTS = ("in a step", "in an evaluation")
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW_MOMENTS else []) for m in MOMENTS])
 def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
     """The checkpoint's number is the number of updates that it holds, whenever Ctrl-C comes."""
     owner, name, call = MOMENTS[moment]

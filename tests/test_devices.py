@@ -14,9 +14,11 @@ import pytest
 import timm
 import torch
 from matta_adapters.mlp_ranker import Ranker
+from typer.testing import CliRunner
 
 from matta_cli import devices
 from matta_cli.conversion import convert
+from matta_cli.main import app
 from matta_cli.recipe import Recipe
 
 
@@ -70,10 +72,18 @@ def test_every_gradient_is_summed_once_however_many_go_together(monkeypatch):
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CI": "1"}
+
+
 def distill(out, *flags, by=()):
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CI": "1"}
+    """In processes of its own."""
     command = [sys.executable, *by, "-m", "matta_cli", "distill", str(out), *flags]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=out.parent, timeout=300)
+    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=out.parent, timeout=300)
+
+
+def distill_here(out, *flags):
+    """In this process, on one device."""
+    return CliRunner(env={"CI": "1"}).invoke(app, ["distill", str(out), *flags])
 
 
 def curve(out):
@@ -90,8 +100,8 @@ def curve(out):
 def test_two_processes_have_the_loss_curve_of_one(made, kind, more, by):
     """Queries have unequal numbers of rows, so that a mean of means would be another number. Data parallel, and sharded."""
     flags = ["--steps", "6", "--micro-batch", "2"]
-    one, two = distill(made / f"{kind}-one", *flags), distill(made / f"{kind}-two", *flags, *more, by=by)
-    assert one.returncode == 0, one.stderr
+    one, two = distill_here(made / f"{kind}-one", *flags), distill(made / f"{kind}-two", *flags, *more, by=by)
+    assert one.exit_code == 0, one.stderr
     assert two.returncode == 0, two.stderr
     assert "Warning" not in two.stderr and two.stderr.count("Wrote") == 1 == two.stderr.count("step 6/6")
     (a, norms_a, end_a), (b, norms_b, end_b) = curve(made / f"{kind}-one"), curve(made / f"{kind}-two")
@@ -103,30 +113,19 @@ def test_two_processes_have_the_loss_curve_of_one(made, kind, more, by):
     for name in end_a:
         assert end_a[name] == pytest.approx(end_b[name], abs=0.2)  # a few held-out rows: the checkpoint is a whole model
 
-    again = distill(made / f"{kind}-two", "--resume", "--steps", "8", "--no-shard")
-    assert again.returncode == 0 and "on 1 device what ran on 2" in again.stderr, again.stderr
-    straight = distill(made / f"{kind}-one", "--resume", "--steps", "8")
-    assert straight.returncode == 0
+    again = distill_here(made / f"{kind}-two", "--resume", "--steps", "8", "--no-shard")
+    assert again.exit_code == 0 and "on 1 device what ran on 2" in again.stderr, again.stderr
+    straight = distill_here(made / f"{kind}-one", "--resume", "--steps", "8")
+    assert straight.exit_code == 0, straight.stderr
     assert curve(made / f"{kind}-one")[0][-1] == pytest.approx(curve(made / f"{kind}-two")[0][-1], rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_dead_process_ends_the_run_with_a_sentence_and_a_checkpoint(made):
     out = made / "ranker-three"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CI": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "matta_cli",
-        "distill",
-        str(out),
-        "--steps",
-        "200000",
-        "--eval-every",
-        "20",
-        "--devices",
-        "2",
-    ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    flags = ["--steps", "200000", "--eval-every", "20", "--devices", "2"]
+    command = [sys.executable, "-m", "matta_cli", "distill", str(out), *flags]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT) as process:
         until = time.monotonic() + 120
         while not list((out / "run" / "checkpoints").glob("step-*")):
             assert process.poll() is None and time.monotonic() < until
@@ -140,19 +139,20 @@ def test_a_dead_process_ends_the_run_with_a_sentence_and_a_checkpoint(made):
     [sentence] = [line for line in stderr.splitlines() if line.startswith("Error: ")]
     assert re.search(r"Another process of the run has died at step (\d+); .*step-\1 holds what was reached", sentence)
     assert "Traceback" not in stderr
-    again = distill(out, "--resume", "--steps", "5")  # fewer than it has taken
-    assert again.returncode == 1 and "There is nothing to train: --steps is 5" in again.stderr
+    again = distill_here(out, "--resume", "--steps", "5")  # fewer than it has taken
+    assert again.exit_code == 1 and "There is nothing to train: --steps is 5" in again.stderr
+
+
+@pytest.mark.slow
+def test_what_every_process_refuses_is_said_once(made):
+    done = distill(made / "ranker-two", "--overwrite", "--devices", "2", "--batch-size", "7")
+    assert done.returncode == 1 and done.stderr.count("Error: ") == 1, done.stderr
+    assert "--batch-size 7 cannot be divided among 2 devices" in done.stderr and "Process 1" not in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("flags", "sentence"),
-    [
-        (["--devices", "2", "--batch-size", "7"], "--batch-size 7 cannot be divided among 2 devices"),
-        (["--devices", "0"], "--devices 0 is not possible"),
-        (["--shard"], "needs several devices"),
-    ],
+    ("flags", "sentence"), [(["--devices", "0"], "--devices 0 is not possible"), (["--shard"], "needs several devices")]
 )
 def test_refusals(made, flags, sentence):
-    done = distill(made / "ranker-two", "--overwrite", *flags)
-    assert done.returncode == 1 and done.stderr.count("Error: ") == 1 and sentence in done.stderr, done.stderr
-    assert "Process 1" not in done.stderr
+    done = distill_here(made / "ranker-two", "--overwrite", *flags)
+    assert done.exit_code == 1 and done.stderr.count("Error: ") == 1 and sentence in done.stderr, done.stderr
