@@ -210,6 +210,12 @@ def test_the_new_units_learn_at_a_rate_of_their_own():
     assert plain["mlp.4.weight"][:, 8:].abs().sum() > 0
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_what_is_too_large_for_a_cpu_is_left_out_there():
+    with pytest.raises(problems.Missing, match="too large for a CPU"):
+        PROBLEMS["lm_large"].data([Path("/")])
+
+
 def test_models_from_scratch_take_a_share_of_their_steps_in_the_quick_run(tmp_path):
     told = []
 

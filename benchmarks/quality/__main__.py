@@ -26,7 +26,10 @@ from benchmarks.quality.arms import Arm, arms, variants
 from benchmarks.quality.problems import PROBLEMS, Missing, Problem
 
 ROOT = Path(__file__).parents[2]
-KINDS = {"lm": ["lm"], "vit": ["vit", "vit_long"], "ranker": ["ranker", "ranker_time", "lambdarank"], "encoder": ["encoder"]}
+KINDS = {
+    "lm": ["lm", "lm_large"], "vit": ["vit", "vit_long"], "ranker": ["ranker", "ranker_time", "lambdarank"],
+    "encoder": ["encoder"],
+}  # fmt: skip
 RESULTS, SCREENED = (ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe"))
 QUICK = ("plain", "matta", "family", "family-cheap", "plain@0.25", "plain@0.5", "plain@0.75", "plain@1")
 SCREENING_SEEDS, CONFIRMING_SEEDS = 2, 7

@@ -36,7 +36,7 @@ from matta_cli.conversion import convert
 from matta_cli.recipe import Recipe
 from matta_cli.teacher_files import teach
 
-FOLDERS = (Path("/usr/share/datasets"),)  # where data may lie, besides --data
+FOLDERS = (Path("/usr/share/datasets"), Path("/usr/share/doc"))  # where data may lie, besides --data
 QUICK_SHARE = 0.25  # of their training, that bases and Teachers of the quick run take
 
 
@@ -77,6 +77,7 @@ class Problem:
     quick: bool = True
     quick_examples: int = 500
     tuning_seeds: int = 1
+    cuda: bool = False
 
     @property
     def middle(self) -> float:
@@ -85,6 +86,8 @@ class Problem:
 
     def data(self, folders: Sequence[Path]) -> dict[str, Path]:
         """Where the data that this problem needs lies. Raises ``Missing``."""
+        if self.cuda and not torch.cuda.is_available():
+            raise Missing("it is too large for a CPU, and there is no CUDA GPU")
         found = {}
         for name in self.needs:
             path = next((folder / name for folder in (*folders, *FOLDERS) if (folder / name).exists()), None)
@@ -124,6 +127,7 @@ def _digest(make: Callable[..., None]) -> str:
 
 WHERE = {
     "wikitext-2": "WikiText-2, word-level, as valid.txt and test.txt",
+    "linux-doc-6.12": "the Linux kernel's documentation, as Debian's package of that name has it",
     "fashion-mnist": "the four files of Fashion-MNIST (Debian's dataset-fashion-mnist has them)",
     "ml-100k": "MovieLens-100K, GroupLens's files or those in the wheel recbole (recbole/dataset_example/ml-100k)",
     "lambdarank": "rank.train, rank.test and their .query files, the ranking example of LightGBM",
@@ -200,6 +204,46 @@ def lm(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> Non
             teach(recipe, Path(temp), out)
 
     recipe.distill.teacher = str(once(folder / "said", said))
+
+
+def lm_large(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
+    """A GPT-2 of 14 million parameters; its Teacher, a model, answers as the training goes. Every 20th file is held out."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    vocabulary, length, special = 8192, 256, "<|endoftext|>"
+
+    def texts(made: Path) -> None:
+        files = [f for f in sorted(data["linux-doc-6.12"].rglob("*.rst.gz")) if "translations" not in f.parts]
+        kept: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
+        for k, at in enumerate(np.random.default_rng(0).permutation(len(files))):
+            text = gzip.decompress(files[at].read_bytes()).decode("utf-8", "replace")
+            kept[{0: "dev", 20: "test"}.get(k % 40, "train")].append(text)
+        for name, parts in kept.items():
+            (made / f"{name}.txt").write_text("\n\n".join(parts), encoding="utf-8")
+        bpe = ByteLevelBPETokenizer()
+        bpe.train_from_iterator(kept["train"], vocabulary, special_tokens=[special], show_progress=False)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=special, bos_token=special)
+        tokenizer.save_pretrained(str(made / "tokenizer"))
+
+    text = once(folder / "data", texts)
+    recipe.data.train, recipe.data.held_out = str(text / "train.txt"), str(text / "dev.txt")
+    recipe.data.sequence_length, recipe.data.eval_examples = length, 800
+
+    def trained(width: int, layers: int, heads: int, at: int, steps: int, rate: float) -> Callable[[Path], None]:
+        def make(made: Path) -> None:
+            torch.manual_seed(at)
+            config = GPT2Config(
+                vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0,
+                eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+            )  # fmt: skip
+            shutil.copytree(text / "tokenizer", made, dirs_exist_ok=True)
+            scratch(recipe, GPT2LMHeadModel(config), made, steps, rate)
+
+        return make
+
+    recipe.distill.teacher = str(once(folder / "teacher", trained(640, 10, 10, 1000, 2000, 1e-3)))
+    recipe.convert.source = str(once(folder / f"base-{seed}", trained(384, 6, 6, seed, 250, 2e-3)))
 
 
 # A ViT
@@ -471,6 +515,13 @@ PROBLEMS = {
             "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
             lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3, 16e-3),
             ("perplexity", "next_token_accuracy", "last_word_accuracy"), quick_examples=200,
+        ),
+        Problem(
+            "lm_large", "GPT-2 of 14 M parameters on the Linux kernel's documentation",
+            "an under-trained Student goes on from a base; related Teacher of 55 M parameters, online; bf16 on a GPU",
+            lm_large, ("linux-doc-6.12",), "gpt2", 600, 32, (5e-4, 1e-3, 2e-3, 4e-3), ("perplexity", "next_token_accuracy"),
+            distill={"device": "cuda"}, convert={"order": "none"}, optimizers=(), quick=False, cuda=True,
+            only=("plain", "matta", "plain+compute"),
         ),
         Problem(
             "vit", "ViT on Fashion-MNIST", "little domain data; unrelated Teacher (a convolutional network), a file of logits",

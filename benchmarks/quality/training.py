@@ -98,6 +98,10 @@ class Run:
             if self.average is not None:
                 self.average.update_parameters(self.training.ta.model)
             self.seconds += time.perf_counter() - started
+        if torch.cuda.is_available():  # what is still under way counts
+            started = time.perf_counter()
+            torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - started
         return self
 
 
