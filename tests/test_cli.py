@@ -466,6 +466,26 @@ def test_resume_keeps_the_settings_of_the_run(typed):
     assert Path("matta-out/run/checkpoints/step-4").exists() and not Path("matta-out/run/checkpoints/step-6").exists()
 
 
+def test_a_resume_that_trains_nothing_changes_no_setting(typed):
+    settings = Path("matta-out/run/recipe.toml")
+    before = settings.read_bytes()
+    refusal(typed("distill --resume --steps 5"), "nothing to train", "--steps is 5", "step 6")
+    assert settings.read_bytes() == before
+    result = typed("distill --resume --lr 0.1")
+    assert result.exit_code == 0 and "nothing was trained, no setting changed" in result.stderr
+    assert settings.read_bytes() == before
+    refusal(typed("distill --resume --overwrite"), "--resume", "--overwrite", "one of them")
+    shutil.rmtree("matta-out/run/checkpoints/step-6")
+    assert typed("distill --teacher gpt2-large --overwrite --save-every 2").exit_code == 0
+    shutil.rmtree("matta-out/run/checkpoints/step-6")
+    refusal(typed("distill --teacher gpt2-large"), "stopped at step 4 of 6", "--resume", "--overwrite")
+
+
+def test_skipped_steps_are_named(typed):
+    result = typed("distill --teacher gpt2-large --overwrite --lr 1e30")
+    assert result.exit_code == 0 and "steps were skipped: their loss was not finite" in result.stderr, result.stderr
+
+
 def test_resume_is_bit_for_bit(typed):
     line = "distill --teacher gpt2-large --save-every 3"
     last = Path("matta-out/run/checkpoints/step-6")
