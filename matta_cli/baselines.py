@@ -22,7 +22,7 @@ from matta_cli.conversion import TA, load_ta
 from matta_cli.distillation import distill, refuse_other_ta
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.progress import Listener, Progress, quiet
-from matta_cli.recipe import Recipe, read_toml
+from matta_cli.recipe import Recipe, run_recipe
 from matta_cli.tasks import Data, Task
 
 CARD = "baseline.json"
@@ -61,15 +61,6 @@ def check(kinds: Sequence[str], margin: float) -> None:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
     if not 0 <= margin < 1:
         raise MattaError(f"--margin {margin:g} is not possible: it is a share of a baseline's value, from 0 to 1.")
-
-
-def run_recipe(out: Path) -> Recipe:
-    """The recipe that the run in ``out`` was started with: its data, and how it was trained."""
-    recipe = Recipe()
-    path = out / "run" / "recipe.toml"
-    table = read_toml(path)
-    recipe.update({name: table[name] for name in ("data", "distill") if name in table}, str(path))
-    return recipe
 
 
 def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recipe:

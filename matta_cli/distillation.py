@@ -40,7 +40,7 @@ from matta_cli.data import loader
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.progress import Listener, Progress, quiet
-from matta_cli.recipe import Recipe, tomllib
+from matta_cli.recipe import Recipe, run_recipe
 from matta_cli.step import ModelTeacher, Step, Teacher, asks_teacher
 from matta_cli.tasks import Batch, Data, Split, Task
 from matta_cli.teacher_files import FileTeacher
@@ -74,8 +74,8 @@ def _distill(
             listen(Progress(message=f"{path} is damaged and is left out."))
         if last is None:
             raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
-    if not resume and last is not None and not overwrite:  # what stopped before its first checkpoint is not worth a refusal
-        _refuse_stopped(last)
+    if last is not None and not (resume or overwrite):  # what stopped before its first checkpoint is not worth a refusal
+        _refuse_stopped(out, last)
         checkpoint.refuse_existing(run, overwrite)
     task, ta, teacher, data = opened(recipe, out, device, world, listen)
     given = teacher.folder if isinstance(teacher, ModelTeacher) else None
@@ -185,14 +185,14 @@ class Training:
         save_every = settings.save_every or eval_every
         steps = range(counters.step, settings.steps)
         saved = checkpoint.newest(self.run) if self.world.first else None
-        if settings.steps < counters.step or (not steps and self.world.first and saved is None):
+        if settings.steps < counters.step:
             raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
         if not steps:  # and the settings of a run that is finished stay what they were
             listen(Progress(message=f"The run is finished, at step {counters.step}: nothing was trained, no setting changed."))
             return saved or self.run / "checkpoints" / f"step-{counters.step}"
         began, before = time.perf_counter(), counters.seconds
         graphs = 0
-        if settings.compile and counters.step < settings.steps:
+        if settings.compile:
             listen(Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width."))
             first = self.data.train.batch(self.drawn(counters.step, {})[0])
             first = {name: tensor.to(self.device) for name, tensor in first.items()}
@@ -420,17 +420,16 @@ def _parts(recipe: Recipe, world: World) -> set[int]:
     return {min(size, each), each % size or size}
 
 
-def _refuse_stopped(last: Path) -> None:
-    """Raise ``MattaError`` if the run of that checkpoint stopped before its end."""
+def _refuse_stopped(out: Path, last: Path) -> None:
+    """Raise ``MattaError`` if the run whose last checkpoint that is stopped before its end."""
     try:
-        settings = tomllib.loads((last.parents[1] / "recipe.toml").read_text(encoding="utf-8"))
-        wanted = int(settings["distill"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError):
+        wanted = run_recipe(out).distill.steps
+    except MattaError:  # what it was to be is not known
         return
     reached = int(last.name.removeprefix("step-"))
     if reached < wanted:
         raise MattaError(
-            f"A run in {last.parents[1]} has stopped at step {reached} of {wanted}; pass --resume to go on with it, or "
+            f"A run in {out / 'run'} has stopped at step {reached} of {wanted}; pass --resume to go on with it, or "
             "--overwrite to start again."
         )
 

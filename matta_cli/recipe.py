@@ -240,6 +240,19 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
+def _update_by_run(recipe: Recipe, started: Path) -> None:
+    """Take over what a run was started with: its data, and how it was trained."""
+    table = read_toml(started)
+    recipe.update({name: table[name] for name in ("data", "distill") if name in table}, str(started))
+
+
+def run_recipe(out: Path) -> Recipe:
+    """The recipe that the run in ``out`` was started with: its data, and how it was trained."""
+    recipe = Recipe()
+    _update_by_run(recipe, out / "run" / "recipe.toml")
+    return recipe
+
+
 def resolve(
     flags: Mapping[str, Any], out: Path | None, config: Path | None = None, *, ran: bool = False
 ) -> tuple[Recipe, list[Path]]:
@@ -256,8 +269,7 @@ def resolve(
             read.append(path)
     started = out / "run" / "recipe.toml" if ran and out is not None and config is None else None
     if started is not None and started.exists():
-        table = read_toml(started)
-        recipe.update({name: table[name] for name in ("data", "distill") if name in table}, str(started))
+        _update_by_run(recipe, started)
         read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
     recipe.update(given, "command line")

@@ -267,7 +267,8 @@ def test_stock_reload(names, tmp_path):
     script, expected = "", {}
     for name in names:
         adapter, model, batch = made(name)
-        torch.save(batch, tmp_path / f"{name}-batch.pt")
+        batch_file = str(tmp_path / f"{name}-batch.pt")
+        torch.save(batch, batch_file)
         there = supernet.kinds(supernet.full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
         alone = name == "bert"  # its heads share out the width
         for kinds in (["mlp"], ["mlp", "heads", "hidden", "depth"]):
@@ -283,7 +284,6 @@ def test_stock_reload(names, tmp_path):
             adapter.save(student, folder)
             assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
             loader = adapter.loader.format(folder=repr(str(folder)))
-            batch_file = str(tmp_path / f"{name}-batch.pt")
             script += STOCK.format(library=loader.split(".")[0], loader=loader, batch=batch_file, out=str(out))
             expected[out] = logits(student.eval(), batch)
     # -I: neither the working directory nor PYTHONPATH, so that matta is not there by accident

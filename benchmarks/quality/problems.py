@@ -77,7 +77,6 @@ class Problem:
     quick: bool = True
     quick_examples: int = 500
     tuning_seeds: int = 1
-    cuda: bool = False
 
     @property
     def middle(self) -> float:
@@ -86,7 +85,7 @@ class Problem:
 
     def data(self, folders: Sequence[Path]) -> dict[str, Path]:
         """Where the data that this problem needs lies. Raises ``Missing``."""
-        if self.cuda and not torch.cuda.is_available():
+        if self.distill.get("device") == "cuda" and not torch.cuda.is_available():
             raise Missing("it is too large for a CPU, and there is no CUDA GPU")
         found = {}
         for name in self.needs:
@@ -520,7 +519,7 @@ PROBLEMS = {
             "lm_large", "GPT-2 of 14 M parameters on the Linux kernel's documentation",
             "an under-trained Student goes on from a base; related Teacher of 55 M parameters, online; bf16 on a GPU",
             lm_large, ("linux-doc-6.12",), "gpt2", 600, 32, (5e-4, 1e-3, 2e-3, 4e-3), ("perplexity", "next_token_accuracy"),
-            distill={"device": "cuda"}, convert={"order": "none"}, optimizers=(), quick=False, cuda=True,
+            distill={"device": "cuda"}, convert={"order": "none"}, optimizers=(), quick=False,
             only=("plain", "matta", "plain+compute"),
         ),
         Problem(
