@@ -48,16 +48,21 @@ def resolved(name: str, device: torch.device) -> str:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bf16 or fp16; tf32 is float32 with matrix products in TensorFloat-32; weights stay float32 in all of them."""
+    """Autocast to bf16 or fp16; tf32 is float32 with products in TensorFloat-32; weights stay float32 in all of them.
+
+    fp32 is so in convolutions, too, which torch by itself computes in TensorFloat-32.
+    """
     name = resolved(name, device)
-    before = torch.get_float32_matmul_precision()
+    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if name == "tf32" else before)
+    torch.backends.cudnn.allow_tf32 = name == "tf32" if name in ("fp32", "tf32") else convolutions
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
     try:
         with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
             yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
@@ -185,10 +190,16 @@ def _reduce(bucket: list[Tensor]) -> None:
 
 
 def local(name: str) -> str:
-    """The device of this process: with ``auto``, each process of a machine takes the GPU of its number."""
-    if name == "auto" and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
-        return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"
-    return name
+    """The device of this process: with ``auto``, each process of a machine takes the GPU of its number.
+
+    Raises ``MattaError`` where there are fewer GPUs than processes.
+    """
+    if name != "auto" or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        return name
+    there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if wanted > there:
+        raise MattaError(f"--devices {wanted} is not possible: this machine has {there} GPU{'s' * (there > 1)}.")
+    return f"cuda:{int(os.environ['LOCAL_RANK'])}"
 
 
 @contextmanager
@@ -216,8 +227,6 @@ def launch(count: int, arguments: list[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if torch.cuda.is_available() and count > torch.cuda.device_count():
-        raise MattaError(f"--devices {count} is not possible: this machine has {torch.cuda.device_count()} GPU.")
     logging.disable(logging.CRITICAL)  # the processes themselves say what went wrong
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     try:

@@ -301,7 +301,7 @@ def test_vit_preprocessing_survives(tmp_path):
     adapter.save(adapter.build(model, {}), tmp_path)
     reloaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True)
     config = timm.data.resolve_model_data_config(reloaded)
-    assert config["input_size"] == (3, 40, 40)
+    assert tuple(config["input_size"]) == (3, 40, 40)
     assert tuple(config["mean"]) == pytest.approx((0.485, 0.456, 0.406))
 
 

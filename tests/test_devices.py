@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from matta_cli import devices
 from matta_cli.conversion import convert
+from matta_cli.errors import MattaError
 from matta_cli.main import app
 from matta_cli.recipe import Recipe
 
@@ -156,3 +157,23 @@ def test_what_every_process_refuses_is_said_once(made):
 def test_refusals(made, flags, sentence):
     done = distill_here(made / "ranker-two", "--overwrite", *flags)
     assert done.exit_code == 1 and done.stderr.count("Error: ") == 1 and sentence in done.stderr, done.stderr
+
+
+def test_processes_share_no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert devices.local("auto") == "cuda:1" and devices.local("cpu") == "cpu"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert devices.local("cpu") == "cpu"
+    with pytest.raises(MattaError, match="--devices 3 is not possible: this machine has 2 GPUs"):
+        devices.local("auto")
+
+
+def test_float32_is_so_in_convolutions_too():
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    for name, allowed in (("fp32", False), ("tf32", True)):
+        with devices.precision(name, torch.device("cpu")):
+            assert torch.backends.cudnn.allow_tf32 == allowed == (torch.get_float32_matmul_precision() == "high")
+        assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)

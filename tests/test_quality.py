@@ -197,7 +197,7 @@ def test_the_new_units_learn_at_a_rate_of_their_own():
         run = Run(recipe, task, ta, None, SimpleNamespace(train=Split()), rate=rate)
         run.recipe.distill.steps = 1
         run()
-        return {name: tensor - grown.state_dict()[name] for name, tensor in ta.model.state_dict().items()}
+        return {name: tensor.cpu() - grown.state_dict()[name] for name, tensor in ta.model.state_dict().items()}
 
     plain, half = moved(0.0), moved(0.5)
     for name, step in plain.items():

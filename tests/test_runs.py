@@ -338,14 +338,16 @@ def test_unshared_students_are_saved_resumed_and_exported(folder):
 
 
 def test_a_full_memory_says_what_took_it_and_what_helps(folder, monkeypatch):
-    convert(settings(), Path("out"))
+    recipe = settings()
+    recipe.distill.device = "cpu"
+    convert(recipe, Path("out"))
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
 
     monkeypatch.setattr(distillation.Step, "__call__", full)
     with pytest.raises(MattaError, match=r"Out of memory on cpu at step 0: .*Tried to allocate 2.*Try --micro-batch 16"):
-        distill(settings(), Path("out"))
+        distill(recipe, Path("out"))
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder, monkeypatch):

@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config
-from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, resized, run
+from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, output_of, resized, run
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError, said
+from matta_cli.programs import Outputs
 
 _FILE, _PROGRAM = "auto.json", "student.pt2"
 _LOADER = f"torch.export.load({{folder}} + '/{_PROGRAM}').module()"
@@ -241,30 +242,19 @@ def _own_example(model: nn.Module) -> str:
     return "x".join(str(n) for n in (1, *size)) if size else ""
 
 
-class _Outputs(nn.Module):
-    """A model that gives its one tensor: an exported program must not need transformers to name its outputs."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return run(self.model, Inputs(args, kwargs))
-
-
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """The model as a program for any number of examples (and of tokens)."""
+    given = {f"arg{k}": value for k, value in enumerate(inputs.args)} | inputs.kwargs
 
     def free(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return None
         return dict.fromkeys(range(1 if tensor.is_floating_point() else min(2, tensor.dim())), torch.export.Dim.AUTO)
 
-    shapes: dict[str, Any] = {"args": tuple(map(free, inputs.args))} if inputs.args else {}
-    shapes |= {"kwargs": {key: free(value) for key, value in inputs.kwargs.items()}} if inputs.kwargs else {}
+    shapes = {name: free(value) for name, value in given.items()}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        whole = _Outputs(copy.deepcopy(model).cpu().eval().requires_grad_(False))
+        whole = Outputs(copy.deepcopy(model).cpu().eval().requires_grad_(False), list(given), output_of)
         return torch.export.export(whole, inputs.args, inputs.kwargs, dynamic_shapes=shapes)
 
 
@@ -283,6 +273,8 @@ def _opened(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
     model = copy.deepcopy(source.module) if source.module is not None else _stock(source)
     _without_cache(model)
     builder, arguments = _stock_builder(model)
+    if builder.startswith("timm:") and not hasattr(model, "_model_args"):
+        arguments = _told(model, source, arguments)
     if not builder:
         raise MattaError(
             f"{source.name!r} is a {type(model).__name__}, which its checkpoint alone cannot build again: name the function "
@@ -318,6 +310,23 @@ def _stock_builder(model: Any) -> tuple[str, dict[str, Any]]:
         given = {"num_classes": model.num_classes, **getattr(model, "_model_args", {})}
         return "timm:create_model", {"model_name": architecture, **json.loads(json.dumps(given))}
     return "", {}
+
+
+def _told(model: Any, source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a timm model, where timm does not keep them (before 1.0.30): those that its folder and its input tell.
+
+    Raises ``MattaError`` where they build another model.
+    """
+    config = read_config(source.folder) if source.folder is not None else {}
+    size = model.pretrained_cfg.get("input_size") or ()
+    told = {**arguments, **({"in_chans": size[0]} if size else {}), **config.get("model_args", {})}
+    again = _called("timm:create_model", told, None)
+    if {k: v.shape for k, v in again.state_dict().items()} != {k: v.shape for k, v in model.state_dict().items()}:
+        raise MattaError(
+            f"{source.name!r} was made with arguments that this release of timm does not keep: install timm 1.0.30 or later, "
+            "or name a function that builds it, my_pkg.models:build, and pass its state dict with --weights."
+        )
+    return told
 
 
 def _without_cache(model: Any) -> None:

@@ -309,7 +309,11 @@ def _arguments(model: Any) -> dict[str, Any]:
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         "dynamic_img_size": model.dynamic_img_size,
     }
-    if hasattr(model.blocks[0].ls1, "gamma"):
+    block, none = model.blocks[0], nn.Identity()
+    norms = {"pre_norm": model.norm_pre, "qk_norm": getattr(block.attn, "q_norm", none)}  # timm keeps them from 1.0.30 on
+    norms |= {"scale_attn_norm": getattr(block.attn, "norm", none), "scale_mlp_norm": block.mlp.norm}
+    derived |= {name: True for name, norm in norms.items() if not isinstance(norm, nn.Identity)}
+    if hasattr(block.ls1, "gamma"):
         derived["init_values"] = known.get("init_values") or 1e-5
     return known | derived
 

@@ -95,7 +95,8 @@ def main() -> None:
     arguments.add_argument("--seeds", type=int, default=5, help="of the results; default: 5")
     arguments.add_argument("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
     arguments.add_argument("--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp")
-    arguments.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
+    jobs = 2 if common.device().type == "cuda" else os.cpu_count()  # cells share a GPU in turns: with more of them, none ends
+    arguments.add_argument("--jobs", type=int, default=jobs, help="cells at a time, each on one thread; default: %(default)s")
     arguments.add_argument("--again", action="store_true", help="run what there are results of again, from bases made here")
     arguments.add_argument("--arms", help="only these, by their names in arms.py: plain,matta,...; default: all")
     arguments.add_argument(
