@@ -1,9 +1,20 @@
 """What matta says to a person when something is wrong."""
 
+import re
+
 
 def said(error: Exception) -> str:
-    """The first line of what an error of another library says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error of another library says, in one line; a line that ends in a colon takes the next one along."""
+    if code := refused_code(error):
+        return f"its weights are a pickle that holds code ({code}), which is never run; save_pretrained writes safetensors"
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+
+
+def refused_code(error: Exception) -> str:
+    """The name of the code that torch refused to run as it opened a pickle; empty where the error is another."""
+    found = re.search(r"unsupported global\W+(?:global )?([\w.]+)", str(error), re.IGNORECASE)
+    return found[1] if found else ""
 
 
 class MattaError(Exception):

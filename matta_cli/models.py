@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
-import pickle
 import re
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from matta_cli import checkpoint, registry, supernet
 from matta_cli.adapter import Adapter, Source
-from matta_cli.errors import MattaError, said
+from matta_cli.errors import MattaError, refused_code, said
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -305,16 +305,18 @@ def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"  # only this format can be mapped into memory
-        # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
-        return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it goes on to raise
+            # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
+            return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
     except Exception as error:  # what torch.load raises on a foreign file is open-ended, with the flag even more so
         message = str(error)
         if "TorchScript" in message:
             raise MattaError(f"{text!r} is a TorchScript archive: save the model's state dict instead.") from error
-        if not allow_pickle and isinstance(error, pickle.UnpicklingError) and "Unsupported global" in message:
+        if code := refused_code(error):
             raise MattaError(
-                f"{text!r} is a pickled module, not a state dict, and opening it runs code from it: save model.state_dict() "
-                "instead, or, if you trust its author, pass --allow-pickle."
+                f"{text!r} holds more than a state dict, and opening it runs code that it names ({code}): save "
+                "model.state_dict() instead, or, if you trust its author, convert it with --allow-pickle."
             ) from error
         if isinstance(error, (ImportError, AttributeError)):
             raise MattaError(f"{text!r} needs code that is not installed here: {message.splitlines()[0]}.") from error

@@ -793,11 +793,24 @@ class Trap:
         return (Path.touch, (self.path,))
 
 
+class System(Trap):
+    """Does so with a function that torch refuses by name, in other words."""
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.path}",))
+
+
 def test_pickles_are_refused_and_never_run(tmp_path):
     file, touched = tmp_path / "m.pt", tmp_path / "touched"
-    torch.save({"state_dict": Trap(touched)}, file)
-    with pytest.raises(MattaError, match="--allow-pickle"):
-        open_source(str(file))
+    for code in (Trap(touched), System(touched)):
+        for zipped in (True, False):
+            torch.save({"state_dict": code}, file, _use_new_zipfile_serialization=zipped)
+            with pytest.raises(MattaError, match=r"runs code that it names \((getattr|posix\.system)\).*--allow-pickle"):
+                open_source(str(file))
+    gpt2().config.save_pretrained(tmp_path)
+    torch.save(System(touched), tmp_path / "pytorch_model.bin")
+    with pytest.raises(MattaError, match=r"a pickle that holds code \(posix.system\), which is never run"):
+        GPT2().load(Source("m", folder=tmp_path))
     assert not touched.exists()
     net = nn.Sequential(nn.Linear(2, 1))
     torch.save(net, file)

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config, skeleton
-from matta_adapters.stock import first_line, from_folder, no_init, quiet
+from matta_adapters.stock import from_folder, no_init, quiet
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -152,7 +152,7 @@ class Llama(Adapter):
             with no_init():
                 model: Any = getattr(transformers, _CLASSES[kind])(config)
         except Exception as error:  # transformers and its checks of configurations raise their own
-            raise MattaError(f"transformers cannot build a {kind} from --config: {first_line(error)}") from error
+            raise MattaError(f"transformers cannot build a {kind} from --config: {said(error)}") from error
         model.tie_weights()  # part of the initialisation that was skipped
         named = {key if key.startswith(("model.", "lm_head.")) else f"model.{key}": tensor for key, tensor in tensors.items()}
         named = {key: tensor for key, tensor in named.items() if not _OLD_BUFFERS.search(key)}

@@ -12,7 +12,7 @@ from torch import nn
 
 from matta_adapters.skeleton import some
 from matta_cli.adapter import Source
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 
 
 def from_folder(cls: Any, source: Source, old_buffers: re.Pattern[str]) -> nn.Module:
@@ -34,13 +34,7 @@ def opened(cls: Any, source: Source) -> tuple[Any, Any]:
         with quiet():
             return cls.from_pretrained(str(source.folder), output_loading_info=True)
     except Exception as error:  # transformers, its checks and safetensors each raise their own
-        raise MattaError(f"transformers cannot load {source.name!r}: {first_line(error)}") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error of a library says, in one line; a line that ends in a colon takes the next one along."""
-    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
-    return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
 
 
 def no_init() -> AbstractContextManager[None]:
