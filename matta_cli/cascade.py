@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,18 @@ LEAST = 40  # examples, half of which choose
 _SHARES = np.arange(0.05, 1.0, 0.05)  # of the examples that are passed on
 
 
+def check(task: Task, columns: Iterable[str], examples: int, unsure: str) -> None:
+    """Raise ``MattaError`` where models whose answers have these columns do not say how sure they are, or of too few."""
+    if unsure not in UNSURE:
+        raise MattaError(f"--unsure {unsure!r} is not known: {', '.join(UNSURE)}.")
+    if unsure not in columns:
+        raise MattaError(f"A cascade needs models that say how sure they are of a class; those of {task.name} do not.")
+    if examples < LEAST:
+        raise MattaError(
+            f"A cascade's threshold is chosen on half of the held-out examples, {LEAST} at least: pass more of them."
+        )
+
+
 def curve(
     task: Task, small: Columns, large: Columns, macs: tuple[int, int], resamples: int, unsure: str = "confidence"
 ) -> dict[str, Any]:
@@ -25,16 +38,9 @@ def curve(
     or its margin over the next. Every second example chooses the thresholds: twenty shares that are passed on, and among
     these (and both models alone) the cheapest that is as good as the large model. All numbers are those of the other half.
 
-    Raises ``MattaError`` where the task's models do not say how sure they are, and where there are too few examples.
+    Raises ``MattaError`` for what ``check`` refuses.
     """
-    if unsure not in UNSURE:
-        raise MattaError(f"--unsure {unsure!r} is not known: {', '.join(UNSURE)}.")
-    if unsure not in small:
-        raise MattaError(f"A cascade needs models that say how sure they are of a class; those of {task.name} do not.")
-    if len(small[unsure]) < LEAST:
-        raise MattaError(
-            f"A cascade's threshold is chosen on half of the held-out examples, {LEAST} at least: pass more of them."
-        )
+    check(task, small, len(next(iter(small.values()))), unsure)
     metric = task.metrics[0]
     assert metric.higher, "the primary metric of a task whose answers are right or wrong"
     halves = [({k: v[i::2] for k, v in small.items()}, {k: v[i::2] for k, v in large.items()}) for i in (0, 1)]

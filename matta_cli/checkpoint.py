@@ -53,8 +53,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success and disappears on failure."""
+    """A temporary folder beside ``path`` that takes its place on success and disappears on failure, and folders made for it."""
     refuse_existing(path, overwrite)
+    new = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
@@ -74,6 +75,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             temp.replace(path)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
+        with contextlib.suppress(OSError):  # where another process has written there
+            for parent in new:
+                parent.rmdir()
         raise
 
 
@@ -86,7 +90,12 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
 def steps(run: Path) -> list[Path]:
     """The folders of a run's checkpoints, oldest first."""
     found = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step-"))
 
 
 def newest(run: Path) -> Path | None:

@@ -284,6 +284,8 @@ def convert(
         shares = parse_sizes(settings.sizes, list(supernet.kinds(sizes)))
         ta = TA(adapter, base, base_axes, dict(sizes), {"multiple": settings.multiple, "sizes": shares})
         batches = _probe(task, ta, folder)
+        if batches is None and recipe.data.train:
+            notes.append(f"{recipe.data.train!r} was not read: {source.name} brings no tokenizer; --tokenizer names one.")
         order = settings.order
         if order == "auto":
             order = "activation" if batches else "magnitude"

@@ -380,7 +380,9 @@ class Training:
             (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
             checkpoint.seal(folder)
         if recipe.distill.keep:
-            for old in checkpoint.steps(self.run)[: -recipe.distill.keep]:
+            # those after this step are damaged, and are written anew
+            taken = [p for p in checkpoint.steps(self.run) if checkpoint.step_of(p) <= counters.step]
+            for old in taken[: -recipe.distill.keep]:
                 if old.name != f"step-{counters.best_step}":
                     shutil.rmtree(old, ignore_errors=True)
         return path
@@ -426,7 +428,7 @@ def _refuse_stopped(out: Path, last: Path) -> None:
         wanted = run_recipe(out).distill.steps
     except MattaError:  # what it was to be is not known
         return
-    reached = int(last.name.removeprefix("step-"))
+    reached = checkpoint.step_of(last)
     if reached < wanted:
         raise MattaError(
             f"A run in {out / 'run'} has stopped at step {reached} of {wanted}; pass --resume to go on with it, or "

@@ -142,6 +142,10 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     for subject in [*subjects, *others.values()]:
         if splits:
             _fit(task, subject, first)
+    if asked.cascade:  # what cannot be is said before all is measured
+        one_row = evaluate.columns(task, first.fitted.to(device), splits[0], 1, device, limit=1)
+        there, limit = len(splits[0]), recipe.data.eval_examples
+        cascade.check(task, one_row, min(there, limit or there), asked.unsure)
     scored: dict[str, _Scored] = {}
     for subject in [*subjects, *others.values()]:
         if subject.name not in scored:  # the TA, or the Teacher, may be one of the models, too

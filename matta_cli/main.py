@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from matta_cli import __version__
 from matta_cli.commands.adapters import adapters
@@ -18,10 +20,35 @@ from matta_cli.commands.recipe import app as recipe
 from matta_cli.commands.report import report
 from matta_cli.commands.search import search
 from matta_cli.commands.teach import teach
-from matta_cli.console import guarded
+from matta_cli.console import guarded, say
+
+_UsageError: Any = typer.BadParameter.__bases__[0]  # that of the click which this release of typer brings, or needs
+
+
+class _Commands(TyperGroup):
+    """Says of what was typed wrong, too, one sentence, with exit code 1."""
+
+    def main(
+        self, args: Any = None, prog_name: str | None = None, complete_var: str | None = None, standalone_mode: bool = True,
+        **more: Any,
+    ) -> Any:  # fmt: skip
+        try:
+            code = super().main(args, prog_name, complete_var, standalone_mode=False, **more)
+        except _UsageError as error:
+            if not standalone_mode:
+                raise
+            sentence = " ".join(error.format_message().split())
+            if not sentence:  # nothing was typed, and its help has been shown
+                sys.exit(0)
+            where = error.ctx.command_path if error.ctx is not None else "matta"
+            say(f"Error: {sentence}{'' if sentence[-1] in '.?' else '.'} See `{where} --help`.")
+            sys.exit(1)
+        return sys.exit(code) if standalone_mode else code
+
 
 app = typer.Typer(
     name="matta",
+    cls=_Commands,
     help="Turn one dense PyTorch model into a family of good small ones.",
     epilog="Start with: matta convert model.pt --adapter gpt2, then matta distill --teacher gpt2-large, "
     "then matta export --widths 0.25,0.5,1.0. Or see it all at once: matta demo.",

@@ -189,8 +189,10 @@ class Recipe:
         """Set values from nested tables (``{"distill": {"lr": 0.1}}``). ``origin`` names them in an error."""
         for section, table in values.items():
             settings = getattr(self, section, None) if section in _sections() else None
-            if settings is None or not isinstance(table, Mapping):
+            if settings is None:
                 raise MattaError(f"{origin}: there is no table [{section}]{_did_you_mean(section, _sections())}.")
+            if not isinstance(table, Mapping):
+                raise MattaError(f"{origin}: {section} is a table of settings, not {table!r}: put them below [{section}].")
             hints = get_type_hints(type(settings))
             for key, value in table.items():
                 if key not in hints:

@@ -259,12 +259,16 @@ def test_a_report_with_baselines(typed):
         ("convert pickled.pt --adapter mlp_ranker -o o", ["'pickled.pt'", "--allow-pickle"]),
         ("convert model.pt --adapter gpt2 --expand 0.5 -o o", ["--expand 0.5"]),
         ("convert model.pt --adapter gpt2 --order best -o o", ["--order 'best'"]),
+        ("convert gpt2-large --data nothing.txt -o o", ["'nothing.txt'"]),
         ("distill --teacher other-vocabulary --overwrite", ["325", "320"]),
         ("distill --overwrite", ["No Teacher is named", "--teacher"]),
         ("distill --teacher gpt2-large --data empty.txt --overwrite", ["'empty.txt'"]),
         ("distill --teacher gpt2-large --data nothing.txt --overwrite", ["'nothing.txt'"]),
         ("distill --teacher gpt2-large --config strict.toml --overwrite", ["too weak", "--allow-weak-teacher"]),
         ("distill --teacher gpt2-large --steps 0 --overwrite", ["--steps 0"]),
+        ("distill --teacher gpt2-large --steps many --overwrite", ["'--steps'", "See `matta distill --help`"]),
+        ("distil --teacher gpt2-large", ["'distil'", "Did you mean 'distill'? See `matta --help`"]),
+        ("distill --teacher gpt2-large --config value.toml --overwrite", ["distill is a table", "not 5", "below [distill]"]),
         ("distill --teacher gpt2-large --device tpu7 --overwrite", ["'tpu7'"]),
         ("distill --teacher gpt2-large --widths 5 --overwrite", ["Width 5", "up to 2"]),
         ("distill --teacher gpt2-large --config missing.toml --overwrite", ["'missing.toml'"]),
@@ -289,6 +293,7 @@ def test_a_report_with_baselines(typed):
         ("eval gpt2-large other-vocabulary", ["325", "320"]),
         ("eval gpt2-large --held-out nothing.txt", ["'nothing.txt'"]),
         ("eval gpt2-large --cascade", ["two models"]),
+        ("eval gpt2-large matta-out@0.5 --cascade", ["how sure they are", "causal_lm"]),
         ("eval gpt2-large --speculative gpt2-large", ["SMALL,LARGE"]),
         ("eval gpt2-large --task-data lambada_openai", ["lambada_openai=FILE.jsonl"]),
         ("eval --out empty", ["nothing to evaluate", "empty"]),
@@ -301,10 +306,11 @@ def test_refusals(typed, line, words):
     torch.save(nn.Sequential(nn.Linear(2, 1)), "pickled.pt")
     Path("empty.txt").touch()
     Path("strict.toml").write_text(TOML.replace("true", "false"))
+    Path("value.toml").write_text("distill = 5\n")
     Path("typo.toml").write_text("[distill]\nstep = 3\n")
     kept = sorted(Path("matta-out").rglob("*"))
     refusal(typed(line), *words)
-    assert not Path("o").exists() or not list(Path("o").iterdir())
+    assert not Path("o").exists()
     assert sorted(Path("matta-out").rglob("*")) == kept, "a refused command must leave finished work alone"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 
@@ -175,7 +176,6 @@ def test_against_and_refusals(folder, tmp_path):
         (["base"], {"against": "nobody"}, "'nobody' is none of the models"),
         (["out@3"], {}, "Width 3 is not possible"),
         (["base"], {"cascade": True}, "two models or more"),
-        (["base", "teacher"], {"cascade": True}, "cost the same"),
         (["base", "out@0.5"], {"cascade": True}, "how sure they are"),
         (["base"], {"speculative": ["x"]}, "SMALL,LARGE"),
         (["base"], {"speculative": ["x", "x"]}, "SMALL,LARGE"),
@@ -422,6 +422,9 @@ def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     (found,) = result["cascade"]
     assert found["models"] == names[::-1] and found["macs"]["small"] < found["macs"]["large"]
     assert all(set(m["metrics"]) == {"top1", "ece"} for m in result["models"]) and "ta" not in result["agreement"]
+    shutil.copytree(tmp_path / "large", tmp_path / "twin")
+    with pytest.raises(MattaError, match="cost the same"):
+        evaluation.evaluation(settings, Asked([names[0], str(tmp_path / "twin")], cascade=True), tmp_path / "out")
 
     from typer.testing import CliRunner
 

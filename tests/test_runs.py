@@ -108,6 +108,14 @@ def test_a_damaged_checkpoint_is_named_and_left_out(folder):
     assert (again / "model.safetensors").read_bytes() == whole
 
 
+def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
+    convert(settings(), Path("out"))
+    last = distill(settings(steps=8, save_every=2, keep=2), Path("out"))
+    (last / "model.safetensors").write_bytes(b"")
+    distill(settings(steps=7, save_every=2, keep=2), Path("out"), resume=True)
+    assert {p.name for p in last.parent.iterdir()} == {"step-6", "step-7", "step-8"}
+
+
 def test_two_runs_in_one_folder_are_refused(folder):
     convert(settings(), Path("out"))
     distill(settings(), Path("out"))
