@@ -45,18 +45,15 @@ def call_names(task: Task, model: Any, probe: Batch) -> tuple[list[str], dict[st
     return [by_id[id(value)] for value in heard.args if id(value) in by_id], named
 
 
-class Outputs(nn.Module):
-    """A model that gives its one tensor: a program must not need transformers to name its outputs.
+class _Outputs(nn.Module):
+    """A model that gives its one tensor: a program must not need transformers to name its outputs."""
 
-    names: of its inputs. chosen: the tensor of what the model answers.
-    """
-
-    def __init__(self, model: nn.Module, names: list[str], chosen: Callable[[Any], Tensor] = raw) -> None:
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
         self.model = model
 
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            return chosen(model(*args, **kwargs))
+            return raw(model(*args, **kwargs))
 
         # torch.export's guards do not find their way into **kwargs, nor do free sizes in some of its releases
         named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
@@ -86,7 +83,7 @@ def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.Exported
             warnings.simplefilter("ignore")
             shapes = {name: free(tensor) for name, tensor in given.items()}
             by_name = {key: given[key] for key in kwargs}
-            answers = Outputs(whole, list(given))
+            answers = _Outputs(whole, list(given))
             return torch.export.export(answers, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises what its tracer runs into
         raise MattaError(f"A {type(model).__name__} cannot be exported as a program: {said(error)[:300]}") from error

@@ -96,7 +96,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-SLOW = ("mobilenet", "resnet18")  # many axes
+SLOW = ("mobilenet", "resnet18", "convnext")  # many axes
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])
@@ -197,12 +197,12 @@ def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
     [
         ("plain_cnn", "stem.0"),
         ("plain_cnn", "inner.0"),
-        ("resnet18", "layer2.0.conv2"),
+        pytest.param("resnet18", "layer2.0.conv2", marks=pytest.mark.slow),
         pytest.param("resnet18", "layer3.1.conv1", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.1.0.conv_pw", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.2.0.se.conv_reduce", marks=pytest.mark.slow),
         pytest.param("mobilenet", "blocks.2.0.conv_pwl", marks=pytest.mark.slow),
-        ("convnext", "stages.2.downsample.1"),
+        pytest.param("convnext", "stages.2.downsample.1", marks=pytest.mark.slow),
         ("convnext", "stages.1.blocks.0.mlp.fc1"),
         ("mixer", "blocks.1.mlp_tokens.fc1"),
         ("vit", "patch_embed.proj"),
@@ -236,6 +236,9 @@ def test_parameter_counts_are_those_of_smaller_models():
     student = supernet.materialize(adapter, model, adapter.axes(model), sizes)
     assert parameters(student) == 11 * 4 + 13 * 4 + (4 * 8 + 8) + (8 * 3 + 3) + (4 * 6 + 6) + (6 * 3 + 3)
 
+
+@pytest.mark.slow
+def test_a_depthwise_convolution_has_a_group_for_each_channel_left():
     adapter, model = made("mobilenet")
     depthwise = model.blocks[1][0].conv_dw
     assert depthwise.groups == 40
@@ -484,7 +487,7 @@ def test_the_three_lines(tmp_path):
         assert torch.allclose(torch.load(tmp_path / "out.pt"), student(batch_of_five), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["llama", "TwoTowers", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["TwoTowers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "resnet18"))])
 def test_convert(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe()

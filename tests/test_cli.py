@@ -94,18 +94,17 @@ LINES = (
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A folder in which the three lines were typed: the second in a process of its own, as all are in a slow test."""
+    """A folder in which the three lines were typed (in processes of their own in a slow test)."""
     folder = tmp_path_factory.mktemp("lines")
     prepare(folder)
+    done = []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        converted = CliRunner().invoke(app, LINES[0].split())
-        assert converted.exit_code == 0, converted.output
-        (folder / "matta.toml").write_text(TOML, encoding="utf-8")
-        distilled = fine(command(folder, *LINES[1].split()))
-        exported = CliRunner().invoke(app, LINES[2].split())
-        assert exported.exit_code == 0, exported.output
-    return folder, [converted, distilled, exported]
+        for line in LINES:
+            done.append(CliRunner().invoke(app, line.split()))
+            assert done[-1].exit_code == 0, done[-1].output
+            (folder / "matta.toml").write_text(TOML, encoding="utf-8")  # from the second line on
+    return folder, done
 
 
 @pytest.fixture
@@ -526,7 +525,7 @@ MOMENTS = {
     "in an evaluation": ("matta_cli.distillation", "measure", 4),
     "in a checkpoint": ("matta_cli.distillation:Training", "save", 1),
 }
-SLOW_MOMENTS = ("in a step", "in an evaluation")
+SLOW_MOMENTS = ("in a step", "after an update", "in an evaluation")
 
 
 @pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW_MOMENTS else []) for m in MOMENTS])

@@ -151,7 +151,7 @@ def test_output_folder_here_is_read_once(here):
         ("[distil]\nsteps = 3", r"matta.toml: there is no table \[distil\] \(did you mean 'distill'\?\)"),
         ("[zzz]\nsteps = 3", r"there is no table \[zzz\]; known: convert, data, distill, export"),
         ("steps = 3", r"there is no table \[steps\]"),
-        ("distill = 3", r"there is no table \[distill\]"),
+        ("distill = 3", r"distill is a table of settings, not 3: put them below \[distill\]"),
         ('[distill]\nsteps = "3"', r"matta.toml: distill.steps is '3', but an int is needed"),
         ("[distill]\nsteps = 3.5", r"distill.steps is 3.5, but an int"),
         ("[distill]\nsteps = true", r"distill.steps is True, but an int"),

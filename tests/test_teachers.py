@@ -70,8 +70,15 @@ def test_a_ranker_learns_the_same_from_the_file_as_from_the_model(folder, loss):
     teach(settings(**more), Path("out"), Path("said"))
     distill(settings("said", **more), Path("out"), overwrite=True)
     assert weights("out") == once
+
+
+@pytest.mark.slow
+def test_a_report_goes_without_a_teacher_that_is_a_file(folder):
+    convert(settings(), Path("out"))
+    teach(settings(), Path("out"), Path("said"))
+    distill(settings("said"), Path("out"))
     said = []
-    export(settings("said", **more), Path("out"), say=said.append)
+    export(settings("said"), Path("out"), say=said.append)
     assert any("report goes without" in line for line in said)
 
 

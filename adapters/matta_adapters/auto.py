@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib.machinery import PathFinder
+from inspect import Parameter, Signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config
-from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, output_of, resized, run
+from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, resized, run
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError, said
-from matta_cli.programs import Outputs
 
 _FILE, _PROGRAM = "auto.json", "student.pt2"
 _LOADER = f"torch.export.load({{folder}} + '/{_PROGRAM}').module()"
@@ -242,6 +242,24 @@ def _own_example(model: nn.Module) -> str:
     return "x".join(str(n) for n in (1, *size)) if size else ""
 
 
+class _Outputs(nn.Module):
+    """A model that gives its one tensor: an exported program must not need transformers to name its outputs.
+
+    Its inputs have names of their own: releases of torch.export differ in how they see free sizes in ``**kwargs``.
+    """
+
+    def __init__(self, model: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.model = model
+
+        def forward(*args: Any, **kwargs: Any) -> Tensor:
+            return run(model, Inputs(args, kwargs))
+
+        named = [Parameter(name, Parameter.POSITIONAL_OR_KEYWORD) for name in names]
+        forward.__signature__ = Signature(named)  # type: ignore[attr-defined]
+        self.forward = forward
+
+
 def _exported(model: nn.Module, inputs: Inputs) -> Any:
     """The model as a program for any number of examples (and of tokens)."""
     given = {f"arg{k}": value for k, value in enumerate(inputs.args)} | inputs.kwargs
@@ -254,7 +272,7 @@ def _exported(model: nn.Module, inputs: Inputs) -> Any:
     shapes = {name: free(value) for name, value in given.items()}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        whole = Outputs(copy.deepcopy(model).cpu().eval().requires_grad_(False), list(given), output_of)
+        whole = _Outputs(copy.deepcopy(model).cpu().eval().requires_grad_(False), list(given))
         return torch.export.export(whole, inputs.args, inputs.kwargs, dynamic_shapes=shapes)
 
 
