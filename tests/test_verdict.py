@@ -92,6 +92,7 @@ def replace_weights(folder, tensors):
     checkpoint.seal(folder)
 
 
+@pytest.mark.slow
 def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     last = checkpoint.newest(here / "run")
     tensors = load_file(str(last / "model.safetensors"))
