@@ -9,7 +9,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -40,7 +40,7 @@ from matta_cli.data import loader
 from matta_cli.devices import World
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.progress import Listener, Progress, quiet
-from matta_cli.recipe import Recipe, run_recipe
+from matta_cli.recipe import Recipe, run_recipe, tomllib
 from matta_cli.step import ModelTeacher, Step, Teacher, asks_teacher
 from matta_cli.tasks import Batch, Data, Split, Task
 from matta_cli.teacher_files import FileTeacher
@@ -570,6 +570,34 @@ def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
     """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
     if ta.card["lineage"]["digest"] != digest:
         raise MattaError(f"{folder} trained another TA than the one that was converted since: distill again with --overwrite.")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it was trained by."""
+
+    folder: Path
+    ta: TA
+    counters: dict[str, Any]
+    recipe: Recipe
+
+
+def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
+    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged ones are named by ``say``.
+
+    Raises ``MattaError`` where there is none, or where it trained another TA than the one in ``out/ta``.
+    """
+    last, damaged = checkpoint.chosen(out / "run", which)
+    for path in damaged:
+        say(f"{path} is damaged and is left out.")
+    if last is None:
+        raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
+    ta = load_ta(last)
+    refuse_other_ta(checkpoint.read_card(out / "ta")["lineage"]["digest"], ta, last)
+    counters = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
+    recipe = Recipe()
+    recipe.update(tomllib.loads(counters["recipe"]), str(last))
+    return Reached(last, ta, counters, recipe)
 
 
 def _rewind(log: Path, step: int) -> None:

@@ -40,7 +40,7 @@ from matta_cli.conversion import TA, load_student, load_ta, unsupported
 from matta_cli.errors import MattaError
 from matta_cli.programs import PROGRAMS, Listening, call_names
 from matta_cli.progress import Listener, quiet
-from matta_cli.recipe import Recipe, tomllib
+from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Task
 
 Say = Callable[[str], None]
@@ -120,16 +120,8 @@ def export(
         if sizes[a] == sizes[b]:
             raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
     checkpoint.refuse_existing(out / "students", overwrite)
-    last, damaged = checkpoint.chosen(out / "run", recipe.export.checkpoint)
-    for path in damaged:
-        say(f"{path} is damaged and is left out.")
-    if last is None:
-        raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
-    ta = load_ta(last)
-    distillation.refuse_other_ta(base_ta.card["lineage"]["digest"], ta, last)
-    trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
-    used = Recipe()
-    used.update(tomllib.loads(trained["recipe"]), str(last))
+    run = distillation.reached(out, recipe.export.checkpoint, say)
+    last, ta, trained, used = run.folder, run.ta, run.counters, run.recipe
     menu = ", ".join(f"{w:g}" for w in used.distill.widths)
     notes = [
         f"Width {w:g} was never trained ({menu} were): train what you export." for w in widths if w not in used.distill.widths

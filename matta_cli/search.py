@@ -37,10 +37,10 @@ from matta_cli import (
 )  # fmt: skip
 from matta_cli.adapter import Sizes
 from matta_cli.budgets import COSTS, NEAR, Budget, Costs
-from matta_cli.conversion import TA, is_stock, load_ta
+from matta_cli.conversion import TA, is_stock
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.progress import Listener, Progress, quiet
-from matta_cli.recipe import Recipe, tomllib
+from matta_cli.recipe import Recipe
 from matta_cli.tasks import Batch, Data, Task
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
@@ -303,25 +303,20 @@ class Search:
     def __init__(self, recipe: Recipe, out: Path, storage: Any) -> None:
         self.recipe, self.storage = recipe, storage
         self.settings = settings = recipe.search
-        last, _ = checkpoint.chosen(out / "run", recipe.export.checkpoint)
-        if last is None:
-            raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
-        self.ta = ta = load_ta(last)
-        distillation.refuse_other_ta(checkpoint.read_card(out / "ta")["lineage"]["digest"], ta, last)
+        reached = distillation.reached(out, recipe.export.checkpoint)
+        self.ta, used = reached.ta, reached.recipe
+        ta = self.ta
         if ta.copies:
             raise MattaError("The run had distill.shared = false: there are no nested weights to search sizes in.")
-        trained = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
-        used = Recipe()
-        used.update(tomllib.loads(trained["recipe"]), str(last))
         taught = [used.distill.ta_width or ta.widest] if used.distill.ta_weight > 0 else []
         self.space = Space(ta, sorted({*used.distill.widths, *taught}), settings.sizes)
-        self.training_seconds = float(trained["seconds"])
+        self.training_seconds = float(reached.counters["seconds"])
         self.device = devices.pick(recipe.distill.device)
         ta.model.to(self.device).eval()
         self.task: Task = registry.task(ta.adapter.task, recipe)
         self.metric = self.task.metrics[0]
         self.normed = supernet.has_statistics(ta.model)
-        self.data: Data = self.task.data(last, ta.model, training=self.normed)
+        self.data: Data = self.task.data(reached.folder, ta.model, training=self.normed)
         self.split = chooses(self.task, ta.model, self.data, self.device)
         self.choosing, self.reporting = evaluate.halves(self.data.held_out[self.split])
         few = used.distill.steps * used.distill.batch_size // SHARE
@@ -330,7 +325,7 @@ class Search:
         self.costs = Costs(self.task, ta, some)
         batch = cost.repeated({name: tensor.to(self.device) for name, tensor in some.items()}, recipe.export.batch_size)
         self.latency = Latency(self.task, ta, self.costs, batch, recipe.export.threads)
-        parts = (checkpoint.digest(last), self.choosing.digest(), self.examples, self.metric.name)
+        parts = (checkpoint.digest(reached.folder), self.choosing.digest(), self.examples, self.metric.name)
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
         self.scores = Scores(_optuna(), storage, f"scores {self.digest}", bool(self.metric.higher))
         self.found: dict[str, Candidate] = {}
