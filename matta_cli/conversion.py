@@ -264,8 +264,8 @@ def convert(
     base = adapter.load(source)
     source = replace(source, tensors=None, module=None)  # the base is made into the TA: two copies of it are one too many
     models.own_memory(base)
+    base_axes = supernet.nested_axes(adapter, base, settings.axes)  # a task of its own may come from what it asks for
     task = registry.task(adapter.task, recipe)
-    base_axes = supernet.nested_axes(adapter, base, settings.axes)
     notes = [*([] if settings.adapter else registry.problems()), *adapter.notes]
     if not base_axes:
         raise MattaError(f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested.")

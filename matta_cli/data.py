@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import signal
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -179,7 +180,8 @@ def empty(text: str, what: str) -> MattaError:
 def no_column(text: str, column: str, setting: str, known: Sequence[str]) -> MattaError:
     """The error for a column that is not there. ``setting`` is the recipe's setting that names it, if any does."""
     hint = f" Set {setting} to the right one." if setting else ""
-    return MattaError(f"{text!r} has no column {column!r}; it has {', '.join(known) or 'none'}.{hint}")
+    shown = ", ".join(name if name == name.strip() else repr(name) for name in known)  # a blank at an end is else not seen
+    return MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:
@@ -207,6 +209,9 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
         else:
             options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
             table = pyarrow.csv.read_csv(path, parse_options=options)
+        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+        if twice:
+            raise MattaError(f"{str(path)!r} has several columns {twice[0]!r}: give each a name of its own.")
         return {name: table[name].to_numpy() for name in table.column_names}
     except (pa.ArrowException, OSError) as error:
         raise MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None

@@ -298,7 +298,8 @@ def _references(
     if asked.ta:
         found["ta"] = _opened(asked.ta, task, tas, device, example)
     else:
-        near = [name for name in (*made_of, *widths, str(out)) if (ta_folder(name) / "matta.json").exists()]
+        there = [name for name in (*made_of, *widths, *names, str(out)) if (ta_folder(name) / "matta.json").exists()]
+        near = [name for name in there if not checkpoint.read_card(ta_folder(name))["lineage"].get("student")]
         try:
             for name in near[:1]:
                 subject = _opened(name, task, tas, device, example)

@@ -39,7 +39,8 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
                 "grows": all(supernet.growable(ta.model, axis) for axis in axes),
             }
         )
-    shown = sorted({*(widths or (0.25, 0.5, 0.75)), 1.0, ta.widest})
+    usual = [width for width in (0.25, 0.5, 0.75) if width <= ta.widest]
+    shown = sorted({*(widths or usual), 1.0, ta.widest})
     return {
         "folder": str(folder),
         "adapter": ta.adapter.name,
@@ -48,7 +49,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
         "order": ta.card.get("order", "none"),
         "axes": kinds,
         "importance": scores,
-        "widths": menu(ta, [width for width in shown if width <= ta.widest]),
+        "widths": menu(ta, shown),
     }
 
 

@@ -250,11 +250,15 @@ def _read(path: Path) -> Table:
                   for name, tensor in load_file(str(path)).items()}  # fmt: skip
     else:
         values = _columns(path)
-    count = len(next(iter(values.values()), ()))
     if "id" in values and "row" in values:
         raise MattaError(f"Teacher {str(path)!r}: it has both a column 'row' and a column 'id': keep one as the key.")
+    if "id" not in values and "row" not in values:
+        raise MattaError(
+            f"Teacher {str(path)!r}: it has neither a column 'row', the numbers of the examples, nor 'id'; it has "
+            f"{', '.join(values) or 'nothing that is known'}."
+        )
     by_id = "id" in values
-    key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row", np.arange(count)))
+    key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row"))
     if key.dtype.kind not in "iu" and not by_id:
         raise MattaError(f"Teacher {str(path)!r}: column 'row' must hold whole numbers.")
     known = {name: v for name, v in values.items() if name in _KNOWN}

@@ -116,6 +116,13 @@ def flattened() -> nn.Module:
     return Flattened()
 
 
+def sequential() -> nn.Module:
+    """Its layers have numbers for names."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+    )
+
+
 def tied_llama() -> nn.Module:
     model = llama()
     return LlamaForCausalLM(LlamaConfig(**{**model.config.to_dict(), "tie_word_embeddings": True}))

@@ -345,7 +345,17 @@ def test_refusals(name, more, sentence):
         Auto().load(source(name, **more))
 
 
-def test_without_an_example_there_are_no_axes():
+def test_layers_that_have_numbers_for_names_are_of_a_kind_with_a_name():
+    adapter = Auto()
+    axes = adapter.axes(adapter.load(source("sequential", example="1x1x8x8")))
+    assert {axis.name: axis.size for axis in axes} == {"layer.0": 8, "layer.2": 6}
+
+
+def test_without_an_example_there_are_no_axes(tmp_path):
+    recipe = Recipe()
+    recipe.update({"convert": {"source": "auto_models:plain_cnn", "adapter": "auto"}}, "test")
+    with pytest.raises(MattaError, match="pass --example"):
+        convert(recipe, tmp_path / "out")
     adapter = Auto()
     model = adapter.load(source("plain_cnn", example=""))
     with pytest.raises(MattaError, match="pass --example"):

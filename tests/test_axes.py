@@ -149,6 +149,8 @@ def test_inspect(folder, tmp_path):
         expected = scores[name] if name == "depth" else scores[name].sort(descending=True).values
         assert shown == pytest.approx(expected.tolist(), rel=1e-5)
     table = run.invoke(app, ["inspect", "out"]).stdout
+    refused = run.invoke(app, ["inspect", "out", "--widths", "7"])
+    assert refused.exit_code == 1 and "Width 7 is not possible: this TA holds widths above 0 and up to 2" in refused.stderr
     assert "heads.3" in table and "█" in table and "load_student" in table
 
 

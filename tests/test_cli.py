@@ -277,6 +277,7 @@ def test_a_report_with_baselines(typed):
         ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
         ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
+        ("export --trials 3 --overwrite", ["--trials is about the search for a budget", "--target-params"]),
         ("export nowhere", ["nowhere", "matta convert"]),
         ("export --baselines plane --overwrite", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
         ("report nowhere", ["no report in nowhere", "matta export"]),

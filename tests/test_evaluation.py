@@ -160,6 +160,14 @@ def test_a_view_and_its_exported_copy_are_one_model(folder):
     assert result["agreement"]["of"] == "positions with the same likeliest next token"
 
 
+def test_a_ta_that_is_measured_agrees_with_itself(folder, tmp_path):
+    """And not with the one in the output folder, which is another."""
+    other = tmp_path / "other"
+    shutil.copytree(folder / "out" / "ta", other / "ta")
+    result = evaluation.evaluation(recipe(folder), Asked([str(other)]), folder / "out")
+    assert result["agreement"]["ta"] == str(other)
+
+
 def test_against_and_refusals(folder, tmp_path):
     result = measured(folder, "base", "teacher", against=str(folder / "teacher"))
     found = by_name(result)

@@ -481,6 +481,8 @@ def test_image_errors(tmp_path):
     np.savez(tmp_path / "other.npz", x=images)
     (tmp_path / "none").mkdir()
     (tmp_path / "broken.npz").write_text("x")
+    (tmp_path / "empty.npz").touch()
+    np.savez(tmp_path / "object.npz", images=images, labels=np.array([None] * 24))
     model = vit()
     for name, sentence in [
         ("float.npz", r"are float64 \[24, 28, 28\]; uint8"),
@@ -488,7 +490,7 @@ def test_image_errors(tmp_path):
         ("high.npz", "has 10 classes, but the model has 6"),
         ("low.npz", "has 3 classes, but the model has 6"),
         ("other.npz", "has no array 'images'; it has x"),
-        ("broken.npz", "cannot be read"),
+        *((f"{name}.npz", f"{name}.npz' cannot be read: it is damaged, no .npz") for name in ("broken", "empty", "object")),
         ("none", "holds no images"),
         ("missing.npz", "There is no file or folder"),
     ]:
@@ -651,6 +653,8 @@ def test_table_errors(tmp_path):
             (good, {"item": [9] * 60}, "'item'.*has the value 9, but the model knows 9: encode"),
             (good, {"item": [-1] * 60}, "has the value -1"),
             (good, {"item": [0.5] * 60}, "no whole numbers"),
+            (good, {"age": ["old", *["1"] * 59]}, r"gives 1 \(price; 'age' holds text such as 'old' and is left out\)"),
+            (good, {"label": ["1", "yes"] * 30}, "'label'.*text such as 'yes', but"),
             (good, {"more": [1] * 60}, r"reads 2 dense features, but .* gives 3 \(age, price, more\)"),
             (good | {"dense": ["age", "user"]}, {}, "'user'.*text such as 'u0', but dense features"),
             (good, {"age": [None] + [1.0] * 59}, "'age'.* has 1 values that are missing"),
@@ -662,6 +666,14 @@ def test_table_errors(tmp_path):
         folder.mkdir()
         with pytest.raises(MattaError, match=sentence):
             Ranking(recipe(train=table_file(folder, **changes), **settings)).data(folder, Scorer([(9, 3)], 2))
+    for text, sentence in (
+        ("a,b,b,label\n1,2,3,1\n", "has several columns 'b'"),
+        ("a,b,label\n", "t.csv' holds no rows"),
+        ("a,b, label\n1,2,1\n", "no column 'label'; it has a, b, ' label'. Set data.label"),
+    ):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(MattaError, match=sentence):
+            Ranking(recipe(train=str(tmp_path / "t.csv"))).data(tmp_path, Scorer([], 2))
 
 
 def test_libsvm_errors(tmp_path):

@@ -248,6 +248,7 @@ BAD = {
         r"softened by the temperature 1, but distill\.temperature is 2",
     ),
     "no file": (None, "There is no file 'said.parquet': check --teacher"),
+    "no key": (lambda n: table(label=[1] * n), "neither a column 'row', the numbers of the examples, nor 'id'; it has label"),
     "both": (lambda n: table(id=range(n), row=range(n), label=[1] * n), "both a column 'row' and a column 'id'"),
 }
 

@@ -582,6 +582,7 @@ def _accept(
 ) -> bool:  # fmt: skip
     """Try what the candidates may mean, the simplest first; the first that holds becomes an axis. False where none does."""
     shrinking: tuple[Axis, Repeats] | None = None
+    name = name if name.strip("0123456789.") else f"layer.{name}"  # of an nn.Sequential: a kind needs a word
     for size, slices in candidates:
         if any((s.tensor, s.dim, s.start) in taken for s in slices):
             continue

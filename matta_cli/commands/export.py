@@ -9,6 +9,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
+from matta_cli.errors import MattaError
 from matta_cli.recipe import resolve
 
 
@@ -67,8 +68,12 @@ def export(
     for path in read:
         console.say(f"Settings from {path}.")
 
+    from matta_cli.budgets import asked
     from matta_cli.extraction import export as run
 
+    flag = next((f"--{name.replace('_', '-')}" for name, value in flags["search"].items() if value is not None), "")
+    if flag and not asked(recipe):
+        raise MattaError(f"{flag} is about the search for a budget, and there is none: pass --target-params 60M, say.")
     kinds = options.words(baselines) or []
     if kinds:
         from matta_cli.baselines import check

@@ -406,8 +406,11 @@ def _arrays(path: Path) -> Source:
             if missing:
                 raise MattaError(f"{str(path)!r} has no array {missing[0]!r}; it has {', '.join(stored) or 'none'}.")
             return _source(stored["images"], stored["labels"], str(path))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise MattaError(f"{str(path)!r} cannot be read: {error}.") from error
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:  # numpy's words offer to unpickle it
+        raise MattaError(
+            f"{str(path)!r} cannot be read: it is damaged, no .npz file, or its arrays hold objects; images in uint8 and "
+            "labels in whole numbers are needed."
+        ) from error
 
 
 def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:

@@ -239,21 +239,23 @@ class Ranking(Task):
                 f"The model has {len(fields)} embeddings, but data.categorical names {len(settings.categorical)} columns: "
                 "name one for each, in the model's order."
             )
-        label = _numbers(table[settings.label], settings.label, name)
-        if not len(label):
+        if not len(table[settings.label]):
             raise common.empty(name, "rows")
+        label = _numbers(table[settings.label], settings.label, name)
         categorical = [
             _codes(table[column], column, cardinality, name)
             for column, (cardinality, _) in zip(settings.categorical, fields, strict=True)
         ]
-        dense = list(settings.dense)
+        dense, taken = list(settings.dense), {settings.label, settings.group, settings.id, *settings.categorical}
         if not dense and width:
-            taken = {settings.label, settings.group, settings.id, *settings.categorical}
             dense = [column for column, values in table.items() if column not in taken and values.dtype.kind in "biuf"]
         if len(dense) != width:
+            text = [c for c, values in table.items() if c not in {*taken, *dense} and values.dtype.kind not in "biuf"]
+            given = ", ".join(dense) or "none"
+            given += f"; {text[0]!r} holds {_shown(table[text[0]])} and is left out" if text else ""
             raise MattaError(
-                f"The model reads {width} dense features, but {name!r} gives {len(dense)} ({', '.join(dense) or 'none'}): name "
-                "the model's in data.dense, in its order."
+                f"The model reads {width} dense features, but {name!r} gives {len(dense)} ({given}): name the model's in "
+                "data.dense, in its order."
             )
         group = None
         if settings.group:
@@ -431,8 +433,16 @@ def _codes(values: np.ndarray, column: str, cardinality: int, name: str) -> np.n
 
 
 def _shown(values: np.ndarray) -> str:
-    example = next((value for value in values if value is not None), None)
+    example = next((value for value in values if value is not None and not _is_number(value)), None)
     return f"text such as {example!r}" if isinstance(example, str) else f"no numbers ({values.dtype})"
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _auc(relevant: np.ndarray, scores: np.ndarray) -> float:
