@@ -285,6 +285,7 @@ def test_a_report_with_baselines(typed):
         ("report --margin 1.5", ["--margin 1.5"]),
         ("search nowhere", ["nowhere", "matta convert"]),
         ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),
+        ("search --target-params 20k --threads 2", ["--threads is about latency", "--target-latency"]),
         ("search --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
         ("search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M", ["once for all"]),
         ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),

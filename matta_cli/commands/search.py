@@ -7,6 +7,7 @@ from typing import Any
 
 from matta_cli import console
 from matta_cli.commands import options
+from matta_cli.errors import MattaError
 from matta_cli.recipe import resolve
 
 
@@ -49,6 +50,10 @@ def search(
     from matta_cli import budgets, report
     from matta_cli.search import search as run
 
+    timing = {"batch": batch, "threads": threads}
+    flag = next((f"--{name}" for name, value in timing.items() if value is not None), "")
+    if flag and not recipe.export.target_latency:
+        raise MattaError(f"{flag} is about latency, and nothing is timed here: pass --target-latency 5ms, say.")
     with console.training_progress() as listen:
         result, _ = run(recipe, out, budgets.asked(recipe), listen=listen)
     if json:
@@ -61,6 +66,10 @@ def search(
         console.say(f"Note: {note}")
     console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
     given = [f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ()]
+    more = {**timing, **flags["search"]}
+    given += [
+        f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in more.items() if value is not None
+    ]
     middle = sorted(model["parameters"] for model in result["models"])[len(result["models"]) // 2]
-    again = " ".join(given) or f"--target-params {middle}"
+    again = " ".join(given if any(targets.values()) else [f"--target-params {middle}", *given])
     console.hint(options.command_line("export", out, again))
