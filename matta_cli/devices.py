@@ -48,18 +48,31 @@ def resolved(name: str, device: torch.device) -> str:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bf16 or fp16; tf32 is float32 with products in TensorFloat-32; weights stay float32 in all of them.
+    """Autocast to bf16 or fp16, for forward passes; weights stay float32. Products of float32 are those of ``products``."""
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolved(name, device))
+    with products(name, device), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        yield
 
-    fp32 is so in convolutions, too, which torch by itself computes in TensorFloat-32.
+
+@contextmanager
+def products(name: str, device: torch.device) -> Iterator[None]:
+    """How products of float32 are computed, forward and backward: in TensorFloat-32 where the precision is tf32.
+
+    In fp32 they are in float32, convolutions too, which torch by itself computes in TensorFloat-32. Who has set this in torch's
+    newer way (``fp32_precision``) keeps what was set: torch lets nobody read it in the older one.
     """
     name = resolved(name, device)
-    before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        before = ""
+    if not before:
+        yield
+        return
     torch.set_float32_matmul_precision("high" if name == "tf32" else before)
     torch.backends.cudnn.allow_tf32 = name == "tf32" if name in ("fp32", "tf32") else convolutions
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
     try:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-            yield
+        yield
     finally:
         torch.set_float32_matmul_precision(before)
         torch.backends.cudnn.allow_tf32 = convolutions
@@ -89,6 +102,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
 
 
 _BUCKET = 1 << 24  # values that are exchanged at a time
+_RUN = "matta"  # what ``launch`` calls its processes, in their environment
 
 
 @dataclass(frozen=True)
@@ -190,16 +204,17 @@ def _reduce(bucket: list[Tensor]) -> None:
 
 
 def local(name: str) -> str:
-    """The device of this process: with ``auto``, each process of a machine takes the GPU of its number.
+    """The device of this process: with ``auto`` and ``cuda``, each process of a machine takes the GPU of its number.
 
-    Raises ``MattaError`` where there are fewer GPUs than processes.
+    Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs. Others who start several may have
+    given each a GPU of its own, the only one that it sees.
     """
-    if name != "auto" or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+    if name not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return name
     there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if wanted > there:
+    if wanted > there and os.environ.get("TORCHELASTIC_RUN_ID") == _RUN:
         raise MattaError(f"--devices {wanted} is not possible: this machine has {there} GPU{'s' * (there > 1)}.")
-    return f"cuda:{int(os.environ['LOCAL_RANK'])}"
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % there}"
 
 
 @contextmanager
@@ -233,7 +248,7 @@ def launch(count: int, arguments: list[str]) -> int:
         with tempfile.TemporaryDirectory() as logs:
             config = LaunchConfig(
                 min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-                max_restarts=0, run_id="matta", monitor_interval=0.5, logs_specs=DefaultLogsSpecs(log_dir=logs),
+                max_restarts=0, run_id=_RUN, monitor_interval=0.5, logs_specs=DefaultLogsSpecs(log_dir=logs),
             )  # fmt: skip
             elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
     except ChildFailedError as error:

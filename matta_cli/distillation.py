@@ -65,7 +65,7 @@ def _distill(
     recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
 ) -> Path:
     run = out / "run"
-    last = checkpoint.newest(run)
+    last, damaged = checkpoint.newest(run), list[Path]()
     if resume and overwrite:
         raise MattaError("--resume goes on with the run, and --overwrite replaces it: pass one of them.")
     if resume:
@@ -94,6 +94,7 @@ def _distill(
         training = Training(recipe, run, task, ta, teacher, data, device, world)
         if resume and last is not None:
             training.load(last)
+            training.damaged = set(damaged)
             if world.first:
                 _rewind(run / "metrics.jsonl", training.counters.step)
             listen(Progress(message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."))
@@ -160,6 +161,7 @@ class Training:
             ta.copies = {width: ta.student(width) for width in recipe.distill.widths}
         for model in (ta.model, *ta.copies.values()):
             model.to(device)
+        self.damaged: set[Path] = set()  # checkpoints of the run that do not count
         self.step = Step(recipe, task, ta, teacher, device)
         first = {name: tensor.to(device) for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()}
         self.peak = devices.peak_flops(device, recipe.distill.precision)
@@ -379,10 +381,11 @@ class Training:
             trainer = json.dumps({**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))})
             (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
             checkpoint.seal(folder)
+        self.damaged.discard(path)
         if recipe.distill.keep:
-            # those after this step are damaged, and are written anew
-            taken = [p for p in checkpoint.steps(self.run) if checkpoint.step_of(p) <= counters.step]
-            for old in taken[: -recipe.distill.keep]:
+            sound = [p for p in checkpoint.steps(self.run) if p not in self.damaged]
+            passed = [p for p in self.damaged if checkpoint.step_of(p) < counters.step]
+            for old in [*sound[: -recipe.distill.keep], *passed]:
                 if old.name != f"step-{counters.best_step}":
                     shutil.rmtree(old, ignore_errors=True)
         return path

@@ -146,6 +146,9 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         one_row = evaluate.columns(task, first.fitted.to(device), splits[0], 1, device, limit=1)
         there, limit = len(splits[0]), recipe.data.eval_examples
         cascade.check(task, one_row, min(there, limit or there), asked.unsure)
+        few = {k: v.to(device) for k, v in splits[0].batch([0]).items()}
+        if len({cost.macs(task, subject.fitted.to(device), few) for subject in subjects}) < 2:
+            raise MattaError("--cascade needs a smaller model and a larger one; these cost the same.")
     scored: dict[str, _Scored] = {}
     for subject in [*subjects, *others.values()]:
         if subject.name not in scored:  # the TA, or the Teacher, may be one of the models, too
@@ -383,6 +386,4 @@ def _cascades(
             macs = small["macs"], large["macs"]
             own = cascade.curve(task, tables[small["name"]][0], tables[large["name"]][0], macs, resamples, unsure)
             found.append({"models": [small["name"], large["name"]], **own})
-    if not found:
-        raise MattaError("--cascade needs a smaller model and a larger one; these cost the same.")
     return found

@@ -205,6 +205,10 @@ class Step:
 
         rows: the numbers of the batch's examples. over: the ``Task.counts`` of the whole step, where the batch is a part of it.
         """
+        with devices.products(self.settings.precision, self.device):  # of the backward passes, which autocast is not for
+            return self._gradients(batch, rows, step, over)
+
+    def _gradients(self, batch: Batch, rows: list[int], step: int, over: dict[str, float] | None) -> Values:
         settings = self.settings
         if not self.models:
             self.prepare(batch)

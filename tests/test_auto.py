@@ -419,6 +419,19 @@ def test_timm_and_transformers_models_need_no_builder(tmp_path):
         assert parameters(small) == parameters(again) < parameters(model)
 
 
+def test_arguments_that_timm_does_not_keep_are_asked_for(tmp_path):
+    """As releases before 1.0.30 are: what they do not tell is refused where it changes the model, activations included."""
+    for arguments, sentence in (({}, ""), ({"act_layer": "silu"}, "timm 1.0.30 or later"), ({"stem_width": 24}, "timm 1.0.30")):
+        model = timm.create_model("resnet10t", num_classes=5, **arguments)
+        vars(model).pop("_model_args", None)
+        given = Source("resnet", module=model, example="1x3x32x32")
+        if sentence:
+            with pytest.raises(MattaError, match=sentence):
+                Auto().load(given)
+        else:
+            assert repr(Auto().load(given)) == repr(model)
+
+
 def test_a_builder_is_recognised(tmp_path, monkeypatch):
     assert open_source("my_pkg.models:build").builder == "my_pkg.models:build"
     monkeypatch.chdir(tmp_path)

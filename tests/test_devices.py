@@ -166,14 +166,16 @@ def test_processes_share_no_gpu(monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert devices.local("auto") == "cuda:1" and devices.local("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    assert devices.local("cpu") == "cpu" and devices.local("cuda") == "cuda:1"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "matta")  # of --devices; others may give each process a GPU of its own
     assert devices.local("cpu") == "cpu"
     with pytest.raises(MattaError, match="--devices 3 is not possible: this machine has 2 GPUs"):
         devices.local("auto")
 
 
-def test_float32_is_so_in_convolutions_too():
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    for name, allowed in (("fp32", False), ("tf32", True)):
-        with devices.precision(name, torch.device("cpu")):
-            assert torch.backends.cudnn.allow_tf32 == allowed == (torch.get_float32_matmul_precision() == "high")
-        assert before == (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32)
+def test_who_sets_precision_in_torchs_newer_way_keeps_it():
+    code = (
+        "import torch\nfrom matta_cli import devices\ntorch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "with devices.precision('tf32', torch.device('cpu')):\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)  # torch keeps this for the whole process

@@ -200,6 +200,23 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
     assert own == pytest.approx(terms, rel=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
+def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
+    recipe, task, ta, teacher, batch = tools(precision=precision)
+    seen = set()
+    for parameter in ta.model.parameters():
+        parameter.register_hook(
+            lambda _: seen.add(
+                (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"))
+            )
+        )
+    before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))(batch, [0, 1, 2, 3], 5)
+    expected = {"fp32": (False, "highest"), "tf32": (True, "high"), "bf16": before}
+    assert seen == {(*expected[precision], False)}
+    assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+
+
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_all_compiled_steps_of_a_process_are_compiled():

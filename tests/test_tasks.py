@@ -482,6 +482,10 @@ def test_image_errors(tmp_path):
     (tmp_path / "none").mkdir()
     (tmp_path / "broken.npz").write_text("x")
     (tmp_path / "empty.npz").touch()
+    np.savez_compressed(tmp_path / "flipped.npz", images=images, labels=labels)
+    packed = bytearray((tmp_path / "flipped.npz").read_bytes())
+    packed[200:203] = b"\xff\xff\xff"
+    (tmp_path / "flipped.npz").write_bytes(packed)
     np.savez(tmp_path / "object.npz", images=images, labels=np.array([None] * 24))
     model = vit()
     for name, sentence in [
@@ -490,7 +494,10 @@ def test_image_errors(tmp_path):
         ("high.npz", "has 10 classes, but the model has 6"),
         ("low.npz", "has 3 classes, but the model has 6"),
         ("other.npz", "has no array 'images'; it has x"),
-        *((f"{name}.npz", f"{name}.npz' cannot be read: it is damaged, no .npz") for name in ("broken", "empty", "object")),
+        *(
+            (f"{name}.npz", f"{name}.npz' cannot be read: it is damaged, no .npz")
+            for name in ("broken", "empty", "object", "flipped")
+        ),
         ("none", "holds no images"),
         ("missing.npz", "There is no file or folder"),
     ]:
@@ -674,6 +681,12 @@ def test_table_errors(tmp_path):
         (tmp_path / "t.csv").write_text(text)
         with pytest.raises(MattaError, match=sentence):
             Ranking(recipe(train=str(tmp_path / "t.csv"))).data(tmp_path, Scorer([], 2))
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    pa.parquet.write_table(pa.table({"a": ["1", "2"], "b": [1, 2], "label": [1, 0]}), tmp_path / "t.parquet")
+    with pytest.raises(MattaError, match=r"gives 1 \(b; 'a' holds text such as '1' and is left out\)"):
+        Ranking(recipe(train=str(tmp_path / "t.parquet"))).data(tmp_path, Scorer([], 2))
 
 
 def test_libsvm_errors(tmp_path):

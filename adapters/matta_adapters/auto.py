@@ -339,7 +339,8 @@ def _told(model: Any, source: Source, arguments: dict[str, Any]) -> dict[str, An
     size = model.pretrained_cfg.get("input_size") or ()
     told = {**arguments, **({"in_chans": size[0]} if size else {}), **config.get("model_args", {})}
     again = _called("timm:create_model", told, None)
-    if {k: v.shape for k, v in again.state_dict().items()} != {k: v.shape for k, v in model.state_dict().items()}:
+    alike = {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    if not alike or repr(again) != repr(model):  # which shows activations and pooling, too
         raise MattaError(
             f"{source.name!r} was made with arguments that this release of timm does not keep: install timm 1.0.30 or later, "
             "or name a function that builds it, my_pkg.models:build, and pass its state dict with --weights."

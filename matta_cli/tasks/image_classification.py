@@ -7,9 +7,11 @@ import json
 import math
 import mmap
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -406,7 +408,10 @@ def _arrays(path: Path) -> Source:
             if missing:
                 raise MattaError(f"{str(path)!r} has no array {missing[0]!r}; it has {', '.join(stored) or 'none'}.")
             return _source(stored["images"], stored["labels"], str(path))
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:  # numpy's words offer to unpickle it
+    except OSError as error:
+        raise MattaError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
+    except (EOFError, ValueError, SyntaxError, TokenError, zipfile.BadZipFile, zlib.error) as error:
+        # numpy's words offer to unpickle it
         raise MattaError(
             f"{str(path)!r} cannot be read: it is damaged, no .npz file, or its arrays hold objects; images in uint8 and "
             "labels in whole numbers are needed."

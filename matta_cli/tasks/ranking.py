@@ -433,7 +433,8 @@ def _codes(values: np.ndarray, column: str, cardinality: int, name: str) -> np.n
 
 
 def _shown(values: np.ndarray) -> str:
-    example = next((value for value in values if value is not None and not _is_number(value)), None)
+    there = [value for value in values if value is not None]
+    example = next((value for value in there if not _is_number(value)), there[0] if there else None)
     return f"text such as {example!r}" if isinstance(example, str) else f"no numbers ({values.dtype})"
 
 
