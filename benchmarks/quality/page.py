@@ -153,7 +153,8 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         f"training are shown, and {tuning / 3600:.1f} more chose the learning rates. Up to {seeds} paired seeds: a seed has a "
         "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; "
         "means are over an arm's own seeds, gains over those that both have. Device-s are of the machine and the load that an "
-        "arm was run at, which differ: compare arms by FLOPs, which are multiples of plain distillation's.", "",
+        "arm was run at, which differ, and a GPU's are shared evenly among the trainings that are on it together: compare arms "
+        "by FLOPs, which are multiples of plain distillation's.", "",
         "**Gain** is the mean of paired differences to plain distillation (Teacher → Student, same size, same steps, same "
         "data), in per cent of plain distillation's mean, positive where the arm is better, with its 95 % interval (Student's "
         "t over seeds; test examples are the same ones for all, and their sampling is not in it); p is that of the paired "

@@ -120,7 +120,10 @@ def run_all(
     cells: Iterable[Cell], store: Store, cache: Path, folders: Sequence[Path], jobs: int, say: Callable[[str], None],
     again: bool = False,
 ) -> None:  # fmt: skip
-    """Run the cells that the store does not have, several at a time, each on one thread. again: all of them."""
+    """Run the cells that the store does not have, several at a time, each on one thread. again: all of them.
+
+    Those that share a GPU take turns on it: a record's seconds are then its part of them.
+    """
     missing = [cell for key, cell in {cell.key(): cell for cell in cells}.items() if again or key not in store]
     if not missing:
         return
@@ -130,6 +133,8 @@ def run_all(
         waiting = {pool.submit(run, cell, cache, folders): cell for cell in missing}
         for future in as_completed(waiting):
             cell, record = waiting[future], future.result()
+            if torch.cuda.is_available():
+                record["seconds"] = round(record["seconds"] / jobs, 2)
             store.add(record)
             done += 1
             left = (time.perf_counter() - began) / done * (len(missing) - done)
