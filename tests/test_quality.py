@@ -256,6 +256,20 @@ def test_the_search_shows_gains_over_its_own_reference(tmp_path):
     assert f"| Muon | {2 / 0.195:+.1f}, {3 / 0.195:+.1f} |" in said
 
 
+def test_two_arms_side_by_side_are_means_over_the_seeds_of_both():
+    """Else a gain and the two means beside it would contradict each other."""
+    plain = [record("plain", seed, value) for seed, value in enumerate((0.80, 0.70, 0.30))]
+    [row] = page._claims(VIT, {"plain": plain, "matta": [record("matta", seed, 0.85) for seed in range(2)]})
+    assert row[2:4] == ["0.2500", "0.1500"]
+
+
+def test_records_are_found_whatever_python_wrote_them():
+    """Their keys have a digest of code, and what ``ast`` says of code differs between Pythons."""
+    store = study.Store(RESULTS)
+    missing = {p.name for p in PROBLEMS.values() for cell in tuning(p, of(p, False)[0]) if cell.key() not in store}
+    assert not missing
+
+
 @pytest.mark.slow
 def test_the_page_says_what_the_records_say():
     """Nothing in docs/results.md is typed by hand, and it is up to date."""

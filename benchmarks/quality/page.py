@@ -152,8 +152,9 @@ def text(problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: 
         f"Device: {' and '.join(devices) or 'none yet'}, one thread for each training; {seconds / 3600:.1f} device-hours of "
         f"training are shown, and {tuning / 3600:.1f} more chose the learning rates. Up to {seeds} paired seeds: a seed has a "
         "base of its own, an order of the data, and new units of the TA. All numbers are of test data that chose nothing; "
-        "means are over an arm's own seeds, gains over those that both have. Device-s are of the machine and the load that an "
-        "arm was run at, which differ, and a GPU's are shared evenly among the trainings that are on it together: compare arms "
+        "gains are over the seeds that both arms have, means over an arm's own (in the tables of two arms: over both's). "
+        "Device-s are of the machine and the load that an arm was run at, which differ, and a GPU's are shared evenly among "
+        "the trainings that are on it together: compare arms "
         "by FLOPs, which are multiples of plain distillation's.", "",
         "**Gain** is the mean of paired differences to plain distillation (Teacher → Student, same size, same steps, same "
         "data), in per cent of plain distillation's mean, positive where the arm is better, with its 95 % interval (Student's "
@@ -205,14 +206,15 @@ def _tally(verdicts: Iterable[str]) -> str:
 
 
 def _versus(problem: Problem, arms: Mapping[str, Sequence[Record]], reference: str, arm: str) -> list[list[str]]:
-    """A row for each metric: an arm beside its reference. None where one of them has not been run."""
+    """A row for each metric: an arm beside its reference, where both have a seed. None where one of them has not been run."""
     if reference not in arms or arm not in arms:
         return []
     rows = []
     for name in problem.metrics:
         theirs, ours = (values(problem, arms[each], name, f"{problem.size:g}") for each in (reference, arm))
-        of = gain(problem, name, ours, theirs)
-        rows.append([problem.title, label(problem, name), *map(_shown, (theirs, ours)), str(of or "–"), verdict(of)])
+        of, (both, _) = gain(problem, name, ours, theirs), paired(theirs, ours)
+        means = map(_shown, both if both[0] else (theirs, ours))
+        rows.append([problem.title, label(problem, name), *means, str(of or "–"), verdict(of)])
     return rows
 
 

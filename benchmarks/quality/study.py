@@ -134,7 +134,7 @@ def run_all(
         for future in as_completed(waiting):
             cell, record = waiting[future], future.result()
             if torch.cuda.is_available():
-                record["seconds"] = round(record["seconds"] / jobs, 2)
+                record["seconds"] = round(record["seconds"] / min(jobs, len(missing)), 2)
             store.add(record)
             done += 1
             left = (time.perf_counter() - began) / done * (len(missing) - done)
