@@ -10,6 +10,7 @@ from matta_cli.conversion import TA, load_student, load_ta
 from matta_cli.recipe import resolve
 
 __all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
+_SAID = "keyword arguments"  # what settings are called in errors
 
 
 def convert(
@@ -19,7 +20,7 @@ def convert(
     from matta_cli.conversion import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
-    return run(resolve(flags, None)[0], Path(out), overwrite=overwrite).ta
+    return run(resolve(flags, None, origin=_SAID)[0], Path(out), overwrite=overwrite).ta
 
 
 def distill(
@@ -30,7 +31,7 @@ def distill(
     from matta_cli.distillation import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
-    return run(resolve(flags, Path(out), ran=resume)[0], Path(out), overwrite=overwrite, resume=resume)
+    return run(resolve(flags, Path(out), ran=resume, origin=_SAID)[0], Path(out), overwrite=overwrite, resume=resume)
 
 
 def teach(
@@ -44,7 +45,7 @@ def teach(
     from matta_cli.teacher_files import teach as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
-    return run(resolve(flags, Path(out))[0], Path(out), Path(to), k=k, overwrite=overwrite)
+    return run(resolve(flags, Path(out), origin=_SAID)[0], Path(out), Path(to), k=k, overwrite=overwrite)
 
 
 def export(
@@ -59,7 +60,7 @@ def export(
     if widths is None and any(value for name, value in settings.items() if name.startswith("target_")):
         widths = []
     flags = {"export": {"widths": widths, **settings}}
-    return run(resolve(flags, Path(out), ran=True)[0], Path(out), overwrite=overwrite)
+    return run(resolve(flags, Path(out), ran=True, origin=_SAID)[0], Path(out), overwrite=overwrite)
 
 
 def judge(

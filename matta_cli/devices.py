@@ -206,9 +206,12 @@ def _reduce(bucket: list[Tensor]) -> None:
 def local(name: str) -> str:
     """The device of this process: with ``auto`` and ``cuda``, each process of a machine takes the GPU of its number.
 
-    Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs. Others who start several may have
-    given each a GPU of its own, the only one that it sees.
+    Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs, and for one GPU by its number, which
+    several processes of a machine cannot share. Others who start several may have given each a GPU of its own, the only one
+    that it sees.
     """
+    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise MattaError(f"--device {name} is one GPU, and there are several processes: with --device cuda each takes its own.")
     if name not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
         return name
     there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -431,10 +431,10 @@ def _refuse_stopped(out: Path, last: Path) -> None:
         wanted = run_recipe(out).distill.steps
     except MattaError:  # what it was to be is not known
         return
-    reached = checkpoint.step_of(last)
-    if reached < wanted:
+    step = checkpoint.step_of(last)
+    if step < wanted:
         raise MattaError(
-            f"A run in {out / 'run'} has stopped at step {reached} of {wanted}; pass --resume to go on with it, or "
+            f"A run in {out / 'run'} has stopped at step {step} of {wanted}; pass --resume to go on with it, or "
             "--overwrite to start again."
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from matta_cli import sampling
+from matta_cli import devices, sampling
 from matta_cli.errors import MattaError
 from matta_cli.tasks import Batch, Columns, Split, Task
 
@@ -79,7 +79,7 @@ def _columns(
 ) -> list[Columns]:
     count = min(limit, len(split)) if limit else len(split)
     gathered: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
-    with torch.no_grad():
+    with torch.no_grad(), devices.products("fp32", device):  # models are compared: convolutions are not to round as in TF32
         for start in range(0, count, batch_size):
             batch = {k: v.to(device) for k, v in split.batch(range(start, min(start + batch_size, count))).items()}
             logits = task.forward(model, batch)

@@ -71,6 +71,9 @@ class _Subject:
     width: float = 0.0
     fitted: Any = None
 
+    def __post_init__(self) -> None:
+        self.fitted = self.model
+
 
 @dataclass
 class _Scored:
@@ -142,12 +145,15 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     for subject in [*subjects, *others.values()]:
         if splits:
             _fit(task, subject, first)
+        subject.fitted = subject.fitted.to(device)
+    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    batch = {k: v.to(device) for k, v in one.items()}
+    macs = {subject.name: cost.macs(task, subject.fitted, batch) for subject in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
-        one_row = evaluate.columns(task, first.fitted.to(device), splits[0], 1, device, limit=1)
+        one_row = evaluate.columns(task, first.fitted, splits[0], 1, device, limit=1)
         there, limit = len(splits[0]), recipe.data.eval_examples
         cascade.check(task, one_row, min(there, limit or there), asked.unsure)
-        few = {k: v.to(device) for k, v in splits[0].batch([0]).items()}
-        if len({cost.macs(task, subject.fitted.to(device), few) for subject in subjects}) < 2:
+        if len(set(macs.values())) < 2:
             raise MattaError("--cascade needs a smaller model and a larger one; these cost the same.")
     scored: dict[str, _Scored] = {}
     for subject in [*subjects, *others.values()]:
@@ -158,14 +164,12 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     resamples = recipe.export.bootstrap
     tables = {name: scored[name].columns for name in names}
     differences = comparison.against(task, tables, against, resamples)
-    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    batch = {k: v.to(device) for k, v in one.items()}
     entries: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         entries[subject.name] = {
             "name": subject.name,
             "parameters": cost.parameters(subject.model),
-            "macs": cost.macs(task, subject.fitted, batch),
+            "macs": macs[subject.name],
             "metrics": evaluate.intervals(task, tables[subject.name], resamples),
             "differences": differences.get(subject.name, {}),
             "agreement": {
@@ -225,7 +229,6 @@ def _names(asked: Asked, out: Path) -> list[str]:
 
 
 def _score(recipe: Recipe, task: Task, subject: _Subject, splits: Sequence[Split], device: torch.device) -> _Scored:
-    subject.fitted = (subject.model if subject.fitted is None else subject.fitted).to(device)
     size, limit = max(8, recipe.distill.batch_size), recipe.data.eval_examples
     both = [evaluate.columns_and_answers(task, subject.fitted, split, size, device, limit) for split in splits]
     return _Scored([columns for columns, _ in both], [answers for _, answers in both])
@@ -320,7 +323,6 @@ def _references(
 def _fit(task: Task, subject: _Subject, first: _Subject) -> None:
     """The model as it is called on the first one's batches."""
     if subject is first:
-        subject.fitted = subject.model
         return
     digests = [_tokenizer(s.folder) for s in (subject, first)]
     if all(digests) and digests[0] != digests[1]:

@@ -110,6 +110,8 @@ def export(
     widths, targets = sorted(set(recipe.export.widths)), budgets.asked(recipe)
     formats, dtype = _formats(recipe)
     own = "matta" in formats
+    if targets:
+        search.check(recipe)
     base_ta = load_ta(out / "ta")
     if not widths and not targets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")

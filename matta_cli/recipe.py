@@ -256,12 +256,12 @@ def run_recipe(out: Path) -> Recipe:
 
 
 def resolve(
-    flags: Mapping[str, Any], out: Path | None, config: Path | None = None, *, ran: bool = False
+    flags: Mapping[str, Any], out: Path | None, config: Path | None = None, *, ran: bool = False, origin: str = "command line"
 ) -> tuple[Recipe, list[Path]]:
     """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files that were read too.
 
-    A flag that is None was not given. With ``ran``, and no ``config``, the recipe of the run in ``out`` stands above the
-    files: going on with a run, or exporting it, needs no flag that it was started with.
+    A flag that is None was not given; ``origin`` names them in an error. With ``ran``, and no ``config``, the recipe of the run
+    in ``out`` stands above the files: going on with a run, or exporting it, needs no flag that it was started with.
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
@@ -274,5 +274,5 @@ def resolve(
         _update_by_run(recipe, started)
         read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
-    recipe.update(given, "command line")
+    recipe.update(given, origin)
     return recipe, read

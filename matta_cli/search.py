@@ -525,6 +525,14 @@ class Chosen:
     width: float | None
 
 
+def check(recipe: Recipe) -> None:
+    """Raise ``MattaError`` for settings that no search can have."""
+    if recipe.search.sizes not in ("auto", "trained", "any"):
+        raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")
+    if recipe.search.trials < 1 or recipe.search.examples < 0 or recipe.export.batch_size < 1 or recipe.export.threads < 0:
+        raise MattaError("--trials and --batch must be 1 or more, --examples and --threads 0 or more.")
+
+
 def search(
     recipe: Recipe, out: Path, budgets: Sequence[Budget] = (), *, measured: bool = True, listen: Listener = quiet
 ) -> tuple[dict[str, Any], list[Chosen]]:
@@ -534,10 +542,7 @@ def search(
     and these Students. Not ``measured``: nothing but the scores is written, and the front has no metrics. Raises ``MattaError``
     where there is no trained TA, no data, or a budget is not possible.
     """
-    if recipe.search.sizes not in ("auto", "trained", "any"):
-        raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")
-    if recipe.search.trials < 1 or recipe.search.examples < 0 or recipe.export.batch_size < 1 or recipe.export.threads < 0:
-        raise MattaError("--trials and --batch must be 1 or more, --examples and --threads 0 or more.")
+    check(recipe)
     optuna = _optuna()
     if not (out / "ta").is_dir():
         raise MattaError(f"There is no TA in {str(out / 'ta')!r}: make one with `matta convert`.")

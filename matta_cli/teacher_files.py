@@ -146,8 +146,12 @@ class FileTeacher:
             return
         for start in range(0, len(places), 4096):
             given = np.asarray(self.table.values[self.kind][places[start : start + 4096]])
-            if not np.isfinite(given.astype(np.float64)).all():
-                raise self._error(f"column {self.kind!r} has values that are not finite")
+            odd = ~np.isfinite(given.astype(np.float64)).reshape(len(given), -1).all(1)
+            if odd.any():
+                key = self.table.key[places[start + int(odd.argmax())]]
+                raise self._error(
+                    f"column {self.kind!r} has values that are not finite, at {'id' if self.table.by_id else 'row'} {key} first"
+                )
             ranking = self.task.name == "ranking"
             if self.kind == "embedding":
                 if given.ndim != 2 or not given.any(1).all():

@@ -287,6 +287,7 @@ def test_a_report_with_baselines(typed):
         ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),
         ("search --target-params 20k --threads 2", ["--threads is about latency", "--target-latency"]),
         ("search --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
+        ("export --target-params 60k --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),  # not "finished"
         ("search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M", ["once for all"]),
         ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),
         ("eval matta-out@9", ["Width 9", "up to 2"]),

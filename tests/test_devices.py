@@ -171,6 +171,10 @@ def test_processes_share_no_gpu(monkeypatch):
     assert devices.local("cpu") == "cpu"
     with pytest.raises(MattaError, match="--devices 3 is not possible: this machine has 2 GPUs"):
         devices.local("auto")
+    with pytest.raises(MattaError, match="cuda:1 is one GPU, and there are several processes"):
+        devices.local("cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # of several machines, perhaps
+    assert devices.local("cuda:1") == "cuda:1"
 
 
 def test_who_sets_precision_in_torchs_newer_way_keeps_it():

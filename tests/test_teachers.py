@@ -230,7 +230,14 @@ BAD = {
         lambda n: table(row=range(5, n), label=[1] * (n - 5)),
         "5 of the 72 training examples are not in it, the first",
     ),
-    "nan": (lambda n: table(row=range(n), logits=[[float("nan")] * 4] * n), "'logits' has values that are not finite"),
+    "nan": (
+        lambda n: table(row=range(n), logits=[[float("nan")] * 4] * n),
+        "'logits' has values that are not finite, at row 0 first",
+    ),
+    "one inf": (
+        lambda n: table(row=range(n), logits=[*[[1.0] * 4] * 7, [1.0, float("inf"), 1.0, 1.0], *[[1.0] * 4] * (n - 8)]),
+        "not finite, at row 7 first",
+    ),
     "not one": (lambda n: table(row=range(n), probabilities=[[0.5] * 4] * n), "values that are no probabilities"),
     "zero": (lambda n: table(row=range(n), logits=[[0.0] * 4] * n), "all its logits are zero"),
     "nothing": (lambda n: table(row=range(n), other=[1] * n), "it needs one of the columns label, probabilities"),
