@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from matta_cli.conversion import TA, load_student, load_ta
-from matta_cli.recipe import resolve
+from matta_cli.recipe import SearchSettings, resolve
 
 __all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 _SAID = "keyword arguments"  # what settings are called in errors
 
 
 def convert(
-    source: str, out: str | Path = "matta-out", *, data: str | None = None, overwrite: bool = False, **settings: Any
-) -> TA:
-    """Grow the model ``source`` into a TA in ``out/ta`` and return it. ``settings``: the recipe's [convert] table."""
+    source: str, out: str | Path = "matta-out", *, data: str | None = None, config: str | Path | None = None,
+    allow_pickle: bool = False, overwrite: bool = False, **settings: Any,
+) -> TA:  # fmt: skip
+    """Grow the model ``source`` into a TA in ``out/ta`` and return it. ``settings``: the recipe's [convert] table.
+
+    config: the model's config.json, for a state dict whose sizes do not tell it. allow_pickle: open pickles (code).
+    """
     from matta_cli.conversion import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
-    return run(resolve(flags, None, origin=_SAID)[0], Path(out), overwrite=overwrite).ta
+    recipe, _ = resolve(flags, None, origin=_SAID)
+    architecture = None if config is None else Path(config)
+    return run(recipe, Path(out), overwrite=overwrite, allow_pickle=allow_pickle, model_config=architecture).ta
 
 
 def distill(
@@ -51,7 +58,7 @@ def teach(
 def export(
     widths: list[float] | None = None, out: str | Path = "matta-out", *, overwrite: bool = False, **settings: Any
 ) -> dict[str, Any]:
-    """Export Students of these widths to ``out/students`` and return the report. ``settings``: the [export] table.
+    """Export Students of these widths to ``out/students`` and return the report. ``settings``: [export] and [search].
 
     Budgets (``target_params=["60M"]`` and the like) stand for the widths, where none are given.
     """
@@ -59,7 +66,11 @@ def export(
 
     if widths is None and any(value for name, value in settings.items() if name.startswith("target_")):
         widths = []
-    flags = {"export": {"widths": widths, **settings}}
+    of_search = {f.name for f in fields(SearchSettings)}
+    flags = {
+        "export": {"widths": widths} | {name: value for name, value in settings.items() if name not in of_search},
+        "search": {name: value for name, value in settings.items() if name in of_search},
+    }
     return run(resolve(flags, Path(out), ran=True, origin=_SAID)[0], Path(out), overwrite=overwrite)
 
 

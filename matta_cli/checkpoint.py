@@ -84,7 +84,9 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def refuse_existing(path: Path, overwrite: bool) -> None:
     """Raise ``MattaError`` if finished work lies at ``path`` and may not be replaced."""
     if path.exists() and not overwrite:
-        raise MattaError(f"{path} holds finished work; pass --overwrite to replace it, or --out for another folder.")
+        # the folder of what has been converted is where the rest must be, too
+        elsewhere = ", or --out for another folder" if path.name == "ta" else ""
+        raise MattaError(f"{path} holds finished work; pass --overwrite to replace it{elsewhere}.")
 
 
 def steps(run: Path) -> list[Path]:
@@ -153,6 +155,9 @@ def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
     raise MattaError(
         f"{path} is {'damaged' if path.exists() else 'not there'}; {run} has {', '.join(p.name for p in steps(run))}."
     )
+
+
+TRAINING = "Another run is training"  # who holds the lock of an output folder
 
 
 @contextlib.contextmanager

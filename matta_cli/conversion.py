@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,14 @@ def convert(
     if settings.order not in ORDERS:
         raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
     checkpoint.refuse_existing(out / "ta", overwrite)
+    with checkpoint.alone(out, checkpoint.TRAINING) if (out / "run").exists() else nullcontext():
+        return _convert(recipe, out, overwrite, allow_pickle, model_config, listen)
+
+
+def _convert(
+    recipe: Recipe, out: Path, overwrite: bool, allow_pickle: bool, model_config: Path | None, listen: Listener
+) -> Converted:
+    settings = recipe.convert
     source = models.open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
     source = replace(source, example=settings.example, task=settings.task)
     if settings.weights:
@@ -337,6 +346,9 @@ def convert(
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
         checkpoint.atomic_write(folder / "README.md", _readme(ta, source.name, difference))
     widths = [width for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest]
+    last = checkpoint.newest(out / "run")
+    if last is not None and checkpoint.read_card(last)["lineage"]["digest"] != lineage["digest"]:
+        notes.append(f"The run in {out / 'run'} trained another TA than this one: distill again with --overwrite.")
     if may_write:
         checkpoint.atomic_write(out / "matta.toml", settings_left)
     else:

@@ -174,7 +174,7 @@ def no_streaming(streaming: bool, what: str) -> None:
 
 def empty(text: str, what: str) -> MattaError:
     """The error for data that is there but holds nothing. ``what``: the kind of thing that was looked for."""
-    return MattaError(f"{text!r} holds no {what}: pass --data with other data.")
+    return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
 def no_column(text: str, column: str, setting: str, known: Sequence[str]) -> MattaError:

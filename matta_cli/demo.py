@@ -29,6 +29,8 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
         raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(STEPS)}.")
     steps = [max(4, s // 10) if quick else s for s in STEPS[name]]
     folder = out / "demo"
+    if (out / "ta").exists() and not folder.exists():
+        raise MattaError(f"{out} holds finished work that is no demo's: pass --out for another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     recipe.convert.adapter = name

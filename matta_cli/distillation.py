@@ -38,7 +38,7 @@ from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_ta
 from matta_cli.data import loader
 from matta_cli.devices import World
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted, MattaError, command
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.recipe import Recipe, run_recipe, tomllib
 from matta_cli.step import ModelTeacher, Step, Teacher, asks_teacher
@@ -65,6 +65,9 @@ def _distill(
     recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
 ) -> Path:
     run = out / "run"
+    if world.first:
+        _mend(out)
+    world.wait()
     last, damaged = checkpoint.newest(run), list[Path]()
     if resume and overwrite:
         raise MattaError("--resume goes on with the run, and --overwrite replaces it: pass one of them.")
@@ -88,7 +91,7 @@ def _distill(
         ta = load_ta(last)
         refuse_other_ta(digest, ta, last)
     world.wait()
-    lock = checkpoint.alone(out, "Another run is training") if world.first else nullcontext()
+    lock = checkpoint.alone(out, checkpoint.TRAINING) if world.first else nullcontext()
     with lock, _set_aside(run, keep=resume or not world.first):
         world.wait()
         training = Training(recipe, run, task, ta, teacher, data, device, world)
@@ -180,6 +183,11 @@ class Training:
         self.optimizer = optimization.make_optimizer(recipe, ta.model, self.extra, device)
         self.parameters = [p for p in [*ta.model.parameters(), *self.extra] if p.requires_grad]
 
+    @property
+    def again(self) -> str:
+        """The command that goes on with the run."""
+        return command("distill", self.run.parent, "--resume")
+
     def run_steps(self, listen: Listener) -> Path:
         """Train from where the counters are to the end. Returns the last checkpoint."""
         settings, counters = self.recipe.distill, self.counters
@@ -239,7 +247,7 @@ class Training:
                     self.world.wait()
                     number = pressed[0] if pressed else signal.SIGTERM
                     raise Interrupted(
-                        f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `matta distill --resume`.",
+                        f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `{self.again}`.",
                         128 + number,
                     )
             self.world.wait()
@@ -452,7 +460,7 @@ def _explained(training: Training) -> Iterator[None]:
         last = checkpoint.newest(training.run)
         what = "The disk is full" if full else f"A file could not be written ({str(error).splitlines()[0]})"
         then = (
-            f"{last} is kept: make room there, then go on with `matta distill --resume`"
+            f"{last} is kept: make room there, then go on with `{training.again}`"
             if last
             else ("nothing was saved: make room there, then run the same command again")
         )
@@ -465,7 +473,7 @@ def _explained(training: Training) -> Iterator[None]:
             last = training.save() if not settings.shard and training.world.first else checkpoint.newest(training.run)
             raise MattaError(
                 f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "
-                "with `matta distill --resume`."
+                f"with `{training.again}`."
             ) from error
         raise
 
@@ -556,17 +564,33 @@ def interruptible() -> Iterator[list[int]]:
 @contextmanager
 def _set_aside(run: Path, *, keep: bool) -> Iterator[None]:
     """Move a finished run out of the way; it comes back if its successor stops before the first checkpoint."""
-    old = run.with_name(f".{run.name}.old")
     if not keep and run.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        run.replace(old)
+        shutil.rmtree(_old(run), ignore_errors=True)
+        run.replace(_old(run))
     try:
         yield
     finally:
-        if old.exists() and checkpoint.newest(run) is None and checkpoint.newest(old) is not None:
-            shutil.rmtree(run, ignore_errors=True)
-            old.replace(run)
-        shutil.rmtree(old, ignore_errors=True)
+        _bring_back(run)
+        shutil.rmtree(_old(run), ignore_errors=True)
+
+
+def _old(run: Path) -> Path:
+    """Where a finished run lies until its successor has a checkpoint."""
+    return run.with_name(f".{run.name}.old")
+
+
+def _bring_back(run: Path) -> None:
+    """A finished run back in its place, if its successor left no checkpoint."""
+    if checkpoint.newest(run) is None and checkpoint.newest(_old(run)) is not None:
+        shutil.rmtree(run, ignore_errors=True)
+        _old(run).replace(run)
+
+
+def _mend(out: Path) -> None:
+    """Bring back a finished run whose successor was killed. Raises ``MattaError`` while one is training."""
+    if checkpoint.newest(out / "run") is None and checkpoint.newest(_old(out / "run")) is not None:
+        with checkpoint.alone(out, checkpoint.TRAINING):
+            _bring_back(out / "run")
 
 
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
@@ -590,11 +614,12 @@ def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) 
 
     Raises ``MattaError`` where there is none, or where it trained another TA than the one in ``out/ta``.
     """
+    _mend(out)
     last, damaged = checkpoint.chosen(out / "run", which)
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
-        raise MattaError(f"There is no trained TA in {out / 'run'}: run `matta distill` first.")
+        raise MattaError(f"There is no trained TA in {out / 'run'}: run `{command('distill', out)}` first.")
     ta = load_ta(last)
     refuse_other_ta(checkpoint.read_card(out / "ta")["lineage"]["digest"], ta, last)
     counters = json.loads((last / "trainer.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """What matta says to a person when something is wrong."""
 
 import re
+import shlex
 
 
 def said(error: Exception) -> str:
@@ -15,6 +16,11 @@ def refused_code(error: Exception) -> str:
     """The name of the code that torch refused to run as it opened a pickle; empty where the error is another."""
     found = re.search(r"unsupported global\W+(?:global )?([\w.]+)", str(error), re.IGNORECASE)
     return found[1] if found else ""
+
+
+def command(*words: object) -> str:
+    """A command to type, with the default folder and what is empty left out."""
+    return shlex.join(["matta", *(str(w) for w in words if str(w) not in ("", "matta-out"))])
 
 
 class MattaError(Exception):

@@ -27,7 +27,7 @@ from matta_cli import (
 )  # fmt: skip
 from matta_cli.adapter import Sizes
 from matta_cli.conversion import TA, load_student, load_ta
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.progress import Listener, quiet
 from matta_cli.recipe import Recipe, read_toml
 from matta_cli.tasks import Columns, Data, Task
@@ -112,12 +112,12 @@ def _exported(out: Path) -> dict[str, Any]:
     try:
         result = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MattaError(f"There is no report in {out}: run `matta export` first.") from None
+        raise MattaError(f"There is no report in {out}: run `{command('export', out)}` first.") from None
     except ValueError as error:
-        raise MattaError(f"{out / 'report.json'} is damaged ({error}): run `matta export` again.") from None
+        raise MattaError(f"{out / 'report.json'} is damaged ({error}): run `{command('export', out)}` again.") from None
     missing = [m["folder"] for m in result["models"] if m["role"] == "student" and not (out / m["folder"]).is_dir()]
     if missing:
-        raise MattaError(f"{out / missing[0]} is gone: run `matta export` again.")
+        raise MattaError(f"{out / missing[0]} is gone: run `{command('export', out)}` again.")
     return result
 
 

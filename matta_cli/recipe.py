@@ -269,6 +269,10 @@ def resolve(
         if path.exists() or path == config:
             recipe.update(read_toml(path), str(path))
             read.append(path)
+    converted = out / "ta" / "recipe.toml" if out is not None else None
+    if converted is not None and converted.exists():  # how the TA was made is settled
+        made = read_toml(converted).get("convert", {})
+        recipe.update({"convert": {name: value for name, value in made.items() if value != ""}}, str(converted))
     started = out / "run" / "recipe.toml" if ran and out is not None and config is None else None
     if started is not None and started.exists():
         _update_by_run(recipe, started)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 
 if TYPE_CHECKING:
     from matta_cli.adapter import Adapter, Source
@@ -79,7 +79,7 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
     if folder is not None and key not in _vouched():
         raise MattaError(
             f"{folder} was made with the adapter {spec!r}, which is code that nobody has named on this machine: if you "
-            f"trust it, run `matta adapters {key}` and then this again."
+            f"trust it, run `{command('adapters', key)}` and then this again."
         )
     try:
         module = _module(path, path.stat().st_mtime_ns) if path else importlib.import_module(where)

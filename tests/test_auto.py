@@ -333,7 +333,7 @@ def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
         ("not_a_module", {}, "gives a dict, but a torch.nn.Module is needed"),
         ("broken", {}, "broken does not build: RuntimeError: no such file: weights.bin"),
         ("missing", {}, "has no attribute 'missing'"),
-        ("not_a_function", {}, "is a int, not a function"),
+        ("not_a_function", {}, "is no function, but of type int"),
         ("plain_cnn", {"builder": "no_such_package.models:build"}, "there is no module 'no_such_package' here"),
         ("plain_cnn", {"tensors": {"head.weight": torch.zeros(2, 2)}}, "stem.0.weight is missing"),
         ("plain_cnn", {"builder": "", "tensors": {}}, "holds tensors only: name the function"),

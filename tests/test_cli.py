@@ -20,7 +20,9 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
+from matta_cli.errors import command as shown
 from matta_cli.main import app
+from matta_cli.recipe import tomllib
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 TOML = """
@@ -212,6 +214,20 @@ def test_finished_work_is_not_replaced(finished):
     assert (folder / "matta-out" / "ta" / "model.safetensors").stat().st_mtime_ns == before
 
 
+def test_what_is_shown_can_be_typed():
+    words = shown("distill", Path("my out"), "--teacher", "TEACHER", "--data", "ünï cödé/digits.npz")
+    assert words == "matta distill 'my out' --teacher TEACHER --data 'ünï cödé/digits.npz'"
+    assert shown("export", Path("matta-out"), "--widths", "0.25,0.5") == "matta export --widths 0.25,0.5"
+
+
+def test_the_recipe_says_how_the_ta_was_made(typed):
+    """Not what ``convert`` would do by default, whatever file or flag it was told by."""
+    assert typed("convert model.pt --adapter gpt2 --expand 1.5 --order magnitude --out my/own").exit_code == 0
+    result = typed("recipe show my/own --toml")
+    made = tomllib.loads(result.stdout)["convert"]
+    assert made["source"] == "model.pt" and made["expand"] == 1.5 and made["order"] == "magnitude", made
+
+
 def test_overwrite_replaces(typed):
     assert typed("convert model.pt --adapter gpt2 --expand 1.0 --overwrite").exit_code == 0
     assert json.loads(Path("matta-out/ta/matta.json").read_text())["expand"] == 1.0
@@ -273,6 +289,9 @@ def test_a_report_with_baselines(typed):
         ("distill --teacher gpt2-large --config missing.toml --overwrite", ["'missing.toml'"]),
         ("distill --teacher gpt2-large --config typo.toml --overwrite", ["'step'", "did you mean 'steps'"]),
         ("distill nowhere --teacher gpt2-large", ["nowhere", "matta convert"]),
+        ("export matta-out --out other --widths 0.5", ["matta-out and --out other are two folders"]),
+        ("demo --quick --out matta-out", ["matta-out holds finished work that is no demo's", "--out"]),
+        ("convert model.pt --adapter gpt2 --config heads.json -o o", ["'model.pt'", "--config", "num_heads"]),
         ("export --widths 0 --overwrite", ["--widths '0'"]),
         ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
@@ -307,6 +326,7 @@ def test_refusals(typed, line, words):
     torch.save(nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3)}).state_dict(), "conv.pt")
     torch.save(nn.Sequential(nn.Linear(2, 1)), "pickled.pt")
     Path("empty.txt").touch()
+    Path("heads.json").write_text('{"n_embd": 64, "n_head": 5, "vocab_size": 320}')
     Path("strict.toml").write_text(TOML.replace("true", "false"))
     Path("value.toml").write_text("distill = 5\n")
     Path("typo.toml").write_text("[distill]\nstep = 3\n")
@@ -453,7 +473,7 @@ def test_a_signal_saves_and_resume_finishes(finished, tmp_path, monkeypatch, num
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
     assert process.returncode == 128 + number, said
-    assert "Traceback" not in said and "matta distill --resume" in said
+    assert "Traceback" not in said and "Go on with `matta distill --resume`." in said
     (saved,) = (folder / "matta-out" / "run" / "checkpoints").iterdir()
     step = int(saved.name.removeprefix("step-"))
     assert step >= 2 and (saved / "model.safetensors").exists()

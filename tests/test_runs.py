@@ -440,3 +440,35 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     assert lines["model FLOPs in all"].endswith("at 100 TFLOP/s a device")
     assert "with the Teacher" in lines["weights, gradients, optimizer"]
     assert not (out / "run").exists()
+
+
+def test_a_finished_run_comes_back_when_its_successor_was_killed(folder):
+    """``distill --overwrite`` has set it aside; without a checkpoint of the new one, it is what there is to export."""
+    convert(settings(), Path("out"))
+    last = distill(settings(), Path("out"))
+    kept = (last / "model.safetensors").read_bytes()
+    for then in (lambda: export(settings(), Path("out")), lambda: distill(settings(), Path("out"), resume=True)):
+        Path("out/run").rename("out/.run.old")
+        Path("out/run").mkdir()  # as a kill leaves it
+        Path("out/run/metrics.jsonl").write_text("{}\n")
+        with FileLock("out/.lock"), pytest.raises(MattaError, match="Another run is training in out"):
+            then()
+        then()
+        assert (last / "model.safetensors").read_bytes() == kept and not Path("out/.run.old").exists()
+    with pytest.raises(MattaError, match="holds finished work; pass --overwrite to replace it"):
+        distill(settings(), Path("out"))
+
+
+def test_what_is_training_is_not_converted_anew(folder):
+    convert(settings(), Path("out"))
+    distill(settings(), Path("out"))
+    before = checkpoint.digest(Path("out/ta"))
+    with FileLock("out/.lock"), pytest.raises(MattaError, match="Another run is training in out"):
+        convert(settings(), Path("out"), overwrite=True)
+    assert checkpoint.digest(Path("out/ta")) == before
+    done = convert(settings(), Path("out"), overwrite=True)
+    assert not any("trained another TA" in note for note in done.notes)  # it is the same one
+    again = settings()
+    again.convert.expand = 3.0
+    done = convert(again, Path("out"), overwrite=True)
+    assert any("out/run trained another TA than this one: distill again with --overwrite" in note for note in done.notes)

@@ -664,7 +664,7 @@ def test_table_errors(tmp_path):
             (good, {"label": ["1", "yes"] * 30}, "'label'.*text such as 'yes', but"),
             (good, {"more": [1] * 60}, r"reads 2 dense features, but .* gives 3 \(age, price, more\)"),
             (good | {"dense": ["age", "user"]}, {}, "'user'.*text such as 'u0', but dense features"),
-            (good, {"age": [None] + [1.0] * 59}, "'age'.* has 1 values that are missing"),
+            (good, {"age": [None] + [1.0] * 59}, "'age'.* misses values, or has some not finite, 1 in all"),
             (good, {"label": [1] * 60}, "have only labels above 0: AUC needs both"),
             ({"categorical": ["item"], "ranking_loss": "listwise"}, {}, "listwise loss compares rows of a query"),
         ]

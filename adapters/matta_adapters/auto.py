@@ -405,7 +405,7 @@ def _imported(name: str, folder: Path | None) -> Any:
     except Exception as error:  # the user's module runs while it is imported
         raise MattaError(f"{name} does not import: {type(error).__name__}: {error}") from error
     if not callable(found):
-        raise MattaError(f"{name} is a {type(found).__name__}, not a function.")
+        raise MattaError(f"{name} is no function, but of type {type(found).__name__}.")
     return found
 
 

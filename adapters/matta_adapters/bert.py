@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config, skeleton, some
-from matta_adapters.stock import no_init, opened, quiet
+from matta_adapters.stock import built, opened, quiet
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -155,9 +155,11 @@ class Bert(Adapter):
         from transformers import BertConfig, BertModel
 
         named = {key.removeprefix("bert."): tensor for key, tensor in tensors.items() if not _OTHERS.search(key)}
-        config = BertConfig(**source.config) if source.config else self._config(named, source.name)
-        with no_init():
-            model: Any = BertModel(config, add_pooling_layer="pooler.dense.weight" in named)
+        _, model = built(
+            source,
+            lambda: BertConfig(**source.config) if source.config else self._config(named, source.name),
+            lambda config: BertModel(config, add_pooling_layer="pooler.dense.weight" in named),
+        )
         if source.sizes:
             return fill(self.build(model, source.sizes), named, source.name)
         sizes = {}

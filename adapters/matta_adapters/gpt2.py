@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config, skeleton, some
-from matta_adapters.stock import from_folder, no_init, quiet
+from matta_adapters.stock import built, from_folder, quiet
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -125,14 +125,16 @@ class GPT2(Adapter):
         wte = named.get("transformer.wte.weight")
         head = named.get("lm_head.weight")
         untied = wte is not None and head is not None and (head.shape != wte.shape or not torch.equal(head, wte))
-        config = GPT2Config(**source.config) if source.config else self._config(named, untied, source.name)
+        config, model = built(
+            source,
+            lambda: GPT2Config(**source.config) if source.config else self._config(named, untied, source.name),
+            GPT2LMHeadModel,
+        )
         if config.tie_word_embeddings:
             if untied:
                 raise MattaError(f"{source.name!r} has a head of its own (lm_head.weight), but --config ties it to wte.weight.")
             if wte is not None:
                 named["lm_head.weight"] = wte
-        with no_init():
-            model: Any = GPT2LMHeadModel(config)
         model.tie_weights()  # part of the initialisation that was skipped
         if source.sizes:
             return fill(self.build(model, source.sizes), named, source.name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -35,6 +35,18 @@ def opened(cls: Any, source: Source) -> tuple[Any, Any]:
             return cls.from_pretrained(str(source.folder), output_loading_info=True)
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
+
+
+def built(source: Source, config: Callable[[], Any], model: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A config and the model of it, without weights. Raises ``MattaError`` where transformers cannot make them."""
+    try:
+        made = config()
+        with no_init():
+            return made, model(made)
+    except MattaError:
+        raise
+    except Exception as error:  # transformers and its checks of configurations raise their own
+        raise MattaError(f"{source.name!r}: transformers cannot build a model from its --config: {said(error)}") from error
 
 
 def no_init() -> AbstractContextManager[None]:

@@ -9,7 +9,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.recipe import resolve
 
 
@@ -83,4 +83,4 @@ def convert(
             if row["role"] == "Student" and row["layers"]:
                 console.say(f"Width {row['width']:g} keeps layers {inspection.numbers(row['layers'])}.")
     console.say(f"Wrote {done.folder}; settings for what follows are in {out / 'matta.toml'}.")
-    console.hint(options.command_line("distill", out, "--teacher TEACHER", "" if data is None else f"--data {data}"))
+    console.hint(command("distill", out, "--teacher", "TEACHER", *([] if data is None else ["--data", data])))

@@ -10,6 +10,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.commands.export import show
+from matta_cli.errors import command
 
 
 def demo(
@@ -25,6 +26,7 @@ def demo(
     Example: matta demo --adapter vit
     """
     from matta_cli import demo as engine
+    from matta_cli.checkpoint import atomic_write
     from matta_cli.conversion import convert
     from matta_cli.distillation import distill
     from matta_cli.extraction import export
@@ -32,12 +34,17 @@ def demo(
     out = out or Path(f"matta-demo-{adapter}")
     with console.training_progress() as listen:
         recipe = engine.prepare(adapter, out, quick=quick, listen=listen)
-    base, teacher, data = recipe.convert.source, recipe.distill.teacher, recipe.data.train
+    base, teacher = recipe.convert.source, recipe.distill.teacher
     widths = ",".join(f"{w:g}" for w in recipe.export.widths)
     console.say("The rest is what these three commands do:")
-    console.say(f"  matta convert {base} --adapter {adapter} --data {data} --out {out}")
-    console.say(f"  matta distill {out} --teacher {teacher}")
-    console.say(f"  matta export {out} --widths {widths}")
+    settings = out / "demo" / "recipe.toml"
+    atomic_write(settings, recipe.text(("data", "distill", "export")))
+    for words in (
+        ("convert", base, "--adapter", adapter, "--config", settings, "--out", out),
+        ("distill", out, "--teacher", teacher),
+        ("export", out, "--widths", widths),
+    ):
+        console.say(f"  {command(*words)}")
     done = convert(recipe, out, overwrite=True)
     console.say(f"Lossless: width 1.0 of the TA differs from the base by at most {done.difference:.1e} (relative).")
     with console.training_progress() as listen:

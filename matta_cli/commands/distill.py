@@ -11,7 +11,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.recipe import resolve
 
 _RUN, _MEMORY, _WHERE = "Run", "Memory and speed", "Devices"
@@ -67,7 +67,7 @@ def distill(
 
     Example: matta distill --teacher gpt2-large
     """
-    out = folder or out
+    out = options.output(folder, out)
     if devices is not None:
         if devices < 1:
             raise MattaError(f"--devices {devices} is not possible: a run has 1 device or more.")
@@ -108,7 +108,7 @@ def distill(
         console.data({"checkpoint": str(saved)})
     console.say(f"Wrote {saved}.")
     shown = ",".join(f"{w:g}" for w in recipe.distill.widths)
-    console.hint(options.command_line("export", out, f"--widths {shown}"))
+    console.hint(command("export", out, "--widths", shown))
 
 
 def _without_devices(arguments: list[str]) -> list[str]:

@@ -54,8 +54,10 @@ def eval(
 
     Example: matta eval matta-out@0.5 matta-out/students/width-0.5 gpt2 --held-out test.txt
     """
-    if bootstrap < 1 or task_limit < 0:
-        raise MattaError(f"--bootstrap {bootstrap} and --task-limit {task_limit}: one takes 1 or more, the other 0 or more.")
+    if bootstrap < 1:
+        raise MattaError(f"--bootstrap {bootstrap} is not possible: it takes 1 resample or more.")
+    if task_limit < 0:
+        raise MattaError(f"--task-limit {task_limit} is not possible: it is a number of examples, 0 for all of them.")
     flags: dict[str, dict[str, Any]] = {
         "export": {"bootstrap": bootstrap},
         "distill": {"device": device, "batch_size": batch_size},

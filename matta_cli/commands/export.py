@@ -45,7 +45,7 @@ def export(
 
     Example: matta export --widths 0.25,0.5,1.0, or matta export --target-params 60M
     """
-    out = folder or out
+    out = options.output(folder, out)
     targets = options.targets(target_params, target_latency, target_memory, target_macs)
     chosen = options.parse_widths(widths) or ([] if any(targets.values()) else None)  # a budget stands for the widths
     flags: dict[str, dict[str, Any]] = {

@@ -42,6 +42,13 @@ Examples = Annotated[
 Checkpoint = Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")]
 
 
+def output(folder: Path | None, out: Path) -> Path:
+    """The output folder, which may be an argument or ``--out``. Raises ``MattaError`` where these are two folders."""
+    if folder is not None and out not in (Path("matta-out"), folder):
+        raise MattaError(f"{folder} and --out {out} are two folders: pass the one that `matta convert` made.")
+    return folder or out
+
+
 def targets(
     params: list[str] | None, latency: list[str] | None, memory: list[str] | None, macs: list[str] | None
 ) -> dict[str, list[str] | None]:
@@ -91,8 +98,3 @@ def data_flags(
     if data is not None:
         flags |= {"config": "", "held_out": held_out or ""}
     return flags
-
-
-def command_line(*words: object) -> str:
-    """A command to show, with the default folder left out."""
-    return " ".join(str(w) for w in ("matta", *words) if str(w) and str(w) != "matta-out")

@@ -28,7 +28,7 @@ def show(
 
     Example: matta recipe show --changed
     """
-    recipe, read = resolve({}, folder or out, config, ran=ran)
+    recipe, read = resolve({}, options.output(folder, out), config, ran=ran)
     for path in read:
         console.say(f"Settings from {path}.")
     if toml:

@@ -21,7 +21,7 @@ def report(
 
     Example: matta report --baselines untrained,base,plain
     """
-    out = folder or out
+    out = options.output(folder, out)
 
     from matta_cli.judging import remake
 

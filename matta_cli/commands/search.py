@@ -7,7 +7,7 @@ from typing import Any
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.recipe import resolve
 
 
@@ -35,7 +35,7 @@ def search(
 
     Stopped, the same command goes on. Example: matta search --target-params 60M
     """
-    out = folder or out
+    out = options.output(folder, out)
     targets = options.targets(target_params, target_latency, target_memory, target_macs)
     flags: dict[str, dict[str, Any]] = {
         "export": {"checkpoint": checkpoint, "batch_size": batch, "threads": threads, **targets},
@@ -65,11 +65,11 @@ def search(
     for note in result["notes"]:
         console.say(f"Note: {note}")
     console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
-    given = [f"--{name.replace('_', '-')} {text}" for name, texts in targets.items() for text in texts or ()]
-    more = {**timing, **flags["search"]}
-    given += [
-        f"--{name.replace('_', '-')}{'' if value is True else f' {value}'}" for name, value in more.items() if value is not None
+    words = [(f"--{name.replace('_', '-')}", text) for name, texts in targets.items() for text in texts or ()]
+    words += [
+        (f"--{name.replace('_', '-')}", value) for name, value in {**timing, **flags["search"]}.items() if value is not None
     ]
+    given = [word for name, value in words for word in ([name] if value is True else [name, str(value)])]
     middle = sorted(model["parameters"] for model in result["models"])[len(result["models"]) // 2]
-    again = " ".join(given if any(targets.values()) else [f"--target-params {middle}", *given])
-    console.hint(options.command_line("export", out, again))
+    budget = [] if any(targets.values()) else ["--target-params", str(middle)]
+    console.hint(command("export", out, *budget, *given))

@@ -9,6 +9,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
+from matta_cli.errors import command
 from matta_cli.recipe import resolve
 
 
@@ -32,7 +33,7 @@ def teach(
 
     Example: matta teach --teacher gpt2-large --to gpt2-large-outputs
     """
-    out = folder or out
+    out = options.output(folder, out)
     settings = {
         "teacher": teacher, "batch_size": batch_size, "precision": precision, "device": device,
         "allow_weak_teacher": allow_weak_teacher or None,
@@ -48,6 +49,6 @@ def teach(
     with console.training_progress() as listen:
         written = run(recipe, out, to, k=top_k, overwrite=overwrite, listen=listen)
     console.say(f"Wrote {written}.")
-    given = [f"--teacher {written}", *([f"--data {data}"] if data else []), *([f"--held-out {held_out}"] if held_out else [])]
-    given += [f"--sequence-length {sequence_length}"] if sequence_length else []
-    console.hint(options.command_line("distill", out, *given))
+    same = {"--data": data, "--held-out": held_out, "--sequence-length": sequence_length}
+    given = [word for flag, value in same.items() if value for word in (flag, value)]
+    console.hint(command("distill", out, "--teacher", written, *given))

@@ -414,7 +414,9 @@ def _numbers(values: np.ndarray, column: str, name: str) -> np.ndarray:
     numbers = values.astype(np.float32)
     missing = int((~np.isfinite(numbers)).sum())
     if missing:
-        raise MattaError(f"Column {column!r} of {name!r} has {missing} values that are missing or not finite: fill them in.")
+        raise MattaError(
+            f"Column {column!r} of {name!r} misses values, or has some not finite, {missing} in all: fill them in."
+        )
     return numbers
 
 

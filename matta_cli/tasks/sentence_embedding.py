@@ -407,6 +407,8 @@ def _strings(values: Iterable[Any]) -> list[str]:
 
 
 def _config(model: nn.Module) -> Any:
+    if not hasattr(model, "config"):
+        raise MattaError("Sentence encoders are models of transformers, with a config: this one has none.")
     return model.config
 
 
