@@ -46,6 +46,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
         "adapter": ta.adapter.name,
         "task": ta.adapter.task,
         "source": ta.card["lineage"]["source"],
+        "student": ta.card["lineage"].get("student"),
         "order": ta.card.get("order", "none"),
         "axes": kinds,
         "importance": scores,

@@ -220,6 +220,11 @@ def test_what_is_shown_can_be_typed():
     assert shown("export", Path("matta-out"), "--widths", "0.25,0.5") == "matta export --widths 0.25,0.5"
 
 
+def test_inspect_tells_a_student_from_a_ta(typed):
+    assert "A Student of model.pt, a gpt2 for causal_lm" in typed("inspect matta-out/students/width-0.5").stderr
+    assert "TA of model.pt, a gpt2 for causal_lm" in typed("inspect").stderr
+
+
 def test_the_recipe_says_how_the_ta_was_made(typed):
     """Not what ``convert`` would do by default, whatever file or flag it was told by."""
     assert typed("convert model.pt --adapter gpt2 --expand 1.5 --order magnitude --out my/own").exit_code == 0
@@ -292,6 +297,7 @@ def test_a_report_with_baselines(typed):
         ("export matta-out --out other --widths 0.5", ["matta-out and --out other are two folders"]),
         ("demo --quick --out matta-out", ["matta-out holds finished work that is no demo's", "--out"]),
         ("convert model.pt --adapter gpt2 --config heads.json -o o", ["'model.pt'", "--config", "num_heads"]),
+        ("export --widths 0.5 --margin 2 --overwrite", ["--margin 2", "from 0 to 1"]),
         ("export --widths 0 --overwrite", ["--widths '0'"]),
         ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),

@@ -68,6 +68,7 @@ def export(
     for path in read:
         console.say(f"Settings from {path}.")
 
+    from matta_cli.baselines import check
     from matta_cli.budgets import asked
     from matta_cli.extraction import export as run
 
@@ -75,10 +76,7 @@ def export(
     if flag and not asked(recipe):
         raise MattaError(f"{flag} is about the search for a budget, and there is none: pass --target-params 60M, say.")
     kinds = options.words(baselines) or []
-    if kinds:
-        from matta_cli.baselines import check
-
-        check(kinds, recipe.export.margin)  # before the work, not after it
+    check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
         result = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
     if kinds:

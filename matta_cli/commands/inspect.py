@@ -26,7 +26,11 @@ def inspect(
     if json:
         console.data(found)
         return
-    console.say(f"TA of {found['source']}, a {found['adapter']} for {found['task']}; units ordered by {found['order']}.")
+    what = f"a {found['adapter']} for {found['task']}"
+    if found["student"]:
+        console.say(f"A Student of {found['source']}, {what}; its own size is width 1 here.")
+    else:
+        console.say(f"TA of {found['source']}, {what}; units ordered by {found['order']}.")
     console.table(
         ["axis", "how many", "base", "TA", "in steps of", "grows"],
         [
