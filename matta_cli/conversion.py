@@ -346,7 +346,7 @@ def _convert(
         checkpoint.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
         checkpoint.atomic_write(folder / "README.md", _readme(ta, source.name, difference))
     widths = [width for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest]
-    last = checkpoint.newest(out / "run")
+    last, _ = checkpoint.newest_sound(out / "run")
     if last is not None and checkpoint.read_card(last)["lineage"]["digest"] != lineage["digest"]:
         notes.append(f"The run in {out / 'run'} trained another TA than this one: distill again with --overwrite.")
     if may_write:
