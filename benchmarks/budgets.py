@@ -16,12 +16,14 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.family_cost import difference
-from matta_cli import demo, evaluate
-from matta_cli.budgets import Budget
-from matta_cli.conversion import convert
-from matta_cli.distillation import distill
-from matta_cli.recipe import Recipe
-from matta_cli.search import Search, _optuna, search
+from matta_cli import demo
+from matta_cli.conversion.convert import convert
+from matta_cli.measure import score
+from matta_cli.search.run import search
+from matta_cli.search.search import Search, import_optuna
+from matta_cli.settings.budget import Budget
+from matta_cli.settings.recipe import Recipe
+from matta_cli.training.run import distill
 
 GOAL, WIDTHS = 20.0, [0.375, 0.5, 0.75, 1.0, 1.5]
 
@@ -33,7 +35,7 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
     started = time.perf_counter()
     distill(recipe, out, overwrite=True)
     training = time.perf_counter() - started
-    optuna = _optuna()
+    optuna = import_optuna()
     study = Search(recipe, out, optuna.storages.InMemoryStorage())
     study.examples = len(study.reporting)
     task, found = study.task, {}
@@ -49,7 +51,7 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
         ours, theirs = ([study.columns(sizes, study.reporting)] for sizes in (chosen.sizes, uniform))
         found[f"{width:g}"] = {
             "trained": width in recipe.distill.widths, "parameters": limit, "used": chosen.used["parameters"],
-            "sizes": chosen.sizes, "uniform": evaluate.metrics(task, theirs), "search": evaluate.metrics(task, ours),
+            "sizes": chosen.sizes, "uniform": score.metrics(task, theirs), "search": score.metrics(task, ours),
             "difference": difference(task, ours, theirs, 1000), "seconds": seconds,
             "training_over_search": training / seconds, "evaluated": result["search"]["evaluated"],
         }  # fmt: skip

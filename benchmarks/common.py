@@ -17,11 +17,14 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import matta_cli
-from matta_cli import devices, registry, supernet
-from matta_cli.conversion import TA
-from matta_cli.losses import Logits, Term
-from matta_cli.recipe import Recipe
-from matta_cli.tasks import Batch, Task
+from matta_cli.data.split import Batch
+from matta_cli.devices.device import precision
+from matta_cli.losses.targets import Logits, Term
+from matta_cli.models import plugins
+from matta_cli.models.ta import TA
+from matta_cli.nested import grow, sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -62,10 +65,10 @@ def vit(width: int, layers: int, _length: int = 0) -> nn.Module:
 
 def grown(name: str, base: nn.Module, expand: int = 2) -> TA:
     """A base as the TA of an adapter, ``expand`` times as wide."""
-    adapter = registry.adapter(name)
-    axes = supernet.nested_axes(adapter, base)
-    model = supernet.grow(adapter, base, axes, {a.name: expand * a.size for a in axes})
-    return TA(adapter, model, supernet.nested_axes(adapter, model), {a.name: a.size for a in axes}, {})
+    adapter = plugins.adapter(name)
+    axes = sizes.nested_axes(adapter, base)
+    model = grow.grow(adapter, base, axes, {a.name: expand * a.size for a in axes})
+    return TA(adapter, model, sizes.nested_axes(adapter, model), {a.name: a.size for a in axes}, {})
 
 
 class Parts:
@@ -83,7 +86,7 @@ class Parts:
         return {"teacher_forward": self._teach} | {name: lambda name=name: self._learn(name) for name in self.models}
 
     def _teach(self) -> None:
-        with torch.no_grad(), devices.precision(self.settings.precision, self.device):
+        with torch.no_grad(), precision(self.settings.precision, self.device):
             self.taught = Logits(self.task.forward(self.teacher, self.batch))
 
     def _learn(self, name: str) -> None:
@@ -91,7 +94,7 @@ class Parts:
         terms = [Term("truth", 1 - mix), Term("teacher", mix, self.taught)]
         if name != "ta":
             terms.append(Term("ta", self.settings.ta_student_weight, self.source))
-        with devices.precision(self.settings.precision, self.device):
+        with precision(self.settings.precision, self.device):
             logits = Logits(self.task.forward(self.models[name], self.batch))
             loss = self.task.objective(logits, self.batch, terms)[0]
         if name == "ta":

@@ -22,8 +22,10 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import common
-from matta_cli import conversion, cost
-from matta_cli.recipe import Recipe
+from matta_cli.conversion import convert
+from matta_cli.measure import cost
+from matta_cli.models.ta import load_ta
+from matta_cli.settings.recipe import Recipe
 
 SIZES = {"gpt2": (768, 12), "gpt2-large": (1280, 36), "gpt2-xl": (1600, 48)}
 BOUND = 1.3
@@ -55,7 +57,7 @@ def watched(job: str, *words: str) -> dict[str, Any]:
 
 def run(job: str, source: Path, out: Path) -> dict[str, Any]:
     if job == "export":
-        ta = conversion.load_ta(out)
+        ta = load_ta(out)
         for parameter in ta.model.parameters():
             parameter.sum()  # it is mapped from its file: now it is in memory
     before = _resident()
@@ -64,7 +66,7 @@ def run(job: str, source: Path, out: Path) -> dict[str, Any]:
         if job == "convert":
             recipe = Recipe()
             recipe.update({"convert": {"source": str(source), "order": "magnitude"}}, "benchmark")
-            conversion.convert(recipe, out)
+            convert.convert(recipe, out)
         else:
             (out / "student").mkdir()
             ta.save(0.5, out / "student", {})

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import common
-from matta_cli import cost
+from matta_cli.measure import cost
 
 
 def main() -> None:

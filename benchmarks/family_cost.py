@@ -21,15 +21,22 @@ import torch
 from torch import nn
 
 from benchmarks import common
-from matta_cli import comparison, demo, devices, evaluate, optimization, sampling
-from matta_cli.conversion import convert, load_ta
-from matta_cli.devices import World
-from matta_cli.distillation import Training, opened
-from matta_cli.losses import Logits, Term
+from matta_cli import demo
+from matta_cli.conversion.convert import convert
+from matta_cli.data import sampling
+from matta_cli.data.split import Columns, Data
+from matta_cli.devices.device import precision
+from matta_cli.devices.processes import World
+from matta_cli.losses.targets import Logits, Term
+from matta_cli.measure import intervals, score
+from matta_cli.models.ta import load_ta
 from matta_cli.progress import quiet
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher
-from matta_cli.tasks import Columns, Data, Task
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
+from matta_cli.training import optimizer
+from matta_cli.training.loop import Training
+from matta_cli.training.setup import opened
+from matta_cli.training.teacher import ModelTeacher
 
 GOAL, WIDTHS = 0.4, [0.25, 0.5, 0.75, 1.0]
 
@@ -40,7 +47,7 @@ class Alone:
     def __init__(self, recipe: Recipe, task: Task, model: nn.Module, teacher: ModelTeacher, data: Data) -> None:
         self.recipe, self.task, self.model, self.teacher, self.data = recipe, task, model, teacher, data
         self.device = common.device()
-        self.optimizer = optimization.make_optimizer(recipe, model.to(self.device).train(), [], self.device)
+        self.optimizer = optimizer.make_optimizer(recipe, model.to(self.device).train(), [], self.device)
         self.order: dict[int, torch.Tensor] = {}
         self.teacher_seconds = 0.0
 
@@ -49,7 +56,7 @@ class Alone:
         sampling.seed_step(settings.seed, step)
         drawn = sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), self.order)
         batch = {k: v.to(self.device) for k, v in self.data.train.batch(drawn).items()}
-        with devices.precision(settings.precision, self.device):
+        with precision(settings.precision, self.device):
             started = _now()
             taught = self.teacher(batch, drawn)
             self.teacher_seconds += _now() - started
@@ -59,7 +66,7 @@ class Alone:
         torch.stack([v.float() for v in values.values()]).tolist()  # looked at in every step, as a run does for its log
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = optimization.learning_rate(self.recipe, step)
+            group["lr"] = optimizer.learning_rate(self.recipe, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -73,12 +80,12 @@ def _now() -> float:
 def tables(task: Task, model: nn.Module, data: Data, recipe: Recipe) -> list[Columns]:
     """The held-out columns of one model."""
     batch = recipe.distill.batch_size
-    return [evaluate.columns(task, model.eval(), split, batch, common.device()) for split in data.held_out]
+    return [score.columns(task, model.eval(), split, batch, common.device()) for split in data.held_out]
 
 
 def difference(task: Task, ours: list[Columns], theirs: list[Columns], resamples: int) -> dict[str, float]:
     """Of the primary metric, with a bootstrap interval over the same examples in both."""
-    found = comparison.paired(task, ours, theirs, resamples)[task.metrics[0].name]
+    found = intervals.paired(task, ours, theirs, resamples)[task.metrics[0].name]
     return {name: found[name] for name in ("value", "low", "high")}
 
 
@@ -118,7 +125,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
     resamples = recipe.export.bootstrap
     separately = {width: tables(task, run.model, data, recipe) for width, run in alone.items()}
     found: dict[str, Any] = {"seed": seed, "seconds": seconds, "teacher_seconds_of_the_four": teaching, "families": {}}
-    found["separate"] = {f"{width:g}": evaluate.intervals(task, own, resamples) for width, own in separately.items()}
+    found["separate"] = {f"{width:g}": intervals.intervals(task, own, resamples) for width, own in separately.items()}
     for count, run in families.items():
         updates = Counter(f"{w:g}" for step in range(recipe.distill.steps) for w in run.step.widths(step))
         students = {}
@@ -126,13 +133,13 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
             own = tables(task, run.ta.student(width), data, recipe)
             gap = difference(task, own, theirs, resamples)
             students[f"{width:g}"] = {
-                "updates": updates[f"{width:g}"], "metrics": evaluate.intervals(task, own, resamples), "difference": gap,
+                "updates": updates[f"{width:g}"], "metrics": intervals.intervals(task, own, resamples), "difference": gap,
             }  # fmt: skip
         found["families"][str(count)] = {
             "ratio": seconds[f"family_{count}"] / separate,
             "ratio_shared_teacher": seconds[f"family_{count}"] / (separate - teaching * (1 - 1 / len(alone))),
             "students": students,
-            "ta": evaluate.intervals(task, tables(task, run.ta.model, data, recipe), resamples),
+            "ta": intervals.intervals(task, tables(task, run.ta.model, data, recipe), resamples),
         }
     return found
 

@@ -35,12 +35,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks import common
-from matta_cli import devices, losses, optimization, registry
-from matta_cli.conversion import TA, convert
-from matta_cli.distillation import distill
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Step
-from matta_cli.tasks import Batch
+from matta_cli.conversion.convert import convert
+from matta_cli.data.split import Batch
+from matta_cli.devices.device import peak_flops
+from matta_cli.models import plugins
+from matta_cli.models.ta import TA
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.objective import Step
+from matta_cli.training.optimizer import make_optimizer
+from matta_cli.training.run import distill
+from matta_cli.training.teacher import ModelTeacher
 
 LIMIT, LAST = 450, 470  # seconds until which parts may run, and after which what there is is printed, come what may
 
@@ -90,7 +95,7 @@ def gradients(name: str, device: torch.device, **settings: Any) -> dict[str, Ten
     torch._dynamo.reset()  # dynamo counts the graphs of all steps of a process, and runs eagerly what is too many
     recipe, ta, teacher, batch = tools(name, **settings)
     ta.model.to(device)
-    task = registry.task(ta.adapter.task, recipe)
+    task = tasks_task.task(ta.adapter.task, recipe)
     step = Step(recipe, task, ta, ModelTeacher(task, teacher.to(device)), device)
     step(to(batch, device), [0, 1, 2, 3], 1)
     return {name: p.grad.double() for name, p in ta.model.named_parameters() if p.grad is not None}
@@ -103,7 +108,7 @@ def reference(name: str, device: torch.device) -> dict[str, Tensor]:
     batch |= {"image": batch["image"].double()} if name == "vit" else {}
     ta.model.to(device).double()
     teacher = teacher.to(device).double()
-    task = registry.task(ta.adapter.task, recipe)
+    task = tasks_task.task(ta.adapter.task, recipe)
     tau = settings.temperature
 
     def kd(z: Tensor, t: Tensor) -> Tensor:
@@ -131,15 +136,17 @@ def reference(name: str, device: torch.device) -> dict[str, Tensor]:
 @contextmanager
 def small_chunks() -> Iterator[None]:
     """Tiny models' logits, too, are made in several pieces."""
+    from matta_cli.losses import classes
+
     names = ("_CHUNK", "_PRODUCT_CHUNK", "_CUDA_CHUNK")
-    before = {name: getattr(losses, name) for name in names}
+    before = {name: getattr(classes, name) for name in names}
     for name in names:
-        setattr(losses, name, 1 << 8)
+        setattr(classes, name, 1 << 8)
     try:
         yield
     finally:
         for name, value in before.items():
-            setattr(losses, name, value)
+            setattr(classes, name, value)
 
 
 def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
@@ -165,7 +172,7 @@ def correctness(name: str, device: torch.device, backend: str) -> dict[str, Any]
         found["chunked_bf16"] = (gap(gradients(name, device, logits="chunked", precision="bf16"), exact), 0.05)
     recipe, ta, _, batch = tools(name)
     ta.model.to(device)
-    task = registry.task(ta.adapter.task, recipe)
+    task = tasks_task.task(ta.adapter.task, recipe)
     with torch.no_grad():
         view, dense = (task.forward(model, to(batch, device)) for model in (ta.at(0.5).eval(), ta.student(0.5)))
     found["view"] = (float((view - dense).abs().max() / dense.abs().max()), 1e-5)
@@ -181,7 +188,7 @@ def resumed() -> dict[str, Any]:
         np.savez(
             out / "noise.npz", images=generator.integers(256, size=(400, 64, 64, 3), dtype="uint8"), labels=np.arange(400) % 100
         )
-        adapter = registry.adapter("vit")
+        adapter = plugins.adapter("vit")
         for role, width in (("base", 64), ("teacher", 128)):
             (out / role).mkdir()
             adapter.save(common.vit(width, 2), out / role)
@@ -239,10 +246,10 @@ class Speed:
         torch._dynamo.reset()
         recipe.distill.ramp = 0.0
         recipe.update({"distill": settings}, "benchmark")
-        task = registry.task("causal_lm", recipe)
+        task = tasks_task.task("causal_lm", recipe)
         ids = torch.randint(self.vocabulary, (self.size, self.length), generator=torch.Generator().manual_seed(0))
         batch = {"input_ids": ids.to(self.device)}
-        optimizer = optimization.make_optimizer(recipe, ta.model, [], self.device)
+        optimizer = make_optimizer(recipe, ta.model, [], self.device)
 
         def made(own: Recipe) -> Step:
             return Step(own, task, ta, ModelTeacher(task, self.teacher), self.device)
@@ -279,7 +286,7 @@ class Speed:
             others = common.Parts(recipe, task, ta, self.teacher, batch).named()
         taken = common.alternating({**candidates, **others}, self.rounds, warmup=1)
         middle = common.medians(taken)
-        peak = devices.peak_flops(self.device, recipe.distill.precision)
+        peak = peak_flops(self.device, recipe.distill.precision)
         found = {
             "batch": self.size, "first_step_s": first, "median_s": middle,
             "tokens_per_s": self.size * self.length / middle["update"], "model_flops": flops,

@@ -22,10 +22,12 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import common
-from matta_cli import optimization, registry
-from matta_cli.losses import Logits, Term
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Step
+from matta_cli.losses.targets import Logits, Term
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.objective import Step
+from matta_cli.training.optimizer import make_optimizer
+from matta_cli.training.teacher import ModelTeacher
 
 BOUND, VOCABULARY = 1.15, 50257
 # (width, layers) of base and Teacher, examples, tokens each
@@ -63,8 +65,8 @@ def one(variant: str, quick: bool) -> dict[str, int]:
         setattr(recipe.distill, name, value)
     ta = common.grown("gpt2", common.gpt2(*own, length, VOCABULARY))
     ta.model.to(device).train()
-    task = registry.task("causal_lm", recipe)
-    optimizer = optimization.make_optimizer(recipe, ta.model, [], device)
+    task = tasks_task.task("causal_lm", recipe)
+    optimizer = make_optimizer(recipe, ta.model, [], device)
     ids = torch.randint(VOCABULARY, (size, length), generator=torch.Generator().manual_seed(0)).to(device)
     stock: Any = ta.model
 

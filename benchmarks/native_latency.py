@@ -17,8 +17,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from benchmarks import common
-from matta_cli import registry
-from matta_cli.recipe import Recipe
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
 
 BOUND = 1.02
 
@@ -44,7 +44,7 @@ def main() -> None:
     found: dict[str, Any] = {}
     for name, make in {"gpt2": common.gpt2, "vit": common.vit}.items():
         ta = common.grown(name, make(width, layers, length))
-        task = registry.task(ta.adapter.task, Recipe())
+        task = tasks_task.task(ta.adapter.task, Recipe())
         with tempfile.TemporaryDirectory() as temp:
             folder, native = Path(temp) / "student", Path(temp) / "native"
             folder.mkdir()

@@ -22,7 +22,10 @@ from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import common
-from matta_cli import ranking, registry, supernet
+from matta_cli.models import plugins
+from matta_cli.nested import grow, importance, view
+from matta_cli.nested import sizes as nested_sizes
+from matta_cli.nested.sizes import scaled
 
 CRITERIA = ("activation", "taylor", "hessian", "magnitude")
 # of six layers the first and last are kept in any order, and a quarter of a residual stream is near chance in any
@@ -108,38 +111,38 @@ def measure(name: str, make: Callable[[], Made], steps: int, orders: int) -> dic
     torch.manual_seed(0)
     model, training, held = make()
     train(model, training, steps)
-    adapter, calibration = registry.adapter(name), training[:8]
+    adapter, calibration = plugins.adapter(name), training[:8]
     axes = adapter.axes(model)
     full = held_out(model, held)
 
     def cut(order: dict[str, Tensor], some: list[Any], share: float) -> float:
         twin = adapter.build(model, {})
         twin.load_state_dict(model.state_dict())
-        supernet.reorder(twin, some, order)
+        grow.reorder(twin, some, order)
         some = [replace(a, order=tuple(order[a.name].tolist())) if a.layers else a for a in some]
-        sizes = {axis.name: supernet.scaled(axis.size, share, axis.step) for axis in some}
-        return held_out(supernet.StudentView(adapter, twin.eval(), some, sizes).eval(), held) - full
+        sizes = {axis.name: scaled(axis.size, share, axis.step) for axis in some}
+        return held_out(view.StudentView(adapter, twin.eval(), some, sizes).eval(), held) - full
 
-    mixed = [axis for axis in axes if axis.layers or not supernet.growable(model, axis)]  # as conversion.importance has it
-    lost = ranking.removal(adapter, model, axes, mixed, calibration, forward, divergence)
+    mixed = [axis for axis in axes if axis.layers or not grow.growable(model, axis)]  # as conversion.importance has it
+    lost = importance.removal(adapter, model, axes, mixed, calibration, forward, divergence)
     scores = {
-        "activation": ranking.activation(model, axes, calibration, forward) | lost,
-        "taylor": ranking.by_gradient(model, axes, calibration, loss, second=False),
-        "hessian": ranking.by_gradient(model, axes, calibration, loss, second=True),
-        "magnitude": ranking.magnitude(model, axes),
+        "activation": importance.activation(model, axes, calibration, forward) | lost,
+        "taylor": importance.by_gradient(model, axes, calibration, loss, second=False),
+        "hessian": importance.by_gradient(model, axes, calibration, loss, second=True),
+        "magnitude": importance.magnitude(model, axes),
     }
     found: dict[str, Any] = {"held_out_loss": full, "relative_to_random": {}, "cuts": {}}
-    for kind in dict.fromkeys(supernet.kind(axis.name) for axis in axes):
-        some = [axis for axis in axes if supernet.kind(axis.name) == kind]
+    for kind in dict.fromkeys(nested_sizes.kind(axis.name) for axis in axes):
+        some = [axis for axis in axes if nested_sizes.kind(axis.name) == kind]
         for share in SHARES[kind] if some[0] in mixed else (0.5, 0.25):
             chance: list[float] = []
             for seed in range(orders):
                 generator = torch.Generator().manual_seed(seed)
                 draw = {a.name: torch.rand(a.size // a.step, generator=generator) for a in some}
-                chance.append(cut({a.name: ranking.order(draw[a.name], layers=bool(a.layers)) for a in some}, some, share))
+                chance.append(cut({a.name: importance.order(draw[a.name], layers=bool(a.layers)) for a in some}, some, share))
             row: dict[str, Any] = {"random": sum(chance) / orders, "random_range": [min(chance), max(chance)]}
             for criterion in CRITERIA:
-                order = {a.name: ranking.order(scores[criterion][a.name], layers=bool(a.layers)) for a in some}
+                order = {a.name: importance.order(scores[criterion][a.name], layers=bool(a.layers)) for a in some}
                 row[criterion] = cut(order, some, share)
             found["cuts"][f"{kind} {share:g}"] = row
         rows = [row for name, row in found["cuts"].items() if name.startswith(f"{kind} ")]

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from benchmarks import common
-from matta_cli import registry
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Step
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.objective import Step
+from matta_cli.training.teacher import ModelTeacher
 
 BOUND = 1.05
 
@@ -33,7 +34,7 @@ def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool
     recipe.distill.ramp = 0.0  # every term from the first step on
     ta = common.grown(name, make(width, layers, length))
     ta.model.to(device).train()
-    task = registry.task(ta.adapter.task, recipe)
+    task = tasks_task.task(ta.adapter.task, recipe)
     teacher = make(2 * width, layers, length).to(device).requires_grad_(False)
     batch = {k: v.to(device) for k, v in task.example(ta.model, size).items()}
     if name == "vit":

@@ -22,9 +22,11 @@ from matta_adapters.auto import Auto
 from matta_adapters.mlp_ranker import Ranker
 from torch import Tensor, nn
 
-from matta_cli import registry, supernet
 from matta_cli.adapter import Adapter, Axis, Source
 from matta_cli.errors import MattaError
+from matta_cli.models import plugins
+from matta_cli.nested import grow, sizes
+from matta_cli.nested.view import StudentView, materialize
 
 YES, NO = "yes", "no"
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 97}
@@ -101,7 +103,7 @@ def opened(name: str, make: Callable[[], nn.Module], text: str) -> tuple[Adapter
     for parameter in model.parameters():
         if parameter.abs().sum() == 0:
             nn.init.normal_(parameter, std=0.1)
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     return adapter, adapter.load(Source(text, module=model, example="1x3x32x32", task="image_classification"))
 
 
@@ -109,7 +111,7 @@ def loadable(adapter: Adapter, model: nn.Module, axes: list[Axis]) -> str:
     if not adapter.loader:
         return "matta"
     with torch.device("meta"):
-        student = adapter.build(model, supernet.own_sizes(axes, half(axes)))
+        student = adapter.build(model, sizes.own_sizes(axes, half(axes)))
     return NO if adapter.unsupported(student) else adapter.loader.partition(".")[0]
 
 
@@ -136,18 +138,16 @@ def rows(text: str) -> list[list[str]]:
     table = []
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
-        groups.setdefault("what tracing finds" if name == "auto" else supernet.kind(axis.name), []).append(axis)
+        groups.setdefault("what tracing finds" if name == "auto" else sizes.kind(axis.name), []).append(axis)
     for kind, some in groups.items():
-        view = supernet.StudentView(adapter, model, some, half(some)).eval()
-        dense = supernet.materialize(adapter, model, some, half(some))
+        view = StudentView(adapter, model, some, half(some)).eval()
+        dense = materialize(adapter, model, some, half(some))
         twin = adapter.build(model, {})
         twin.load_state_dict(model.state_dict())
         generator = torch.Generator().manual_seed(0)
-        supernet.reorder(twin, some, {a.name: torch.randperm(a.size // a.step, generator=generator) for a in some})
-        grows = [axis for axis in some if supernet.growable(model, axis)]
-        larger = (
-            outputs(supernet.grow(adapter, model, some, {a.name: a.size + a.step for a in grows}), inputs) if grows else None
-        )
+        grow.reorder(twin, some, {a.name: torch.randperm(a.size // a.step, generator=generator) for a in some})
+        grows = [axis for axis in some if grow.growable(model, axis)]
+        larger = outputs(grow.grow(adapter, model, some, {a.name: a.size + a.step for a in grows}), inputs) if grows else None
         grown = NO if larger is None else same(expected, larger)
         grown += f", {len(grows)} of {len(some)}" if 0 < len(grows) < len(some) else ""
         first = {(place.tensor, place.dim) for place in some[0].slices}

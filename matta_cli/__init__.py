@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-__all__ = ["convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
+from matta_cli.version import __version__
+
+__all__ = ["__version__", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 
 if TYPE_CHECKING:
     from matta_cli.api import convert, distill, export, judge, load_student, load_ta, teach

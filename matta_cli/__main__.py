@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from matta_cli.main import main
 
 main()

@@ -1,4 +1,4 @@
-"""The Python API: the three steps as plain functions, settings by keyword (see ``matta_cli.recipe`` for all of them)."""
+"""The Python API: the three steps as plain functions, settings by keyword (``matta_cli.settings.recipe`` has all)."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from matta_cli.conversion import TA, load_student, load_ta
-from matta_cli.recipe import SearchSettings, resolve
+from matta_cli.models.ta import TA, load_student, load_ta
+from matta_cli.settings.recipe import SearchSettings
+from matta_cli.settings.resolve import resolve
 
 __all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
+
+
 _SAID = "keyword arguments"  # what settings are called in errors
 
 
@@ -22,7 +25,7 @@ def convert(
 
     config: the model's config.json, for a state dict whose sizes do not tell it. allow_pickle: open pickles (code).
     """
-    from matta_cli.conversion import convert as run
+    from matta_cli.conversion.convert import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
     recipe, _ = resolve(flags, None, origin=_SAID)
@@ -35,7 +38,7 @@ def distill(
     **settings: Any,
 ) -> Path:  # fmt: skip
     """Train the TA in ``out`` and return its last checkpoint. ``settings``: the recipe's [distill] table."""
-    from matta_cli.distillation import distill as run
+    from matta_cli.training.run import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
     return run(resolve(flags, Path(out), ran=resume, origin=_SAID)[0], Path(out), overwrite=overwrite, resume=resume)
@@ -49,7 +52,7 @@ def teach(
 
     k: outputs kept of each position, where there are more than 64. ``settings``: the recipe's [distill] table.
     """
-    from matta_cli.teacher_files import teach as run
+    from matta_cli.training.teach import teach as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
     return run(resolve(flags, Path(out), origin=_SAID)[0], Path(out), Path(to), k=k, overwrite=overwrite)
@@ -62,7 +65,7 @@ def export(
 
     Budgets (``target_params=["60M"]`` and the like) stand for the widths, where none are given.
     """
-    from matta_cli.extraction import export as run
+    from matta_cli.students.export import export as run
 
     if widths is None and any(value for name, value in settings.items() if name.startswith("target_")):
         widths = []
@@ -81,6 +84,6 @@ def judge(
 
     margin: the share of a baseline's value that a Student may lose and be called no worse.
     """
-    from matta_cli.judging import remake
+    from matta_cli.verdict.judge import remake
 
     return remake(Path(out), baselines, margin=margin)

@@ -77,7 +77,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence
 
 def data(value: Any) -> None:
     """Data on stdout as JSON, in which a number that is none is null."""
-    from matta_cli.report import plain
+    from matta_cli.report.numbers import plain
 
     if not _other():
         sys.stdout.write(json.dumps(plain(value), indent=1, allow_nan=False) + "\n")

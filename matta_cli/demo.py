@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli import registry, sampling
+from matta_cli.data import sampling
 from matta_cli.errors import MattaError
+from matta_cli.models import plugins
 from matta_cli.progress import Listener, Progress, quiet
-from matta_cli.recipe import Recipe
-from matta_cli.tasks import Task
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.task import Task
 
 SEED = 0
+
+
 # steps of base, Teacher and distillation; chosen for four minutes on two cores
 STEPS = {"gpt2": (150, 220, 200), "vit": (250, 900, 600), "mlp_ranker": (100, 600, 500)}
 
@@ -40,8 +44,8 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
     recipe.distill.batch_size = batch
     if quick:
         recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
-    adapter = registry.adapter(name)
-    task = registry.task(adapter.task, recipe)
+    adapter = plugins.adapter(name)
+    task = tasks_task.task(adapter.task, recipe)
     for model, role, count, lr in (
         (base, "base", steps[0], learning_rates[0]),
         (teacher, "teacher", steps[1], learning_rates[1]),

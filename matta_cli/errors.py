@@ -1,5 +1,7 @@
 """What matta says to a person when something is wrong."""
 
+from __future__ import annotations
+
 import re
 import shlex
 

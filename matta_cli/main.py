@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from matta_cli import __version__
 from matta_cli.commands.adapters import adapters
 from matta_cli.commands.convert import convert
 from matta_cli.commands.demo import demo
@@ -22,6 +21,7 @@ from matta_cli.commands.report import report
 from matta_cli.commands.search import search
 from matta_cli.commands.teach import teach
 from matta_cli.console import guarded, say
+from matta_cli.version import __version__
 
 _UsageError: Any = typer.BadParameter.__bases__[0]  # that of the click which this release of typer brings, or needs
 
@@ -76,6 +76,8 @@ def root(
 
 for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
     app.command()(guarded(_command))
+
+
 app.add_typer(recipe, name="recipe")
 
 

@@ -15,12 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_cli import models, supernet
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError
-from matta_cli.tasks import raw
+from matta_cli.models import save
+from matta_cli.models.source import open_source
+from matta_cli.nested import cut, grow
+from matta_cli.nested.sizes import full_sizes, own_sizes
+from matta_cli.nested.view import StudentView, materialize
+from matta_cli.tasks.task import raw
 
 Inputs = Mapping[str, Any] | Sequence[Any]
+
+
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -97,30 +103,30 @@ def _check_layers(axis: Axis, model: nn.Module) -> None:
 
 
 def _check_build(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], small: Sizes, inputs: Inputs) -> None:
-    state, own = model.state_dict(), supernet.own_sizes(axes, small)
+    state, own = model.state_dict(), own_sizes(axes, small)
     with torch.device("meta"):
         student = adapter.build(model, own).eval()
     real = [name for name, tensor in student.state_dict().items() if not tensor.is_meta]
     _require(not real, f'build under torch.device("meta") made real tensors ({_few(real)}): create them on the default device.')
     shapes = {name: list(tensor.shape) for name, tensor in student.state_dict().items()}
-    plan = supernet.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
+    plan = cut.Cut(axes, small, {name: tensor.shape for name, tensor in state.items()})
     first = {id(p): name for name, p in model.named_parameters()}  # a tied tensor is cut by the one name that slices give
     named = ((plan.name(n), first.get(id(t), n), t.shape) for n, t in model.state_dict(keep_vars=True).items())
     wanted = {theirs: plan.shape(name, shape) for theirs, name, shape in named if theirs is not None}
     wrong = [f"{n} is {shapes.get(n)}, not {wanted.get(n)}" for n in wanted | shapes if shapes.get(n) != wanted.get(n)]
     _require(not wrong, f"build at half size has shapes that the slices do not cut: {_few(wrong)}. Is a slice missing?")
-    counted, built = supernet.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
+    counted, built = cut.count_parameters(model, axes, small), sum(p.numel() for p in student.parameters())
     _require(counted == built, f"The half-size model has {built} parameters, but by the slices it has {counted}.")
     sizes = {axis.name: axis.size for axis in adapter.axes(student)}
     _require(sizes == own, f"axes() of the built model on the meta device says {sizes}, but {own} was built.")
 
-    for given in ({}, supernet.full_sizes(axes)):
+    for given in ({}, full_sizes(axes)):
         _require(
             torch.equal(_run(_copy(adapter, model, given), inputs), _run(model, inputs)),
             "build at full size with the model's own tensors computes something else: settings of the model got lost in build.",
         )
-    view = supernet.StudentView(adapter, model, axes, small).eval()
-    dense = supernet.materialize(adapter, model, axes, small)
+    view = StudentView(adapter, model, axes, small).eval()
+    dense = materialize(adapter, model, axes, small)
     _require(
         torch.equal(_run(view, inputs), _run(dense, inputs)),
         "The half-size model run on views differs from the same model with its own copy of the tensors: does its forward read "
@@ -135,16 +141,16 @@ def _check_units(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], input
         if axis.layers:
             continue  # layers stay where they are
         twin = _copy(adapter, model)
-        supernet.reorder(twin, [axis], {axis.name: torch.randperm(axis.size // axis.step, generator=generator)})
+        grow.reorder(twin, [axis], {axis.name: torch.randperm(axis.size // axis.step, generator=generator)})
         got = _run(twin, inputs)
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
             f"Permuting the units of axis {axis.name} changes the outputs by up to {(got - expected).abs().max():.3g}: a slice "
             "is missing, or has the wrong dim, start, blocks or unit, or step is smaller than what must move together.",
         )
-    more = {axis.name: axis.size + 2 * axis.step for axis in axes if supernet.growable(model, axis)}
+    more = {axis.name: axis.size + 2 * axis.step for axis in axes if grow.growable(model, axis)}
     for sizes in [{name: size} for name, size in more.items()] + [more]:
-        got = _run(supernet.grow(adapter, model, axes, sizes), inputs)
+        got = _run(grow.grow(adapter, model, axes, sizes), inputs)
         _require(
             torch.allclose(got, expected, rtol=1e-4, atol=1e-4 * _scale(expected)),
             f"Growing {_few(list(sizes))} by units with outgoing weights of zero changes the outputs by up to "
@@ -156,13 +162,13 @@ def _check_gradients(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], s
     twin = _copy(adapter, model).requires_grad_()
     leaves = dict(twin.named_parameters())
     with torch.enable_grad():
-        kept = torch.stack([t.sum() for t in supernet.cut(leaves, _of(axes, leaves), small).values()]).sum()
+        kept = torch.stack([t.sum() for t in cut.cut(leaves, _of(axes, leaves), small).values()]).sum()
         gradients = torch.autograd.grad(kept, list(leaves.values()), materialize_grads=True)
         masks = dict(zip(leaves, gradients, strict=True))  # 1 where a unit is kept
-        _forward(supernet.StudentView(adapter, twin, axes, small).eval(), inputs).square().sum().backward()
+        _forward(StudentView(adapter, twin, axes, small).eval(), inputs).square().sum().backward()
     spilt = [n for n, p in leaves.items() if p.grad is not None and bool(p.grad[masks[n] == 0].any())]
     _require(not spilt, f"Training the half-size model also changes units outside of it, in {_few(spilt)}.")
-    plan = supernet.Cut(_of(axes, leaves), small, {name: p.shape for name, p in leaves.items()})
+    plan = cut.Cut(_of(axes, leaves), small, {name: p.shape for name, p in leaves.items()})
     named = {s.tensor for axis in axes for s in axis.slices if not axis.layers and plan.name(s.tensor) is not None}
     asleep = [n for n, p in leaves.items() if n in named and (p.grad is None or not bool(p.grad.any()))]
     _require(
@@ -199,11 +205,11 @@ def _check_own_format(adapter: Adapter, model: nn.Module) -> None:
     """What the stock format cannot express is saved and loaded all the same: each axis at half size by itself."""
     for axis in adapter.axes(model):
         size = max(axis.step, axis.size // 2 // axis.step * axis.step)
-        student = supernet.materialize(adapter, model, [axis], {axis.name: size})
+        student = materialize(adapter, model, [axis], {axis.name: size})
         with tempfile.TemporaryDirectory() as name:
-            reason = models.save_model(adapter, student, Path(name))
+            reason = save.save_model(adapter, student, Path(name))
             try:
-                loaded = type(adapter)().load(models.open_source(f"local-dir:{name}"))
+                loaded = type(adapter)().load(open_source(f"local-dir:{name}"))
             except MattaError as error:
                 half = f"A model with axis {axis.name} at half size"
                 raise AssertionError(f"{half} does not load ({reason}): {error}") from error

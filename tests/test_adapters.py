@@ -31,11 +31,19 @@ from transformers import (
     GPT2Model,
 )
 
-from matta_cli import cost, registry, supernet
 from matta_cli.adapter import Adapter, Slice, Source
 from matta_cli.errors import MattaError
-from matta_cli.models import _OTHER_FOLDERS, copy_companions, load_model, open_source, own_memory, save_model, strip_prefixes
-from matta_cli.tasks import raw
+from matta_cli.measure import cost
+from matta_cli.models import plugins
+from matta_cli.models.load import load_model, own_memory
+from matta_cli.models.save import save_model
+from matta_cli.models.source import _OTHER_FOLDERS, open_source, strip_prefixes
+from matta_cli.models.tokenizer import copy_companions
+from matta_cli.nested import grow
+from matta_cli.nested import sizes as nested_sizes
+from matta_cli.nested.sizes import full_sizes, nested_axes, own_sizes, sizes_at
+from matta_cli.nested.view import StudentView, materialize
+from matta_cli.tasks.task import raw
 from matta_cli.testing import check_adapter
 
 ADAPTERS = {"gpt2": GPT2, "llama": Llama, "vit": ViT, "mlp_ranker": MLPRanker, "bert": Bert}
@@ -168,7 +176,7 @@ def made(name: str) -> tuple[Adapter, nn.Module, dict[str, torch.Tensor]]:
 
 
 def test_every_registered_adapter_is_in_the_suite():
-    assert set(registry.adapters()) >= set(ADAPTERS)
+    assert set(plugins.adapters()) >= set(ADAPTERS)
     assert {name.split("-")[0] for name in MODELS} == set(ADAPTERS)
 
 
@@ -184,7 +192,7 @@ def test_bert_axes(name):
     axes = Bert().axes(model)
     assert [axis.name for axis in axes] == ["mlp.0", "mlp.1", "heads.0", "heads.1", "depth"]
     assert [axis.step for axis in axes] == [1, 1, 8, 8, 1]
-    assert [supernet.growable(model, axis) for axis in axes] == [True] * 4 + [False]
+    assert [grow.growable(model, axis) for axis in axes] == [True] * 4 + [False]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -270,13 +278,13 @@ def test_stock_reload(names, tmp_path):
         adapter, model, batch = made(name)
         batch_file = str(tmp_path / f"{name}-batch.pt")
         torch.save(batch, batch_file)
-        there = supernet.kinds(supernet.full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
+        there = nested_sizes.kinds(full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
         alone = name == "bert"  # its heads share out the width
         for kinds in (["mlp"], ["mlp", "heads", "hidden", "depth"]):
-            axes = supernet.nested_axes(adapter, model, [k for k in kinds if k in there and not (alone and k == "heads")])
+            axes = nested_axes(adapter, model, [k for k in kinds if k in there and not (alone and k == "heads")])
             small = {"mlp": 13, "depth": 1}
-            sizes = {axis.name: small.get(supernet.kind(axis.name), axis.step) for axis in axes}
-            student = adapter.build(model, supernet.own_sizes(axes, sizes))
+            sizes = {axis.name: small.get(nested_sizes.kind(axis.name), axis.step) for axis in axes}
+            student = adapter.build(model, own_sizes(axes, sizes))
             assert adapter.unsupported(student) == ""
             for parameter in student.parameters():
                 nn.init.normal_(parameter, std=0.1)
@@ -347,14 +355,14 @@ def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change
 def test_a_student_written_from_views_is_that_saved_whole(name, kinds, tmp_path):
     adapter, model, _ = made(name)
     wanted = (*kinds.split(), "embedding", "hidden") if name.startswith("mlp_ranker") else kinds.split()
-    axes = [axis for axis in adapter.axes(model) if supernet.kind(axis.name) in wanted]
-    sizes = supernet.sizes_at(axes, supernet.full_sizes(axes), 0.5)
+    axes = [axis for axis in adapter.axes(model) if nested_sizes.kind(axis.name) in wanted]
+    sizes = sizes_at(axes, full_sizes(axes), 0.5)
     whole, streamed = tmp_path / "whole", tmp_path / "streamed"
     whole.mkdir()
     streamed.mkdir()
-    reason = save_model(adapter, supernet.materialize(adapter, model, axes, sizes), whole)
-    student = adapter.build(model, supernet.own_sizes(axes, sizes))
-    assert save_model(adapter, student, streamed, supernet.StudentView(adapter, model, axes, sizes).state()) == reason
+    reason = save_model(adapter, materialize(adapter, model, axes, sizes), whole)
+    student = adapter.build(model, own_sizes(axes, sizes))
+    assert save_model(adapter, student, streamed, StudentView(adapter, model, axes, sizes).state()) == reason
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
     assert files == [path.relative_to(streamed) for path in sorted(streamed.rglob("*")) if path.is_file()]
     assert all((whole / file).read_bytes() == (streamed / file).read_bytes() for file in files)
@@ -367,7 +375,7 @@ def test_a_stock_format_with_other_names_is_saved_whole(tmp_path):
 
     _, model, _ = made("bert")
     sizes = {"mlp.0": 5, "mlp.1": 5}
-    view = supernet.StudentView(Renaming(), model, Bert().axes(model)[:2], sizes)
+    view = StudentView(Renaming(), model, Bert().axes(model)[:2], sizes)
     assert not save_model(Renaming(), Bert().build(model, sizes), tmp_path, view.state())
     saved = load_file(str(tmp_path / "model.safetensors"))
     for name, tensor in view.state().items():
@@ -472,7 +480,7 @@ def test_llama_axes(name):
     keys = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
     kinds = {"mlp": [37, 37], "heads": [keys, keys], "hidden": [model.config.hidden_size], "depth": [2]}
     uniform = len(set(getattr(model.config, "layer_types", None) or [""])) == 1
-    assert supernet.kinds(supernet.full_sizes(axes)) == {k: v for k, v in kinds.items() if uniform or k != "depth"}
+    assert nested_sizes.kinds(full_sizes(axes)) == {k: v for k, v in kinds.items() if uniform or k != "depth"}
     hidden = next(axis for axis in axes if axis.name == "hidden")
     assert hidden.step == (6 if model.config.model_type == "llama" else 1)  # LlamaConfig divides
 
@@ -497,7 +505,7 @@ def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidd
     adapter = Llama()
     axes = [axis for axis in adapter.axes(model) if not axis.layers]
     wanted = {"mlp": inner, "heads": keys * width, "hidden": hidden}
-    student = supernet.materialize(adapter, model, axes, {axis.name: wanted[axis.name.split(".")[0]] for axis in axes})
+    student = materialize(adapter, model, axes, {axis.name: wanted[axis.name.split(".")[0]] for axis in axes})
     adapter.save(student, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     batch = inputs(model)
@@ -517,7 +525,7 @@ def _extra(model: nn.Module) -> dict:
 def test_llama_heads_take_their_queries_along():
     model = llama()
     sizes = {"heads.0": 10, "heads.1": 20}
-    student = supernet.materialize(Llama(), model, Llama().axes(model), sizes)
+    student = materialize(Llama(), model, Llama().axes(model), sizes)
     first, second = (block.self_attn for block in student.model.layers)
     assert (len(first.q_proj.weight), len(first.k_proj.weight)) == (20, 10)
     assert torch.equal(first.q_proj.weight, model.model.layers[0].self_attn.q_proj.weight[:20])
@@ -771,7 +779,7 @@ def test_detection(name, tmp_path):
     adapter, model, _ = made(name)
     adapter.save(model, tmp_path)
     for source in (Source("f", folder=tmp_path), Source("t", tensors=model.state_dict()), Source("m", module=model)):
-        assert registry.detect(source).name == adapter.name
+        assert plugins.detect(source).name == adapter.name
     empty = tmp_path / "empty"
     empty.mkdir()
     for foreign in (Source("e", folder=empty), Source("resnet18"), Source("c", tensors={"conv1.weight": torch.zeros(1)})):
@@ -779,7 +787,7 @@ def test_detection(name, tmp_path):
 
 
 def test_name_known_to_timm_is_detected():
-    assert registry.detect(open_source("vit_tiny_patch16_224")).name == "vit"
+    assert plugins.detect(open_source("vit_tiny_patch16_224")).name == "vit"
 
 
 # --- files ---------------------------------------------------------------------------------------------------------

@@ -23,12 +23,14 @@ from matta_adapters.vit import ViT
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from matta_cli import ranking, supernet
 from matta_cli.adapter import Source
-from matta_cli.conversion import convert, is_stock, load_student, load_ta
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
-from matta_cli.models import load_model, open_source
-from matta_cli.recipe import Recipe
+from matta_cli.models.load import load_model
+from matta_cli.models.source import open_source
+from matta_cli.models.ta import is_stock, load_student, load_ta
+from matta_cli.nested import grow, importance, view
+from matta_cli.settings.recipe import Recipe
 from matta_cli.testing import check_adapter
 
 IMAGES, TOKENS = "1x3x32x32", "input_ids=1x9:int64"
@@ -128,7 +130,7 @@ def test_vit_students_are_narrower_vits():
     """timm's own module with fewer heads and channels, filled by hand, computes the Student."""
     adapter, model = made("vit")
     sizes = {"blocks.0.attn.qkv": 32, "blocks.1.attn.qkv": 32, "blocks.0.mlp.fc1": 100, "blocks.1.mlp.fc1": 100}
-    student = supernet.materialize(adapter, model, adapter.axes(model), sizes)
+    student = view.materialize(adapter, model, adapter.axes(model), sizes)
     masked = copy.deepcopy(model)
     with torch.no_grad():
         for block in masked.blocks:
@@ -144,9 +146,7 @@ def test_grouped_queries_are_llamas_own_with_fewer_heads():
     found = by_name(adapter, model)
     axis = found["model.layers.1.self_attn.q_proj"]
     assert (axis.size, axis.step) == (16, 4)
-    student = supernet.materialize(
-        adapter, model, adapter.axes(model), {f"model.layers.{i}.self_attn.q_proj": 8 for i in range(2)}
-    )
+    student = view.materialize(adapter, model, adapter.axes(model), {f"model.layers.{i}.self_attn.q_proj": 8 for i in range(2)})
     config = {**model.config.to_dict(), "num_attention_heads": 4, "head_dim": 4}
     own = LlamaForCausalLM(LlamaConfig(**config)).eval()
     keep = [*range(8), *range(16, 24)]  # 8 heads of 4; heads 0-3 read key/value head 0, heads 4-7 head 1
@@ -216,7 +216,7 @@ def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
 def test_students_are_what_torch_pruning_cuts(name, layer):
     adapter, model = made(name)
     size = by_name(adapter, model)[layer].size
-    student = supernet.materialize(adapter, model, adapter.axes(model), {layer: size // 2})
+    student = view.materialize(adapter, model, adapter.axes(model), {layer: size // 2})
     reference = pruned(model, name, layer, size // 2)
     assert parameters(student) == parameters(reference) < parameters(model)
     assert torch.allclose(outputs(student, name), outputs(reference, name), rtol=1e-4, atol=1e-4)
@@ -225,7 +225,7 @@ def test_students_are_what_torch_pruning_cuts(name, layer):
 def test_parameter_counts_are_those_of_smaller_models():
     adapter, model = made("plain_cnn")
     sizes = {"stem.0": 8, "inner.0": 5}
-    student = supernet.materialize(adapter, model, adapter.axes(model), sizes)
+    student = view.materialize(adapter, model, adapter.axes(model), sizes)
     stem, inner = 9 * 8 + 2 * 8, (9 * 8 * 5 + 5) + 2 * 5
     back, head = (9 * 5 * 8 + 8) + 2 * 8, 8 * 10 + 10
     assert parameters(student) == stem + inner + back + head
@@ -233,7 +233,7 @@ def test_parameter_counts_are_those_of_smaller_models():
 
     adapter, model = made("TwoTowers")
     sizes = {"user": 4, "item": 4, "left.0": 8, "left.2": 3, "right.0": 6}
-    student = supernet.materialize(adapter, model, adapter.axes(model), sizes)
+    student = view.materialize(adapter, model, adapter.axes(model), sizes)
     assert parameters(student) == 11 * 4 + 13 * 4 + (4 * 8 + 8) + (8 * 3 + 3) + (4 * 6 + 6) + (6 * 3 + 3)
 
 
@@ -242,7 +242,7 @@ def test_a_depthwise_convolution_has_a_group_for_each_channel_left():
     adapter, model = made("mobilenet")
     depthwise = model.blocks[1][0].conv_dw
     assert depthwise.groups == 40
-    student = supernet.materialize(adapter, model, adapter.axes(model), {"blocks.1.0.conv_pw": 24})
+    student = view.materialize(adapter, model, adapter.axes(model), {"blocks.1.0.conv_pw": 24})
     assert student.blocks[1][0].conv_dw.groups == 24 and student.blocks[1][0].conv_dw.weight.shape == (24, 1, 3, 3)
 
 
@@ -254,7 +254,7 @@ def test_one_module_with_fused_layers_keeps_its_parts_apart():
     assert {(s.tensor, s.blocks) for s in found["block.up"].slices} == {
         ("block.up.weight", 2), ("block.up.bias", 2), ("block.down.weight", 1),
     }  # fmt: skip
-    student = supernet.materialize(adapter, model, adapter.axes(model), {"block.up": 10, "block.qkv": 8})
+    student = view.materialize(adapter, model, adapter.axes(model), {"block.up": 10, "block.qkv": 8})
     masked = copy.deepcopy(model)
     with torch.no_grad():
         masked.block.down.weight[:, 10:] = 0
@@ -269,7 +269,7 @@ def test_concatenated_units_lie_behind_one_another():
     adapter, model = made("concatenated")
     axis = by_name(adapter, model)["right"]
     assert ("head.weight", 1, 1, 8, True) in slices(axis)
-    grown = supernet.grow(adapter, model, adapter.axes(model), {"left": 11, "right": 14})
+    grown = grow.grow(adapter, model, adapter.axes(model), {"left": 11, "right": 14})
     assert ("head.weight", 1, 1, 11, True) in slices(by_name(adapter, grown)["right"])
     assert torch.allclose(outputs(grown, "concatenated"), outputs(model, "concatenated"), atol=1e-5)
 
@@ -296,8 +296,8 @@ def test_left_whole_and_named(name, axes, note):
 def test_a_group_norm_moves_in_its_groups():
     adapter, model = made("grouped")
     axis = by_name(adapter, model)["first"]
-    assert (axis.size, axis.step) == (12, 4) and not supernet.growable(model, axis)
-    student = supernet.materialize(adapter, model, adapter.axes(model), {"first": 8})
+    assert (axis.size, axis.step) == (12, 4) and not grow.growable(model, axis)
+    student = view.materialize(adapter, model, adapter.axes(model), {"first": 8})
     assert student.norm.num_groups == 2
     masked = copy.deepcopy(model)
     with torch.no_grad():
@@ -309,9 +309,9 @@ def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
     """Two towers meet in a product, which no layer reads: importance by activation falls back to magnitude there."""
     adapter, model = made("TwoTowers")
     axes = adapter.axes(model)
-    scores = ranking.activation(model, axes, [batch("TwoTowers")[1]], lambda m, given: m(**given))
-    assert torch.equal(scores["left.2"], ranking.magnitude(model, axes)["left.2"])
-    assert not torch.equal(scores["left.0"], ranking.magnitude(model, axes)["left.0"])
+    scores = importance.activation(model, axes, [batch("TwoTowers")[1]], lambda m, given: m(**given))
+    assert torch.equal(scores["left.2"], importance.magnitude(model, axes)["left.2"])
+    assert not torch.equal(scores["left.0"], importance.magnitude(model, axes)["left.0"])
 
 
 # --- refusals ------------------------------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def test_timm_and_transformers_models_need_no_builder(tmp_path):
         model = adapter.load(Source(name, folder=tmp_path / name, task=task, example=example))
         ones = {"input_ids": torch.ones(2, 7, dtype=torch.long)} if task else {"x": torch.ones(2, 1, 32, 32)}
         axes = adapter.axes(model)
-        small = supernet.materialize(adapter, model, axes, {axes[1].name: axes[1].step})
+        small = view.materialize(adapter, model, axes, {axes[1].name: axes[1].step})
         (tmp_path / f"{name}-saved").mkdir()
         adapter.save(small, tmp_path / f"{name}-saved")
         again = Auto().load(Source(name, folder=tmp_path / f"{name}-saved"))

@@ -14,14 +14,22 @@ from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
-from matta_cli import inspection, models, ranking, registry, supernet
 from matta_cli.adapter import Axis, Slice
-from matta_cli.conversion import convert, importance, load_student, load_ta, parse_sizes
-from matta_cli.distillation import distill
+from matta_cli.conversion import inspect
+from matta_cli.conversion.convert import convert, parse_sizes
+from matta_cli.conversion.ordering import importance
 from matta_cli.errors import MattaError
-from matta_cli.extraction import export
 from matta_cli.main import app
-from matta_cli.recipe import Recipe
+from matta_cli.models import load, plugins, source
+from matta_cli.models.ta import load_student, load_ta
+from matta_cli.nested import importance as nested_importance
+from matta_cli.nested.importance import activation, by_gradient, magnitude, removal
+from matta_cli.nested.sizes import full_sizes, kinds, own_sizes, sizes_at
+from matta_cli.nested.view import materialize
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students.export import export
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.run import distill
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def folder(tmp_path, monkeypatch):
             pretrained_cfg_overlay={"input_size": (3, 32, 32)},
         )  # fmt: skip
         Path(name).mkdir()
-        registry.adapter("vit").save(model, Path(name))
+        plugins.adapter("vit").save(model, Path(name))
     return tmp_path
 
 
@@ -63,7 +71,7 @@ def test_all_axes_grow_and_are_ordered(folder, order):
         assert depth.order == tuple(range(8))
     else:
         assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)  # first and last; what has grown comes last
-    assert inspection.layers(ta, 1.0) == [0, 1, 2, 3]
+    assert inspect.layers(ta, 1.0) == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
@@ -73,9 +81,9 @@ def test_all_axes_from_convert_to_export(folder):
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
     entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
-    kept = inspection.layers(ta, 0.5)
+    kept = inspect.layers(ta, 0.5)
     assert entries[0.5]["layers"] == kept and len(kept) == 2 and entries[0.5]["stock"]
-    assert any(f"Width 0.5 keeps layers {inspection.numbers(kept)} of the base's" in note for note in report["notes"])
+    assert any(f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's" in note for note in report["notes"])
     student = timm.create_model("local-dir:out/students/width-0.5", pretrained=True)
     assert len(student.blocks) == 2 and student.embed_dim == 16 and student.blocks[0].attn.num_heads == 2
     trained = load_ta("out")
@@ -93,7 +101,7 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     report = export(recipe, Path("out"))
     half = next(entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5)
     assert not half["stock"] and half["loader"].startswith("matta_cli.load_student")
-    teacher, _ = models.load_model("out", "image_classification")  # the TA in it, also as a Teacher
+    teacher, _ = load.load_model("out", "image_classification")  # the TA in it, also as a Teacher
     assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
     student = load_student("out/students/width-0.5")
     assert [block.attn.num_heads for block in student.blocks] == [2] * 4 and student.embed_dim == 32
@@ -128,9 +136,9 @@ def test_fixed_sizes_of_a_width(folder):
     }
     convert(settings(sizes=["0.5: depth=0.75 mlp=1"], expand=1.0), Path("out"))
     ta = load_ta("out")
-    own = supernet.kinds(supernet.own_sizes(ta.axes, ta.sizes(0.5)))
+    own = kinds(own_sizes(ta.axes, ta.sizes(0.5)))
     assert own == {"mlp": [ta.base["mlp.0"]] * 3, "heads": [16] * 3, "hidden": [16], "depth": [3]}
-    assert supernet.kinds(supernet.own_sizes(ta.axes, ta.sizes(0.25)))["depth"] == [1]
+    assert kinds(own_sizes(ta.axes, ta.sizes(0.25)))["depth"] == [1]
 
 
 def test_inspect(folder, tmp_path):
@@ -143,8 +151,8 @@ def test_inspect(folder, tmp_path):
     for row in found["widths"]:
         assert row["parameters"] == sum(p.numel() for p in ta.student(row["width"]).parameters())
     assert [(row["width"], row["stock"]) for row in found["widths"]] == [(0.5, True), (1.0, True), (2.0, False)]
-    base = ta.adapter.load(models.open_source("base"))
-    scores = ranking.magnitude(base, ta.adapter.axes(base))
+    base = ta.adapter.load(source.open_source("base"))
+    scores = magnitude(base, ta.adapter.axes(base))
     for name, shown in found["importance"].items():
         expected = scores[name] if name == "depth" else scores[name].sort(descending=True).values
         assert shown == pytest.approx(expected.tolist(), rel=1e-5)
@@ -155,9 +163,9 @@ def test_inspect(folder, tmp_path):
 
 
 def test_picture_and_numbers():
-    assert inspection.picture([4.0, 2.0, 0.0]) == "█▅▁" and inspection.picture([0.0, 0.0]) == "▁▁"
-    assert len(inspection.picture([1.0] * 100, columns=10)) == 10
-    assert inspection.numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
+    assert inspect.picture([4.0, 2.0, 0.0]) == "█▅▁" and inspect.picture([0.0, 0.0]) == "▁▁"
+    assert len(inspect.picture([1.0] * 100, columns=10)) == 10
+    assert inspect.numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
 # --- importance against other implementations ----------------------------------------------------------------------
@@ -171,7 +179,7 @@ def test_gradient_scores_are_torch_prunings(second):
     axis = Axis("mlp", 12, (Slice("0.weight", 0), Slice("2.weight", 1, outgoing=True)))
     x, y = torch.randn(40, 7), torch.randint(3, (40,))
     loss = lambda model, batch: nn.functional.cross_entropy(model(batch), y)  # noqa: E731
-    own = ranking.by_gradient(model, [axis], [x], loss, second=second)["mlp"]
+    own = by_gradient(model, [axis], [x], loss, second=second)["mlp"]
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
     group = graph.get_pruning_group(model[0], tp.prune_linear_out_channels, list(range(12)))
     if second:
@@ -197,7 +205,7 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
     torch.manual_seed(0)
     config = {"vocab_size": 31, "n_embd": 24, "n_head": 3, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(**config, n_layer=4, initializer_range=0.2)).eval()
-    adapter = registry.adapter("gpt2")
+    adapter = plugins.adapter("gpt2")
     axes = adapter.axes(model)
     axis = next(axis for axis in axes if axis.layers)
     ids = [torch.randint(31, (2, 8)) for _ in range(2)]
@@ -207,7 +215,7 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
         nn.init.zeros_(writer.bias)
     before = copy.deepcopy(model.state_dict())
     forward = lambda m, x: m(x, use_cache=False).logits  # noqa: E731
-    losses = ranking.removal(adapter, model, axes, [axis], ids, forward, divergence)["depth"]
+    losses = removal(adapter, model, axes, [axis], ids, forward, divergence)["depth"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for k in range(4):
         shorter = copy.deepcopy(model)
@@ -218,26 +226,29 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
     loss = lambda m, x: nn.functional.cross_entropy(m(x).logits.flatten(0, 1), x.flatten())  # noqa: E731
     for scores in (
         losses,
-        ranking.magnitude(model, [axis])["depth"],
-        ranking.by_gradient(model, [axis], ids, loss, second=False)["depth"],
-        ranking.by_gradient(model, [axis], ids, loss, second=True)["depth"],
+        magnitude(model, [axis])["depth"],
+        by_gradient(model, [axis], ids, loss, second=False)["depth"],
+        by_gradient(model, [axis], ids, loss, second=True)["depth"],
     ):
         assert scores.argmin() == 2 and scores[2] == pytest.approx(0, abs=1e-6) and (scores[[0, 1, 3]] > 1e-6).all()
-        assert ranking.order(scores, layers=True)[:2].tolist() == [0, 3] and ranking.order(scores, layers=True)[3] == 2
+        assert (
+            nested_importance.order(scores, layers=True)[:2].tolist() == [0, 3]
+            and nested_importance.order(scores, layers=True)[3] == 2
+        )
     whole = replace(axis, slices=())  # what a layer adds is not known: all that it has
     squares = [sum(p.square().sum() for p in block.parameters()).sqrt().item() for block in model.transformer.h]
-    assert ranking.magnitude(model, [whole])["depth"].tolist() == pytest.approx(squares, rel=1e-5)
+    assert magnitude(model, [whole])["depth"].tolist() == pytest.approx(squares, rel=1e-5)
 
 
 def test_the_residual_stream_is_scored_by_what_the_outputs_lose_without_a_group():
     torch.manual_seed(0)
     model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2).eval()
-    adapter = registry.adapter("vit")
+    adapter = plugins.adapter("vit")
     axes = adapter.axes(model)
     axis = next(axis for axis in axes if axis.name == "hidden")
     assert axis.step == 4
     x = torch.randn(6, 3, 16, 16)
-    found = ranking.removal(adapter, model, axes, [axis], [x], lambda m, batch: m(batch), divergence)["hidden"]
+    found = removal(adapter, model, axes, [axis], [x], lambda m, batch: m(batch), divergence)["hidden"]
     for group in range(3):
         kept = [i for i in range(12) if i // 4 != group]
         smaller = adapter.build(model, {"hidden": 8}).eval()
@@ -248,21 +259,21 @@ def test_the_residual_stream_is_scored_by_what_the_outputs_lose_without_a_group(
         with torch.no_grad():
             assert found[group] == pytest.approx(divergence(smaller(x), model(x), x).item(), rel=1e-4, abs=1e-7)
     heads = next(axis for axis in axes if axis.name == "heads.0")
-    task = registry.task("image_classification", settings())
+    task = tasks_task.task("image_classification", settings())
     images = {"image": x, "label": torch.zeros(6, dtype=torch.long)}
     chosen = importance(task, adapter, model, axes, "activation", [images])
     assert chosen["hidden"].argsort().tolist() == found.argsort().tolist()
-    assert torch.equal(chosen["heads.0"], ranking.activation(model, [heads], [images], task.forward)["heads.0"])
+    assert torch.equal(chosen["heads.0"], activation(model, [heads], [images], task.forward)["heads.0"])
 
 
 def test_a_gpt2_student_of_all_axes_is_the_stock_one(tmp_path):
-    adapter = registry.adapter("gpt2")
+    adapter = plugins.adapter("gpt2")
     torch.manual_seed(0)
     config = {"vocab_size": 31, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
     model = GPT2LMHeadModel(GPT2Config(**config, n_embd=24, n_head=3, n_layer=3)).eval()
     axes = [replace(axis, order=(2, 0, 1)) if axis.layers else axis for axis in adapter.axes(model)]
-    sizes = supernet.sizes_at(axes, supernet.full_sizes(axes), 0.67)
-    student = supernet.materialize(adapter, model, axes, sizes)
+    sizes = sizes_at(axes, full_sizes(axes), 0.67)
+    student = materialize(adapter, model, axes, sizes)
     adapter.save(student, tmp_path)
     stock = GPT2LMHeadModel(GPT2Config(**config, n_embd=16, n_head=2, n_layer=2, n_inner=64)).eval()
     stock.load_state_dict(AutoModelForCausalLM.from_pretrained(tmp_path).state_dict())

@@ -15,15 +15,25 @@ import torch
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from test_adapters import gpt2, layer, made, ranker, vit
 
-from matta_cli import cost, evaluate, models, registry, supernet
 from matta_cli.adapter import Source
-from matta_cli.budgets import NEAR, Budget, Costs, amount, parse
-from matta_cli.conversion import TA, convert, is_stock, load_ta
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
+from matta_cli.data.split import halves
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.measure import cost
+from matta_cli.measure.score import reported
+from matta_cli.models import plugins, save
+from matta_cli.models.ta import TA, is_stock, load_ta
+from matta_cli.nested import grow
+from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
-from matta_cli.recipe import Recipe
-from matta_cli.search import SLOPE, Search, Space, _searched, reported, search
+from matta_cli.search.costs import Costs
+from matta_cli.search.run import _searched, search
+from matta_cli.search.search import Search
+from matta_cli.search.space import SLOPE, Space
+from matta_cli.settings.budget import NEAR, Budget, amount, parse
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.run import distill
 
 WIDTHS = [0.25, 0.5, 1.0, 2.0]
 
@@ -75,9 +85,9 @@ def held(name: str, *kinds: str) -> tuple[TA, object]:
     """A model of the adapters' suite with its axes (of these kinds, or all), as a TA that did not grow."""
     adapter, model, _ = made(name)
     adapter.spec = ""
-    wanted = kinds or tuple(dict.fromkeys(supernet.kind(axis.name) for axis in adapter.axes(model)))
-    axes = supernet.nested_axes(adapter, model, wanted)
-    return TA(adapter, model, axes, supernet.full_sizes(axes), {}), registry.task(adapter.task, Recipe())
+    wanted = kinds or tuple(dict.fromkeys(kind(axis.name) for axis in adapter.axes(model)))
+    axes = nested_axes(adapter, model, wanted)
+    return TA(adapter, model, axes, full_sizes(axes), {}), tasks_task.task(adapter.task, Recipe())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +109,7 @@ def test_costs_are_those_of_the_built_model(name, tmp_path):
         assert costs.macs(sizes) == cost.macs(task, student, cost.repeated(example, 1))
         folder = tmp_path / str(turn)
         folder.mkdir()
-        models.save_model(ta.adapter, student, folder)
+        save.save_model(ta.adapter, student, folder)
         size = cost.weight_bytes(folder)
         tensors, digits = len(student.state_dict()), len(str(size))
         assert size <= costs.bytes(sizes) <= size + 8 + 2 * digits * tensors
@@ -120,18 +130,18 @@ def test_macs_that_are_no_product_are_counted():
 
 def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
     """A model grown to width 2.0 as convert does it."""
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     if name == "vit":
         model = adapter.load(Source(name, module=model))
-    axes = supernet.nested_axes(adapter, model, kinds)
-    sizes = {a.name: 2 * a.size if supernet.growable(model, a) else a.size for a in axes}
-    base = supernet.full_sizes(axes)
-    large = supernet.grow(adapter, model, axes, sizes)
-    layers = supernet.depth(axes)
+    axes = nested_axes(adapter, model, kinds)
+    sizes = {a.name: 2 * a.size if grow.growable(model, a) else a.size for a in axes}
+    base = full_sizes(axes)
+    large = grow.grow(adapter, model, axes, sizes)
+    layers = depth(axes)
     if layers is not None:
-        base = supernet.grown_sizes(axes, base, sizes[layers.name])
-    ta = TA(adapter, large, supernet.nested_axes(adapter, large, kinds), base, {"multiple": 8})
-    task = registry.task(adapter.task, Recipe())
+        base = grown_sizes(axes, base, sizes[layers.name])
+    ta = TA(adapter, large, nested_axes(adapter, large, kinds), base, {"multiple": 8})
+    task = tasks_task.task(adapter.task, Recipe())
     return ta, Costs(task, ta, task.example(large))
 
 
@@ -161,7 +171,7 @@ def test_ten_random_budgets(case, tmp_path):
         student = ta.student(sizes)
         folder = tmp_path / str(turn)
         folder.mkdir()
-        models.save_model(ta.adapter, student, folder)
+        save.save_model(ta.adapter, student, folder)
         measured = {
             "parameters": cost.parameters(student),
             "bytes": cost.weight_bytes(folder),
@@ -314,9 +324,9 @@ def test_an_impossible_budget_names_the_nearest(trained):
 
 def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
     recipe, out = trained
-    data = registry.task("ranking", recipe).data(out / "ta", load_ta(out).model)
+    data = tasks_task.task("ranking", recipe).data(out / "ta", load_ta(out).model)
     split = data.held_out[0]
-    choosing, reporting = evaluate.halves(split)
+    choosing, reporting = halves(split)
     assert not set(choosing.indices) & set(reporting.indices) and len(choosing) + len(reporting) == len(split)
     assert torch.equal(choosing.batch([3])["dense"], split.batch([choosing.indices[3]])["dense"])
     assert choosing.digest() != reporting.digest()
@@ -337,7 +347,7 @@ def test_latency_is_met_when_measured_again(trained):
     recipe, out = copy.deepcopy(trained[0]), trained[1]
     recipe.export.batch_size, recipe.export.threads = 4096, 1
     ta = load_ta(out)
-    task = registry.task("ranking", recipe)
+    task = tasks_task.task("ranking", recipe)
     batch = cost.repeated(task.example(ta.model), 4096)
 
     def seconds(sizes) -> float:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 from matta_cli.errors import command as shown
 from matta_cli.main import app
-from matta_cli.recipe import tomllib
+from matta_cli.settings.resolve import tomllib
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
 TOML = """
@@ -195,7 +195,7 @@ def test_students_load_without_matta_and_shrink(finished):
 
 
 def test_base_is_still_width_one(finished):
-    from matta_cli.conversion import load_ta
+    from matta_cli.models.ta import load_ta
 
     folder = finished[0]
     ta = load_ta(folder / "matta-out" / "ta")
@@ -549,10 +549,10 @@ def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
 
 
 MOMENTS = {
-    "in a step": ("matta_cli.sampling", "students", 4),
+    "in a step": ("matta_cli.data.sampling", "students", 4),
     "after an update": ("torch.optim:AdamW", "zero_grad", 3),
-    "in an evaluation": ("matta_cli.distillation", "measure", 4),
-    "in a checkpoint": ("matta_cli.distillation:Training", "save", 1),
+    "in an evaluation": ("matta_cli.training.loop", "measure", 4),
+    "in a checkpoint": ("matta_cli.training.loop:Training", "save", 1),
 }
 SLOW_MOMENTS = ("in a step", "after an update", "in an evaluation")
 
@@ -576,10 +576,11 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     """BatchNorm's statistics move in the forward, before the weights do: they must not move twice."""
     from matta_adapters.mlp_ranker import MLPRanker, Ranker
 
-    from matta_cli import distillation, sampling
-    from matta_cli.conversion import convert
+    from matta_cli.conversion.convert import convert
+    from matta_cli.data import sampling
     from matta_cli.errors import Interrupted
-    from matta_cli.recipe import Recipe
+    from matta_cli.settings.recipe import Recipe
+    from matta_cli.training import run
 
     g = torch.Generator().manual_seed(0)
     rows = ["a,x,y,label"]
@@ -598,12 +599,12 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     recipe.distill.steps, recipe.distill.allow_weak_teacher, recipe.distill.device = 6, True, "cpu"
     out = tmp_path / "out"
     convert(recipe, out)
-    once = (distillation.distill(recipe, out) / "model.safetensors").read_bytes()
+    once = (run.distill(recipe, out) / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
         interrupt_at(patch, sampling, "students", 4)
         with pytest.raises(Interrupted):
-            distillation.distill(recipe, out, overwrite=True)
-    assert (distillation.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once
+            run.distill(recipe, out, overwrite=True)
+    assert (run.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once
 
 
 EXPORT = pytest.param("export --overwrite", marks=pytest.mark.slow)
@@ -611,7 +612,7 @@ EXPORT = pytest.param("export --overwrite", marks=pytest.mark.slow)
 
 @pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", EXPORT])
 def test_full_disk(typed, monkeypatch, line):
-    from matta_cli import checkpoint
+    from matta_cli.files import atomic
 
     if not line.startswith("export"):
         shutil.rmtree("matta-out/run")
@@ -623,7 +624,7 @@ def test_full_disk(typed, monkeypatch, line):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(atomic.os, "fsync", full)
         refusal(typed(line), "disk is full", "run the same command again")
     assert {p.name for p in Path("matta-out").rglob(".*")} <= {".lock"}, "a temporary file was left"
     if line.startswith("convert"):

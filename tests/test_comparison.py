@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from matta_cli import comparison, evaluate
 from matta_cli.errors import MattaError
-from matta_cli.recipe import Recipe
-from matta_cli.tasks.causal_lm import CausalLM
-from matta_cli.tasks.image_classification import ImageClassification
-from matta_cli.tasks.ranking import Ranking
+from matta_cli.measure import intervals
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.causal_lm.task import CausalLM
+from matta_cli.tasks.image_classification.task import ImageClassification
+from matta_cli.tasks.ranking.task import Ranking
 
 
 def images(n: int, share: float, seed: int, like: dict | None = None) -> dict:
@@ -49,7 +49,7 @@ def test_a_model_is_no_different_from_itself():
         (CausalLM(recipe), text(50, 0)),
         (Ranking(recipe), queries(20, 1, 2.0)),
     ):
-        found = comparison.paired(task, [table], [{k: v.copy() for k, v in table.items()}], 50)
+        found = intervals.paired(task, [table], [{k: v.copy() for k, v in table.items()}], 50)
         assert found.keys() == task.summarize(table).keys()
         for difference in found.values():
             assert {k: difference[k] for k in ("value", "low", "high", "p")} == {"value": 0, "low": 0, "high": 0, "p": 1}
@@ -60,7 +60,7 @@ def test_right_or_wrong_is_mcnemar():
 
     b = images(300, 0.7, 0)
     a = images(300, 0.9, 1, like=b)
-    found = comparison.paired(ImageClassification(Recipe()), [a], [b], 500)["top1"]
+    found = intervals.paired(ImageClassification(Recipe()), [a], [b], 500)["top1"]
     table = [[int(((a["correct1"] == x) & (b["correct1"] == y)).sum()) for y in (1, 0)] for x in (1, 0)]
     assert found["test"] == "McNemar"
     assert found["p"] == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
@@ -71,13 +71,13 @@ def test_right_or_wrong_is_mcnemar():
 def test_interval_of_a_mean_is_the_normal_one_and_narrower_than_unpaired():
     a, n = text(400, 0), 400
     b = a | {"nll": a["nll"], "correct": a["correct"] + np.random.default_rng(5).choice([-2.0, 0, 1], n)}
-    found = comparison.paired(CausalLM(Recipe()), [a], [b], 2000)["next_token_accuracy"]
+    found = intervals.paired(CausalLM(Recipe()), [a], [b], 2000)["next_token_accuracy"]
     each = (a["correct"] - b["correct"]) / 31
     half = 1.96 * each.std(ddof=1) / np.sqrt(n)
     assert found["value"] == pytest.approx(each.mean())
     assert found["low"] == pytest.approx(each.mean() - half, abs=0.07 * half)
     assert found["high"] == pytest.approx(each.mean() + half, abs=0.07 * half)
-    single = evaluate.intervals(CausalLM(Recipe()), [a], 200)["next_token_accuracy"]
+    single = intervals.intervals(CausalLM(Recipe()), [a], 200)["next_token_accuracy"]
     assert single["high"] - single["low"] > 1.5 * (found["high"] - found["low"])
 
 
@@ -86,7 +86,7 @@ def test_bootstrap_of_a_ratio_is_scipys():
 
     a, b = text(200, 0), text(200, 1)
     a["nll"] = 0.8 * b["nll"] + 0.1 * a["nll"]
-    found = comparison.paired(CausalLM(Recipe()), [a], [b], 2000)["perplexity"]
+    found = intervals.paired(CausalLM(Recipe()), [a], [b], 2000)["perplexity"]
 
     def difference(x, y, axis=-1):
         return np.exp(x.sum(axis) / (31 * 200)) - np.exp(y.sum(axis) / (31 * 200))
@@ -102,7 +102,7 @@ def test_bootstrap_of_a_ratio_is_scipys():
 def test_few_examples_show_nothing():
     """Three sequences, each clearly better: by chance alone that happens one time in four."""
     b = text(3, 0)
-    found = comparison.paired(CausalLM(Recipe()), [b | {"nll": 0.5 * b["nll"]}], [b], 500)["perplexity"]
+    found = intervals.paired(CausalLM(Recipe()), [b | {"nll": 0.5 * b["nll"]}], [b], 500)["perplexity"]
     assert found["high"] < 0 and found["p"] == 0.25
 
 
@@ -113,7 +113,7 @@ def test_p_values_are_uniform_where_nothing_differs():
     below = 0
     for _ in range(200):
         tables = [{"nll": random.gamma(4, 10, 60), "tokens": np.full(60, 31.0), "correct": np.zeros(60)} for _ in range(2)]
-        below += comparison.paired(task, tables[:1], tables[1:], 99)["perplexity"]["p"] < 0.1
+        below += intervals.paired(task, tables[:1], tables[1:], 99)["perplexity"]["p"] < 0.1
     assert 8 <= below <= 34  # 20 expected; five standard deviations would be 21
 
 
@@ -121,7 +121,7 @@ def test_queries_are_drawn_whole():
     """The interval is that of a mean over queries; one over rows, of which a query has up to nine, would be far narrower."""
     task, n = Ranking(Recipe()), 120
     a, b = queries(n, 1, 1.0), queries(n, 2, 3.0)
-    found = comparison.paired(task, [a], [b], 400)["ndcg@10"]
+    found = intervals.paired(task, [a], [b], 400)["ndcg@10"]
     _, first = np.unique(a["group"], return_index=True)
     each = (a["ndcg"] - b["ndcg"])[first]
     each = each[~np.isnan(each)]
@@ -135,25 +135,25 @@ def test_holm_is_statsmodels():
     from statsmodels.stats.multitest import multipletests
 
     for p in ([0.01, 0.04, 0.03, 0.005], [0.5], [0.9, 0.8, 1.0], [0.02, 0.02, 0.02]):
-        assert comparison.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
-    assert comparison.holm([]) == []
+        assert intervals.holm(p) == pytest.approx(multipletests(p, method="holm")[1].tolist())
+    assert intervals.holm([]) == []
 
 
 def test_against_corrects_for_the_number_of_models():
     tables = {"base": [images(300, 0.7, 0)]}
     tables |= {f"m{i}": [images(300, share, i + 1, tables["base"][0])] for i, share in enumerate((0.95, 0.7, 0.72))}
     task = ImageClassification(Recipe())
-    found = comparison.against(task, tables, "base", 50)
+    found = intervals.against(task, tables, "base", 50)
     assert list(found) == ["m0", "m1", "m2"]
-    assert [d["top1"]["p_holm"] for d in found.values()] == comparison.holm([d["top1"]["p"] for d in found.values()])
+    assert [d["top1"]["p_holm"] for d in found.values()] == intervals.holm([d["top1"]["p"] for d in found.values()])
     assert found["m0"]["top1"]["p_holm"] == pytest.approx(3 * found["m0"]["top1"]["p"]) and found["m0"]["top1"]["p"] < 0.01
 
 
 def test_other_examples_are_refused_and_undefined_differences_say_nothing():
     task = ImageClassification(Recipe())
     with pytest.raises(MattaError, match="same examples; these have 30 and 40 rows"):
-        comparison.paired(task, [images(30, 0.5, 0)], [images(40, 0.5, 0)], 5)
+        intervals.paired(task, [images(30, 0.5, 0)], [images(40, 0.5, 0)], 5)
     a, b = queries(20, 1, 1.0), queries(20, 2, 1.0)
     a["score"] = a["score"] * np.nan
-    found = comparison.paired(Ranking(Recipe()), [a], [b], 20)["auc"]
+    found = intervals.paired(Ranking(Recipe()), [a], [b], 20)["auc"]
     assert np.isnan(found["value"]) and found["p"] == 1

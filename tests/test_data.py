@@ -19,18 +19,21 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from matta_cli import data as common
-from matta_cli import text as streams
-from matta_cli import tokens
-from matta_cli.conversion import convert, load_ta
-from matta_cli.data import loader
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
+from matta_cli.data import find
+from matta_cli.data import text as data_text
+from matta_cli.data.loader import loader
+from matta_cli.data.text import Paragraphs, Text, cut, hub, local
 from matta_cli.errors import MattaError
-from matta_cli.recipe import Recipe
-from matta_cli.tasks import causal_lm
-from matta_cli.tasks.causal_lm import CausalLM
-from matta_cli.tasks.image_classification import ImageClassification, Images, Source
-from matta_cli.tasks.ranking import Ranking
+from matta_cli.files import cache as files_cache
+from matta_cli.models.ta import load_ta
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.causal_lm import task
+from matta_cli.tasks.causal_lm.task import CausalLM
+from matta_cli.tasks.image_classification.examples import Images, Source
+from matta_cli.tasks.image_classification.task import ImageClassification
+from matta_cli.tasks.ranking.task import Ranking
+from matta_cli.training.run import distill
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog", "came home", "to", "sleep by", "warm fire"]
 
@@ -62,7 +65,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache, and no text that is too small for it."""
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(causal_lm, "_IN_MEMORY", 0)
+    monkeypatch.setattr(task, "_IN_MEMORY", 0)
     return tmp_path / "cache" / "tokens"
 
 
@@ -125,11 +128,11 @@ def cut_whole(documents: list[str]) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize("chunk", [1 << 20, 37])
 @pytest.mark.parametrize("on_disk", [False, True])
 def test_the_tokens_are_those_of_the_whole_text(tmp_path, tokenizer_folder, cache, monkeypatch, chunk, on_disk):
-    monkeypatch.setattr(streams, "_CHUNK", chunk)
-    monkeypatch.setattr(streams, "_PIECE", 500)
-    monkeypatch.setattr(streams, "_BATCH", 5000)
+    monkeypatch.setattr(data_text, "_CHUNK", chunk)
+    monkeypatch.setattr(data_text, "_PIECE", 500)
+    monkeypatch.setattr(data_text, "_BATCH", 5000)
     if not on_disk:
-        monkeypatch.setattr(causal_lm, "_IN_MEMORY", 1 << 30)
+        monkeypatch.setattr(task, "_IN_MEMORY", 1 << 30)
     name, documents = corpus(tmp_path / "corpus")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     parts = cut_whole(documents)
@@ -147,20 +150,20 @@ def test_the_last_tenth_begins_where_it_does_in_memory(sizes, characters):
     for _ in range(20):
         documents = ["".join(generator.choice(list(characters), size=size)) + "y" for size in sizes]
         chunks = [(document[k : k + 4], k + 4 >= len(document)) for document in documents for k in range(0, len(document), 4)]
-        parts = streams.cut(streams.Text("it", [], None, lambda chunks=chunks: iter(chunks)))
+        parts = cut(Text("it", [], None, lambda chunks=chunks: iter(chunks)))
         for part, expected in zip(parts, cut_whole(documents), strict=True):
             found = "".join(chunk + "|" * last for chunk, last in part.read())
             assert found == "".join(document + "|" for document in expected)
 
 
 def test_text_without_lines_is_cut_before_words(monkeypatch):
-    monkeypatch.setattr(streams, "_PIECE", 50)
-    monkeypatch.setattr(streams, "_LONGEST", 100)
+    monkeypatch.setattr(data_text, "_PIECE", 50)
+    monkeypatch.setattr(data_text, "_LONGEST", 100)
     for document in (prose(40).replace("\n", " "), "x" * 350, prose(9), prose(30).replace("\n", 30 * "\n")):
         cuts = []
         for size in (1, 64, 1000):
             chunks = [(document[k : k + size], False) for k in range(0, len(document), size)]
-            cuts.append(list(streams.pieces([*chunks, ("", True)])))
+            cuts.append(list(data_text.pieces([*chunks, ("", True)])))
         assert cuts[0] == cuts[1] == cuts[2]
         pieces = [piece for piece, _ in cuts[0]]
         assert "".join(pieces) == document and max(map(len, pieces)) <= 100
@@ -171,15 +174,15 @@ def test_text_without_lines_is_cut_before_words(monkeypatch):
 
 
 def test_passages_of_endless_text_are_spread_over_it(monkeypatch):
-    monkeypatch.setattr(streams, "_CANDIDATES", 600)
-    seen = streams.Paragraphs()
+    monkeypatch.setattr(data_text, "_CANDIDATES", 600)
+    seen = Paragraphs()
     for k in range(5000):
         seen.add("one two three four five six seven eight nine " + "abcdefghij"[k // 500] + ".")
     found = [passage[-1] for passage in seen.passages()]
     assert len(found) <= 500 and len(seen.found) <= 600
     counts = [found.count(letter) for letter in "abcdefghij"]
     assert min(counts) >= 0.8 * max(counts) and found == sorted(found)
-    few = streams.Paragraphs()
+    few = Paragraphs()
     few.add("word " * 10000)
     assert len(few.passages()[0]) < 1 << 14
 
@@ -189,8 +192,8 @@ def test_a_hub_dataset_reads_alike_whole_and_streamed(tmp_path):
     (tmp_path / "data" / "train.jsonl").open("a").write(
         '\n{"n": 1, "text": null}\n{"n": 2, "text": " "}\n{"n": 3, "text": "end"}'
     )
-    whole = streams.hub(common.hub_dataset(name)["train"], "text", name, [])  # datasets opens a local folder with the same call
-    streamed = streams.hub(common.hub_stream(name)[0]["train"], "text", name, [])
+    whole = hub(find.hub_dataset(name)["train"], "text", name, [])  # datasets opens a local folder with the same call
+    streamed = hub(find.hub_stream(name)[0]["train"], "text", name, [])
     expected = [(f"train {k} {prose(1, k)}", True) for k in range(600)] + [("end", True)]
     assert list(whole.read()) == list(whole.read()) == list(streamed.read()) == list(streamed.read()) == expected
     assert streamed.size is None and 20_000 < whole.size < 200_000
@@ -215,7 +218,7 @@ def book(tmp_path) -> Path:
 def test_text_is_tokenized_once(book, tokenizer_folder, cache, monkeypatch):
     first = opened(tokenizer_folder, train=str(book))
     copy = shutil.copytree(tokenizer_folder, book.parent / "checkpoint")  # the tokenizer's content counts, not its folder
-    monkeypatch.setattr(causal_lm, "pieces", None)
+    monkeypatch.setattr(task, "pieces", None)
     again = opened(copy, train=str(book))
     assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True)) and first[2] == again[2]
     assert first[0].dtype == np.uint16 and not first[0].flags.writeable
@@ -274,7 +277,7 @@ def test_a_failure_leaves_no_token_file(book, tokenizer_folder, cache, monkeypat
 
 def test_a_token_outside_the_vocabulary_is_refused(book, tokenizer_folder, cache):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    whole = streams.local(book, "text", str(book))
+    whole = local(book, "text", str(book))
     small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=290))
     with pytest.raises(MattaError, match=r"makes the token 29\d, but the model's vocabulary is 290"):
         CausalLM(recipe())._tokens(tokenizer, whole, small, 0)
@@ -334,7 +337,7 @@ def test_streaming_takes_what_the_run_needs(tmp_path, tokenizer_folder, cache, m
     assert opened(tokenizer_folder, **settings, max_tokens=50)[0].tolist() == whole["train"][:50]
     assert opened(tokenizer_folder, **settings, max_tokens=10**6)[0].tolist() == train.tolist()
     with monkeypatch.context() as patch:
-        patch.setattr(causal_lm, "pieces", None)
+        patch.setattr(task, "pieces", None)
         assert opened(tokenizer_folder, **settings)[0].tolist() == train.tolist()  # from the cache, as on --resume
     assert opened(tokenizer_folder, **settings | {"steps": 9})[0].tolist() == whole["train"][: 9 * 4 * 16]
     settings["steps"] = 10**6
@@ -353,9 +356,7 @@ def test_streaming_reads_no_further_than_needed(tokenizer_folder, cache):
             yield prose(20, k % 50), True
 
     task, tokenizer = CausalLM(recipe()), AutoTokenizer.from_pretrained(tokenizer_folder)
-    found, passages = task._tokens(
-        tokenizer, streams.Text("it", ["endless"], None, endless), gpt2(), 5000, streams.Paragraphs()
-    )
+    found, passages = task._tokens(tokenizer, Text("it", ["endless"], None, endless), gpt2(), 5000, Paragraphs())
     assert len(found) == 5000 and len(drawn) * 1000 < 3 << 20 and passages
 
 
@@ -398,9 +399,9 @@ def test_streaming_errors(tmp_path, tokenizer_folder, cache, book):
     ]:
         with pytest.raises(MattaError, match=sentence):
             opened(tokenizer_folder, streaming=True, **settings)
-    for task, what in ((ImageClassification, "images"), (Ranking, "ranking")):
+    for kind, what in ((ImageClassification, "images"), (Ranking, "ranking")):
         with pytest.raises(MattaError, match=f"data.streaming is not supported for {what}: leave it out"):
-            task(recipe(train=name, streaming=True)).data(tmp_path, torch.nn.Linear(1, 1))
+            kind(recipe(train=name, streaming=True)).data(tmp_path, torch.nn.Linear(1, 1))
 
 
 # ------------------------------------------------------------------------------------------------------------- workers
@@ -523,7 +524,7 @@ def test_a_streamed_run_with_workers_resumes_bit_for_bit(tmp_path, tokenizer_fol
 
 def test_the_cache_is_where_it_is_said_to_be(monkeypatch):
     monkeypatch.setenv("MATTA_CACHE", "/x")
-    assert tokens.cache() == Path("/x/tokens")
+    assert files_cache.cache() == Path("/x/tokens")
     monkeypatch.delenv("MATTA_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert tokens.cache() == Path.home() / ".cache" / "matta" / "tokens"
+    assert files_cache.cache() == Path.home() / ".cache" / "matta" / "tokens"

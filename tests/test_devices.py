@@ -16,11 +16,11 @@ import torch
 from matta_adapters.mlp_ranker import Ranker
 from typer.testing import CliRunner
 
-from matta_cli import devices
-from matta_cli.conversion import convert
+from matta_cli.conversion.convert import convert
+from matta_cli.devices import processes
 from matta_cli.errors import MattaError
 from matta_cli.main import app
-from matta_cli.recipe import Recipe
+from matta_cli.settings.recipe import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def made(tmp_path_factory):
         vit = timm.create_model("test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay={"input_size": (3, 32, 32)})
         adapter_folder = folder / f"vit-{name}"
         adapter_folder.mkdir()
-        from matta_cli import registry
+        from matta_cli.models import plugins
 
-        registry.adapter("vit").save(vit, adapter_folder)
+        plugins.adapter("vit").save(vit, adapter_folder)
     for kind, source, data in (("ranker", "ranker-model.pt", "train.csv"), ("vit", "vit-model", "images.npz")):
         recipe = Recipe()
         recipe.convert.source, recipe.data.train = str(folder / source), str(folder / data)
@@ -59,14 +59,14 @@ def made(tmp_path_factory):
 
 
 def test_every_gradient_is_summed_once_however_many_go_together(monkeypatch):
-    monkeypatch.setattr(devices.dist, "all_reduce", lambda flat: flat.mul_(2))  # two processes with the same gradients
+    monkeypatch.setattr(processes.dist, "all_reduce", lambda flat: flat.mul_(2))  # two processes with the same gradients
     for size in (1, 5, 1 << 24):
-        monkeypatch.setattr(devices, "_BUCKET", size)
+        monkeypatch.setattr(processes, "_BUCKET", size)
         parameters = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((2, 3), (4,), (1, 2), (7,))]
         for parameter in parameters[:-1]:
             parameter.grad = torch.randn(parameter.shape)
         before = [None if p.grad is None else p.grad.clone() for p in parameters]
-        devices.World(0, 2).share_gradients(parameters)
+        processes.World(0, 2).share_gradients(parameters)
         assert all(p.grad is None if b is None else torch.equal(p.grad, 2 * b) for p, b in zip(parameters, before, strict=True))
 
 
@@ -164,22 +164,22 @@ def test_processes_share_no_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    assert devices.local("auto") == "cuda:1" and devices.local("cpu") == "cpu"
+    assert processes.local("auto") == "cuda:1" and processes.local("cpu") == "cpu"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    assert devices.local("cpu") == "cpu" and devices.local("cuda") == "cuda:1"
+    assert processes.local("cpu") == "cpu" and processes.local("cuda") == "cuda:1"
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "matta")  # of --devices; others may give each process a GPU of its own
-    assert devices.local("cpu") == "cpu"
+    assert processes.local("cpu") == "cpu"
     with pytest.raises(MattaError, match="--devices 3 is not possible: this machine has 2 GPUs"):
-        devices.local("auto")
+        processes.local("auto")
     with pytest.raises(MattaError, match="cuda:1 is one GPU, and there are several processes"):
-        devices.local("cuda:1")
+        processes.local("cuda:1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")  # of several machines, perhaps
-    assert devices.local("cuda:1") == "cuda:1"
+    assert processes.local("cuda:1") == "cuda:1"
 
 
 def test_who_sets_precision_in_torchs_newer_way_keeps_it():
     code = (
-        "import torch\nfrom matta_cli import devices\ntorch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
-        "with devices.precision('tf32', torch.device('cpu')):\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
+        "import torch\nfrom matta_cli.devices import device\ntorch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "with device.precision('tf32', torch.device('cpu')):\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)  # torch keeps this for the whole process

@@ -25,14 +25,19 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from matta_cli import calibration, cascade, evaluation, models, speculation, supernet
-from matta_cli.conversion import TA, convert, load_ta
+from matta_cli.comparison import cascade, compare, speculation
+from matta_cli.comparison.compare import Asked
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
-from matta_cli.evaluation import Asked
-from matta_cli.recipe import Recipe
-from matta_cli.tasks.image_classification import ImageClassification
-from matta_cli.tasks.ranking import Ranking
-from matta_cli.tasks.sentence_embedding import SentenceEmbedding
+from matta_cli.models import save
+from matta_cli.models.ta import TA, load_ta
+from matta_cli.models.tokenizer import copy_companions
+from matta_cli.nested import sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import calibration
+from matta_cli.tasks.image_classification.task import ImageClassification
+from matta_cli.tasks.ranking.task import Ranking
+from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
 
 WORDS = ["the", "cat", "sat", "on", "a", "warm", "mat", "and", "saw", "dogs", "run", "past", "old", "trees", "near", "two"]
 MOST = dict.fromkeys(("value", "low", "high"), 1.0)
@@ -102,8 +107,8 @@ def folder(tmp_path_factory) -> Path:
     ta = load_ta(folder / "out")
     student = folder / "out" / "students" / "width-0.5"
     student.mkdir(parents=True)
-    models.save_model(ta.adapter, ta.student(0.5), student)
-    models.copy_companions(folder / "base", student)
+    save.save_model(ta.adapter, ta.student(0.5), student)
+    copy_companions(folder / "base", student)
     card = json.loads((folder / "out" / "ta" / "matta.json").read_text())
     (student / "matta.json").write_text(json.dumps({**card, "axes": []}))
     return folder
@@ -117,7 +122,7 @@ def recipe(folder: Path, **data) -> Recipe:
 
 
 def measured(folder: Path, *names: str, **asked) -> dict:
-    return evaluation.evaluation(recipe(folder), Asked([str(folder / name) for name in names], **asked), folder / "out")
+    return compare.evaluation(recipe(folder), Asked([str(folder / name) for name in names], **asked), folder / "out")
 
 
 def by_name(result: dict) -> dict[str, dict]:
@@ -164,7 +169,7 @@ def test_a_ta_that_is_measured_agrees_with_itself(folder, tmp_path):
     """And not with the one in the output folder, which is another."""
     other = tmp_path / "other"
     shutil.copytree(folder / "out" / "ta", other / "ta")
-    result = evaluation.evaluation(recipe(folder), Asked([str(other)]), folder / "out")
+    result = compare.evaluation(recipe(folder), Asked([str(other)]), folder / "out")
     assert result["agreement"]["ta"] == str(other)
 
 
@@ -199,7 +204,7 @@ def test_a_ta_that_does_not_fit_is_left_out(folder, tmp_path):
     gpt2(3, n_embd=16, vocab_size=300).save_pretrained(alone)
     tokenizer_in(alone)
     said: list[str] = []
-    result = evaluation.evaluation(recipe(folder), Asked([str(alone)]), folder / "out", said.append)
+    result = compare.evaluation(recipe(folder), Asked([str(alone)]), folder / "out", said.append)
     assert "ta" not in result["agreement"] and any("Without agreement with the TA" in line for line in said)
 
 
@@ -300,8 +305,8 @@ def test_a_view_generates_without_a_copy(adapter, make, kinds):
     model = make()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
-    axes = supernet.nested_axes(adapter, model, kinds)
-    ta = TA(adapter, model, axes, supernet.full_sizes(axes), {})
+    axes = sizes.nested_axes(adapter, model, kinds)
+    ta = TA(adapter, model, axes, sizes.full_sizes(axes), {})
     view, student = ta.at(0.5).module(), ta.student(0.5)
     ids = torch.arange(3, 11)[None]
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
@@ -426,13 +431,13 @@ def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     settings = Recipe()
     settings.update({"data": {"held_out": str(tmp_path / "images.npz")}, "export": {"bootstrap": 10}}, "test")
     names = [str(tmp_path / "large"), str(tmp_path / "small")]
-    result = evaluation.evaluation(settings, Asked(names, cascade=True), tmp_path / "out")
+    result = compare.evaluation(settings, Asked(names, cascade=True), tmp_path / "out")
     (found,) = result["cascade"]
     assert found["models"] == names[::-1] and found["macs"]["small"] < found["macs"]["large"]
     assert all(set(m["metrics"]) == {"top1", "ece"} for m in result["models"]) and "ta" not in result["agreement"]
     shutil.copytree(tmp_path / "large", tmp_path / "twin")
     with pytest.raises(MattaError, match="cost the same"):
-        evaluation.evaluation(settings, Asked([names[0], str(tmp_path / "twin")], cascade=True), tmp_path / "out")
+        compare.evaluation(settings, Asked([names[0], str(tmp_path / "twin")], cascade=True), tmp_path / "out")
 
     from typer.testing import CliRunner
 
@@ -464,7 +469,7 @@ def sat(path: Path) -> list[dict]:
 
 
 def test_harness_that_is_not_installed(folder, monkeypatch):
-    from matta_cli import harness
+    from matta_cli.comparison import harness
 
     monkeypatch.setattr(harness, "_manager", harness._manager.__wrapped__)
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
@@ -475,7 +480,7 @@ def test_harness_that_is_not_installed(folder, monkeypatch):
 
 
 def test_questions_of_agieval(tmp_path):
-    from matta_cli import harness
+    from matta_cli.comparison import harness
 
     (tmp_path / "sat.jsonl").write_text(
         '{"passage": "It is 3. ", "question": "How much?", "options": ["(A)2", "(B)3"], "label": "B"}\n\n{"query": "as is"}\n'
@@ -527,7 +532,7 @@ def test_harness_agrees_with_our_own(folder, tmp_path):
     assert found["base"]["tasks"]["agieval_sat_math"]["metrics"]["acc"]["value"] == pytest.approx(np.mean(right))
 
     lambada = {"tasks": ["lambada_openai"], "task_data": {"lambada_openai": files["lambada_openai"]}, "task_limit": 20}
-    alone = evaluation.evaluation(Recipe(), Asked([str(folder / "base")], **lambada), tmp_path)
+    alone = compare.evaluation(Recipe(), Asked([str(folder / "base")], **lambada), tmp_path)
     assert alone["data"] == "" and not alone["metrics"], "the tasks bring their own data"
     assert alone["models"][0]["tasks"]["lambada_openai"]["examples"] == 20
     for asked, words in (
@@ -574,7 +579,7 @@ def test_harness_on_the_published_files(tmp_path):
     settings = recipe(tmp_path, held_out=str(tmp_path / "text.txt"), passages=files["lambada_openai"], eval_examples=0)
     (tmp_path / "text.txt").write_text("\n".join(prose(20)), encoding="utf-8")
     asked = Asked([str(tmp_path / "model")], tasks=list(files), task_data=files)
-    (entry,) = evaluation.evaluation(settings, asked, tmp_path)["models"]
+    (entry,) = compare.evaluation(settings, asked, tmp_path)["models"]
     lambada = entry["tasks"]["lambada_openai"]
     assert lambada["examples"] == 5153 and entry["tasks"]["agieval_sat_math"]["examples"] == 220
     assert lambada["metrics"]["acc"]["value"] == pytest.approx(entry["metrics"]["last_word_accuracy"]["value"], abs=1e-9)

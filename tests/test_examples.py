@@ -19,11 +19,12 @@ from matta_adapters.vit import ViT
 from torch.distributed.run import get_args_parser
 
 import matta_cli
-from matta_cli import supernet
-from matta_cli.conversion import convert
-from matta_cli.distillation import distill
-from matta_cli.extraction import export
-from matta_cli.recipe import Recipe, read_toml, resolve
+from matta_cli.conversion.convert import convert
+from matta_cli.nested.sizes import own_sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.resolve import read_toml, resolve
+from matta_cli.students.export import export
+from matta_cli.training.run import distill
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RECIPES = sorted(path for path in EXAMPLES.glob("*/*.toml") if path.name != "pyproject.toml")
@@ -63,7 +64,7 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
     sizes = [sum(p.numel() for p in student.parameters()) for student in students]
     assert sizes == sorted(set(sizes)), "Students of different widths have different sizes"
     for width, student in zip(recipe.export.widths, students, strict=True):
-        own, wanted = {a.name: a.size for a in ta.adapter.axes(student)}, supernet.own_sizes(ta.axes, ta.sizes(width))
+        own, wanted = {a.name: a.size for a in ta.adapter.axes(student)}, own_sizes(ta.axes, ta.sizes(width))
         assert {name: own[name] for name in wanted} == wanted
     assert (out / "report.html").is_file()
     return report

@@ -69,9 +69,11 @@ def within(names: set[str], *packages: str) -> set[str]:
 
 def test_there_is_something_to_check():
     assert len(ENGINE) > 15 and len(ADAPTERS) >= 4
-    assert "torch" in imports(MODULES["matta_cli.supernet"]) and "rich.console" in imports(MODULES["matta_cli.console"])
+    assert "torch" in imports(MODULES["matta_cli.nested.view"]) and "rich.console" in imports(MODULES["matta_cli.console"])
     assert "rich.console" not in imports_on_import(MODULES["matta_cli.console"])
-    assert "matta_cli.checkpoint" in imports_on_import(MODULES["matta_cli.conversion"])  # `from matta_cli import checkpoint`
+    assert "matta_cli.files.atomic" in imports_on_import(
+        MODULES["matta_cli.conversion.convert"]
+    )  # `from matta_cli.files import atomic`
 
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda p: p.stem)

@@ -4,7 +4,7 @@ import pytest
 from browser import FOUND, Browser
 from test_report import judged_report, named
 
-from matta_cli import report
+from matta_cli.report import write
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium here")
 
@@ -23,7 +23,7 @@ def page(tmp_path_factory):
         pair["a"] = long if pair["a"] == "width 0.5" else pair["a"]
     for model in judged["models"]:
         model["of"] = long if model.get("of") == "width 0.5" else model.get("of")
-    report.write(judged, folder)
+    write.write(judged, folder)
     return folder / "report.html"
 
 

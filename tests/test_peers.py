@@ -10,8 +10,10 @@ import torch
 from benchmarks.quality import peers
 from benchmarks.quality.arms import arms
 from benchmarks.quality.training import of_one
-from matta_cli import registry, supernet
-from matta_cli.recipe import Recipe
+from matta_cli.models import plugins
+from matta_cli.nested import sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
 
 
 @pytest.fixture
@@ -19,7 +21,7 @@ def opened():
     """A task, a ViT as a TA that is no larger, and random images."""
     torch.manual_seed(0)
     model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2, mlp_ratio=16).eval()
-    ta, task = of_one(registry.adapter("vit"), model, ["mlp"]), registry.task("image_classification", Recipe())
+    ta, task = of_one(plugins.adapter("vit"), model, ["mlp"]), tasks_task.task("image_classification", Recipe())
     task.recipe.distill.batch_size = 8
     images, labels = torch.randn(64, 3, 16, 16), torch.randint(5, (64,))
 
@@ -42,7 +44,7 @@ def test_torch_pruning_leaves_units_of_the_base(opened):
     before = {name: tensor.clone() for name, tensor in ta.model.state_dict().items()}
     found = peers.torch_pruning(task, ta, 0.5, data)
     assert count(found.model) == count(ta.student(0.5)) < count(ta.model)
-    assert supernet.full_sizes(found.axes) == ta.sizes(0.5)
+    assert sizes.full_sizes(found.axes) == ta.sizes(0.5)
     for name, weight in found.model.state_dict().items():
         rows = before[name]
         if name.endswith("mlp.fc1.weight"):

@@ -19,10 +19,10 @@ from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import matta_cli
-from matta_cli import registry
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.main import app
+from matta_cli.models import plugins
 from matta_cli.testing import check_adapter
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_adapter"
@@ -108,7 +108,7 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     install = [str(python), "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", str(source)]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "gated_mlp" not in registry.origins(), "it is installed there, not here"
+    assert "gated_mlp" not in plugins.origins(), "it is installed there, not here"
 
     prepare(work)
     assert "gated_mlp:GatedMLPAdapter" in run(python, work, "adapters").stdout
@@ -180,12 +180,12 @@ def test_a_module_does_too(converted, monkeypatch):
 
 def test_an_edited_file_is_read_again(converted):
     assert matta_cli.load_ta("matta-out").adapter.task == "image_classification"
-    first = registry.adapter("mine.py:GatedMLPAdapter")
-    assert type(first) is type(registry.adapter("./mine.py:GatedMLPAdapter"))
+    first = plugins.adapter("mine.py:GatedMLPAdapter")
+    assert type(first) is type(plugins.adapter("./mine.py:GatedMLPAdapter"))
     file = Path("mine.py")
     file.write_text(file.read_text().replace('name, task = "gated_mlp"', 'name, task = "other"'))
     os.utime(file, ns=(1, 1))
-    assert registry.adapter("mine.py:GatedMLPAdapter").name == "other"
+    assert plugins.adapter("mine.py:GatedMLPAdapter").name == "other"
 
 
 ABSTRACT = "from matta_cli.adapter import Adapter\nclass A(Adapter):\n    task = 'ranking'\n    def load(self, source): ...\n"
@@ -209,7 +209,7 @@ def test_what_is_said_of_a_wrong_file(code, spec, message, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     Path("a.py").write_text(code)
     with pytest.raises(MattaError, match=message) as caught:
-        registry.adapter(spec)
+        plugins.adapter(spec)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache" / "adapters.txt").exists(), "nothing is vouched for that did not work"
 
@@ -218,7 +218,7 @@ def test_an_unknown_task_is_named(converted):
     text = Path("mine.py").read_text().replace('"image_classification"', '"images"')
     Path("mine.py").write_text(text)
     with pytest.raises(MattaError, match=r"has the task 'images'; there are causal_lm, image_classification"):
-        registry.adapter("mine.py:GatedMLPAdapter")
+        plugins.adapter("mine.py:GatedMLPAdapter")
 
 
 # --- broken packages -----------------------------------------------------------------------------------------------
@@ -232,11 +232,11 @@ def typed(tmp_path, monkeypatch):
     sys.path.insert(0, str(tmp_path / "site"))
 
     def run_line(line: str):
-        registry._found.cache_clear()
+        plugins._found.cache_clear()
         return CliRunner().invoke(app, line.split())
 
     yield run_line
-    registry._found.cache_clear()
+    plugins._found.cache_clear()
 
 
 def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
@@ -287,7 +287,7 @@ def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path, typed
         raises="raises:GatedMLPAdapter",
     )
     assert "raises" in typed("adapters").stdout
-    assert registry.detect(Source("m", module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name == "mlp_ranker"
+    assert plugins.detect(Source("m", module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name == "mlp_ranker"
 
 
 # --- the document --------------------------------------------------------------------------------------------------

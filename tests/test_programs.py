@@ -15,13 +15,19 @@ from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from matta_cli import programs, registry, supernet
-from matta_cli.conversion import convert, load_student
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
-from matta_cli.extraction import export
-from matta_cli.models import open_source, save_model
-from matta_cli.recipe import Recipe
+from matta_cli.models import plugins
+from matta_cli.models.save import save_model
+from matta_cli.models.source import open_source
+from matta_cli.models.ta import load_student
+from matta_cli.nested.sizes import full_sizes, nested_axes, sizes_at
+from matta_cli.nested.view import StudentView, materialize
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students import programs
+from matta_cli.students.export import export
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.run import distill
 
 IDS = {"vocab_size": 31, "bos_token_id": 0, "eos_token_id": 0}
 
@@ -88,11 +94,11 @@ save_file({name: torch.cat(parts).contiguous() for name, parts in found.items()}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "bert", "mlp_ranker"])
 def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(name: str, tmp_path: Path) -> None:
-    adapter, model = registry.adapter(name), made(name)
-    axes = supernet.nested_axes(adapter, model)
-    sizes = supernet.sizes_at(axes, supernet.full_sizes(axes), 0.5)
-    task, view = registry.task(adapter.task, Recipe()), supernet.StudentView(adapter, model, axes, sizes)
-    save_model(adapter, supernet.materialize(adapter, model, axes, sizes), tmp_path)
+    adapter, model = plugins.adapter(name), made(name)
+    axes = nested_axes(adapter, model)
+    sizes = sizes_at(axes, full_sizes(axes), 0.5)
+    task, view = tasks_task.task(adapter.task, Recipe()), StudentView(adapter, model, axes, sizes)
+    save_model(adapter, materialize(adapter, model, axes, sizes), tmp_path)
     student = adapter.load(open_source(f"local-dir:{tmp_path}"))
     few = examples(name, 3, 5)
     programs.save_pt2(task, student, few, tmp_path / "student.pt2")
@@ -119,7 +125,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = generator.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8)
     np.savez(folder / "images.npz", images=images, labels=np.arange(60) % 5)
     (folder / "base").mkdir()
-    registry.adapter("vit").save(made("vit"), folder / "base")
+    plugins.adapter("vit").save(made("vit"), folder / "base")
     convert(recipe(folder), folder / "out")
     distill(recipe(folder), folder / "out")
     return folder
@@ -203,4 +209,4 @@ def test_a_module_that_does_not_trace_is_named() -> None:
             return super().forward(x) if float(x.sum()) > 0 else x
 
     with pytest.raises(MattaError, match="A Odd cannot be exported as a program"):
-        programs.program(registry.task("image_classification", Recipe()), Odd(3, 3), {"image": torch.ones(2, 3)})
+        programs.program(tasks_task.task("image_classification", Recipe()), Odd(3, 3), {"image": torch.ones(2, 3)})

@@ -15,9 +15,13 @@ from matta_adapters.mlp_ranker import Ranker
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from matta_cli import registry, supernet
 from matta_cli.adapter import Axis
-from matta_cli.tasks import raw
+from matta_cli.models import plugins
+from matta_cli.nested import cut, grow
+from matta_cli.nested import sizes as nested_sizes
+from matta_cli.nested.sizes import full_sizes, grown_sizes, kind, own_sizes
+from matta_cli.nested.view import StudentView, materialize
+from matta_cli.tasks.task import raw
 
 # the same examples each time: a suite that fails by chance helps nobody who did not write it
 ROUNDS = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -87,7 +91,7 @@ def ordered(data: st.DataObject, axes: list[Axis]) -> list[Axis]:
 @given(models(), st.data())
 def test_view_is_the_dense_student_is_the_stock_model(drawing: tuple[str, Any, Dims], data: st.DataObject) -> None:
     name, model, dims = drawing
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     axes = ordered(data, adapter.axes(model))
     if name == "mlp_ranker":
         sizes = drawn(data, axes)
@@ -103,16 +107,16 @@ def test_view_is_the_dense_student_is_the_stock_model(drawing: tuple[str, Any, D
         if name == "bert":  # its heads share out the width, which is the embedding
             kept |= {"heads": dims["heads"], "hidden": dims["hidden"]}
         by_kind = {"depth": kept["layers"], "mlp": kept["mlp"], "heads": kept["heads"] * dims["head"], "hidden": kept["hidden"]}
-        sizes = {axis.name: by_kind[supernet.kind(axis.name)] for axis in axes}
+        sizes = {axis.name: by_kind[kind(axis.name)] for axis in axes}
         want = stock(name, {**dims, **kept})
-    view = supernet.StudentView(adapter, model, axes, sizes)
+    view = StudentView(adapter, model, axes, sizes)
     missing, unexpected = want.load_state_dict(view.state(), strict=False)
     assert set(unexpected) <= {key for key, _ in want.named_buffers()}  # constants that no checkpoint holds
     assert all("lm_head" in key for key in missing)  # tied
-    dense = supernet.materialize(adapter, model, axes, sizes)
+    dense = materialize(adapter, model, axes, sizes)
     assert torch.equal(outputs(view, name), outputs(dense, name))
     torch.testing.assert_close(outputs(view, name), outputs(want.eval(), name), rtol=1e-5, atol=1e-5)
-    assert supernet.count_parameters(model, axes, sizes) == sum(p.numel() for p in want.parameters())
+    assert cut.count_parameters(model, axes, sizes) == sum(p.numel() for p in want.parameters())
 
 
 def stock_ranker(model: Ranker, sizes: dict[str, int]) -> Ranker:
@@ -126,8 +130,8 @@ def stock_ranker(model: Ranker, sizes: dict[str, int]) -> Ranker:
 def test_sizes_of_each_layer_by_itself_leave_out_what_they_say(drawing: tuple[str, Any, Dims], data: st.DataObject) -> None:
     """The same as the whole model with the other units silenced and the other layers gone."""
     name, model, _ = drawing
-    adapter = registry.adapter(name)
-    axes = ordered(data, [a for a in adapter.axes(model) if supernet.kind(a.name) != "hidden" or name == "mlp_ranker"])
+    adapter = plugins.adapter(name)
+    axes = ordered(data, [a for a in adapter.axes(model) if kind(a.name) != "hidden" or name == "mlp_ranker"])
     sizes = drawn(data, axes)
     silenced = copy.deepcopy(model)
     for axis in axes:
@@ -139,7 +143,7 @@ def test_sizes_of_each_layer_by_itself_leave_out_what_they_say(drawing: tuple[st
                     first = place.start + (block * axis.size + sizes[axis.name]) * place.unit
                     index[place.dim] = slice(first, place.start + (block + 1) * axis.size * place.unit)
                     weight[tuple(index)] = 0
-    depth = supernet.depth(axes)
+    depth = nested_sizes.depth(axes)
     if depth is not None:
         layers = silenced.get_submodule(depth.layers)
         stay = [layers[i] for i in sorted(depth.order[: sizes[depth.name]])]
@@ -149,7 +153,7 @@ def test_sizes_of_each_layer_by_itself_leave_out_what_they_say(drawing: tuple[st
                 len(stay),
                 False,
             )  # layers keep their places in a cache
-    view = supernet.StudentView(adapter, model, axes, sizes).eval()
+    view = StudentView(adapter, model, axes, sizes).eval()
     torch.testing.assert_close(outputs(view, name), outputs(silenced, name), rtol=1e-4, atol=1e-4)
 
 
@@ -157,16 +161,16 @@ def test_sizes_of_each_layer_by_itself_leave_out_what_they_say(drawing: tuple[st
 @given(models(), st.data())
 def test_a_smaller_student_is_a_cut_of_a_larger_one(drawing: tuple[str, Any, Dims], data: st.DataObject) -> None:
     name, model, _ = drawing
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     axes = adapter.axes(model)
     large = drawn(data, axes)
     small = {a.name: a.step * data.draw(st.integers(1, large[a.name] // a.step), a.name) for a in axes}
-    between = supernet.materialize(adapter, model, axes, large)
-    once = supernet.cut(tensors(model), axes, small)
+    between = materialize(adapter, model, axes, large)
+    once = cut.cut(tensors(model), axes, small)
     # a Llama's width comes in steps of its heads, of which this one has others
-    steps = {supernet.kind(axis.name): axis.step for axis in axes}
-    its = [replace(axis, step=steps[supernet.kind(axis.name)]) for axis in adapter.axes(between)]
-    twice = supernet.cut(tensors(between), its, supernet.own_sizes(axes, small))
+    steps = {kind(axis.name): axis.step for axis in axes}
+    its = [replace(axis, step=steps[kind(axis.name)]) for axis in adapter.axes(between)]
+    twice = cut.cut(tensors(between), its, own_sizes(axes, small))
     assert once.keys() == twice.keys()
     for key, tensor in once.items():
         assert torch.equal(tensor, twice[key])
@@ -176,13 +180,13 @@ def test_a_smaller_student_is_a_cut_of_a_larger_one(drawing: tuple[str, Any, Dim
 @given(models(), st.data())
 def test_reordering_and_its_inverse_is_the_identity(drawing: tuple[str, Any, Dims], data: st.DataObject) -> None:
     name, model, _ = drawing
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     axes = [axis for axis in adapter.axes(model) if not axis.layers]
     orders = {a.name: torch.tensor(data.draw(st.permutations(range(a.size // a.step)), a.name)) for a in axes}
     before, expected = {key: tensor.clone() for key, tensor in tensors(model).items()}, outputs(model, name)
-    supernet.reorder(model, axes, orders)
+    grow.reorder(model, axes, orders)
     torch.testing.assert_close(outputs(model, name), expected, rtol=1e-4, atol=1e-4)
-    supernet.reorder(model, axes[::-1], {key: order.argsort() for key, order in orders.items()})
+    grow.reorder(model, axes[::-1], {key: order.argsort() for key, order in orders.items()})
     assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items())
 
 
@@ -190,16 +194,16 @@ def test_reordering_and_its_inverse_is_the_identity(drawing: tuple[str, Any, Dim
 @given(models(), st.data())
 def test_growth_and_its_cut_is_the_identity(drawing: tuple[str, Any, Dims], data: st.DataObject) -> None:
     name, model, _ = drawing
-    adapter = registry.adapter(name)
+    adapter = plugins.adapter(name)
     axes = adapter.axes(model)
     sizes = {
-        a.name: a.size + a.step * data.draw(st.integers(0, 4), a.name) if supernet.growable(model, a) else a.size for a in axes
+        a.name: a.size + a.step * data.draw(st.integers(0, 4), a.name) if grow.growable(model, a) else a.size for a in axes
     }
-    grown = supernet.grow(adapter, model, axes, sizes, seed=data.draw(st.integers(0, 99)))
+    grown = grow.grow(adapter, model, axes, sizes, seed=data.draw(st.integers(0, 99)))
     torch.testing.assert_close(outputs(grown, name), outputs(model, name), rtol=1e-4, atol=1e-4)
-    depth = supernet.depth(axes)
-    back = supernet.grown_sizes(axes, supernet.full_sizes(axes), sizes[depth.name] if depth else 0)
-    again = supernet.cut(tensors(grown), adapter.axes(grown), back)
+    depth = nested_sizes.depth(axes)
+    back = grown_sizes(axes, full_sizes(axes), sizes[depth.name] if depth else 0)
+    again = cut.cut(tensors(grown), adapter.axes(grown), back)
     assert again.keys() == tensors(model).keys()
     assert all(torch.equal(again[key], tensor) for key, tensor in tensors(model).items())
 

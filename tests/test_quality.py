@@ -20,9 +20,11 @@ from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for,
 from benchmarks.quality.arms import SHARE, Arm, variants
 from benchmarks.quality.problems import PROBLEMS
 from benchmarks.quality.training import Run, spread
-from matta_cli import registry, supernet
-from matta_cli.conversion import TA
-from matta_cli.recipe import Recipe
+from matta_cli.models import plugins
+from matta_cli.models.ta import TA
+from matta_cli.nested import grow, sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
 
 ROOT = Path(__file__).parents[1]
 VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
@@ -156,11 +158,11 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
 def test_new_units_are_spread_and_the_base_within_is_not():
     """As the search for the recipe tries it: neither the TA's function nor the base in it changes."""
     torch.manual_seed(0)
-    adapter = registry.adapter("vit")
+    adapter = plugins.adapter("vit")
     model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2).eval()
-    axes = supernet.nested_axes(adapter, model, ["mlp"])
-    grown = supernet.grow(adapter, model, axes, {axis.name: 2 * axis.size for axis in axes})
-    ta = TA(adapter, grown, supernet.nested_axes(adapter, grown, ["mlp"]), supernet.full_sizes(axes), {})
+    axes = sizes.nested_axes(adapter, model, ["mlp"])
+    grown = grow.grow(adapter, model, axes, {axis.name: 2 * axis.size for axis in axes})
+    ta = TA(adapter, grown, sizes.nested_axes(adapter, grown, ["mlp"]), sizes.full_sizes(axes), {})
     before, images = {k: v.clone() for k, v in grown.state_dict().items()}, torch.randn(2, 3, 16, 16)
     spread(ta, 2.0)
     assert torch.allclose(grown(images), model(images), atol=1e-5)
@@ -175,15 +177,15 @@ def test_new_units_are_spread_and_the_base_within_is_not():
 def test_the_new_units_learn_at_a_rate_of_their_own():
     """A step moves them by the factor, overlapping axes by no more than it, and all others as ever."""
     torch.manual_seed(0)
-    adapter = registry.adapter("mlp_ranker")
+    adapter = plugins.adapter("mlp_ranker")
     layers = [{"layer": "Linear", "out": 8}, {"layer": "ReLU"}, {"layer": "Linear", "out": 8}, {"layer": "ReLU"}]
     base = Ranker([], 5, [*layers, {"layer": "Linear", "out": 1}])
-    axes = supernet.nested_axes(adapter, base)
-    grown = supernet.grow(adapter, base, axes, {axis.name: 2 * axis.size for axis in axes})
+    axes = sizes.nested_axes(adapter, base)
+    grown = grow.grow(adapter, base, axes, {axis.name: 2 * axis.size for axis in axes})
     dense, label = torch.randn(32, 5), torch.randint(2, (32,)).float()
     recipe = Recipe()
     recipe.distill.steps, recipe.distill.batch_size, recipe.distill.teacher_mix, recipe.distill.widths = 2, 16, 0.0, [1.0]
-    task = registry.task("ranking", recipe)
+    task = tasks_task.task("ranking", recipe)
 
     class Split:
         def __len__(self):
@@ -193,7 +195,7 @@ def test_the_new_units_learn_at_a_rate_of_their_own():
             return {"dense": dense[list(rows)], "label": label[list(rows)]}
 
     def moved(rate: float) -> dict[str, torch.Tensor]:
-        ta = TA(adapter, copy.deepcopy(grown), supernet.nested_axes(adapter, grown), supernet.full_sizes(axes), {})
+        ta = TA(adapter, copy.deepcopy(grown), sizes.nested_axes(adapter, grown), sizes.full_sizes(axes), {})
         run = Run(recipe, task, ta, None, SimpleNamespace(train=Split()), rate=rate)
         run.recipe.distill.steps = 1
         run()

@@ -9,8 +9,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from matta_cli import report
-from matta_cli.page import html
+from matta_cli.report import numbers, story, write
+from matta_cli.report.page import html
 
 PERPLEXITY = {"name": "ppl", "label": "perplexity", "higher": False}
 ACCURACY = {"name": "acc", "label": "accuracy", "higher": True}
@@ -157,17 +157,17 @@ class Page(HTMLParser):
 
 
 def test_numbers_are_compact_and_never_round_to_a_thousand():
-    assert report.count(12_345_678) == "12.3 M"
-    assert report.count(999_999) == "1.00 M"
-    assert report.count(7) == "7"
-    assert report.in_seconds(0.00456) == "4.56 ms"
-    assert report.in_bytes(45_600_000) == "45.6 MB"
-    assert report.count(0) == "0"
-    assert report.count(None) == report.count(float("nan")) == report.MISSING
+    assert numbers.count(12_345_678) == "12.3 M"
+    assert numbers.count(999_999) == "1.00 M"
+    assert numbers.count(7) == "7"
+    assert numbers.in_seconds(0.00456) == "4.56 ms"
+    assert numbers.in_bytes(45_600_000) == "45.6 MB"
+    assert numbers.count(0) == "0"
+    assert numbers.count(None) == numbers.count(float("nan")) == numbers.MISSING
 
 
 def test_rows_give_every_column_in_order(good):
-    headers, table = report.rows(good)
+    headers, table = story.rows(good)
     assert headers == [
         "model",
         "width",
@@ -199,8 +199,8 @@ def test_rows_give_every_column_in_order(good):
 
 
 def test_every_value_of_the_table_is_in_all_formats(good):
-    headers, table = report.rows(good)
-    page, text = Page(html(good)).text, re.sub(r"\\(.)", r"\1", report.markdown(good))
+    headers, table = story.rows(good)
+    page, text = Page(html(good)).text, re.sub(r"\\(.)", r"\1", write.markdown(good))
     for value in [*headers, *(cell for row in table for cell in row)]:
         assert value in page
         assert value in text
@@ -234,7 +234,7 @@ def test_a_hostile_name_stays_a_name(good):
     assert page.tags.count("script") == 1
     assert [a for a in page.attributes if a[1].startswith("on")] == []
     assert 'alert("1")' in page.text
-    text = report.markdown(good)
+    text = write.markdown(good)
     outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", text)  # code blocks show text as it is
     assert "<script" not in outside
     assert not re.search(r"(?<!\\)\]\(", outside)
@@ -245,47 +245,47 @@ def test_a_hostile_name_stays_a_name(good):
 
 
 def test_headline_claims_no_more_than_the_intervals(good):
-    assert report.headline(good) == (
+    assert story.headline(good) == (
         "The Student of width 0.5 has 64 % of the base's parameters and is no worse than the base in perplexity, "
         "within the 95 % intervals."
     )
     score(good, "width 0.5", "ppl", 22.1, 22.0, 22.2)
     score(good, "width 0.25", "ppl", 40.0, 39.9, 40.1)
-    assert report.headline(good).endswith("and is worse than the base in perplexity by 2.00 (10 %).")
+    assert story.headline(good).endswith("and is worse than the base in perplexity by 2.00 (10 %).")
     score(good, "width 0.5", "ppl", 18.0, 17.9, 18.1)
-    assert "is better than the base: perplexity 18.00 against 20.10" in report.headline(good)
+    assert "is better than the base: perplexity 18.00 against 20.10" in story.headline(good)
     for name in ("width 0.5", "width 0.25"):
         score(good, name, "ppl", 20.0, 10.0, 30.0)
-    assert "too wide to tell" in report.headline(good)
+    assert "too wide to tell" in story.headline(good)
     for name in ("width 0.5", "width 0.25"):
         score(good, name, "ppl", 20.0, None, None)
-    assert "no difference is claimed" in report.headline(good)
+    assert "no difference is claimed" in story.headline(good)
 
 
 def test_headline_turns_with_the_metric(good):
     good["metrics"] = [ACCURACY]
     score(good, "width 0.25", "acc", 0.6, 0.59, 0.61)
-    assert "width 0.25" in report.headline(good)
-    assert "is better than the base" in report.headline(good)
+    assert "width 0.25" in story.headline(good)
+    assert "is better than the base" in story.headline(good)
 
 
 def test_faster_is_said_only_beyond_the_spread(good):
-    assert "1.6x at batch 1" in report.markdown(good)
+    assert "1.6x at batch 1" in write.markdown(good)
     named(good, "width 0.5")["latency"]["1"]["p95"] = 0.0124  # a slow run is no faster than the base's usual one
-    assert "at batch 1 (" not in report.markdown(good)
-    assert "1.6x at batch 8" in report.markdown(good)
+    assert "at batch 1 (" not in write.markdown(good)
+    assert "1.6x at batch 8" in write.markdown(good)
 
 
 def test_no_alarm_on_a_good_report(good):
-    assert report.alarms(good) == []
-    assert "Look at this first" not in html(good) + report.markdown(good)
+    assert story.alarms(good) == []
+    assert "Look at this first" not in html(good) + write.markdown(good)
 
 
 def one_alarm(data, *words):
-    found = report.alarms(data)
+    found = story.alarms(data)
     assert len(found) == 1, found
     assert all(word in found[0] for word in words), found
-    assert found[0].split(";")[0] in report.markdown(data)
+    assert found[0].split(";")[0] in write.markdown(data)
     assert found[0] in Page(html(data)).text
 
 
@@ -293,7 +293,7 @@ def test_alarm_larger_but_worse(good):
     score(good, "width 0.5", "acc", 0.40, 0.396, 0.404)
     one_alarm(good, "width 0.5 is larger than width 0.25 but worse in accuracy")
     score(good, "width 0.5", "acc", 0.437, 0.433, 0.441)  # worse, but within the intervals
-    assert report.alarms(good) == []
+    assert story.alarms(good) == []
 
 
 def test_alarm_larger_but_worse_where_lower_is_better(good):
@@ -311,7 +311,7 @@ def test_alarm_no_better_than_the_untrained_cut(good):
 def test_at_the_base_width_level_is_fine_and_worse_is_not(good):
     score(good, "width 1", "ppl", 20.1, 19.9, 20.3)
     good["models"].append(model("untrained cut 1", "cut", 1.0, 12.3, 20.1, 0.5))
-    assert report.alarms(good) == []
+    assert story.alarms(good) == []
     score(good, "base", "ppl", 19.0, 18.9, 19.1)
     one_alarm(good, "width 1 has the base's size but is worse in perplexity")
 
@@ -319,27 +319,27 @@ def test_at_the_base_width_level_is_fine_and_worse_is_not(good):
 def test_alarm_interval_too_wide_or_absent(good):
     good["metrics"] = [ACCURACY, PERPLEXITY]
     score(good, "width 0.5", "acc", 0.5, 0.3, 0.7)
-    found = report.alarms(good)
+    found = story.alarms(good)
     assert any("intervals of accuracy are too wide to tell width 0.5 from base: a difference of 41 %" in a for a in found)
     for m in good["models"]:
         for value in m["metrics"].values():
             value["low"] = value["high"] = None
-    assert [a for a in report.alarms(good) if "No interval was measured for accuracy" in a]
+    assert [a for a in story.alarms(good) if "No interval was measured for accuracy" in a]
 
 
 def test_noise_is_an_alarm_in_the_first_metric_only(good):
     score(good, "width 1", "acc", 0.53, 0.3, 0.7)  # too wide to tell from the base
     score(good, "untrained cut 0.25", "acc", 0.45, 0.446, 0.454)  # better than its Student
-    assert report.alarms(good) == []
+    assert story.alarms(good) == []
     good["metrics"].reverse()
-    assert ["its untrained cut in accuracy" in a or "too wide" in a for a in report.alarms(good)] == [True, True]
+    assert ["its untrained cut in accuracy" in a or "too wide" in a for a in story.alarms(good)] == [True, True]
 
 
 def test_an_alarm_is_not_repeated_as_a_note(good):
     score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
-    (alarm,) = report.alarms(good)
+    (alarm,) = story.alarms(good)
     good["notes"].append(alarm)
-    assert Page(html(good)).text.count(alarm) == report.markdown(good).count(alarm.split(";")[0]) == 1
+    assert Page(html(good)).text.count(alarm) == write.markdown(good).count(alarm.split(";")[0]) == 1
     assert "a note of mine" in Page(html(good)).text
 
 
@@ -359,10 +359,10 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
         else:
             del m[key]
     Page(html(good))
-    headers, table = report.rows(good)
+    headers, table = story.rows(good)
     assert all(len(row) == len(headers) for row in table)
-    assert "None" not in report.markdown(good)
-    report.alarms(good)
+    assert "None" not in write.markdown(good)
+    story.alarms(good)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
 )
 def test_copes_with_parts_of_the_report_missing(good, gone):
     del good[gone]
-    assert "None" not in report.markdown(good) + Page(html(good)).text
+    assert "None" not in write.markdown(good) + Page(html(good)).text
 
 
 @pytest.mark.parametrize("keep", ["Teacher", "base", "TA", "width 0.5", "untrained cut 0.5"])
@@ -378,8 +378,8 @@ def test_a_report_of_one_model(good, keep):
     good["models"] = [named(good, keep)]
     page = Page(html(good)).text
     assert keep in page
-    assert named(good, keep)["parameters"] and report.count(named(good, keep)["parameters"]) in report.headline(good)
-    assert report.alarms(good) == []
+    assert named(good, keep)["parameters"] and numbers.count(named(good, keep)["parameters"]) in story.headline(good)
+    assert story.alarms(good) == []
 
 
 @pytest.mark.parametrize("values", [(0.0, 0.0), (1e-9, 1e9), (-3.0, 5.0), (1.0, 1.0), (float("nan"), 2.0), (float("inf"), 1.0)])
@@ -395,7 +395,7 @@ def test_odd_numbers_draw_without_error(good, values):
 def test_write_is_three_files_and_clean_json(good, tmp_path):
     score(good, "base", "ppl", float("nan"), None, None)
     before = copy.deepcopy({**good, "models": []})
-    report.write(good, tmp_path / "new")
+    write.write(good, tmp_path / "new")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "report.md"]
 
     def refuse(name):
@@ -413,8 +413,8 @@ def verdict(data, name, word, gain, low, high):
 
 
 def test_the_verdict_is_said_in_every_format(judged):
-    assert report.alarms(judged) == []
-    headers, table = report.rows(judged)
+    assert story.alarms(judged) == []
+    headers, table = story.rows(judged)
     row = dict(zip(headers, next(r for r in table if r[0] == "width 0.25"), strict=True))
     assert row["gain over plain"] == "+2.00 [+1.50, +2.60]" and row["verdict"] == "better"
     assert row["training"] == "81 s 307 k tokens, one run for all"
@@ -423,7 +423,7 @@ def test_the_verdict_is_said_in_every_format(judged):
         "worse at 1. The nested run took 81 s of a device for all its Students and the TA, these 3 runs 92 s."
     )
     page = Page(html(judged)).text
-    assert said in report.markdown(judged) and said in page
+    assert said in write.markdown(judged) and said in page
     assert "width 0.25 is better than plain distillation 0.25 in perplexity, by 2.00 (7.4 %; 95 %: +1.50 to +2.60)." in page
     assert "width 0.5 is no different from plain distillation 0.5 in perplexity: +0.05" in page and "within ±0.20." in page
     assert "width 1 is no worse than plain distillation 1 in perplexity: +0.20" in page
@@ -457,7 +457,7 @@ def test_models_compared_on_the_same_examples_are_not_judged_by_their_own_interv
     one_alarm(judged, "width 0.5 is larger than width 0.25 but worse in accuracy")
     score(judged, "width 0.5", "acc", 0.40, 0.396, 0.404)
     judged["pairs"][-1]["verdict"] = "no different"
-    assert report.alarms(judged) == []
+    assert story.alarms(judged) == []
 
 
 @pytest.mark.parametrize("gone", ["gain", "low", "margin", "verdict", "a", "metric"])
@@ -468,7 +468,7 @@ def test_copes_with_parts_of_comparisons_missing(judged, gone):
         axis["importance"] = axis["kept"] = None
     for m in judged["models"]:
         m["curve"] = m["training"] = None
-    assert "None" not in report.markdown(judged) + Page(html(judged)).text
+    assert "None" not in write.markdown(judged) + Page(html(judged)).text
 
 
 def test_importing_it_loads_no_torch():

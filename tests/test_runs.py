@@ -15,13 +15,17 @@ from filelock import FileLock
 from matta_adapters.mlp_ranker import Ranker
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from matta_cli import checkpoint, cost, distillation, planning, registry
-from matta_cli.conversion import convert, load_ta
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
-from matta_cli.extraction import export
-from matta_cli.recipe import Recipe
-from matta_cli.tasks.image_classification import Preparation, Renormalized
+from matta_cli.files import atomic, workspace
+from matta_cli.measure import cost
+from matta_cli.models.ta import load_ta
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students.export import export
+from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
+from matta_cli.training import loop, objective, plan
+from matta_cli.training.run import distill
 
 
 def ranker(seed=0, dense=4, norm=False):
@@ -117,7 +121,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
     (last.with_name("step-7") / "model.safetensors").write_bytes(b"")
     distill(settings(steps=8, save_every=2, keep=2), Path("out"), resume=True)  # from step 6; both damaged ones go
     assert {p.name for p in last.parent.iterdir()} == {"step-6", "step-8"}
-    assert all(checkpoint.is_sound(p) for p in last.parent.iterdir())
+    assert all(atomic.is_sound(p) for p in last.parent.iterdir())
 
 
 def test_two_runs_in_one_folder_are_refused(folder):
@@ -131,7 +135,7 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     """The gradient of two steps is made infinite: they change nothing, and the run goes on."""
     torch.save(ranker(norm=True).state_dict(), "model.pt")
     convert(settings(), Path("out"))
-    own, weights, statistics = distillation.Step.__call__, {}, {}
+    own, weights, statistics = objective.Step.__call__, {}, {}
 
     def spoilt(self, batch, rows, step, over):
         statistics[step] = {k: v.clone() for k, v in self.ta.model.named_buffers()}  # before the step
@@ -141,7 +145,7 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
             next(self.ta.model.parameters()).grad.fill_(float("inf"))
         return found
 
-    monkeypatch.setattr(distillation.Step, "__call__", spoilt)
+    monkeypatch.setattr(objective.Step, "__call__", spoilt)
     distill(settings(steps=5), Path("out"))
     log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in log] == [0, 1, 2, 2, 2] and log[1]["gradient_norm"] is None
@@ -164,7 +168,7 @@ def test_twenty_kills_end_where_an_undisturbed_run_ends(folder):
     subprocess.run([*run, "calm", *flags, "--allow-weak-teacher"], check=True, capture_output=True)
     moments, kills = random.Random(0), 0
     while True:
-        started = checkpoint.newest(Path("out/run")) is not None
+        started = workspace.newest(Path("out/run")) is not None
         more = ["--resume"] if started else [*flags, "--allow-weak-teacher"]
         with subprocess.Popen([*run, "out", *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             try:
@@ -205,7 +209,7 @@ def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
     convert(recipe, Path("out"))
     distill(recipe, Path("out"))
     export(recipe, Path("out"))
-    from matta_cli import load_student
+    from matta_cli.models.ta import load_student
 
     student = load_student("out/students/width-1")
     x = torch.tensor(np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400, :4], dtype=torch.float32)
@@ -229,7 +233,7 @@ def test_settings_are_rewritten_until_they_are_edited(folder):
 
 def test_macs_count_attention_whatever_the_kernel():
     config = GPT2Config(vocab_size=64, n_positions=128, n_embd=32, n_layer=1, n_head=2)
-    task = registry.task("causal_lm", Recipe())
+    task = tasks_task.task("causal_lm", Recipe())
     counts = {}
     for kernel in ("sdpa", "eager"):
         config._attn_implementation = kernel
@@ -246,7 +250,7 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
         return timm.create_model("test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay=overlay).eval()
 
     model, teacher = vit(0.5, 0.5), vit(0.2, 0.3)
-    task = registry.task("image_classification", Recipe())
+    task = tasks_task.task("image_classification", Recipe())
     fitted = task.fit_teacher(teacher, None, model)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     ours, theirs = (Preparation(tmp_path, m).input(pixels)[None] for m in (model, teacher))
@@ -259,7 +263,7 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
 
 
 def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
-    own = distillation.Step.__call__
+    own = objective.Step.__call__
 
     def spoilt(self, batch, rows, step, over):
         found = own(self, batch, rows, step, over)
@@ -267,7 +271,7 @@ def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
             next(self.ta.model.parameters()).grad.fill_(float("inf"))
         return found
 
-    monkeypatch.setattr(distillation.Step, "__call__", spoilt)
+    monkeypatch.setattr(objective.Step, "__call__", spoilt)
     convert(settings(), Path("out"))
     scales = []
     for steps in (3, 4):
@@ -280,7 +284,7 @@ def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
 def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
     """Old checkpoints go, except the one that measured best; export takes it unless told otherwise."""
     # from the ninth step on the loss is climbed
-    monkeypatch.setattr(distillation.optimization, "learning_rate", lambda _, step: 0.05 if step < 8 else -0.1)
+    monkeypatch.setattr(loop.optimizer, "learning_rate", lambda _, step: 0.05 if step < 8 else -0.1)
     recipe = settings(steps=12, save_every=1, eval_every=2, keep=1, best=0.5, lr=0.05, eval_examples=0)
     convert(recipe, Path("out"))
     last = distill(recipe, Path("out"))
@@ -339,7 +343,7 @@ def test_unshared_students_are_saved_resumed_and_exported(folder):
     again = distill(recipe, Path("out"), resume=True)
     assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*.safetensors")} == whole
     export(recipe, Path("out"))
-    from matta_cli import load_student
+    from matta_cli.models.ta import load_student
 
     student, ta = load_student("out/students/width-0.5").state_dict(), load_ta(again)
     own = ta.copies[0.5].state_dict()
@@ -357,24 +361,24 @@ def test_a_full_memory_says_what_took_it_and_what_helps(folder, monkeypatch):
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
 
-    monkeypatch.setattr(distillation.Step, "__call__", full)
+    monkeypatch.setattr(objective.Step, "__call__", full)
     with pytest.raises(MattaError, match=r"Out of memory on cpu at step 0: .*Tried to allocate 2.*Try --micro-batch 16"):
         distill(recipe, Path("out"))
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder, monkeypatch):
     convert(settings(), Path("out"))
-    own = distillation.save_file
+    own = loop.save_file
 
     def full(tensors, name):
         if "step-6" in name:
             raise OSError(28, "No space left on device")
         own(tensors, name)
 
-    monkeypatch.setattr(distillation, "save_file", full)
+    monkeypatch.setattr(loop, "save_file", full)
     with pytest.raises(MattaError, match=r"The disk is full at step 6 of 8, in out/run; out/run/checkpoints/step-4 is kept"):
         distill(settings(steps=8, save_every=2), Path("out"))
-    assert checkpoint.is_sound(Path("out/run/checkpoints/step-4"))
+    assert atomic.is_sound(Path("out/run/checkpoints/step-4"))
     assert not [p for p in Path("out/run/checkpoints").iterdir() if p.name.startswith(".")]
 
 
@@ -397,7 +401,7 @@ def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder):
     expected = settings(steps=5, widths=[0.25, 0.5, 0.75, 1.0])
     distill(expected, Path("out"), overwrite=True)
     log = [json.loads(line)["terms"] for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
-    before = distillation.Step.graphs()
+    before = objective.Step.graphs()
     distill(recipe, Path("out"), overwrite=True, listen=lambda p: said.append(p.message))
     compiled = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
     assert {record["graphs"] - before for record in compiled} == {5}  # four widths and the TA
@@ -413,7 +417,7 @@ def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder):
 def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
     convert(settings(), Path("out"))
     said, counted = [], iter([3, 3, 4, 4, 4])
-    monkeypatch.setattr(distillation.Step, "graphs", staticmethod(lambda: next(counted)))
+    monkeypatch.setattr(objective.Step, "graphs", staticmethod(lambda: next(counted)))
     distill(settings(compile="aot_eager"), Path("out"), listen=lambda p: said.append(p.message))
     assert [m for m in said if "compiled again" in m] == [
         "A graph was compiled again at step 2: that is a bug of matta, please report it."
@@ -425,18 +429,18 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     out = Path("matta-out")
     convert(recipe, out)
     parts = []
-    take = distillation.Training.take
-    monkeypatch.setattr(distillation.Training, "take", lambda self, step, b: (parts.append(len(b)), take(self, step, b))[1])
+    take = loop.Training.take
+    monkeypatch.setattr(loop.Training, "take", lambda self, step, b: (parts.append(len(b)), take(self, step, b))[1])
 
-    found = planning.plan(recipe, out)
+    found = plan.plan(recipe, out)
     assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
     assert found["rows_per_step"] == 32 and found["rows"] == 32 * 50
-    whole = planning.plan(settings(steps=50), out)
+    whole = plan.plan(settings(steps=50), out)
     assert parts[7:] == [1, 1, 1, 1]
     assert found["model_flops"] == 50 * found["model_flops_per_step"] == whole["model_flops"] > 0
     teacher = found["teacher_bytes"]
     assert found["standing_bytes"] == found["ta_bytes"] + found["gradient_bytes"] + found["optimizer_bytes"] + teacher
-    lines = dict(planning.rows(found))
+    lines = dict(plan.rows(found))
     assert lines["model FLOPs in all"].endswith("at 100 TFLOP/s a device")
     assert "with the Teacher" in lines["weights, gradients, optimizer"]
     assert not (out / "run").exists()
@@ -462,10 +466,10 @@ def test_a_finished_run_comes_back_when_its_successor_was_killed(folder):
 def test_what_is_training_is_not_converted_anew(folder):
     convert(settings(), Path("out"))
     distill(settings(), Path("out"))
-    before = checkpoint.digest(Path("out/ta"))
+    before = atomic.digest(Path("out/ta"))
     with FileLock("out/.lock"), pytest.raises(MattaError, match="Another run is training in out"):
         convert(settings(), Path("out"), overwrite=True)
-    assert checkpoint.digest(Path("out/ta")) == before
+    assert atomic.digest(Path("out/ta")) == before
     done = convert(settings(), Path("out"), overwrite=True)
     assert not any("trained another TA" in note for note in done.notes)  # it is the same one
     again = settings()

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from matta_cli.data.sampling import example_order, indices, seed_step, students
 from matta_cli.errors import MattaError
-from matta_cli.optimization import learning_rate
-from matta_cli.recipe import Recipe, read_toml, resolve
-from matta_cli.sampling import example_order, indices, seed_step, students
+from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.resolve import read_toml, resolve
+from matta_cli.training.optimizer import learning_rate
 
 # --- sampling ------------------------------------------------------------------------------------------------------
 

@@ -17,16 +17,23 @@ from torch import nn
 from transformers import AutoModel, AutoTokenizer, BertConfig, BertModel
 
 import matta_cli
-from matta_cli import data as common
-from matta_cli import evaluate, losses, ranking, registry
-from matta_cli.conversion import convert
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
+from matta_cli.data import find
+from matta_cli.data.split import sample
 from matta_cli.errors import MattaError
-from matta_cli.extraction import export
-from matta_cli.losses import Logits, Term
-from matta_cli.recipe import Recipe
-from matta_cli.tasks.sentence_embedding import Pairs, SentenceEmbedding, Sentences, Texts
-from matta_cli.teacher_files import FileTeacher, teach
+from matta_cli.losses.rows import cosine_distance, relation
+from matta_cli.losses.targets import Logits, Term
+from matta_cli.measure import intervals
+from matta_cli.measure import score as measure_score
+from matta_cli.models import plugins
+from matta_cli.nested import importance
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students.export import export
+from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
+from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
+from matta_cli.training.run import distill
+from matta_cli.training.teach import teach
+from matta_cli.training.teacher_file import FileTeacher
 
 THINGS = ["cat", "dog", "mat", "fire", "house", "tree", "river", "song"]
 DEEDS = ["sat on", "ran from", "saw", "made", "lost", "found"]
@@ -107,14 +114,14 @@ def unit(rows: torch.Tensor) -> np.ndarray:
 
 def test_importance_leaves_padding_out() -> None:
     """The score of a batch is the same whatever its sentences are padded to."""
-    model, embedding, adapter = bert(), task(), registry.adapter("bert")
+    model, embedding, adapter = bert(), task(), plugins.adapter("bert")
     batch = embedding.example(model)
     batch = {name: tensor[:, :24] for name, tensor in batch.items()}
     batch["attention_mask"] = torch.arange(24) < torch.tensor([[24], [20], [9], [3]])
     longer = {name: torch.nn.functional.pad(tensor, (0, 8)) for name, tensor in batch.items()}
     axes = adapter.axes(model)
     scores, again = (
-        ranking.activation(model, axes, [given], embedding.forward, embedding.present) for given in (batch, longer)
+        importance.activation(model, axes, [given], embedding.forward, embedding.present) for given in (batch, longer)
     )
     for name, score in scores.items():
         torch.testing.assert_close(score, again[name], rtol=1e-4, atol=1e-6)
@@ -137,20 +144,20 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 def test_losses_are_their_closed_forms() -> None:
     own, same, other = drawn(7, 6), drawn(7, 6, seed=1), drawn(7, 11, seed=2)
     a, b, c = unit(own), unit(same), unit(other)
-    assert losses.cosine_distance(own, same).item() == pytest.approx((1 - (a * b).sum(1)).sum(), rel=1e-5)
+    assert cosine_distance(own, same).item() == pytest.approx((1 - (a * b).sum(1)).sum(), rel=1e-5)
     gap = a @ a.T - c @ c.T
     expected = sum(np.mean([gap[i, j] ** 2 for j in range(7) if j != i]) for i in range(7))
-    assert losses.relation(own, other).item() == pytest.approx(expected, rel=1e-5)
-    assert losses.relation(own, 3 * own).item() == pytest.approx(0, abs=1e-9)
-    assert losses.cosine_distance(own, 3 * own).item() == pytest.approx(0, abs=1e-5)
-    assert losses.relation(own[:1], other[:1]).item() == pytest.approx(0, abs=1e-9)
+    assert relation(own, other).item() == pytest.approx(expected, rel=1e-5)
+    assert relation(own, 3 * own).item() == pytest.approx(0, abs=1e-9)
+    assert cosine_distance(own, 3 * own).item() == pytest.approx(0, abs=1e-5)
+    assert relation(own[:1], other[:1]).item() == pytest.approx(0, abs=1e-9)
 
 
 def test_the_relation_does_not_see_a_rotation() -> None:
     own = drawn(5, 6)
     turn = torch.linalg.qr(drawn(6, 6, seed=1))[0]
-    assert losses.relation(own @ turn, own).item() == pytest.approx(0, abs=1e-9)
-    assert losses.cosine_distance(own @ turn, own).item() > 0.1
+    assert relation(own @ turn, own).item() == pytest.approx(0, abs=1e-9)
+    assert cosine_distance(own @ turn, own).item() > 0.1
 
 
 @pytest.mark.parametrize(("dims", "wide"), [([], False), ([2, 4], False), ([], True)])
@@ -163,8 +170,8 @@ def test_the_objective(dims: list[int], wide: bool) -> None:
     total, values = found.objective(Logits(own), batch, terms)
     expected = {}
     for name, target in (("teacher", teacher), ("ta", ta)):
-        relations = [losses.relation(own[:, :d], target).item() for d in (6, *dims)]
-        cosine = 0.0 if target.shape[1] != 6 else losses.cosine_distance(own, target).item()
+        relations = [relation(own[:, :d], target).item() for d in (6, *dims)]
+        cosine = 0.0 if target.shape[1] != 6 else cosine_distance(own, target).item()
         expected[name] = (3.0 * np.mean(relations) + cosine) / 5
         assert values[name].item() == pytest.approx(expected[name], rel=1e-5)
     assert total.item() == pytest.approx(0.7 * expected["teacher"] + 0.4 * expected["ta"], rel=1e-5)
@@ -214,7 +221,7 @@ def test_resampled_pairs_are_searched_among_all() -> None:
     """An interval of the recall is that of the search in the whole split: with fewer to search in, it would be easier."""
     first, score = drawn(60, 4), np.arange(60.0)
     found, columns = table(first, first + 0.8 * drawn(60, 4, seed=1), score, np.ones(60, bool))
-    interval = evaluate.intervals(found, [columns], 200)["recall@1"]
+    interval = intervals.intervals(found, [columns], 200)["recall@1"]
     assert interval["low"] < interval["value"] < interval["high"]
     middle = (interval["low"] + interval["high"]) / 2
     assert middle == pytest.approx(interval["value"], abs=0.05)
@@ -266,7 +273,7 @@ def data_sentences(text: Path) -> dict[str, None]:
 
 
 def columns_of(found: SentenceEmbedding, model: nn.Module, split: Any, size: int) -> dict[str, np.ndarray]:
-    return evaluate.columns(found, model, split, size, torch.device("cpu"))
+    return measure_score.columns(found, model, split, size, torch.device("cpu"))
 
 
 def test_pairs_are_measured_as_by_hand(folder: Path, tmp_path: Path) -> None:
@@ -331,7 +338,7 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
     names = [s for seed in (0, 5) for a, b, _ in pairs(12, seed) for s in (a, b)]
     assert len(found.data(folder, bert()).train) == len({*names, *sentences(5, 99)})
 
-    rows = common.hub_dataset(str(tmp_path))["validation"]  # datasets opens a local folder with the same call
+    rows = find.hub_dataset(str(tmp_path))["validation"]  # datasets opens a local folder with the same call
     opened = found._columns("it", rows.column_names, rows.__getitem__)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
@@ -369,7 +376,7 @@ def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     encode = task(train=str(text))._encoder(folder, bert())
     one, other = (Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1)))
     assert one.digest() == Sentences(dict.fromkeys(sentences(5), 0), encode, "t").digest() != other.digest()
-    split = common.sample(Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p"), 4)
+    split = sample(Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p"), 4)
     assert len(split) == 4 and set(split.batch(range(4))) == {"input_ids", "attention_mask", "score", "alike"}
 
 

@@ -9,13 +9,18 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from matta_cli import losses, optimization, registry, supernet
-from matta_cli import step as step_module
-from matta_cli.conversion import TA
 from matta_cli.errors import MattaError
-from matta_cli.losses import Logits, Term, TopK
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Step
+from matta_cli.losses import classes
+from matta_cli.losses.targets import Logits, Term, TopK
+from matta_cli.models import plugins
+from matta_cli.models.ta import TA
+from matta_cli.nested import grow, sizes
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training import objective
+from matta_cli.training.objective import Step
+from matta_cli.training.optimizer import OPTIMIZERS, make_optimizer, restore, state_of, untouched
+from matta_cli.training.teacher import ModelTeacher
 
 N, D, V, TAU = 6, 5, 11, 2.0
 OVER = {"labels": 4.0, "outputs": 6.0}
@@ -39,13 +44,13 @@ def leaves(*tensors, dtype=torch.float64):
     return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("kind", losses.DIVERGENCES)
+@pytest.mark.parametrize("kind", classes.DIVERGENCES)
 @pytest.mark.parametrize("product, kept", [(False, 0), (True, 0), (True, 3), (True, N)])
 @pytest.mark.parametrize("chunk", [1 << 24, 2 * V])
 def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chunk, monkeypatch):
     for name in ("_CHUNK", "_PRODUCT_CHUNK"):
-        monkeypatch.setattr(losses, name, chunk)
-    labels = torch.tensor([1, 4, losses.IGNORED, 0, 10, losses.IGNORED])
+        monkeypatch.setattr(classes, name, chunk)
+    labels = torch.tensor([1, 4, classes.IGNORED, 0, 10, classes.IGNORED])
     if product:
         given = [normal(s, *shape) for s, shape in enumerate([(N, D), (V, D), (V,), (N, D), (V, D), (V,)])]
     else:
@@ -62,7 +67,7 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
     model, target = (side.keep(4 * V * kept) for side in make(own))
     assert (0 if target.kept is None else len(target.kept)) == kept
     terms = [Term("truth", 0.3), Term("ta", 0.7, target)]
-    total, values = losses.of_classes(model, labels, terms, OVER, TAU, kind)
+    total, values = classes.of_classes(model, labels, terms, OVER, TAU, kind)
     (2 * total).backward()
     torch.testing.assert_close(values, {"truth": truth.float().detach(), "ta": soft.float().detach()}, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(total.item(), (0.3 * truth + 0.7 * soft).item(), rtol=1e-5, atol=1e-6)
@@ -70,7 +75,7 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
         torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", losses.DIVERGENCES)
+@pytest.mark.parametrize("kind", classes.DIVERGENCES)
 @pytest.mark.parametrize("k", [1, 3, V])
 def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
     z_p, z_q = normal(0, N, V).requires_grad_(), normal(1, N, V)
@@ -88,7 +93,7 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
     value.backward()
     z = z_p.detach().float().requires_grad_()
     target = TopK(known.float(), index, rest.float())
-    total, _ = losses.of_classes(Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind)
+    total, _ = classes.of_classes(Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind)
     total.backward()
     torch.testing.assert_close(total.item(), value.item(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(z.grad, z_p.grad.float(), rtol=1e-3, atol=1e-6)
@@ -96,7 +101,7 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
 
 def test_labels_of_a_teacher_are_cross_entropy():
     z, said = normal(0, N, V).float(), torch.arange(N)
-    total, _ = losses.of_classes(
+    total, _ = classes.of_classes(
         Logits(z), torch.zeros(N), [Term("teacher", 1.0, said)], {"labels": N, "outputs": N}, TAU, "forward"
     )
     torch.testing.assert_close(total, F.cross_entropy(z, said))
@@ -119,15 +124,15 @@ def tools(**settings):
     recipe = Recipe()
     recipe.distill.ramp = 0.0
     recipe.update({"distill": settings}, "test")
-    adapter = registry.adapter("gpt2")
+    adapter = plugins.adapter("gpt2")
     base = gpt2(16)
-    axes = supernet.nested_axes(adapter, base)
-    grown = supernet.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes})
+    axes = sizes.nested_axes(adapter, base)
+    grown = grow.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes})
     with torch.no_grad():
         for parameter in grown.parameters():  # the new units must have a say
             parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    ta = TA(adapter, grown, supernet.nested_axes(adapter, grown), {a.name: a.size for a in axes}, {})
-    task = registry.task("causal_lm", recipe)
+    ta = TA(adapter, grown, sizes.nested_axes(adapter, grown), {a.name: a.size for a in axes}, {})
+    task = tasks_task.task("causal_lm", recipe)
     batch = {"input_ids": torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(2))}
     return recipe, task, ta, gpt2(24, seed=3).requires_grad_(False), batch
 
@@ -235,7 +240,7 @@ def test_kept_logits_are_made_once_and_change_nothing(monkeypatch):
     monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: calls.append(len(weight)) or linear(x, weight, bias))
     expected, terms, _ = gradients(logits="chunked")
     before = calls.count(64)
-    monkeypatch.setitem(step_module._KEPT, "cpu", 1 << 20)
+    monkeypatch.setitem(objective._KEPT, "cpu", 1 << 20)
     calls.clear()
     found, own, _ = gradients(logits="chunked")
     assert before - calls.count(64) == 2 * 3  # the Teacher's and the TA's: 3 Students no longer make them again
@@ -340,14 +345,14 @@ def test_slices_without_a_part_in_a_step_stay_as_they_are():
     """With ta_weight 0 and one narrow Student in the step, decay and momentum must not move the rest."""
     recipe, task, ta, teacher, batch = tools(ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5)
     step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
-    optimizer = optimization.make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+    optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
     steps = range(40)
     narrow = next(n for n in steps if step.widths(n) == [0.25] and n > 0)
     wide = next(n for n in steps if step.widths(n) == [1.0])
 
     def take(number):
         step(batch, [], number)
-        with optimization.untouched(ta, ta.sizes(step.widths(number)[0]), optimizer):
+        with untouched(ta, ta.sizes(step.widths(number)[0]), optimizer):
             optimizer.step()
         optimizer.zero_grad()
 
@@ -360,7 +365,7 @@ def test_slices_without_a_part_in_a_step_stay_as_they_are():
     assert not torch.equal(weight[:, :16], before[:, :16]) and not torch.equal(after[:, :16], moment[:, :16])
 
 
-@pytest.mark.parametrize("name", optimization.OPTIMIZERS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     """Its state, through paths and numbers, in a fresh optimizer: the next steps are the same to the bit."""
     recipe, _, ta, _, batch = tools(optimizer=name, lr=1e-3)
@@ -373,15 +378,15 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
 
     device = torch.device("cpu")
     start = copy.deepcopy(ta.model)
-    optimizer = optimization.make_optimizer(recipe, ta.model, [], device)
+    optimizer = make_optimizer(recipe, ta.model, [], device)
     run(optimizer, ta.model, 13)
     moved = [(a - b).abs().max().item() for a, b in zip(ta.model.parameters(), start.parameters(), strict=True)]
     assert min(moved) > 0 and all(map(math.isfinite, moved))
-    tensors, numbers = optimization.state_of(optimizer)
+    tensors, numbers = state_of(optimizer)
     stopped = copy.deepcopy(ta.model)
     run(optimizer, ta.model, 12)
-    again = optimization.make_optimizer(recipe, stopped, [], device)
-    optimization.restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
+    again = make_optimizer(recipe, stopped, [], device)
+    restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
     run(again, stopped, 12)
     assert all(torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True))
 
@@ -390,7 +395,7 @@ def test_vectors_are_not_decayed():
     recipe, _, ta, _, _ = tools(weight_decay=0.1)
     for name in ("adamw", "muon"):
         recipe.distill.optimizer = name
-        optimizer = optimization.make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+        optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
         decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0.1 for p in group["params"]}
         assert decayed == {id(p) for p in ta.model.parameters() if p.dim() > 1}
         assert all(group["weight_decay"] in (0, 0.1) for group in optimizer.param_groups)

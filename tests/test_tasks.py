@@ -12,14 +12,18 @@ import pytest
 import torch
 from torch import nn
 
-from matta_cli import data as common
-from matta_cli import losses
+from matta_cli.data import find
+from matta_cli.data.split import sample
+from matta_cli.data.text import Paragraphs, Text, cut
 from matta_cli.errors import MattaError
-from matta_cli.recipe import Recipe
-from matta_cli.tasks.causal_lm import CausalLM
-from matta_cli.tasks.image_classification import ImageClassification
-from matta_cli.tasks.ranking import Ranking
-from matta_cli.text import Paragraphs, Text, cut
+from matta_cli.losses import classes as losses_classes
+from matta_cli.losses import targets
+from matta_cli.losses.classes import IGNORED, counts, of_classes
+from matta_cli.losses.rows import listwise, listwise_distill, pairwise, pairwise_distill, pointwise, pointwise_distill
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.causal_lm.task import CausalLM
+from matta_cli.tasks.image_classification.task import ImageClassification
+from matta_cli.tasks.ranking.task import Ranking
 
 
 def recipe(**data: object) -> Recipe:
@@ -50,13 +54,13 @@ def softmax(x: np.ndarray) -> np.ndarray:
 
 def kl(s, t, tau):
     over = {"labels": 1.0, "outputs": float(s.shape[:-1].numel())}
-    term = losses.Term("teacher", 1.0, losses.Logits(t))
-    return losses.of_classes(losses.Logits(s), torch.zeros(s.shape[:-1]), [term], over, tau, "forward")[0]
+    term = targets.Term("teacher", 1.0, targets.Logits(t))
+    return of_classes(targets.Logits(s), torch.zeros(s.shape[:-1]), [term], over, tau, "forward")[0]
 
 
 @pytest.mark.parametrize("chunk", [1 << 24, 16])
 def test_kl_is_the_closed_form_and_its_gradient(chunk, monkeypatch):
-    monkeypatch.setattr(losses, "_CHUNK", chunk)
+    monkeypatch.setattr(losses_classes, "_CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     s, t = (3 * torch.randn(2, 5, 7, generator=generator) for _ in range(2))
     s.requires_grad_()
@@ -72,12 +76,12 @@ def test_kl_is_the_closed_form_and_its_gradient(chunk, monkeypatch):
 
 @pytest.mark.parametrize("chunk", [1 << 24, 16])
 def test_cross_entropy_skips_ignored_labels(chunk, monkeypatch):
-    monkeypatch.setattr(losses, "_CHUNK", chunk)
+    monkeypatch.setattr(losses_classes, "_CHUNK", chunk)
     s = torch.randn(3, 4, 7, generator=torch.Generator().manual_seed(0), requires_grad=True)
     labels = torch.randint(0, 7, (3, 4), generator=torch.Generator().manual_seed(1))
-    labels[:, -1] = losses.IGNORED
-    over = losses.counts(labels)
-    loss, _ = losses.of_classes(losses.Logits(s), labels, [losses.Term("truth", 1.0)], over, 1.0, "forward")
+    labels[:, -1] = IGNORED
+    over = counts(labels)
+    loss, _ = of_classes(targets.Logits(s), labels, [targets.Term("truth", 1.0)], over, 1.0, "forward")
     (gradient,) = torch.autograd.grad(loss, s)
     reference = nn.functional.cross_entropy(s[:, :-1].reshape(-1, 7), labels[:, :-1].reshape(-1))
     torch.testing.assert_close(loss, reference)
@@ -104,38 +108,38 @@ def pairs():
 
 def test_pointwise():
     reference = np.sum([-math.log(sigmoid(s if g > 0 else -s)) for s, g in zip(SCORES.tolist(), GRADES.tolist(), strict=True)])
-    assert losses.pointwise(SCORES, GRADES).item() == pytest.approx(reference, rel=1e-5)
-    assert losses.pointwise(SCORES, torch.where(GRADES > 0, 1, -1)).item() == pytest.approx(reference, rel=1e-5)
+    assert pointwise(SCORES, GRADES).item() == pytest.approx(reference, rel=1e-5)
+    assert pointwise(SCORES, torch.where(GRADES > 0, 1, -1)).item() == pytest.approx(reference, rel=1e-5)
     tau = 2.0
     soft = [bernoulli(sigmoid(t / tau), sigmoid(s / tau)) for s, t in zip(SCORES.tolist(), TEACHER.tolist(), strict=True)]
-    assert losses.pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    assert pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_pairwise():
     s, t, g, tau = SCORES.tolist(), TEACHER.tolist(), GRADES.tolist(), 2.0
     hard = [-math.log(sigmoid((s[i] - s[j]) * (1 if g[i] > g[j] else -1))) for i, j in pairs() if g[i] != g[j]]
-    assert losses.pairwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
+    assert pairwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
     soft = [bernoulli(sigmoid((t[i] - t[j]) / tau), sigmoid((s[i] - s[j]) / tau)) for i, j in pairs()]
-    assert losses.pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    assert pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_listwise():
     s, t, g, tau = (x.double().numpy() if isinstance(x, torch.Tensor) else x for x in (SCORES, TEACHER, GRADES, 2.0))
     members = [np.flatnonzero(GROUP.numpy() == k) for k in range(3)]
     hard = [-(softmax(g[m]) * np.log(softmax(s[m]))).sum() for m in members]
-    assert losses.listwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
+    assert listwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
     soft = [(softmax(t[m] / tau) * np.log(softmax(t[m] / tau) / softmax(s[m] / tau))).sum() for m in members]
-    assert losses.listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    assert listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
 
 
 def test_ranking_losses_have_gradients_even_without_pairs():
     alone = torch.arange(7)
-    for loss in (losses.pairwise, losses.listwise):
+    for loss in (pairwise, listwise):
         scores = SCORES.clone().requires_grad_()
         loss(scores, GRADES, alone).backward()
         assert scores.grad is not None and not scores.grad.any()
     scores = SCORES.clone().requires_grad_()
-    losses.pairwise_distill(scores, TEACHER, alone, 2.0).backward()
+    pairwise_distill(scores, TEACHER, alone, 2.0).backward()
     assert not scores.grad.any()
 
 
@@ -150,32 +154,32 @@ def test_sample_is_fixed_and_spread(tmp_path):
         def batch(self, indices):
             return {"i": torch.tensor(list(indices))}
 
-    first, again = (common.sample(Numbers(), 100).batch(range(100))["i"] for _ in range(2))
+    first, again = (sample(Numbers(), 100).batch(range(100))["i"] for _ in range(2))
     assert torch.equal(first, again) and first.unique().numel() == 100
     assert 350 < first[:50].float().mean() < 650
-    assert common.sample(Numbers(), 0).batch(range(1000))["i"].sort().values.tolist() == list(range(1000))
+    assert sample(Numbers(), 0).batch(range(1000))["i"].sort().values.tolist() == list(range(1000))
 
 
 def test_hub(tmp_path):
     rows = "\n".join(json.dumps({"text": f"line {i}"}) for i in range(5))
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(rows)
-    splits = common.hub_dataset(str(tmp_path))  # datasets opens a local folder with the same call
-    assert common.hub_split(splits, "it", "train")["text"][0] == "line 0"
-    assert common.hub_held_out(splits, "it", "") is splits["test"]
+    splits = find.hub_dataset(str(tmp_path))  # datasets opens a local folder with the same call
+    assert find.hub_split(splits, "it", "train")["text"][0] == "line 0"
+    assert find.hub_held_out(splits, "it", "") is splits["test"]
     with pytest.raises(MattaError, match="has no split 'dev'; it has t"):
-        common.hub_split(splits, "it", "dev")
+        find.hub_split(splits, "it", "dev")
     with pytest.raises(MattaError, match=r"Could not reach 'nobody/nothing'.*--data with a local file or folder"):
-        common.hub_dataset("nobody/nothing")
+        find.hub_dataset("nobody/nothing")
 
 
 def test_find_says_what_is_missing(tmp_path):
-    assert common.find("owner/name") is None
+    assert find.find("owner/name") is None
     for text in ("./none", "none.txt", str(tmp_path / "none")):
         with pytest.raises(MattaError, match="There is no file or folder"):
-            common.find(text)
+            find.find(text)
     with pytest.raises(MattaError, match="pass --data with a file"):
-        common.find("")
+        find.find("")
 
 
 # ------------------------------------------------------------------------------------------------------------ causal_lm
@@ -510,13 +514,13 @@ def test_image_errors(tmp_path):
 
 
 def test_large_image_sets_are_not_kept(tmp_path, monkeypatch):
-    from matta_cli.tasks import image_classification
+    from matta_cli.tasks.image_classification import examples
 
     images, labels = pictures(24)
     np.savez(tmp_path / "it.npz", images=images, labels=labels)
     task = ImageClassification(recipe(train=str(tmp_path / "it.npz")))
     kept = task.data(tmp_path, vit()).train.batch(range(20))
-    monkeypatch.setattr(image_classification, "_IN_MEMORY", 0)
+    monkeypatch.setattr(examples, "_IN_MEMORY", 0)
     read = task.data(tmp_path, vit()).train.batch(range(20))
     assert torch.equal(kept["image"], read["image"]) and torch.equal(kept["label"], read["label"])
 
@@ -604,7 +608,7 @@ def test_ranking_losses_are_chosen_by_the_recipe(tmp_path, kind):
     scores = task.forward(model, batch)
     group = () if kind == "pointwise" else (batch["group"],)
     torch.testing.assert_close(
-        task.loss(scores, batch), getattr(losses, kind)(scores, batch["label"], *group) / task.counts(batch)["labels"]
+        task.loss(scores, batch), globals()[kind](scores, batch["label"], *group) / task.counts(batch)["labels"]
     )
     assert task.distill_loss(scores, scores.detach(), batch).item() == pytest.approx(0, abs=1e-6)
     assert task.distill_loss(scores, -scores.detach(), batch).item() > 0
@@ -638,7 +642,7 @@ def test_tables(tmp_path, suffix, dense):
     data = task.data(tmp_path, model)
     assert len(data.train) == 11 and len(data.held_out[0]) == 1
     batch = data.train.batch([1])
-    stored = common.read_table(Path(path))
+    stored = find.read_table(Path(path))
     assert batch["categorical"][:, 0].tolist() == stored["item"][5:10].tolist()
     expected = np.stack([stored[name][5:10] for name in dense or ["age", "price"]], 1)
     np.testing.assert_allclose(batch["dense"], expected, rtol=1e-6)

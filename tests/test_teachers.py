@@ -13,14 +13,16 @@ import torch
 from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
 
-from matta_cli import registry, teacher_files
-from matta_cli.conversion import convert
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.extraction import export
-from matta_cli.recipe import Recipe
-from matta_cli.teacher_files import teach
-from matta_cli.teachers import CHANCE_EXAMPLES, check_teacher
+from matta_cli.models import plugins
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students.export import export
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training import teach as training_teach
+from matta_cli.training.run import distill
+from matta_cli.training.teach import _said, teach
+from matta_cli.training.teacher import CHANCE_EXAMPLES, check_teacher
 
 
 def ranker(seed=0, classes=1):
@@ -177,7 +179,7 @@ def images(tmp_path, monkeypatch):
         torch.manual_seed(seed)
         vit = timm.create_model("test_vit", img_size=16, num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
         Path(name).mkdir()
-        registry.adapter("vit").save(vit, Path(name))
+        plugins.adapter("vit").save(vit, Path(name))
     recipe = Recipe()
     recipe.convert.source, recipe.data.train = "base", "images.npz"
     recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = "teacher", True, "cpu"
@@ -275,8 +277,8 @@ def test_a_file_that_does_not_fit_is_refused(images, case):
 def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
     recipe, _ = images
     teach(recipe, Path("out"), Path("once"))
-    monkeypatch.setattr(teacher_files, "_SHARD", 16 * 4 * 4)  # 16 images of 4 logits, about
-    said, calls = teacher_files._said, []
+    monkeypatch.setattr(training_teach, "_SHARD", 16 * 4 * 4)  # 16 images of 4 logits, about
+    said, calls = _said, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -285,7 +287,7 @@ def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
         return said(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(teacher_files, "_said", pressed)
+        patch.setattr(training_teach, "_said", pressed)
         with pytest.raises(Interrupted, match=r"after \d of \d+ shards; the same command goes on"):
             teach(recipe, Path("out"), Path("said"))
     whole = sorted(p.name for p in Path("said").glob("shard-*"))
@@ -336,7 +338,7 @@ def test_a_broken_teacher_is_refused(folder, spoil, sentence):
 def test_a_teacher_is_run_before_the_run(folder, weak):
     """On enough examples to tell it from guessing, or, where it may be weak, on one batch; one that fails is refused."""
     recipe = settings(allow_weak_teacher=weak)
-    task = registry.task("ranking", recipe)
+    task = tasks_task.task("ranking", recipe)
     split = task.data(folder, ranker()).train
     good, seen = ranker(), []
     with torch.no_grad():  # scores what the labels depend on

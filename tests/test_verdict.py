@@ -12,12 +12,16 @@ from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
-from matta_cli import baselines, checkpoint, judging, report, sampling
-from matta_cli.conversion import convert, load_student, load_ta
-from matta_cli.distillation import distill
+from matta_cli.conversion.convert import convert
+from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.extraction import export
-from matta_cli.recipe import Recipe
+from matta_cli.files import atomic, workspace
+from matta_cli.models.ta import load_student, load_ta
+from matta_cli.report import story
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students.export import export
+from matta_cli.training.run import distill
+from matta_cli.verdict import baselines, judge
 
 STEPS = 60
 
@@ -66,7 +70,7 @@ def exported(tmp_path_factory):
         convert(settings(), Path("out"))
         distill(settings(), Path("out"))
         export(settings(), Path("out"))
-        judging.remake(Path("out"), ["untrained", "base", "plain", "scratch"])
+        judge.remake(Path("out"), ["untrained", "base", "plain", "scratch"])
     return folder
 
 
@@ -89,12 +93,12 @@ def replace_weights(folder, tensors):
     """Put other weights into a checkpoint, and its sums right again."""
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
     (folder / "SHA256SUMS").unlink(missing_ok=True)
-    checkpoint.seal(folder)
+    atomic.seal(folder)
 
 
 @pytest.mark.slow
 def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
-    last = checkpoint.newest(here / "run")
+    last = workspace.newest(here / "run")
     tensors = load_file(str(last / "model.safetensors"))
     kept = load_ta(last).sizes(0.5)["hidden.0"]
     assert kept == 8
@@ -102,32 +106,32 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     tensors["mlp.2.weight"][:, 4:kept] = -3 * tensors["mlp.2.weight"][:, 4:kept].flip(1)
     replace_weights(last, tensors)
     export(settings(), here, overwrite=True)
-    result = judging.remake(here)
-    found = {student["name"]: p.verdict for student, _, p in report.rivals(result)}
-    assert found["width 0.5"] == report.WORSE
-    assert found["width 0.25"] in (report.BETTER, report.SAME, report.NO_WORSE)
-    alarms = report.alarms(result)
+    result = judge.remake(here)
+    found = {student["name"]: p.verdict for student, _, p in story.rivals(result)}
+    assert found["width 0.5"] == story.WORSE
+    assert found["width 0.25"] in (story.BETTER, story.SAME, story.NO_WORSE)
+    alarms = story.alarms(result)
     assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
     assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
     for name in ("report.md", "report.html", "students/width-0.5/README.md"):
         assert "width 0.5 is worse than plain distillation 0.5" in (here / name).read_text()
-    judging.remake(here)
+    judge.remake(here)
     assert (here / "students" / "width-0.5" / "README.md").read_text().count("## Verdict") == 1
 
 
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
-    assert len(report.rivals(result)) == 2
-    assert not [alarm for alarm in report.alarms(result) if "worse" in alarm]
+    assert len(story.rivals(result)) == 2
+    assert not [alarm for alarm in story.alarms(result) if "worse" in alarm]
 
 
 @pytest.mark.slow
 def test_two_copies_of_one_model_are_no_different(here):
     plain = here / "baselines" / "plain-width-0.5"
     student = load_student(here / "students" / "width-0.5")
-    replace_weights(checkpoint.newest(plain / "run"), student.state_dict())
-    found = pair(judging.remake(here), "width 0.5", "plain distillation 0.5")
-    assert found["verdict"] == report.SAME
+    replace_weights(workspace.newest(plain / "run"), student.state_dict())
+    found = pair(judge.remake(here), "width 0.5", "plain distillation 0.5")
+    assert found["verdict"] == story.SAME
     assert found["gain"] == found["low"] == found["high"] == 0 and found["p"] == 1
 
 
@@ -142,7 +146,7 @@ def test_differences_are_those_of_an_independent_auc(here):
             return roc_auc_score(label, model.mlp(inputs).flatten())
 
     ours = auc(load_student(here / "students" / "width-0.25"))
-    theirs = auc(load_ta(checkpoint.newest(here / "baselines" / "plain-width-0.25" / "run")).model)
+    theirs = auc(load_ta(workspace.newest(here / "baselines" / "plain-width-0.25" / "run")).model)
     assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(ours - theirs, abs=1e-6)
     loss = pair(result, "width 0.25", "plain distillation 0.25", "auc_loss")
     assert loss["gain"] == pytest.approx(ours - theirs, abs=1e-6), "a lower loss is a gain"
@@ -177,7 +181,7 @@ def test_plain_is_plain_distillation(here):
             for group in optimizer.param_groups:
                 group["lr"] = 0.02 * ((step + 1) / warm if step < warm else 0.55 + 0.45 * np.cos(np.pi * done))
             optimizer.step()
-        got = load_ta(checkpoint.newest(here / "baselines" / f"{kind}-width-0.5" / "run")).model.state_dict()
+        got = load_ta(workspace.newest(here / "baselines" / f"{kind}-width-0.5" / "run")).model.state_dict()
         for name, tensor in model.state_dict().items():
             assert torch.allclose(got[name], tensor, atol=2e-4), (kind, name, (got[name] - tensor).abs().max())
 
@@ -196,15 +200,15 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
     weights = {p: p.stat().st_mtime_ns for p in (here / "baselines").rglob("model.safetensors")}
     before = written(here)
     said = []
-    again = judging.remake(here, ["plain", "base"], listen=lambda event: said.append(event.message))
+    again = judge.remake(here, ["plain", "base"], listen=lambda event: said.append(event.message))
     assert {p: p.stat().st_mtime_ns for p in weights} == weights
     assert sum("finished already" in message for message in said) == 4
     assert again["pairs"] == before["pairs"]
     recipe = here / "run" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("lr = 0.02", "lr = 0.01"))
-    assert not report.rivals(judging.remake(here)), "baselines of another recipe are no baselines"
-    result = judging.remake(here, ["plain"])
-    assert len(report.rivals(result)) == 2 and not report.models_of(result, "alone")
+    assert not story.rivals(judge.remake(here)), "baselines of another recipe are no baselines"
+    result = judge.remake(here, ["plain"])
+    assert len(story.rivals(result)) == 2 and not story.models_of(result, "alone")
     assert (
         pair(result, "width 0.5", "plain distillation 0.5")["gain"]
         != pair(before, "width 0.5", "plain distillation 0.5")["gain"]
@@ -214,7 +218,7 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
 @pytest.mark.slow
 def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     plain = here / "baselines" / "plain-width-0.5"
-    once = (checkpoint.newest(plain / "run") / "model.safetensors").read_bytes()
+    once = (workspace.newest(plain / "run") / "model.safetensors").read_bytes()
     shutil.rmtree(plain)
     own, calls = sampling.students, []
 
@@ -227,11 +231,11 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(sampling, "students", pressed)
         with pytest.raises(Interrupted, match="Go on with `matta report out --baselines plain`"):
-            judging.remake(here, ["plain"])
-    step = int(checkpoint.newest(plain / "run").name.removeprefix("step-"))
+            judge.remake(here, ["plain"])
+    step = int(workspace.newest(plain / "run").name.removeprefix("step-"))
     assert 0 < step < STEPS
-    judging.remake(here, ["plain"])
-    assert (checkpoint.newest(plain / "run") / "model.safetensors").read_bytes() == once
+    judge.remake(here, ["plain"])
+    assert (workspace.newest(plain / "run") / "model.safetensors").read_bytes() == once
     steps = [json.loads(line)["step"] for line in (plain / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
 
@@ -239,7 +243,7 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
 def test_costs_are_those_of_the_runs(here):
     result = written(here)
     named = {m["name"]: m for m in result["models"]}
-    trainer = json.loads((checkpoint.newest(here / "run") / "trainer.json").read_text())
+    trainer = json.loads((workspace.newest(here / "run") / "trainer.json").read_text())
     assert named["width 0.25"]["training"]["seconds"] == trainer["seconds"] == named["TA"]["training"]["seconds"]
     for name in ("width 0.5", "plain distillation 0.5", "trained alone 0.5"):
         assert named[name]["training"]["examples"] == named[name]["training"]["items"] == STEPS * 64
@@ -251,7 +255,7 @@ def test_costs_are_those_of_the_runs(here):
 
 
 def test_baselines_take_as_many_steps_as_the_students_did(here):
-    (student, *_) = report.models_of(written(here), "student")
+    (student, *_) = story.models_of(written(here), "student")
     baselines.train(here, ["plain"], [student], which="step-30")
     (found,) = baselines.finished(here, [student], "step-30")
     assert found.steps == 30 and found.checkpoint.name == "step-30"
@@ -263,10 +267,10 @@ def test_baselines_take_as_many_steps_as_the_students_did(here):
 def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
     Path("teacher.pt").unlink()
     shutil.rmtree(here / "baselines")
-    result = judging.remake(here, ["base"])
-    assert len(report.models_of(result, "alone")) == 2
+    result = judge.remake(here, ["base"])
+    assert len(story.models_of(result, "alone")) == 2
     with pytest.raises(MattaError, match=r"teacher\.pt"):
-        judging.remake(here, ["plain"])
+        judge.remake(here, ["plain"])
 
 
 def test_fresh_weights_are_drawn_by_the_library_itself():
@@ -297,17 +301,17 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
 @pytest.mark.parametrize(
     ("low", "high", "margin", "sure", "word"),
     [
-        (0.1, 0.3, 0.05, True, report.BETTER),
-        (0.1, 0.3, 0.05, False, report.NO_WORSE),
-        (0.01, 0.03, 0.05, False, report.SAME),
-        (0.0, 0.0, 0.0, True, report.SAME),
-        (-0.04, 0.04, 0.05, True, report.SAME),
-        (-0.04, 0.2, 0.05, True, report.NO_WORSE),
-        (-0.04, -0.01, 0.05, True, report.SAME),
-        (-0.3, -0.1, 0.05, True, report.WORSE),
-        (-0.3, -0.01, 0.05, False, report.WORSE),
-        (-0.3, 0.3, 0.05, True, report.WIDE),
+        (0.1, 0.3, 0.05, True, story.BETTER),
+        (0.1, 0.3, 0.05, False, story.NO_WORSE),
+        (0.01, 0.03, 0.05, False, story.SAME),
+        (0.0, 0.0, 0.0, True, story.SAME),
+        (-0.04, 0.04, 0.05, True, story.SAME),
+        (-0.04, 0.2, 0.05, True, story.NO_WORSE),
+        (-0.04, -0.01, 0.05, True, story.SAME),
+        (-0.3, -0.1, 0.05, True, story.WORSE),
+        (-0.3, -0.01, 0.05, False, story.WORSE),
+        (-0.3, 0.3, 0.05, True, story.WIDE),
     ],
 )
 def test_the_words(low, high, margin, sure, word):
-    assert report.judged(low, high, margin, sure) == word
+    assert story.judged(low, high, margin, sure) == word

@@ -14,9 +14,12 @@ import numpy as np
 from benchmarks.quality import peers
 from benchmarks.quality.arms import NAMES, PEER_WIDTH, SHARE, Arm
 from benchmarks.quality.problems import Problem
-from matta_cli import checkpoint, comparison, registry
-from matta_cli.recipe import Recipe
-from matta_cli.tasks import Metric
+from matta_cli.files import atomic
+from matta_cli.measure import intervals
+from matta_cli.models import plugins
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.task import Metric
 
 Record = dict[str, Any]
 Values = Mapping[tuple[int, str], float]  # by seed, and by the base that it came to on the machine
@@ -41,7 +44,7 @@ class Gain(NamedTuple):
 
 
 def _metrics(problem: Problem) -> dict[str, Metric]:
-    task = registry.task(registry.adapter(problem.adapter).task, Recipe())
+    task = tasks_task.task(plugins.adapter(problem.adapter).task, Recipe())
     return {metric.name: metric for metric in task.metrics}
 
 
@@ -371,7 +374,7 @@ def _problem(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[
     gains = {key: [_gain_over_plain(problem, name, key, arms) for name in problem.metrics] for key in arms}
     missing = [arm.label for arm in some if arm.name not in arms]
     firsts = {key: of[0] for key, of in gains.items() if of[0] is not None}
-    corrected = dict(zip(firsts, comparison.holm([of.p for of in firsts.values()]), strict=True))
+    corrected = dict(zip(firsts, intervals.holm([of.p for of in firsts.values()]), strict=True))
     rows = []
     for arm in some:
         records = arms.get(arm.name)
@@ -432,11 +435,11 @@ def plot(problem: Problem, some: Sequence[Arm], arms: Mapping[str, Sequence[Reco
 def write(folder: Path, problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found, said: str) -> None:
     """The page and its plots."""
     (folder / "results").mkdir(parents=True, exist_ok=True)
-    checkpoint.atomic_write(folder / "results.md", said.rstrip() + "\n")
+    atomic.atomic_write(folder / "results.md", said.rstrip() + "\n")
     for problem in problems:
         drawn = plot(problem, some[problem.name], found.get(problem.name, {}))
         if drawn:
-            checkpoint.atomic_write(folder / "results" / f"{problem.name}.svg", drawn)
+            atomic.atomic_write(folder / "results" / f"{problem.name}.svg", drawn)
 
 
 MARKS = ("<!-- the table is made by python -m benchmarks.quality --recipe -->", "<!-- end of the table -->")
@@ -457,7 +460,7 @@ def write_recipe(folder: Path, problems: Sequence[Problem], some: Mapping[str, S
     path = folder / "recipe.md"
     before, _, rest = path.read_text(encoding="utf-8").partition(MARKS[0])
     _, _, after = rest.partition(MARKS[1])
-    checkpoint.atomic_write(path, f"{before}{MARKS[0]}\n\n" + "\n".join(out) + f"\n{MARKS[1]}{after}")
+    atomic.atomic_write(path, f"{before}{MARKS[0]}\n\n" + "\n".join(out) + f"\n{MARKS[1]}{after}")
 
 
 def _screened(problem: Problem, name: str, reference: str, arms: Mapping[str, Sequence[Record]]) -> str:

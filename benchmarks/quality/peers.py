@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.quality.training import of_one
-from matta_cli import supernet
 from matta_cli.adapter import Sizes
-from matta_cli.conversion import TA
-from matta_cli.losses import Logits, Term
-from matta_cli.tasks import Data, Task
+from matta_cli.data.split import Data
+from matta_cli.losses.targets import Logits, Term
+from matta_cli.models.ta import TA
+from matta_cli.nested.sizes import kinds, nested_axes
+from matta_cli.tasks.task import Task
 
 CALIBRATION = 8  # batches of the training data that a criterion sees
 
@@ -63,7 +64,7 @@ def _whole(ta: TA, base: nn.Module, sizes: Sizes, found: nn.Module) -> TA:
     """What a peer left of the base, in a module of those sizes: anything cut otherwise does not fit, and raises."""
     student = ta.adapter.build(base, sizes)
     student.load_state_dict({name: tensor.detach().clone() for name, tensor in found.state_dict().items()})
-    return of_one(ta.adapter, student.eval(), list(supernet.kinds(ta.base)))
+    return of_one(ta.adapter, student.eval(), list(kinds(ta.base)))
 
 
 def torch_pruning(task: Task, ta: TA, width: float, data: Data) -> TA:
@@ -75,7 +76,7 @@ def torch_pruning(task: Task, ta: TA, width: float, data: Data) -> TA:
     import torch_pruning as tp
 
     base, batches = _base(task, ta, data)
-    axes, sizes = supernet.nested_axes(ta.adapter, base, list(supernet.kinds(ta.base))), ta.sizes(width)
+    axes, sizes = nested_axes(ta.adapter, base, list(kinds(ta.base))), ta.sizes(width)
     model = copy.deepcopy(base).requires_grad_(True)
     ratios = {model.get_submodule(a.slices[0].tensor.rpartition(".")[0]): 1 - sizes[a.name] / a.size for a in axes}
     taylor, magnitude = tp.importance.GroupTaylorImportance, tp.importance.GroupMagnitudeImportance
@@ -116,7 +117,7 @@ def modelopt(task: Task, ta: TA, width: float, data: Data) -> TA:
         settings = {"score_func": score, "verbose": False, "checkpoint": str(Path(temp) / "search.pth")}
         settings |= {"data_loader": [batch["image"] for batch in batches]}
         model, _ = mtp.prune(copy.deepcopy(base), "fastnas", {"params": limit}, batches[0]["image"], settings)
-    axes = supernet.nested_axes(ta.adapter, base, list(supernet.kinds(ta.base)))
+    axes = nested_axes(ta.adapter, base, list(kinds(ta.base)))
     tensors = model.state_dict()
     sizes = {axis.name: tensors[axis.slices[0].tensor].shape[axis.slices[0].dim] for axis in axes}
     return _whole(ta, base, sizes, model)

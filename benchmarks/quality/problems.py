@@ -31,10 +31,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks.quality.training import scratch, shortened, shorter
-from matta_cli import checkpoint
-from matta_cli.conversion import convert
-from matta_cli.recipe import Recipe
-from matta_cli.teacher_files import teach
+from matta_cli.conversion.convert import convert
+from matta_cli.files import atomic
+from matta_cli.settings.recipe import Recipe
+from matta_cli.training.teach import teach
 
 FOLDERS = (Path("/usr/share/datasets"), Path("/usr/share/doc"))  # where data may lie, besides --data
 QUICK_SHARE = 0.25  # of their training, that bases and Teachers of the quick run take
@@ -143,7 +143,7 @@ def once(path: Path, make: Callable[[Path], None]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path.parent / f".{path.name}.lock")):
             if not path.exists():
-                with checkpoint.atomic_folder(path) as folder:
+                with atomic.atomic_folder(path) as folder:
                     make(folder)
     return path
 

@@ -20,10 +20,12 @@ from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problems import PROBLEMS, test_of
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one, spread
-from matta_cli import baselines, registry, supernet
-from matta_cli.conversion import TA
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher
+from matta_cli.models.ta import TA
+from matta_cli.nested.sizes import kinds
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.training.teacher import ModelTeacher
+from matta_cli.verdict import baselines
 
 TUNED_ON = 1000  # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
 
@@ -71,7 +73,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     splits = {"dev": data.held_out}
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
-        splits = {"test": registry.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
+        splits = {"test": tasks_task.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
     runs: list[tuple[Recipe, TA, Any]]
     width, steps = arm.width or problem.size, recipe.distill.steps
     if arm.alone:
@@ -79,7 +81,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
         runs = [(own, student, None if arm.alone == "base" else teacher)]
     elif arm.two_stage:
-        whole, small = of_one(ta.adapter, ta.model, list(supernet.kinds(ta.base))), alone(ta, width)
+        whole, small = of_one(ta.adapter, ta.model, list(kinds(ta.base))), alone(ta, width)
         stages = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
         runs = [(stages[0], whole, teacher), (stages[1], small, ModelTeacher(task, whole.model))]
     else:

@@ -16,26 +16,34 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks import common
-from matta_cli import baselines, evaluate, models, registry, supernet
 from matta_cli.adapter import Sizes
-from matta_cli.conversion import TA, convert
-from matta_cli.devices import World
-from matta_cli.distillation import Training, opened, student_for_evaluation
+from matta_cli.conversion.convert import convert
+from matta_cli.data.split import Data
+from matta_cli.devices.processes import World
+from matta_cli.measure import score
+from matta_cli.measure.students import student_for_evaluation
+from matta_cli.models import plugins, save
+from matta_cli.models.ta import TA
+from matta_cli.nested import sizes
 from matta_cli.progress import quiet
-from matta_cli.recipe import Recipe
-from matta_cli.step import ModelTeacher, Teacher
-from matta_cli.tasks import Data, Task
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.task import Task
+from matta_cli.training.loop import Training
+from matta_cli.training.setup import opened
+from matta_cli.training.teacher import ModelTeacher, Teacher
+from matta_cli.verdict import baselines
 
 
 def alone(ta: TA, width: float) -> TA:
     """The Student of a width as a TA that holds nothing else."""
-    return of_one(ta.adapter, ta.student(width), list(supernet.kinds(ta.base)))
+    return of_one(ta.adapter, ta.student(width), list(sizes.kinds(ta.base)))
 
 
 def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
     """A model as a TA of one width."""
-    axes = supernet.nested_axes(adapter, model, kinds)
-    return TA(adapter, model, axes, supernet.full_sizes(axes), {})
+    axes = sizes.nested_axes(adapter, model, kinds)
+    return TA(adapter, model, axes, sizes.full_sizes(axes), {})
 
 
 def grown(ta: TA, tensors: Mapping[str, Tensor], *, outgoing: bool) -> list[Tensor]:
@@ -66,7 +74,7 @@ class Run:
     def __init__(
         self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data, average: float = 0.0, rate: float = 0.0
     ) -> None:
-        task = registry.task(task.name, recipe)
+        task = tasks_task.task(task.name, recipe)
         teacher = ModelTeacher(task, teacher.model, teacher.folder) if isinstance(teacher, ModelTeacher) else teacher
         self.recipe, self.data, self.seconds = recipe, data, 0.0
         device = common.device()
@@ -125,16 +133,16 @@ def shorter(steps: int) -> int:
 
 def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
     """Train a model on ground truth alone, and save it in ``folder``: what its user did before meeting matta."""
-    adapter = registry.adapter(recipe.convert.adapter)
+    adapter = plugins.adapter(recipe.convert.adapter)
     own = baselines.settings(recipe, "base", shorter(steps))
     own.distill.lr, own.distill.optimizer = rate, "adamw"
     own.data.held_out = own.data.held_out or own.data.train
-    task = registry.task(adapter.task, own)
+    task = tasks_task.task(adapter.task, own)
     data = task.data(folder, model)
     ta = of_one(adapter, model, [])
     Run(own, task, ta, None, data)()
     folder.mkdir(exist_ok=True)
-    models.save_model(adapter, ta.model, folder)
+    save.save_model(adapter, ta.model, folder)
 
 
 def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
@@ -150,8 +158,8 @@ def measured(task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Map
     model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()
     found = {}
     for name, splits in held_out.items():
-        tables = [evaluate.columns(task, model, split, batch, common.device()) for split in splits]
-        found[name] = evaluate.metrics(task, tables)
+        tables = [score.columns(task, model, split, batch, common.device()) for split in splits]
+        found[name] = score.metrics(task, tables)
     return found
 
 

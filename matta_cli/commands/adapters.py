@@ -19,13 +19,13 @@ def adapters(
 
     A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from now on.
     """
-    from matta_cli import registry
+    from matta_cli.models import plugins
 
     found = []
-    origins = registry.origins() | {spec: spec for spec in specs or []}
+    origins = plugins.origins() | {spec: spec for spec in specs or []}
     for spec, origin in origins.items():
         try:
-            adapter = registry.adapter(spec)
+            adapter = plugins.adapter(spec)
         except MattaError as error:
             if spec in (specs or []):
                 raise

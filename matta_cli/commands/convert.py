@@ -10,7 +10,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 
 def convert(
@@ -59,8 +59,8 @@ def convert(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli import inspection
-    from matta_cli.conversion import convert as run
+    from matta_cli.conversion import inspect
+    from matta_cli.conversion.convert import convert as run
 
     config_json = architecture[0] if architecture else None
     with console.training_progress() as listen:
@@ -71,7 +71,7 @@ def convert(
         console.say(f"Note: {note}")
     console.say(f"{source}, by the adapter {ta.adapter.name}; units ordered by {done.order}; the TA is width {ta.widest:g}.")
     console.say(f"Lossless: width 1.0 of the TA differs from {source} by at most {done.difference:.1e} (relative).")
-    rows = inspection.menu(ta, done.widths)
+    rows = inspect.menu(ta, done.widths)
     if json:
         console.data({"folder": str(done.folder), "adapter": ta.adapter.name, "difference": done.difference, "widths": rows})
     else:
@@ -81,6 +81,6 @@ def convert(
         )  # fmt: skip
         for row in rows:
             if row["role"] == "Student" and row["layers"]:
-                console.say(f"Width {row['width']:g} keeps layers {inspection.numbers(row['layers'])}.")
+                console.say(f"Width {row['width']:g} keeps layers {inspect.numbers(row['layers'])}.")
     console.say(f"Wrote {done.folder}; settings for what follows are in {out / 'matta.toml'}.")
     console.hint(command("distill", out, "--teacher", "TEACHER", *([] if data is None else ["--data", data])))

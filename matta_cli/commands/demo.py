@@ -25,15 +25,15 @@ def demo(
 
     Example: matta demo --adapter vit
     """
-    from matta_cli import demo as engine
-    from matta_cli.checkpoint import atomic_write
-    from matta_cli.conversion import convert
-    from matta_cli.distillation import distill
-    from matta_cli.extraction import export
+    from matta_cli.conversion.convert import convert
+    from matta_cli.demo import prepare
+    from matta_cli.files.atomic import atomic_write
+    from matta_cli.students.export import export
+    from matta_cli.training.run import distill
 
     out = out or Path(f"matta-demo-{adapter}")
     with console.training_progress() as listen:
-        recipe = engine.prepare(adapter, out, quick=quick, listen=listen)
+        recipe = prepare(adapter, out, quick=quick, listen=listen)
     base, teacher = recipe.convert.source, recipe.distill.teacher
     widths = ",".join(f"{w:g}" for w in recipe.export.widths)
     console.say("The rest is what these three commands do:")

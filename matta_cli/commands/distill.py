@@ -12,7 +12,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 _RUN, _MEMORY, _WHERE = "Run", "Memory and speed", "Devices"
 
@@ -72,7 +72,7 @@ def distill(
         if devices < 1:
             raise MattaError(f"--devices {devices} is not possible: a run has 1 device or more.")
         if devices > 1 and "RANK" not in os.environ and not dry_run:
-            from matta_cli.devices import launch
+            from matta_cli.devices.processes import launch
 
             sys.exit(launch(devices, _without_devices(sys.argv[1:])))
     settings = {
@@ -91,7 +91,7 @@ def distill(
 
     console.say(f"TA in {out / 'ta'}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
-        from matta_cli.planning import plan, rows
+        from matta_cli.training.plan import plan, rows
 
         with console.training_progress() as listen:
             found = plan(recipe, out, devices or 1, listen=listen)
@@ -100,7 +100,7 @@ def distill(
         else:
             console.table(["what", "how much"], rows(found))
         return
-    from matta_cli.distillation import distill as run
+    from matta_cli.training.run import distill as run
 
     with console.training_progress() as listen:
         saved = run(recipe, out, overwrite=overwrite, resume=resume, listen=listen)

@@ -10,7 +10,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 
 def eval(
@@ -63,15 +63,15 @@ def eval(
         "distill": {"device": device, "batch_size": batch_size},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
-    from matta_cli import evaluation
+    from matta_cli.comparison import compare, subjects
 
-    out = evaluation.home(folders or [], out)
+    out = subjects.home(folders or [], out)
     recipe, read = resolve(flags, out, config, ran=True)
     for path in read:
         console.say(f"Settings from {path}.")
     pair = options.words(speculative) or []
-    asked = evaluation.Asked(
-        models=folders or ([] if pair else evaluation.students_of(out)),
+    asked = compare.Asked(
+        models=folders or ([] if pair else subjects.students_of(out)),
         task=task or "",
         against=against or "",
         ta=ta or "",
@@ -84,9 +84,9 @@ def eval(
         task_data=_files(task_data or []),
         task_limit=task_limit,
     )
-    for name in evaluation.chosen_by(asked.models):
+    for name in subjects.chosen_by(asked.models):
         console.say(f"Note: {name} was chosen on a half of the run's held-out examples: measured on these, it looks too good.")
-    result = evaluation.evaluation(recipe, asked, out, say=console.say)
+    result = compare.evaluation(recipe, asked, out, say=console.say)
     if json:
         console.data(result)
     else:

@@ -10,7 +10,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 
 def export(
@@ -68,9 +68,9 @@ def export(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli.baselines import check
-    from matta_cli.budgets import asked
-    from matta_cli.extraction import export as run
+    from matta_cli.settings.budget import asked
+    from matta_cli.students.export import export as run
+    from matta_cli.verdict.baselines import check
 
     flag = next((f"--{name.replace('_', '-')}" for name, value in flags["search"].items() if value is not None), "")
     if flag and not asked(recipe):
@@ -80,7 +80,7 @@ def export(
     with console.training_progress() as listen:
         result = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
     if kinds:
-        from matta_cli.judging import remake
+        from matta_cli.verdict.judge import remake
 
         with console.training_progress() as listen:
             result = remake(out, kinds, say=console.say, listen=listen)
@@ -89,12 +89,12 @@ def export(
 
 def show(result: dict[str, Any], out: Path, json: bool) -> None:
     """Print a report: the table (or JSON) on stdout, its notes and its path on stderr."""
-    from matta_cli import report as rendering
+    from matta_cli.report import story
 
     if json:
         console.data(result)
     else:
-        headers, rows = rendering.rows(result)
+        headers, rows = story.rows(result)
         batch = f"latency b{result['batch_size']}"
         others = [m["label"] for m in result["metrics"][:0:-1]]
         spare = ["examples/s", "peak memory", "checkpoint", batch, "MACs", "width", *others, "training", "latency"]

@@ -20,9 +20,10 @@ def inspect(
 
     Example: matta inspect --widths 0.125,0.25,0.5
     """
-    from matta_cli import inspection
+    from matta_cli.conversion import inspect as conversion_inspect
+    from matta_cli.conversion.inspect import numbers, picture
 
-    found = inspection.inspect(folder or Path("matta-out"), options.parse_widths(widths) or ())
+    found = conversion_inspect.inspect(folder or Path("matta-out"), options.parse_widths(widths) or ())
     if json:
         console.data(found)
         return
@@ -44,10 +45,10 @@ def inspect(
         rows = []
         for name, scores in found["importance"].items():
             half = sum(scores[: -(-len(scores) // 2)]) / (sum(scores) or 1.0)
-            rows.append([name, inspection.picture(scores), f"{min(scores):.3g}", f"{max(scores):.3g}", f"{half:.0%}"])
+            rows.append([name, picture(scores), f"{min(scores):.3g}", f"{max(scores):.3g}", f"{half:.0%}"])
         console.table(["axis", "importance", "least", "most", "first half"], rows)
     rows = []
     for row in found["widths"]:
-        kept = "all" if row["layers"] is None else inspection.numbers(row["layers"])
+        kept = "all" if row["layers"] is None else numbers(row["layers"])
         rows.append([f"{row['width']:g}", row["role"], row["shown"], f"{row['parameters']:,}", kept, row["loads"]])
     console.table(["width", "role", "sizes", "parameters", "layers", "loads with"], rows, spare=["layers"])

@@ -10,35 +10,82 @@ import typer
 from matta_cli.errors import MattaError
 
 Folder = Annotated[Path | None, typer.Argument(help="Output folder of `matta convert`.", show_default="matta-out")]
+
+
 Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
+
+
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")]
+
+
 DataPath = Annotated[str | None, typer.Option("--data", help="Training data: file, folder or hub dataset id.")]
+
+
 HeldOut = Annotated[str | None, typer.Option("--held-out", help="Held-out data; default: the last tenth.")]
+
+
 Passages = Annotated[str | None, typer.Option("--passages", help="JSONL of passages for last-word accuracy (LAMBADA).")]
+
+
 SequenceLength = Annotated[int | None, typer.Option("--sequence-length", help="Tokens per sequence.")]
+
+
 Baselines = Annotated[
     str | None,
     typer.Option(help="Train what Students are judged by: untrained,base,plain,scratch.", show_default="none"),
 ]
+
+
 Margin = Annotated[float | None, typer.Option(help="Share of a baseline's value that a Student may lose: 0.01.")]
+
+
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
+
+
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 
+
 _BUDGET = "Budget"
+
+
 _target = lambda flag, help: typer.Option(flag, help=help, rich_help_panel=_BUDGET)  # noqa: E731
+
+
 TargetParams = Annotated[list[str] | None, _target("--target-params", "Most parameters, as 60M; repeat it for a family.")]
+
+
 TargetLatency = Annotated[list[str] | None, _target("--target-latency", "Most time of a forward on this machine, as 5ms.")]
+
+
 TargetMemory = Annotated[list[str] | None, _target("--target-memory", "Most bytes of weights, as 200MB.")]
+
+
 TargetMacs = Annotated[list[str] | None, _target("--target-macs", "Most multiply-accumulates of an example, as 3G.")]
+
+
 Batch = Annotated[int | None, typer.Option("--batch", help="Batch that latency is measured at.", rich_help_panel=_BUDGET)]
+
+
 Threads = Annotated[int | None, typer.Option("--threads", help="CPU threads for latency.", rich_help_panel=_BUDGET)]
+
+
 StockOnly = Annotated[bool, typer.Option("--stock-only", help="Only what the stock library loads.", rich_help_panel=_BUDGET)]
+
+
 Sizes = Annotated[str | None, typer.Option("--sizes", help="auto, trained or any.", rich_help_panel=_BUDGET)]
+
+
 Trials = Annotated[int | None, typer.Option("--trials", help="Sizes to try for each budget.", rich_help_panel=_BUDGET)]
+
+
 Examples = Annotated[
     int | None, typer.Option("--examples", help="Held-out examples to choose by; 0: few.", rich_help_panel=_BUDGET)
 ]
+
+
 Checkpoint = Annotated[str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")]
 
 

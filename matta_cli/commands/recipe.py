@@ -10,7 +10,8 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.recipe import Recipe, resolve
+from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.resolve import resolve
 
 app = typer.Typer(help="The settings of a run.", no_args_is_help=True)
 

@@ -23,7 +23,7 @@ def report(
     """
     out = options.output(folder, out)
 
-    from matta_cli.judging import remake
+    from matta_cli.verdict.judge import remake
 
     with console.training_progress() as listen:
         result = remake(out, options.words(baselines) or [], margin=margin, device=device, say=console.say, listen=listen)

@@ -8,7 +8,7 @@ from typing import Any
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 
 def search(
@@ -47,20 +47,21 @@ def search(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli import budgets, report
-    from matta_cli.search import search as run
+    from matta_cli.report import search_table
+    from matta_cli.search.run import search as run
+    from matta_cli.settings import budget
 
     timing = {"batch": batch, "threads": threads}
     flag = next((f"--{name}" for name, value in timing.items() if value is not None), "")
     if flag and not recipe.export.target_latency:
         raise MattaError(f"{flag} is about latency, and nothing is timed here: pass --target-latency 5ms, say.")
     with console.training_progress() as listen:
-        result, _ = run(recipe, out, budgets.asked(recipe), listen=listen)
+        result, _ = run(recipe, out, budget.asked(recipe), listen=listen)
     if json:
         console.data(result)
     else:
-        console.table(*report.front_rows(result), spare=["bytes", "MACs", "sizes"])
-    for line in report.choices(result):
+        console.table(*search_table.front_rows(result), spare=["bytes", "MACs", "sizes"])
+    for line in search_table.choices(result):
         console.say(line)
     for note in result["notes"]:
         console.say(f"Note: {note}")
@@ -71,5 +72,5 @@ def search(
     ]
     given = [word for name, value in words for word in ([name] if value is True else [name, str(value)])]
     middle = sorted(model["parameters"] for model in result["models"])[len(result["models"]) // 2]
-    budget = [] if any(targets.values()) else ["--target-params", str(middle)]
-    console.hint(command("export", out, *budget, *given))
+    limit = [] if any(targets.values()) else ["--target-params", str(middle)]
+    console.hint(command("export", out, *limit, *given))

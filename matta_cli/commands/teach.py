@@ -10,7 +10,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import command
-from matta_cli.recipe import resolve
+from matta_cli.settings.resolve import resolve
 
 
 def teach(
@@ -44,7 +44,7 @@ def teach(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    from matta_cli.teacher_files import teach as run
+    from matta_cli.training.teach import teach as run
 
     with console.training_progress() as listen:
         written = run(recipe, out, to, k=top_k, overwrite=overwrite, listen=listen)

@@ -1,0 +1,1 @@
+"""Any models of one task, compared on the same examples."""

@@ -1,0 +1,133 @@
+"""A small model drafts for a larger one: Hugging Face's assisted generation, against the larger model alone."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.errors import MattaError
+
+PROMPTS, PROMPT, NEW = 8, 32, 64  # prompts; tokens of each; tokens that are generated
+
+
+ROUNDS = 3
+
+
+def measure(
+    small: nn.Module,
+    large: nn.Module,
+    prompts: Tensor,
+    new: int,
+    draft: int,
+    rounds: int,
+) -> dict[str, Any]:
+    """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time, in turns with the larger
+    model alone so that drift of the machine hits both alike.
+
+    prompts: int64 [N, P], on the models' device. new: tokens to generate from each. draft: tokens that are proposed at a
+    time. rounds: times that all prompts are timed. ``acceptance`` is the share of proposed tokens that the larger model would
+    have chosen, too; ``identical`` the share of prompts with the same tokens as from the larger model alone, which greedy
+    decoding gives up to rounding; ``ratio`` the median round's tokens per second over those of the larger model alone, and
+    the least and most of any round.
+
+    Raises ``MattaError`` where the models are not of transformers, or of different vocabularies.
+    """
+    for model in (small, large):
+        if not callable(getattr(model, "generate", None)):
+            raise MattaError(f"--speculative needs models of transformers that generate; one is a {type(model).__name__}.")
+    own, other = _config(small), _config(large)
+    if own.vocab_size != other.vocab_size:
+        raise MattaError(f"--speculative: the vocabularies differ, {own.vocab_size:,} and {other.vocab_size:,} tokens.")
+    if draft < 1:
+        raise MattaError(f"--draft-tokens {draft} is not possible: one or more are proposed at a time.")
+    positions = min(c.max_position_embeddings for c in (own, other) if getattr(c, "max_position_embeddings", None))
+    new = min(new, positions - prompts.shape[1])
+    if new < 1:
+        raise MattaError(f"--speculative: prompts of {prompts.shape[1]} tokens leave none of the {positions} positions.")
+    from transformers.utils import logging
+
+    options = {"max_new_tokens": new, "do_sample": False, "use_cache": True}
+    assistant: Any = small
+    before, level = assistant.generation_config, logging.get_verbosity()
+    assistant.generation_config = type(before).from_dict(before.to_dict())
+    assistant.generation_config.update(
+        num_assistant_tokens=draft, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+    )
+    count = _Count(large)
+    found: dict[str, list[Tensor]] = {"alone": [], "drafted": []}
+    seconds: dict[str, list[float]] = {"alone": [], "drafted": []}
+    try:
+        logging.set_verbosity_error()  # assisted generation warns of how it calls generate itself
+        for turn in range(1 + rounds):  # the first one warms up, and is counted
+            taken = {"alone": 0.0, "drafted": 0.0}
+            for number, prompt in enumerate(prompts):
+                order = ("alone", "drafted") if (turn + number) % 2 else ("drafted", "alone")
+                for how in order:
+                    count.on = turn == 0 and how == "drafted"
+                    started = time.perf_counter()
+                    output = _generate(
+                        large, prompt[None], **options, **({"assistant_model": small} if how == "drafted" else {})
+                    )
+                    if prompt.device.type == "cuda":
+                        torch.cuda.synchronize(prompt.device)
+                    taken[how] += time.perf_counter() - started
+                    if turn == 0:
+                        found[how].append(output[0, len(prompt) :].cpu())
+            if turn:
+                for how, value in taken.items():
+                    seconds[how].append(value)
+    finally:
+        count.remove()
+        logging.set_verbosity(level)
+        assistant.generation_config = before
+    tokens = {how: sum(map(len, outputs)) for how, outputs in found.items()}
+    # a call reads what is new to it: the prompt, or the token of the call before, and what is proposed
+    proposed = count.tokens - prompts.numel() - (count.calls - len(prompts))
+    accepted = tokens["drafted"] - count.calls  # a call adds what it accepts and one token of its own
+    speeds = {how: [tokens[how] / s for s in seconds[how]] for how in seconds}
+    ratios = [a / b for a, b in zip(speeds["drafted"], speeds["alone"], strict=True)]
+    same = [torch.equal(a, b) for a, b in zip(found["alone"], found["drafted"], strict=True)]
+    return {
+        "prompts": len(prompts),
+        "new_tokens": tokens["alone"],
+        "draft_tokens": draft,
+        "proposed": proposed,
+        "accepted": accepted,
+        "acceptance": accepted / max(1, proposed),
+        "tokens_per_call": tokens["drafted"] / max(1, count.calls),
+        "tokens_per_second": {how: statistics.median(s) for how, s in speeds.items()},
+        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)},
+        "identical": sum(same) / len(same),
+    }
+
+
+class _Count:
+    """Calls of a model, and the tokens that they read, while ``on``."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.calls = self.tokens = 0
+        self.on = False
+        self.handle = model.register_forward_pre_hook(self._hook, with_kwargs=True)
+
+    def _hook(self, _module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.on:
+            self.calls += 1
+            self.tokens += (kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1]
+
+    def remove(self) -> None:
+        self.handle.remove()
+
+
+@torch.no_grad()
+def _generate(model: Any, ids: Tensor, **options: Any) -> Tensor:
+    config = model.generation_config
+    padding = config.pad_token_id if config.pad_token_id is not None else 0
+    return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=padding, **options)
+
+
+def _config(model: Any) -> Any:
+    return model.config

@@ -1,0 +1,144 @@
+"""The models that are compared, opened by what the user typed."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from matta_cli.errors import MattaError
+from matta_cli.files.card import read_card
+from matta_cli.measure import cost
+from matta_cli.models import load, plugins, tokenizer
+from matta_cli.models.source import open_source
+from matta_cli.models.ta import TA, load_ta, ta_folder
+from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.tasks.task import Task
+
+_WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
+
+
+@dataclass
+class Subject:
+    """A model to measure: as it was opened, and as it is called on the data of the first one."""
+
+    name: str
+    model: nn.Module
+    folder: Path | None
+    ta: TA | None = None
+    width: float = 0.0
+    fitted: Any = None
+
+    def __post_init__(self) -> None:
+        self.fitted = self.model
+
+
+def students_of(out: Path) -> list[str]:
+    """What ``eval`` measures unasked: the base of an output folder, and its exported Students from small to large."""
+    folders = [path.parent for path in (out / "students").glob("*/matta.json")]
+    by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
+    return [f"{out / 'ta'}@1", *map(str, by_size)] if folders else []
+
+
+def folder_and_width(name: str) -> tuple[str, float | None]:
+    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole, and no width."""
+    found = _WIDTH.fullmatch(name)
+    return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
+
+
+def home(models: Sequence[str], out: Path) -> Path:
+    """The output folder whose run's settings hold: ``out`` if it is one, else that in which the first of the models lies."""
+    if (out / "ta").is_dir():
+        return out
+    for text in models:
+        path = Path(folder_and_width(text)[0])
+        for folder in (path, *list(path.parents)[:3]):
+            if (folder / "ta" / "matta.json").exists():
+                return folder
+    return out
+
+
+def chosen_by(models: Sequence[str]) -> list[str]:
+    """The Students among these that were chosen on held-out examples, for a budget."""
+    found = []
+    for text in models:
+        if (Path(text) / "matta.json").exists():
+            lineage = read_card(Path(text))["lineage"]
+            if lineage.get("student") and lineage.get("width") is None:
+                found.append(text)
+    return found
+
+
+def task_of(names: Sequence[str]) -> str:
+    """The task of the first model that says what it is for."""
+    for name in names:
+        folder = ta_folder(folder_and_width(name)[0])
+        if (folder / "matta.json").exists():
+            return read_card(folder)["task"]
+    for name in names:
+        try:
+            found = plugins.detect(open_source(name)).task
+        except MattaError:
+            continue
+        if found:
+            return found
+    open_source(names[0])  # what is not there is said first
+    raise MattaError(f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification.")
+
+
+def example_of(names: Sequence[str], out: Path) -> str:
+    """How the models are called that a function builds, by the first folder that says so."""
+    for name in (*names, str(out)):
+        folder = ta_folder(folder_and_width(name)[0])
+        if (folder / "matta.json").exists() and (found := read_card(folder).get("example")):
+            return found
+    return ""
+
+
+def opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str) -> Subject:
+    """A model by what the user typed. ``tas``: those that are open, on the device, whose Students share their weights."""
+    where, width = folder_and_width(name)
+    if width is not None:
+        folder = ta_folder(where)
+        if folder not in tas:
+            tas[folder] = load_ta(folder)
+            tas[folder].model.to(device)
+        ta = tas[folder]
+        if ta.adapter.task != task.name:
+            raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
+        view = ta.at(width)
+        return Subject(name, view if isinstance(view, nn.Module) else view.module(), folder, ta, width)
+    folder = ta_folder(name)
+    card = read_card(folder) if (folder / "matta.json").exists() else {}
+    adapter = plugins.adapter(card["adapter"], folder) if card else None
+    model, source = load.load_model(name, task.name, adapter=adapter, example=example)
+    return Subject(name, model, folder if card else source.folder)
+
+
+def fit(task: Task, subject: Subject, first: Subject) -> None:
+    """The model as it is called on the first one's batches."""
+    if subject is first:
+        return
+    digests = [_tokenizer(s.folder) for s in (subject, first)]
+    if all(digests) and digests[0] != digests[1]:
+        raise MattaError(
+            f"{subject.name} and {first.name} have different tokenizers: they cannot be compared on the same tokens."
+        )
+    try:
+        subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
+    except MattaError as error:
+        said = str(error).replace("The Teacher", "it").replace("the model", first.name).replace(" to distil", "")
+        said = said.replace("a longer Teacher is needed", f"pass --against {subject.name}, whose length is then the one used")
+        raise MattaError(f"{subject.name} cannot be measured on the examples of {first.name}: {said}") from None
+
+
+def _tokenizer(folder: Path | None) -> str | None:
+    if folder is None or not tokenizer.has_tokenizer(folder):
+        return None
+    return tokenizer_digest(tokenizer.open_tokenizer(folder, "", sys.maxsize))

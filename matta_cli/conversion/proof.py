@@ -1,0 +1,72 @@
+"""The proof that width 1.0 of a TA is the base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.errors import MattaError
+from matta_cli.models import tokenizer
+from matta_cli.models.ta import TA
+from matta_cli.tasks.task import Task
+
+CALIBRATION_BATCHES = 8
+
+
+PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
+
+
+def probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
+    """Batches of the user's data for calibration and proof, or None where no data is named."""
+    if not task.recipe.data.train:
+        return None
+    if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not tokenizer.has_tokenizer(folder):
+        return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
+    train = task.data(folder, ta.model).train
+    size = min(task.recipe.distill.batch_size, len(train))
+    count = min(CALIBRATION_BATCHES, max(1, len(train) // size))
+    spread = torch.linspace(0, len(train) - size, count).long().tolist()
+    return [train.batch(range(start, start + size)) for start in spread]
+
+
+Proof = list[tuple[dict[str, Tensor], Tensor]]  # inputs, and what the base makes of them
+
+
+@torch.no_grad()
+def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Proof:
+    """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold, one at least."""
+    found: Proof = []
+    for batch in as_many_as_fit(task, base, batches, PROOF_BYTES):
+        outputs = task.forward(base, batch).clone()
+        if not torch.isfinite(outputs).all():
+            raise MattaError("The model's outputs are not finite: its weights hold NaN or infinity.")
+        found.append((batch, outputs))
+    return found
+
+
+@torch.no_grad()
+def as_many_as_fit(task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float) -> list[dict[str, Tensor]]:
+    """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
+    found = []
+    each = task.forward(model, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
+    for batch in batches:
+        count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
+        found.append({name: tensor[:count] for name, tensor in batch.items()})
+        room -= count * each
+        if room < each:
+            break
+    return found
+
+
+@torch.no_grad()
+def largest_difference(task: Task, student: Any, proof: Proof) -> float:
+    """The largest difference of a model's outputs from the base's, relative to the largest output of the base."""
+    worst, scale = 0.0, 1e-12
+    for batch, expected in proof:
+        worst = max(worst, (expected - task.forward(student, dict(batch))).abs().max().item())
+        scale = max(scale, expected.abs().max().item())
+    return worst / scale

@@ -1,0 +1,1 @@
+"""Examples by number, from whatever the user has."""

@@ -1,0 +1,1 @@
+"""Where a run computes, in which numbers, and with which other processes."""

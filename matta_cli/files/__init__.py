@@ -1,0 +1,1 @@
+"""What matta writes: whole or not at all."""

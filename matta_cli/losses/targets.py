@@ -1,0 +1,111 @@
+"""What a model is compared with: logits that need not stand whole in memory, top-k distributions, terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_NEVER = -1e4  # the log of a probability of nothing: times 0 it is 0, which -inf is not
+
+
+@dataclass(frozen=True)
+class Logits:
+    """Logits [..., classes]: as they are (``hidden``), or as the product hidden [..., d] x weight [classes, d] + bias.
+
+    As a product they never need to stand whole in memory: losses make the rows that they are at.
+    """
+
+    hidden: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    kept: Tensor | None = None  # the product's first rows, [rows, classes], where they have been made already
+
+    @property
+    def count(self) -> int:
+        """Rows: the positions, images or scores."""
+        return self.hidden.shape[:-1].numel()
+
+    @property
+    def classes(self) -> int:
+        return self.hidden.shape[-1] if self.weight is None else self.weight.shape[0]
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.hidden, self.weight, self.bias
+
+    def whole(self) -> Tensor:
+        """The logits themselves, [..., classes]."""
+        return self.hidden if self.weight is None else F.linear(self.hidden, self.weight, self.bias)
+
+    def detach(self) -> Logits:
+        hidden, weight, bias = (None if t is None else t.detach() for t in self.tensors)
+        assert hidden is not None
+        return Logits(hidden, weight, bias, self.kept)
+
+    @torch.no_grad()
+    def keep(self, size: int) -> Logits:
+        """The same, with the first rows of the product made now and kept, for several losses to read: up to ``size`` bytes.
+
+        They are kept in the type that products are computed in here, so that reading them changes nothing.
+        """
+        if self.weight is None or not size:
+            return self
+        ready = self.prepared()
+        rows = size // (self.classes * ready.hidden.element_size())
+        return Logits(*self.tensors, F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None)  # type: ignore[arg-type]
+
+    def prepared(self) -> Logits:
+        """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if that is on)."""
+        hidden, weight, bias = self.detach().tensors
+        hidden = hidden.flatten(0, -2)
+        if weight is None:
+            return Logits(hidden)
+        kind = hidden.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        return Logits(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), self.kept)
+
+    def part(self, here: slice) -> Tensor:
+        """A fresh float32 copy of some rows of ``prepared`` logits."""
+        if self.weight is None:
+            return self.hidden[here].to(torch.float32, copy=True)
+        if self.kept is not None and here.stop <= len(self.kept):
+            return self.kept[here].to(torch.float32, copy=True)
+        return F.linear(self.hidden[here], self.weight, self.bias).float()
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A softened distribution of which only the k likeliest classes are known, and the mass of all others together.
+
+    log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the others' mass. Divergences from it
+    are those of k + 1 outcomes: among the others a model may do as it likes.
+    """
+
+    log_probs: Tensor
+    index: Tensor
+    rest: Tensor
+
+    def log_q(self, here: slice, log_p: Tensor) -> Tensor:
+        """[n, classes]: the known classes, and the rest spread as the model ``log_p`` spreads it.
+
+        Spread so, the full divergence is the one of k + 1 outcomes, and so is its gradient.
+        """
+        index, known = self.index[here], self.log_probs[here].float()
+        others = log_p.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)
+        rest = self.rest[here].float()[:, None]
+        return (log_p + (rest - others)).clamp_(min=_NEVER).scatter_(1, index, known)
+
+
+Target = Logits | TopK | Tensor  # a Tensor holds labels: int64 classes, or float relevance of a ranking
+
+
+@dataclass(frozen=True)
+class Term:
+    """One part of a model's loss: its name, its weight, and whom it follows (None: the batch's own labels)."""
+
+    name: str
+    weight: float
+    target: Target | None = None

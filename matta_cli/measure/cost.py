@@ -1,0 +1,166 @@
+"""What a model costs: parameters, MACs, latency, peak memory. Measured on the machine at hand, never guessed."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from matta_cli.data.split import Batch
+from matta_cli.tasks.task import Task
+
+ROUNDS, WARMUP = 30, 3
+
+
+FEWEST, LONGEST = 5, 60.0  # rounds that are taken in any case, seconds after which no other one begins
+
+
+def parameters(model: nn.Module) -> int:
+    """Parameters; tied tensors count once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def macs(task: Task, model: Any, batch: Batch) -> int:
+    """Multiply-accumulates of one forward on ``batch`` (matrix products and convolutions), half of torch's FLOP count."""
+    trained = [p for p in (model if isinstance(model, nn.Module) else model.model).parameters() if p.requires_grad]
+    for parameter in trained:  # torch's counter looks for the gradients of a module's inputs, which no_grad leaves without
+        parameter.requires_grad_(False)
+    try:
+        # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one is made of matrix products
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            task.forward(model.eval(), batch)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+    return counter.get_total_flops() // 2
+
+
+def repeated(batch: Mapping[str, Tensor], size: int) -> Batch:
+    """A batch of exactly ``size`` examples, repeating those given."""
+    return {name: torch.cat([t] * -(-size // len(t)))[:size] for name, t in batch.items()}
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use so many threads of the CPU meanwhile; 0: as many as it does."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def latencies(
+    task: Task, candidates: Mapping[str, nn.Module], batch: Batch, rounds: int = ROUNDS, tick: Callable[[], None] = lambda: None
+) -> dict[str, dict[str, float]]:
+    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift hits all alike.
+
+    Where ``rounds`` would take longer than a minute it stops earlier, after five of them at the least.
+    """
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    device, began = next(iter(batch.values())).device, time.perf_counter()
+    with torch.no_grad():
+        for turn in range(WARMUP + rounds):
+            if turn >= WARMUP + FEWEST and time.perf_counter() - began > LONGEST:
+                break
+            for name, model in candidates.items():
+                started = time.perf_counter()
+                task.forward(model, batch)
+                if device.type == "cuda":
+                    torch.cuda.synchronize(device)
+                if turn >= WARMUP:
+                    times[name].append(time.perf_counter() - started)
+            tick()
+    found = {}
+    for name, taken in times.items():
+        seconds = torch.tensor(taken, dtype=torch.float64)
+        found[name] = {"median": seconds.median().item(), "p95": seconds.quantile(0.95).item()}
+    return found
+
+
+@dataclass
+class Peak:
+    """The most memory that was in use at once, in bytes: of the device on CUDA, of the process elsewhere (None: unknown)."""
+
+    bytes: int | None = None
+
+
+@contextmanager
+def peak(device: torch.device) -> Iterator[Peak]:
+    """Watch the memory while something runs; the answer is there afterwards."""
+    found = Peak()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        found.bytes = torch.cuda.max_memory_allocated(device)
+        return
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        yield found
+        return
+    yield found
+    found.bytes = _status("VmHWM")
+
+
+def peak_memory(task: Task, model: nn.Module, batch: Batch) -> int | None:
+    """Bytes of the weights plus the most that a forward on ``batch`` adds; None where the system cannot tell.
+
+    On CUDA the allocator's peak; on Linux the rise of the process's peak resident memory, freed memory returned first.
+    """
+    weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    device = next(iter(batch.values())).device
+    gc.collect()
+    with torch.no_grad():
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            task.forward(model, batch)
+            return weights + torch.cuda.max_memory_allocated(device) - before
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _status("VmRSS")
+            task.forward(model, batch)
+            return weights + max(0, _status("VmHWM") - before)
+        except OSError:
+            return None
+
+
+def _status(name: str) -> int:
+    text = Path("/proc/self/status").read_text()
+    return int(re.findall(rf"{name}:\s+(\d+) kB", text)[0]) * 1024
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of a folder's weight files."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def device_card(device: torch.device) -> dict[str, Any]:
+    """What was measured on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    return {"name": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _processor() -> str:
+    try:
+        found: Sequence[str] = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = []
+    return f"CPU {found[0]}" if found else f"CPU {platform.processor() or platform.machine()}"

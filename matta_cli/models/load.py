@@ -1,0 +1,102 @@
+"""From a source to a model."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+
+from matta_cli.adapter import Adapter, Source
+from matta_cli.errors import MattaError, said
+from matta_cli.files import workspace
+from matta_cli.models import plugins
+from matta_cli.models.source import open_source, read_json
+
+
+def load_model(
+    text: str,
+    task: str,
+    *,
+    adapter: Adapter | None = None,
+    model_config: Path | None = None,
+    allow_pickle: bool = False,
+    example: str = "",
+) -> tuple[nn.Module, Source]:
+    """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it came from.
+
+    A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
+    output folder stands for the TA in it. ``adapter`` is asked first; it need not be registered. example: how it will be
+    called, for a Teacher that a function builds.
+    """
+    source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
+    if source.builder:
+        source = replace(source, example=example, task=task)
+    if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
+        current = open_source(f"local-dir:{workspace.current_ta(source.folder)}")
+        source = replace(current, name=source.name)
+    refusal: MattaError | None = None
+    for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
+        if known.task in (task, "") and plugins.knows(known, source):
+            try:
+                model = known.load(source).float().eval()
+                if known.task != task:
+                    raise MattaError(f"{source.name!r} is a model for {known.task}, not for {task}.")
+                return model, source
+            except MattaError as error:  # what cannot be nested may still teach
+                refusal = error
+    try:
+        return _load_stock(source, task).float().eval(), source
+    except MattaError as error:
+        raise (refusal or error) from None
+
+
+def own_memory(model: nn.Module) -> None:
+    """Give tensors that are mapped from a file memory of their own, and let go of the file's.
+
+    Its pages would else stay as long as any tensor of the file is in use. Where the system does not tell what is mapped,
+    all stays as it is.
+    """
+    try:
+        maps = Path("/proc/self/maps").read_text()
+        advise = ctypes.CDLL(None).madvise
+    except (OSError, AttributeError):
+        return
+    files = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"^(\w+)-(\w+) \S+ \S+ \S+ [1-9]\d* ", maps, re.MULTILINE)]
+    for tensor in (*model.parameters(), *model.buffers()):
+        at, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
+        if not any(start <= at < stop for start, stop in files):
+            continue
+        tensor.data = tensor.data.clone()
+        at, end = -(-at // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+        if end > at:
+            advise(ctypes.c_void_p(at), ctypes.c_size_t(end - at), mmap.MADV_DONTNEED)
+
+
+def _load_stock(source: Source, task: str) -> nn.Module:
+    """The model as transformers or timm loads it."""
+    if source.module is not None:
+        return source.module.cpu()
+    if source.tensors is not None:
+        raise MattaError(f"{source.name!r} is a state dict of no architecture known for {task}: pass a folder instead.")
+    try:
+        if task == "image_classification":
+            if source.folder is None or "architecture" in read_json(source.folder / "config.json"):
+                import timm
+
+                return timm.create_model(f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True)
+            from transformers import AutoModelForImageClassification
+
+            return AutoModelForImageClassification.from_pretrained(str(source.folder))
+        if task == "causal_lm" and source.folder is not None:
+            from transformers import AutoModelForCausalLM
+
+            return AutoModelForCausalLM.from_pretrained(str(source.folder))
+    except MattaError:
+        raise
+    except Exception as error:  # the stock libraries raise whatever their own dependencies raise
+        raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said(error)}") from error
+    raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")

@@ -1,0 +1,206 @@
+"""Adapters and tasks, found by entry point: built-ins are declared exactly as an outsider's are.
+
+An adapter may also be named by where its class is, without a package: ``FILE.py:Class`` or ``package.module:Class``. That runs
+code, so only the user may name it. What a ``matta.json`` names runs if the user has named the same thing before.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib.util
+import sys
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from matta_cli.errors import MattaError, command
+
+if TYPE_CHECKING:
+    from matta_cli.adapter import Adapter, Source
+
+
+@cache
+def _found(group: str) -> dict[str, list[EntryPoint]]:
+    """Entry points by name, sorted. Two of one name are both kept: which one is meant is not for matta to say."""
+    found: dict[str, list[EntryPoint]] = {}
+    for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
+        found.setdefault(entry.name, []).append(entry)
+    return found
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.value} of {entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
+
+
+def origins() -> dict[str, str]:
+    """Name of each installed adapter -> the object that provides it. Imports nothing."""
+    return {name: entries[0].value for name, entries in _found("matta.adapters").items()}
+
+
+def load_class(group: str, name: str) -> type:
+    found = _found(group)
+    word = group.removeprefix("matta.").removesuffix("s")
+    if name not in found:
+        close = difflib.get_close_matches(name, list(found), 1)
+        hint = f"did you mean {close[0]!r}? Installed" if close else "installed"
+        raise MattaError(f"There is no {word} {name!r}; {hint}: {', '.join(found) or 'none'}.")
+    entry, *others = found[name]
+    if others:
+        each = " and ".join(_origin(e) for e in found[name])
+        raise MattaError(f"There are several {word}s of the name {name!r}: {each}. Uninstall all but one.")
+    try:
+        return entry.load()
+    except Exception as error:
+        raise MattaError(f"The {word} {name!r} ({_origin(entry)}) does not import: {_said(error)}.") from error
+
+
+def adapter(spec: str, folder: Path | None = None) -> Adapter:
+    """A fresh adapter by its name, or by where its class is: ``FILE.py:Class``, ``package.module:Class``.
+
+    folder: where the ``matta.json`` lies that says so; without it the user does. A relative file is looked for in the working
+    directory, and then in the folders above ``folder``, so that a project may be moved.
+    Raises ``MattaError`` where there is none, it does not import, is no adapter, or only ``folder`` says so.
+    """
+    where, colon, name = spec.rpartition(":")
+    if not colon:
+        if spec.endswith(".py"):
+            raise MattaError(f"--adapter {spec!r} is a file: name the class in it too, as in {spec}:MyAdapter.")
+        found = _made(load_class("matta.adapters", spec), f"The adapter {spec!r}")
+        found.name = found.spec = spec
+        return found
+    path = _file(where, spec, folder) if where.endswith(".py") else None
+    key = f"{path or where}:{name}"
+    if folder is not None and key not in _vouched():
+        raise MattaError(
+            f"{folder} was made with the adapter {spec!r}, which is code that nobody has named on this machine: if you "
+            f"trust it, run `{command('adapters', key)}` and then this again."
+        )
+    try:
+        module = _module(path, path.stat().st_mtime_ns) if path else importlib.import_module(where)
+    except Exception as error:
+        raise MattaError(f"The adapter {spec!r} does not import: {_said(error)}.") from error
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
+        from matta_cli.adapter import Adapter
+
+        there = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Adapter) and c is not Adapter]
+        raise MattaError(f"{where!r} has no class {name!r}; its adapters: {', '.join(there) or 'none'}.")
+    found = _made(cls, f"The adapter {spec!r}")
+    found.name, found.spec = found.name or name, spec
+    if folder is None:
+        _vouch(key)
+    return found
+
+
+def _made(cls: Any, what: str) -> Adapter:
+    from matta_cli.adapter import Adapter
+
+    if not (isinstance(cls, type) and issubclass(cls, Adapter)):
+        raise MattaError(f"{what} is no subclass of matta_cli.adapter.Adapter.")
+    if missing := sorted(cls.__abstractmethods__):
+        raise MattaError(f"{what} lacks {', '.join(missing)}.")
+    if cls.task and cls.task not in _found("matta.tasks"):  # one of many kinds of model sets it in load
+        raise MattaError(f"{what} has the task {cls.task!r}; there are {', '.join(_found('matta.tasks'))}.")
+    try:
+        return cls()
+    except Exception as error:
+        raise MattaError(f"{what} cannot be made: {_said(error)}.") from error
+
+
+def _file(where: str, spec: str, folder: Path | None) -> Path:
+    """The file that ``where`` names, resolved."""
+    above = [] if folder is None else list(folder.resolve().parents)
+    for base in (Path(), *above):
+        path = base / Path(where).expanduser()
+        if path.is_file():
+            return path.resolve()
+    if folder is None:
+        raise MattaError(f"There is no file {where!r} for --adapter {spec!r}.")
+    raise MattaError(f"{folder} was made with the adapter {spec!r}, but that file is gone: put it back, or run where it is.")
+
+
+@cache
+def _module(path: Path, modified: int) -> ModuleType:
+    """A file as a module, which may import what lies beside it; once for each version of it, or classes would differ."""
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last, so that a file beside it takes no installed package's place
+    name = f"{path.stem}_{hashlib.sha256(f'{path}{modified}'.encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _record() -> Path:
+    from matta_cli.files import cache
+
+    return cache.cache().parent / "adapters.txt"
+
+
+def _vouched() -> list[str]:
+    """Files and modules, with their classes, that the user has named as adapters on this machine."""
+    return _record().read_text(encoding="utf-8").splitlines() if _record().exists() else []
+
+
+def _vouch(key: str) -> None:
+    if key in _vouched():
+        return
+    try:
+        _record().parent.mkdir(parents=True, exist_ok=True)
+        with _record().open("a", encoding="utf-8") as file:
+            file.write(key + "\n")
+    except OSError as error:
+        raise MattaError(f"{_record()} cannot be written ({error.strerror}): set MATTA_CACHE to a folder of yours.") from error
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".: ")
+
+
+def adapters() -> dict[str, Adapter]:
+    """Every installed adapter that imports; of one that does not, ``problems`` says why."""
+    return _asked()[0]
+
+
+def problems() -> list[str]:
+    """A sentence about each installed adapter that cannot be used."""
+    return _asked()[1]
+
+
+def _asked() -> tuple[dict[str, Adapter], list[str]]:
+    working, broken = {}, []
+    for name in _found("matta.adapters"):
+        try:
+            working[name] = adapter(name)
+        except MattaError as error:
+            broken.append(str(error))
+    return working, broken
+
+
+def knows(adapter: Adapter, source: Source) -> bool:
+    """``adapter.matches(source)``; an adapter that fails at the question does not know the answer."""
+    try:
+        return adapter.matches(source)
+    except Exception:
+        return False
+
+
+def detect(source: Source) -> Adapter:
+    """The adapter that knows ``source``. Raises ``MattaError`` where none or several do."""
+    working, broken = _asked()
+    matching = [a for a in working.values() if knows(a, source)]
+    if len(matching) == 1:
+        return matching[0]
+    names = ", ".join(a.name for a in matching)
+    if matching:
+        raise MattaError(f"{source.name}: several adapters fit ({names}); choose one with --adapter.")
+    sentence = f"{source.name}: no installed adapter ({', '.join(working)}) knows this architecture."
+    raise MattaError(" ".join([sentence, *broken]))

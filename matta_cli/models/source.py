@@ -1,0 +1,198 @@
+"""From what the user typed to an opened source, without running code."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.adapter import Source
+from matta_cli.errors import MattaError, refused_code
+
+_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+
+
+_WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
+
+
+TEMPLATE = "template"  # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
+
+
+_OTHER_FOLDERS = "[!0-9]*/*"  # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
+
+
+def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bool = False) -> Source:
+    """Find and open what ``text`` names: a local folder comes first, then a local file, a builder, a timm name, a hub id.
+
+    model_config: the user's ``--config``, a JSON file about the architecture, for sources that do not bring their own.
+    allow_pickle: whether a file may run code while it is opened (whole pickled modules need that).
+
+    Raises ``MattaError`` where nothing of that name is found or the file cannot be opened.
+    """
+    config = read_json(model_config) if model_config is not None else {}
+    prefix, _, rest = text.partition(":")
+    wanted = prefix if prefix in ("local-dir", "hf-hub") and rest else ""
+    name = rest if wanted else text
+    path = Path(name).expanduser()
+    if wanted != "hf-hub":
+        if path.is_dir():
+            if (path / TEMPLATE).is_dir():
+                return _open_own(path, text)
+            return Source(name=text, config=config, folder=path, beside=path)
+        if path.is_file():
+            return _open_file(path, text, config, allow_pickle)
+        if wanted == "local-dir":
+            raise MattaError(f"There is no folder {name!r}.")
+        if _BUILDER.fullmatch(name):
+            return Source(name=name, config=config, builder=name)
+        if _looks_like_path(name):
+            raise MattaError(f"There is no file or folder {name!r}.")
+        if _is_timm_name(name):
+            return Source(name=name, config=config)
+    folder = _download(name, text)
+    return Source(name=text, config=config, folder=folder, beside=folder)
+
+
+def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
+    """The state dict in the file ``text``. Raises ``MattaError`` where it is something else."""
+    source = open_source(text, allow_pickle=allow_pickle)
+    tensors = source.module.state_dict() if source.module is not None else source.tensors
+    if tensors is None:
+        raise MattaError(f"--weights {text!r} is no state dict: pass a file, {', '.join(_FILES)}.")
+    return tensors
+
+
+def _open_own(folder: Path, text: str) -> Source:
+    """A folder of matta's own format."""
+    sizes = read_json(folder / TEMPLATE / "sizes.json")
+    config = read_json(folder / TEMPLATE / "config.json")
+    found = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
+    return replace(found, sizes=sizes, beside=folder)
+
+
+def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put before them."""
+    named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
+    while named and all(key.startswith("module.") for key in named):
+        named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
+    return named
+
+
+def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return Source(name=text, config=config, tensors=strip_prefixes(load_file(str(path))))
+        except (SafetensorError, OSError) as error:
+            raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
+    if path.suffix not in _FILES:
+        raise MattaError(f"{text!r} is not a model file: matta opens {', '.join(_FILES)}, or a folder.")
+    opened = _torch_load(path, text, allow_pickle)
+    while isinstance(opened, Mapping):
+        if opened and all(isinstance(value, Tensor) for value in opened.values()):
+            return Source(name=text, config=config, tensors=strip_prefixes(opened))
+        inner = [opened[key] for key in _WRAPPED if isinstance(opened.get(key), (Mapping, nn.Module))]
+        if not inner:
+            keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"
+            raise MattaError(f"{text!r} holds a dictionary with {keys}, but no state dict (tensors by name).")
+        opened = inner[0]
+    if isinstance(opened, nn.Module):
+        return Source(name=text, config=config, module=_unwrapped(opened))
+    raise MattaError(f"{text!r} holds a {type(opened).__name__}, but a state dict (tensors by name) is needed.")
+
+
+def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
+    damaged = f"{text!r} is damaged, or not a file that torch.save wrote"
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\x03\x04"  # only this format can be mapped into memory
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it goes on to raise
+            # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
+            return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
+    except Exception as error:  # what torch.load raises on a foreign file is open-ended, with the flag even more so
+        message = str(error)
+        if "TorchScript" in message:
+            raise MattaError(f"{text!r} is a TorchScript archive: save the model's state dict instead.") from error
+        if code := refused_code(error):
+            raise MattaError(
+                f"{text!r} holds more than a state dict, and opening it runs code that it names ({code}): save "
+                "model.state_dict() instead, or, if you trust its author, convert it with --allow-pickle."
+            ) from error
+        if isinstance(error, (ImportError, AttributeError)):
+            raise MattaError(f"{text!r} needs code that is not installed here: {message.splitlines()[0]}.") from error
+        raise MattaError(f"{damaged}.") from error
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module, without torch.compile's and DDP's wrappers."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
+            inner = module.module
+        if not isinstance(inner, nn.Module):
+            return module
+        module = inner
+
+
+def _download(name: str, text: str) -> Path:
+    """The hub's model folder ``name``, downloaded: JSON, tokenizer files, and safetensors (pickles only if there are none)."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    kinds = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
+    others = [_OTHER_FOLDERS]
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=others))
+        if not any(folder.glob("*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=others))
+    except HFValidationError:
+        raise MattaError(f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id.") from None
+    except GatedRepoError:
+        raise MattaError(f"{text!r} is gated on the hub: ask for access on its page and log in with `hf auth login`.") from None
+    except RepositoryNotFoundError:
+        raise MattaError(
+            f"{text!r} is neither a local folder nor file, and the hub has no such model (or it is private: `hf auth login`)."
+        ) from None
+    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+        raise MattaError(
+            f"{text!r} is neither a local folder nor file, and the hub could not be reached: pass a local path, "
+            "or try again online."
+        ) from error
+    return folder
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise MattaError(f"There is no file {str(path)!r}.") from None
+    except ValueError as error:
+        raise MattaError(f"{str(path)!r} is not valid JSON: {error}.") from None
+    if not isinstance(config, dict):
+        raise MattaError(f"{str(path)!r} is not a JSON object.")
+    return config
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.endswith((*_FILES, "/")) or "\\" in name or name.count("/") > 1
+
+
+def _is_timm_name(name: str) -> bool:
+    if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)?", name):
+        return False
+    import timm
+
+    return timm.is_model(name.split(".")[0])

@@ -1,0 +1,89 @@
+"""The files that belong to a model besides its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from matta_cli.errors import MattaError, said
+from matta_cli.files import atomic
+
+_COMPANIONS = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "vocab.*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.*",
+    "spiece.model",
+    "sentencepiece*.model",
+    "*.tiktoken",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    # what sentence-transformers adds to an encoder; its further steps (1_Pooling) are folders
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+    "[0-9]_*/*.json",
+)
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, pooling, ...). Returns the names."""
+    found = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(source).as_posix() for path in found)
+    for name in names:
+        if (source / name).resolve() != (target / name).resolve():
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(source / name, target / name)
+    return names
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer's files."""
+    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken")
+    return any(path.is_file() for pattern in names for path in folder.glob(pattern))
+
+
+def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
+    """The tokenizer in a model's folder, else the one that ``convert.tokenizer`` names.
+
+    Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary`` for its tokens.
+    """
+    from transformers import AutoTokenizer
+
+    # without its files, transformers makes up a tokenizer of one token from the model's config.json
+    own = has_tokenizer(folder)
+    if not own and not given:
+        raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
+    where = str(folder) if own else given
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(where)
+    except Exception as error:  # transformers raises what its backends raise
+        raise MattaError(
+            f"The tokenizer in {where!r} cannot be opened: convert again with --tokenizer FOLDER_OR_HUB_ID. ({said(error)})"
+        ) from error
+    if len(tokenizer) < 2:
+        raise MattaError(f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer.")
+    if len(tokenizer) > vocabulary:
+        raise MattaError(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}: pass the model's own "
+            "with --tokenizer."
+        )
+    return tokenizer
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 of all that decides which tokens a text becomes."""
+    if getattr(tokenizer, "backend_tokenizer", None) is not None:
+        return atomic.text_digest(tokenizer.backend_tokenizer.to_str())
+    with tempfile.TemporaryDirectory() as folder:  # one written in Python has no serialized form but its files
+        tokenizer.save_vocabulary(folder)
+        files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(Path(folder).iterdir())]
+    return atomic.text_digest(json.dumps([type(tokenizer).__name__, files, sorted(tokenizer.get_added_vocab().items())]))

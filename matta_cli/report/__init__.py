@@ -1,0 +1,1 @@
+"""A report, and how it is told."""

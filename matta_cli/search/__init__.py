@@ -1,0 +1,1 @@
+"""Sizes for a budget."""

@@ -1,0 +1,1 @@
+"""Every setting, its range and its source."""

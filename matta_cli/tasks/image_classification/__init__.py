@@ -1,0 +1,1 @@
+"""Models that give one of several classes to an image."""

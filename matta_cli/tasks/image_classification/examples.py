@@ -1,0 +1,151 @@
+"""Labelled images as a split, prepared as the model wants them."""
+
+from __future__ import annotations
+
+import json
+import math
+import mmap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from matta_cli.data import split
+from matta_cli.data.split import Batch
+from matta_cli.errors import MattaError
+
+_IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any.
+
+    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of the user's images.
+    """
+
+    labels: np.ndarray
+    read: Callable[[int], Any]
+    classes: list[str] | None = None
+    names: np.ndarray | None = None
+    numbers: np.ndarray | None = None
+
+
+class Preparation:
+    """From a PIL image to the model's pixels, uint8 [C, H, W], and from those to its input."""
+
+    def __init__(self, folder: Path, model: Any) -> None:
+        from timm.data import create_transform, resolve_model_data_config
+
+        config = resolve_model_data_config(model)
+        channels, *size = config["input_size"]
+        if hasattr(getattr(model, "config", None), "image_size"):  # a model of transformers
+            channels, side = model.config.num_channels, model.config.image_size
+            size = [side, side] if isinstance(side, int) else list(side)
+            config |= {"crop_pct": 1.0, "crop_mode": "squash"}
+            file = folder / "preprocessor_config.json"
+            stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+            config |= {key: stored[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in stored}
+        elif hasattr(getattr(model, "patch_embed", None), "img_size"):  # what it was built for, not what its namesake was
+            channels, size = model.patch_embed.proj.weight.shape[1], list(model.patch_embed.img_size or size)
+        self.shape: tuple[int, int, int] = (channels, size[0], size[1])
+        self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+        if self.mode is None:
+            raise MattaError(f"The model reads images of {channels} channels; matta reads images of 1, 3 or 4.")
+        self.fit = create_transform(**config | {"input_size": self.shape}, is_training=False, normalize=False)
+        self.mean, self.std = (_per_channel(config[key], channels) for key in ("mean", "std"))
+
+    def pixels(self, image: Any) -> np.ndarray:
+        image = image.convert(self.mode)
+        if image.size != (self.shape[2], self.shape[1]):
+            return np.asarray(self.fit(image))
+        return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
+
+    def input(self, pixels: np.ndarray) -> Tensor:
+        return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+class Renormalized(nn.Module):
+    """A model run on images that were normalised for another one."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, given: Preparation, wanted: Preparation) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("scale", given.std / wanted.std, persistent=False)
+        self.register_buffer("shift", (given.mean - wanted.mean) / wanted.std, persistent=False)
+
+    def forward(self, image: Tensor) -> Any:
+        return self.model(image * self.scale + self.shift)
+
+
+def size_text(shape: tuple[int, int, int]) -> str:
+    return "x".join(str(n) for n in shape)
+
+
+class Images:
+    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB.
+
+    What is kept lies in memory that forked workers share: there is one copy, and what one of them prepared is there for all.
+    Two that prepare the same image write the same bytes.
+    """
+
+    def __init__(self, source: Source, prepare: Preparation, name: str) -> None:
+        self.source, self.prepare, self.name = source, prepare, name
+        shape = (len(source.labels), *prepare.shape)
+        self.kept = _shared(shape, np.uint8) if np.prod(shape) < _IN_MEMORY else None
+        self.known = _shared(shape[:1], bool)
+
+    def __len__(self) -> int:
+        return len(self.source.labels)
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """``image`` float32 [B, C, H, W] and ``label`` int64 [B]."""
+        chosen = np.array(indices, dtype=np.int64)
+        if self.kept is None:
+            pixels = np.stack([self._read(int(i)) for i in chosen])
+        else:
+            for i in chosen[~self.known[chosen]]:
+                self.kept[i] = self._read(int(i))
+                self.known[i] = True
+            pixels = self.kept[chosen]
+        return {"image": self.prepare.input(pixels), "label": torch.from_numpy(self.source.labels[chosen])}
+
+    def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
+        """Numbers in the user's data; ids are paths within the folder of images."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        if ids:
+            if self.source.names is None:
+                raise split.no_ids("images that are not files in a folder")
+            return self.source.names[chosen]
+        return chosen if self.source.numbers is None else self.source.numbers[chosen]
+
+    def digest(self) -> str:
+        """Over all labels and names, and the pixels of 64 images."""
+        some = np.unique(np.linspace(0, len(self) - 1, 64).astype(int))
+        names = [] if self.source.names is None else list(self.source.names)
+        return split.digest([self.source.labels, *names, *(self._read(int(i)) for i in some)])
+
+    def _read(self, i: int) -> np.ndarray:
+        try:
+            return self.prepare.pixels(self.source.read(i))
+        except (OSError, ValueError) as error:  # PIL's errors for files that are no images
+            raise MattaError(f"Image {i} of {self.name!r} cannot be read: {error}.") from error
+
+
+def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Zeros that a process shares with those it forks; pages take memory once they are written."""
+    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype).reshape(shape)
+
+
+def _per_channel(values: Sequence[float], channels: int) -> Tensor:
+    """Statistics as [C, 1, 1]; for another number of channels than they were made for, their mean."""
+    if len(values) != channels:
+        values = [sum(values) / len(values)] * channels
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

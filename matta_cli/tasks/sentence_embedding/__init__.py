@@ -1,0 +1,1 @@
+"""Encoders that make one vector of a sentence."""

@@ -1,0 +1,1 @@
+"""From a TA to a trained TA."""

@@ -1,0 +1,114 @@
+"""The log of a run: ``metrics.jsonl``, and where else the user wants it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import Recipe
+
+SINKS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package it needs
+
+
+def check(names: list[str]) -> None:
+    """Raise ``MattaError`` for a log that is not known, or whose package is missing."""
+    for name in names:
+        if name not in SINKS:
+            raise MattaError(f"--log-to {name!r} is not known: {', '.join(SINKS)}.")
+        if importlib.util.find_spec(SINKS[name]) is None:
+            raise MattaError(f"--log-to {name} needs the package {SINKS[name]}: pip install 'matta[{name}]'.")
+
+
+def evaluations(run: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
+    """What the evaluations of a run in training gave: step, and by model the metric, where a model has it."""
+    log = run / "metrics.jsonl"
+    records = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
+    return [
+        (record["step"], {model: found[metric] for model, found in record["evaluation"].items() if metric in found})
+        for record in records
+        if "evaluation" in record
+    ]
+
+
+class Log:
+    """Writes each step's record, whole, to ``metrics.jsonl`` and as scalars to the recipe's other logs.
+
+    done: the steps that lie before; what other logs hold beyond them is taken back where they allow it. Only the
+    ``first`` process of a run writes.
+    """
+
+    def __init__(self, run: Path, recipe: Recipe, done: int, first: bool = True) -> None:
+        self.run, self.recipe, self.done, self.first = run, recipe, done, first
+        self.file: Any = None
+        self.board: Any = None
+        self.wandb: Any = None
+
+    def __enter__(self) -> Log:
+        if not self.first:
+            return self
+        from matta_cli.files.atomic import atomic_write
+
+        self.run.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.run / "recipe.toml", self.recipe.text())
+        self.file = (self.run / "metrics.jsonl").open("a", encoding="utf-8")
+        names = self.recipe.distill.log_to
+        if "tensorboard" in names:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.done + 1 if self.done else None)
+        if "wandb" in names:
+            import wandb
+
+            known = self.run / "wandb-id"
+            name = known.read_text(encoding="utf-8").strip() if known.exists() and self.done else uuid.uuid4().hex
+            atomic_write(known, name + "\n")
+            try:
+                self.wandb = wandb.init(
+                    project="matta", id=name, resume="allow", dir=str(self.run), config=asdict(self.recipe),
+                    settings=wandb.Settings(silent=True, console="off"),
+                )  # fmt: skip
+            except wandb.Error as error:
+                said = str(error).splitlines()[0].rstrip(".")
+                raise MattaError(f"--log-to wandb: {said}. Log in with `wandb login`, or set WANDB_MODE=offline.") from None
+        return self
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One step's record: ``step``, and numbers, nested by name."""
+        if not self.first:
+            return
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.board is None and self.wandb is None:
+            return
+        flat = dict(scalars(record))
+        step = int(flat.pop("step"))
+        if self.board is not None:
+            for name, value in flat.items():
+                self.board.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(flat, step=step)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.file is not None:
+            self.file.close()
+        if self.board is not None:
+            self.board.close()
+        if self.wandb is not None:
+            self.wandb.finish(exit_code=0 if kind is None else 1)
+
+
+def scalars(record: dict[str, Any], path: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a nested record as ``terms/TA/loss`` and the like; null is left out."""
+    for key, value in record.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict):
+            yield from scalars(value, f"{name}/")
+        elif isinstance(value, (int, float)):
+            yield name, float(value)

@@ -1,0 +1,1 @@
+"""Whether nesting was worth it."""
