@@ -1,10 +1,13 @@
-"""Sizes chosen layer by layer against uniform widths of the same parameters, on held-out data that chose nothing.
+"""Sizes chosen layer by layer against uniform widths of the same parameters, on held-out data that
+chose nothing.
 
-One MatTA run of a demo's base (its own data, base and Teacher); then for each uniform width, trained or not, a search within
-that width's parameters. Of each: the difference of the primary metric (search less uniform) on the same held-out examples with
-a paired bootstrap interval, the share of the budget that is used, and the seconds of training by those of searching (goal: 20).
-better_or_equal: no interval lies on the side where uniform is better. A search's seconds are those of ``matta export``: opening
-the TA and the data, and scoring. Scores are shared between budgets, as they are when a family is asked for.
+One MatTA run of a demo's base (its own data, base and Teacher); then for each uniform width,
+trained or not, a search within that width's parameters. Of each: the difference of the primary
+metric (search less uniform) on the same held-out examples with a paired bootstrap interval, the
+share of the budget that is used, and the seconds of training by those of searching (goal: 20).
+better_or_equal: no interval lies on the side where uniform is better. A search's seconds are those
+of ``matta export``: opening the TA and the data, and scoring. Scores are shared between budgets, as
+they are when a family is asked for.
 """
 
 from __future__ import annotations
@@ -48,18 +51,39 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
         started = time.perf_counter()
         result, (chosen,) = search(recipe, out, [budget], measured=False)
         seconds = time.perf_counter() - started
-        ours, theirs = ([study.columns(sizes, study.reporting)] for sizes in (chosen.sizes, uniform))
+        ours, theirs = (
+            [study.columns(sizes, study.reporting)] for sizes in (chosen.sizes, uniform)
+        )
         found[f"{width:g}"] = {
-            "trained": width in recipe.distill.widths, "parameters": limit, "used": chosen.used["parameters"],
-            "sizes": chosen.sizes, "uniform": score.metrics(task, theirs), "search": score.metrics(task, ours),
-            "difference": difference(task, ours, theirs, 1000), "seconds": seconds,
-            "training_over_search": training / seconds, "evaluated": result["search"]["evaluated"],
-        }  # fmt: skip
+            "trained": width in recipe.distill.widths,
+            "parameters": limit,
+            "used": chosen.used["parameters"],
+            "sizes": chosen.sizes,
+            "uniform": score.metrics(task, theirs),
+            "search": score.metrics(task, ours),
+            "difference": difference(task, ours, theirs, 1000),
+            "seconds": seconds,
+            "training_over_search": training / seconds,
+            "evaluated": result["search"]["evaluated"],
+        }
     higher = task.metrics[0].higher
-    worse = [w for w, f in found.items() if (f["difference"]["high"] < 0 if higher else f["difference"]["low"] > 0)]
-    return {"seed": seed, "metric": task.metrics[0].label, "higher_is_better": higher, "training_seconds": training,
-            "examples": {"chosen_by": result["search"]["examples"], "measured_on": len(study.reporting)},
-            "widths": found, "worse": worse}  # fmt: skip
+    worse = [
+        w
+        for w, f in found.items()
+        if (f["difference"]["high"] < 0 if higher else f["difference"]["low"] > 0)
+    ]
+    return {
+        "seed": seed,
+        "metric": task.metrics[0].label,
+        "higher_is_better": higher,
+        "training_seconds": training,
+        "examples": {
+            "chosen_by": result["search"]["examples"],
+            "measured_on": len(study.reporting),
+        },
+        "widths": found,
+        "worse": worse,
+    }
 
 
 def main() -> None:
@@ -73,13 +97,23 @@ def main() -> None:
         recipe.distill.steps = options.steps or recipe.distill.steps
         recipe.distill.allow_weak_teacher = options.quick
         recipe.distill.device = str(common.device())
-        found = [measure(recipe, Path(temp), seed) for seed in range(1 if options.quick else options.seeds)]
+        found = [
+            measure(recipe, Path(temp), seed)
+            for seed in range(1 if options.quick else options.seeds)
+        ]
     ratios = [f["training_over_search"] for seed in found for f in seed["widths"].values()]
     equal = not any(seed["worse"] for seed in found)
     common.result(
-        "budgets", training_over_search=min(ratios), goal=GOAL, holds=min(ratios) >= GOAL and equal, better_or_equal=equal,
-        adapter=options.adapter, steps=recipe.distill.steps, runs=found, quick=options.quick,
-    )  # fmt: skip
+        "budgets",
+        training_over_search=min(ratios),
+        goal=GOAL,
+        holds=min(ratios) >= GOAL and equal,
+        better_or_equal=equal,
+        adapter=options.adapter,
+        steps=recipe.distill.steps,
+        runs=found,
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

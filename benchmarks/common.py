@@ -1,4 +1,6 @@
-"""What the benchmarks share: models of a size, a step and its parts, timing in turns, and the result line."""
+"""What the benchmarks share: models of a size, a step and its parts, timing in turns, and the
+result line.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,15 @@ def gpt2(width: int, layers: int, length: int, vocabulary: int = 4096, **config:
     torch.manual_seed(0)
     heads = max(1, width // 64)
     given = GPT2Config(
-        vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0,
+        vocab_size=vocabulary,
+        n_positions=length,
+        n_embd=width,
+        n_layer=layers,
+        n_head=heads,
+        bos_token_id=0,
+        eos_token_id=0,
         **config,
-    )  # fmt: skip
+    )
     return GPT2LMHeadModel(given).eval()
 
 
@@ -72,18 +80,26 @@ def grown(name: str, base: nn.Module, expand: int = 2) -> TA:
 
 
 class Parts:
-    """The parts of a step as plain stock models: Teacher forward, and forward and backward of TA and Students, same losses."""
+    """The parts of a step as plain stock models: Teacher forward, and forward and backward of TA
+    and Students, same losses.
+    """
 
-    def __init__(self, recipe: Recipe, task: Task, ta: TA, teacher: nn.Module, batch: Batch) -> None:
+    def __init__(
+        self, recipe: Recipe, task: Task, ta: TA, teacher: nn.Module, batch: Batch
+    ) -> None:
         self.settings, self.task, self.teacher, self.batch = recipe.distill, task, teacher, batch
         self.models = {"ta": ta.student(ta.widest).train()}
-        self.models |= {f"student_{width:g}": ta.student(width).train() for width in self.settings.widths}
+        self.models |= {
+            f"student_{width:g}": ta.student(width).train() for width in self.settings.widths
+        }
         self.device = next(iter(batch.values())).device
         self.taught = self.source = Logits(torch.empty(0))
 
     def named(self) -> dict[str, Callable[[], None]]:
         """Each part by name, in the order of the step."""
-        return {"teacher_forward": self._teach} | {name: lambda name=name: self._learn(name) for name in self.models}
+        return {"teacher_forward": self._teach} | {
+            name: lambda name=name: self._learn(name) for name in self.models
+        }
 
     def _teach(self) -> None:
         with torch.no_grad(), precision(self.settings.precision, self.device):
@@ -103,7 +119,9 @@ class Parts:
         self.models[name].zero_grad(set_to_none=True)
 
 
-def alternating(candidates: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2) -> dict[str, list[float]]:
+def alternating(
+    candidates: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2
+) -> dict[str, list[float]]:
     """Seconds of each candidate, taking turns, so that drift of the machine hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(warmup + rounds):
@@ -127,7 +145,9 @@ def ratio(over: list[float], under: list[list[float]]) -> float:
 
 
 def least(over: list[float], under: list[list[float]]) -> float:
-    """The same of each candidate's fastest round: what is left of a ratio where others use the machine as well."""
+    """The same of each candidate's fastest round: what is left of a ratio where others use the
+    machine as well.
+    """
     return min(over) / sum(map(min, under))
 
 
@@ -144,5 +164,10 @@ def where() -> str:
 
 def result(name: str, **more: Any) -> None:
     """The result as one line of JSON."""
-    card = {"benchmark": name, "device": where(), "threads": torch.get_num_threads(), "versions": versions()}
+    card = {
+        "benchmark": name,
+        "device": where(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
     print(json.dumps({**card, **more}), flush=True)

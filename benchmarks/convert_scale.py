@@ -1,8 +1,10 @@
-"""Converting and exporting checkpoints of the size of GPT-2 Large and XL (random weights): memory, and time against a copy.
+"""Converting and exporting checkpoints of the size of GPT-2 Large and XL (random weights): memory,
+and time against a copy.
 
-convert: how far resident memory rises, over the TA's bytes (bound: 1.3), by magnitude, MLPs grown to 2x. export: what cutting
-out and writing a Student of width 0.5 adds to the loaded TA, over the Student's bytes. Each runs in a process of its own; time
-is against copying as many bytes as were written. --quick: GPT-2 (small).
+convert: how far resident memory rises, over the TA's bytes (bound: 1.3), by magnitude, MLPs grown
+to 2x. export: what cutting out and writing a Student of width 0.5 adds to the loaded TA, over the
+Student's bytes. Each runs in a process of its own; time is against copying as many bytes as were
+written. --quick: GPT-2 (small).
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def make(size: str, folder: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     tensors = {name: torch.empty(model.state_dict()[name].shape, device="cpu") for name in names}
     for name, tensor in tensors.items():
-        tensor.fill_(1.0) if ".ln_" in name and "weight" in name else tensor.normal_(std=0.02, generator=generator)
+        tensor.fill_(1.0) if ".ln_" in name and "weight" in name else tensor.normal_(
+            std=0.02, generator=generator
+        )
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
 
 
@@ -51,7 +55,14 @@ def watched(job: str, *words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.convert_scale", "--job", job, *words]
     # glibc then maps, and unmaps, every larger piece by itself: what is measured is what is in use
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, stderr=subprocess.DEVNULL, env=environment)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -91,8 +102,15 @@ def copied(folder: Path, to: Path) -> float:
 
 def main() -> None:
     arguments = common.parser(__doc__)
-    arguments.add_argument("--job", nargs=3, metavar=("JOB", "SOURCE", "OUT"), help="one job, here (for the benchmark itself)")
-    arguments.add_argument("--sizes", nargs="+", choices=list(SIZES), default=["gpt2-large", "gpt2-xl"])
+    arguments.add_argument(
+        "--job",
+        nargs=3,
+        metavar=("JOB", "SOURCE", "OUT"),
+        help="one job, here (for the benchmark itself)",
+    )
+    arguments.add_argument(
+        "--sizes", nargs="+", choices=list(SIZES), default=["gpt2-large", "gpt2-xl"]
+    )
     options = arguments.parse_args()
     if options.job:
         job, source, out = options.job
@@ -111,11 +129,23 @@ def main() -> None:
             copy_half = copied(out / "student", Path(temp) / "copy-half")
         ratio = converted["added"] / written
         found[size] = {
-            "ta_bytes": written, "convert": converted, "convert_memory_ratio": ratio, "holds": ratio <= BOUND,
-            "convert_over_copy": converted["seconds"] / copy, "student_bytes": half, "export": exported,
-            "export_memory_ratio": exported["added"] / half, "export_over_copy": exported["seconds"] / copy_half,
-        }  # fmt: skip
-    common.result("convert_scale", bound=BOUND, cases=found, holds=all(c["holds"] for c in found.values()), quick=options.quick)
+            "ta_bytes": written,
+            "convert": converted,
+            "convert_memory_ratio": ratio,
+            "holds": ratio <= BOUND,
+            "convert_over_copy": converted["seconds"] / copy,
+            "student_bytes": half,
+            "export": exported,
+            "export_memory_ratio": exported["added"] / half,
+            "export_over_copy": exported["seconds"] / copy_half,
+        }
+    common.result(
+        "convert_scale",
+        bound=BOUND,
+        cases=found,
+        holds=all(c["holds"] for c in found.values()),
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

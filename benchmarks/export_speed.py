@@ -30,9 +30,17 @@ def main() -> None:
             shutil.rmtree(copies, ignore_errors=True)
             shutil.copytree(target, copies)
 
-        taken = common.alternating({"export": export, "copy": copy}, 3 if options.quick else 7, warmup=1)
+        taken = common.alternating(
+            {"export": export, "copy": copy}, 3 if options.quick else 7, warmup=1
+        )
     ratio = common.ratio(taken["export"], [taken["copy"]])
-    common.result("export_speed", medians_s=common.medians(taken), ratio=ratio, bytes=size, quick=options.quick)
+    common.result(
+        "export_speed",
+        medians_s=common.medians(taken),
+        ratio=ratio,
+        bytes=size,
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""One MatTA run that yields four Students, against four distillations of them one by one, for as many steps.
+"""One MatTA run that yields four Students, against four distillations of them one by one, for as
+many steps.
 
-The separate runs train stock dense models, cut from the same TA at the same widths, from the same Teacher with the same
-losses (but for the TA's), data order, batch, learning rate and optimizer. The runs take their steps in turns, so that drift
-of the machine hits all alike. The data and the base and Teacher trained on it are those of ``matta demo``. Of the ratio:
-ratio is one run's time over the four's (goal: 0.4), ratio_shared_teacher lets the four share one Teacher pass a step. Steps
-are the same, updates are not: with three Students a step, a width between the outer ones is drawn in every other step.
+The separate runs train stock dense models, cut from the same TA at the same widths, from the same
+Teacher with the same losses (but for the TA's), data order, batch, learning rate and optimizer. The
+runs take their steps in turns, so that drift of the machine hits all alike. The data and the base
+and Teacher trained on it are those of ``matta demo``. Of the ratio: ratio is one run's time over
+the four's (goal: 0.4), ratio_shared_teacher lets the four share one Teacher pass a step. Steps
+are the same, updates are not: with three Students a step, a width between the outer ones is drawn
+in every other step.
 """
 
 from __future__ import annotations
@@ -44,26 +47,42 @@ GOAL, WIDTHS = 0.4, [0.25, 0.5, 0.75, 1.0]
 class Alone:
     """Plain distillation of one dense model."""
 
-    def __init__(self, recipe: Recipe, task: Task, model: nn.Module, teacher: ModelTeacher, data: Data) -> None:
-        self.recipe, self.task, self.model, self.teacher, self.data = recipe, task, model, teacher, data
+    def __init__(
+        self, recipe: Recipe, task: Task, model: nn.Module, teacher: ModelTeacher, data: Data
+    ) -> None:
+        self.recipe, self.task, self.model, self.teacher, self.data = (
+            recipe,
+            task,
+            model,
+            teacher,
+            data,
+        )
         self.device = common.device()
-        self.optimizer = optimizer.make_optimizer(recipe, model.to(self.device).train(), [], self.device)
+        self.optimizer = optimizer.make_optimizer(
+            recipe, model.to(self.device).train(), [], self.device
+        )
         self.order: dict[int, torch.Tensor] = {}
         self.teacher_seconds = 0.0
 
     def __call__(self, step: int) -> None:
         settings, task = self.recipe.distill, self.task
         sampling.seed_step(settings.seed, step)
-        drawn = sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), self.order)
+        drawn = sampling.indices(
+            settings.seed, step, settings.batch_size, len(self.data.train), self.order
+        )
         batch = {k: v.to(self.device) for k, v in self.data.train.batch(drawn).items()}
         with precision(settings.precision, self.device):
             started = _now()
             taught = self.teacher(batch, drawn)
             self.teacher_seconds += _now() - started
-            terms = [Term("truth", 1 - settings.teacher_mix), Term("teacher", settings.teacher_mix, taught)]
+            terms = [
+                Term("truth", 1 - settings.teacher_mix),
+                Term("teacher", settings.teacher_mix, taught),
+            ]
             loss, values = task.objective(Logits(task.forward(self.model, batch)), batch, terms)
         loss.backward()
-        torch.stack([v.float() for v in values.values()]).tolist()  # looked at in every step, as a run does for its log
+        # looked at in every step, as a run does for its log
+        torch.stack([v.float() for v in values.values()]).tolist()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
             group["lr"] = optimizer.learning_rate(self.recipe, step)
@@ -80,10 +99,14 @@ def _now() -> float:
 def tables(task: Task, model: nn.Module, data: Data, recipe: Recipe) -> list[Columns]:
     """The held-out columns of one model."""
     batch = recipe.distill.batch_size
-    return [score.columns(task, model.eval(), split, batch, common.device()) for split in data.held_out]
+    return [
+        score.columns(task, model.eval(), split, batch, common.device()) for split in data.held_out
+    ]
 
 
-def difference(task: Task, ours: list[Columns], theirs: list[Columns], resamples: int) -> dict[str, float]:
+def difference(
+    task: Task, ours: list[Columns], theirs: list[Columns], resamples: int
+) -> dict[str, float]:
     """Of the primary metric, with a bootstrap interval over the same examples in both."""
     found = intervals.paired(task, ours, theirs, resamples)[task.metrics[0].name]
     return {name: found[name] for name in ("value", "low", "high")}
@@ -104,14 +127,19 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
         return Training(own, out / "run", task, load_ta(out / "ta"), teacher, data, device, World())
 
     families = {count: family(count) for count in per_step}
-    alone = {width: Alone(recipe, task, ta.student(width), teacher, data) for width in recipe.distill.widths}
+    alone = {
+        width: Alone(recipe, task, ta.student(width), teacher, data)
+        for width in recipe.distill.widths
+    }
 
     def together(count: int) -> Callable[[int], Any]:
         run = families[count]
         batches = run.batches(range(recipe.distill.steps))
         return lambda step: run.take(step, next(batches))
 
-    runs: dict[str, Callable[[int], Any]] = {f"family_{count}": together(count) for count in per_step}
+    runs: dict[str, Callable[[int], Any]] = {
+        f"family_{count}": together(count) for count in per_step
+    }
     runs |= {f"alone_{width:g}": run for width, run in alone.items()}
     seconds = dict.fromkeys(runs, 0.0)
     for step in range(recipe.distill.steps):
@@ -124,20 +152,32 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
     teaching = sum(run.teacher_seconds for run in alone.values())
     resamples = recipe.export.bootstrap
     separately = {width: tables(task, run.model, data, recipe) for width, run in alone.items()}
-    found: dict[str, Any] = {"seed": seed, "seconds": seconds, "teacher_seconds_of_the_four": teaching, "families": {}}
-    found["separate"] = {f"{width:g}": intervals.intervals(task, own, resamples) for width, own in separately.items()}
+    found: dict[str, Any] = {
+        "seed": seed,
+        "seconds": seconds,
+        "teacher_seconds_of_the_four": teaching,
+        "families": {},
+    }
+    found["separate"] = {
+        f"{width:g}": intervals.intervals(task, own, resamples) for width, own in separately.items()
+    }
     for count, run in families.items():
-        updates = Counter(f"{w:g}" for step in range(recipe.distill.steps) for w in run.step.widths(step))
+        updates = Counter(
+            f"{w:g}" for step in range(recipe.distill.steps) for w in run.step.widths(step)
+        )
         students = {}
         for width, theirs in separately.items():
             own = tables(task, run.ta.student(width), data, recipe)
             gap = difference(task, own, theirs, resamples)
             students[f"{width:g}"] = {
-                "updates": updates[f"{width:g}"], "metrics": intervals.intervals(task, own, resamples), "difference": gap,
-            }  # fmt: skip
+                "updates": updates[f"{width:g}"],
+                "metrics": intervals.intervals(task, own, resamples),
+                "difference": gap,
+            }
         found["families"][str(count)] = {
             "ratio": seconds[f"family_{count}"] / separate,
-            "ratio_shared_teacher": seconds[f"family_{count}"] / (separate - teaching * (1 - 1 / len(alone))),
+            "ratio_shared_teacher": seconds[f"family_{count}"]
+            / (separate - teaching * (1 - 1 / len(alone))),
             "students": students,
             "ta": intervals.intervals(task, tables(task, run.ta.model, data, recipe), resamples),
         }
@@ -149,7 +189,13 @@ def main() -> None:
     arguments.add_argument("--adapter", default="vit", choices=["vit", "gpt2"])
     arguments.add_argument("--seeds", type=int, default=2)
     arguments.add_argument("--steps", type=int, default=0, help="of every run; 0: the demo's")
-    arguments.add_argument("--students-per-step", type=int, nargs="+", default=[3], help="one MatTA run for each number")
+    arguments.add_argument(
+        "--students-per-step",
+        type=int,
+        nargs="+",
+        default=[3],
+        help="one MatTA run for each number",
+    )
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temp:
         recipe = demo.prepare(options.adapter, Path(temp), quick=options.quick)
@@ -160,15 +206,25 @@ def main() -> None:
         found = [measure(recipe, Path(temp), options.students_per_step, seed) for seed in seeds]
     first = str(options.students_per_step[0])
     ratios = {
-        kind: {count: statistics.mean(seed["families"][count][kind] for seed in found) for count in found[0]["families"]}
+        kind: {
+            count: statistics.mean(seed["families"][count][kind] for seed in found)
+            for count in found[0]["families"]
+        }
         for kind in ("ratio", "ratio_shared_teacher")
     }
     ratio = ratios["ratio"][first]
     common.result(
-        "family_cost", ratio=ratio, goal=GOAL, holds=ratio <= GOAL, ratios=ratios["ratio"],
-        ratios_shared_teacher=ratios["ratio_shared_teacher"], adapter=options.adapter, steps=recipe.distill.steps,
-        seeds=found, quick=options.quick,
-    )  # fmt: skip
+        "family_cost",
+        ratio=ratio,
+        goal=GOAL,
+        holds=ratio <= GOAL,
+        ratios=ratios["ratio"],
+        ratios_shared_teacher=ratios["ratio_shared_teacher"],
+        adapter=options.adapter,
+        steps=recipe.distill.steps,
+        seeds=found,
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

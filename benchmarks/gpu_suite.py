@@ -1,11 +1,12 @@
 """One command for one CUDA GPU, under eight minutes, no network: is it correct there, and how fast.
 
-Correctness, on tiny models: gradients in bf16 against float64 autograd; compiled, chunked and checkpointed against plain; a
-Student's view against the dense Student; a run that is resumed against one that is not. Speed, with GPT-2 Medium as the
-base, a TA twice as wide and a Teacher of GPT-2 Large's size (random weights: they cost the same): the time of a step's
-gradients over that of its parts as stock models; and of whole steps (clipping and optimizer too) tokens per second, model FLOPs
-utilisation, peak memory, compiled over eager. Without CUDA it runs at toy size.
-Every part has a time limit; one that fails or runs out of time says so, and the others go on.
+Correctness, on tiny models: gradients in bf16 against float64 autograd; compiled, chunked and
+checkpointed against plain; a Student's view against the dense Student; a run that is resumed
+against one that is not. Speed, with GPT-2 Medium as the base, a TA twice as wide and a Teacher of
+GPT-2 Large's size (random weights: they cost the same): the time of a step's gradients over that of
+its parts as stock models; and of whole steps (clipping and optimizer too) tokens per second, model
+FLOPs utilisation, peak memory, compiled over eager. Without CUDA it runs at toy size. Every part
+has a time limit; one that fails or runs out of time says so, and the others go on.
 """
 
 from __future__ import annotations
@@ -47,18 +48,23 @@ from matta_cli.training.optimizer import make_optimizer
 from matta_cli.training.run import distill
 from matta_cli.training.teacher import ModelTeacher
 
-LIMIT, LAST = 450, 470  # seconds until which parts may run, and after which what there is is printed, come what may
+# seconds until which parts may run, and after which what there is is printed, come what may
+LIMIT, LAST = 450, 470
 
 
 def registered() -> None:
-    """Adapters and tasks are found by entry point; where matta is not installed, those of its source are declared."""
+    """Adapters and tasks are found by entry point; where matta is not installed, those of its
+    source are declared.
+    """
     if entry_points(group="matta.adapters"):
         return
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
     tables = re.findall(r'\[project\.entry-points\."(matta\.\w+)"\]\n((?:\w+ = "[^"]+"\n)+)', text)
     folder = Path(tempfile.mkdtemp()) / "matta-0.dist-info"
     folder.mkdir()
-    folder.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: matta\nVersion: 0\n", encoding="utf-8")
+    folder.joinpath("METADATA").write_text(
+        "Metadata-Version: 2.1\nName: matta\nVersion: 0\n", encoding="utf-8"
+    )
     lines = [f"[{group}]\n{entries.replace(chr(34), '')}" for group, entries in tables]
     folder.joinpath("entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     sys.path += [str(folder.parent), str(Path(__file__).parents[1] / "adapters")]
@@ -77,7 +83,9 @@ def tools(name: str, **settings: Any) -> tuple[Recipe, TA, nn.Module, Batch]:
             "label": torch.randint(100, (4,), generator=generator),
         }
     else:
-        ta = common.grown(name, common.gpt2(128, 2, 64, 512, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0))
+        ta = common.grown(
+            name, common.gpt2(128, 2, 64, 512, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        )
         teacher = common.gpt2(192, 2, 64, 512)
         batch = {"input_ids": torch.randint(512, (4, 64), generator=generator)}
     with torch.no_grad():
@@ -92,7 +100,8 @@ def to(batch: Batch, device: torch.device) -> Batch:
 
 def gradients(name: str, device: torch.device, **settings: Any) -> dict[str, Tensor]:
     """A step's gradients of the TA."""
-    torch._dynamo.reset()  # dynamo counts the graphs of all steps of a process, and runs eagerly what is too many
+    # dynamo counts the graphs of all steps of a process, and runs eagerly what is too many
+    torch._dynamo.reset()
     recipe, ta, teacher, batch = tools(name, **settings)
     ta.model.to(device)
     task = tasks_task.task(ta.adapter.task, recipe)
@@ -114,7 +123,11 @@ def reference(name: str, device: torch.device) -> dict[str, Tensor]:
     def kd(z: Tensor, t: Tensor) -> Tensor:
         given = F.log_softmax(t / tau, -1)
         rows = z.shape[:-1].numel()
-        return F.kl_div(F.log_softmax(z / tau, -1), given, log_target=True, reduction="sum") * tau**2 / rows
+        return (
+            F.kl_div(F.log_softmax(z / tau, -1), given, log_target=True, reduction="sum")
+            * tau**2
+            / rows
+        )
 
     def truth(z: Tensor) -> Tensor:
         if name == "vit":
@@ -122,13 +135,17 @@ def reference(name: str, device: torch.device) -> dict[str, Tensor]:
         return F.cross_entropy(z[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten())
 
     def own(z: Tensor) -> Tensor:
-        return (1 - settings.teacher_mix) * truth(z) + settings.teacher_mix * kd(z, task.forward(teacher, batch))
+        return (1 - settings.teacher_mix) * truth(z) + settings.teacher_mix * kd(
+            z, task.forward(teacher, batch)
+        )
 
     z_ta = task.forward(ta.model, batch)
     total = own(z_ta)
     for width in settings.widths:
         z = task.forward(ta.at(width), batch)
-        total = total + (own(z) + settings.ta_student_weight * kd(z, z_ta.detach())) / len(settings.widths)
+        total = total + (own(z) + settings.ta_student_weight * kd(z, z_ta.detach())) / len(
+            settings.widths
+        )
     total.backward()
     return {name: p.grad for name, p in ta.model.named_parameters() if p.grad is not None}
 
@@ -152,7 +169,10 @@ def small_chunks() -> Iterator[None]:
 def gap(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     """The largest relative error of a tensor, by its norm."""
     assert found.keys() == expected.keys()
-    return max(float((found[n].cpu() - expected[n].cpu()).norm() / expected[n].norm().cpu()) for n in expected)
+    return max(
+        float((found[n].cpu() - expected[n].cpu()).norm() / expected[n].norm().cpu())
+        for n in expected
+    )
 
 
 def correctness(name: str, device: torch.device, backend: str) -> dict[str, Any]:
@@ -166,27 +186,42 @@ def correctness(name: str, device: torch.device, backend: str) -> dict[str, Any]
         "compiled": (gap(gradients(name, device, compile=backend), eager), 1e-4),
     }
     if device.type == "cuda":  # kernels of their own
-        found["compiled_bf16"] = (gap(gradients(name, device, compile=backend, precision="bf16"), exact), 0.05)
+        found["compiled_bf16"] = (
+            gap(gradients(name, device, compile=backend, precision="bf16"), exact),
+            0.05,
+        )
     with small_chunks():
         found["chunked"] = (gap(gradients(name, device, logits="chunked"), eager), 1e-4)
-        found["chunked_bf16"] = (gap(gradients(name, device, logits="chunked", precision="bf16"), exact), 0.05)
+        found["chunked_bf16"] = (
+            gap(gradients(name, device, logits="chunked", precision="bf16"), exact),
+            0.05,
+        )
     recipe, ta, _, batch = tools(name)
     ta.model.to(device)
     task = tasks_task.task(ta.adapter.task, recipe)
     with torch.no_grad():
-        view, dense = (task.forward(model, to(batch, device)) for model in (ta.at(0.5).eval(), ta.student(0.5)))
+        view, dense = (
+            task.forward(model, to(batch, device)) for model in (ta.at(0.5).eval(), ta.student(0.5))
+        )
     found["view"] = (float((view - dense).abs().max() / dense.abs().max()), 1e-5)
-    return {check: {"error": error, "bound": bound, "holds": error <= bound} for check, (error, bound) in found.items()}
+    return {
+        check: {"error": error, "bound": bound, "holds": error <= bound}
+        for check, (error, bound) in found.items()
+    }
 
 
 def resumed() -> dict[str, Any]:
-    """The losses of a run that is resumed half-way, against those of one that is not. The images are noise."""
+    """The losses of a run that is resumed half-way, against those of one that is not. The images
+    are noise.
+    """
     with tempfile.TemporaryDirectory() as temp:
         out = Path(temp)
         recipe = Recipe()
         generator = np.random.default_rng(0)
         np.savez(
-            out / "noise.npz", images=generator.integers(256, size=(400, 64, 64, 3), dtype="uint8"), labels=np.arange(400) % 100
+            out / "noise.npz",
+            images=generator.integers(256, size=(400, 64, 64, 3), dtype="uint8"),
+            labels=np.arange(400) % 100,
         )
         adapter = plugins.adapter("vit")
         for role, width in (("base", 64), ("teacher", 128)):
@@ -196,7 +231,11 @@ def resumed() -> dict[str, Any]:
             str(out / n) for n in ("base", "teacher", "noise.npz")
         )
         recipe.convert.adapter, recipe.convert.order = "vit", "none"
-        recipe.distill.steps, recipe.distill.save_every, recipe.distill.allow_weak_teacher = 8, 4, True
+        recipe.distill.steps, recipe.distill.save_every, recipe.distill.allow_weak_teacher = (
+            8,
+            4,
+            True,
+        )
         recipe.distill.eval_every = 8
         convert(recipe, out)
         last = distill(recipe, out)
@@ -221,11 +260,15 @@ class Speed:
         self.device, self.rounds = device, 3 if toy else 8
         self.ta = common.grown("gpt2", common.gpt2(*base, self.length, self.vocabulary))
         self.ta.model.to(device).train()
-        self.teacher = common.gpt2(*larger, self.length, self.vocabulary).to(device).requires_grad_(False)
+        self.teacher = (
+            common.gpt2(*larger, self.length, self.vocabulary).to(device).requires_grad_(False)
+        )
         self.size = 8  # the batch: halved until it fits
 
     def __call__(self, parts: bool, **settings: Any) -> dict[str, Any]:
-        """A step with and without its optimizer; its parts as stock models, or the same step without ``compile``."""
+        """A step with and without its optimizer; its parts as stock models, or the same step
+        without ``compile``.
+        """
         while True:
             try:
                 return self._measure(parts, settings)
@@ -247,7 +290,9 @@ class Speed:
         recipe.distill.ramp = 0.0
         recipe.update({"distill": settings}, "benchmark")
         task = tasks_task.task("causal_lm", recipe)
-        ids = torch.randint(self.vocabulary, (self.size, self.length), generator=torch.Generator().manual_seed(0))
+        ids = torch.randint(
+            self.vocabulary, (self.size, self.length), generator=torch.Generator().manual_seed(0)
+        )
         batch = {"input_ids": ids.to(self.device)}
         optimizer = make_optimizer(recipe, ta.model, [], self.device)
 
@@ -274,8 +319,12 @@ class Speed:
         if cuda:
             torch.cuda.reset_peak_memory_stats()
         update(step)
-        memory = torch.cuda.max_memory_allocated() if cuda else None  # before anything is there only to compare with
-        candidates: dict[str, Callable[[], Any]] = {"update": lambda: update(step), "gradients": lambda: gradients(step)}
+        # before anything is there only to compare with
+        memory = torch.cuda.max_memory_allocated() if cuda else None
+        candidates: dict[str, Callable[[], Any]] = {
+            "update": lambda: update(step),
+            "gradients": lambda: gradients(step),
+        }
         others: dict[str, Callable[[], Any]] = {}
         if recipe.distill.compile:
             plain = copy.deepcopy(recipe)
@@ -288,10 +337,15 @@ class Speed:
         middle = common.medians(taken)
         peak = peak_flops(self.device, recipe.distill.precision)
         found = {
-            "batch": self.size, "first_step_s": first, "median_s": middle,
-            "tokens_per_s": self.size * self.length / middle["update"], "model_flops": flops,
-            "utilisation": flops / middle["update"] / peak if peak else None, "peak_memory": memory, "chunked": step.chunked,
-        }  # fmt: skip
+            "batch": self.size,
+            "first_step_s": first,
+            "median_s": middle,
+            "tokens_per_s": self.size * self.length / middle["update"],
+            "model_flops": flops,
+            "utilisation": flops / middle["update"] / peak if peak else None,
+            "peak_memory": memory,
+            "chunked": step.chunked,
+        }
         if others:
             own = "update" if recipe.distill.compile else "gradients"
             found["ratio"] = common.ratio(taken[own], [taken[name] for name in others])
@@ -309,8 +363,14 @@ def driver() -> str | None:
 
 def main() -> None:
     arguments = common.parser(__doc__)
-    arguments.add_argument("--toy", action="store_true", help="tiny models in the speed part too; always so without CUDA")
-    arguments.add_argument("--backend", default="", help="of torch.compile; default: inductor, without CUDA aot_eager")
+    arguments.add_argument(
+        "--toy",
+        action="store_true",
+        help="tiny models in the speed part too; always so without CUDA",
+    )
+    arguments.add_argument(
+        "--backend", default="", help="of torch.compile; default: inductor, without CUDA aot_eager"
+    )
     arguments.add_argument("--out", type=Path, help="write the result there too")
     options = arguments.parse_args()
     device = common.device()
@@ -331,7 +391,10 @@ def main() -> None:
         try:
             found[name] = call()
         except Exception as error:  # the other parts still have something to tell
-            found[name] = {"failed": f"{type(error).__name__}: {error}", "where": traceback.format_exc().splitlines()[-4:]}
+            found[name] = {
+                "failed": f"{type(error).__name__}: {error}",
+                "where": traceback.format_exc().splitlines()[-4:],
+            }
         finally:
             signal.alarm(0)
             sys.stderr.write(f"{name}: {time.perf_counter() - started:.0f} s\n")
@@ -342,23 +405,42 @@ def main() -> None:
         raise TimeoutError("it took too long")
 
     def report() -> None:
-        checks = [*(c for name in ("gpt2", "vit") for c in found.get(name, {"": None}).values()), found.get("resume")]
+        checks = [
+            *(c for name in ("gpt2", "vit") for c in found.get(name, {"": None}).values()),
+            found.get("resume"),
+        ]
         holds = all(isinstance(check, dict) and check.get("holds") for check in checks)
         cuda = (
-            {"cuda": torch.version.cuda, "driver": driver(), "capability": list(torch.cuda.get_device_capability())}
+            {
+                "cuda": torch.version.cuda,
+                "driver": driver(),
+                "capability": list(torch.cuda.get_device_capability()),
+            }
             if device.type == "cuda"
             else {}
         )
-        card = {"toy": toy, "backend": backend, "holds": holds, "seconds": time.perf_counter() - began, **cuda, **found}
+        card = {
+            "toy": toy,
+            "backend": backend,
+            "holds": holds,
+            "seconds": time.perf_counter() - began,
+            **cuda,
+            **found,
+        }
         common.result("gpu_suite", **card)
         if options.out:
             where = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-            text = json.dumps({"benchmark": "gpu_suite", "device": where, "versions": common.versions(), **card}, indent=1)
+            text = json.dumps(
+                {"benchmark": "gpu_suite", "device": where, "versions": common.versions(), **card},
+                indent=1,
+            )
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(text + "\n", encoding="utf-8")
 
     def give_up() -> None:
-        """An alarm is heard between two lines of Python only: a kernel or compiler that never returns is left behind."""
+        """An alarm is heard between two lines of Python only: a kernel or compiler that never
+        returns is left behind.
+        """
         report()
         os._exit(1)
 

@@ -1,10 +1,13 @@
-"""Peak memory of a MatTA step at a vocabulary of 50,257, against training the TA alone plus the Teacher's weights.
+"""Peak memory of a MatTA step at a vocabulary of 50,257, against training the TA alone plus the
+Teacher's weights.
 
-A step: Teacher forward, forward and backward of TA and Students, clipping and AdamW, whose state is there already. TA alone:
-the same batch through the stock model on its labels, with the logits made piece by piece as in the step (ta_chunked: the
-bound is a ratio of 1.15 to it), or whole, with F.cross_entropy (ta_whole). Each variant runs in a process of its own. On CUDA
-the peak is the allocator's; on a CPU it is resident memory less what the process had before it made a model. That holds what
-the C library keeps of freed memory too, so in_use tells the same with all of it returned at once.
+A step: Teacher forward, forward and backward of TA and Students, clipping and AdamW, whose state is
+there already. TA alone: the same batch through the stock model on its labels, with the logits made
+piece by piece as in the step (ta_chunked: the bound is a ratio of 1.15 to it), or whole, with
+F.cross_entropy (ta_whole). Each variant runs in a process of its own. On CUDA the peak is the
+allocator's; on a CPU it is resident memory less what the process had before it made a model. That
+holds what the C library keeps of freed memory too, so in_use tells the same with all of it returned
+at once.
 """
 
 from __future__ import annotations
@@ -67,7 +70,9 @@ def one(variant: str, quick: bool) -> dict[str, int]:
     ta.model.to(device).train()
     task = tasks_task.task("causal_lm", recipe)
     optimizer = make_optimizer(recipe, ta.model, [], device)
-    ids = torch.randint(VOCABULARY, (size, length), generator=torch.Generator().manual_seed(0)).to(device)
+    ids = torch.randint(VOCABULARY, (size, length), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
     stock: Any = ta.model
 
     if variant in BASELINES:
@@ -79,7 +84,9 @@ def one(variant: str, quick: bool) -> dict[str, int]:
                 return
             hidden = stock.transformer(input_ids=ids, use_cache=False).last_hidden_state
             batch = {"input_ids": ids}
-            task.objective(Logits(hidden, stock.lm_head.weight), batch, [Term("truth", 1.0)])[0].backward()
+            task.objective(Logits(hidden, stock.lm_head.weight), batch, [Term("truth", 1.0)])[
+                0
+            ].backward()
     else:
         teacher = common.gpt2(*theirs, length, VOCABULARY).to(device).requires_grad_(False)
         step = Step(recipe, task, ta, ModelTeacher(task, teacher), device)
@@ -113,39 +120,78 @@ def one(variant: str, quick: bool) -> dict[str, int]:
 
 def apart(variant: str, quick: bool, environment: dict[str, str] | None = None) -> dict[str, int]:
     """``one`` in a fresh process."""
-    command = [sys.executable, "-m", "benchmarks.memory", "--variant", variant, *(["--quick"] if quick else [])]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.memory",
+        "--variant",
+        variant,
+        *(["--quick"] if quick else []),
+    ]
     environment = {**os.environ, **(environment or {})}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, stderr=subprocess.DEVNULL, env=environment)
+    done = subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument(
-        "--variant", choices=[*BASELINES, *VARIANTS], help="measure this one, here (for the benchmark itself)"
+        "--variant",
+        choices=[*BASELINES, *VARIANTS],
+        help="measure this one, here (for the benchmark itself)",
     )
     options = arguments.parse_args()
     if options.variant:
         print(json.dumps(one(options.variant, options.quick)))
         return
     found = {variant: apart(variant, options.quick) for variant in (*BASELINES, *VARIANTS)}
-    at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}  # glibc then maps, and unmaps, every larger piece by itself
+    # glibc then maps, and unmaps, every larger piece by itself
+    at_once = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     cuda = common.device().type == "cuda"
-    in_use = {v: found[v] if cuda else apart(v, options.quick, at_once) for v in ("ta_chunked", "matta")}
+    in_use = {
+        v: found[v] if cuda else apart(v, options.quick, at_once) for v in ("ta_chunked", "matta")
+    }
     own, theirs, size, length = SIZES[options.quick]
     with torch.device("meta"):
-        teacher = sum(p.numel() * p.element_size() for p in common.gpt2(*theirs, length, VOCABULARY).parameters())
+        teacher = sum(
+            p.numel() * p.element_size()
+            for p in common.gpt2(*theirs, length, VOCABULARY).parameters()
+        )
     ratios = {
-        variant: {alone: found[variant]["peak"] / (found[alone]["peak"] + teacher) for alone in BASELINES}
+        variant: {
+            alone: found[variant]["peak"] / (found[alone]["peak"] + teacher) for alone in BASELINES
+        }
         for variant in VARIANTS
     }
     ratio = ratios["matta"]["ta_chunked"]
     live = in_use["matta"]["peak"] / (in_use["ta_chunked"]["peak"] + teacher)
-    shape = {"base": own, "teacher": theirs, "batch": size, "tokens": length, "vocabulary": VOCABULARY}
+    shape = {
+        "base": own,
+        "teacher": theirs,
+        "batch": size,
+        "tokens": length,
+        "vocabulary": VOCABULARY,
+    }
     common.result(
-        "memory", ratio=ratio, bound=BOUND, holds=ratio <= BOUND, ratios=ratios, bytes=found, teacher_weights=teacher,
-        ratio_in_use=live, in_use=in_use, shape=shape, quick=options.quick,
-    )  # fmt: skip
+        "memory",
+        ratio=ratio,
+        bound=BOUND,
+        holds=ratio <= BOUND,
+        ratios=ratios,
+        bytes=found,
+        teacher_weights=teacher,
+        ratio_in_use=live,
+        in_use=in_use,
+        shape=shape,
+        quick=options.quick,
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How much the order of units keeps of a base: untrained cuts by each criterion against cuts in a random order.
+"""How much the order of units keeps of a base: untrained cuts by each criterion against cuts in a
+random order.
 
-Data: scikit-learn's digits for a ViT, the Python language reference for a GPT-2 (bytes), a table with a known function for a
-ranker; each base is trained here, briefly. Each kind of axis is cut by itself: to half and a quarter; layers to 5, 4 and 3 of
-6, the residual stream to 7/8, 3/4 and half. Each number is by how much the held-out loss of the cut exceeds the base's; random
-is the mean of --orders random orders, random_range their range.
-relative_to_random is a criterion's sum over the cuts of a kind by that of random: below 1 is better than chance.
+Data: scikit-learn's digits for a ViT, the Python language reference for a GPT-2 (bytes), a table
+with a known function for a ranker; each base is trained here, briefly. Each kind of axis is cut by
+itself: to half and a quarter; layers to 5, 4 and 3 of 6, the residual stream to 7/8, 3/4 and half.
+Each number is by how much the held-out loss of the cut exceeds the base's; random is the mean of
+--orders random orders, random_range their range. relative_to_random is a criterion's sum over the
+cuts of a kind by that of random: below 1 is better than chance.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from matta_cli.nested import sizes as nested_sizes
 from matta_cli.nested.sizes import scaled
 
 CRITERIA = ("activation", "taylor", "hessian", "magnitude")
-# of six layers the first and last are kept in any order, and a quarter of a residual stream is near chance in any
+# of six layers the first and last are kept in any order, and a quarter of a residual stream is near
+# chance in any
 SHARES = {"depth": (5 / 6, 4 / 6, 3 / 6), "hidden": (0.875, 0.75, 0.5)}
 Batch = tuple[Any, Tensor]
 Made = tuple[nn.Module, list[Batch], list[Batch]]  # a model, training and held-out batches
@@ -42,7 +45,15 @@ def digits() -> Made:
     y = torch.tensor(found.target)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     batches = [(x[part], y[part]) for part in order.split(64)]
-    args = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 10, "embed_dim": 64, "depth": 6, "num_heads": 8}
+    args = {
+        "img_size": 8,
+        "patch_size": 2,
+        "in_chans": 1,
+        "num_classes": 10,
+        "embed_dim": 64,
+        "depth": 6,
+        "num_heads": 8,
+    }
     return timm.create_model("vit_tiny_patch16_224", **args), batches[6:], batches[:6]
 
 
@@ -54,17 +65,33 @@ def text() -> Made:
     rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
     batches = [(part[:, :-1], part[:, 1:]) for part in rows.split(32)]
     config = GPT2Config(
-        vocab_size=128, n_positions=64, n_embd=64, n_layer=6, n_head=8, bos_token_id=0, eos_token_id=0,
-        resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-    )  # fmt: skip
+        vocab_size=128,
+        n_positions=64,
+        n_embd=64,
+        n_layer=6,
+        n_head=8,
+        bos_token_id=0,
+        eos_token_id=0,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+    )
     return GPT2LMHeadModel(config), batches[8:], batches[:8]
 
 
 def table() -> Made:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6000, 12, generator=generator)
-    y = (torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] + 0.5 * torch.randn(6000, generator=generator) > 0).float()
-    layers = [{"layer": "Linear", "out": 64}, {"layer": "ReLU"}, {"layer": "Linear", "out": 32}, {"layer": "ReLU"}]
+    y = (
+        torch.sin(2 * x[:, 0]) + x[:, 1] * x[:, 2] + 0.5 * torch.randn(6000, generator=generator)
+        > 0
+    ).float()
+    layers = [
+        {"layer": "Linear", "out": 64},
+        {"layer": "ReLU"},
+        {"layer": "Linear", "out": 32},
+        {"layer": "ReLU"},
+    ]
     batches = [(x[part], y[part]) for part in torch.arange(6000).split(100)]
     return Ranker([], 12, [*layers, {"layer": "Linear", "out": 1}]), batches[10:], batches[:10]
 
@@ -123,7 +150,8 @@ def measure(name: str, make: Callable[[], Made], steps: int, orders: int) -> dic
         sizes = {axis.name: scaled(axis.size, share, axis.step) for axis in some}
         return held_out(view.StudentView(adapter, twin.eval(), some, sizes).eval(), held) - full
 
-    mixed = [axis for axis in axes if axis.layers or not grow.growable(model, axis)]  # as conversion.importance has it
+    # as conversion.importance has it
+    mixed = [axis for axis in axes if axis.layers or not grow.growable(model, axis)]
     lost = importance.removal(adapter, model, axes, mixed, calibration, forward, divergence)
     scores = {
         "activation": importance.activation(model, axes, calibration, forward) | lost,
@@ -139,15 +167,32 @@ def measure(name: str, make: Callable[[], Made], steps: int, orders: int) -> dic
             for seed in range(orders):
                 generator = torch.Generator().manual_seed(seed)
                 draw = {a.name: torch.rand(a.size // a.step, generator=generator) for a in some}
-                chance.append(cut({a.name: importance.order(draw[a.name], layers=bool(a.layers)) for a in some}, some, share))
-            row: dict[str, Any] = {"random": sum(chance) / orders, "random_range": [min(chance), max(chance)]}
+                chance.append(
+                    cut(
+                        {
+                            a.name: importance.order(draw[a.name], layers=bool(a.layers))
+                            for a in some
+                        },
+                        some,
+                        share,
+                    )
+                )
+            row: dict[str, Any] = {
+                "random": sum(chance) / orders,
+                "random_range": [min(chance), max(chance)],
+            }
             for criterion in CRITERIA:
-                order = {a.name: importance.order(scores[criterion][a.name], layers=bool(a.layers)) for a in some}
+                order = {
+                    a.name: importance.order(scores[criterion][a.name], layers=bool(a.layers))
+                    for a in some
+                }
                 row[criterion] = cut(order, some, share)
             found["cuts"][f"{kind} {share:g}"] = row
         rows = [row for name, row in found["cuts"].items() if name.startswith(f"{kind} ")]
         by_chance = sum(row["random"] for row in rows)
-        found["relative_to_random"][kind] = {c: sum(row[c] for row in rows) / by_chance for c in CRITERIA}
+        found["relative_to_random"][kind] = {
+            c: sum(row[c] for row in rows) / by_chance for c in CRITERIA
+        }
     return found
 
 

@@ -1,11 +1,13 @@
-"""What each architecture supports, tried on tiny models: writes the table of docs/support.md to stdout.
+"""What each architecture supports, tried on tiny models: writes the table of docs/support.md to
+stdout.
 
     python -m benchmarks.support > docs/support.md
 
-A row is one kind of axis. cut: a Student at half of it, run on views, equals the dense copy. lossless: reordering its units (or
-keeping all layers) leaves the outputs as they are. grow: adding units leaves them as they are. stock alone, stock all: whether
-the stock library can load a Student at half of this axis alone, or at half of all of them. auto: whether tracing the module
-finds an axis of the same places in the same tensors.
+A row is one kind of axis. cut: a Student at half of it, run on views, equals the dense copy.
+lossless: reordering its units (or keeping all layers) leaves the outputs as they are. grow: adding
+units leaves them as they are. stock alone, stock all: whether the stock library can load a Student
+at half of this axis alone, or at half of all of them. auto: whether tracing the module finds an
+axis of the same places in the same tensors.
 """
 
 from __future__ import annotations
@@ -29,20 +31,41 @@ from matta_cli.nested import grow, sizes
 from matta_cli.nested.view import StudentView, materialize
 
 YES, NO = "yes", "no"
-SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "vocab_size": 97}
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "vocab_size": 97,
+}
 
 
 def gpt2() -> nn.Module:
     config = transformers.GPT2Config(
-        vocab_size=97, n_embd=32, n_head=4, n_layer=2, n_positions=16, bos_token_id=0, eos_token_id=0
+        vocab_size=97,
+        n_embd=32,
+        n_head=4,
+        n_layer=2,
+        n_positions=16,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     return transformers.GPT2LMHeadModel(config)
 
 
 def like_llama(kind: str) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
-        given = {**SMALL, "num_key_value_heads": 2, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0, "head_dim": 8}
-        return transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **given))
+        given = {
+            **SMALL,
+            "num_key_value_heads": 2,
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+            "pad_token_id": 0,
+            "head_dim": 8,
+        }
+        return transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(kind, **given)
+        )
 
     return make
 
@@ -57,15 +80,25 @@ def image(name: str, **more: Any) -> Callable[[], nn.Module]:
 
 
 def ranker() -> nn.Module:
-    layers = [{"layer": "Linear", "out": 16}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}, {"layer": "Linear", "out": 8}]
+    layers = [
+        {"layer": "Linear", "out": 16},
+        {"layer": "BatchNorm1d"},
+        {"layer": "ReLU"},
+        {"layer": "Linear", "out": 8},
+    ]
     return Ranker([(11, 4), (5, 6)], 3, [*layers, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}])
 
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
-IMAGES, TOKENS = ((torch.randn(2, 3, 32, 32),), {}), ((), {"input_ids": torch.arange(18).view(2, 9)})
+IMAGES, TOKENS = (
+    ((torch.randn(2, 3, 32, 32),), {}),
+    ((), {"input_ids": torch.arange(18).view(2, 9)}),
+)
 ROWS = ((), {"dense": torch.randn(7, 3), "categorical": torch.arange(14).view(7, 2) % 5})
 # architecture: adapter, how to make it, its inputs
-ARCHITECTURES: dict[str, tuple[str, Callable[[], nn.Module], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+ARCHITECTURES: dict[
+    str, tuple[str, Callable[[], nn.Module], tuple[tuple[Any, ...], dict[str, Any]]]
+] = {
     "GPT-2": ("gpt2", gpt2, TOKENS),
     "Llama": ("llama", like_llama("llama"), TOKENS),
     "Mistral": ("llama", like_llama("mistral"), TOKENS),
@@ -74,7 +107,11 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], nn.Module], tuple[tuple[Any, ..
     "BERT": ("bert", bert, TOKENS),
     "ViT": ("vit", image("vit_tiny_patch16_224", **VIT), IMAGES),
     "DeiT, distilled": ("vit", image("deit_tiny_distilled_patch16_224", **VIT), IMAGES),
-    "ViT, attention pool": ("vit", image("vit_tiny_patch16_224", **VIT, global_pool="map", class_token=False), IMAGES),
+    "ViT, attention pool": (
+        "vit",
+        image("vit_tiny_patch16_224", **VIT, global_pool="map", class_token=False),
+        IMAGES,
+    ),
     "MLP ranker": ("mlp_ranker", ranker, ROWS),
     "ResNet-18": ("auto", image("resnet18"), IMAGES),
     "MobileNetV3": ("auto", image("mobilenetv3_small_050"), IMAGES),
@@ -94,7 +131,12 @@ def half(axes: list[Axis]) -> dict[str, int]:
 
 
 def same(a: Tensor, b: Tensor) -> str:
-    return YES if a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max()))) else NO
+    return (
+        YES
+        if a.shape == b.shape
+        and torch.allclose(a, b, rtol=1e-3, atol=1e-4 * max(1.0, float(a.abs().max())))
+        else NO
+    )
 
 
 def opened(name: str, make: Callable[[], nn.Module], text: str) -> tuple[Adapter, nn.Module]:
@@ -104,7 +146,9 @@ def opened(name: str, make: Callable[[], nn.Module], text: str) -> tuple[Adapter
         if parameter.abs().sum() == 0:
             nn.init.normal_(parameter, std=0.1)
     adapter = plugins.adapter(name)
-    return adapter, adapter.load(Source(text, module=model, example="1x3x32x32", task="image_classification"))
+    return adapter, adapter.load(
+        Source(text, module=model, example="1x3x32x32", task="image_classification")
+    )
 
 
 def loadable(adapter: Adapter, model: nn.Module, axes: list[Axis]) -> str:
@@ -115,16 +159,26 @@ def loadable(adapter: Adapter, model: nn.Module, axes: list[Axis]) -> str:
     return NO if adapter.unsupported(student) else adapter.loader.partition(".")[0]
 
 
-def traced(name: str, make: Callable[[], nn.Module], text: str) -> list[set[tuple[str, int]]] | None:
-    """The places of each axis that tracing finds in a module; None where its kind of model is none of auto's."""
-    example, task = ("1x3x32x32", "image_classification") if name == "vit" else ("input_ids=1x9:int64", "causal_lm")
+def traced(
+    name: str, make: Callable[[], nn.Module], text: str
+) -> list[set[tuple[str, int]]] | None:
+    """The places of each axis that tracing finds in a module; None where its kind of model is none
+    of auto's.
+    """
+    example, task = (
+        ("1x3x32x32", "image_classification")
+        if name == "vit"
+        else ("input_ids=1x9:int64", "causal_lm")
+    )
     if name in ("mlp_ranker", "bert"):
         return None
     adapter = Auto()
     torch.manual_seed(0)
     try:
         model = adapter.load(Source(text, module=make().eval(), example=example, task=task))
-        return [{(place.tensor, place.dim) for place in axis.slices} for axis in adapter.axes(model)]
+        return [
+            {(place.tensor, place.dim) for place in axis.slices} for axis in adapter.axes(model)
+        ]
     except MattaError as error:
         sys.stderr.write(f"{text}, traced: {error}\n")
         return []
@@ -138,36 +192,72 @@ def rows(text: str) -> list[list[str]]:
     table = []
     groups: dict[str, list[Axis]] = {}
     for axis in axes:
-        groups.setdefault("what tracing finds" if name == "auto" else sizes.kind(axis.name), []).append(axis)
+        groups.setdefault(
+            "what tracing finds" if name == "auto" else sizes.kind(axis.name), []
+        ).append(axis)
     for kind, some in groups.items():
         view = StudentView(adapter, model, some, half(some)).eval()
         dense = materialize(adapter, model, some, half(some))
         twin = adapter.build(model, {})
         twin.load_state_dict(model.state_dict())
         generator = torch.Generator().manual_seed(0)
-        grow.reorder(twin, some, {a.name: torch.randperm(a.size // a.step, generator=generator) for a in some})
+        grow.reorder(
+            twin,
+            some,
+            {a.name: torch.randperm(a.size // a.step, generator=generator) for a in some},
+        )
         grows = [axis for axis in some if grow.growable(model, axis)]
-        larger = outputs(grow.grow(adapter, model, some, {a.name: a.size + a.step for a in grows}), inputs) if grows else None
+        larger = (
+            outputs(
+                grow.grow(adapter, model, some, {a.name: a.size + a.step for a in grows}), inputs
+            )
+            if grows
+            else None
+        )
         grown = NO if larger is None else same(expected, larger)
         grown += f", {len(grows)} of {len(some)}" if 0 < len(grows) < len(some) else ""
         first = {(place.tensor, place.dim) for place in some[0].slices}
         auto = "" if found is None else YES if any(first <= places for places in found) else NO
-        table.append([
-            text, name, f"`{kind}` ({len(some)})", same(outputs(view, inputs), outputs(dense, inputs)),
-            same(expected, outputs(twin.eval(), inputs)), grown, loadable(adapter, model, some), loadable(adapter, model, axes),
-            auto,
-        ])  # fmt: skip
+        table.append(
+            [
+                text,
+                name,
+                f"`{kind}` ({len(some)})",
+                same(outputs(view, inputs), outputs(dense, inputs)),
+                same(expected, outputs(twin.eval(), inputs)),
+                grown,
+                loadable(adapter, model, some),
+                loadable(adapter, model, axes),
+                auto,
+            ]
+        )
     return table
 
 
 def main() -> None:
     warnings.filterwarnings("ignore")
     sys.stderr.write(f"{(__doc__ or '').strip()}\n")
-    header = ["architecture", "adapter", "axes", "cut", "lossless", "grow", "stock alone", "stock all", "auto"]
+    header = [
+        "architecture",
+        "adapter",
+        "axes",
+        "cut",
+        "lossless",
+        "grow",
+        "stock alone",
+        "stock all",
+        "auto",
+    ]
     lines = [
-        "# Support", "", "Made by `python -m benchmarks.support`, which tries each cell on a tiny model:", "",
-        *(f"- {line}" for line in EXPLAINED), "", "| " + " | ".join(header) + " |", "|" + "---|" * len(header),
-    ]  # fmt: skip
+        "# Support",
+        "",
+        "Made by `python -m benchmarks.support`, which tries each cell on a tiny model:",
+        "",
+        *(f"- {line}" for line in EXPLAINED),
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+    ]
     for text in ARCHITECTURES:
         sys.stderr.write(f"{text}\n")
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]

@@ -1,8 +1,9 @@
 """matta: one dense PyTorch model into a family of good small ones.
 
-The whole public API: ``convert``, ``distill``, ``export``, ``judge``, ``teach``, ``load_ta``, ``load_student``; the contract is
-in ``matta_cli.adapter`` and its test kit in ``matta_cli.testing``. Everything is imported on first use, so that
-``import matta_cli`` costs nothing.
+The whole public API: ``convert``, ``distill``, ``export``, ``judge``, ``teach``, ``load_ta``,
+``load_student``; the contract is in ``matta_cli.adapter`` and its test kit in
+``matta_cli.testing``. Everything is imported on first use, so that ``import matta_cli`` costs
+nothing.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from matta_cli.version import __version__
 
-__all__ = ["__version__", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
+__all__ = [
+    "__version__",
+    "convert",
+    "distill",
+    "export",
+    "judge",
+    "load_student",
+    "load_ta",
+    "teach",
+]
 
 if TYPE_CHECKING:
     from matta_cli.api import convert, distill, export, judge, load_student, load_ta, teach

@@ -1,11 +1,12 @@
 """The contract: all that an adapter author needs to read.
 
-An adapter is what matta knows about one architecture. It says which dimensions of which tensors shrink together
-(the axes) and how to build the architecture at other sizes. Everything else (nested views, importance ordering,
-growth, training, export, counting) is written once, in the engine, on top of these axes.
+An adapter is what matta knows about one architecture. It says which dimensions of which tensors
+shrink together (the axes) and how to build the architecture at other sizes. Everything else (nested
+views, importance ordering, growth, training, export, counting) is written once, in the engine, on
+top of these axes.
 
-A Student is the dense module that ``sizes`` (axis name -> number of units kept) cut out of a larger one. Its tensors
-are prefixes of the larger tensors along every axis.
+A Student is the dense module that ``sizes`` (axis name -> number of units kept) cut out of a larger
+one. Its tensors are prefixes of the larger tensors along every axis.
 """
 
 from __future__ import annotations
@@ -27,11 +28,15 @@ class Slice:
 
     tensor: name of a parameter or buffer, as in ``model.state_dict()``. Of tied tensors, name one.
     dim: the dimension that shrinks.
-    blocks: the axis lies this many times, one after the other, in the dimension (3 for a fused q, k, v).
+    blocks: the axis lies this many times, one after the other, in the dimension (3 for a fused q,
+    k, v).
     start: where the first block begins; what lies outside the blocks always stays.
-    outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather than producing them.
-        Growth zeroes the outgoing weights of new units, so the function does not change; importance weighs by them.
-    unit: how many places, one after the other, each unit takes here (4 in the queries, where four heads share one key).
+    outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather
+    than producing them.
+        Growth zeroes the outgoing weights of new units, so the function does not change; importance
+        weighs by them.
+    unit: how many places, one after the other, each unit takes here (4 in the queries, where four
+    heads share one key).
     """
 
     tensor: str
@@ -46,15 +51,19 @@ class Slice:
 class Axis:
     """One index space that can shrink, such as the hidden units of one block's MLP.
 
-    name: unique in the model; the layer's number belongs in it, once (``mlp.0``). Axes that differ in digits only are of one
+    name: unique in the model; the layer's number belongs in it, once (``mlp.0``). Axes that differ
+    in digits only are of one
         kind.
     size: how many units the model has.
     slices: every place where the units appear.
     step: sizes are whole multiples of this, and units move in groups of it (a head's width, say).
-    layers: for the axis of depth: the path of the list whose numbered children are its units (``transformer.h``). Its slices
-        then name tensors *within* a layer: those that add the layer's result to what passes by it. Growth zeroes them in new
-        layers, which so start as the identity; without any, the axis cannot grow.
-    order: of such an axis: the layers' numbers, the most important first. A Student keeps the first so many of them, in the
+    layers: for the axis of depth: the path of the list whose numbered children are its units
+    (``transformer.h``). Its slices
+        then name tensors *within* a layer: those that add the layer's result to what passes by it.
+        Growth zeroes them in new layers, which so start as the identity; without any, the axis
+        cannot grow.
+    order: of such an axis: the layers' numbers, the most important first. A Student keeps the first
+    so many of them, in the
         places that they have in the model. The engine sets it.
     """
 
@@ -76,12 +85,14 @@ class Axis:
 class Source:
     """What the user brought, already found on disk and opened without unpickling anything.
 
-    One of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare state dict), ``module`` (an
-    opened pickle, only after ``--allow-pickle``), ``builder`` (the user's function that makes the model, ``pkg.mod:build``;
-    ``tensors`` are then its weights, if any), or none of them: ``name`` is a name that the adapter's own library knows
-    (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are what the user said of them.
-    ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit from that of ``config``.
-    ``beside``: the folder with the files that belong to the model besides its weights (tokenizer); matta takes care of those.
+    One of these holds: ``folder`` (a checkpoint folder of a stock library), ``tensors`` (a bare
+    state dict), ``module`` (an opened pickle, only after ``--allow-pickle``), ``builder`` (the
+    user's function that makes the model, ``pkg.mod:build``; ``tensors`` are then its weights, if
+    any), or none of them: ``name`` is a name that the adapter's own library knows
+    (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are
+    what the user said of them. ``sizes`` comes with ``tensors`` of matta's own format: ``build``
+    makes the module that they fit from that of ``config``. ``beside``: the folder with the files
+    that belong to the model besides its weights (tokenizer); matta takes care of those.
     """
 
     name: str
@@ -97,16 +108,19 @@ class Source:
 
 
 class Adapter(ABC):
-    """What matta knows about one architecture. Register a subclass as an entry point of the group ``matta.adapters``.
+    """What matta knows about one architecture. Register a subclass as an entry point of the group
+    ``matta.adapters``.
 
     name: what users type after ``--adapter``.
     task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
         ``sentence_embedding``; an adapter of many kinds of model sets it in ``load``.
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
-        (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student`` is the only way.
+        (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student``
+        is the only way.
     spec: what finds the adapter again; matta sets it.
-    notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the user.
+    notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the
+    user.
     """
 
     name: str = ""
@@ -124,7 +138,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, source: Source) -> nn.Module:
-        """The dense model, in float32 on the CPU, in eval mode. Raises ``MattaError`` where the source does not fit."""
+        """The dense model, in float32 on the CPU, in eval mode. Raises ``MattaError`` where the
+        source does not fit.
+        """
 
     @abstractmethod
     def axes(self, model: nn.Module) -> list[Axis]:
@@ -132,25 +148,32 @@ class Adapter(ABC):
 
     @abstractmethod
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
-        """A fresh dense module like ``model`` with these sizes; an axis that is not named keeps its size.
+        """A fresh dense module like ``model`` with these sizes; an axis that is not named keeps its
+        size.
 
-        With fewer or more layers, ``sizes`` names the axes of the layers as the new module numbers them. Its weights are
-        arbitrary. Must work under ``torch.device("meta")`` and leave ``model`` alone.
+        With fewer or more layers, ``sizes`` names the axes of the layers as the new module numbers
+        them. Its weights are arbitrary. Must work under ``torch.device("meta")`` and leave
+        ``model`` alone.
         """
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into an existing folder, in the stock library's own format (safetensors, never pickles).
+        """Write ``model`` into an existing folder, in the stock library's own format (safetensors,
+        never pickles).
 
         ``load(Source(folder=...))`` reads it back. Not called where ``unsupported`` gives a reason.
         """
 
     def unsupported(self, model: nn.Module) -> str:
-        """Why the stock format cannot express this model's sizes, as a sentence; empty where it can. ``model`` may be on meta.
+        """Why the stock format cannot express this model's sizes, as a sentence; empty where it
+        can. ``model`` may be on meta.
 
-        It begins with a small letter and has no full stop. matta then writes a format of its own (see ``Source.sizes``).
+        It begins with a small letter and has no full stop. matta then writes a format of its own
+        (see ``Source.sizes``).
         """
         return ""
 
     def export(self, model: nn.Module, folder: Path) -> None:  # noqa: B027
-        """Add to a saved model what ``loader`` needs besides, where that is too much for every checkpoint of a run."""
+        """Add to a saved model what ``loader`` needs besides, where that is too much for every
+        checkpoint of a run.
+        """

@@ -43,11 +43,17 @@ def text(value: str) -> None:
     sys.stdout.write(value)
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = (), *, left: bool = False) -> None:
+def table(
+    headers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    spare: Sequence[str] = (),
+    *,
+    left: bool = False,
+) -> None:
     """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe.
 
-    spare: beginnings of headers whose columns may go, first to last, where the terminal is too narrow for all. left: columns
-    are words, not numbers.
+    spare: beginnings of headers whose columns may go, first to last, where the terminal is too
+    narrow for all. left: columns are words, not numbers.
     """
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
@@ -84,7 +90,9 @@ def data(value: Any) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 128 + the signal that stopped it."""
+    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 128 + the signal
+    that stopped it.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -110,14 +118,18 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             if type(error).__name__ == "OutOfMemoryError":
                 _fail(f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size.", 1)
             if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
-                _fail("The disk is full: free some space and run the same command again; nothing half-written was left.", 1)
+                _fail(
+                    "The disk is full: free some space and run the same command again; nothing half-written was left.",
+                    1,
+                )
             raise
 
     return run
 
 
 def _fail(sentence: str, code: int) -> None:
-    if _other() and code < 128:  # the first process says what befell all; what befell this one is said after that
+    # the first process says what befell all; what befell this one is said after that
+    if _other() and code < 128:
         time.sleep(3)
         sys.stderr.write(f"Process {_other()}: {sentence}\n")
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
@@ -127,16 +139,33 @@ def _fail(sentence: str, code: int) -> None:
 
 @contextmanager
 def training_progress(show: bool = True) -> Iterator[Listener]:
-    """A listener that draws steps, ETA, the loss per width and the throughput on stderr; plain lines where no terminal is."""
+    """A listener that draws steps, ETA, the loss per width and the throughput on stderr; plain
+    lines where no terminal is.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
     from rich.table import Column
 
     console = Console(stderr=True, highlight=False)
     live = show and console.is_terminal and not os.environ.get("CI")
-    text = TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1))
-    fixed = (MofNCompleteColumn(table_column=Column(no_wrap=True)), TimeRemainingColumn(table_column=Column(no_wrap=True)))
-    with Progress(BarColumn(12), *fixed, text, console=console, disable=not live, expand=True) as bar:
+    text = TextColumn(
+        "{task.description}",
+        markup=False,
+        table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+    )
+    fixed = (
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(table_column=Column(no_wrap=True)),
+    )
+    with Progress(
+        BarColumn(12), *fixed, text, console=console, disable=not live, expand=True
+    ) as bar:
         task, said, started = bar.add_task("starting"), [0], time.monotonic()
 
         def listen(event: Event) -> None:
@@ -153,9 +182,12 @@ def training_progress(show: bool = True) -> Iterator[Listener]:
             tenth = event.step * 10 // event.steps
             if tenth < said[0]:
                 said[0] = 0  # another run has begun
-            brief = not event.terms and time.monotonic() - started < 10  # what soon ends needs no lines in a log
+            # what soon ends needs no lines in a log
+            brief = not event.terms and time.monotonic() - started < 10
             if not live and show and tenth > said[0] and not brief:
                 said[0] = tenth
-                console.print(f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True)
+                console.print(
+                    f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True
+                )
 
         yield listen

@@ -1,4 +1,6 @@
-"""The demo's input: real data that installed packages carry, and a small base and Teacher trained on it."""
+"""The demo's input: real data that installed packages carry, and a small base and Teacher trained
+on it.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,25 @@ STEPS = {"gpt2": (150, 220, 200), "vit": (250, 900, 600), "mlp_ranker": (100, 60
 def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = quiet) -> Recipe:
     """Write data, base and Teacher to ``out/demo`` and return the recipe of the three steps.
 
-    Raises ``MattaError`` for an adapter without a demo, or where the package that carries its data is missing.
+    Raises ``MattaError`` for an adapter without a demo, or where the package that carries its data
+    is missing.
     """
     if name not in STEPS:
         raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(STEPS)}.")
     steps = [max(4, s // 10) if quick else s for s in STEPS[name]]
     folder = out / "demo"
     if (out / "ta").exists() and not folder.exists():
-        raise MattaError(f"{out} holds finished work that is no demo's: pass --out for another folder.")
+        raise MattaError(
+            f"{out} holds finished work that is no demo's: pass --out for another folder."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     recipe.convert.adapter = name
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
     recipe.distill.steps, recipe.distill.eval_every = steps[2], max(1, steps[2] // 4)
-    base, teacher, learning_rates, batch = {"gpt2": _gpt2, "vit": _vit, "mlp_ranker": _ranker}[name](folder, recipe)
+    base, teacher, learning_rates, batch = {"gpt2": _gpt2, "vit": _vit, "mlp_ranker": _ranker}[
+        name
+    ](folder, recipe)
     recipe.distill.batch_size = batch
     if quick:
         recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
@@ -51,7 +58,11 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
         (teacher, "teacher", steps[1], learning_rates[1]),
     ):
         size = sum(p.numel() for p in model.parameters())
-        listen(Progress(message=f"Training a small {role} of its own first: {size:,} parameters, {count} steps."))
+        listen(
+            Progress(
+                message=f"Training a small {role} of its own first: {size:,} parameters, {count} steps."
+            )
+        )
         _train(model, role, task, folder / "base", count, batch, lr, listen)
         (folder / role).mkdir(exist_ok=True)
         adapter.save(model, folder / role)
@@ -59,12 +70,21 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
 
 
 def _train(
-    model: nn.Module, role: str, task: Task, folder: Path, steps: int, batch_size: int, lr: float, listen: Listener
+    model: nn.Module,
+    role: str,
+    task: Task,
+    folder: Path,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    listen: Listener,
 ) -> None:
     """Plain training on the ground truth: what the user did before meeting matta."""
     data = task.data(folder, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=steps, pct_start=max(0.1, 2.5 / steps))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, lr, total_steps=steps, pct_start=max(0.1, 2.5 / steps)
+    )
     order: dict[int, torch.Tensor] = {}
     model.train()
     for step in range(steps):
@@ -104,16 +124,26 @@ def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
         show_progress=False,
     )
     bpe.train_from_iterator(text.split("\n\n")[: int(0.9 * len(text.split("\n\n")))], trainer)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
     for role in ("base", "teacher"):
         tokenizer.save_pretrained(str(folder / role))
 
     def model(width: int, layers: int, heads: int) -> nn.Module:
         torch.manual_seed(SEED)
         config = GPT2Config(
-            vocab_size=bpe.get_vocab_size(), n_positions=128, n_embd=width, n_layer=layers, n_head=heads,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=0, eos_token_id=0,
-        )  # fmt: skip
+            vocab_size=bpe.get_vocab_size(),
+            n_positions=128,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         return GPT2LMHeadModel(config)
 
     recipe.data.train = str(folder / "python-reference.txt")
@@ -152,11 +182,15 @@ def _vit(folder: Path, recipe: Recipe) -> Prepared:
 
 
 def _ranker(folder: Path, recipe: Recipe) -> Prepared:
-    """A ranker on the RAND Health Insurance Experiment (statsmodels): who will see a doctor in a year, 20,190 person-years."""
+    """A ranker on the RAND Health Insurance Experiment (statsmodels): who will see a doctor in a
+    year, 20,190 person-years.
+    """
     try:
         from statsmodels.datasets import randhie
     except ImportError:
-        raise MattaError("The ranker's demo reads a table of statsmodels: pip install 'matta[demo]'.") from None
+        raise MattaError(
+            "The ranker's demo reads a table of statsmodels: pip install 'matta[demo]'."
+        ) from None
     from matta_adapters.mlp_ranker import Ranker
 
     table = randhie.load_pandas().data.sample(frac=1, random_state=SEED)
@@ -173,8 +207,14 @@ def _ranker(folder: Path, recipe: Recipe) -> Prepared:
         torch.manual_seed(SEED)
         layers: list[dict[str, Any]] = []
         for width in hidden:
-            layers += [{"layer": "Linear", "out": width}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}]
-        return Ranker([(f, embedding) for f in fields], len(dense), [*layers, {"layer": "Linear", "out": 1}])
+            layers += [
+                {"layer": "Linear", "out": width},
+                {"layer": "BatchNorm1d"},
+                {"layer": "ReLU"},
+            ]
+        return Ranker(
+            [(f, embedding) for f in fields], len(dense), [*layers, {"layer": "Linear", "out": 1}]
+        )
 
     recipe.data.train = str(folder / "health-insurance.csv")
     recipe.data.label, recipe.data.categorical, recipe.data.dense = "visited", categorical, dense

@@ -7,7 +7,9 @@ import shlex
 
 
 def said(error: Exception) -> str:
-    """What an error of another library says, in one line; a line that ends in a colon takes the next one along."""
+    """What an error of another library says, in one line; a line that ends in a colon takes the
+    next one along.
+    """
     if code := refused_code(error):
         return f"its weights are a pickle that holds code ({code}), which is never run; save_pretrained writes safetensors"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
@@ -15,7 +17,9 @@ def said(error: Exception) -> str:
 
 
 def refused_code(error: Exception) -> str:
-    """The name of the code that torch refused to run as it opened a pickle; empty where the error is another."""
+    """The name of the code that torch refused to run as it opened a pickle; empty where the error
+    is another.
+    """
     found = re.search(r"unsupported global\W+(?:global )?([\w.]+)", str(error), re.IGNORECASE)
     return found[1] if found else ""
 
@@ -28,12 +32,15 @@ def command(*words: object) -> str:
 class MattaError(Exception):
     """A sentence for the user: what is wrong, in their own names, and what to do about it.
 
-    The command line prints it on stderr and exits with code 1. From Python it is an ordinary exception.
+    The command line prints it on stderr and exits with code 1. From Python it is an ordinary
+    exception.
     """
 
 
 class Interrupted(MattaError):
-    """Training was stopped by a signal after its checkpoint had been saved. ``code`` is the exit code, 128 + the signal."""
+    """Training was stopped by a signal after its checkpoint had been saved. ``code`` is the exit
+    code, 128 + the signal.
+    """
 
     def __init__(self, sentence: str, code: int = 130) -> None:
         super().__init__(sentence)

@@ -23,16 +23,22 @@ from matta_cli.commands.teach import teach
 from matta_cli.console import guarded, say
 from matta_cli.version import __version__
 
-_UsageError: Any = typer.BadParameter.__bases__[0]  # that of the click which this release of typer brings, or needs
+# that of the click which this release of typer brings, or needs
+_UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Commands(TyperGroup):
     """Says of what was typed wrong, too, one sentence, with exit code 1."""
 
     def main(
-        self, args: Sequence[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
-        standalone_mode: bool = True, windows_expand_args: bool = True, **extra: Any,
-    ) -> Any:  # fmt: skip
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
         except _UsageError as error:
@@ -67,7 +73,9 @@ def _version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Turn one dense PyTorch model into a family of good small ones."""
     if context.invoked_subcommand is None:

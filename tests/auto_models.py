@@ -1,4 +1,6 @@
-"""Builders of tiny models, as users write them: ``matta convert auto_models:plain_cnn --adapter auto ...``."""
+"""Builders of tiny models, as users write them: ``matta convert auto_models:plain_cnn --adapter
+auto ...``.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """``model`` with no tensor left as libraries initialise it: zeros in a head would hide what is wrong before it."""
+    """``model`` with no tensor left as libraries initialise it: zeros in a head would hide what is
+    wrong before it.
+    """
     torch.manual_seed(0)
     for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         if name.endswith("running_var"):
@@ -34,7 +38,9 @@ def mobilenet() -> nn.Module:
 
 
 def convnext() -> nn.Module:
-    return timm.create_model("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=7)
+    return timm.create_model(
+        "convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=7
+    )
 
 
 def mixer() -> nn.Module:
@@ -43,23 +49,40 @@ def mixer() -> nn.Module:
 
 def vit() -> nn.Module:
     return timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=64, num_heads=4, depth=2, num_classes=7
+        "vit_tiny_patch16_224",
+        img_size=32,
+        patch_size=8,
+        embed_dim=64,
+        num_heads=4,
+        depth=2,
+        num_classes=7,
     )
 
 
 def bert() -> nn.Module:
     config = BertConfig(
-        hidden_size=32, num_attention_heads=4, num_hidden_layers=2, intermediate_size=40, vocab_size=50,
-        max_position_embeddings=16, num_labels=3,
-    )  # fmt: skip
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=2,
+        intermediate_size=40,
+        vocab_size=50,
+        max_position_embeddings=16,
+        num_labels=3,
+    )
     return BertForSequenceClassification(config)
 
 
 def llama() -> nn.Module:
     config = LlamaConfig(
-        hidden_size=32, num_attention_heads=8, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=40,
-        vocab_size=50, max_position_embeddings=16, use_cache=False,
-    )  # fmt: skip
+        hidden_size=32,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        num_hidden_layers=2,
+        intermediate_size=40,
+        vocab_size=50,
+        max_position_embeddings=16,
+        use_cache=False,
+    )
     return LlamaForCausalLM(config)
 
 
@@ -75,7 +98,10 @@ class TwoTowers(nn.Module):
         self.right = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 6))
 
     def forward(self, categorical: torch.Tensor, dense: torch.Tensor | None = None) -> torch.Tensor:
-        user, item = self.left(self.user(categorical[:, 0])), self.right(self.item(categorical[:, 1]))
+        user, item = (
+            self.left(self.user(categorical[:, 0])),
+            self.right(self.item(categorical[:, 1])),
+        )
         return (user * item).sum(-1)
 
 
@@ -84,8 +110,12 @@ class PlainCNN(nn.Module):
 
     def __init__(self, classes: int = 10, width: int = 16) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        self.inner = nn.Sequential(nn.Conv2d(width, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
+        self.inner = nn.Sequential(
+            nn.Conv2d(width, 24, 3, padding=1), nn.BatchNorm2d(24), nn.ReLU()
+        )
         self.back = nn.Sequential(nn.Conv2d(24, width, 3, padding=1), nn.BatchNorm2d(width))
         self.head = nn.Linear(width, classes)
 
@@ -119,7 +149,12 @@ def flattened() -> nn.Module:
 def sequential() -> nn.Module:
     """Its layers have numbers for names."""
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3)
+        nn.Conv2d(1, 8, 3),
+        nn.ReLU(),
+        nn.Conv2d(8, 6, 3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, 3),
     )
 
 
@@ -129,7 +164,9 @@ def tied_llama() -> nn.Module:
 
 
 class FusedBlock(nn.Module):
-    """A gated MLP whose gate and value are one layer, after an attention whose q, k and v are; all in one module."""
+    """A gated MLP whose gate and value are one layer, after an attention whose q, k and v are; all
+    in one module.
+    """
 
     def __init__(self, width: int = 16, heads: int = 2, hidden: int = 20) -> None:
         super().__init__()
@@ -139,7 +176,9 @@ class FusedBlock(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         batch, tokens, _ = x.shape
-        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(batch, tokens, -1)
         x = x + self.out(mixed)
         return x + self.down(F.glu(self.up(x)))
@@ -163,11 +202,17 @@ class Concatenated(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.left, self.right, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 12, 3), nn.Conv2d(20, 6, 3)
+        self.left, self.right, self.head = (
+            nn.Conv2d(3, 8, 3),
+            nn.Conv2d(3, 12, 3),
+            nn.Conv2d(20, 6, 3),
+        )
         self.last = nn.Linear(6, 7)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(F.relu(self.head(F.relu(torch.cat([self.left(x), self.right(x)], 1)))).mean((2, 3)))
+        return self.last(
+            F.relu(self.head(F.relu(torch.cat([self.left(x), self.right(x)], 1)))).mean((2, 3))
+        )
 
 
 def concatenated() -> nn.Module:
@@ -180,7 +225,11 @@ class Grouped(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.norm = nn.Conv2d(3, 12, 3), nn.GroupNorm(3, 12)
-        self.second, self.third, self.head = nn.Conv2d(12, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Linear(8, 7)
+        self.second, self.third, self.head = (
+            nn.Conv2d(12, 8, 3),
+            nn.Conv2d(8, 8, 3, groups=2),
+            nn.Linear(8, 7),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = F.relu(self.norm(self.first(x)))
@@ -192,7 +241,9 @@ def grouped() -> nn.Module:
 
 
 class OwnNorm(nn.Module):
-    """Divides by the length over the channels, in a class that says nothing of norms: new units would change it."""
+    """Divides by the length over the channels, in a class that says nothing of norms: new units
+    would change it.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -208,7 +259,9 @@ def own_norm() -> nn.Module:
 
 
 class Placed(nn.Module):
-    """Weighs its hidden units by their place: any prefix of them is a model, any other order is another function."""
+    """Weighs its hidden units by their place: any prefix of them is a model, any other order is
+    another function.
+    """
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""A real Chromium, spoken to over its DevTools protocol by a pipe: no package and no port is needed."""
+"""A real Chromium, spoken to over its DevTools protocol by a pipe: no package and no port is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,26 @@ class Browser:
             os.dup2(read, 3)
             os.dup2(write, 4)
 
-        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+        flags = [
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--no-first-run",
+        ]
         self.process = subprocess.Popen(
-            [FOUND, *flags, "--remote-debugging-pipe", f"--user-data-dir={self.profile.name}", "about:blank"],
-            preexec_fn=hand_over, close_fds=False, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            [
+                FOUND,
+                *flags,
+                "--remote-debugging-pipe",
+                f"--user-data-dir={self.profile.name}",
+                "about:blank",
+            ],
+            preexec_fn=hand_over,
+            close_fds=False,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self.number, self.rest, self.session = 0, b"", None
@@ -76,7 +93,13 @@ class Browser:
 
     def open(self, page: Path, width: int, dark: bool, height: int = 900) -> None:
         """Load a file in a window of ``width`` CSS pixels."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
@@ -86,7 +109,9 @@ class Browser:
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression in the page."""
-        got = self.ask("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        got = self.ask(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in got, got["exceptionDetails"]
         return got["result"].get("value")
 
@@ -96,14 +121,22 @@ class Browser:
 
     def settle(self) -> None:
         """Wait until two frames have been drawn: what scrolling sets off has happened then."""
-        self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+        self.run(
+            "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))"
+        )
 
     def press(self, key: str, times: int = 1) -> None:
         """Press a key of the keyboard."""
         code = {"ArrowLeft": 37, "ArrowRight": 39, "Home": 36, "End": 35}[key]
         for _ in range(times):
             for kind in ("keyDown", "keyUp"):
-                self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
+                self.ask(
+                    "Input.dispatchKeyEvent",
+                    type=kind,
+                    key=key,
+                    code=key,
+                    windowsVirtualKeyCode=code,
+                )
 
     def said(self) -> list[str]:
         """Errors, warnings and console messages since the page was opened."""
@@ -112,7 +145,11 @@ class Browser:
 
     def asked_for(self) -> list[str]:
         """What the page fetched, itself left out."""
-        urls = [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        urls = [
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
+        ]
         return urls[1:]
 
     def picture(self, to: Path, whole: bool = True) -> None:
@@ -120,4 +157,6 @@ class Browser:
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
         more = {"captureBeyondViewport": True, "clip": clip} if whole else {}
-        to.write_bytes(base64.b64decode(self.ask("Page.captureScreenshot", format="png", **more)["data"]))
+        to.write_bytes(
+            base64.b64decode(self.ask("Page.captureScreenshot", format="png", **more)["data"])
+        )

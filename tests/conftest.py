@@ -1,6 +1,7 @@
 import os
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before any hub client is imported: no test may need the network
+# before any hub client is imported: no test may need the network
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 

@@ -1,4 +1,6 @@
-"""Every adapter runs the same suite on real, tiny models; stock libraries then load what it saved, without matta."""
+"""Every adapter runs the same suite on real, tiny models; stock libraries then load what it saved,
+without matta.
+"""
 
 from __future__ import annotations
 
@@ -54,32 +56,57 @@ def gpt2(**changes) -> GPT2LMHeadModel:
     plain = {"vocab_size": 97, "n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 16}
     config = GPT2Config(**{**plain, "bos_token_id": 1, "eos_token_id": 1, **changes})
     model = GPT2LMHeadModel(config).eval()
-    for name, parameter in model.named_parameters():  # biases start at zero, which would hide a mistake in them
+    # biases start at zero, which would hide a mistake in them
+    for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
     return model
 
 
 def llama(kind: str = "llama", **changes) -> nn.Module:
-    """Six query heads of 10 channels on three keys, 28 wide and so not the heads' width together; odd MLP."""
+    """Six query heads of 10 channels on three keys, 28 wide and so not the heads' width together;
+    odd MLP.
+    """
     torch.manual_seed(0)
-    plain = {"vocab_size": 97, "hidden_size": 30, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6}
-    plain |= {"hidden_size": 36} if kind == "qwen2" else {"head_dim": 10}  # which has no such field: a sixth of the width
-    plain |= {"num_key_value_heads": 3, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 1}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**plain, **changes})).eval()
+    plain = {
+        "vocab_size": 97,
+        "hidden_size": 30,
+        "intermediate_size": 37,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+    }
+    # which has no such field: a sixth of the width
+    plain |= {"hidden_size": 36} if kind == "qwen2" else {"head_dim": 10}
+    plain |= {
+        "num_key_value_heads": 3,
+        "max_position_embeddings": 16,
+        "bos_token_id": 1,
+        "eos_token_id": 1,
+    }
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(kind, **{**plain, **changes})
+    ).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
         elif "norm" in name:
             nn.init.normal_(parameter, 1.0, 0.2)
         else:
-            nn.init.normal_(parameter, std=0.2)  # at the library's 0.02 attention is all but uniform
+            # at the library's 0.02 attention is all but uniform
+            nn.init.normal_(parameter, std=0.2)
     return model
 
 
 def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
     torch.manual_seed(0)
-    plain = {"img_size": 32, "patch_size": 8, "embed_dim": 64, "num_heads": 2, "depth": 2, "num_classes": 7}
+    plain = {
+        "img_size": 32,
+        "patch_size": 8,
+        "embed_dim": 64,
+        "num_heads": 2,
+        "depth": 2,
+        "num_classes": 7,
+    }
     model = timm.create_model(name, **{**plain, **changes}).eval()
     for parameter in model.parameters():
         if parameter.abs().sum() == 0:
@@ -89,8 +116,16 @@ def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
 
 def bert(pooler: bool = True, **changes) -> BertModel:
     torch.manual_seed(0)
-    plain = {"vocab_size": 61, "hidden_size": 24, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 40}
-    model = BertModel(BertConfig(**{**plain, "max_position_embeddings": 16, **changes}), add_pooling_layer=pooler).eval()
+    plain = {
+        "vocab_size": 61,
+        "hidden_size": 24,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "intermediate_size": 40,
+    }
+    model = BertModel(
+        BertConfig(**{**plain, "max_position_embeddings": 16, **changes}), add_pooling_layer=pooler
+    ).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -99,7 +134,11 @@ def bert(pooler: bool = True, **changes) -> BertModel:
 
 def ranker(fields, dense: int, *hidden: list[dict]) -> Ranker:
     torch.manual_seed(0)
-    model = Ranker(fields, dense, [*(layer for group in hidden for layer in group), {"layer": "Linear", "out": 1}]).eval()
+    model = Ranker(
+        fields,
+        dense,
+        [*(layer for group in hidden for layer in group), {"layer": "Linear", "out": 1}],
+    ).eval()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.5)
@@ -120,13 +159,19 @@ MODELS = {
     "gpt2-n_inner": lambda: gpt2(n_inner=33),
     "gpt2-untied": lambda: gpt2(tie_word_embeddings=False),
     "gpt2-scaled": lambda: gpt2(scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
-    "gpt2-eager-relu": lambda: gpt2(attn_implementation="eager", activation_function="relu", resid_pdrop=0.3),
+    "gpt2-eager-relu": lambda: gpt2(
+        attn_implementation="eager", activation_function="relu", resid_pdrop=0.3
+    ),
     "llama-llama": lambda: llama(),
     "llama-biases": lambda: llama(attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "llama-ungrouped": lambda: llama(num_key_value_heads=6, hidden_act="gelu"),
     "llama-mistral": lambda: llama("mistral", sliding_window=3),
-    "llama-qwen2": lambda: llama("qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1),
-    "llama-qwen3": lambda: llama("qwen3", num_key_value_heads=1, tie_word_embeddings=True, hidden_size=31),
+    "llama-qwen2": lambda: llama(
+        "qwen2", use_sliding_window=True, sliding_window=3, max_window_layers=1
+    ),
+    "llama-qwen3": lambda: llama(
+        "qwen3", num_key_value_heads=1, tie_word_embeddings=True, hidden_size=31
+    ),
     "vit-token": lambda: vit(),
     "vit-average": lambda: vit(global_pool="avg", class_token=False, num_classes=3),
     "vit-average-with-token": lambda: vit(global_pool="avg", fc_norm=False),
@@ -138,10 +183,16 @@ MODELS = {
     "vit-deit3": lambda: vit("deit3_small_patch16_224"),
     "bert": lambda: bert(),
     "bert-no-pooler": lambda: bert(pooler=False, type_vocab_size=1),
-    "bert-eager-relu": lambda: bert(attn_implementation="eager", hidden_act="relu", hidden_dropout_prob=0.3),
+    "bert-eager-relu": lambda: bert(
+        attn_implementation="eager", hidden_act="relu", hidden_dropout_prob=0.3
+    ),
     "mlp_ranker-both": lambda: ranker(FIELDS, 6, layer(8, "ReLU"), layer(5, "GELU")),
-    "mlp_ranker-batchnorm": lambda: ranker(FIELDS, 6, layer(8, "BatchNorm1d", "ReLU", "Dropout"), layer(6, "SiLU", bias=False)),
-    "mlp_ranker-layernorm": lambda: ranker(FIELDS, 6, layer(8, "LayerNorm", "ReLU"), layer(6, "ReLU", "BatchNorm1d")),
+    "mlp_ranker-batchnorm": lambda: ranker(
+        FIELDS, 6, layer(8, "BatchNorm1d", "ReLU", "Dropout"), layer(6, "SiLU", bias=False)
+    ),
+    "mlp_ranker-layernorm": lambda: ranker(
+        FIELDS, 6, layer(8, "LayerNorm", "ReLU"), layer(6, "ReLU", "BatchNorm1d")
+    ),
     "mlp_ranker-embeddings": lambda: ranker(FIELDS, 0, layer(8, "ReLU")),
     "mlp_ranker-dense": lambda: ranker([], 6, layer(8, "ReLU"), layer(4, "Tanh")),
     "mlp_ranker-linear": lambda: ranker(FIELDS, 2),
@@ -205,7 +256,7 @@ def test_training_mode_and_dropout_survive_build(name):
     ]
 
 
-# --- the contract's test kit catches a wrong adapter ---------------------------------------------------------------
+# --- the contract's test kit catches a wrong adapter ----------------------------------------------
 
 
 class Forgetful(MLPRanker):
@@ -213,7 +264,9 @@ class Forgetful(MLPRanker):
 
     def axes(self, model):
         axes = super().axes(model)
-        return [replace(a, slices=tuple(s for s in a.slices if not self.forgotten(s))) for a in axes]
+        return [
+            replace(a, slices=tuple(s for s in a.slices if not self.forgotten(s))) for a in axes
+        ]
 
     def forgotten(self, s: Slice) -> bool:
         return s.tensor == "mlp.0.bias"
@@ -222,8 +275,14 @@ class Forgetful(MLPRanker):
 class WrongDimension(MLPRanker):
     def axes(self, model):
         axes = super().axes(model)
-        swapped = [Slice(s.tensor, s.dim ^ s.outgoing, s.blocks, s.start, s.outgoing) for s in axes[-1].slices]
-        return [*axes[:-1], type(axes[-1])(axes[-1].name, axes[-1].size, tuple(swapped), axes[-1].step)]
+        swapped = [
+            Slice(s.tensor, s.dim ^ s.outgoing, s.blocks, s.start, s.outgoing)
+            for s in axes[-1].slices
+        ]
+        return [
+            *axes[:-1],
+            type(axes[-1])(axes[-1].name, axes[-1].size, tuple(swapped), axes[-1].step),
+        ]
 
 
 class Careless(MLPRanker):
@@ -241,7 +300,13 @@ class NotOutgoing(MLPRanker):
     def axes(self, model):
         plain = super().axes(model)
         return [
-            type(a)(a.name, a.size, tuple(Slice(s.tensor, s.dim, s.blocks, s.start) for s in a.slices), a.step) for a in plain
+            type(a)(
+                a.name,
+                a.size,
+                tuple(Slice(s.tensor, s.dim, s.blocks, s.start) for s in a.slices),
+                a.step,
+            )
+            for a in plain
         ]
 
 
@@ -252,7 +317,7 @@ def test_kit_catches(adapter):
         check_adapter(adapter(), model, batch)
 
 
-# --- stock libraries load what was saved, in a process that has no matta -------------------------------------------
+# --- stock libraries load what was saved, in a process that has no matta --------------------------
 
 STOCK = """
 import sys, torch, {library}
@@ -270,7 +335,9 @@ STOCK_MODELS = ("gpt2-n_inner", "llama-qwen2", "vit-deit-distilled", "bert")
 OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-registers")
 
 
-@pytest.mark.parametrize("names", [STOCK_MODELS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["usual", "others"])
+@pytest.mark.parametrize(
+    "names", [STOCK_MODELS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["usual", "others"]
+)
 def test_stock_reload(names, tmp_path):
     """Students of MLPs alone, and of all axes, by the stock libraries in one process of its own."""
     script, expected = "", {}
@@ -278,27 +345,41 @@ def test_stock_reload(names, tmp_path):
         adapter, model, batch = made(name)
         batch_file = str(tmp_path / f"{name}-batch.pt")
         torch.save(batch, batch_file)
-        there = nested_sizes.kinds(full_sizes(adapter.axes(model)))  # a Qwen2 of several kinds of layers has no depth
+        # a Qwen2 of several kinds of layers has no depth
+        there = nested_sizes.kinds(full_sizes(adapter.axes(model)))
         alone = name == "bert"  # its heads share out the width
         for kinds in (["mlp"], ["mlp", "heads", "hidden", "depth"]):
-            axes = nested_axes(adapter, model, [k for k in kinds if k in there and not (alone and k == "heads")])
+            axes = nested_axes(
+                adapter, model, [k for k in kinds if k in there and not (alone and k == "heads")]
+            )
             small = {"mlp": 13, "depth": 1}
             sizes = {axis.name: small.get(nested_sizes.kind(axis.name), axis.step) for axis in axes}
             student = adapter.build(model, own_sizes(axes, sizes))
             assert adapter.unsupported(student) == ""
             for parameter in student.parameters():
                 nn.init.normal_(parameter, std=0.1)
-            folder, out = tmp_path / f"it's a student of {name}, {len(kinds)}", tmp_path / f"{name}-{len(kinds)}.pt"
+            folder, out = (
+                tmp_path / f"it's a student of {name}, {len(kinds)}",
+                tmp_path / f"{name}-{len(kinds)}.pt",
+            )
             folder.mkdir()
             adapter.save(student, folder)
-            assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+            assert not [
+                path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")
+            ]
             loader = adapter.loader.format(folder=repr(str(folder)))
-            script += STOCK.format(library=loader.split(".")[0], loader=loader, batch=batch_file, out=str(out))
+            script += STOCK.format(
+                library=loader.split(".")[0], loader=loader, batch=batch_file, out=str(out)
+            )
             with cost.threads(1):
                 expected[out] = logits(student.eval(), batch)
     # -I: neither the working directory nor PYTHONPATH, so that matta is not there by accident
     done = subprocess.run(
-        [sys.executable, "-I", "-c", script], capture_output=True, text=True, env=os.environ.copy(), check=False
+        [sys.executable, "-I", "-c", script],
+        capture_output=True,
+        text=True,
+        env=os.environ.copy(),
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     for out, wanted in expected.items():
@@ -315,7 +396,9 @@ def test_vit_preprocessing_survives(tmp_path):
     assert tuple(config["mean"]) == pytest.approx((0.485, 0.456, 0.406))
 
 
-@pytest.mark.parametrize(("dim", "hidden"), [(64, 13), (192, 101), (384, 999), (768, 2047), (49, 1), (49, 8)])
+@pytest.mark.parametrize(
+    ("dim", "hidden"), [(64, 13), (192, 101), (384, 999), (768, 2047), (49, 1), (49, 8)]
+)
 def test_mlp_ratio_round_trips(dim, hidden):
     from matta_adapters.vit import _ratio
 
@@ -327,7 +410,10 @@ def test_mlp_ratio_round_trips(dim, hidden):
     ("change", "reason"),
     [
         ({"mlp.0": 5, "mlp.1": 9}, r"per-layer MLP widths \(5, 9\)"),
-        ({"heads.0": 1, "heads.1": 2}, "as many channels in its heads .* as in its residual stream"),
+        (
+            {"heads.0": 1, "heads.1": 2},
+            "as many channels in its heads .* as in its residual stream",
+        ),
         ({"hidden": 1}, "as many channels in its heads .* as in its residual stream"),
         ({"depth": 1, "heads.0": 1}, "as many channels in its heads"),
         ({"depth": 3, "mlp.0": 5, "mlp.1": 5, "mlp.2": 9}, r"per-layer MLP widths \(5, 5, 9\)"),
@@ -337,24 +423,31 @@ def test_mlp_ratio_round_trips(dim, hidden):
 def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change, reason, tmp_path):
     adapter, model, batch = made(name)
     steps = {axis.name: axis.step for axis in adapter.axes(model)}
-    student = adapter.build(model, {axis: steps.get(axis, 1) * size for axis, size in change.items()}).eval()
+    student = adapter.build(
+        model, {axis: steps.get(axis, 1) * size for axis, size in change.items()}
+    ).eval()
     for parameter in student.parameters():
         nn.init.normal_(parameter, std=0.1)
     found = {axis.name: axis.size // axis.step for axis in adapter.axes(student)}
     assert {axis: found[axis] for axis in change} == change
     assert re.search(reason, adapter.unsupported(student))
     assert save_model(adapter, student, tmp_path) == adapter.unsupported(student)
-    assert not (tmp_path / "config.json").exists()  # the stock library is not led to believe that it can load this
+    # the stock library is not led to believe that it can load this
+    assert not (tmp_path / "config.json").exists()
     reloaded = type(adapter)().load(open_source(str(tmp_path)))
     assert torch.equal(logits(reloaded, batch), logits(student, batch))
     assert adapter.axes(reloaded) == adapter.axes(student)
 
 
 @pytest.mark.parametrize("kinds", ["mlp", "heads depth"], ids=["stock", "own"])
-@pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "bert-no-pooler", "mlp_ranker-both"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "bert-no-pooler", "mlp_ranker-both"]
+)
 def test_a_student_written_from_views_is_that_saved_whole(name, kinds, tmp_path):
     adapter, model, _ = made(name)
-    wanted = (*kinds.split(), "embedding", "hidden") if name.startswith("mlp_ranker") else kinds.split()
+    wanted = (
+        (*kinds.split(), "embedding", "hidden") if name.startswith("mlp_ranker") else kinds.split()
+    )
     axes = [axis for axis in adapter.axes(model) if nested_sizes.kind(axis.name) in wanted]
     sizes = sizes_at(axes, full_sizes(axes), 0.5)
     whole, streamed = tmp_path / "whole", tmp_path / "streamed"
@@ -362,16 +455,24 @@ def test_a_student_written_from_views_is_that_saved_whole(name, kinds, tmp_path)
     streamed.mkdir()
     reason = save_model(adapter, materialize(adapter, model, axes, sizes), whole)
     student = adapter.build(model, own_sizes(axes, sizes))
-    assert save_model(adapter, student, streamed, StudentView(adapter, model, axes, sizes).state()) == reason
+    assert (
+        save_model(adapter, student, streamed, StudentView(adapter, model, axes, sizes).state())
+        == reason
+    )
     files = [path.relative_to(whole) for path in sorted(whole.rglob("*")) if path.is_file()]
-    assert files == [path.relative_to(streamed) for path in sorted(streamed.rglob("*")) if path.is_file()]
+    assert files == [
+        path.relative_to(streamed) for path in sorted(streamed.rglob("*")) if path.is_file()
+    ]
     assert all((whole / file).read_bytes() == (streamed / file).read_bytes() for file in files)
 
 
 def test_a_stock_format_with_other_names_is_saved_whole(tmp_path):
     class Renaming(Bert):
         def save(self, model, folder):
-            save_file({f"bert.{name}": t for name, t in model.state_dict().items()}, str(folder / "model.safetensors"))
+            save_file(
+                {f"bert.{name}": t for name, t in model.state_dict().items()},
+                str(folder / "model.safetensors"),
+            )
 
     _, model, _ = made("bert")
     sizes = {"mlp.0": 5, "mlp.1": 5}
@@ -379,7 +480,12 @@ def test_a_stock_format_with_other_names_is_saved_whole(tmp_path):
     assert not save_model(Renaming(), Bert().build(model, sizes), tmp_path, view.state())
     saved = load_file(str(tmp_path / "model.safetensors"))
     for name, tensor in view.state().items():
-        assert torch.equal(saved[f"bert.{name}"], tensor) if f"bert.{name}" in saved else "_ids" in name  # no stored buffers
+        # no stored buffers
+        assert (
+            torch.equal(saved[f"bert.{name}"], tensor)
+            if f"bert.{name}" in saved
+            else "_ids" in name
+        )
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what is mapped")
@@ -394,9 +500,15 @@ def test_a_mapped_model_gets_memory_of_its_own(tmp_path):
         own_memory(mapped)
         file.seek(-1000, 2)
         file.write(bytes(1000))
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True)
+    )
     own_memory(mapped)  # nothing to do
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), mapped.state_dict().values(), strict=True)
+    )
 
 
 def test_per_layer_widths_of_a_state_dict():
@@ -405,7 +517,9 @@ def test_per_layer_widths_of_a_state_dict():
         student = adapter.build(model, {"mlp.0": 5, "mlp.1": 9}).eval()
         for parameter in student.parameters():
             nn.init.normal_(parameter, std=0.1)
-        reloaded = adapter.load(Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model)))
+        reloaded = adapter.load(
+            Source("s", tensors=dict(student.state_dict()), config=_config_of(adapter, model))
+        )
         assert torch.equal(logits(reloaded, batch), logits(student, batch))
 
 
@@ -414,14 +528,21 @@ def _config_of(adapter: Adapter, model: nn.Module) -> dict:
     return {"num_heads": 2} if isinstance(adapter, ViT) else model.config.to_dict()
 
 
-# --- sources -------------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def test_gpt2_state_dicts(tmp_path):
     model = gpt2(n_embd=64, n_head=1, n_inner=40)
     batch, tensors = inputs(model), model.state_dict()
-    bare = {key.removeprefix("transformer."): value for key, value in tensors.items() if key != "lm_head.weight"}
-    old = bare | {"h.0.attn.bias": torch.ones(1, 1, 16, 16), "h.0.attn.masked_bias": torch.tensor(-1e4)}
+    bare = {
+        key.removeprefix("transformer."): value
+        for key, value in tensors.items()
+        if key != "lm_head.weight"
+    }
+    old = bare | {
+        "h.0.attn.bias": torch.ones(1, 1, 16, 16),
+        "h.0.attn.masked_bias": torch.tensor(-1e4),
+    }
     compiled = {f"module._orig_mod.{key}": value for key, value in tensors.items()}
     for given in (tensors, bare, old, strip_prefixes(compiled)):
         adapter = GPT2()
@@ -440,7 +561,10 @@ def test_gpt2_config_decides_over_the_shapes():
         GPT2().load(Source("g.pt", tensors=model.state_dict()))
     adapter = GPT2()
     loaded = adapter.load(Source("g.pt", tensors=model.state_dict(), config=model.config.to_dict()))
-    assert torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model))) and not adapter.notes
+    assert (
+        torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
+        and not adapter.notes
+    )
 
 
 def test_gpt2_headless_folder_and_half_precision(tmp_path):
@@ -450,7 +574,9 @@ def test_gpt2_headless_folder_and_half_precision(tmp_path):
     body.to(torch.bfloat16).save_pretrained(tmp_path)
     loaded = GPT2().load(Source("body", folder=tmp_path))
     assert {p.dtype for p in loaded.parameters()} == {torch.float32} and not loaded.training
-    assert torch.equal(loaded.transformer.wte.weight, model.transformer.wte.weight.bfloat16().float())
+    assert torch.equal(
+        loaded.transformer.wte.weight, model.transformer.wte.weight.bfloat16().float()
+    )
 
 
 def test_gpt2_refusals(tmp_path):
@@ -458,7 +584,10 @@ def test_gpt2_refusals(tmp_path):
     tensors = dict(model.state_dict())
     tensors["transformer.h.1.mlp.c_fc.bias"] = torch.zeros(5)
     tensors["score.weight"] = tensors.pop("transformer.ln_f.weight")
-    with pytest.raises(MattaError, match=r"g.pt.*ln_f.weight is missing.*score.weight is not.*c_fc.bias has shape \[5\]"):
+    with pytest.raises(
+        MattaError,
+        match=r"g.pt.*ln_f.weight is missing.*score.weight is not.*c_fc.bias has shape \[5\]",
+    ):
         GPT2().load(Source("g.pt", tensors=tensors))
     with pytest.raises(MattaError, match="cross-attention"):
         GPT2().load(Source("g", module=gpt2(add_cross_attention=True)))
@@ -478,17 +607,28 @@ def test_llama_axes(name):
     model = MODELS[name]()
     axes = Llama().axes(model)
     keys = model.config.num_key_value_heads * model.model.layers[0].self_attn.head_dim
-    kinds = {"mlp": [37, 37], "heads": [keys, keys], "hidden": [model.config.hidden_size], "depth": [2]}
+    kinds = {
+        "mlp": [37, 37],
+        "heads": [keys, keys],
+        "hidden": [model.config.hidden_size],
+        "depth": [2],
+    }
     uniform = len(set(getattr(model.config, "layer_types", None) or [""])) == 1
-    assert nested_sizes.kinds(full_sizes(axes)) == {k: v for k, v in kinds.items() if uniform or k != "depth"}
+    assert nested_sizes.kinds(full_sizes(axes)) == {
+        k: v for k, v in kinds.items() if uniform or k != "depth"
+    }
     hidden = next(axis for axis in axes if axis.name == "hidden")
     assert hidden.step == (6 if model.config.model_type == "llama" else 1)  # LlamaConfig divides
 
 
 @pytest.mark.parametrize("name", LLAMAS)
-@pytest.mark.parametrize(("inner", "keys", "hidden"), [(13, None, None), (None, 1, None), (29, None, 24), (1, 2, 12)])
+@pytest.mark.parametrize(
+    ("inner", "keys", "hidden"), [(13, None, None), (None, 1, None), (29, None, 24), (1, 2, 12)]
+)
 def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidden, tmp_path):
-    """An independent reference: transformers' own smaller model, filled with the corners of the larger tensors."""
+    """An independent reference: transformers' own smaller model, filled with the corners of the
+    larger tensors.
+    """
     model = MODELS[name]()
     own = model.config
     shared = own.num_attention_heads // own.num_key_value_heads
@@ -497,29 +637,41 @@ def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidd
     width = model.model.layers[0].self_attn.head_dim
     changes = {"intermediate_size": inner, "hidden_size": hidden, "head_dim": width}
     changes |= {"num_key_value_heads": keys, "num_attention_heads": keys * shared}
-    reference = AutoModelForCausalLM.from_config(type(own).from_dict(own.to_dict() | changes)).eval()
+    reference = AutoModelForCausalLM.from_config(
+        type(own).from_dict(own.to_dict() | changes)
+    ).eval()
     large = model.state_dict()
-    corners = {key: large[key][tuple(map(slice, small.shape))] for key, small in reference.state_dict().items()}
+    corners = {
+        key: large[key][tuple(map(slice, small.shape))]
+        for key, small in reference.state_dict().items()
+    }
     reference.load_state_dict(corners)
 
     adapter = Llama()
     axes = [axis for axis in adapter.axes(model) if not axis.layers]
     wanted = {"mlp": inner, "heads": keys * width, "hidden": hidden}
-    student = materialize(adapter, model, axes, {axis.name: wanted[axis.name.split(".")[0]] for axis in axes})
+    student = materialize(
+        adapter, model, axes, {axis.name: wanted[axis.name.split(".")[0]] for axis in axes}
+    )
     adapter.save(student, tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     batch = inputs(model)
     for built in (loaded, student):
         assert all(torch.equal(built.state_dict()[key], value) for key, value in corners.items())
-        # not bit for bit: some processors take another kernel where a mapped file's values lie otherwise in memory
-        torch.testing.assert_close(logits(built, batch), logits(reference, batch), rtol=1e-5, atol=1e-6)
+        # not bit for bit: some processors take another kernel where a mapped file's values lie
+        # otherwise in memory
+        torch.testing.assert_close(
+            logits(built, batch), logits(reference, batch), rtol=1e-5, atol=1e-6
+        )
     assert loaded.config.to_dict() == reference.config.to_dict() | _extra(loaded)
 
 
 def _extra(model: nn.Module) -> dict:
     """What saving and loading write into a configuration besides."""
     config = model.config.to_dict()
-    return {key: config[key] for key in ("architectures", "_name_or_path", "dtype") if key in config}
+    return {
+        key: config[key] for key in ("architectures", "_name_or_path", "dtype") if key in config
+    }
 
 
 def test_llama_heads_take_their_queries_along():
@@ -542,8 +694,12 @@ def test_llama_state_dicts():
             del bare["lm_head.weight"]
         for given in (tensors, bare, {key: tensor.double() for key, tensor in tensors.items()}):
             loaded = Llama().load(Source("m.pt", tensors=given, config=model.config.to_dict()))
-            assert type(loaded) is type(model) and torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
-            assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_word_embeddings
+            assert type(loaded) is type(model) and torch.equal(
+                logits(loaded, inputs(model)), logits(model, inputs(model))
+            )
+            assert (
+                loaded.lm_head.weight is loaded.model.embed_tokens.weight
+            ) == model.config.tie_word_embeddings
 
 
 def test_llama_old_buffers_and_half_precision_in_a_folder(tmp_path):
@@ -570,9 +726,17 @@ def test_llama_refusals(tmp_path):
     with pytest.raises(MattaError, match=r"k_proj.weight has shape \[30, 30\], not \[60, 30\]"):
         Llama().load(Source("m.pt", tensors=tensors, config={**config, "num_key_value_heads": 6}))
     with pytest.raises(MattaError, match="head of its own"):
-        Llama().load(Source("m.pt", tensors={**tensors, "lm_head.weight": torch.ones(97, 30)}, config=config))
+        Llama().load(
+            Source("m.pt", tensors={**tensors, "lm_head.weight": torch.ones(97, 30)}, config=config)
+        )
     with pytest.raises(MattaError, match="not one of the architecture's"):
-        Llama().load(Source("m.pt", tensors={**tensors, "model.layers.0.mlp.experts": torch.ones(1)}, config=config))
+        Llama().load(
+            Source(
+                "m.pt",
+                tensors={**tensors, "model.layers.0.mlp.experts": torch.ones(1)},
+                config=config,
+            )
+        )
     model.config.quantization_config = {"quant_method": "awq"}
     with pytest.raises(MattaError, match="quantized"):
         Llama().load(Source("m", module=model))
@@ -580,7 +744,10 @@ def test_llama_refusals(tmp_path):
     student = adapter.build(other, {"heads.0": 20, "heads.1": 20})
     assert "30 wide cannot have 4 heads" in adapter.unsupported(student)
     student = adapter.build(other, {"heads.1": 10})
-    assert re.search(r"one num_attention_heads for all blocks, which different ones \(6, 2\)", adapter.unsupported(student))
+    assert re.search(
+        r"one num_attention_heads for all blocks, which different ones \(6, 2\)",
+        adapter.unsupported(student),
+    )
 
 
 def test_bert_with_fewer_heads():
@@ -588,8 +755,12 @@ def test_bert_with_fewer_heads():
     student = adapter.build(model, {"heads.0": 8, "heads.1": 16}).eval()
     for parameter in student.parameters():
         nn.init.normal_(parameter, std=0.1)
-    assert "3 heads in every block, not 1, 2" in adapter.unsupported(student) and not adapter.unsupported(model)
-    reloaded = adapter.load(Source("b", tensors=dict(student.state_dict()), config=student.config.to_dict()))
+    assert "3 heads in every block, not 1, 2" in adapter.unsupported(
+        student
+    ) and not adapter.unsupported(model)
+    reloaded = adapter.load(
+        Source("b", tensors=dict(student.state_dict()), config=student.config.to_dict())
+    )
     assert torch.equal(logits(reloaded, batch), logits(student, batch))
 
 
@@ -599,7 +770,12 @@ def test_bert_state_dicts():
     whole = BertForMaskedLM(model.config)
     whole.bert.load_state_dict(tensors, strict=False)
     bare = {key: value for key, value in tensors.items() if not key.startswith("pooler.")}
-    for given in (tensors, bare, whole.state_dict(), tensors | {"embeddings.position_ids": torch.arange(16)[None]}):
+    for given in (
+        tensors,
+        bare,
+        whole.state_dict(),
+        tensors | {"embeddings.position_ids": torch.arange(16)[None]},
+    ):
         adapter = Bert()
         loaded = adapter.load(Source("b.pt", tensors=given))
         assert torch.equal(logits(loaded, batch), logits(model, batch))
@@ -613,7 +789,9 @@ def test_bert_of_another_task_gives_its_encoder(tmp_path):
     adapter = Bert()
     loaded = adapter.load(Source("b", folder=tmp_path))
     assert loaded.pooler is None  # rather than one with random weights
-    assert any("(cls)" in note for note in adapter.notes) and any("mean" in note for note in adapter.notes)
+    assert any("(cls)" in note for note in adapter.notes) and any(
+        "mean" in note for note in adapter.notes
+    )
     assert torch.equal(logits(loaded, inputs(loaded)), logits(whole.bert, inputs(loaded)))
 
 
@@ -622,7 +800,10 @@ def sentence_transformers(folder: Path, modules: tuple[str, ...], pooling: dict)
     bert().save_pretrained(folder)
     places = ["", *(f"{i}_{name}" for i, name in enumerate(modules, 1))]
     names = ["Transformer", *modules]
-    listed = [{"type": f"sentence_transformers.models.{name}", "path": p} for name, p in zip(names, places, strict=True)]
+    listed = [
+        {"type": f"sentence_transformers.models.{name}", "path": p}
+        for name, p in zip(names, places, strict=True)
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     for place in places[1:]:
         (folder / place).mkdir()
@@ -647,23 +828,34 @@ def test_bert_pooling_survives(pooling, mode, tmp_path):
     assert getattr(loaded.config, "sentence_pooling", None) == mode and adapter.notes == []
     (tmp_path / "b").mkdir()
     adapter.save(adapter.build(loaded, {"mlp.0": 8, "mlp.1": 8}), tmp_path / "b")
-    assert getattr(Bert().load(Source("b", folder=tmp_path / "b")).config, "sentence_pooling", None) == mode
+    assert (
+        getattr(Bert().load(Source("b", folder=tmp_path / "b")).config, "sentence_pooling", None)
+        == mode
+    )
 
 
 def test_bert_refusals(tmp_path):
-    dense = sentence_transformers(tmp_path / "dense", ("Pooling", "Dense"), {"pooling_mode": "mean"})
+    dense = sentence_transformers(
+        tmp_path / "dense", ("Pooling", "Dense"), {"pooling_mode": "mean"}
+    )
     with pytest.raises(MattaError, match="ends in Dense"):
         Bert().load(Source("s", folder=dense))
     both = {"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": True}
     with pytest.raises(MattaError, match=r"pools by max\+mean"):
-        Bert().load(Source("s", folder=sentence_transformers(tmp_path / "both", ("Pooling",), both)))
+        Bert().load(
+            Source("s", folder=sentence_transformers(tmp_path / "both", ("Pooling",), both))
+        )
     with pytest.raises(MattaError, match="decoder"):
         Bert().load(Source("d", module=bert(is_decoder=True)))
     with pytest.raises(MattaError, match=r"24 wide.*--config"):
         Bert().load(Source("b.pt", tensors=bert().state_dict()))
     with pytest.raises(MattaError, match="not a BERT"):
         Bert().load(Source("v", tensors=vit().state_dict()))
-    tensors = {key: value for key, value in bert().state_dict().items() if "layer.1.output.dense" not in key}
+    tensors = {
+        key: value
+        for key, value in bert().state_dict().items()
+        if "layer.1.output.dense" not in key
+    }
     with pytest.raises(MattaError, match=r"layer.1.output.dense.bias is missing"):
         Bert().load(Source("b.pt", tensors=tensors, config=bert().config.to_dict()))
 
@@ -674,7 +866,13 @@ def test_bert_refusals(tmp_path):
         {},
         {"global_pool": "avg", "class_token": False},
         {"global_pool": "avg", "class_token": False, "fc_norm": False},
-        {"reg_tokens": 2, "no_embed_class": True, "init_values": 0.1, "qk_norm": True, "pre_norm": True},
+        {
+            "reg_tokens": 2,
+            "no_embed_class": True,
+            "init_values": 0.1,
+            "qk_norm": True,
+            "pre_norm": True,
+        },
         {"in_chans": 1, "img_size": 56, "patch_size": 14, "mlp_ratio": 1.37, "qkv_bias": False},
         {"name": "deit_tiny_distilled_patch16_224"},
     ],
@@ -704,7 +902,9 @@ def test_vit_config_decides_over_the_shapes(tmp_path):
 
 def test_vit_refusals():
     with pytest.raises(MattaError, match="GluMlp"):
-        swiglu = timm.create_model("vit_giant_patch14_dinov2", img_size=28, depth=1, embed_dim=64, num_heads=1, mlp_ratio=4)
+        swiglu = timm.create_model(
+            "vit_giant_patch14_dinov2", img_size=28, depth=1, embed_dim=64, num_heads=1, mlp_ratio=4
+        )
         ViT().load(Source("s", module=swiglu))
     with pytest.raises(MattaError, match="no classification head"):
         ViT().load(Source("h", module=vit(num_classes=0)))
@@ -727,7 +927,12 @@ SEQUENTIALS = {
         nn.ReLU(),
         nn.Linear(5, 1),
     ],
-    "layernorm after": lambda: [nn.Linear(6, 8, bias=False), nn.ReLU(), nn.LayerNorm(8), nn.Linear(8, 1)],
+    "layernorm after": lambda: [
+        nn.Linear(6, 8, bias=False),
+        nn.ReLU(),
+        nn.LayerNorm(8),
+        nn.Linear(8, 1),
+    ],
 }
 
 
@@ -750,7 +955,9 @@ def test_ranker_from_sequential(name, tmp_path):
 def test_ranker_config_and_embeddings():
     model = ranker(FIELDS, 6, layer(8, "GELU"), layer(5, "GELU"))
     adapter = MLPRanker()
-    loaded = adapter.load(Source("m.pt", tensors=model.state_dict(), config={"activation": "gelu", "dropout": 0.1}))
+    loaded = adapter.load(
+        Source("m.pt", tensors=model.state_dict(), config={"activation": "gelu", "dropout": 0.1})
+    )
     assert torch.equal(logits(loaded, inputs(model)), logits(model, inputs(model)))
     assert loaded.fields == FIELDS and loaded.dense == 6 and adapter.notes == []
     assert [m.p for m in loaded.modules() if isinstance(m, nn.Dropout)] == [0.1, 0.1]
@@ -759,14 +966,26 @@ def test_ranker_config_and_embeddings():
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"tensors": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict()}, "2 outputs"),
+        (
+            {"tensors": nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)).state_dict()},
+            "2 outputs",
+        ),
         ({"tensors": nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict()}, "no Linear"),
         ({"tensors": {"encoder.weight": torch.zeros(2, 2)}}, "not an MLP ranker"),
         ({"module": nn.Sequential(nn.Linear(3, 1), nn.Sigmoid())}, "end with a Linear"),
         ({"module": nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 1))}, "start with a Linear"),
         ({"module": nn.Sequential(nn.Linear(3, 4), nn.PReLU(), nn.Linear(4, 1))}, "PReLU"),
-        ({"tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(), "config": {"activation": "Swosh"}}, "Swosh"),
-        ({"tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(), "config": {"n_layer": 2}}, "n_layer"),
+        (
+            {
+                "tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(),
+                "config": {"activation": "Swosh"},
+            },
+            "Swosh",
+        ),
+        (
+            {"tensors": nn.Sequential(nn.Linear(3, 1)).state_dict(), "config": {"n_layer": 2}},
+            "n_layer",
+        ),
     ],
 )
 def test_ranker_refusals(source, message):
@@ -774,15 +993,25 @@ def test_ranker_refusals(source, message):
         MLPRanker().load(Source("r.pt", **source))
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama-llama", "llama-qwen3", "vit-token", "mlp_ranker-both"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama-llama", "llama-qwen3", "vit-token", "mlp_ranker-both"]
+)
 def test_detection(name, tmp_path):
     adapter, model, _ = made(name)
     adapter.save(model, tmp_path)
-    for source in (Source("f", folder=tmp_path), Source("t", tensors=model.state_dict()), Source("m", module=model)):
+    for source in (
+        Source("f", folder=tmp_path),
+        Source("t", tensors=model.state_dict()),
+        Source("m", module=model),
+    ):
         assert plugins.detect(source).name == adapter.name
     empty = tmp_path / "empty"
     empty.mkdir()
-    for foreign in (Source("e", folder=empty), Source("resnet18"), Source("c", tensors={"conv1.weight": torch.zeros(1)})):
+    for foreign in (
+        Source("e", folder=empty),
+        Source("resnet18"),
+        Source("c", tensors={"conv1.weight": torch.zeros(1)}),
+    ):
         assert not adapter.matches(foreign)
 
 
@@ -790,7 +1019,7 @@ def test_name_known_to_timm_is_detected():
     assert plugins.detect(open_source("vit_tiny_patch16_224")).name == "vit"
 
 
-# --- files ---------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 class Trap:
@@ -815,11 +1044,16 @@ def test_pickles_are_refused_and_never_run(tmp_path):
     for code in (Trap(touched), System(touched)):
         for zipped in (True, False):
             torch.save({"state_dict": code}, file, _use_new_zipfile_serialization=zipped)
-            with pytest.raises(MattaError, match=r"runs code that it names \((getattr|posix\.system)\).*--allow-pickle"):
+            with pytest.raises(
+                MattaError,
+                match=r"runs code that it names \((getattr|posix\.system)\).*--allow-pickle",
+            ):
                 open_source(str(file))
     gpt2().config.save_pretrained(tmp_path)
     torch.save(System(touched), tmp_path / "pytorch_model.bin")
-    with pytest.raises(MattaError, match=r"a pickle that holds code \(posix.system\), which is never run"):
+    with pytest.raises(
+        MattaError, match=r"a pickle that holds code \(posix.system\), which is never run"
+    ):
         GPT2().load(Source("m", folder=tmp_path))
     assert not touched.exists()
     net = nn.Sequential(nn.Linear(2, 1))
@@ -829,13 +1063,19 @@ def test_pickles_are_refused_and_never_run(tmp_path):
     assert isinstance(open_source(str(file), allow_pickle=True).module, nn.Sequential)
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize(
+    "wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}]
+)
 @pytest.mark.parametrize("zipped", [True, False])
 def test_state_dict_files(tmp_path, wrap, zipped):
     tensors = {"module._orig_mod.0.weight": torch.ones(1, 2)}
     torch.save(wrap(tensors), tmp_path / "m.pth", _use_new_zipfile_serialization=zipped)
     opened = open_source(str(tmp_path / "m.pth")).tensors
-    assert opened is not None and list(opened) == ["0.weight"] and torch.equal(opened["0.weight"], torch.ones(1, 2))
+    assert (
+        opened is not None
+        and list(opened) == ["0.weight"]
+        and torch.equal(opened["0.weight"], torch.ones(1, 2))
+    )
 
 
 @pytest.mark.parametrize(
@@ -868,7 +1108,10 @@ def test_truncated_files(tmp_path, zipped):
         ("nothing.pt", "no file or folder 'nothing.pt'"),
         ("./nothing", "no file or folder"),
         ("local-dir:nothing", "no folder"),
-        ("gpt2-large", "'gpt2-large' is neither a local folder nor file, and the hub could not be reached"),
+        (
+            "gpt2-large",
+            "'gpt2-large' is neither a local folder nor file, and the hub could not be reached",
+        ),
         ("two words", "nor can it be a hub id"),
     ],
 )
@@ -906,12 +1149,28 @@ def test_output_folder_stands_for_its_ta(tmp_path):
 def test_companions(tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir(), target.mkdir()
-    names = ["config.json", "model.safetensors", "matta.json", "README.md", "tokenizer.json", "vocab.json", "merges.txt"]
-    for name in [*names, "tokenizer_config.json", "generation_config.json", "preprocessor_config.json"]:
+    names = [
+        "config.json",
+        "model.safetensors",
+        "matta.json",
+        "README.md",
+        "tokenizer.json",
+        "vocab.json",
+        "merges.txt",
+    ]
+    for name in [
+        *names,
+        "tokenizer_config.json",
+        "generation_config.json",
+        "preprocessor_config.json",
+    ]:
         (source / name).write_text("{}")
     copied = copy_companions(source, target)
     assert copied == sorted(path.name for path in target.iterdir())
-    assert not {"config.json", "model.safetensors", "matta.json", "README.md"} & set(copied) and len(copied) == 6
+    assert (
+        not {"config.json", "model.safetensors", "matta.json", "README.md"} & set(copied)
+        and len(copied) == 6
+    )
 
 
 def test_the_steps_of_sentence_transformers_go_along(tmp_path):
@@ -919,7 +1178,12 @@ def test_the_steps_of_sentence_transformers_go_along(tmp_path):
 
     source, target = tmp_path / "a", tmp_path / "b"
     (source / "1_Pooling").mkdir(parents=True), (source / "onnx").mkdir(), target.mkdir()
-    names = ["modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json"]
+    names = [
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+        "1_Pooling/config.json",
+    ]
     for name in [*names, "onnx/config.json", "config.json"]:
         (source / name).write_text("{}")
     assert copy_companions(source, target) == sorted(names)

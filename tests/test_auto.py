@@ -1,4 +1,6 @@
-"""The adapter auto: what it finds in architectures it has never heard of, what it leaves whole, what it refuses."""
+"""The adapter auto: what it finds in architectures it has never heard of, what it leaves whole,
+what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,9 @@ EXAMPLES = {
 
 def source(name: str, **more) -> Source:
     example, task = EXAMPLES.get(name, ("1x3x8x8", ""))
-    return Source(name, **{"builder": f"auto_models:{name}", "example": example, "task": task, **more})
+    return Source(
+        name, **{"builder": f"auto_models:{name}", "example": example, "task": task, **more}
+    )
 
 
 def made(name: str) -> tuple[Auto, nn.Module]:
@@ -101,14 +105,16 @@ def parameters(model: nn.Module) -> int:
 SLOW = ("mobilenet", "resnet18", "convnext")  # many axes
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in EXAMPLES]
+)
 def test_contract(name):
     adapter, model = made(name)
     args, kwargs = batch(name)
     check_adapter(adapter, model, kwargs or args)
 
 
-# --- what is found -------------------------------------------------------------------------------------------------
+# --- what is found --------------------------------------------------------------------------------
 
 
 def test_vit_axes_are_those_of_the_hand_written_adapter():
@@ -122,14 +128,21 @@ def test_vit_axes_are_those_of_the_hand_written_adapter():
     qkv = {("blocks.1.attn.qkv.weight", 0, 3, 0, False), ("blocks.1.attn.qkv.bias", 0, 3, 0, False)}
     assert slices(heads) == qkv | {("blocks.1.attn.proj.weight", 1, 1, 0, True)}
     residual = found["patch_embed.proj"]
-    assert {"cls_token", "pos_embed", "norm.bias", "head.weight"} <= {s.tensor for s in residual.slices}
+    assert {"cls_token", "pos_embed", "norm.bias", "head.weight"} <= {
+        s.tensor for s in residual.slices
+    }
     assert len(found) == 5 and adapter.notes == []
 
 
 def test_vit_students_are_narrower_vits():
     """timm's own module with fewer heads and channels, filled by hand, computes the Student."""
     adapter, model = made("vit")
-    sizes = {"blocks.0.attn.qkv": 32, "blocks.1.attn.qkv": 32, "blocks.0.mlp.fc1": 100, "blocks.1.mlp.fc1": 100}
+    sizes = {
+        "blocks.0.attn.qkv": 32,
+        "blocks.1.attn.qkv": 32,
+        "blocks.0.mlp.fc1": 100,
+        "blocks.1.mlp.fc1": 100,
+    }
     student = view.materialize(adapter, model, adapter.axes(model), sizes)
     masked = copy.deepcopy(model)
     with torch.no_grad():
@@ -141,15 +154,23 @@ def test_vit_students_are_narrower_vits():
 
 
 def test_grouped_queries_are_llamas_own_with_fewer_heads():
-    """transformers' own model with 4 query heads instead of 8, of each key/value head the first two."""
+    """transformers' own model with 4 query heads instead of 8, of each key/value head the first
+    two.
+    """
     adapter, model = made("llama")
     found = by_name(adapter, model)
     axis = found["model.layers.1.self_attn.q_proj"]
     assert (axis.size, axis.step) == (16, 4)
-    student = view.materialize(adapter, model, adapter.axes(model), {f"model.layers.{i}.self_attn.q_proj": 8 for i in range(2)})
+    student = view.materialize(
+        adapter,
+        model,
+        adapter.axes(model),
+        {f"model.layers.{i}.self_attn.q_proj": 8 for i in range(2)},
+    )
     config = {**model.config.to_dict(), "num_attention_heads": 4, "head_dim": 4}
     own = LlamaForCausalLM(LlamaConfig(**config)).eval()
-    keep = [*range(8), *range(16, 24)]  # 8 heads of 4; heads 0-3 read key/value head 0, heads 4-7 head 1
+    # 8 heads of 4; heads 0-3 read key/value head 0, heads 4-7 head 1
+    keep = [*range(8), *range(16, 24)]
     state = dict(model.state_dict())
     for i in range(2):
         attention = f"model.layers.{i}.self_attn"
@@ -162,7 +183,9 @@ def test_grouped_queries_are_llamas_own_with_fewer_heads():
 
 
 def test_a_group_without_end_is_bounded(monkeypatch):
-    """torch-pruning's own walk never returns here; where nothing is known of attention, the layers are named."""
+    """torch-pruning's own walk never returns here; where nothing is known of attention, the layers
+    are named.
+    """
     monkeypatch.setattr(tracing, "_grouped_queries", lambda *_: None)
     config = {**auto_models.llama().config.to_dict(), "num_attention_heads": 4}
     began = time.monotonic()
@@ -178,12 +201,17 @@ def test_a_group_without_end_is_bounded(monkeypatch):
 
 
 def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
-    """torch-pruning's own surgery on a copy: all output channels of a layer from ``kept`` on are removed."""
+    """torch-pruning's own surgery on a copy: all output channels of a layer from ``kept`` on are
+    removed.
+    """
     twin = copy.deepcopy(model).requires_grad_(True)
     args, kwargs = batch(name)
     graph = torch_pruning.DependencyGraph()
     graph.build_dependency(
-        twin, args, forward_fn=lambda m, _: getattr(m(*args, **kwargs), "logits", m(*args, **kwargs)), verbose=False
+        twin,
+        args,
+        forward_fn=lambda m, _: getattr(m(*args, **kwargs), "logits", m(*args, **kwargs)),
+        verbose=False,
     )
     module = twin.get_submodule(layer)
     pruner = graph.get_pruner_of_module(module)
@@ -229,12 +257,18 @@ def test_parameter_counts_are_those_of_smaller_models():
     stem, inner = 9 * 8 + 2 * 8, (9 * 8 * 5 + 5) + 2 * 5
     back, head = (9 * 5 * 8 + 8) + 2 * 8, 8 * 10 + 10
     assert parameters(student) == stem + inner + back + head
-    assert student.stem[1].num_features == 8 and student.inner[0].out_channels == 5 and student.back[0].in_channels == 5
+    assert (
+        student.stem[1].num_features == 8
+        and student.inner[0].out_channels == 5
+        and student.back[0].in_channels == 5
+    )
 
     adapter, model = made("TwoTowers")
     sizes = {"user": 4, "item": 4, "left.0": 8, "left.2": 3, "right.0": 6}
     student = view.materialize(adapter, model, adapter.axes(model), sizes)
-    assert parameters(student) == 11 * 4 + 13 * 4 + (4 * 8 + 8) + (8 * 3 + 3) + (4 * 6 + 6) + (6 * 3 + 3)
+    assert parameters(student) == 11 * 4 + 13 * 4 + (4 * 8 + 8) + (8 * 3 + 3) + (4 * 6 + 6) + (
+        6 * 3 + 3
+    )
 
 
 @pytest.mark.slow
@@ -243,7 +277,9 @@ def test_a_depthwise_convolution_has_a_group_for_each_channel_left():
     depthwise = model.blocks[1][0].conv_dw
     assert depthwise.groups == 40
     student = view.materialize(adapter, model, adapter.axes(model), {"blocks.1.0.conv_pw": 24})
-    assert student.blocks[1][0].conv_dw.groups == 24 and student.blocks[1][0].conv_dw.weight.shape == (24, 1, 3, 3)
+    assert student.blocks[1][0].conv_dw.groups == 24 and student.blocks[1][
+        0
+    ].conv_dw.weight.shape == (24, 1, 3, 3)
 
 
 def test_one_module_with_fused_layers_keeps_its_parts_apart():
@@ -252,9 +288,13 @@ def test_one_module_with_fused_layers_keeps_its_parts_apart():
     found = by_name(adapter, model)
     assert (found["block.qkv"].size, found["block.qkv"].step, found["block.up"].size) == (16, 8, 20)
     assert {(s.tensor, s.blocks) for s in found["block.up"].slices} == {
-        ("block.up.weight", 2), ("block.up.bias", 2), ("block.down.weight", 1),
-    }  # fmt: skip
-    student = view.materialize(adapter, model, adapter.axes(model), {"block.up": 10, "block.qkv": 8})
+        ("block.up.weight", 2),
+        ("block.up.bias", 2),
+        ("block.down.weight", 1),
+    }
+    student = view.materialize(
+        adapter, model, adapter.axes(model), {"block.up": 10, "block.qkv": 8}
+    )
     masked = copy.deepcopy(model)
     with torch.no_grad():
         masked.block.down.weight[:, 10:] = 0
@@ -274,7 +314,7 @@ def test_concatenated_units_lie_behind_one_another():
     assert torch.allclose(outputs(grown, "concatenated"), outputs(model, "concatenated"), atol=1e-5)
 
 
-# --- what is left whole, by name -----------------------------------------------------------------------------------
+# --- what is left whole, by name ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -306,38 +346,62 @@ def test_a_group_norm_moves_in_its_groups():
 
 
 def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
-    """Two towers meet in a product, which no layer reads: importance by activation falls back to magnitude there."""
+    """Two towers meet in a product, which no layer reads: importance by activation falls back to
+    magnitude there.
+    """
     adapter, model = made("TwoTowers")
     axes = adapter.axes(model)
-    scores = importance.activation(model, axes, [batch("TwoTowers")[1]], lambda m, given: m(**given))
+    scores = importance.activation(
+        model, axes, [batch("TwoTowers")[1]], lambda m, given: m(**given)
+    )
     assert torch.equal(scores["left.2"], importance.magnitude(model, axes)["left.2"])
     assert not torch.equal(scores["left.0"], importance.magnitude(model, axes)["left.0"])
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("name", "more", "sentence"),
     [
         ("cut", {}, r"more \(Linear\) cannot be traced"),
-        ("plain_cnn", {"example": "1x3x8x8"}, r"does not run on --example.*\(in stem\.0 \(Conv2d\)\)"),
+        (
+            "plain_cnn",
+            {"example": "1x3x8x8"},
+            r"does not run on --example.*\(in stem\.0 \(Conv2d\)\)",
+        ),
         ("plain_cnn", {"example": "1x1xq"}, r"--example '1x1xq' is not understood at '1x1xq'"),
         ("plain_cnn", {"example": "1x1x8x8:float33"}, "not understood"),
         ("plain_cnn", {"example": "x=1x1x8x8,1x2"}, "inputs without a name come before"),
         ("plain_cnn", {"example": "x=1x1x8x8"}, "Pass --task"),
-        ("plain_cnn", {"example": "x=1x1x8x8", "task": "image_classification"}, "one unnamed tensor"),
+        (
+            "plain_cnn",
+            {"example": "x=1x1x8x8", "task": "image_classification"},
+            "one unnamed tensor",
+        ),
         ("llama", {"task": ""}, r"Pass --task \(causal_lm, image_classification, ranking\)"),
         ("llama", {"example": "inputs_embeds=1x9x32"}, "input_ids=...:int64 alone"),
-        ("TwoTowers", {"task": "ranking", "example": "3x2:int64"}, "calls a model with dense=... or categorical"),
+        (
+            "TwoTowers",
+            {"task": "ranking", "example": "3x2:int64"},
+            "calls a model with dense=... or categorical",
+        ),
         ("not_a_module", {}, "gives a dict, but a torch.nn.Module is needed"),
         ("broken", {}, "broken does not build: RuntimeError: no such file: weights.bin"),
         ("missing", {}, "has no attribute 'missing'"),
         ("not_a_function", {}, "is no function, but of type int"),
-        ("plain_cnn", {"builder": "no_such_package.models:build"}, "there is no module 'no_such_package' here"),
+        (
+            "plain_cnn",
+            {"builder": "no_such_package.models:build"},
+            "there is no module 'no_such_package' here",
+        ),
         ("plain_cnn", {"tensors": {"head.weight": torch.zeros(2, 2)}}, "stem.0.weight is missing"),
         ("plain_cnn", {"builder": "", "tensors": {}}, "holds tensors only: name the function"),
-        ("plain_cnn", {"builder": "", "module": nn.Linear(2, 2)}, "its checkpoint alone cannot build again"),
+        (
+            "plain_cnn",
+            {"builder": "", "module": nn.Linear(2, 2)},
+            "its checkpoint alone cannot build again",
+        ),
     ],
 )
 def test_refusals(name, more, sentence):
@@ -370,7 +434,9 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
     folder = Path("downloaded/students/width-1")
     folder.mkdir(parents=True)
     adapter.save(model, folder)
-    Path("downloaded/evil.py").write_text("from pathlib import Path\nPath('ran').touch()\nfrom auto_models import plain_cnn\n")
+    Path("downloaded/evil.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\nfrom auto_models import plain_cnn\n"
+    )
     card = json.loads((folder / "auto.json").read_text())
     for builder in ("downloaded.evil:plain_cnn", "os:getcwd"):
         (folder / "auto.json").write_text(json.dumps({**card, "builder": builder}))
@@ -385,29 +451,42 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
     (folder / "auto.json").write_text(json.dumps({**card, "whole": {}}))
     with pytest.raises(MattaError, match=r"auto\.json is damaged"):
         Auto().load(Source("d", folder=folder))
-    Path("mine.py").write_text("from auto_models import plain_cnn\n")  # beside it, not in it: the user's own
+    # beside it, not in it: the user's own
+    Path("mine.py").write_text("from auto_models import plain_cnn\n")
     (folder / "auto.json").write_text(json.dumps({**card, "builder": "mine:plain_cnn"}))
-    assert torch.equal(outputs(Auto().load(Source("d", folder=folder)), "plain_cnn"), outputs(model, "plain_cnn"))
+    assert torch.equal(
+        outputs(Auto().load(Source("d", folder=folder)), "plain_cnn"), outputs(model, "plain_cnn")
+    )
 
 
-# --- sources -------------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 
 def test_an_example_can_be_a_function():
     adapter = Auto()
     model = adapter.load(source("flattened", example="auto_models:two_images"))
     assert {axis.name for axis in adapter.axes(model)} == {"first", "hidden"}
-    assert adapter.task == "image_classification" and model.pretrained_cfg["input_size"] == [3, 8, 8]
+    assert adapter.task == "image_classification" and model.pretrained_cfg["input_size"] == [
+        3,
+        8,
+        8,
+    ]
 
 
 def test_timm_and_transformers_models_need_no_builder(tmp_path):
     given = auto_models.trained(timm.create_model("resnet10t", num_classes=5, in_chans=1))
-    timm.models.save_for_hf(given, str(tmp_path / "timm"), model_args={"num_classes": 5, "in_chans": 1})
+    timm.models.save_for_hf(
+        given, str(tmp_path / "timm"), model_args={"num_classes": 5, "in_chans": 1}
+    )
     auto_models.trained(auto_models.tied_llama()).save_pretrained(tmp_path / "llama")
     for name, task, example in (("timm", "", "1x1x32x32"), ("llama", "causal_lm", TOKENS)):
         adapter = Auto()
         model = adapter.load(Source(name, folder=tmp_path / name, task=task, example=example))
-        ones = {"input_ids": torch.ones(2, 7, dtype=torch.long)} if task else {"x": torch.ones(2, 1, 32, 32)}
+        ones = (
+            {"input_ids": torch.ones(2, 7, dtype=torch.long)}
+            if task
+            else {"x": torch.ones(2, 1, 32, 32)}
+        )
         axes = adapter.axes(model)
         small = view.materialize(adapter, model, axes, {axes[1].name: axes[1].step})
         (tmp_path / f"{name}-saved").mkdir()
@@ -415,13 +494,21 @@ def test_timm_and_transformers_models_need_no_builder(tmp_path):
         again = Auto().load(Source(name, folder=tmp_path / f"{name}-saved"))
         with torch.no_grad():
             first, second = small(**ones), again(**ones)
-        assert torch.allclose(getattr(first, "logits", first), getattr(second, "logits", second), atol=1e-6)
+        assert torch.allclose(
+            getattr(first, "logits", first), getattr(second, "logits", second), atol=1e-6
+        )
         assert parameters(small) == parameters(again) < parameters(model)
 
 
 def test_arguments_that_timm_does_not_keep_are_asked_for(tmp_path):
-    """As releases before 1.0.30 are: what they do not tell is refused where it changes the model, activations included."""
-    for arguments, sentence in (({}, ""), ({"act_layer": "silu"}, "timm 1.0.30 or later"), ({"stem_width": 24}, "timm 1.0.30")):
+    """As releases before 1.0.30 are: what they do not tell is refused where it changes the model,
+    activations included.
+    """
+    for arguments, sentence in (
+        ({}, ""),
+        ({"act_layer": "silu"}, "timm 1.0.30 or later"),
+        ({"stem_width": 24}, "timm 1.0.30"),
+    ):
         model = timm.create_model("resnet10t", num_classes=5, **arguments)
         vars(model).pop("_model_args", None)
         given = Source("resnet", module=model, example="1x3x32x32")
@@ -444,7 +531,7 @@ def test_a_teacher_that_a_function_builds():
     assert model.num_classes == 10 and model.pretrained_cfg["input_size"] == [1, 8, 8]
 
 
-# --- end to end ----------------------------------------------------------------------------------------------------
+# --- end to end -----------------------------------------------------------------------------------
 
 PROGRAM = """
 import sys, torch
@@ -458,8 +545,12 @@ def matta(folder: Path, *words: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "from matta_cli.main import main; main()", *words],
-        cwd=folder, env=environment, capture_output=True, text=True, timeout=240,
-    )  # fmt: skip
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr
     return done.stderr
 
@@ -475,14 +566,34 @@ def test_the_three_lines(tmp_path):
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(80) % 10)
     model = auto_models.trained(auto_models.plain_cnn())
     torch.save(model.state_dict(), tmp_path / "model.pt")
-    (tmp_path / "matta.toml").write_text("[distill]\nallow_weak_teacher = true\n[export]\nbootstrap = 5\n")
+    (tmp_path / "matta.toml").write_text(
+        "[distill]\nallow_weak_teacher = true\n[export]\nbootstrap = 5\n"
+    )
 
     said = matta(
-        tmp_path, "convert", "my_pkg.models:plain_cnn", "--weights", "model.pt", "--adapter", "auto",
-        "--example", "1x1x8x8", "--data", "images.npz",
-    )  # fmt: skip
+        tmp_path,
+        "convert",
+        "my_pkg.models:plain_cnn",
+        "--weights",
+        "model.pt",
+        "--adapter",
+        "auto",
+        "--example",
+        "1x1x8x8",
+        "--data",
+        "images.npz",
+    )
     assert "Lossless" in said and "normalised with ImageNet's mean" in said
-    matta(tmp_path, "distill", "--teacher", "my_pkg.models:plain_cnn", "--steps", "3", "--batch-size", "8")
+    matta(
+        tmp_path,
+        "distill",
+        "--teacher",
+        "my_pkg.models:plain_cnn",
+        "--steps",
+        "3",
+        "--batch-size",
+        "8",
+    )
     matta(tmp_path, "export", "--widths", "0.5,1.0")
 
     report = json.loads((tmp_path / "matta-out/report.json").read_text())
@@ -502,15 +613,21 @@ def test_the_three_lines(tmp_path):
     program = tmp_path / "elsewhere"
     (tmp_path / "matta-out/students/width-0.5/student.pt2").rename(program.with_suffix(".pt2"))
     script = PROGRAM.format(
-        images=str(tmp_path / "batch.pt"), path=str(program.with_suffix(".pt2")), out=str(tmp_path / "out.pt")
+        images=str(tmp_path / "batch.pt"),
+        path=str(program.with_suffix(".pt2")),
+        out=str(tmp_path / "out.pt"),
     )
-    done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", script], capture_output=True, text=True, check=False, cwd="/"
+    )
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         assert torch.allclose(torch.load(tmp_path / "out.pt"), student(batch_of_five), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["TwoTowers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "resnet18"))])
+@pytest.mark.parametrize(
+    "name", ["TwoTowers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "resnet18"))]
+)
 def test_convert(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe()
@@ -519,12 +636,18 @@ def test_convert(name, tmp_path, monkeypatch):
     recipe.update({"convert": values}, "test")
     done = convert(recipe, Path("out"))  # detected by its form: no --adapter is needed
     ta = load_ta("out")
-    assert ta.adapter.name == "auto" and ta.adapter.task == (task or "image_classification") and done.difference < 1e-5
+    assert (
+        ta.adapter.name == "auto"
+        and ta.adapter.task == (task or "image_classification")
+        and done.difference < 1e-5
+    )
     assert ta.widest == 2.0 and ta.adapter.axes(ta.model) == ta.axes
     program = torch.export.load("out/ta/student.pt2").module()
     args, kwargs = batch(name)
     with torch.no_grad():
-        assert torch.allclose(program(*args, **kwargs), outputs(ta.model, name), rtol=1e-4, atol=1e-4)
+        assert torch.allclose(
+            program(*args, **kwargs), outputs(ta.model, name), rtol=1e-4, atol=1e-4
+        )
     assert all(is_stock(ta, ta.sizes(width)) for width in done.widths)
 
 
@@ -535,7 +658,9 @@ def test_weights_need_a_builder(tmp_path, monkeypatch):
     recipe.update({"convert": {"source": "m.pt", "weights": "m.pt", "adapter": "auto"}}, "test")
     with pytest.raises(MattaError, match=r"--weights belongs to a function"):
         convert(recipe, Path("out"))
-    recipe.update({"convert": {"source": "auto_models:plain_cnn", "weights": ".", "adapter": "auto"}}, "test")
+    recipe.update(
+        {"convert": {"source": "auto_models:plain_cnn", "weights": ".", "adapter": "auto"}}, "test"
+    )
     with pytest.raises(MattaError, match="is no state dict"):
         convert(recipe, Path("out"))
 
@@ -546,4 +671,6 @@ def test_a_model_that_does_not_export_says_so(monkeypatch):
 
     monkeypatch.setattr(torch.export, "export", refuse)
     adapter, model = made("plain_cnn")
-    assert adapter.loader == "" and any("does not export (data-dependent branch)" in note for note in adapter.notes)
+    assert adapter.loader == "" and any(
+        "does not export (data-dependent branch)" in note for note in adapter.notes
+    )

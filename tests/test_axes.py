@@ -42,9 +42,14 @@ def folder(tmp_path, monkeypatch):
     for seed, name in enumerate(("base", "teacher")):
         torch.manual_seed(seed)
         model = timm.create_model(
-            "test_vit", img_size=32, num_classes=5, embed_dim=32, num_heads=4, depth=4,
+            "test_vit",
+            img_size=32,
+            num_classes=5,
+            embed_dim=32,
+            num_heads=4,
+            depth=4,
             pretrained_cfg_overlay={"input_size": (3, 32, 32)},
-        )  # fmt: skip
+        )
         Path(name).mkdir()
         plugins.adapter("vit").save(model, Path(name))
     return tmp_path
@@ -53,7 +58,13 @@ def folder(tmp_path, monkeypatch):
 def settings(**more):
     recipe = Recipe()
     given = {"source": "base", "axes": ["mlp", "heads", "hidden", "depth"], **more}
-    distilled = {"teacher": "teacher", "steps": 3, "batch_size": 8, "allow_weak_teacher": True, "device": "cpu"}
+    distilled = {
+        "teacher": "teacher",
+        "steps": 3,
+        "batch_size": 8,
+        "allow_weak_teacher": True,
+        "device": "cpu",
+    }
     recipe.update({"convert": given, "data": {"train": "images.npz"}, "distill": distilled}, "test")
     recipe.export.bootstrap = 5
     return recipe
@@ -63,14 +74,17 @@ def settings(**more):
 def test_all_axes_grow_and_are_ordered(folder, order):
     done = convert(settings(order=order), Path("out"))
     assert done.order == order and done.difference < 1e-5
-    assert any("matta's own format" in note for note in done.notes) and any("hidden cannot grow" in note for note in done.notes)
+    assert any("matta's own format" in note for note in done.notes) and any(
+        "hidden cannot grow" in note for note in done.notes
+    )
     ta = load_ta("out")
     depth = next(axis for axis in ta.axes if axis.layers)
     assert depth.size == 8 and ta.base["depth"] == 4 and ta.widest == 2
     if order == "none":
         assert depth.order == tuple(range(8))
     else:
-        assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)  # first and last; what has grown comes last
+        # first and last; what has grown comes last
+        assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)
     assert inspect.layers(ta, 1.0) == [0, 1, 2, 3]
 
 
@@ -83,9 +97,16 @@ def test_all_axes_from_convert_to_export(folder):
     entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
     kept = inspect.layers(ta, 0.5)
     assert entries[0.5]["layers"] == kept and len(kept) == 2 and entries[0.5]["stock"]
-    assert any(f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's" in note for note in report["notes"])
+    assert any(
+        f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's" in note
+        for note in report["notes"]
+    )
     student = timm.create_model("local-dir:out/students/width-0.5", pretrained=True)
-    assert len(student.blocks) == 2 and student.embed_dim == 16 and student.blocks[0].attn.num_heads == 2
+    assert (
+        len(student.blocks) == 2
+        and student.embed_dim == 16
+        and student.blocks[0].attn.num_heads == 2
+    )
     trained = load_ta("out")
     view = trained.at(0.5).eval()
     x = torch.randn(2, 3, 32, 32)
@@ -99,7 +120,9 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     convert(recipe, Path("out"))
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
-    half = next(entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5)
+    half = next(
+        entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5
+    )
     assert not half["stock"] and half["loader"].startswith("matta_cli.load_student")
     teacher, _ = load.load_model("out", "image_classification")  # the TA in it, also as a Teacher
     assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
@@ -114,12 +137,21 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        ({"axes": ["mlp", "head"]}, "--axes 'head' is not an axis of this model; it has mlp, heads, hidden, depth."),
+        (
+            {"axes": ["mlp", "head"]},
+            "--axes 'head' is not an axis of this model; it has mlp, heads, hidden, depth.",
+        ),
         ({"sizes": ["0.5 depth=1"]}, "is not understood: write it as"),
-        ({"sizes": ["0.5: width=0.5"]}, "'width' is not nested here; mlp, heads, hidden, depth are."),
+        (
+            {"sizes": ["0.5: width=0.5"]},
+            "'width' is not nested here; mlp, heads, hidden, depth are.",
+        ),
         ({"sizes": ["1.0: depth=0.5"]}, "is not possible: a width is below 1"),
         ({"sizes": ["0.5: depth=0"]}, "is not possible: a width is below 1"),
-        ({"order": "random"}, "--order 'random' is not known: auto, activation, taylor, hessian, magnitude, none."),
+        (
+            {"order": "random"},
+            "--order 'random' is not known: auto, activation, taylor, hessian, magnitude, none.",
+        ),
     ],
 )
 def test_refusals(folder, more, sentence):
@@ -150,7 +182,11 @@ def test_inspect(folder, tmp_path):
     assert [a["grows"] for a in found["axes"]] == [True, True, False, True]
     for row in found["widths"]:
         assert row["parameters"] == sum(p.numel() for p in ta.student(row["width"]).parameters())
-    assert [(row["width"], row["stock"]) for row in found["widths"]] == [(0.5, True), (1.0, True), (2.0, False)]
+    assert [(row["width"], row["stock"]) for row in found["widths"]] == [
+        (0.5, True),
+        (1.0, True),
+        (2.0, False),
+    ]
     base = ta.adapter.load(source.open_source("base"))
     scores = magnitude(base, ta.adapter.axes(base))
     for name, shown in found["importance"].items():
@@ -158,7 +194,10 @@ def test_inspect(folder, tmp_path):
         assert shown == pytest.approx(expected.tolist(), rel=1e-5)
     table = run.invoke(app, ["inspect", "out"]).stdout
     refused = run.invoke(app, ["inspect", "out", "--widths", "7"])
-    assert refused.exit_code == 1 and "Width 7 is not possible: this TA holds widths above 0 and up to 2" in refused.stderr
+    assert (
+        refused.exit_code == 1
+        and "Width 7 is not possible: this TA holds widths above 0 and up to 2" in refused.stderr
+    )
     assert "heads.3" in table and "█" in table and "load_student" in table
 
 
@@ -168,7 +207,7 @@ def test_picture_and_numbers():
     assert inspect.numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
-# --- importance against other implementations ----------------------------------------------------------------------
+# --- importance against other implementations -----------------------------------------------------
 
 
 @pytest.mark.parametrize("second", [False, True])
@@ -189,7 +228,9 @@ def test_gradient_scores_are_torch_prunings(second):
         criterion.accumulate_grad(model)
         theirs = criterion(group) / 2
     else:
-        criterion = tp.importance.GroupTaylorImportance(group_reduction="sum", normalizer=None, multivariable=True)
+        criterion = tp.importance.GroupTaylorImportance(
+            group_reduction="sum", normalizer=None, multivariable=True
+        )
         loss(model, x).backward()
         theirs = criterion(group)
     assert torch.allclose(own, theirs, rtol=1e-4)
@@ -203,7 +244,14 @@ def divergence(out, of, _batch):
 
 def test_layers_are_scored_by_what_the_outputs_lose_without_them():
     torch.manual_seed(0)
-    config = {"vocab_size": 31, "n_embd": 24, "n_head": 3, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    config = {
+        "vocab_size": 31,
+        "n_embd": 24,
+        "n_head": 3,
+        "n_positions": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**config, n_layer=4, initializer_range=0.2)).eval()
     adapter = plugins.adapter("gpt2")
     axes = adapter.axes(model)
@@ -230,25 +278,36 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
         by_gradient(model, [axis], ids, loss, second=False)["depth"],
         by_gradient(model, [axis], ids, loss, second=True)["depth"],
     ):
-        assert scores.argmin() == 2 and scores[2] == pytest.approx(0, abs=1e-6) and (scores[[0, 1, 3]] > 1e-6).all()
+        assert (
+            scores.argmin() == 2
+            and scores[2] == pytest.approx(0, abs=1e-6)
+            and (scores[[0, 1, 3]] > 1e-6).all()
+        )
         assert (
             nested_importance.order(scores, layers=True)[:2].tolist() == [0, 3]
             and nested_importance.order(scores, layers=True)[3] == 2
         )
     whole = replace(axis, slices=())  # what a layer adds is not known: all that it has
-    squares = [sum(p.square().sum() for p in block.parameters()).sqrt().item() for block in model.transformer.h]
+    squares = [
+        sum(p.square().sum() for p in block.parameters()).sqrt().item()
+        for block in model.transformer.h
+    ]
     assert magnitude(model, [whole])["depth"].tolist() == pytest.approx(squares, rel=1e-5)
 
 
 def test_the_residual_stream_is_scored_by_what_the_outputs_lose_without_a_group():
     torch.manual_seed(0)
-    model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2).eval()
+    model = timm.create_model(
+        "test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2
+    ).eval()
     adapter = plugins.adapter("vit")
     axes = adapter.axes(model)
     axis = next(axis for axis in axes if axis.name == "hidden")
     assert axis.step == 4
     x = torch.randn(6, 3, 16, 16)
-    found = removal(adapter, model, axes, [axis], [x], lambda m, batch: m(batch), divergence)["hidden"]
+    found = removal(adapter, model, axes, [axis], [x], lambda m, batch: m(batch), divergence)[
+        "hidden"
+    ]
     for group in range(3):
         kept = [i for i in range(12) if i // 4 != group]
         smaller = adapter.build(model, {"hidden": 8}).eval()
@@ -257,13 +316,17 @@ def test_the_residual_stream_is_scored_by_what_the_outputs_lose_without_a_group(
             state[place.tensor] = state[place.tensor].index_select(place.dim, torch.tensor(kept))
         smaller.load_state_dict(state)
         with torch.no_grad():
-            assert found[group] == pytest.approx(divergence(smaller(x), model(x), x).item(), rel=1e-4, abs=1e-7)
+            assert found[group] == pytest.approx(
+                divergence(smaller(x), model(x), x).item(), rel=1e-4, abs=1e-7
+            )
     heads = next(axis for axis in axes if axis.name == "heads.0")
     task = tasks_task.task("image_classification", settings())
     images = {"image": x, "label": torch.zeros(6, dtype=torch.long)}
     chosen = importance(task, adapter, model, axes, "activation", [images])
     assert chosen["hidden"].argsort().tolist() == found.argsort().tolist()
-    assert torch.equal(chosen["heads.0"], activation(model, [heads], [images], task.forward)["heads.0"])
+    assert torch.equal(
+        chosen["heads.0"], activation(model, [heads], [images], task.forward)["heads.0"]
+    )
 
 
 def test_a_gpt2_student_of_all_axes_is_the_stock_one(tmp_path):

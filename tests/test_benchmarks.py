@@ -1,4 +1,6 @@
-"""Every benchmark runs, explains itself on stderr, and ends in one JSON object that says what it found."""
+"""Every benchmark runs, explains itself on stderr, and ends in one JSON object that says what it
+found.
+"""
 
 import json
 import subprocess
@@ -35,10 +37,22 @@ def test_native_latency():
 
 @pytest.mark.slow
 def test_support():
-    """The table says what the command finds now, but for versions and for what depends on them: how much grows, auto."""
-    done = subprocess.run([sys.executable, "-m", "benchmarks.support"], cwd=ROOT, capture_output=True, text=True, check=True)
+    """The table says what the command finds now, but for versions and for what depends on them: how
+    much grows, auto.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.support"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     rows = [
-        [[cell.strip() for cell in line.split("|")[1:8]] for line in text.splitlines() if line.startswith("| ")]
+        [
+            [cell.strip() for cell in line.split("|")[1:8]]
+            for line in text.splitlines()
+            if line.startswith("| ")
+        ]
         for text in (done.stdout, (ROOT / "docs" / "support.md").read_text())
     ]
     assert rows[0] == rows[1] and len(rows[0]) > 30
@@ -49,7 +63,10 @@ def test_support():
 def test_ordering():
     found = quick("ordering")
     for case in found["cases"].values():
-        assert all(row["random_range"][0] <= row["random"] <= row["random_range"][1] for row in case["cuts"].values())
+        assert all(
+            row["random_range"][0] <= row["random"] <= row["random_range"][1]
+            for row in case["cuts"].values()
+        )
     assert set(found["relative_to_random"]["gpt2"]) == {"mlp", "heads", "hidden", "depth"}
     assert found["relative_to_random"]["gpt2"]["mlp"]["activation"] < 1
 
@@ -57,7 +74,10 @@ def test_ordering():
 @pytest.mark.slow
 def test_convert_scale():
     [case] = quick("convert_scale")["cases"].values()
-    assert case["holds"] == (case["convert_memory_ratio"] <= 1.3) and case["convert"]["added"] > 0.9 * case["ta_bytes"]
+    assert (
+        case["holds"] == (case["convert_memory_ratio"] <= 1.3)
+        and case["convert"]["added"] > 0.9 * case["ta_bytes"]
+    )
 
 
 @pytest.mark.slow
@@ -65,7 +85,14 @@ def test_step_time():
     found = quick("step_time")
     assert found["holds"] == (found["ratio"] <= found["bound"])
     for case in found["cases"].values():
-        assert list(case["medians_s"]) == ["matta", "teacher_forward", "ta", "student_0.25", "student_0.5", "student_1"]
+        assert list(case["medians_s"]) == [
+            "matta",
+            "teacher_forward",
+            "ta",
+            "student_0.25",
+            "student_0.5",
+            "student_1",
+        ]
 
 
 @pytest.mark.slow
@@ -86,7 +113,8 @@ def test_family_cost():
     assert [s["updates"] for s in four["students"].values()] == 4 * [found["steps"]]
     assert sum(s["updates"] for s in three["students"].values()) == 3 * found["steps"]
     assert all(
-        s["difference"]["low"] <= s["difference"]["value"] <= s["difference"]["high"] for s in three["students"].values()
+        s["difference"]["low"] <= s["difference"]["value"] <= s["difference"]["high"]
+        for s in three["students"].values()
     )
 
 
@@ -94,14 +122,25 @@ def test_family_cost():
 def test_gpu_suite(tmp_path):
     found = quick("gpu_suite", "--out", str(tmp_path / "found.json"))
     assert found["holds"] and found["toy"]
-    speeds = [found[part] for part in ("eager", "eager_whole_logits", "eager_chunked_logits", "checkpointed", "compiled")]
+    speeds = [
+        found[part]
+        for part in (
+            "eager",
+            "eager_whole_logits",
+            "eager_chunked_logits",
+            "checkpointed",
+            "compiled",
+        )
+    ]
     assert all("failed" not in part and part["tokens_per_s"] > 0 for part in speeds)
     assert json.loads((tmp_path / "found.json").read_text())["compiled"] == found["compiled"]
 
 
 def test_every_benchmark_is_tested():
     names = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "common"}
-    assert names == {name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in names}
+    assert names == {
+        name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in names
+    }
 
 
 def test_results_name_their_device_and_no_path():
@@ -116,4 +155,9 @@ def test_results_name_their_device_and_no_path():
 def test_budgets():
     found = quick("budgets", "--adapter", "mlp_ranker")
     for width in found["runs"][0]["widths"].values():
-        assert width["used"] <= 1 and width["difference"]["low"] <= width["difference"]["value"] <= width["difference"]["high"]
+        assert (
+            width["used"] <= 1
+            and width["difference"]["low"]
+            <= width["difference"]["value"]
+            <= width["difference"]["high"]
+        )

@@ -1,4 +1,6 @@
-"""Budgets: what sizes cost against built models, choices that keep to a budget, and the search that makes them."""
+"""Budgets: what sizes cost against built models, choices that keep to a budget, and the search that
+makes them.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,7 @@ from matta_cli.training.run import distill
 WIDTHS = [0.25, 0.5, 1.0, 2.0]
 
 
-# --- what a user types ---------------------------------------------------------------------------------------------
+# --- what a user types ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -60,7 +62,8 @@ def test_amounts(name, text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "text"), [("latency", "5"), ("bytes", "60M"), ("parameters", "5ms"), ("macs", "0"), ("macs", "-1G")]
+    ("name", "text"),
+    [("latency", "5"), ("bytes", "60M"), ("parameters", "5ms"), ("macs", "0"), ("macs", "-1G")],
 )
 def test_what_is_no_amount_is_refused(name, text):
     with pytest.raises(MattaError, match="write it as"):
@@ -68,9 +71,18 @@ def test_what_is_no_amount_is_refused(name, text):
 
 
 def test_the_ith_of_each_flag_makes_the_ith_budget():
-    found = parse({"parameters": ["10M", "20M"], "latency": ["5ms"], "bytes": [], "macs": ["1G", "2G"]})
-    assert [budget.name for budget in found] == ["params-10M-latency-5ms-macs-1G", "params-20M-latency-5ms-macs-2G"]
-    assert [dict(budget.limits) for budget in found][1] == {"parameters": 20e6, "latency": 5e-3, "macs": 2e9}
+    found = parse(
+        {"parameters": ["10M", "20M"], "latency": ["5ms"], "bytes": [], "macs": ["1G", "2G"]}
+    )
+    assert [budget.name for budget in found] == [
+        "params-10M-latency-5ms-macs-1G",
+        "params-20M-latency-5ms-macs-2G",
+    ]
+    assert [dict(budget.limits) for budget in found][1] == {
+        "parameters": 20e6,
+        "latency": 5e-3,
+        "macs": 2e9,
+    }
     assert parse({"parameters": [], "latency": [], "bytes": [], "macs": []}) == []
     with pytest.raises(MattaError, match="2 times and --target-params 3 times"):
         parse({"parameters": ["1M", "2M", "3M"], "macs": ["1G", "2G"]})
@@ -78,11 +90,13 @@ def test_the_ith_of_each_flag_makes_the_ith_budget():
         parse({"parameters": ["1M", "1M"]})
 
 
-# --- what sizes cost -----------------------------------------------------------------------------------------------
+# --- what sizes cost ------------------------------------------------------------------------------
 
 
 def held(name: str, *kinds: str) -> tuple[TA, object]:
-    """A model of the adapters' suite with its axes (of these kinds, or all), as a TA that did not grow."""
+    """A model of the adapters' suite with its axes (of these kinds, or all), as a TA that did not
+    grow.
+    """
     adapter, model, _ = made(name)
     adapter.spec = ""
     wanted = kinds or tuple(dict.fromkeys(kind(axis.name) for axis in adapter.axes(model)))
@@ -92,11 +106,22 @@ def held(name: str, *kinds: str) -> tuple[TA, object]:
 
 @pytest.mark.parametrize(
     "name",
-    ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "vit-attention-pool", "vit-norms", "bert", "mlp_ranker-batchnorm",
-     "mlp_ranker-linear"],
-)  # fmt: skip
+    [
+        "gpt2",
+        "gpt2-untied",
+        "llama-qwen3",
+        "vit-token",
+        "vit-attention-pool",
+        "vit-norms",
+        "bert",
+        "mlp_ranker-batchnorm",
+        "mlp_ranker-linear",
+    ],
+)
 def test_costs_are_those_of_the_built_model(name, tmp_path):
-    """All kinds of axes at once, at random sizes: parameters and MACs exactly, bytes a little more than the file's."""
+    """All kinds of axes at once, at random sizes: parameters and MACs exactly, bytes a little more
+    than the file's.
+    """
     ta, task = held(name)
     example = task.example(ta.model)
     costs = Costs(task, ta, example)
@@ -125,7 +150,7 @@ def test_macs_that_are_no_product_are_counted():
     assert not costs.exact and costs.macs(sizes) == fast
 
 
-# --- sizes within a budget -----------------------------------------------------------------------------------------
+# --- sizes within a budget ------------------------------------------------------------------------
 
 
 def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
@@ -147,17 +172,22 @@ def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
 
 CASES = {
     "gpt2": lambda: grown("gpt2", gpt2(n_layer=4, n_embd=48, n_head=3)),
-    "gpt2-all": lambda: grown("gpt2", gpt2(n_layer=4, n_embd=48, n_head=3), "mlp", "heads", "hidden", "depth"),
+    "gpt2-all": lambda: grown(
+        "gpt2", gpt2(n_layer=4, n_embd=48, n_head=3), "mlp", "heads", "hidden", "depth"
+    ),
     "vit": lambda: grown("vit", vit(depth=4)),
     "mlp_ranker": lambda: grown(
-        "mlp_ranker", ranker([(11, 8), (7, 8)], 9, layer(48, "BatchNorm1d", "ReLU"), layer(32, "ReLU"))
+        "mlp_ranker",
+        ranker([(11, 8), (7, 8)], 9, layer(48, "BatchNorm1d", "ReLU"), layer(32, "ReLU")),
     ),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_ten_random_budgets(case, tmp_path):
-    """For each cost, and for two at once: the built Student is never over a budget, and within 5 % of it."""
+    """For each cost, and for two at once: the built Student is never over a budget, and within 5 %
+    of it.
+    """
     ta, costs = CASES[case]()
     space = Space(ta, WIDTHS, "auto")
     low, high = costs(space.smallest()), costs(ta.sizes(2.0))
@@ -166,7 +196,9 @@ def test_ten_random_budgets(case, tmp_path):
         names = [["parameters"], ["bytes"], ["macs"], ["parameters", "macs"]][turn % 4]
         share = draw.uniform(0.02, 0.98)
         budget = Budget("b", tuple((n, low[n] * (high[n] / low[n]) ** share) for n in names))
-        ahead = {name: draw.uniform(0, SLOPE) for name in space.free()} if turn % 2 else space.rule(0.0)
+        ahead = (
+            {name: draw.uniform(0, SLOPE) for name in space.free()} if turn % 2 else space.rule(0.0)
+        )
         sizes = space.decode(ahead, lambda s, b=budget, n=names: max(b.used(costs(s, n)).values()))
         student = ta.student(sizes)
         folder = tmp_path / str(turn)
@@ -179,17 +211,26 @@ def test_ten_random_budgets(case, tmp_path):
         }
         used = budget.used(measured)
         assert max(used.values()) <= 1, (budget, used)
-        assert max(used.values()) >= 1 - NEAR or sizes == space.decode(ahead, lambda s: 0.0), (budget, used)
+        assert max(used.values()) >= 1 - NEAR or sizes == space.decode(ahead, lambda s: 0.0), (
+            budget,
+            used,
+        )
 
 
 def test_the_rule_is_matformers():
-    """Widths that never fall with depth, of two neighbouring sizes at most; only trained ones, where that is asked for."""
+    """Widths that never fall with depth, of two neighbouring sizes at most; only trained ones,
+    where that is asked for.
+    """
     ta, costs = CASES["gpt2"]()
     space = Space(ta, WIDTHS, "trained")
     low, high = costs.parameters(space.smallest()), costs.parameters(ta.sizes(2.0))
     seen = set()
     for limit in np.linspace(low, high, 40):
-        sizes = list(space.decode(space.rule(0.0), lambda s, limit=limit: costs.parameters(s) / limit).values())
+        sizes = list(
+            space.decode(
+                space.rule(0.0), lambda s, limit=limit: costs.parameters(s) / limit
+            ).values()
+        )
         menu = [48, 96, 192, 384]
         levels = [menu.index(size) for size in sizes]
         assert levels == sorted(levels) and levels[-1] - levels[0] <= 1
@@ -219,7 +260,7 @@ def test_stock_only_gives_what_transformers_loads():
     assert not is_stock(ta, mixed)
 
 
-# --- the search ----------------------------------------------------------------------------------------------------
+# --- the search -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -236,10 +277,18 @@ def trained(tmp_path_factory) -> tuple[Recipe, Path]:
     for seed, role, width in ((0, "base", 16), (1, "teacher", 32)):
         torch.manual_seed(seed)
         (folder / role).mkdir()
-        inner = [*layer(width, "BatchNorm1d", "ReLU"), *layer(width, "ReLU"), {"layer": "Linear", "out": 1}]
+        inner = [
+            *layer(width, "BatchNorm1d", "ReLU"),
+            *layer(width, "ReLU"),
+            {"layer": "Linear", "out": 1},
+        ]
         MLPRanker().save(Ranker([(5, 8)], 2, inner).eval(), folder / role)
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
-    recipe.data.train, recipe.data.categorical, recipe.data.dense = str(folder / "rows.csv"), ["a"], ["x", "y"]
+    recipe.data.train, recipe.data.categorical, recipe.data.dense = (
+        str(folder / "rows.csv"),
+        ["a"],
+        ["x", "y"],
+    )
     recipe.distill.steps, recipe.distill.allow_weak_teacher, recipe.distill.device = 20, True, "cpu"
     recipe.search.trials, recipe.export.bootstrap = 6, 20
     convert(recipe, folder / "out")
@@ -268,7 +317,9 @@ def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
     names = [model["name"] for model in result["models"]]
     assert len(set(names)) == len(names) and {"params-500", "params-1500"} <= set(names)
     again, same = search(recipe, out, budgets(500, 1500))
-    assert again["search"]["evaluated"] == 0 and [c.sizes for c in same] == [c.sizes for c in chosen]
+    assert again["search"]["evaluated"] == 0 and [c.sizes for c in same] == [
+        c.sizes for c in chosen
+    ]
     free, none = search(recipe, out)
     assert none == [] and free["choices"] == [] and len(free["models"]) > 1
 
@@ -287,7 +338,8 @@ def test_the_front_is_what_nothing_beats(trained):
     recipe, out = trained
     result, _ = search(recipe, out)
     front = [(m["parameters"], m["chosen_by"]) for m in result["models"] if m["front"]]
-    assert front == sorted(front) and len({value for _, value in front}) == len(front)  # dearer is better
+    # dearer is better
+    assert front == sorted(front) and len({value for _, value in front}) == len(front)
 
 
 def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
@@ -317,7 +369,9 @@ def test_an_impossible_budget_names_the_nearest(trained):
     with pytest.raises(MattaError) as refused:
         search(recipe, out, budgets(30))
     smallest = cost.parameters(load_ta(out).student(0.25))
-    assert f"{smallest} parameters" in str(refused.value) and f"--target-params {smallest}" in str(refused.value)
+    assert f"{smallest} parameters" in str(refused.value) and f"--target-params {smallest}" in str(
+        refused.value
+    )
     _, chosen = search(recipe, out, budgets(smallest))
     assert chosen[0].width == 0.25
 
@@ -327,7 +381,9 @@ def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
     data = tasks_task.task("ranking", recipe).data(out / "ta", load_ta(out).model)
     split = data.held_out[0]
     choosing, reporting = halves(split)
-    assert not set(choosing.indices) & set(reporting.indices) and len(choosing) + len(reporting) == len(split)
+    assert not set(choosing.indices) & set(reporting.indices) and len(choosing) + len(
+        reporting
+    ) == len(split)
     assert torch.equal(choosing.batch([3])["dense"], split.batch([choosing.indices[3]])["dense"])
     assert choosing.digest() != reporting.digest()
     (left,) = reported(data, 0).held_out
@@ -335,7 +391,11 @@ def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
 
     start_over(out)
     real, seen = Search.columns, []
-    monkeypatch.setattr(Search, "columns", lambda self, sizes, part: seen.append(part.indices) or real(self, sizes, part))
+    monkeypatch.setattr(
+        Search,
+        "columns",
+        lambda self, sizes, part: seen.append(part.indices) or real(self, sizes, part),
+    )
     result, _ = search(recipe, out, budgets(500))
     scored, measured = result["search"]["evaluated"], len(result["models"])
     assert seen == [choosing.indices] * scored + [reporting.indices] * measured

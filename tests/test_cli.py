@@ -1,4 +1,6 @@
-"""The commands as users type them: the three lines, what is refused and how, Ctrl-C, resuming, a full disk."""
+"""The commands as users type them: the three lines, what is refused and how, Ctrl-C, resuming, a
+full disk.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,12 @@ bootstrap = 10
 def command(folder: Path, *words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, "-m", "matta_cli", *words],
-        cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def fine(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
@@ -54,8 +60,14 @@ def fine(done: subprocess.CompletedProcess) -> subprocess.CompletedProcess:
 def gpt2(vocabulary: int, seed: int = 0) -> GPT2LMHeadModel:
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=vocabulary, n_positions=32, n_embd=64, n_layer=1, n_head=1, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        n_positions=32,
+        n_embd=64,
+        n_layer=1,
+        n_head=1,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -68,14 +80,21 @@ def tokenizer_of(text: str):
     bpe.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=320,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     bpe.train_from_iterator(text.split("\n\n"), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
 
 
 def prepare(folder: Path) -> None:
-    """What a user has: a state dict, a text, settings, and a Teacher with its tokenizer under the name they type."""
+    """What a user has: a state dict, a text, settings, and a Teacher with its tokenizer under the
+    name they type.
+    """
     from pydoc_data.topics import topics
 
     text = "\n\n".join(topics[name].strip() for name in sorted(topics))[:40_000]
@@ -133,15 +152,20 @@ def refusal(result, *words: str) -> str:
     return errors[0]
 
 
-# --- the three lines -----------------------------------------------------------------------------------------------
+# --- the three lines ------------------------------------------------------------------------------
 
 
 def test_three_lines(finished):
     folder, (converted, distilled, exported) = finished
     out = folder / "matta-out"
-    assert "Lossless" in converted.stderr and "Next: matta distill --teacher TEACHER" in converted.stderr
+    assert (
+        "Lossless" in converted.stderr
+        and "Next: matta distill --teacher TEACHER" in converted.stderr
+    )
     assert converted.stdout.splitlines()[0].split("\t")[0] == "width"
-    records = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    records = [
+        json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert [r["step"] for r in records] == list(range(1, 7)) and records[-1]["evaluation"]
     assert "Next: matta export --widths 0.25,0.5,1" in distilled.stderr
     assert (out / "report.html").exists() and "width 0.25" in exported.stdout
@@ -166,11 +190,15 @@ def test_three_lines_in_processes_of_their_own(finished, tmp_path):
     width, before = (lines.stdout.splitlines()[0] for lines in (exported, finished[1][2]))
     assert width == before and "width 0.25" in exported.stdout
     for name in ("ta/model.safetensors", "students/width-0.5/model.safetensors"):
-        assert (tmp_path / "matta-out" / name).read_bytes() == (finished[0] / "matta-out" / name).read_bytes()
+        assert (tmp_path / "matta-out" / name).read_bytes() == (
+            finished[0] / "matta-out" / name
+        ).read_bytes()
 
 
 def test_settings_may_be_there_before_the_model(typed):
-    """A state dict brings no tokenizer, so convert cannot read the text that matta.toml names: it goes by magnitude."""
+    """A state dict brings no tokenizer, so convert cannot read the text that matta.toml names: it
+    goes by magnitude.
+    """
     shutil.rmtree("matta-out")
     result = typed(LINES[0])
     assert result.exit_code == 0, result.stderr
@@ -179,7 +207,9 @@ def test_settings_may_be_there_before_the_model(typed):
 
 def test_students_load_without_matta_and_shrink(finished):
     students = finished[0] / "matta-out" / "students"
-    weights = [(students / f"width-{w}" / "model.safetensors").stat().st_size for w in ("0.25", "0.5", "1")]
+    weights = [
+        (students / f"width-{w}" / "model.safetensors").stat().st_size for w in ("0.25", "0.5", "1")
+    ]
     assert weights == sorted(set(weights))
     code = (
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
@@ -189,7 +219,9 @@ def test_students_load_without_matta_and_shrink(finished):
         "    print(w, model.config.n_inner, tuple(model(ids).logits.shape) == (1, ids.shape[1], model.config.vocab_size))\n"
         "assert not [m for m in sys.modules if m.startswith('matta')]\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=students, env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=students, env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["0.25", "64", "True", "0.5", "128", "True", "1", "256", "True"]
 
@@ -215,22 +247,37 @@ def test_finished_work_is_not_replaced(finished):
 
 
 def test_what_is_shown_can_be_typed():
-    words = shown("distill", Path("my out"), "--teacher", "TEACHER", "--data", "ünï cödé/digits.npz")
+    words = shown(
+        "distill", Path("my out"), "--teacher", "TEACHER", "--data", "ünï cödé/digits.npz"
+    )
     assert words == "matta distill 'my out' --teacher TEACHER --data 'ünï cödé/digits.npz'"
-    assert shown("export", Path("matta-out"), "--widths", "0.25,0.5") == "matta export --widths 0.25,0.5"
+    assert (
+        shown("export", Path("matta-out"), "--widths", "0.25,0.5")
+        == "matta export --widths 0.25,0.5"
+    )
 
 
 def test_inspect_tells_a_student_from_a_ta(typed):
-    assert "A Student of model.pt, a gpt2 for causal_lm" in typed("inspect matta-out/students/width-0.5").stderr
+    assert (
+        "A Student of model.pt, a gpt2 for causal_lm"
+        in typed("inspect matta-out/students/width-0.5").stderr
+    )
     assert "TA of model.pt, a gpt2 for causal_lm" in typed("inspect").stderr
 
 
 def test_the_recipe_says_how_the_ta_was_made(typed):
     """Not what ``convert`` would do by default, whatever file or flag it was told by."""
-    assert typed("convert model.pt --adapter gpt2 --expand 1.5 --order magnitude --out my/own").exit_code == 0
+    assert (
+        typed(
+            "convert model.pt --adapter gpt2 --expand 1.5 --order magnitude --out my/own"
+        ).exit_code
+        == 0
+    )
     result = typed("recipe show my/own --toml")
     made = tomllib.loads(result.stdout)["convert"]
-    assert made["source"] == "model.pt" and made["expand"] == 1.5 and made["order"] == "magnitude", made
+    assert (
+        made["source"] == "model.pt" and made["expand"] == 1.5 and made["order"] == "magnitude"
+    ), made
 
 
 def test_overwrite_replaces(typed):
@@ -249,31 +296,46 @@ def test_json_is_all_that_stdout_carries(typed):
 
 @pytest.mark.slow
 def test_a_report_with_baselines(typed):
-    """Baselines are trained beside the Students, each of which gets its verdict; the report can be made anew without them."""
-    result = typed("export --widths 0.25,0.5 --baselines untrained,plain --margin 0.5 --overwrite --json")
+    """Baselines are trained beside the Students, each of which gets its verdict; the report can be
+    made anew without them.
+    """
+    result = typed(
+        "export --widths 0.25,0.5 --baselines untrained,plain --margin 0.5 --overwrite --json"
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert [m["name"] for m in found["models"] if m["role"] == "plain"] == ["plain distillation 0.25", "plain distillation 0.5"]
+    assert [m["name"] for m in found["models"] if m["role"] == "plain"] == [
+        "plain distillation 0.25",
+        "plain distillation 0.5",
+    ]
     assert "plain-width-0.5 (2 of 2): training, 6 steps" in result.stderr and found["margin"] == 0.5
     result = typed("report")
     assert result.exit_code == 0 and "training, 6 steps" not in result.stderr, result.stderr
     headers, *rows = [line.split("\t") for line in result.stdout.splitlines()]
     row = dict(zip(headers, next(r for r in rows if r[0] == "width 0.5"), strict=True))
-    pairs = [p for p in found["pairs"] if (p["a"], p["b"]) == ("width 0.5", "plain distillation 0.5")]
+    pairs = [
+        p for p in found["pairs"] if (p["a"], p["b"]) == ("width 0.5", "plain distillation 0.5")
+    ]
     assert row["verdict"] == pairs[0]["verdict"] and "one run for all" in row["training"]
     assert json.loads(Path("matta-out/report.json").read_text())["pairs"] == found["pairs"]
     assert "Was it worth it?" in Path("matta-out/report.html").read_text()
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("convert model.pt --adapter gtp2 -o o", ["There is no adapter 'gtp2'", "did you mean 'gpt2'"]),
+        (
+            "convert model.pt --adapter gtp2 -o o",
+            ["There is no adapter 'gtp2'", "did you mean 'gpt2'"],
+        ),
         ("convert nothing.pt --adapter gpt2 -o o", ["no file or folder 'nothing.pt'"]),
-        ("convert truncated.safetensors --adapter gpt2 -o o", ["'truncated.safetensors'", "damaged"]),
+        (
+            "convert truncated.safetensors --adapter gpt2 -o o",
+            ["'truncated.safetensors'", "damaged"],
+        ),
         ("convert conv.pt --adapter gpt2 -o o", ["'conv.pt'", "not a GPT-2"]),
         ("convert conv.pt -o o", ["conv.pt", "no installed adapter"]),
         ("convert pickled.pt --adapter mlp_ranker -o o", ["'pickled.pt'", "--allow-pickle"]),
@@ -284,36 +346,70 @@ def test_a_report_with_baselines(typed):
         ("distill --overwrite", ["No Teacher is named", "--teacher"]),
         ("distill --teacher gpt2-large --data empty.txt --overwrite", ["'empty.txt'"]),
         ("distill --teacher gpt2-large --data nothing.txt --overwrite", ["'nothing.txt'"]),
-        ("distill --teacher gpt2-large --config strict.toml --overwrite", ["too weak", "--allow-weak-teacher"]),
+        (
+            "distill --teacher gpt2-large --config strict.toml --overwrite",
+            ["too weak", "--allow-weak-teacher"],
+        ),
         ("distill --teacher gpt2-large --steps 0 --overwrite", ["--steps 0"]),
-        ("distill --teacher gpt2-large --steps many --overwrite", ["'--steps'", "See `matta distill --help`"]),
+        (
+            "distill --teacher gpt2-large --steps many --overwrite",
+            ["'--steps'", "See `matta distill --help`"],
+        ),
         ("distil --teacher gpt2-large", ["'distil'", "Did you mean 'distill'? See `matta --help`"]),
-        ("distill --teacher gpt2-large --config value.toml --overwrite", ["distill is a table", "not 5", "below [distill]"]),
+        (
+            "distill --teacher gpt2-large --config value.toml --overwrite",
+            ["distill is a table", "not 5", "below [distill]"],
+        ),
         ("distill --teacher gpt2-large --device tpu7 --overwrite", ["'tpu7'"]),
         ("distill --teacher gpt2-large --widths 5 --overwrite", ["Width 5", "up to 2"]),
         ("distill --teacher gpt2-large --config missing.toml --overwrite", ["'missing.toml'"]),
-        ("distill --teacher gpt2-large --config typo.toml --overwrite", ["'step'", "did you mean 'steps'"]),
+        (
+            "distill --teacher gpt2-large --config typo.toml --overwrite",
+            ["'step'", "did you mean 'steps'"],
+        ),
         ("distill nowhere --teacher gpt2-large", ["nowhere", "matta convert"]),
-        ("export matta-out --out other --widths 0.5", ["matta-out and --out other are two folders"]),
-        ("demo --quick --out matta-out", ["matta-out holds finished work that is no demo's", "--out"]),
-        ("convert model.pt --adapter gpt2 --config heads.json -o o", ["'model.pt'", "--config", "num_heads"]),
+        (
+            "export matta-out --out other --widths 0.5",
+            ["matta-out and --out other are two folders"],
+        ),
+        (
+            "demo --quick --out matta-out",
+            ["matta-out holds finished work that is no demo's", "--out"],
+        ),
+        (
+            "convert model.pt --adapter gpt2 --config heads.json -o o",
+            ["'model.pt'", "--config", "num_heads"],
+        ),
         ("export --widths 0.5 --margin 2 --overwrite", ["--margin 2", "from 0 to 1"]),
         ("export --widths 0 --overwrite", ["--widths '0'"]),
         ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
         ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
-        ("export --trials 3 --overwrite", ["--trials is about the search for a budget", "--target-params"]),
+        (
+            "export --trials 3 --overwrite",
+            ["--trials is about the search for a budget", "--target-params"],
+        ),
         ("export nowhere", ["nowhere", "matta convert"]),
-        ("export --baselines plane --overwrite", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        (
+            "export --baselines plane --overwrite",
+            ["--baselines 'plane'", "untrained, base, plain, scratch"],
+        ),
         ("report nowhere", ["no report in nowhere", "matta export"]),
         ("report --baselines plane", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
         ("report --margin 1.5", ["--margin 1.5"]),
         ("search nowhere", ["nowhere", "matta convert"]),
         ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),
-        ("search --target-params 20k --threads 2", ["--threads is about latency", "--target-latency"]),
+        (
+            "search --target-params 20k --threads 2",
+            ["--threads is about latency", "--target-latency"],
+        ),
         ("search --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
-        ("export --target-params 60k --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),  # not "finished"
-        ("search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M", ["once for all"]),
+        # not "finished"
+        ("export --target-params 60k --sizes odd", ["--sizes 'odd'", "auto, trained or any"]),
+        (
+            "search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M",
+            ["once for all"],
+        ),
         ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),
         ("eval matta-out@9", ["Width 9", "up to 2"]),
         ("eval matta-out@0.5 nothing/here/at/all", ["'nothing/here/at/all'"]),
@@ -325,9 +421,11 @@ def test_a_report_with_baselines(typed):
         ("eval gpt2-large --task-data lambada_openai", ["lambada_openai=FILE.jsonl"]),
         ("eval --out empty", ["nothing to evaluate", "empty"]),
     ],
-)  # fmt: skip
+)
 def test_refusals(typed, line, words):
-    save_file(gpt2(320).state_dict() | {"lm_head.weight": torch.zeros(320, 64)}, "whole.safetensors")
+    save_file(
+        gpt2(320).state_dict() | {"lm_head.weight": torch.zeros(320, 64)}, "whole.safetensors"
+    )
     Path("truncated.safetensors").write_bytes(Path("whole.safetensors").read_bytes()[:-5000])
     torch.save(nn.ModuleDict({"conv": nn.Conv2d(1, 2, 3)}).state_dict(), "conv.pt")
     torch.save(nn.Sequential(nn.Linear(2, 1)), "pickled.pt")
@@ -339,12 +437,19 @@ def test_refusals(typed, line, words):
     kept = sorted(Path("matta-out").rglob("*"))
     refusal(typed(line), *words)
     assert not Path("o").exists()
-    assert sorted(Path("matta-out").rglob("*")) == kept, "a refused command must leave finished work alone"
+    assert sorted(Path("matta-out").rglob("*")) == kept, (
+        "a refused command must leave finished work alone"
+    )
 
 
 def test_a_budget_that_is_not_possible_names_the_nearest(typed):
     kept = sorted(Path("matta-out/students").rglob("*"))
-    said = refusal(typed("export --target-params 100 --target-macs 10 --overwrite"), "is not possible", "parameters", "MACs")
+    said = refusal(
+        typed("export --target-params 100 --target-macs 10 --overwrite"),
+        "is not possible",
+        "parameters",
+        "MACs",
+    )
     nearest = said.partition("the nearest possible is ")[2].partition(";")[0]
     assert sorted(Path("matta-out/students").rglob("*")) == kept
     assert typed(f"search {nearest}").exit_code == 0, nearest
@@ -379,14 +484,17 @@ def test_damaged_output_folder(typed):
     refusal(typed("export --overwrite"), "format 99", "upgrade")
 
 
-# --- budgets -------------------------------------------------------------------------------------------------------
+# --- budgets --------------------------------------------------------------------------------------
 
 
 def test_search_by_budgets(typed):
     result = typed("search --target-params 60k --target-memory 230kB --trials 4 --json")
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
-    assert found["choices"][0]["budget"] == "params-60k-memory-230kB" and found["search"]["evaluated"] > 0
+    assert (
+        found["choices"][0]["budget"] == "params-60k-memory-230kB"
+        and found["search"]["evaluated"] > 0
+    )
     assert "Next: matta export --target-params 60k --target-memory 230kB" in result.stderr
     assert "uses" in result.stderr and "loads it" in result.stderr
 
@@ -398,10 +506,15 @@ def test_export_by_budgets(typed):
     assert result.exit_code == 0, result.stderr
     students = Path("matta-out/students")
     assert sorted(p.name for p in students.iterdir() if p.is_dir()) == [
-        "params-60k-memory-10MB", "params-70k-memory-10MB", "width-0.5",
-    ]  # fmt: skip
+        "params-60k-memory-10MB",
+        "params-70k-memory-10MB",
+        "width-0.5",
+    ]
     report = json.loads(Path("matta-out/report.json").read_text())
-    assert "that chose no sizes" in report["data"] and 'target_params = ["60k", "70k"]' in report["recipe"]
+    assert (
+        "that chose no sizes" in report["data"]
+        and 'target_params = ["60k", "70k"]' in report["recipe"]
+    )
     rows = {m["name"]: m for m in report["models"]}
     for name, limit in (("params-60k-memory-10MB", 60_000), ("params-70k-memory-10MB", 70_000)):
         assert 0.95 * limit <= rows[name]["parameters"] <= limit and rows[name]["parity"]["exact"]
@@ -411,33 +524,48 @@ def test_export_by_budgets(typed):
         assert card["lineage"]["student"] == name
     result = typed("eval --bootstrap 5")
     assert result.exit_code == 0, result.stderr
-    assert [line.split("\t")[0] for line in result.stdout.split("\n\n")[0].splitlines()[1:]][1:] == [
-        f"matta-out/students/{name}" for name in ("width-0.5", "params-60k-memory-10MB", "params-70k-memory-10MB")
+    assert [line.split("\t")[0] for line in result.stdout.split("\n\n")[0].splitlines()[1:]][
+        1:
+    ] == [
+        f"matta-out/students/{name}"
+        for name in ("width-0.5", "params-60k-memory-10MB", "params-70k-memory-10MB")
     ]
     assert result.stderr.count("was chosen on a half of the run's held-out examples") == 2
 
 
-# --- comparing -----------------------------------------------------------------------------------------------------
+# --- comparing ------------------------------------------------------------------------------------
 
 
 def test_eval_measures_what_export_left(typed):
-    """The base and its Students, in a table or as JSON, as the report has them; a view is its exported copy."""
+    """The base and its Students, in a table or as JSON, as the report has them; a view is its
+    exported copy.
+    """
     result = typed("eval --teacher gpt2-large --bootstrap 20")
     assert result.exit_code == 0, result.stderr
     first, second = (part.splitlines() for part in result.stdout.split("\n\n"))
     assert first[0].split("\t")[:4] == ["model", "parameters", "MACs", "perplexity"]
     assert first[0].split("\t")[-2:] == ["agrees with TA", "agrees with Teacher"]
     assert [line.split("\t")[0] for line in first[1:]] == [
-        "matta-out/ta@1", *(f"matta-out/students/width-{w}" for w in ("0.25", "0.5", "1")),
-    ]  # fmt: skip
-    assert second[0].startswith("model\tmetric\tless matta-out/ta@1\tp\tp (Holm)\ttest") and len(second) == 1 + 3 * 3
-    result = typed("eval matta-out@0.5 matta-out/students/width-0.5 gpt2-large --bootstrap 20 --json")
+        "matta-out/ta@1",
+        *(f"matta-out/students/width-{w}" for w in ("0.25", "0.5", "1")),
+    ]
+    assert (
+        second[0].startswith("model\tmetric\tless matta-out/ta@1\tp\tp (Holm)\ttest")
+        and len(second) == 1 + 3 * 3
+    )
+    result = typed(
+        "eval matta-out@0.5 matta-out/students/width-0.5 gpt2-large --bootstrap 20 --json"
+    )
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)["models"]
     report = json.loads(Path("matta-out/report.json").read_text())
     reported = next(m for m in report["models"] if m["name"] == "width 0.5")
     for name, metric in reported["metrics"].items():
-        assert found[0]["metrics"][name]["value"] == found[1]["metrics"][name]["value"] == pytest.approx(metric["value"])
+        assert (
+            found[0]["metrics"][name]["value"]
+            == found[1]["metrics"][name]["value"]
+            == pytest.approx(metric["value"])
+        )
     assert all(d["value"] == 0 and d["p"] == 1 for d in found[1]["differences"].values())
     assert found[0]["macs"] == reported["macs"] and found[0]["parameters"] == reported["parameters"]
     assert found[2]["differences"]["perplexity"]["p_holm"] < 1
@@ -448,7 +576,10 @@ def test_eval_finds_the_settings_of_the_folder_that_a_model_lies_in(typed):
     for words in ("elsewhere@0.5", "elsewhere/students/width-0.5"):
         result = typed(f"eval {words} --bootstrap 5")
         assert result.exit_code == 0, result.stderr
-        assert str(Path("elsewhere/run/recipe.toml")) in result.stderr and len(result.stdout.splitlines()) == 2
+        assert (
+            str(Path("elsewhere/run/recipe.toml")) in result.stderr
+            and len(result.stdout.splitlines()) == 2
+        )
 
 
 def test_eval_drafts(typed):
@@ -456,14 +587,22 @@ def test_eval_drafts(typed):
     assert result.exit_code == 0, result.stderr
     *_, table = result.stdout.split("\n\n")
     rows = dict(row.split("\t") for row in table.splitlines())
-    assert rows["matta-out@0.25 drafts for matta-out@1"] == "" and rows["same output"] == "100% of 8 prompts"
-    assert 1 <= float(rows["tokens per call of the larger"]) <= 6 and "drafted tokens" in rows["acceptance"]
+    assert (
+        rows["matta-out@0.25 drafts for matta-out@1"] == ""
+        and rows["same output"] == "100% of 8 prompts"
+    )
+    assert (
+        1 <= float(rows["tokens per call of the larger"]) <= 6
+        and "drafted tokens" in rows["acceptance"]
+    )
 
 
-# --- stopping and going on -----------------------------------------------------------------------------------------
+# --- stopping and going on ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_resume_finishes(finished, tmp_path, monkeypatch, number):
     folder = tmp_path / "here"
     shutil.copytree(finished[0], folder)
@@ -471,10 +610,16 @@ def test_a_signal_saves_and_resume_finishes(finished, tmp_path, monkeypatch, num
     log = folder / "matta-out" / "run" / "metrics.jsonl"
     words = ["distill", "--teacher", "gpt2-large", "--steps", "40000"]
     with subprocess.Popen(
-        [sys.executable, "-m", "matta_cli", *words], cwd=folder, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "matta_cli", *words],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and not (log.exists() and log.read_text().count("\n") > 2):
+        while time.monotonic() < deadline and not (
+            log.exists() and log.read_text().count("\n") > 2
+        ):
             time.sleep(0.05)
         process.send_signal(number)
         said = process.communicate(timeout=60)[1]
@@ -493,11 +638,19 @@ def test_a_signal_saves_and_resume_finishes(finished, tmp_path, monkeypatch, num
 
 def test_resume_keeps_the_settings_of_the_run(typed):
     """What the interrupted run says to type, ``matta distill --resume``, is enough."""
-    assert typed("distill --teacher gpt2-large --steps 4 --save-every 2 --seed 7 --overwrite").exit_code == 0
+    assert (
+        typed(
+            "distill --teacher gpt2-large --steps 4 --save-every 2 --seed 7 --overwrite"
+        ).exit_code
+        == 0
+    )
     shutil.rmtree("matta-out/run/checkpoints/step-4")
     result = typed("distill --resume")
     assert result.exit_code == 0, result.stderr
-    assert Path("matta-out/run/checkpoints/step-4").exists() and not Path("matta-out/run/checkpoints/step-6").exists()
+    assert (
+        Path("matta-out/run/checkpoints/step-4").exists()
+        and not Path("matta-out/run/checkpoints/step-6").exists()
+    )
 
 
 def test_a_resume_that_trains_nothing_changes_no_setting(typed):
@@ -512,12 +665,16 @@ def test_a_resume_that_trains_nothing_changes_no_setting(typed):
     shutil.rmtree("matta-out/run/checkpoints/step-6")
     assert typed("distill --teacher gpt2-large --overwrite --save-every 2").exit_code == 0
     shutil.rmtree("matta-out/run/checkpoints/step-6")
-    refusal(typed("distill --teacher gpt2-large"), "stopped at step 4 of 6", "--resume", "--overwrite")
+    refusal(
+        typed("distill --teacher gpt2-large"), "stopped at step 4 of 6", "--resume", "--overwrite"
+    )
 
 
 def test_skipped_steps_are_named(typed):
     result = typed("distill --teacher gpt2-large --overwrite --lr 1e30")
-    assert result.exit_code == 0 and "steps were skipped: their loss was not finite" in result.stderr, result.stderr
+    assert (
+        result.exit_code == 0 and "steps were skipped: their loss was not finite" in result.stderr
+    ), result.stderr
 
 
 def test_resume_is_bit_for_bit(typed):
@@ -557,7 +714,10 @@ MOMENTS = {
 SLOW_MOMENTS = ("in a step", "after an update", "in an evaluation")
 
 
-@pytest.mark.parametrize("moment", [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW_MOMENTS else []) for m in MOMENTS])
+@pytest.mark.parametrize(
+    "moment",
+    [pytest.param(m, marks=[pytest.mark.slow] if m in SLOW_MOMENTS else []) for m in MOMENTS],
+)
 def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
     """The checkpoint's number is the number of updates that it holds, whenever Ctrl-C comes."""
     owner, name, call = MOMENTS[moment]
@@ -568,7 +728,10 @@ def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
         assert result.exit_code == 130, result.output
     assert typed("distill --teacher gpt2-large --resume").exit_code == 0
     assert Path("matta-out/run/checkpoints/step-6/model.safetensors").read_bytes() == once
-    steps = [json.loads(line)["step"] for line in Path("matta-out/run/metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in Path("matta-out/run/metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, 7)), "every step is logged once"
 
 
@@ -591,11 +754,23 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     recipe = Recipe()
     for seed, role, width in ((0, "base", 8), (1, "teacher", 16)):
         torch.manual_seed(seed)
-        layers = [{"layer": "Linear", "out": width}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+        layers = [
+            {"layer": "Linear", "out": width},
+            {"layer": "BatchNorm1d"},
+            {"layer": "ReLU"},
+            {"layer": "Linear", "out": 1},
+        ]
         (tmp_path / role).mkdir()
         MLPRanker().save(Ranker([(5, 4)], 2, layers).eval(), tmp_path / role)
-    recipe.convert.source, recipe.distill.teacher = str(tmp_path / "base"), str(tmp_path / "teacher")
-    recipe.data.train, recipe.data.categorical, recipe.data.dense = str(tmp_path / "rows.csv"), ["a"], ["x", "y"]
+    recipe.convert.source, recipe.distill.teacher = (
+        str(tmp_path / "base"),
+        str(tmp_path / "teacher"),
+    )
+    recipe.data.train, recipe.data.categorical, recipe.data.dense = (
+        str(tmp_path / "rows.csv"),
+        ["a"],
+        ["x", "y"],
+    )
     recipe.distill.steps, recipe.distill.allow_weak_teacher, recipe.distill.device = 6, True, "cpu"
     out = tmp_path / "out"
     convert(recipe, out)
@@ -610,7 +785,9 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
 EXPORT = pytest.param("export --overwrite", marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", EXPORT])
+@pytest.mark.parametrize(
+    "line", ["convert model.pt --adapter gpt2", "distill --teacher gpt2-large", EXPORT]
+)
 def test_full_disk(typed, monkeypatch, line):
     from matta_cli.files import atomic
 
@@ -618,7 +795,11 @@ def test_full_disk(typed, monkeypatch, line):
         shutil.rmtree("matta-out/run")
     if line.startswith("convert"):
         shutil.rmtree("matta-out")
-    kept = {p: p.stat().st_size for p in Path("matta-out/students").rglob("*")} if line.startswith("export") else {}
+    kept = (
+        {p: p.stat().st_size for p in Path("matta-out/students").rglob("*")}
+        if line.startswith("export")
+        else {}
+    )
 
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

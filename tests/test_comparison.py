@@ -25,11 +25,17 @@ def images(n: int, share: float, seed: int, like: dict | None = None) -> dict:
 def text(n: int, seed: int) -> dict:
     random = np.random.default_rng(seed)
     tokens = np.full(n, 31.0)
-    return {"nll": random.gamma(4, 10, n), "tokens": tokens, "correct": random.binomial(31, 0.3, n).astype(float)}
+    return {
+        "nll": random.gamma(4, 10, n),
+        "tokens": tokens,
+        "correct": random.binomial(31, 0.3, n).astype(float),
+    }
 
 
 def queries(count: int, seed: int, noise: float) -> dict:
-    """Queries of 1 to 9 rows with grades; the same ones whatever the seed, which draws the noise in the scores."""
+    """Queries of 1 to 9 rows with grades; the same ones whatever the seed, which draws the noise in
+    the scores.
+    """
     fixed = np.random.default_rng(0)
     group = np.repeat(np.arange(count), fixed.integers(1, 10, count))
     label = fixed.integers(0, 4, len(group)).astype(float)
@@ -52,7 +58,12 @@ def test_a_model_is_no_different_from_itself():
         found = intervals.paired(task, [table], [{k: v.copy() for k, v in table.items()}], 50)
         assert found.keys() == task.summarize(table).keys()
         for difference in found.values():
-            assert {k: difference[k] for k in ("value", "low", "high", "p")} == {"value": 0, "low": 0, "high": 0, "p": 1}
+            assert {k: difference[k] for k in ("value", "low", "high", "p")} == {
+                "value": 0,
+                "low": 0,
+                "high": 0,
+                "p": 1,
+            }
 
 
 def test_right_or_wrong_is_mcnemar():
@@ -61,16 +72,23 @@ def test_right_or_wrong_is_mcnemar():
     b = images(300, 0.7, 0)
     a = images(300, 0.9, 1, like=b)
     found = intervals.paired(ImageClassification(Recipe()), [a], [b], 500)["top1"]
-    table = [[int(((a["correct1"] == x) & (b["correct1"] == y)).sum()) for y in (1, 0)] for x in (1, 0)]
+    table = [
+        [int(((a["correct1"] == x) & (b["correct1"] == y)).sum()) for y in (1, 0)] for x in (1, 0)
+    ]
     assert found["test"] == "McNemar"
     assert found["p"] == pytest.approx(mcnemar(table, exact=True).pvalue, rel=1e-12)
-    assert 0 < found["p"] < 0.05 and found["value"] == pytest.approx((table[0][1] - table[1][0]) / 300)
+    assert 0 < found["p"] < 0.05 and found["value"] == pytest.approx(
+        (table[0][1] - table[1][0]) / 300
+    )
     assert found["low"] > 0
 
 
 def test_interval_of_a_mean_is_the_normal_one_and_narrower_than_unpaired():
     a, n = text(400, 0), 400
-    b = a | {"nll": a["nll"], "correct": a["correct"] + np.random.default_rng(5).choice([-2.0, 0, 1], n)}
+    b = a | {
+        "nll": a["nll"],
+        "correct": a["correct"] + np.random.default_rng(5).choice([-2.0, 0, 1], n),
+    }
     found = intervals.paired(CausalLM(Recipe()), [a], [b], 2000)["next_token_accuracy"]
     each = (a["correct"] - b["correct"]) / 31
     half = 1.96 * each.std(ddof=1) / np.sqrt(n)
@@ -91,7 +109,9 @@ def test_bootstrap_of_a_ratio_is_scipys():
     def difference(x, y, axis=-1):
         return np.exp(x.sum(axis) / (31 * 200)) - np.exp(y.sum(axis) / (31 * 200))
 
-    theirs = bootstrap((a["nll"], b["nll"]), difference, paired=True, method="percentile", n_resamples=5000, rng=3)
+    theirs = bootstrap(
+        (a["nll"], b["nll"]), difference, paired=True, method="percentile", n_resamples=5000, rng=3
+    )
     width = theirs.confidence_interval.high - theirs.confidence_interval.low
     assert found["low"] == pytest.approx(theirs.confidence_interval.low, abs=0.05 * width)
     assert found["high"] == pytest.approx(theirs.confidence_interval.high, abs=0.05 * width)
@@ -102,7 +122,9 @@ def test_bootstrap_of_a_ratio_is_scipys():
 def test_few_examples_show_nothing():
     """Three sequences, each clearly better: by chance alone that happens one time in four."""
     b = text(3, 0)
-    found = intervals.paired(CausalLM(Recipe()), [b | {"nll": 0.5 * b["nll"]}], [b], 500)["perplexity"]
+    found = intervals.paired(CausalLM(Recipe()), [b | {"nll": 0.5 * b["nll"]}], [b], 500)[
+        "perplexity"
+    ]
     assert found["high"] < 0 and found["p"] == 0.25
 
 
@@ -112,13 +134,18 @@ def test_p_values_are_uniform_where_nothing_differs():
     task = CausalLM(Recipe())
     below = 0
     for _ in range(200):
-        tables = [{"nll": random.gamma(4, 10, 60), "tokens": np.full(60, 31.0), "correct": np.zeros(60)} for _ in range(2)]
+        tables = [
+            {"nll": random.gamma(4, 10, 60), "tokens": np.full(60, 31.0), "correct": np.zeros(60)}
+            for _ in range(2)
+        ]
         below += intervals.paired(task, tables[:1], tables[1:], 99)["perplexity"]["p"] < 0.1
     assert 8 <= below <= 34  # 20 expected; five standard deviations would be 21
 
 
 def test_queries_are_drawn_whole():
-    """The interval is that of a mean over queries; one over rows, of which a query has up to nine, would be far narrower."""
+    """The interval is that of a mean over queries; one over rows, of which a query has up to nine,
+    would be far narrower.
+    """
     task, n = Ranking(Recipe()), 120
     a, b = queries(n, 1, 1.0), queries(n, 2, 3.0)
     found = intervals.paired(task, [a], [b], 400)["ndcg@10"]
@@ -141,12 +168,20 @@ def test_holm_is_statsmodels():
 
 def test_against_corrects_for_the_number_of_models():
     tables = {"base": [images(300, 0.7, 0)]}
-    tables |= {f"m{i}": [images(300, share, i + 1, tables["base"][0])] for i, share in enumerate((0.95, 0.7, 0.72))}
+    tables |= {
+        f"m{i}": [images(300, share, i + 1, tables["base"][0])]
+        for i, share in enumerate((0.95, 0.7, 0.72))
+    }
     task = ImageClassification(Recipe())
     found = intervals.against(task, tables, "base", 50)
     assert list(found) == ["m0", "m1", "m2"]
-    assert [d["top1"]["p_holm"] for d in found.values()] == intervals.holm([d["top1"]["p"] for d in found.values()])
-    assert found["m0"]["top1"]["p_holm"] == pytest.approx(3 * found["m0"]["top1"]["p"]) and found["m0"]["top1"]["p"] < 0.01
+    assert [d["top1"]["p_holm"] for d in found.values()] == intervals.holm(
+        [d["top1"]["p"] for d in found.values()]
+    )
+    assert (
+        found["m0"]["top1"]["p_holm"] == pytest.approx(3 * found["m0"]["top1"]["p"])
+        and found["m0"]["top1"]["p"] < 0.01
+    )
 
 
 def test_other_examples_are_refused_and_undefined_differences_say_nothing():

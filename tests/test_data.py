@@ -1,4 +1,6 @@
-"""Data as streams: token files, hub datasets on demand, workers. What is read must not depend on how it is read."""
+"""Data as streams: token files, hub datasets on demand, workers. What is read must not depend on
+how it is read.
+"""
 
 from __future__ import annotations
 
@@ -35,12 +37,30 @@ from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.training.run import distill
 
-WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog", "came home", "to", "sleep by", "warm fire"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "and",
+    "then",
+    "one",
+    "old",
+    "dog",
+    "came home",
+    "to",
+    "sleep by",
+    "warm fire",
+]
 
 
 def prose(lines: int, seed: int = 0) -> str:
     generator = np.random.default_rng(seed)
-    return "\n".join(" ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ." for _ in range(lines))
+    return "\n".join(
+        " ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ."
+        for _ in range(lines)
+    )
 
 
 def save_tokenizer(folder: Path, vocabulary: int) -> Path:
@@ -49,7 +69,10 @@ def save_tokenizer(folder: Path, vocabulary: int) -> Path:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocabulary,
+        special_tokens=["<|end|>"],
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     tokenizer.train_from_iterator([prose(100, 1)], trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
@@ -93,7 +116,7 @@ def stored(cache: Path) -> list[Path]:
     return sorted(path for path in cache.iterdir() if path.is_dir()) if cache.exists() else []
 
 
-# ---------------------------------------------------------------------------------------------------------------- text
+# --------------------------------------------------------------------------------------------------
 
 
 def corpus(folder: Path) -> tuple[str, list[str]]:
@@ -102,7 +125,12 @@ def corpus(folder: Path) -> tuple[str, list[str]]:
     import pyarrow.parquet
 
     folder.mkdir()
-    long = prose(1500, 2).replace(" .\n", " .\r\n", 3).replace("dog .\n", "dog ." + 40 * "\n") + "\n\n  \n" + prose(2, 9) + "\n"
+    long = (
+        prose(1500, 2).replace(" .\n", " .\r\n", 3).replace("dog .\n", "dog ." + 40 * "\n")
+        + "\n\n  \n"
+        + prose(2, 9)
+        + "\n"
+    )
     rows = ["one more\n\n dog", " \n ", "home", prose(30, 3), ""]
     (folder / "a.txt").write_bytes(long.encode())
     (folder / "b.jsonl").write_text("\n".join(json.dumps({"text": row}) for row in rows))
@@ -127,7 +155,9 @@ def cut_whole(documents: list[str]) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("chunk", [1 << 20, 37])
 @pytest.mark.parametrize("on_disk", [False, True])
-def test_the_tokens_are_those_of_the_whole_text(tmp_path, tokenizer_folder, cache, monkeypatch, chunk, on_disk):
+def test_the_tokens_are_those_of_the_whole_text(
+    tmp_path, tokenizer_folder, cache, monkeypatch, chunk, on_disk
+):
     monkeypatch.setattr(data_text, "_CHUNK", chunk)
     monkeypatch.setattr(data_text, "_PIECE", 500)
     monkeypatch.setattr(data_text, "_BATCH", 5000)
@@ -136,7 +166,9 @@ def test_the_tokens_are_those_of_the_whole_text(tmp_path, tokenizer_folder, cach
     name, documents = corpus(tmp_path / "corpus")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     parts = cut_whole(documents)
-    expected = [[t for document in part for t in [*tokenizer(document)["input_ids"], 0]] for part in parts]
+    expected = [
+        [t for document in part for t in [*tokenizer(document)["input_ids"], 0]] for part in parts
+    ]
     train, held_out, passages = opened(tokenizer_folder, train=name)
     assert train.tolist() == expected[0] and held_out.tolist() == expected[1] and len(passages) > 30
     assert isinstance(train, np.memmap) is on_disk and len(stored(cache)) == 2 * on_disk
@@ -149,7 +181,11 @@ def test_the_last_tenth_begins_where_it_does_in_memory(sizes, characters):
     generator = np.random.default_rng(0)
     for _ in range(20):
         documents = ["".join(generator.choice(list(characters), size=size)) + "y" for size in sizes]
-        chunks = [(document[k : k + 4], k + 4 >= len(document)) for document in documents for k in range(0, len(document), 4)]
+        chunks = [
+            (document[k : k + 4], k + 4 >= len(document))
+            for document in documents
+            for k in range(0, len(document), 4)
+        ]
         parts = cut(Text("it", [], None, lambda chunks=chunks: iter(chunks)))
         for part, expected in zip(parts, cut_whole(documents), strict=True):
             found = "".join(chunk + "|" * last for chunk, last in part.read())
@@ -159,7 +195,12 @@ def test_the_last_tenth_begins_where_it_does_in_memory(sizes, characters):
 def test_text_without_lines_is_cut_before_words(monkeypatch):
     monkeypatch.setattr(data_text, "_PIECE", 50)
     monkeypatch.setattr(data_text, "_LONGEST", 100)
-    for document in (prose(40).replace("\n", " "), "x" * 350, prose(9), prose(30).replace("\n", 30 * "\n")):
+    for document in (
+        prose(40).replace("\n", " "),
+        "x" * 350,
+        prose(9),
+        prose(30).replace("\n", 30 * "\n"),
+    ):
         cuts = []
         for size in (1, 64, 1000):
             chunks = [(document[k : k + size], False) for k in range(0, len(document), size)]
@@ -192,10 +233,17 @@ def test_a_hub_dataset_reads_alike_whole_and_streamed(tmp_path):
     (tmp_path / "data" / "train.jsonl").open("a").write(
         '\n{"n": 1, "text": null}\n{"n": 2, "text": " "}\n{"n": 3, "text": "end"}'
     )
-    whole = hub(find.hub_dataset(name)["train"], "text", name, [])  # datasets opens a local folder with the same call
+    # datasets opens a local folder with the same call
+    whole = hub(find.hub_dataset(name)["train"], "text", name, [])
     streamed = hub(find.hub_stream(name)[0]["train"], "text", name, [])
     expected = [(f"train {k} {prose(1, k)}", True) for k in range(600)] + [("end", True)]
-    assert list(whole.read()) == list(whole.read()) == list(streamed.read()) == list(streamed.read()) == expected
+    assert (
+        list(whole.read())
+        == list(whole.read())
+        == list(streamed.read())
+        == list(streamed.read())
+        == expected
+    )
     assert streamed.size is None and 20_000 < whole.size < 200_000
 
 
@@ -205,7 +253,7 @@ def test_a_pipe_is_refused(tmp_path, tokenizer_folder):
         opened(tokenizer_folder, train=str(tmp_path / "pipe"))
 
 
-# --------------------------------------------------------------------------------------------------------- token files
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -217,10 +265,14 @@ def book(tmp_path) -> Path:
 
 def test_text_is_tokenized_once(book, tokenizer_folder, cache, monkeypatch):
     first = opened(tokenizer_folder, train=str(book))
-    copy = shutil.copytree(tokenizer_folder, book.parent / "checkpoint")  # the tokenizer's content counts, not its folder
+    # the tokenizer's content counts, not its folder
+    copy = shutil.copytree(tokenizer_folder, book.parent / "checkpoint")
     monkeypatch.setattr(task, "pieces", None)
     again = opened(copy, train=str(book))
-    assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True)) and first[2] == again[2]
+    assert (
+        all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
+        and first[2] == again[2]
+    )
     assert first[0].dtype == np.uint16 and not first[0].flags.writeable
     assert not [path for path in cache.iterdir() if path.name.startswith(".")]
 
@@ -271,7 +323,9 @@ def test_a_failure_leaves_no_token_file(book, tokenizer_folder, cache, monkeypat
     assert len(stored(cache)) == 1 and not list(cache.glob(".*"))
     (book.parent / "file").write_text("")
     monkeypatch.setenv("MATTA_CACHE", str(book.parent / "file"))
-    with pytest.raises(MattaError, match=r"tokens cannot be kept in .*set MATTA_CACHE to a folder with room"):
+    with pytest.raises(
+        MattaError, match=r"tokens cannot be kept in .*set MATTA_CACHE to a folder with room"
+    ):
         opened(tokenizer_folder, train=str(book))
 
 
@@ -279,7 +333,9 @@ def test_a_token_outside_the_vocabulary_is_refused(book, tokenizer_folder, cache
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     whole = local(book, "text", str(book))
     small = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=4, n_head=1, vocab_size=290))
-    with pytest.raises(MattaError, match=r"makes the token 29\d, but the model's vocabulary is 290"):
+    with pytest.raises(
+        MattaError, match=r"makes the token 29\d, but the model's vocabulary is 290"
+    ):
         CausalLM(recipe())._tokens(tokenizer, whole, small, 0)
     assert not stored(cache)
 
@@ -303,7 +359,11 @@ print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1
         with path.open("w") as file:
             for _ in range(megabytes):
                 file.write(block + "\n")
-        environment = {**os.environ, "MATTA_CACHE": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment = {
+            **os.environ,
+            "MATTA_CACHE": str(tmp_path / "cache"),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
         command = [sys.executable, "-c", script, str(path), str(tokenizer_folder)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         sequences, peaks[megabytes] = map(int, done.stdout.split())
@@ -311,11 +371,13 @@ print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1
     assert peaks[100] - peaks[1] < 50, peaks
 
 
-# ----------------------------------------------------------------------------------------------------------- streaming
+# --------------------------------------------------------------------------------------------------
 
 
 def dataset(folder: Path, **splits: int) -> str:
-    """A folder that ``datasets`` opens: JSONL rows with a number in their text, so that each can be told."""
+    """A folder that ``datasets`` opens: JSONL rows with a number in their text, so that each can be
+    told.
+    """
     folder.mkdir(exist_ok=True)
     for name, count in splits.items():
         rows = [json.dumps({"n": k, "text": f"{name} {k} {prose(1, k)}"}) for k in range(count)]
@@ -327,19 +389,30 @@ def test_streaming_takes_what_the_run_needs(tmp_path, tokenizer_folder, cache, m
     name = dataset(tmp_path / "data", train=700, validation=300)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     whole = {
-        split: [t for k in range(count) for t in [*tokenizer(f"{split} {k} {prose(1, k)}")["input_ids"], 0]]
+        split: [
+            t
+            for k in range(count)
+            for t in [*tokenizer(f"{split} {k} {prose(1, k)}")["input_ids"], 0]
+        ]
         for split, count in (("train", 700), ("validation", 300))
     }
     settings = {"train": name, "streaming": True, "steps": 5, "batch_size": 4, "eval_examples": 7}
     train, held_out, passages = opened(tokenizer_folder, **settings)
-    assert train.tolist() == whole["train"][: 5 * 4 * 16] and held_out.tolist() == whole["validation"][: 7 * 16]
+    assert (
+        train.tolist() == whole["train"][: 5 * 4 * 16]
+        and held_out.tolist() == whole["validation"][: 7 * 16]
+    )
     assert passages and opened(tokenizer_folder, **settings)[2] == passages
     assert opened(tokenizer_folder, **settings, max_tokens=50)[0].tolist() == whole["train"][:50]
     assert opened(tokenizer_folder, **settings, max_tokens=10**6)[0].tolist() == train.tolist()
     with monkeypatch.context() as patch:
         patch.setattr(task, "pieces", None)
-        assert opened(tokenizer_folder, **settings)[0].tolist() == train.tolist()  # from the cache, as on --resume
-    assert opened(tokenizer_folder, **settings | {"steps": 9})[0].tolist() == whole["train"][: 9 * 4 * 16]
+        # from the cache, as on --resume
+        assert opened(tokenizer_folder, **settings)[0].tolist() == train.tolist()
+    assert (
+        opened(tokenizer_folder, **settings | {"steps": 9})[0].tolist()
+        == whole["train"][: 9 * 4 * 16]
+    )
     settings["steps"] = 10**6
     assert opened(tokenizer_folder, **settings)[0].tolist() == whole["train"]  # there is no more
     assert len(stored(cache)) == 2
@@ -356,7 +429,9 @@ def test_streaming_reads_no_further_than_needed(tokenizer_folder, cache):
             yield prose(20, k % 50), True
 
     task, tokenizer = CausalLM(recipe()), AutoTokenizer.from_pretrained(tokenizer_folder)
-    found, passages = task._tokens(tokenizer, Text("it", ["endless"], None, endless), gpt2(), 5000, Paragraphs())
+    found, passages = task._tokens(
+        tokenizer, Text("it", ["endless"], None, endless), gpt2(), 5000, Paragraphs()
+    )
     assert len(found) == 5000 and len(drawn) * 1000 < 3 << 20 and passages
 
 
@@ -366,9 +441,15 @@ def test_streaming_without_a_held_out_split(tmp_path, tokenizer_folder, cache):
     train, held_out, _ = opened(tokenizer_folder, train=name, streaming=True, eval_examples=0)
     assert tokenizer.decode(train[:100].tolist()).startswith("train 1000 ") and len(train) > 500
     documents = tokenizer.decode(held_out.tolist()).split("<|end|>")
-    assert documents[0].startswith("train 0 ") and documents[999].startswith("train 999 ") and documents[1000:] == [""]
+    assert (
+        documents[0].startswith("train 0 ")
+        and documents[999].startswith("train 999 ")
+        and documents[1000:] == [""]
+    )
     few = dataset(tmp_path / "few", train=1000)
-    with pytest.raises(MattaError, match=r"first 1,000 documents are held out, and it has no more.*--held-out"):
+    with pytest.raises(
+        MattaError, match=r"first 1,000 documents are held out, and it has no more.*--held-out"
+    ):
         opened(tokenizer_folder, train=few, streaming=True)
     train, held_out, _ = opened(tokenizer_folder, train=name, held_out=few, streaming=True)
     assert tokenizer.decode(train[:100].tolist()).startswith("train 0 ")
@@ -400,11 +481,13 @@ def test_streaming_errors(tmp_path, tokenizer_folder, cache, book):
         with pytest.raises(MattaError, match=sentence):
             opened(tokenizer_folder, streaming=True, **settings)
     for kind, what in ((ImageClassification, "images"), (Ranking, "ranking")):
-        with pytest.raises(MattaError, match=f"data.streaming is not supported for {what}: leave it out"):
+        with pytest.raises(
+            MattaError, match=f"data.streaming is not supported for {what}: leave it out"
+        ):
             kind(recipe(train=name, streaming=True)).data(tmp_path, torch.nn.Linear(1, 1))
 
 
-# ------------------------------------------------------------------------------------------------------------- workers
+# --------------------------------------------------------------------------------------------------
 
 
 class Numbers:
@@ -450,15 +533,21 @@ def test_a_workers_sentence_arrives_as_it_is(workers):
     assert next(batches)["i"].tolist() == [3, 1]
     with pytest.raises(MattaError) as caught:
         next(batches)
-    assert str(caught.value) == "Image 13 of 'mine' cannot be read: it is a poem." and type(caught.value) is MattaError
+    assert (
+        str(caught.value) == "Image 13 of 'mine' cannot be read: it is a poem."
+        and type(caught.value) is MattaError
+    )
 
 
 def test_what_workers_die_of():
-    with pytest.raises(MattaError, match=r"One of the 2 processes that read the data died.*lower data.workers"):
+    with pytest.raises(
+        MattaError, match=r"One of the 2 processes that read the data died.*lower data.workers"
+    ):
         list(loader(Numbers("death"), DRAWN, 2))
     with pytest.raises(ZeroDivisionError, match="a bug"):
         list(loader(Numbers("bug"), DRAWN, 2))
-    assert len(list(loader(Numbers("signal"), DRAWN, 2))) == len(DRAWN)  # the run itself decides when to stop
+    # the run itself decides when to stop
+    assert len(list(loader(Numbers("signal"), DRAWN, 2))) == len(DRAWN)
     with pytest.raises(MattaError, match=r"data.workers is -1, but"):
         loader(Numbers(), DRAWN, -1)
 
@@ -475,7 +564,9 @@ def test_closing_ends_the_workers():
 def test_an_open_loader_does_not_hang_the_exit():
     script = "import test_data as t; kept = t.loader(t.Numbers(), t.DRAWN, 2); next(kept)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -500,14 +591,22 @@ def test_workers_share_the_pixels_that_are_kept(tmp_path):
     assert not list(tmp_path.glob(f"*-{os.getpid()}"))
 
 
-def test_a_streamed_run_with_workers_resumes_bit_for_bit(tmp_path, tokenizer_folder, cache, monkeypatch):
+def test_a_streamed_run_with_workers_resumes_bit_for_bit(
+    tmp_path, tokenizer_folder, cache, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name, model in (("model", gpt2()), ("teacher", gpt2(1))):
         model.save_pretrained(tmp_path / name)
         shutil.copytree(tokenizer_folder, tmp_path / name, dirs_exist_ok=True)
     name = dataset(tmp_path / "data", train=60, test=20)
     settings = recipe(train=name, streaming=True, eval_examples=4, steps=4, batch_size=4)
-    values = {"teacher": "teacher", "save_every": 2, "widths": [0.5, 1.0], "device": "cpu", "allow_weak_teacher": True}
+    values = {
+        "teacher": "teacher",
+        "save_every": 2,
+        "widths": [0.5, 1.0],
+        "device": "cpu",
+        "allow_weak_teacher": True,
+    }
     settings.update({"distill": values, "convert": {"source": "model"}}, "test")
     convert(settings, Path("plain"))
     shutil.copytree("plain", "workers")

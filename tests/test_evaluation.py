@@ -1,4 +1,6 @@
-"""matta eval: measured against computations of their own, in float64 and by brute force, on tiny real models."""
+"""matta eval: measured against computations of their own, in float64 and by brute force, on tiny
+real models.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,24 @@ from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
 
-WORDS = ["the", "cat", "sat", "on", "a", "warm", "mat", "and", "saw", "dogs", "run", "past", "old", "trees", "near", "two"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "warm",
+    "mat",
+    "and",
+    "saw",
+    "dogs",
+    "run",
+    "past",
+    "old",
+    "trees",
+    "near",
+    "two",
+]
 MOST = dict.fromkeys(("value", "low", "high"), 1.0)
 
 
@@ -51,7 +70,9 @@ def prose(lines: int, seed: int = 0) -> list[str]:
         place, line = int(random.integers(len(WORDS))), []
         for _ in range(int(random.integers(11, 20))):
             line.append(WORDS[place])
-            place = (place + 1 if random.random() < 0.9 else int(random.integers(len(WORDS)))) % len(WORDS)
+            place = (
+                place + 1 if random.random() < 0.9 else int(random.integers(len(WORDS)))
+            ) % len(WORDS)
         found.append(" ".join(line))
     return found
 
@@ -65,7 +86,9 @@ def tokenizer_in(folder: Path, seed: int = 1) -> None:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=290, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=290, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(prose(30, seed), trainer)
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
 
@@ -89,12 +112,16 @@ def trained(model: nn.Module, rows: torch.Tensor, steps: int) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A base that has learned something, its TA, a Student of it in the stock format, a Teacher, and data."""
+    """A base that has learned something, its TA, a Student of it in the stock format, a Teacher,
+    and data.
+    """
     from transformers import AutoTokenizer
 
     folder = tmp_path_factory.mktemp("eval")
     (folder / "text.txt").write_text("\n".join(prose(120, 2)), encoding="utf-8")
-    (folder / "passages.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in prose(60, 3)), encoding="utf-8")
+    (folder / "passages.jsonl").write_text(
+        "\n".join(json.dumps({"text": line}) for line in prose(60, 3)), encoding="utf-8"
+    )
     for name, seed in (("base", 0), ("teacher", 1)):
         (folder / name).mkdir()
         tokenizer_in(folder / name)
@@ -116,38 +143,69 @@ def folder(tmp_path_factory) -> Path:
 
 def recipe(folder: Path, **data) -> Recipe:
     found = Recipe()
-    own = {"held_out": str(folder / "text.txt"), "passages": str(folder / "passages.jsonl"), "sequence_length": 32}
-    found.update({"data": {**own, **data}, "export": {"bootstrap": 40}, "distill": {"batch_size": 8}}, "test")
+    own = {
+        "held_out": str(folder / "text.txt"),
+        "passages": str(folder / "passages.jsonl"),
+        "sequence_length": 32,
+    }
+    found.update(
+        {"data": {**own, **data}, "export": {"bootstrap": 40}, "distill": {"batch_size": 8}}, "test"
+    )
     return found
 
 
 def measured(folder: Path, *names: str, **asked) -> dict:
-    return compare.evaluation(recipe(folder), Asked([str(folder / name) for name in names], **asked), folder / "out")
+    return compare.evaluation(
+        recipe(folder), Asked([str(folder / name) for name in names], **asked), folder / "out"
+    )
 
 
 def by_name(result: dict) -> dict[str, dict]:
     return {Path(m["name"]).name: m for m in result["models"]}
 
 
-# --- models on the same examples -----------------------------------------------------------------------------------
+# --- models on the same examples ------------------------------------------------------------------
 
 
 def test_a_view_and_its_exported_copy_are_one_model(folder):
-    """And the base is the TA at width 1.0; the metrics are those of transformers' own loss, in float64."""
-    result = measured(folder, "out@0.5", "out/students/width-0.5", "out@1", "base", teacher=str(folder / "teacher"))
+    """And the base is the TA at width 1.0; the metrics are those of transformers' own loss, in
+    float64.
+    """
+    result = measured(
+        folder,
+        "out@0.5",
+        "out/students/width-0.5",
+        "out@1",
+        "base",
+        teacher=str(folder / "teacher"),
+    )
     found = by_name(result)
     same = found["width-0.5"]["differences"]
     assert same.keys() == {"perplexity", "next_token_accuracy", "last_word_accuracy"}
     for difference in same.values():
-        assert (difference["value"], difference["low"], difference["high"], difference["p"]) == (0, 0, 0, 1)
+        assert (difference["value"], difference["low"], difference["high"], difference["p"]) == (
+            0,
+            0,
+            0,
+            1,
+        )
         assert difference["p_holm"] == 1
-    assert found["out@0.5"]["metrics"] == found["width-0.5"]["metrics"] and not found["out@0.5"]["differences"]
-    assert found["out@0.5"]["parameters"] == found["width-0.5"]["parameters"] < found["base"]["parameters"]
+    assert (
+        found["out@0.5"]["metrics"] == found["width-0.5"]["metrics"]
+        and not found["out@0.5"]["differences"]
+    )
+    assert (
+        found["out@0.5"]["parameters"]
+        == found["width-0.5"]["parameters"]
+        < found["base"]["parameters"]
+    )
     assert found["out@0.5"]["macs"] < found["out@1"]["macs"] == found["base"]["macs"]
     for name, metric in found["base"]["metrics"].items():
         assert found["out@1"]["metrics"][name]["value"] == pytest.approx(metric["value"], rel=1e-5)
     better = found["base"]["differences"]["perplexity"]
-    assert better["high"] < 0 and better["test"] == "bootstrap", "half of the hidden units is worse than all of them"
+    assert better["high"] < 0 and better["test"] == "bootstrap", (
+        "half of the hidden units is worse than all of them"
+    )
     assert found["base"]["differences"]["last_word_accuracy"]["test"] == "McNemar"
 
     from transformers import AutoTokenizer
@@ -155,13 +213,20 @@ def test_a_view_and_its_exported_copy_are_one_model(folder):
     text = (folder / "text.txt").read_text(encoding="utf-8")
     ids = [*AutoTokenizer.from_pretrained(folder / "base")(text)["input_ids"], 0]
     rows = torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32)
-    model, teacher = (AutoModelForCausalLM.from_pretrained(folder / n).double().eval() for n in ("base", "teacher"))
+    model, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder / n).double().eval()
+        for n in ("base", "teacher")
+    )
     with torch.no_grad():
         ours, theirs = model(input_ids=rows, labels=rows), teacher(input_ids=rows)
-    assert found["base"]["metrics"]["perplexity"]["value"] == pytest.approx(math.exp(ours.loss), rel=1e-4)
+    assert found["base"]["metrics"]["perplexity"]["value"] == pytest.approx(
+        math.exp(ours.loss), rel=1e-4
+    )
     agree = (ours.logits.argmax(-1) == theirs.logits.argmax(-1))[:, :-1].double().mean().item()
     assert found["base"]["agreement"]["teacher"]["value"] == pytest.approx(agree, abs=1e-3)
-    assert 0.1 < agree < 0.95 and found["base"]["agreement"]["ta"] == MOST, "a TA as converted is the base"
+    assert 0.1 < agree < 0.95 and found["base"]["agreement"]["ta"] == MOST, (
+        "a TA as converted is the base"
+    )
     assert result["agreement"]["of"] == "positions with the same likeliest next token"
 
 
@@ -192,31 +257,45 @@ def test_against_and_refusals(folder, tmp_path):
         (["base", "out@0.5"], {"cascade": True}, "how sure they are"),
         (["base"], {"speculative": ["x"]}, "SMALL,LARGE"),
         (["base"], {"speculative": ["x", "x"]}, "SMALL,LARGE"),
-        (["base"], {"task": "image_classification"}, "not for image_classification|cannot be loaded"),
+        (
+            ["base"],
+            {"task": "image_classification"},
+            "not for image_classification|cannot be loaded",
+        ),
     ):
         with pytest.raises(MattaError, match=words):
             measured(folder, *names, **asked)
 
 
 def test_a_ta_that_does_not_fit_is_left_out(folder, tmp_path):
-    """An output folder that lies about holds another model: that must not keep others from being measured."""
+    """An output folder that lies about holds another model: that must not keep others from being
+    measured.
+    """
     alone = tmp_path / "alone"
     gpt2(3, n_embd=16, vocab_size=300).save_pretrained(alone)
     tokenizer_in(alone)
     said: list[str] = []
     result = compare.evaluation(recipe(folder), Asked([str(alone)]), folder / "out", said.append)
-    assert "ta" not in result["agreement"] and any("Without agreement with the TA" in line for line in said)
+    assert "ta" not in result["agreement"] and any(
+        "Without agreement with the TA" in line for line in said
+    )
 
 
-# --- metrics and agreement -----------------------------------------------------------------------------------------
+# --- metrics and agreement ------------------------------------------------------------------------
 
 
 def ece_by_hand(probability, happened, bins=15) -> float:
     total = 0.0
     for k in range(bins):
-        inside = [i for i, p in enumerate(probability) if k / bins < p <= (k + 1) / bins or (k == 0 and p == 0)]
+        inside = [
+            i
+            for i, p in enumerate(probability)
+            if k / bins < p <= (k + 1) / bins or (k == 0 and p == 0)
+        ]
         if inside:
-            gap = np.mean([float(happened[i]) for i in inside]) - np.mean([float(probability[i]) for i in inside])
+            gap = np.mean([float(happened[i]) for i in inside]) - np.mean(
+                [float(probability[i]) for i in inside]
+            )
             total += len(inside) / len(probability) * abs(gap)
     return total
 
@@ -225,8 +304,14 @@ def test_calibration_error():
     random = np.random.default_rng(0)
     probability = np.concatenate([random.random(500), [0.0, 1.0, 1 / 3, 2 / 3]])
     happened = random.random(504) < probability**2
-    assert calibration.error(probability, happened) == pytest.approx(ece_by_hand(probability, happened), abs=1e-12)
-    assert calibration.error(probability, happened) > 0.1 > calibration.error(probability, random.random(504) < probability)
+    assert calibration.error(probability, happened) == pytest.approx(
+        ece_by_hand(probability, happened), abs=1e-12
+    )
+    assert (
+        calibration.error(probability, happened)
+        > 0.1
+        > calibration.error(probability, random.random(504) < probability)
+    )
     edge = calibration.error(np.array([1 / 3, 0.35]), np.array([1, 0]))
     assert edge == pytest.approx((2 / 3 + 0.35) / 2), "a bin holds its upper end"
     assert np.isnan(calibration.error(np.array([0.5, np.nan]), np.ones(2)))
@@ -235,17 +320,26 @@ def test_calibration_error():
 def test_classifiers_calibration_and_agreement():
     torch.manual_seed(0)
     task, label = ImageClassification(Recipe()), torch.randint(7, (200,))
-    ours, theirs = (torch.randn(200, 7) + 2 * torch.nn.functional.one_hot(label, 7) for _ in range(2))
+    ours, theirs = (
+        torch.randn(200, 7) + 2 * torch.nn.functional.one_hot(label, 7) for _ in range(2)
+    )
     batch = {"label": label}
     table = {name: values.numpy() for name, values in task.score(ours, batch).items()}
     p = np.exp(ours.double().numpy())
     p /= p.sum(1, keepdims=True)
     found = task.summarize(table)
-    assert found["ece"] == pytest.approx(ece_by_hand(p.max(1), p.argmax(1) == label.numpy()), abs=1e-9)
+    assert found["ece"] == pytest.approx(
+        ece_by_hand(p.max(1), p.argmax(1) == label.numpy()), abs=1e-9
+    )
     assert table["margin"] == pytest.approx(np.sort(p)[:, -1] - np.sort(p)[:, -2])
-    answers = [{k: v.numpy() for k, v in task.answers(logits, batch).items()} for logits in (ours, theirs)]
+    answers = [
+        {k: v.numpy() for k, v in task.answers(logits, batch).items()} for logits in (ours, theirs)
+    ]
     agreement = task.agreement(*answers)
-    assert agreement["same"].sum() == (ours.argmax(1) == theirs.argmax(1)).sum() and agreement["of"].sum() == 200
+    assert (
+        agreement["same"].sum() == (ours.argmax(1) == theirs.argmax(1)).sum()
+        and agreement["of"].sum() == 200
+    )
 
 
 def test_rankers_calibration_and_agreement():
@@ -258,7 +352,10 @@ def test_rankers_calibration_and_agreement():
     assert found["auc_loss"] == 1 - found["auc"]
     pairwise = Recipe()
     pairwise.distill.ranking_loss = "pairwise"
-    assert not {"ece", "calibration"} & Ranking(pairwise).summarize({"score": score, "label": label}).keys()
+    assert (
+        not {"ece", "calibration"}
+        & Ranking(pairwise).summarize({"score": score, "label": label}).keys()
+    )
 
     other, group = score + random.normal(size=300), np.sort(random.integers(0, 40, 300))
     agreement = task.agreement({"score": score, "group": group}, {"score": other, "group": group})
@@ -270,7 +367,9 @@ def test_rankers_calibration_and_agreement():
                 same += (score[i] > score[j]) == (other[i] > other[j])
     assert (agreement["same"].sum(), agreement["of"].sum()) == (same, of) and 0.5 < same / of < 0.95
     alone = task.agreement({"score": score}, {"score": other})
-    assert alone["of"].tolist() == [1.0] * 150 and alone["same"].mean() == pytest.approx(same / of, abs=0.12)
+    assert alone["of"].tolist() == [1.0] * 150 and alone["same"].mean() == pytest.approx(
+        same / of, abs=0.12
+    )
 
 
 def test_encoders_agree_where_they_find_the_same():
@@ -278,28 +377,42 @@ def test_encoders_agree_where_they_find_the_same():
     ours = {name: random.normal(size=(50, 8)) for name in ("first", "second")}
     turn = np.linalg.qr(random.normal(size=(8, 8)))[0]
     turned = {name: 3 * values @ turn for name, values in ours.items()}
-    assert task.agreement(ours, turned)["same"].all(), "neither lengths nor the axes of an embedding matter"
-    other = {name: np.concatenate([v, random.normal(size=(50, 3))], 1) for name, v in ours.items()}  # another width
+    assert task.agreement(ours, turned)["same"].all(), (
+        "neither lengths nor the axes of an embedding matter"
+    )
+    # another width
+    other = {name: np.concatenate([v, random.normal(size=(50, 3))], 1) for name, v in ours.items()}
     cosines = [
-        [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in t["second"]] for a in t["first"]] for t in (ours, other)
+        [[a @ b / np.linalg.norm(a) / np.linalg.norm(b) for b in t["second"]] for a in t["first"]]
+        for t in (ours, other)
     ]
     expected = [int(np.argmax(a) == np.argmax(b)) for a, b in zip(*cosines, strict=True)]
     assert task.agreement(ours, other)["same"].tolist() == expected and 5 < sum(expected) < 48
 
 
-# --- views as modules ----------------------------------------------------------------------------------------------
+# --- views as modules -----------------------------------------------------------------------------
 
 
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, bos_token_id=1, eos_token_id=1, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        bos_token_id=1,
+        eos_token_id=1,
+        tie_word_embeddings=True,
+    )
     return LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize(("adapter", "make"), [(GPT2(), lambda: gpt2(n_layer=3, n_head=4)), (Llama(), llama)])
+@pytest.mark.parametrize(
+    ("adapter", "make"), [(GPT2(), lambda: gpt2(n_layer=3, n_head=4)), (Llama(), llama)]
+)
 @pytest.mark.parametrize("kinds", [["mlp"], ["mlp", "heads", "hidden", "depth"], ["heads"]])
 def test_a_view_generates_without_a_copy(adapter, make, kinds):
     model = make()
@@ -309,20 +422,33 @@ def test_a_view_generates_without_a_copy(adapter, make, kinds):
     ta = TA(adapter, model, axes, sizes.full_sizes(axes), {})
     view, student = ta.at(0.5).module(), ta.student(0.5)
     ids = torch.arange(3, 11)[None]
-    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 20, "do_sample": False, "pad_token_id": 0}
+    options = {
+        "attention_mask": torch.ones_like(ids),
+        "max_new_tokens": 20,
+        "do_sample": False,
+        "pad_token_id": 0,
+    }
     assert view.generate(ids, **options).tolist() == student.generate(ids, **options).tolist()
     storages = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    copies = [name for name, p in view.named_parameters() if p.untyped_storage().data_ptr() not in storages]
+    copies = [
+        name
+        for name, p in view.named_parameters()
+        if p.untyped_storage().data_ptr() not in storages
+    ]
     pieces = "heads" in kinds and isinstance(adapter, GPT2)
-    assert bool(copies) == pieces and all(".c_attn." in name for name in copies), "only a fused qkv is in pieces"
-    assert sum(1 for _ in view.parameters()) == sum(1 for _ in student.parameters()), "tied tensors stay tied"
+    assert bool(copies) == pieces and all(".c_attn." in name for name in copies), (
+        "only a fused qkv is in pieces"
+    )
+    assert sum(1 for _ in view.parameters()) == sum(1 for _ in student.parameters()), (
+        "tied tensors stay tied"
+    )
     before = view(ids).logits
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(-1)
     assert not torch.allclose(view(ids).logits, before), "the weights are the TA's own"
 
 
-# --- drafting ------------------------------------------------------------------------------------------------------
+# --- drafting -------------------------------------------------------------------------------------
 
 
 def greedy(model, ids: list[int], count: int) -> list[int]:
@@ -353,7 +479,10 @@ def test_speculation_counts_what_a_loop_counts():
             proposed, accepted, calls = proposed + count, accepted + alike, calls + 1
             ids = wanted[: len(ids) + alike + 1]
     found = speculation.measure(small, large, prompts, new, draft, rounds=1)
-    assert (found["proposed"], found["accepted"]) == (proposed, accepted) and 0.1 < accepted / proposed < 0.95
+    assert (found["proposed"], found["accepted"]) == (
+        proposed,
+        accepted,
+    ) and 0.1 < accepted / proposed < 0.95
     assert found["acceptance"] == accepted / proposed and found["identical"] == 1.0
     assert found["tokens_per_call"] == 3 * new / calls and found["new_tokens"] == 3 * new
     same = speculation.measure(copy.deepcopy(large), large, prompts, new, draft, rounds=1)
@@ -375,15 +504,25 @@ def test_students_of_one_ta_draft_for_each_other(folder, monkeypatch):
     assert found["tokens_per_second"].keys() == {"alone", "drafted"}
 
 
-# --- cascades ------------------------------------------------------------------------------------------------------
+# --- cascades -------------------------------------------------------------------------------------
 
 
 def test_cascade_on_a_planted_case():
-    """A small model that is right where it is sure, and a larger one that is right nine times of ten everywhere."""
+    """A small model that is right where it is sure, and a larger one that is right nine times of
+    ten everywhere.
+    """
     random, n, task = np.random.default_rng(0), 4000, ImageClassification(Recipe())
     sure = random.random(n)
-    small = {"correct1": (random.random(n) < np.where(sure > 0.6, 0.95, 0.4)).astype(float), "confidence": sure, "margin": sure}
-    large = {"correct1": (random.random(n) < 0.9).astype(float), "confidence": np.full(n, 0.9), "margin": np.full(n, 0.8)}
+    small = {
+        "correct1": (random.random(n) < np.where(sure > 0.6, 0.95, 0.4)).astype(float),
+        "confidence": sure,
+        "margin": sure,
+    }
+    large = {
+        "correct1": (random.random(n) < 0.9).astype(float),
+        "confidence": np.full(n, 0.9),
+        "margin": np.full(n, 0.8),
+    }
     found = cascade.curve(task, small, large, (100, 1000), 50)
     best = found["chosen"]
     assert best["kind"] == "cascade" and 0.4 < best["threshold"] < 0.75
@@ -394,50 +533,90 @@ def test_cascade_on_a_planted_case():
         right = np.where(asked, large["correct1"][held], small["correct1"][held])
         value = point["metrics"]["top1"]
         assert (value["value"] if isinstance(value, dict) else value) == pytest.approx(right.mean())
-        assert point["macs"] == pytest.approx(100 + asked.mean() * 1000) and point["passed_on"] == asked.mean()
+        assert (
+            point["macs"] == pytest.approx(100 + asked.mean() * 1000)
+            and point["passed_on"] == asked.mean()
+        )
     assert best["macs"] < 0.85 * 1000 and best["against"]["small"]["top1"]["low"] > 0.1
     assert abs(best["against"]["large"]["top1"]["value"]) < 0.03
-    assert found["small"]["top1"] == small["correct1"][held].mean() and found["large"]["top1"] == large["correct1"][held].mean()
-    by_margin = cascade.curve(task, small | {"margin": 1 - sure}, large, (100, 1000), 5, "margin")["chosen"]
-    assert by_margin["kind"] != "cascade" or by_margin["macs"] > best["macs"], "what does not tell when to ask costs more"
+    assert (
+        found["small"]["top1"] == small["correct1"][held].mean()
+        and found["large"]["top1"] == large["correct1"][held].mean()
+    )
+    by_margin = cascade.curve(task, small | {"margin": 1 - sure}, large, (100, 1000), 5, "margin")[
+        "chosen"
+    ]
+    assert by_margin["kind"] != "cascade" or by_margin["macs"] > best["macs"], (
+        "what does not tell when to ask costs more"
+    )
 
 
 def test_cascade_says_where_it_does_not_pay():
     task, n = ImageClassification(Recipe()), 400
     confidence = np.random.default_rng(1).random(n)
-    bad, good = ({"correct1": np.full(n, x), "confidence": confidence, "margin": confidence} for x in (0.0, 1.0))
+    bad, good = (
+        {"correct1": np.full(n, x), "confidence": confidence, "margin": confidence}
+        for x in (0.0, 1.0)
+    )
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["kind"] == "large alone"
     assert cascade.curve(task, bad, good, (10, 20), 5)["chosen"]["macs"] == 20
     assert cascade.curve(task, good, bad, (10, 20), 5)["chosen"]["kind"] == "small alone"
     with pytest.raises(MattaError, match="40 at least"):
-        cascade.curve(task, {k: v[:39] for k, v in bad.items()}, {k: v[:39] for k, v in good.items()}, (10, 20), 5)
+        cascade.curve(
+            task,
+            {k: v[:39] for k, v in bad.items()},
+            {k: v[:39] for k, v in good.items()},
+            (10, 20),
+            5,
+        )
     with pytest.raises(MattaError, match="--unsure 'luck' is not known"):
         cascade.curve(task, bad, good, (10, 20), 5, "luck")
 
 
 def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
-    np.savez(tmp_path / "images.npz", images=random.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8), labels=np.arange(60) % 3)
+    np.savez(
+        tmp_path / "images.npz",
+        images=random.integers(0, 256, (60, 16, 16, 3), dtype=np.uint8),
+        labels=np.arange(60) % 3,
+    )
     for name, width in (("small", 16), ("large", 32)):
         torch.manual_seed(0)
         model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=width, depth=1, num_heads=2, num_classes=3,
-            pretrained_cfg_overlay={"input_size": (3, 16, 16), "mean": (0.5,) * 3, "std": (0.5,) * 3},
-        )  # fmt: skip
+            "vit_tiny_patch16_224",
+            img_size=16,
+            patch_size=8,
+            embed_dim=width,
+            depth=1,
+            num_heads=2,
+            num_classes=3,
+            pretrained_cfg_overlay={
+                "input_size": (3, 16, 16),
+                "mean": (0.5,) * 3,
+                "std": (0.5,) * 3,
+            },
+        )
         from matta_adapters.vit import ViT
 
         (tmp_path / name).mkdir()
         ViT().save(model, tmp_path / name)
     settings = Recipe()
-    settings.update({"data": {"held_out": str(tmp_path / "images.npz")}, "export": {"bootstrap": 10}}, "test")
+    settings.update(
+        {"data": {"held_out": str(tmp_path / "images.npz")}, "export": {"bootstrap": 10}}, "test"
+    )
     names = [str(tmp_path / "large"), str(tmp_path / "small")]
     result = compare.evaluation(settings, Asked(names, cascade=True), tmp_path / "out")
     (found,) = result["cascade"]
     assert found["models"] == names[::-1] and found["macs"]["small"] < found["macs"]["large"]
-    assert all(set(m["metrics"]) == {"top1", "ece"} for m in result["models"]) and "ta" not in result["agreement"]
+    assert (
+        all(set(m["metrics"]) == {"top1", "ece"} for m in result["models"])
+        and "ta" not in result["agreement"]
+    )
     shutil.copytree(tmp_path / "large", tmp_path / "twin")
     with pytest.raises(MattaError, match="cost the same"):
-        compare.evaluation(settings, Asked([names[0], str(tmp_path / "twin")], cascade=True), tmp_path / "out")
+        compare.evaluation(
+            settings, Asked([names[0], str(tmp_path / "twin")], cascade=True), tmp_path / "out"
+        )
 
     from typer.testing import CliRunner
 
@@ -451,10 +630,12 @@ def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     rows = [row.split("\t") for row in table.splitlines()]
     assert rows[0] == ["small, then large", "confidence", "passed on", "MACs", "top-1 accuracy"]
     assert (rows[1][0], rows[-1][0]) == ("small", "large") and len(rows) == 3 + len(found["curve"])
-    assert rows[1][4] == f"{found['small']['top1']:.4f}" and "Chosen on 30 examples" in printed.stderr
+    assert (
+        rows[1][4] == f"{found['small']['top1']:.4f}" and "Chosen on 30 examples" in printed.stderr
+    )
 
 
-# --- lm-evaluation-harness -----------------------------------------------------------------------------------------
+# --- lm-evaluation-harness ------------------------------------------------------------------------
 
 
 def sat(path: Path) -> list[dict]:
@@ -462,8 +643,15 @@ def sat(path: Path) -> list[dict]:
     random, rows = np.random.default_rng(5), []
     for k in range(12):
         options = [f"({letter}){WORDS[int(random.integers(len(WORDS)))]} {k}" for letter in "ABCD"]
-        rows.append({"passage": "" if k % 2 else None, "question": " ".join(prose(1, k)[0].split()[:9]), "options": options,
-                     "label": "ABCD"[k % 4], "other": {}})  # fmt: skip
+        rows.append(
+            {
+                "passage": "" if k % 2 else None,
+                "question": " ".join(prose(1, k)[0].split()[:9]),
+                "options": options,
+                "label": "ABCD"[k % 4],
+                "other": {},
+            }
+        )
     path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     return rows
 
@@ -487,14 +675,20 @@ def test_questions_of_agieval(tmp_path):
     )
     found = list(harness._rows(tmp_path / "sat.jsonl"))
     assert found == [
-        {"query": "It is 3. Q: How much? Answer Choices: (A)2 (B)3\nA: Among A through B, the answer is",
-         "choices": ["(A)2", "(B)3"], "gold": [1]},
+        {
+            "query": "It is 3. Q: How much? Answer Choices: (A)2 (B)3\nA: Among A through B, the answer is",
+            "choices": ["(A)2", "(B)3"],
+            "gold": [1],
+        },
         {"query": "as is"},
-    ]  # fmt: skip
+    ]
 
 
 def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
-    ids, start = tokenizer(context + continuation)["input_ids"], len(tokenizer(context)["input_ids"])
+    ids, start = (
+        tokenizer(context + continuation)["input_ids"],
+        len(tokenizer(context)["input_ids"]),
+    )
     with torch.no_grad():
         logs = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
     return sum(logs[i - 1, ids[i]].item() for i in range(start, len(ids)))
@@ -502,23 +696,37 @@ def log_likelihood(model, tokenizer, context: str, continuation: str) -> float:
 
 @pytest.mark.slow
 def test_harness_agrees_with_our_own(folder, tmp_path):
-    """LAMBADA's task on local passages is the last-word accuracy; AGIEval's is the likelihood of each option."""
+    """LAMBADA's task on local passages is the last-word accuracy; AGIEval's is the likelihood of
+    each option.
+    """
     pytest.importorskip("lm_eval")
     pytest.importorskip("accelerate")
     from transformers import AutoTokenizer
 
     rows = sat(tmp_path / "sat.jsonl")
-    files = {"lambada_openai": str(folder / "passages.jsonl"), "agieval_sat_math": str(tmp_path / "sat.jsonl")}
+    files = {
+        "lambada_openai": str(folder / "passages.jsonl"),
+        "agieval_sat_math": str(tmp_path / "sat.jsonl"),
+    }
     result = measured(folder, "base", "out@0.5", tasks=list(files), task_data=files)
     found = by_name(result)
     for entry in found.values():
-        lambada, ours = entry["tasks"]["lambada_openai"], entry["metrics"]["last_word_accuracy"]["value"]
+        lambada, ours = (
+            entry["tasks"]["lambada_openai"],
+            entry["metrics"]["last_word_accuracy"]["value"],
+        )
         assert lambada["metrics"]["acc"]["value"] == ours and lambada["examples"] == 60
     assert 0.1 < found["base"]["metrics"]["last_word_accuracy"]["value"] < 1
     difference = found["out@0.5"]["tasks"]["lambada_openai"]["differences"]["acc"]
     own = found["out@0.5"]["differences"]["last_word_accuracy"]
-    assert (difference["value"], difference["p"], difference["test"]) == (own["value"], own["p"], "McNemar")
-    assert "perplexity" not in found["out@0.5"]["tasks"]["lambada_openai"]["differences"], "that is no mean"
+    assert (difference["value"], difference["p"], difference["test"]) == (
+        own["value"],
+        own["p"],
+        "McNemar",
+    )
+    assert "perplexity" not in found["out@0.5"]["tasks"]["lambada_openai"]["differences"], (
+        "that is no mean"
+    )
 
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(folder / "base").eval(),
@@ -529,28 +737,47 @@ def test_harness_agrees_with_our_own(folder, tmp_path):
         text = f"Q: {row['question']} Answer Choices: {' '.join(row['options'])}\nA: Among A through D, the answer is"
         likely = [log_likelihood(model, tokenizer, text, " " + option) for option in row["options"]]
         right.append(int(np.argmax(likely)) == "ABCD".index(row["label"]))
-    assert found["base"]["tasks"]["agieval_sat_math"]["metrics"]["acc"]["value"] == pytest.approx(np.mean(right))
+    assert found["base"]["tasks"]["agieval_sat_math"]["metrics"]["acc"]["value"] == pytest.approx(
+        np.mean(right)
+    )
 
-    lambada = {"tasks": ["lambada_openai"], "task_data": {"lambada_openai": files["lambada_openai"]}, "task_limit": 20}
+    lambada = {
+        "tasks": ["lambada_openai"],
+        "task_data": {"lambada_openai": files["lambada_openai"]},
+        "task_limit": 20,
+    }
     alone = compare.evaluation(Recipe(), Asked([str(folder / "base")], **lambada), tmp_path)
     assert alone["data"] == "" and not alone["metrics"], "the tasks bring their own data"
     assert alone["models"][0]["tasks"]["lambada_openai"]["examples"] == 20
     for asked, words in (
         ({"tasks": ["lambda_openai"]}, "no task 'lambda_openai'"),
-        ({"tasks": ["lambada_openai"], "task_data": {"piqa": "x"}}, "'piqa', which is none of the --tasks"),
+        (
+            {"tasks": ["lambada_openai"], "task_data": {"piqa": "x"}},
+            "'piqa', which is none of the --tasks",
+        ),
         ({"tasks": ["lambada_openai"], "task_data": {"lambada_openai": "x"}}, "no file 'x'"),
-        ({"tasks": ["agieval"], "task_data": {"agieval": files["agieval_sat_math"]}}, "stands for several tasks"),
+        (
+            {"tasks": ["agieval"], "task_data": {"agieval": files["agieval_sat_math"]}},
+            "stands for several tasks",
+        ),
     ):
         with pytest.raises(MattaError, match=words):
             measured(folder, "base", **asked)
     (tmp_path / "bad.jsonl").write_text('{"question": "?", "options": ["(A)1"], "label": "B"}')
     with pytest.raises(MattaError, match="cannot have the answer 'B'"):
-        measured(folder, "base", tasks=["agieval_sat_math"], task_data={"agieval_sat_math": str(tmp_path / "bad.jsonl")})
+        measured(
+            folder,
+            "base",
+            tasks=["agieval_sat_math"],
+            task_data={"agieval_sat_math": str(tmp_path / "bad.jsonl")},
+        )
 
 
 @pytest.mark.slow
 def test_harness_on_the_published_files(tmp_path):
-    """LAMBADA and SAT Math as published, with GPT-2's own tokenizer, on a model trained on some passages for a moment."""
+    """LAMBADA and SAT Math as published, with GPT-2's own tokenizer, on a model trained on some
+    passages for a moment.
+    """
     import os
 
     pytest.importorskip("lm_eval")
@@ -566,7 +793,8 @@ def test_harness_on_the_published_files(tmp_path):
     lines = (data / "lambada_test.jsonl").read_text(encoding="utf-8").split("\n")[:8]
     model = gpt2(vocab_size=50257, n_positions=256, n_layer=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for step in range(800):  # it learns some passages' ends by heart, so that not all last words are wrong
+    # it learns some passages' ends by heart, so that not all last words are wrong
+    for step in range(800):
         ids = torch.tensor([tokenizer(json.loads(lines[step % 8])["text"])["input_ids"]])
         logits = model.lm_head(model.transformer(input_ids=ids).last_hidden_state[:, -4:-1])
         optimizer.zero_grad()
@@ -575,12 +803,22 @@ def test_harness_on_the_published_files(tmp_path):
     model.eval().save_pretrained(tmp_path / "model")
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(data / "gpt2-bpe" / name, tmp_path / "model" / name)
-    files = {"lambada_openai": str(data / "lambada_test.jsonl"), "agieval_sat_math": str(data / "sat_math.jsonl")}
-    settings = recipe(tmp_path, held_out=str(tmp_path / "text.txt"), passages=files["lambada_openai"], eval_examples=0)
+    files = {
+        "lambada_openai": str(data / "lambada_test.jsonl"),
+        "agieval_sat_math": str(data / "sat_math.jsonl"),
+    }
+    settings = recipe(
+        tmp_path,
+        held_out=str(tmp_path / "text.txt"),
+        passages=files["lambada_openai"],
+        eval_examples=0,
+    )
     (tmp_path / "text.txt").write_text("\n".join(prose(20)), encoding="utf-8")
     asked = Asked([str(tmp_path / "model")], tasks=list(files), task_data=files)
     (entry,) = compare.evaluation(settings, asked, tmp_path)["models"]
     lambada = entry["tasks"]["lambada_openai"]
     assert lambada["examples"] == 5153 and entry["tasks"]["agieval_sat_math"]["examples"] == 220
-    assert lambada["metrics"]["acc"]["value"] == pytest.approx(entry["metrics"]["last_word_accuracy"]["value"], abs=1e-9)
+    assert lambada["metrics"]["acc"]["value"] == pytest.approx(
+        entry["metrics"]["last_word_accuracy"]["value"], abs=1e-9
+    )
     assert lambada["metrics"]["acc"]["value"] > 0

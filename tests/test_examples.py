@@ -1,4 +1,6 @@
-"""The examples: their settings exist, their scripts work, and each runs end to end on a small slice with tiny models."""
+"""The examples: their settings exist, their scripts work, and each runs end to end on a small slice
+with tiny models.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,14 @@ PREPARE = EXAMPLES / "ranker_movielens" / "prepare.py"
 
 
 def test_there_are_examples() -> None:
-    names = {"gpt2_wikitext", "vit_fashion_mnist", "ranker_movielens", "minilm_sts", "fixed_sizes", "gpt2_medium_paper"}
+    names = {
+        "gpt2_wikitext",
+        "vit_fashion_mnist",
+        "ranker_movielens",
+        "minilm_sts",
+        "fixed_sizes",
+        "gpt2_medium_paper",
+    }
     assert names <= {path.parent.name for path in RECIPES}
 
 
@@ -44,12 +53,19 @@ def test_every_setting_of_an_example_exists(path: Path) -> None:
 
 
 def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) -> dict[str, Any]:
-    """The three commands with the example's recipe, on ``folder/base`` and ``folder/teacher``. Returns the report."""
+    """The three commands with the example's recipe, on ``folder/base`` and ``folder/teacher``.
+    Returns the report.
+    """
     out = folder / "matta-out"
     flags: dict[str, dict[str, Any]] = {
         "convert": {"source": str(folder / "base")},
         "data": {**data, "eval_examples": 40},
-        "distill": {"teacher": str(folder / "teacher"), "steps": 4, "batch_size": 4, "device": "cpu"},
+        "distill": {
+            "teacher": str(folder / "teacher"),
+            "steps": 4,
+            "batch_size": 4,
+            "device": "cpu",
+        },
         "export": {"batch_size": 2, "bootstrap": 5},
     }
     flags["distill"]["allow_weak_teacher"] = True  # these Teachers are random
@@ -60,11 +76,17 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
     report = export(recipe, out)
 
     ta = matta_cli.load_ta(out)
-    students = [matta_cli.load_student(out / "students" / f"width-{width:g}") for width in recipe.export.widths]
+    students = [
+        matta_cli.load_student(out / "students" / f"width-{width:g}")
+        for width in recipe.export.widths
+    ]
     sizes = [sum(p.numel() for p in student.parameters()) for student in students]
     assert sizes == sorted(set(sizes)), "Students of different widths have different sizes"
     for width, student in zip(recipe.export.widths, students, strict=True):
-        own, wanted = {a.name: a.size for a in ta.adapter.axes(student)}, own_sizes(ta.axes, ta.sizes(width))
+        own, wanted = (
+            {a.name: a.size for a in ta.adapter.axes(student)},
+            own_sizes(ta.axes, ta.sizes(width)),
+        )
         assert {name: own[name] for name in wanted} == wanted
     assert (out / "report.html").is_file()
     return report
@@ -74,27 +96,45 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
 @pytest.mark.parametrize("name", ["gpt2_wikitext", "gpt2_medium_paper"])
 def test_gpt2(name: str, tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import (
+        AutoModelForCausalLM,
+        GPT2Config,
+        GPT2LMHeadModel,
+        PreTrainedTokenizerFast,
+    )
 
     letters = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     for role, width in (("base", 16), ("teacher", 32)):
         torch.manual_seed(0)
-        config = GPT2Config(vocab_size=len(letters), n_positions=32, n_embd=width, n_layer=2, n_head=2)
+        config = GPT2Config(
+            vocab_size=len(letters), n_positions=32, n_embd=width, n_layer=2, n_head=2
+        )
         GPT2LMHeadModel(config).save_pretrained(tmp_path / role)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=letters[0]).save_pretrained(tmp_path / role)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=letters[0]).save_pretrained(
+            tmp_path / role
+        )
     text = tmp_path / "wiki.txt"
-    text.write_text(" = Robert Boulter = \n\nRobert Boulter is an English film , television and theatre actor .\n\n" * 40)
+    text.write_text(
+        " = Robert Boulter = \n\nRobert Boulter is an English film , television and theatre actor .\n\n"
+        * 40
+    )
 
-    report = run_example(name, tmp_path, train=str(text), config="", streaming=False, sequence_length=32)
+    report = run_example(
+        name, tmp_path, train=str(text), config="", streaming=False, sequence_length=32
+    )
     assert report["task"] == "causal_lm"
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "matta-out" / "students" / "width-0.5")
     assert stock.config.n_inner == 32
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")])
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("vit_fashion_mnist", "matta.toml"), ("fixed_sizes", "thinkingvit.toml")]
+)
 def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
     import timm
 
@@ -106,8 +146,17 @@ def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
         labels = (np.arange(count) % 10).astype(np.uint8)
         with gzip.open(raw / f"{part}-images-idx3-ubyte.gz", "wb") as file:
             file.write(struct.pack(">4i", 0x803, count, 28, 28) + images.tobytes())
-        (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 0x801, count) + labels.tobytes())
-    shape = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10, "depth": 2, "num_heads": 2}
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(
+            struct.pack(">2i", 0x801, count) + labels.tobytes()
+        )
+    shape = {
+        "img_size": 28,
+        "patch_size": 7,
+        "in_chans": 1,
+        "num_classes": 10,
+        "depth": 2,
+        "num_heads": 2,
+    }
     for role, width in (("base", 16), ("teacher", 32)):
         torch.manual_seed(0)
         model: Any = timm.create_model("vit_tiny_patch16_224", embed_dim=width, **shape)
@@ -116,7 +165,9 @@ def test_vit_fashion_mnist(name: str, recipe: str, tmp_path: Path) -> None:
 
     report = run_example(name, tmp_path, recipe, train=str(raw))
     assert report["task"] == "image_classification"
-    stock: Any = timm.create_model(f"local-dir:{tmp_path / 'matta-out' / 'students' / 'width-0.5'}", pretrained=True)
+    stock: Any = timm.create_model(
+        f"local-dir:{tmp_path / 'matta-out' / 'students' / 'width-0.5'}", pretrained=True
+    )
     assert stock.blocks[0].mlp.fc1.out_features == 32
     assert stock.blocks[0].attn.num_heads == (1 if recipe == "thinkingvit.toml" else 2)
 
@@ -126,11 +177,27 @@ def test_minilm_sts(tmp_path: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoModel, BertConfig, BertModel, PreTrainedTokenizerFast
 
-    words = ["a", "cat", "dog", "sees", "the", "house", "and", "one", "more", "of", "many", "things"]
+    words = [
+        "a",
+        "cat",
+        "dog",
+        "sees",
+        "the",
+        "house",
+        "and",
+        "one",
+        "more",
+        "of",
+        "many",
+        "things",
+    ]
     random = np.random.default_rng(0)
     for part, count in (("train", 40), ("test", 20)):
         pairs = [[" ".join(random.choice(words, 6)) for _ in range(2)] for _ in range(count)]
-        lines = [f"main\tfile\t2012\t{i}\t{i % 6}.0\t{one}\t{other}\n" for i, (one, other) in enumerate(pairs)]
+        lines = [
+            f"main\tfile\t2012\t{i}\t{i % 6}.0\t{one}\t{other}\n"
+            for i, (one, other) in enumerate(pairs)
+        ]
         (tmp_path / f"sts-{part}.csv").write_text("".join(lines))
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
@@ -138,10 +205,16 @@ def test_minilm_sts(tmp_path: Path) -> None:
     for role, width in (("base", 16), ("teacher", 32)):
         torch.manual_seed(0)
         config = BertConfig(
-            vocab_size=len(vocabulary), hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64
+            vocab_size=len(vocabulary),
+            hidden_size=width,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
         )
         BertModel(config).save_pretrained(tmp_path / role)
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(tmp_path / role)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(
+            tmp_path / role
+        )
 
     files = {"train": str(tmp_path / "sts-train.csv"), "held_out": str(tmp_path / "sts-test.csv")}
     report = run_example("minilm_sts", tmp_path, **files)
@@ -153,21 +226,34 @@ def test_minilm_sts(tmp_path: Path) -> None:
 def movielens(folder: Path, users: int = 10, items: int = 12) -> None:
     """A small MovieLens-100K in GroupLens's own format: every user rates every item, odd sums well."""
     folder.mkdir()
-    ratings = [(u, i, 5 if (u + i) % 2 else 3, 880000000 + 100 * i) for u in range(1, users + 1) for i in range(1, items + 1)]
-    (folder / "u.data").write_text("".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in reversed(ratings)))
+    ratings = [
+        (u, i, 5 if (u + i) % 2 else 3, 880000000 + 100 * i)
+        for u in range(1, users + 1)
+        for i in range(1, items + 1)
+    ]
+    (folder / "u.data").write_text(
+        "".join(f"{u}\t{i}\t{r}\t{t}\n" for u, i, r, t in reversed(ratings))
+    )
     jobs = ["artist", "doctor", "writer"]
     (folder / "u.user").write_text(
-        "".join(f"{u}|{10 + 5 * u}|{'MF'[u % 2]}|{jobs[u % 3]}|0{u}000\n" for u in range(1, users + 1))
+        "".join(
+            f"{u}|{10 + 5 * u}|{'MF'[u % 2]}|{jobs[u % 3]}|0{u}000\n" for u in range(1, users + 1)
+        )
     )
     lines = []
     for i in range(1, items + 1):
-        genres = ["1" if g in (1 + i % 3, 8) else "0" for g in range(19)]  # Action, Adventure or Animation; and Drama
-        lines.append(f"{i}|Caf\xe9 {i} (1995)|01-Jan-1995||http://example.org/{i}|{'|'.join(genres)}\n")
+        # Action, Adventure or Animation; and Drama
+        genres = ["1" if g in (1 + i % 3, 8) else "0" for g in range(19)]
+        lines.append(
+            f"{i}|Caf\xe9 {i} (1995)|01-Jan-1995||http://example.org/{i}|{'|'.join(genres)}\n"
+        )
     (folder / "u.item").write_text("".join(lines), encoding="latin-1")
 
 
 def prepared(folder: Path, output: Path) -> pd.DataFrame:
-    done = subprocess.run([sys.executable, PREPARE, folder, output], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, PREPARE, folder, output], capture_output=True, text=True, check=True
+    )
     assert "Wrote" in done.stdout and str(output) in done.stdout
     return pd.read_csv(output)
 
@@ -179,11 +265,25 @@ def test_prepare_reads_movielens(tmp_path: Path) -> None:
     recipe, _ = resolve({}, tmp_path, EXAMPLES / "ranker_movielens" / "matta.toml")
     assert list(rows) == [*recipe.data.categorical, recipe.data.label]
     assert len(rows) == 120 and all(dtype.kind == "i" for dtype in rows.dtypes)
-    assert [int(rows[c].nunique()) for c in rows] == [int(rows[c].max()) + 1 for c in rows] == [10, 12, 7, 2, 3, 3, 2]
-    # user 2 (20 years, M, writer) on item 3 (the genre Action before Drama): 2 + 3 is odd, so rated 5
+    assert (
+        [int(rows[c].nunique()) for c in rows]
+        == [int(rows[c].max()) + 1 for c in rows]
+        == [10, 12, 7, 2, 3, 3, 2]
+    )
+    # user 2 (20 years, M, writer) on item 3 (the genre Action before Drama): 2 + 3 is odd, so rated
+    # 5
     (row,) = rows[(rows["user"] == 1) & (rows["item"] == 2)].to_dict("records")
-    assert row == {"user": 1, "item": 2, "age_group": 1, "gender": 1, "occupation": 2, "genre": 0, "label": 1}
-    assert set(rows["item"][-10:]) == {11} and rows["user"][-10:].nunique() == 10  # everyone's latest rating is held out
+    assert row == {
+        "user": 1,
+        "item": 2,
+        "age_group": 1,
+        "gender": 1,
+        "occupation": 2,
+        "genre": 0,
+        "label": 1,
+    }
+    # everyone's latest rating is held out
+    assert set(rows["item"][-10:]) == {11} and rows["user"][-10:].nunique() == 10
 
 
 def test_prepare_reads_recbole_as_it_reads_movielens(tmp_path: Path) -> None:
@@ -193,7 +293,8 @@ def test_prepare_reads_recbole_as_it_reads_movielens(tmp_path: Path) -> None:
     atomic.mkdir()
     users = [line.split("|") for line in (tmp_path / "ml-100k" / "u.user").read_text().splitlines()]
     (atomic / "ml-100k.inter").write_text(
-        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n" + (tmp_path / "ml-100k" / "u.data").read_text()
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        + (tmp_path / "ml-100k" / "u.data").read_text()
     )
     (atomic / "ml-100k.user").write_text(
         "user_id:token\tage:token\tgender:token\toccupation:token\tzip_code:token\n"
@@ -208,7 +309,9 @@ def test_prepare_reads_recbole_as_it_reads_movielens(tmp_path: Path) -> None:
 
 
 def test_prepare_says_what_is_missing(tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, PREPARE, tmp_path, tmp_path / "o.csv"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, PREPARE, tmp_path, tmp_path / "o.csv"], capture_output=True, text=True
+    )
     assert done.returncode == 1 and "neither u.data nor a .inter file" in done.stderr
 
 
@@ -219,7 +322,11 @@ def test_ranker_movielens(tmp_path: Path) -> None:
     values = [int(rows[column].max()) + 1 for column in list(rows)[:-1]]
     for role, width in (("base", 4), ("teacher", 8)):
         torch.manual_seed(0)
-        layers = [{"layer": "Linear", "out": 4 * width}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+        layers = [
+            {"layer": "Linear", "out": 4 * width},
+            {"layer": "ReLU"},
+            {"layer": "Linear", "out": 1},
+        ]
         (tmp_path / role).mkdir()
         MLPRanker().save(Ranker([(n, width) for n in values], 0, layers), tmp_path / role)
 
@@ -230,6 +337,11 @@ def test_ranker_movielens(tmp_path: Path) -> None:
 def test_the_slurm_script_is_bash_and_its_flags_exist() -> None:
     script = EXAMPLES / "slurm" / "distill.sbatch"
     subprocess.run(["bash", "-n", str(script)], check=True)
-    used = set(re.findall(r"--[a-z-]+", script.read_text().partition("srun torchrun")[2].partition("-m matta_cli")[0]))
+    used = set(
+        re.findall(
+            r"--[a-z-]+",
+            script.read_text().partition("srun torchrun")[2].partition("-m matta_cli")[0],
+        )
+    )
     known = get_args_parser().format_help()
     assert len(used) == 5 and all(flag in known for flag in used), used

@@ -1,4 +1,6 @@
-"""Who may import whom: commands -> engine -> contract <- adapters, and nothing heavy before it is needed."""
+"""Who may import whom: commands -> engine -> contract <- adapters, and nothing heavy before it is
+needed.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,19 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "matta_cli"
 ADAPTERS = sorted((ROOT / "adapters" / "matta_adapters").glob("*.py"))
-FRONT = {"matta_cli.console", "matta_cli.main", "matta_cli.__main__"}  # what may know of a command line
-HEAVY = ("torch", "transformers", "timm", "datasets", "numpy", "pyarrow", "sklearn", "torch_pruning", "matta_adapters")
+# what may know of a command line
+FRONT = {"matta_cli.console", "matta_cli.main", "matta_cli.__main__"}
+HEAVY = (
+    "torch",
+    "transformers",
+    "timm",
+    "datasets",
+    "numpy",
+    "pyarrow",
+    "sklearn",
+    "torch_pruning",
+    "matta_adapters",
+)
 
 
 def module_name(path: Path) -> str:
@@ -24,7 +37,9 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
-ENGINE = {n: p for n, p in MODULES.items() if n not in FRONT and not n.startswith("matta_cli.commands")}
+ENGINE = {
+    n: p for n, p in MODULES.items() if n not in FRONT and not n.startswith("matta_cli.commands")
+}
 
 
 def tree(path: Path) -> ast.Module:
@@ -49,7 +64,9 @@ def imports(path: Path) -> set[str]:
 
 
 def imports_on_import(path: Path) -> set[str]:
-    """The modules imported while the file is being imported: not in functions, nor for type checkers only."""
+    """The modules imported while the file is being imported: not in functions, nor for type
+    checkers only.
+    """
     found, stack = set(), list(tree(path).body)
     while stack:
         node = stack.pop()
@@ -69,7 +86,9 @@ def within(names: set[str], *packages: str) -> set[str]:
 
 def test_there_is_something_to_check():
     assert len(ENGINE) > 15 and len(ADAPTERS) >= 4
-    assert "torch" in imports(MODULES["matta_cli.nested.view"]) and "rich.console" in imports(MODULES["matta_cli.console"])
+    assert "torch" in imports(MODULES["matta_cli.nested.view"]) and "rich.console" in imports(
+        MODULES["matta_cli.console"]
+    )
     assert "rich.console" not in imports_on_import(MODULES["matta_cli.console"])
     assert "matta_cli.files.atomic" in imports_on_import(
         MODULES["matta_cli.conversion.convert"]
@@ -90,13 +109,16 @@ def test_the_contract_imports_nothing_of_matta():
 def test_engine_knows_no_command_line_and_no_adapter(name):
     found = imports(ENGINE[name])
     assert not within(found, "typer", "rich", "click", "matta_cli.commands", *FRONT)
-    if name != "matta_cli.demo":  # a program that uses the engine; its ranker is built from the adapter's own class
+    # a program that uses the engine; its ranker is built from the adapter's own class
+    if name != "matta_cli.demo":
         assert not within(found, "matta_adapters")
 
 
 @pytest.mark.parametrize("path", [*ENGINE.values(), *ADAPTERS], ids=lambda p: p.stem)
 def test_engine_does_not_print(path):
-    calls = [n for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    calls = [
+        n for n in ast.walk(tree(path)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+    ]
     assert not [n.lineno for n in calls if n.func.id == "print"]
 
 
@@ -106,7 +128,10 @@ def test_nobody_imports_click():
 
 
 def test_no_import_cycles():
-    graph = {name: within(imports_on_import(path), "matta_cli") - {name} for name, path in MODULES.items()}
+    graph = {
+        name: within(imports_on_import(path), "matta_cli") - {name}
+        for name, path in MODULES.items()
+    }
     assert sum(map(len, graph.values())) > 20
     assert set(TopologicalSorter(graph).static_order()) >= set(MODULES)  # raises CycleError
 
@@ -138,4 +163,7 @@ def test_json_on_stdout_has_no_nan(capsys):
     from matta_cli import console
 
     console.data({"a": [1.5, float("nan")], "b": (float("inf"), 2)})
-    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {"a": [1.5, None], "b": [None, 2]}
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "a": [1.5, None],
+        "b": [None, 2],
+    }

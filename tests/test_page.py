@@ -1,4 +1,6 @@
-"""The report's page in a real browser: light and dark, on a telephone and on a desk, without a network."""
+"""The report's page in a real browser: light and dark, on a telephone and on a desk, without a
+network.
+"""
 
 import pytest
 from browser import FOUND, Browser
@@ -18,7 +20,9 @@ def browser():
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     judged, folder = judged_report(), tmp_path_factory.mktemp("page")
-    named(judged, "width 0.5")["name"] = long = "width 0.5 of a model whose name is very long indeed"
+    named(judged, "width 0.5")["name"] = long = (
+        "width 0.5 of a model whose name is very long indeed"
+    )
     for pair in judged["pairs"]:
         pair["a"] = long if pair["a"] == "width 0.5" else pair["a"]
     for model in judged["models"]:
@@ -35,11 +39,11 @@ def test_it_fits_and_is_readable(browser, page, width, dark):
     assert browser.run("document.documentElement.scrollWidth") <= browser.run("innerWidth") == width
     # nothing but the table sticks out of the window
     out = "[...document.querySelectorAll('section,header,p,h1,h2,ul,svg,pre')].filter(e => !e.closest('.scroll') && "
-    out += (
-        "e.getClientRects().length && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < 0))"
-    )
+    out += "e.getClientRects().length && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < 0))"
     assert browser.run(f"{out}.map(e => e.outerHTML.slice(0, 80))") == []
-    light = browser.run("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+    light = browser.run(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    )
     ink = browser.run("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
     assert (sum(light) < 200) == dark and abs(sum(light) - sum(ink)) > 450
     faint = []  # WCAG 2.1, 1.4.3: text has a contrast of 4.5 or more with what it stands on
@@ -83,8 +87,12 @@ def test_hover_says_what_a_point_is(browser, page, width):
         )
         browser.move(x, y)
         assert browser.run("document.getElementById('tip').hidden") is False
-        assert browser.run("document.getElementById('tip').textContent").startswith(label.split(",")[0] + "\nperplexity")
-        left, right = browser.run("(r => [r.left, r.right])(document.getElementById('tip').getBoundingClientRect())")
+        assert browser.run("document.getElementById('tip').textContent").startswith(
+            label.split(",")[0] + "\nperplexity"
+        )
+        left, right = browser.run(
+            "(r => [r.left, r.right])(document.getElementById('tip').getBoundingClientRect())"
+        )
         assert left >= 0 and right <= width
         browser.move(1, 1)
         assert browser.run("document.getElementById('tip').hidden")
@@ -92,21 +100,33 @@ def test_hover_says_what_a_point_is(browser, page, width):
 
 def test_the_slider_names_the_best_student_within_the_budget(browser, page):
     browser.open(page, 1400, dark=False)
-    answer, limit = ("document.getElementById('answer').textContent", "document.getElementById('limit').textContent")
+    answer, limit = (
+        "document.getElementById('answer').textContent",
+        "document.getElementById('limit').textContent",
+    )
     browser.run("document.getElementById('slider').focus()")
     browser.press("Home")
     assert browser.run(answer) == "None: the least that a Student needs is 4.5 M, width 0.25."
-    assert browser.run(limit) == "Budget: 3.6 M parameters" and browser.run("document.querySelector('.chosen')") is None
+    assert (
+        browser.run(limit) == "Budget: 3.6 M parameters"
+        and browser.run("document.querySelector('.chosen')") is None
+    )
     browser.press("End")
-    assert browser.run(answer).startswith("width 1: perplexity 18.00 [17.80, 18.20], with 12.3 M. Against plain")
+    assert browser.run(answer).startswith(
+        "width 1: perplexity 18.00 [17.80, 18.20], with 12.3 M. Against plain"
+    )
     browser.press("ArrowLeft")
     assert browser.run("document.getElementById('slider').value") == "999"
     pull = "slider.value = v; slider.dispatchEvent(new Event('input')); return answer.textContent.split(':')[0]"
     seen = browser.run(f"[...new Set(Array.from({{length: 1001}}, (_, v) => {{ {pull} }}))]")
     assert [name[:10] for name in seen] == ["None", "width 0.25", "width 0.5 ", "width 1"]
-    assert browser.run("[...document.querySelectorAll('.chosen')].every(e => e.dataset.name === 'width 1')")
+    assert browser.run(
+        "[...document.querySelectorAll('.chosen')].every(e => e.dataset.name === 'width 1')"
+    )
     browser.run("document.querySelector('label[for=budget-2]').click()")
-    assert browser.run(limit).endswith("ms for one example") and "with 12.3 ms" in browser.run(answer)
+    assert browser.run(limit).endswith("ms for one example") and "with 12.3 ms" in browser.run(
+        answer
+    )
 
 
 def test_the_axis_of_the_plot_switches(browser, page):

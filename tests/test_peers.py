@@ -1,4 +1,6 @@
-"""Students that other tools cut out of the study's bases: as large as ours, and the base's own weights."""
+"""Students that other tools cut out of the study's bases: as large as ours, and the base's own
+weights.
+"""
 
 import importlib.util
 from types import SimpleNamespace
@@ -20,8 +22,13 @@ from matta_cli.tasks import task as tasks_task
 def opened():
     """A task, a ViT as a TA that is no larger, and random images."""
     torch.manual_seed(0)
-    model = timm.create_model("test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2, mlp_ratio=16).eval()
-    ta, task = of_one(plugins.adapter("vit"), model, ["mlp"]), tasks_task.task("image_classification", Recipe())
+    model = timm.create_model(
+        "test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2, mlp_ratio=16
+    ).eval()
+    ta, task = (
+        of_one(plugins.adapter("vit"), model, ["mlp"]),
+        tasks_task.task("image_classification", Recipe()),
+    )
     task.recipe.distill.batch_size = 8
     images, labels = torch.randn(64, 3, 16, 16), torch.randint(5, (64,))
 
@@ -65,7 +72,9 @@ def test_modelopt_stays_within_the_parameters_of_the_student(opened):
 
 
 def test_a_peer_is_offered_where_it_applies():
-    assert "torch-pruning" in peers.applies("vit") and "Conv1D" in peers.refused("lm")["torch-pruning"]
+    assert (
+        "torch-pruning" in peers.applies("vit") and "Conv1D" in peers.refused("lm")["torch-pruning"]
+    )
     assert "fastnas" in peers.refused("encoder")["modelopt"]
     names = [arm.name for arm in arms((0.5, 1.0), 1.0, 2.0, True, ("torch-pruning",))]
     assert names[-2:] == ["plain@0.5", "torch-pruning@0.5", "torch-pruning@0.5+compute"][-2:]

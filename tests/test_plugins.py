@@ -1,4 +1,6 @@
-"""Adapters from outside: a package with an entry point, a file, broken ones, two of one name; and who may name code."""
+"""Adapters from outside: a package with an entry point, a file, broken ones, two of one name; and
+who may name code.
+"""
 
 from __future__ import annotations
 
@@ -69,8 +71,12 @@ def prepare(folder: Path) -> None:
 def run(python: Path | str, folder: Path, *words: str, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [str(python), "-m", "matta_cli", *words],
-        cwd=folder, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def plugin(folder: Path, package: str, code: str, **adapters: str) -> None:
@@ -84,7 +90,7 @@ def plugin(folder: Path, package: str, code: str, **adapters: str) -> None:
     (info / "entry_points.txt").write_text(f"[matta.adapters]\n{entries}")
 
 
-# --- the example ---------------------------------------------------------------------------------------------------
+# --- the example ----------------------------------------------------------------------------------
 
 
 def test_example_meets_the_contract():
@@ -100,12 +106,27 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     clean, work = tmp_path / "venv", tmp_path / "work"
     subprocess.run([sys.executable, "-m", "venv", str(clean)], check=True)
     python = clean / "bin" / "python"
-    here = {sysconfig.get_path("purelib"), *site.getsitepackages(), *(p for p in sys.path if "site-packages" in p)}
+    here = {
+        sysconfig.get_path("purelib"),
+        *site.getsitepackages(),
+        *(p for p in sys.path if "site-packages" in p),
+    }
     target = next((clean / "lib").glob("python*/site-packages"))
-    (target / "torch_and_all.pth").write_text("".join(f"import site; site.addsitedir({p!r})\n" for p in sorted(here)))
+    (target / "torch_and_all.pth").write_text(
+        "".join(f"import site; site.addsitedir({p!r})\n" for p in sorted(here))
+    )
     source = tmp_path / "custom_adapter"
     shutil.copytree(EXAMPLE, source)
-    install = [str(python), "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index", str(source)]
+    install = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "--no-index",
+        str(source),
+    ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "gated_mlp" not in plugins.origins(), "it is installed there, not here"
@@ -121,7 +142,7 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     assert card["adapter"] == "gated_mlp" and [a["size"] for a in card["axes"]] == [4, 2]
 
 
-# --- a file --------------------------------------------------------------------------------------------------------
+# --- a file ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -137,7 +158,10 @@ def converted(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_file_does_without_packaging(converted):
-    assert json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"] == "./mine.py:GatedMLPAdapter"
+    assert (
+        json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"]
+        == "./mine.py:GatedMLPAdapter"
+    )
     matta_cli.distill("teacher.safetensors", data="digits.npz")
     matta_cli.export([0.25, 0.5, 1.0])  # loads each Student again in a process of its own
     student = matta_cli.load_student("matta-out/students/width-0.25")
@@ -149,12 +173,20 @@ def test_the_file_is_found_from_elsewhere_and_after_a_move(converted, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert matta_cli.load_ta("work/matta-out").widest == 2
     moved = converted.rename(tmp_path / "moved")
-    with pytest.raises(MattaError, match=rf"nobody has named.*matta adapters {moved}/mine.py:GatedMLPAdapter"):
+    with pytest.raises(
+        MattaError, match=rf"nobody has named.*matta adapters {moved}/mine.py:GatedMLPAdapter"
+    ):
         matta_cli.load_ta("moved/matta-out")
-    assert run(sys.executable, tmp_path, "adapters", f"{moved}/mine.py:GatedMLPAdapter").returncode == 0
+    assert (
+        run(sys.executable, tmp_path, "adapters", f"{moved}/mine.py:GatedMLPAdapter").returncode
+        == 0
+    )
     assert matta_cli.load_ta("moved/matta-out").widest == 2
     (moved / "mine.py").unlink()
-    with pytest.raises(MattaError, match=r"moved/matta-out/ta was made with the adapter './mine.py:.*that file is gone"):
+    with pytest.raises(
+        MattaError,
+        match=r"moved/matta-out/ta was made with the adapter './mine.py:.*that file is gone",
+    ):
         matta_cli.load_ta("moved/matta-out")
 
 
@@ -174,7 +206,9 @@ def test_a_folder_alone_runs_no_code(converted, monkeypatch):
 def test_a_module_does_too(converted, monkeypatch):
     monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's file of that name
     monkeypatch.syspath_prepend(str(converted))
-    matta_cli.convert("model.safetensors", data="digits.npz", adapter="mine:GatedMLPAdapter", overwrite=True)
+    matta_cli.convert(
+        "model.safetensors", data="digits.npz", adapter="mine:GatedMLPAdapter", overwrite=True
+    )
     assert matta_cli.load_ta("matta-out").adapter.spec == "mine:GatedMLPAdapter"
 
 
@@ -211,22 +245,28 @@ def test_what_is_said_of_a_wrong_file(code, spec, message, tmp_path, monkeypatch
     with pytest.raises(MattaError, match=message) as caught:
         plugins.adapter(spec)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "cache" / "adapters.txt").exists(), "nothing is vouched for that did not work"
+    assert not (tmp_path / "cache" / "adapters.txt").exists(), (
+        "nothing is vouched for that did not work"
+    )
 
 
 def test_an_unknown_task_is_named(converted):
     text = Path("mine.py").read_text().replace('"image_classification"', '"images"')
     Path("mine.py").write_text(text)
-    with pytest.raises(MattaError, match=r"has the task 'images'; there are causal_lm, image_classification"):
+    with pytest.raises(
+        MattaError, match=r"has the task 'images'; there are causal_lm, image_classification"
+    ):
         plugins.adapter("mine.py:GatedMLPAdapter")
 
 
-# --- broken packages -----------------------------------------------------------------------------------------------
+# --- broken packages ------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch):
-    """A function that runs a line in ``work``, where a model lies; what ``plugin`` put into ``site`` is installed."""
+    """A function that runs a line in ``work``, where a model lies; what ``plugin`` put into
+    ``site`` is installed.
+    """
     prepare(tmp_path / "work")
     monkeypatch.chdir(tmp_path / "work")
     sys.path.insert(0, str(tmp_path / "site"))
@@ -251,26 +291,40 @@ def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
     done = typed("convert m.safetensors")
     assert done.exit_code == 0 and f"Note: {reason}" in " ".join(done.stderr.split()), done.stderr
     done = typed("convert m.safetensors --adapter mlp_ranker --overwrite")
-    assert done.exit_code == 0 and "broken" not in done.stderr, "who names an adapter is not told of others"
+    assert done.exit_code == 0 and "broken" not in done.stderr, (
+        "who names an adapter is not told of others"
+    )
     done = typed("convert m.safetensors --adapter breaks --overwrite")
     assert done.exit_code == 1 and reason in " ".join(done.stderr.split())
 
 
 def test_two_of_one_name_are_refused_with_both_origins(tmp_path, typed):
     code = (EXAMPLE / "gated_mlp.py").read_text()
-    plugin(tmp_path / "site", "first", code, twin="first:GatedMLPAdapter", gpt2="first:GatedMLPAdapter")
+    plugin(
+        tmp_path / "site", "first", code, twin="first:GatedMLPAdapter", gpt2="first:GatedMLPAdapter"
+    )
     plugin(tmp_path / "site", "second", code, twin="second:GatedMLPAdapter")
     done = typed("adapters")
     said = " ".join(done.stderr.split())
-    assert "of the name 'twin': first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0." in said
+    assert (
+        "of the name 'twin': first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0."
+        in said
+    )
     assert "matta_adapters.gpt2:GPT2 of matta" in said, "a built-in is not replaced in silence"
     assert done.exit_code == 0 and "vit" in done.stdout and "twin" not in done.stdout
     done = typed("convert model.safetensors --adapter twin")
-    assert done.exit_code == 1 and "second:GatedMLPAdapter of second 1.0" in " ".join(done.stderr.split())
+    assert done.exit_code == 1 and "second:GatedMLPAdapter of second 1.0" in " ".join(
+        done.stderr.split()
+    )
 
 
 def test_the_entry_points_name_is_the_adapters(tmp_path, typed):
-    plugin(tmp_path / "site", "named", (EXAMPLE / "gated_mlp.py").read_text(), other_name="named:GatedMLPAdapter")
+    plugin(
+        tmp_path / "site",
+        "named",
+        (EXAMPLE / "gated_mlp.py").read_text(),
+        other_name="named:GatedMLPAdapter",
+    )
     done = typed("convert model.safetensors --data digits.npz")
     assert done.exit_code == 0, done.stderr
     assert json.loads(Path("matta-out/ta/matta.json").read_text())["adapter"] == "other_name"
@@ -287,14 +341,19 @@ def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path, typed
         raises="raises:GatedMLPAdapter",
     )
     assert "raises" in typed("adapters").stdout
-    assert plugins.detect(Source("m", module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name == "mlp_ranker"
+    assert (
+        plugins.detect(Source("m", module=torch.nn.Sequential(torch.nn.Linear(2, 1)))).name
+        == "mlp_ranker"
+    )
 
 
-# --- the document --------------------------------------------------------------------------------------------------
+# --- the document ---------------------------------------------------------------------------------
 
 
 def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
-    """docs/adapters.md, typed in: the file of its steps 1 and 3, the check of step 4, the data and convert of step 5."""
+    """docs/adapters.md, typed in: the file of its steps 1 and 3, the check of step 4, the data and
+    convert of step 5.
+    """
     text = DOCUMENT.read_text(encoding="utf-8")
     first, second, check, data = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (tmp_path / "my_adapter.py").write_text(f"{first}\n\n{second}")
@@ -302,7 +361,9 @@ def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
     assert "range(150)" in data
     (tmp_path / "data.py").write_text(data.replace("range(150)", "range(2)"))
     for script in ("check.py", "data.py"):
-        done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
         assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
     lines = [line.strip() for line in text.splitlines() if line.startswith("    matta ")]
@@ -313,10 +374,17 @@ def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_the_check_of_the_document_names_what_was_forgotten(tmp_path):
-    first, second, check, _ = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    first, second, check, _ = re.findall(
+        r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
+    )
     forgotten = second.replace(', "running_var"]', "]")
     assert forgotten != second
     (tmp_path / "my_adapter.py").write_text(f"{first}\n\n{forgotten}")
     (tmp_path / "check.py").write_text(check)
-    done = subprocess.run([sys.executable, "check.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "AssertionError: build at half size" in done.stderr and "norm1.running_var is [3], not [6]" in done.stderr
+    done = subprocess.run(
+        [sys.executable, "check.py"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (
+        "AssertionError: build at half size" in done.stderr
+        and "norm1.running_var is [3], not [6]" in done.stderr
+    )

@@ -1,4 +1,6 @@
-"""Students in other formats: programs of torch.export and ONNX, matta's own checkpoint, half the bits."""
+"""Students in other formats: programs of torch.export and ONNX, matta's own checkpoint, half the
+bits.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,14 @@ import timm
 import torch
 from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
@@ -35,17 +44,33 @@ IDS = {"vocab_size": 31, "bos_token_id": 0, "eos_token_id": 0}
 def made(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     if name == "gpt2":
-        return GPT2LMHeadModel(GPT2Config(**IDS, n_embd=16, n_head=2, n_layer=2, n_positions=12, initializer_range=0.2)).eval()
+        return GPT2LMHeadModel(
+            GPT2Config(**IDS, n_embd=16, n_head=2, n_layer=2, n_positions=12, initializer_range=0.2)
+        ).eval()
     if name == "llama":
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
-        config = AutoConfig.for_model("llama", **IDS, **sizes, num_key_value_heads=2, max_position_embeddings=12)
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
+        config = AutoConfig.for_model(
+            "llama", **IDS, **sizes, num_key_value_heads=2, max_position_embeddings=12
+        )
         return AutoModelForCausalLM.from_config(config).eval()
     if name == "bert":
-        sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+        sizes = {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+        }
         return BertModel(BertConfig(vocab_size=31, **sizes, max_position_embeddings=12)).eval()
     if name == "vit":
         sizes = {"img_size": 16, "embed_dim": 16, "num_heads": 2, "depth": 2, "num_classes": 5}
-        return timm.create_model("test_vit", **sizes, pretrained_cfg_overlay={"input_size": (3, 16, 16)}).eval()
+        return timm.create_model(
+            "test_vit", **sizes, pretrained_cfg_overlay={"input_size": (3, 16, 16)}
+        ).eval()
     return ranker()
 
 
@@ -64,7 +89,9 @@ def examples(name: str, count: int, length: int) -> dict[str, torch.Tensor]:
         return {"dense": torch.randn(count, 3, generator=generator), "categorical": categorical}
     batch = {"input_ids": torch.randint(31, (count, length), generator=generator)}
     if name == "bert":
-        batch["attention_mask"] = (torch.arange(length) < torch.randint(2, length + 1, (count, 1), generator=generator)).long()
+        batch["attention_mask"] = (
+            torch.arange(length) < torch.randint(2, length + 1, (count, 1), generator=generator)
+        ).long()
     return batch
 
 
@@ -93,7 +120,9 @@ save_file({name: torch.cat(parts).contiguous() for name, parts in found.items()}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "bert", "mlp_ranker"])
-def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(name: str, tmp_path: Path) -> None:
+def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(
+    name: str, tmp_path: Path
+) -> None:
     adapter, model = plugins.adapter(name), made(name)
     axes = nested_axes(adapter, model)
     sizes = sizes_at(axes, full_sizes(axes), 0.5)
@@ -103,7 +132,8 @@ def test_programs_and_stock_agree_with_the_view_on_a_thousand_examples(name: str
     few = examples(name, 3, 5)
     programs.save_pt2(task, student, few, tmp_path / "student.pt2")
     programs.save_onnx(task, student, few, tmp_path / "student.onnx")
-    many = examples(name, 1000, 9)  # other numbers of examples, and of tokens, than the programs were made with
+    # other numbers of examples, and of tokens, than the programs were made with
+    many = examples(name, 1000, 9)
     save_file(many, str(tmp_path / "batch.safetensors"))
     args, kwargs = programs.call_names(task, student, few)
     job = json.dumps([args, kwargs, str(tmp_path)])
@@ -133,9 +163,21 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recipe(folder: Path, **more: object) -> Recipe:
     found = Recipe()
-    run = {"teacher": str(folder / "base"), "steps": 2, "batch_size": 8, "widths": [0.5, 1.0], "allow_weak_teacher": True}
-    tables = {"convert": {"source": str(folder / "base")}, "data": {"train": str(folder / "images.npz")}, "distill": run}
-    found.update({**tables, "export": {"widths": [0.5], "bootstrap": 5, "batch_size": 2, **more}}, "test")
+    run = {
+        "teacher": str(folder / "base"),
+        "steps": 2,
+        "batch_size": 8,
+        "widths": [0.5, 1.0],
+        "allow_weak_teacher": True,
+    }
+    tables = {
+        "convert": {"source": str(folder / "base")},
+        "data": {"train": str(folder / "images.npz")},
+        "distill": run,
+    }
+    found.update(
+        {**tables, "export": {"widths": [0.5], "bootstrap": 5, "batch_size": 2, **more}}, "test"
+    )
     return found
 
 
@@ -147,7 +189,14 @@ def test_programs_beside_a_checkpoint(trained: Path) -> None:
     assert all(made["max_difference"] < 1e-5 for made in entry["programs"].values())
     folder = trained / "out/students/width-0.5"
     card = (folder / "README.md").read_text()
-    for text in ("timm.create_model(", "torch.export.load(", "onnxruntime.InferenceSession(", "[distill]", "sha256:", "95 %: "):
+    for text in (
+        "timm.create_model(",
+        "torch.export.load(",
+        "onnxruntime.InferenceSession(",
+        "[distill]",
+        "sha256:",
+        "95 %: ",
+    ):
         assert text in card
     program = torch.export.load(folder / "student.pt2").module()
     x = torch.randn(5, 3, 16, 16)
@@ -159,7 +208,11 @@ def test_programs_beside_a_checkpoint(trained: Path) -> None:
 def test_the_own_format_where_it_is_wanted(trained: Path) -> None:
     report = export(recipe(trained, format=["matta"]), trained / "out", overwrite=True)
     entry = next(e for e in report["models"] if e["role"] == "student")
-    assert not entry["stock"] and entry["loader"].startswith("matta_cli.load_student") and entry["parity"]["exact"]
+    assert (
+        not entry["stock"]
+        and entry["loader"].startswith("matta_cli.load_student")
+        and entry["parity"]["exact"]
+    )
     folder = trained / "out/students/width-0.5"
     assert (folder / "template").is_dir() and not (folder / "config.json").exists()
 
@@ -182,7 +235,10 @@ def test_half_the_bits(trained: Path, dtype: str) -> None:
     [
         ({"format": ["gguf"]}, "--format 'gguf' is not known: stock, matta, pt2, onnx."),
         ({"format": ["stock", "matta"]}, "--format stock,matta is not possible"),
-        ({"format": ["onnx"], "dtype": "float16"}, "--format onnx with --dtype float16 is not supported"),
+        (
+            {"format": ["onnx"], "dtype": "float16"},
+            "--format onnx with --dtype float16 is not supported",
+        ),
         ({"dtype": "int8"}, "--dtype 'int8' is not known: float32, bfloat16, float16."),
     ],
 )
@@ -193,12 +249,16 @@ def test_refusals(trained: Path, more: dict, sentence: str) -> None:
     assert sentence in str(caught.value) and sorted((trained / "out").rglob("*")) == before
 
 
-def test_what_stock_cannot_express_is_refused_where_stock_is_wanted(trained: Path, tmp_path: Path) -> None:
+def test_what_stock_cannot_express_is_refused_where_stock_is_wanted(
+    trained: Path, tmp_path: Path
+) -> None:
     wanted = recipe(trained, format=["stock"])
     wanted.convert.axes = ["heads"]
     convert(wanted, tmp_path / "out")
     distill(wanted, tmp_path / "out")
-    with pytest.raises(MattaError, match=r"width 0\.5 cannot be a stock checkpoint: a timm test_vit"):
+    with pytest.raises(
+        MattaError, match=r"width 0\.5 cannot be a stock checkpoint: a timm test_vit"
+    ):
         export(wanted, tmp_path / "out")
     assert not (tmp_path / "out/students").exists()
 
@@ -209,4 +269,8 @@ def test_a_module_that_does_not_trace_is_named() -> None:
             return super().forward(x) if float(x.sum()) > 0 else x
 
     with pytest.raises(MattaError, match="A Odd cannot be exported as a program"):
-        programs.program(tasks_task.task("image_classification", Recipe()), Odd(3, 3), {"image": torch.ones(2, 3)})
+        programs.program(
+            tasks_task.task("image_classification", Recipe()),
+            Odd(3, 3),
+            {"image": torch.ones(2, 3)},
+        )

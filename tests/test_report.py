@@ -44,7 +44,15 @@ def model(name, role, width, millions, ppl, acc, half=0.2, **more):
 def student(width, millions, ppl, acc, **more):
     folder = f"students/width-{width:g}"
     rest = {"folder": folder, "loader": f"timm.create_model('local-dir:{folder}')", "stock": True}
-    return model(f"width {width:g}", "student", width, millions, ppl, acc, **{**rest, "parity": {"exact": True}, **more})
+    return model(
+        f"width {width:g}",
+        "student",
+        width,
+        millions,
+        ppl,
+        acc,
+        **{**rest, "parity": {"exact": True}, **more},
+    )
 
 
 @pytest.fixture
@@ -92,7 +100,9 @@ def good_report():
 
 
 def judged_report():
-    """The same with baselines: width 0.25 is better than plain distillation, 0.5 no different, 1 no worse."""
+    """The same with baselines: width 0.25 is better than plain distillation, 0.5 no different, 1 no
+    worse.
+    """
     good = good_report()
     for width, millions, ppl, gain, low, high, verdict in (
         (0.25, 4.5, 27.0, 2.0, 1.5, 2.6, "better"),
@@ -103,15 +113,41 @@ def judged_report():
         for role, name in (("plain", "plain distillation"), ("alone", "trained alone")):
             curve = [[0, 90.0], [150, 40.0], [300, ppl]]
             more = {"of": f"width {width:g}", "training": training, "curve": curve}
-            good["models"].append(model(f"{name} {width:g}", role, width, millions, ppl + (role == "alone"), 0.44, **more))
-        pair = {"a": f"width {width:g}", "b": f"plain distillation {width:g}", "metric": "ppl", "margin": 0.2}
-        good.setdefault("pairs", []).append({**pair, "gain": gain, "low": low, "high": high, "verdict": verdict})
+            good["models"].append(
+                model(
+                    f"{name} {width:g}",
+                    role,
+                    width,
+                    millions,
+                    ppl + (role == "alone"),
+                    0.44,
+                    **more,
+                )
+            )
+        pair = {
+            "a": f"width {width:g}",
+            "b": f"plain distillation {width:g}",
+            "metric": "ppl",
+            "margin": 0.2,
+        }
+        good.setdefault("pairs", []).append(
+            {**pair, "gain": gain, "low": low, "high": high, "verdict": verdict}
+        )
         named(good, f"width {width:g}")["training"] = {**training, "seconds": 81.2}
     kept = {"width 0.25": 4, "width 0.5": 8, "width 1": 16}
     good["axes"] = [
-        {"name": f"mlp.{i}", "kind": "mlp", "base": 16, "ta": 32, "step": 1, "layers": False, "kept": kept,
-         "importance": [1 / (k + 1) for k in range(16)]} for i in range(3)
-    ]  # fmt: skip
+        {
+            "name": f"mlp.{i}",
+            "kind": "mlp",
+            "base": 16,
+            "ta": 32,
+            "step": 1,
+            "layers": False,
+            "kept": kept,
+            "importance": [1 / (k + 1) for k in range(16)],
+        }
+        for i in range(3)
+    ]
     return good
 
 
@@ -149,7 +185,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        (self.styles if self.open and self.open[-1] in ("style", "script") else self.words).append(data)
+        (self.styles if self.open and self.open[-1] in ("style", "script") else self.words).append(
+            data
+        )
 
     @property
     def text(self):
@@ -204,10 +242,20 @@ def test_every_value_of_the_table_is_in_all_formats(good):
     for value in [*headers, *(cell for row in table for cell in row)]:
         assert value in page
         assert value in text
-    for word in ("a note of mine", "some held-out text", "cpu of a kind", "model.pt", "sha256:abc", "steps = 300"):
+    for word in (
+        "a note of mine",
+        "some held-out text",
+        "cpu of a kind",
+        "model.pt",
+        "sha256:abc",
+        "steps = 300",
+    ):
         assert word in page
         assert word in text
-    assert "import timm model = timm.create_model('local-dir:students/width-0.25') model.eval()" in page
+    assert (
+        "import timm model = timm.create_model('local-dir:students/width-0.25') model.eval()"
+        in page
+    )
 
 
 def test_the_page_is_whole_and_fetches_nothing(good):
@@ -271,7 +319,8 @@ def test_headline_turns_with_the_metric(good):
 
 def test_faster_is_said_only_beyond_the_spread(good):
     assert "1.6x at batch 1" in write.markdown(good)
-    named(good, "width 0.5")["latency"]["1"]["p95"] = 0.0124  # a slow run is no faster than the base's usual one
+    # a slow run is no faster than the base's usual one
+    named(good, "width 0.5")["latency"]["1"]["p95"] = 0.0124
     assert "at batch 1 (" not in write.markdown(good)
     assert "1.6x at batch 8" in write.markdown(good)
 
@@ -298,12 +347,17 @@ def test_alarm_larger_but_worse(good):
 
 def test_alarm_larger_but_worse_where_lower_is_better(good):
     score(good, "width 0.5", "ppl", 26.0, 25.8, 26.2)
-    one_alarm(good, "width 0.5 is larger than width 0.25 but worse in perplexity: 26.00 [25.80, 26.20] against 25.00")
+    one_alarm(
+        good,
+        "width 0.5 is larger than width 0.25 but worse in perplexity: 26.00 [25.80, 26.20] against 25.00",
+    )
 
 
 def test_alarm_no_better_than_the_untrained_cut(good):
     score(good, "untrained cut 0.25", "ppl", 25.1, 24.9, 25.3)
-    one_alarm(good, "width 0.25 is no better, within the intervals, than its untrained cut in perplexity")
+    one_alarm(
+        good, "width 0.25 is no better, within the intervals, than its untrained cut in perplexity"
+    )
     score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
     one_alarm(good, "width 0.25 is worse than its untrained cut")
 
@@ -320,7 +374,10 @@ def test_alarm_interval_too_wide_or_absent(good):
     good["metrics"] = [ACCURACY, PERPLEXITY]
     score(good, "width 0.5", "acc", 0.5, 0.3, 0.7)
     found = story.alarms(good)
-    assert any("intervals of accuracy are too wide to tell width 0.5 from base: a difference of 41 %" in a for a in found)
+    assert any(
+        "intervals of accuracy are too wide to tell width 0.5 from base: a difference of 41 %" in a
+        for a in found
+    )
     for m in good["models"]:
         for value in m["metrics"].values():
             value["low"] = value["high"] = None
@@ -332,14 +389,18 @@ def test_noise_is_an_alarm_in_the_first_metric_only(good):
     score(good, "untrained cut 0.25", "acc", 0.45, 0.446, 0.454)  # better than its Student
     assert story.alarms(good) == []
     good["metrics"].reverse()
-    assert ["its untrained cut in accuracy" in a or "too wide" in a for a in story.alarms(good)] == [True, True]
+    assert [
+        "its untrained cut in accuracy" in a or "too wide" in a for a in story.alarms(good)
+    ] == [True, True]
 
 
 def test_an_alarm_is_not_repeated_as_a_note(good):
     score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
     (alarm,) = story.alarms(good)
     good["notes"].append(alarm)
-    assert Page(html(good)).text.count(alarm) == write.markdown(good).count(alarm.split(";")[0]) == 1
+    assert (
+        Page(html(good)).text.count(alarm) == write.markdown(good).count(alarm.split(";")[0]) == 1
+    )
     assert "a note of mine" in Page(html(good)).text
 
 
@@ -349,7 +410,18 @@ def test_alarm_parity(good):
 
 
 @pytest.mark.parametrize(
-    "key", ["latency", "peak_memory", "macs", "bytes", "parity", "loader", "width", "parameters", "metrics"]
+    "key",
+    [
+        "latency",
+        "peak_memory",
+        "macs",
+        "bytes",
+        "parity",
+        "loader",
+        "width",
+        "parameters",
+        "metrics",
+    ],
 )
 @pytest.mark.parametrize("gone", ["missing", "null"])
 def test_copes_with_parts_of_models_missing(good, key, gone):
@@ -366,7 +438,19 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
 
 
 @pytest.mark.parametrize(
-    "gone", ["training", "notes", "lineage", "recipe", "device", "data", "metrics", "models", "created", "unit"]
+    "gone",
+    [
+        "training",
+        "notes",
+        "lineage",
+        "recipe",
+        "device",
+        "data",
+        "metrics",
+        "models",
+        "created",
+        "unit",
+    ],
 )
 def test_copes_with_parts_of_the_report_missing(good, gone):
     del good[gone]
@@ -378,11 +462,16 @@ def test_a_report_of_one_model(good, keep):
     good["models"] = [named(good, keep)]
     page = Page(html(good)).text
     assert keep in page
-    assert named(good, keep)["parameters"] and numbers.count(named(good, keep)["parameters"]) in story.headline(good)
+    assert named(good, keep)["parameters"] and numbers.count(
+        named(good, keep)["parameters"]
+    ) in story.headline(good)
     assert story.alarms(good) == []
 
 
-@pytest.mark.parametrize("values", [(0.0, 0.0), (1e-9, 1e9), (-3.0, 5.0), (1.0, 1.0), (float("nan"), 2.0), (float("inf"), 1.0)])
+@pytest.mark.parametrize(
+    "values",
+    [(0.0, 0.0), (1e-9, 1e9), (-3.0, 5.0), (1.0, 1.0), (float("nan"), 2.0), (float("inf"), 1.0)],
+)
 def test_odd_numbers_draw_without_error(good, values):
     for m, value in zip(good["models"][1:3], values, strict=True):
         m["metrics"]["ppl"] = {"value": value, "low": value, "high": value}
@@ -396,12 +485,18 @@ def test_write_is_three_files_and_clean_json(good, tmp_path):
     score(good, "base", "ppl", float("nan"), None, None)
     before = copy.deepcopy({**good, "models": []})
     write.write(good, tmp_path / "new")
-    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == ["report.html", "report.json", "report.md"]
+    assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
+        "report.html",
+        "report.json",
+        "report.md",
+    ]
 
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
 
-    back = json.loads((tmp_path / "new" / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
+    back = json.loads(
+        (tmp_path / "new" / "report.json").read_text(encoding="utf-8"), parse_constant=refuse
+    )
     assert named(back, "base")["metrics"]["ppl"]["value"] is None
     assert back["format"] == 1 and {**good, "models": []} == before
     assert (tmp_path / "new" / "report.html").read_text(encoding="utf-8") == html(good)
@@ -424,25 +519,45 @@ def test_the_verdict_is_said_in_every_format(judged):
     )
     page = Page(html(judged)).text
     assert said in write.markdown(judged) and said in page
-    assert "width 0.25 is better than plain distillation 0.25 in perplexity, by 2.00 (7.4 %; 95 %: +1.50 to +2.60)." in page
-    assert "width 0.5 is no different from plain distillation 0.5 in perplexity: +0.05" in page and "within ±0.20." in page
+    assert (
+        "width 0.25 is better than plain distillation 0.25 in perplexity, by 2.00 (7.4 %; 95 %: +1.50 to +2.60)."
+        in page
+    )
+    assert (
+        "width 0.5 is no different from plain distillation 0.5 in perplexity: +0.05" in page
+        and "within ±0.20." in page
+    )
     assert "width 1 is no worse than plain distillation 1 in perplexity: +0.20" in page
 
 
 def test_a_student_worse_than_plain_distillation_is_an_alarm(judged):
     verdict(judged, "width 0.5", "worse", -1.0, -1.4, -0.6)
-    one_alarm(judged, "width 0.5 is worse than plain distillation 0.5 in perplexity, by 1.00", "95 %: −1.40 to −0.60")
+    one_alarm(
+        judged,
+        "width 0.5 is worse than plain distillation 0.5 in perplexity, by 1.00",
+        "95 %: −1.40 to −0.60",
+    )
 
 
 def test_an_interval_too_wide_to_say_is_an_alarm(judged):
     verdict(judged, "width 0.5", "too wide to say", -1.0, -4.0, 2.0)
-    one_alarm(judged, "too wide to say whether width 0.5 is better or worse than plain", "a loss above 0.20 would count")
+    one_alarm(
+        judged,
+        "too wide to say whether width 0.5 is better or worse than plain",
+        "a loss above 0.20 would count",
+    )
     verdict(judged, "width 0.25", "too wide to say", -1.0, -3.0, 2.0)
-    one_alarm(judged, "whether width 0.5 is better or worse than plain", "Nor can it be said of width 0.25. Evaluate")
+    one_alarm(
+        judged,
+        "whether width 0.5 is better or worse than plain",
+        "Nor can it be said of width 0.25. Evaluate",
+    )
 
 
 def test_models_compared_on_the_same_examples_are_not_judged_by_their_own_intervals(judged):
-    """Paired, a difference shows that the intervals of the two, overlapping, would hide; and the other way round."""
+    """Paired, a difference shows that the intervals of the two, overlapping, would hide; and the
+    other way round.
+    """
     score(judged, "width 0.5", "acc", 0.437, 0.433, 0.441)
     pair = {
         "a": "width 0.5",

@@ -1,4 +1,6 @@
-"""What a folder of runs must never do: mix two models, lose finished work, or measure the wrong thing."""
+"""What a folder of runs must never do: mix two models, lose finished work, or measure the wrong
+thing.
+"""
 
 import json
 import random
@@ -30,7 +32,11 @@ from matta_cli.training.run import distill
 
 def ranker(seed=0, dense=4, norm=False):
     torch.manual_seed(seed)
-    layers = [{"layer": "Linear", "out": 16}, *([{"layer": "BatchNorm1d"}] if norm else []), {"layer": "ReLU"}]
+    layers = [
+        {"layer": "Linear", "out": 16},
+        *([{"layer": "BatchNorm1d"}] if norm else []),
+        {"layer": "ReLU"},
+    ]
     return Ranker([], dense, [*layers, {"layer": "Linear", "out": 1}]).eval()
 
 
@@ -55,8 +61,16 @@ def folder(tmp_path, monkeypatch):
 
 def settings(source="model.pt", **more):
     recipe = Recipe()
-    values = {"teacher": "teacher.pt", "steps": 4, "batch_size": 32, "allow_weak_teacher": True, **more}
-    recipe.update({"convert": {"source": source}, "data": {"train": "train.csv"}, "distill": values}, "test")
+    values = {
+        "teacher": "teacher.pt",
+        "steps": 4,
+        "batch_size": 32,
+        "allow_weak_teacher": True,
+        **more,
+    }
+    recipe.update(
+        {"convert": {"source": source}, "data": {"train": "train.csv"}, "distill": values}, "test"
+    )
     recipe.export.bootstrap = 5
     return recipe
 
@@ -105,10 +119,18 @@ def test_a_damaged_checkpoint_is_named_and_left_out(folder):
     convert(settings(), Path("out"))
     last = distill(settings(steps=6, save_every=2), Path("out"))
     whole = (last / "model.safetensors").read_bytes()
-    (last / "model.safetensors").write_bytes(whole[:-8] + b"\0" * 8)  # as long as before: only a checksum can tell
+    # as long as before: only a checksum can tell
+    (last / "model.safetensors").write_bytes(whole[:-8] + b"\0" * 8)
     said = []
-    again = distill(settings(steps=6, save_every=2), Path("out"), resume=True, listen=lambda p: said.append(p.message))
-    assert any("step-6 is damaged" in message for message in said) and any("from step 4" in message for message in said)
+    again = distill(
+        settings(steps=6, save_every=2),
+        Path("out"),
+        resume=True,
+        listen=lambda p: said.append(p.message),
+    )
+    assert any("step-6 is damaged" in message for message in said) and any(
+        "from step 4" in message for message in said
+    )
     assert (again / "model.safetensors").read_bytes() == whole
 
 
@@ -119,7 +141,8 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
     distill(settings(steps=7, save_every=2, keep=2), Path("out"), resume=True)
     assert {p.name for p in last.parent.iterdir()} == {"step-6", "step-7", "step-8"}
     (last.with_name("step-7") / "model.safetensors").write_bytes(b"")
-    distill(settings(steps=8, save_every=2, keep=2), Path("out"), resume=True)  # from step 6; both damaged ones go
+    # from step 6; both damaged ones go
+    distill(settings(steps=8, save_every=2, keep=2), Path("out"), resume=True)
     assert {p.name for p in last.parent.iterdir()} == {"step-6", "step-8"}
     assert all(atomic.is_sound(p) for p in last.parent.iterdir())
 
@@ -138,7 +161,8 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     own, weights, statistics = objective.Step.__call__, {}, {}
 
     def spoilt(self, batch, rows, step, over):
-        statistics[step] = {k: v.clone() for k, v in self.ta.model.named_buffers()}  # before the step
+        # before the step
+        statistics[step] = {k: v.clone() for k, v in self.ta.model.named_buffers()}
         found = own(self, batch, rows, step, over)
         weights[step] = {k: v.clone() for k, v in self.ta.model.named_parameters()}
         if step in (1, 2):
@@ -148,7 +172,9 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     monkeypatch.setattr(objective.Step, "__call__", spoilt)
     distill(settings(steps=5), Path("out"))
     log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
-    assert [record["skipped"] for record in log] == [0, 1, 2, 2, 2] and log[1]["gradient_norm"] is None
+    assert [record["skipped"] for record in log] == [0, 1, 2, 2, 2] and log[1][
+        "gradient_norm"
+    ] is None
     same = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])  # noqa: E731
     assert same(1, 2) and same(2, 3) and not same(0, 1) and not same(3, 4)
     mean = [next(v for k, v in statistics[step].items() if "mean" in k) for step in range(5)]
@@ -160,30 +186,51 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_twenty_kills_end_where_an_undisturbed_run_ends(folder):
-    """SIGKILL at random moments, then --resume, until the run is done: the weights are the same to the bit."""
+    """SIGKILL at random moments, then --resume, until the run is done: the weights are the same to
+    the bit.
+    """
     convert(settings(), Path("out"))
     convert(settings(), Path("calm"))
-    flags = ["--teacher", "teacher.pt", "--data", "train.csv", "--steps", "4000", "--save-every", "25", "--batch-size", "32"]
+    flags = [
+        "--teacher",
+        "teacher.pt",
+        "--data",
+        "train.csv",
+        "--steps",
+        "4000",
+        "--save-every",
+        "25",
+        "--batch-size",
+        "32",
+    ]
     run = [sys.executable, "-m", "matta_cli", "distill"]
     subprocess.run([*run, "calm", *flags, "--allow-weak-teacher"], check=True, capture_output=True)
     moments, kills = random.Random(0), 0
     while True:
         started = workspace.newest(Path("out/run")) is not None
         more = ["--resume"] if started else [*flags, "--allow-weak-teacher"]
-        with subprocess.Popen([*run, "out", *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            [*run, "out", *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 assert process.wait(moments.uniform(3, 5) if kills < 20 else None) == 0
                 break
             except subprocess.TimeoutExpired:
                 process.kill()
                 kills += 1
-    weights = [Path(name, "run/checkpoints/step-4000/model.safetensors").read_bytes() for name in ("out", "calm")]
+    weights = [
+        Path(name, "run/checkpoints/step-4000/model.safetensors").read_bytes()
+        for name in ("out", "calm")
+    ]
     assert kills > 0 and weights[0] == weights[1]
 
 
 @pytest.mark.parametrize(
     ("teacher", "sentence"),
-    [(ranker(dense=7), "reads 7 dense features, the model 4"), (ranker(dense=3), "reads 3 dense features, the model 4")],
+    [
+        (ranker(dense=7), "reads 7 dense features, the model 4"),
+        (ranker(dense=3), "reads 3 dense features, the model 4"),
+    ],
 )
 def test_a_teacher_of_other_features_is_refused(folder, teacher, sentence):
     torch.save(teacher.state_dict(), "teacher.pt")
@@ -202,7 +249,9 @@ def test_batch_norm_needs_two_rows(folder):
 
 @pytest.mark.slow
 def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
-    """The Student's BatchNorm means, whose inputs are sorted in one of two files, are the data's own."""
+    """The Student's BatchNorm means, whose inputs are sorted in one of two files, are the data's
+    own.
+    """
     torch.save(ranker(norm=True).state_dict(), "model.pt")
     table(Path("train.csv"), rows=6000, order="sorted")
     recipe = settings(batch_size=16)
@@ -212,7 +261,9 @@ def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
     from matta_cli.models.ta import load_student
 
     student = load_student("out/students/width-1")
-    x = torch.tensor(np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400, :4], dtype=torch.float32)
+    x = torch.tensor(
+        np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400, :4], dtype=torch.float32
+    )
     hidden = student.mlp[0](x)
     spread = hidden.std(0)
     assert ((student.mlp[1].running_mean - hidden.mean(0)).abs() < 0.15 * spread).all()
@@ -237,7 +288,9 @@ def test_macs_count_attention_whatever_the_kernel():
     counts = {}
     for kernel in ("sdpa", "eager"):
         config._attn_implementation = kernel
-        counts[kernel] = cost.macs(task, GPT2LMHeadModel(config), {"input_ids": torch.zeros(1, 128, dtype=torch.long)})
+        counts[kernel] = cost.macs(
+            task, GPT2LMHeadModel(config), {"input_ids": torch.zeros(1, 128, dtype=torch.long)}
+        )
     length, width = 128, 32
     matrices = length * (12 * width * width + 64 * width)  # qkv, projection, MLP; and the head
     assert counts["sdpa"] == counts["eager"] == matrices + 2 * length * length * width
@@ -247,7 +300,9 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
     def vit(mean, std):
         torch.manual_seed(0)
         overlay = {"mean": (mean,) * 3, "std": (std,) * 3, "input_size": (3, 32, 32)}
-        return timm.create_model("test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay=overlay).eval()
+        return timm.create_model(
+            "test_vit", img_size=32, num_classes=10, pretrained_cfg_overlay=overlay
+        ).eval()
 
     model, teacher = vit(0.5, 0.5), vit(0.2, 0.3)
     task = tasks_task.task("image_classification", Recipe())
@@ -255,7 +310,9 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     ours, theirs = (Preparation(tmp_path, m).input(pixels)[None] for m in (model, teacher))
     with torch.no_grad():
-        assert isinstance(fitted, Renormalized) and torch.allclose(fitted(ours), teacher(theirs), atol=1e-5)
+        assert isinstance(fitted, Renormalized) and torch.allclose(
+            fitted(ours), teacher(theirs), atol=1e-5
+        )
     assert task.fit_teacher(model, None, model) is model
     larger = timm.create_model("test_vit", img_size=48, num_classes=10)
     with pytest.raises(MattaError, match="3x48x48, the model of 3x32x32"):
@@ -285,17 +342,23 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
     """Old checkpoints go, except the one that measured best; export takes it unless told otherwise."""
     # from the ninth step on the loss is climbed
     monkeypatch.setattr(loop.optimizer, "learning_rate", lambda _, step: 0.05 if step < 8 else -0.1)
-    recipe = settings(steps=12, save_every=1, eval_every=2, keep=1, best=0.5, lr=0.05, eval_examples=0)
+    recipe = settings(
+        steps=12, save_every=1, eval_every=2, keep=1, best=0.5, lr=0.05, eval_examples=0
+    )
     convert(recipe, Path("out"))
     last = distill(recipe, Path("out"))
     log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
     measured = {r["step"]: r["evaluation"]["0.5"]["auc"] for r in log if "evaluation" in r}
     best = max(measured, key=lambda step: (measured[step], -step))
     names = {f"step-{best}", "step-12"}
-    assert {p.name for p in Path("out/run/checkpoints").iterdir()} == names and last.name == "step-12"
+    assert {
+        p.name for p in Path("out/run/checkpoints").iterdir()
+    } == names and last.name == "step-12"
     report = export(recipe, Path("out"))
     assert report["training"]["steps"] == best < 12
-    assert any(f"Step {best} was the best by the AUC of width 0.5" in note for note in report["notes"])
+    assert any(
+        f"Step {best} was the best by the AUC of width 0.5" in note for note in report["notes"]
+    )
     recipe.export.checkpoint = "last"
     assert export(recipe, Path("out"), overwrite=True)["training"]["steps"] == 12
     recipe.export.checkpoint = "step-7"
@@ -308,7 +371,10 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
     [
         ({"sampling": [1.0]}, r"sampling \[1.0\] is not possible"),
         ({"students_per_step": 0}, "a step has 1 Student or more"),
-        ({"divergence": "backward"}, r"distill.divergence 'backward' is not known: forward, reverse, js"),
+        (
+            {"divergence": "backward"},
+            r"distill.divergence 'backward' is not known: forward, reverse, js",
+        ),
         ({"precision": "int8"}, "--precision 'int8' is not known: auto, bf16, fp16, fp32, tf32"),
         ({"optimizer": "sgd"}, "--optimizer 'sgd' is not known: adamw, shampoo, soap, muon"),
         ({"compile": "gcc"}, "distill.compile 'gcc' is not known: "),
@@ -319,7 +385,10 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
         ({"shared": False, "hidden_weight": 1.0}, "shared = false is an ablation"),
         ({"keep": -1}, "distill.keep -1 is not possible"),
         ({"teacher_mix": 1.5}, "teacher_mix 1.5 is not possible"),
-        ({"checkpoint_activations": True}, "Activation checkpointing is not supported for this model"),
+        (
+            {"checkpoint_activations": True},
+            "Activation checkpointing is not supported for this model",
+        ),
         ({"logits": "chunked", "shared": False}, "shared = false is an ablation"),
     ],
     ids=str,
@@ -359,10 +428,15 @@ def test_a_full_memory_says_what_took_it_and_what_helps(folder, monkeypatch):
     convert(recipe, Path("out"))
 
     def full(*args):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
+        raise torch.OutOfMemoryError(
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB."
+        )
 
     monkeypatch.setattr(objective.Step, "__call__", full)
-    with pytest.raises(MattaError, match=r"Out of memory on cpu at step 0: .*Tried to allocate 2.*Try --micro-batch 16"):
+    with pytest.raises(
+        MattaError,
+        match=r"Out of memory on cpu at step 0: .*Tried to allocate 2.*Try --micro-batch 16",
+    ):
         distill(recipe, Path("out"))
 
 
@@ -376,7 +450,10 @@ def test_a_full_disk_keeps_the_last_checkpoint(folder, monkeypatch):
         own(tensors, name)
 
     monkeypatch.setattr(loop, "save_file", full)
-    with pytest.raises(MattaError, match=r"The disk is full at step 6 of 8, in out/run; out/run/checkpoints/step-4 is kept"):
+    with pytest.raises(
+        MattaError,
+        match=r"The disk is full at step 6 of 8, in out/run; out/run/checkpoints/step-4 is kept",
+    ):
         distill(settings(steps=8, save_every=2), Path("out"))
     assert atomic.is_sound(Path("out/run/checkpoints/step-4"))
     assert not [p for p in Path("out/run/checkpoints").iterdir() if p.name.startswith(".")]
@@ -400,7 +477,9 @@ def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder):
     recipe = settings(steps=5, compile="aot_eager", widths=[0.25, 0.5, 0.75, 1.0])
     expected = settings(steps=5, widths=[0.25, 0.5, 0.75, 1.0])
     distill(expected, Path("out"), overwrite=True)
-    log = [json.loads(line)["terms"] for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
+    log = [
+        json.loads(line)["terms"] for line in Path("out/run/metrics.jsonl").read_text().splitlines()
+    ]
     before = objective.Step.graphs()
     distill(recipe, Path("out"), overwrite=True, listen=lambda p: said.append(p.message))
     compiled = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
@@ -430,7 +509,9 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     convert(recipe, out)
     parts = []
     take = loop.Training.take
-    monkeypatch.setattr(loop.Training, "take", lambda self, step, b: (parts.append(len(b)), take(self, step, b))[1])
+    monkeypatch.setattr(
+        loop.Training, "take", lambda self, step, b: (parts.append(len(b)), take(self, step, b))[1]
+    )
 
     found = plan.plan(recipe, out)
     assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
@@ -439,7 +520,10 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     assert parts[7:] == [1, 1, 1, 1]
     assert found["model_flops"] == 50 * found["model_flops_per_step"] == whole["model_flops"] > 0
     teacher = found["teacher_bytes"]
-    assert found["standing_bytes"] == found["ta_bytes"] + found["gradient_bytes"] + found["optimizer_bytes"] + teacher
+    assert (
+        found["standing_bytes"]
+        == found["ta_bytes"] + found["gradient_bytes"] + found["optimizer_bytes"] + teacher
+    )
     lines = dict(plan.rows(found))
     assert lines["model FLOPs in all"].endswith("at 100 TFLOP/s a device")
     assert "with the Teacher" in lines["weights, gradients, optimizer"]
@@ -447,18 +531,28 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
 
 
 def test_a_finished_run_comes_back_when_its_successor_was_killed(folder):
-    """``distill --overwrite`` has set it aside; without a checkpoint of the new one, it is what there is to export."""
+    """``distill --overwrite`` has set it aside; without a checkpoint of the new one, it is what
+    there is to export.
+    """
     convert(settings(), Path("out"))
     last = distill(settings(), Path("out"))
     kept = (last / "model.safetensors").read_bytes()
-    for then in (lambda: export(settings(), Path("out")), lambda: distill(settings(), Path("out"), resume=True)):
+    for then in (
+        lambda: export(settings(), Path("out")),
+        lambda: distill(settings(), Path("out"), resume=True),
+    ):
         Path("out/run").rename("out/.run.old")
         Path("out/run").mkdir()  # as a kill leaves it
         Path("out/run/metrics.jsonl").write_text("{}\n")
-        with FileLock("out/.lock"), pytest.raises(MattaError, match="Another run is training in out"):
+        with (
+            FileLock("out/.lock"),
+            pytest.raises(MattaError, match="Another run is training in out"),
+        ):
             then()
         then()
-        assert (last / "model.safetensors").read_bytes() == kept and not Path("out/.run.old").exists()
+        assert (last / "model.safetensors").read_bytes() == kept and not Path(
+            "out/.run.old"
+        ).exists()
     with pytest.raises(MattaError, match="holds finished work; pass --overwrite to replace it"):
         distill(settings(), Path("out"))
 
@@ -475,4 +569,7 @@ def test_what_is_training_is_not_converted_anew(folder):
     again = settings()
     again.convert.expand = 3.0
     done = convert(again, Path("out"), overwrite=True)
-    assert any("out/run trained another TA than this one: distill again with --overwrite" in note for note in done.notes)
+    assert any(
+        "out/run trained another TA than this one: distill again with --overwrite" in note
+        for note in done.notes
+    )

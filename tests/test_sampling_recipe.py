@@ -14,7 +14,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
 from matta_cli.training.optimizer import learning_rate
 
-# --- sampling ------------------------------------------------------------------------------------------------------
+# --- sampling -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 5), (10, 3), (7, 7), (5, 12), (1, 4)])
@@ -45,11 +45,15 @@ def test_cache_of_orders_stays_small():
 
 
 def test_seeds_and_epochs_do_not_share_orders():
-    orders = {tuple(example_order(seed, epoch, 20).tolist()) for seed in range(5) for epoch in range(5)}
+    orders = {
+        tuple(example_order(seed, epoch, 20).tolist()) for seed in range(5) for epoch in range(5)
+    }
     assert len(orders) == 25
 
 
-@pytest.mark.parametrize("widths", [[0.25, 0.5, 1.0], [1.0, 0.25, 0.75, 0.5, 0.25], [0.5, 2.0], [0.5]])
+@pytest.mark.parametrize(
+    "widths", [[0.25, 0.5, 1.0], [1.0, 0.25, 0.75, 0.5, 0.25], [0.5, 2.0], [0.5]]
+)
 def test_sandwich_has_smallest_and_largest(widths):
     drawn = [students(1, step, widths) for step in range(60)]
     for widths_of_step in drawn:
@@ -79,14 +83,18 @@ def test_seed_step_depends_on_seed_and_step_only():
     assert len({drawn(seed, step) for seed in range(3) for step in range(3)}) == 9
 
 
-# --- recipe --------------------------------------------------------------------------------------------------------
+# --- recipe ---------------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):
     recipe = Recipe()
     recipe.convert.source, recipe.convert.expand = 'C:\\odd "name"\twith\nlines', 1.5
     recipe.data.categorical, recipe.data.text = ["a", "b # no comment", "ü"], "[text]"
-    recipe.distill.lr, recipe.distill.widths, recipe.distill.allow_weak_teacher = 1e-05, [0.1, 1.0, 2.0], True
+    recipe.distill.lr, recipe.distill.widths, recipe.distill.allow_weak_teacher = (
+        1e-05,
+        [0.1, 1.0, 2.0],
+        True,
+    )
     recipe.distill.lr = 1e-30
     recipe.export.batch_size = 1
     path = tmp_path / "recipe.toml"
@@ -148,8 +156,14 @@ def test_output_folder_here_is_read_once(here):
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ("[distill]\nstep = 3", r"matta.toml: \[distill\] has no setting 'step' \(did you mean 'steps'\?\)"),
-        ("[distil]\nsteps = 3", r"matta.toml: there is no table \[distil\] \(did you mean 'distill'\?\)"),
+        (
+            "[distill]\nstep = 3",
+            r"matta.toml: \[distill\] has no setting 'step' \(did you mean 'steps'\?\)",
+        ),
+        (
+            "[distil]\nsteps = 3",
+            r"matta.toml: there is no table \[distil\] \(did you mean 'distill'\?\)",
+        ),
         ("[zzz]\nsteps = 3", r"there is no table \[zzz\]; known: convert, data, distill, export"),
         ("steps = 3", r"there is no table \[steps\]"),
         ("distill = 3", r"distill is a table of settings, not 3: put them below \[distill\]"),
@@ -182,5 +196,6 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     recipe.update({"distill": {"lr": 0.2, "steps": 100, "warmup": 0.1}}, "test")
     rates = [learning_rate(recipe, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
-    assert rates[10] == pytest.approx(0.2) and rates[55] == pytest.approx(0.11)  # halfway: (1 + 0.1) / 2 of the peak
+    # halfway: (1 + 0.1) / 2 of the peak
+    assert rates[10] == pytest.approx(0.2) and rates[55] == pytest.approx(0.11)
     assert 0.02 < rates[-1] < 0.021 and rates[10:] == sorted(rates[10:], reverse=True)

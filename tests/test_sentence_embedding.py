@@ -1,4 +1,6 @@
-"""Sentence embeddings on a tiny real BERT: losses and metrics against float64 closed forms and scipy, data, and a whole run."""
+"""Sentence embeddings on a tiny real BERT: losses and metrics against float64 closed forms and
+scipy, data, and a whole run.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,12 @@ def benchmark(path: Path, rows: list[tuple[str, str, float]]) -> Path:
 
 def bert(width: int = 24, seed: int = 0, **changes: Any) -> BertModel:
     torch.manual_seed(seed)
-    plain = {"vocab_size": 40, "num_attention_heads": 3, "num_hidden_layers": 2, "intermediate_size": 64}
+    plain = {
+        "vocab_size": 40,
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "intermediate_size": 64,
+    }
     plain |= {"initializer_range": 0.3}  # else all sentences are much alike
     config = BertConfig(**{"hidden_size": width, "max_position_embeddings": 32, **plain, **changes})
     return BertModel(config).eval()
@@ -80,23 +87,47 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for text in (*THINGS, *DEEDS, 'the and then it one more . "') for word in text.split()})
+    words = sorted(
+        {
+            word
+            for text in (*THINGS, *DEEDS, 'the and then it one more . "')
+            for word in text.split()
+        }
+    )
     vocabulary = {token: i for i, token in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        "[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     folder = tmp_path_factory.mktemp("model")
-    tokens = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokens = {
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+    }
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **tokens).save_pretrained(folder)
     bert().save_pretrained(folder)
     steps = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
-    modules = [{"idx": i, "type": f"sentence_transformers.models.{t}", "path": p} for i, (t, p) in enumerate(steps)]
+    modules = [
+        {"idx": i, "type": f"sentence_transformers.models.{t}", "path": p}
+        for i, (t, p) in enumerate(steps)
+    ]
     (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 20, "do_lower_case": False}))
+    (folder / "sentence_bert_config.json").write_text(
+        json.dumps({"max_seq_length": 20, "do_lower_case": False})
+    )
     (folder / "1_Pooling").mkdir()
     (folder / "1_Pooling" / "config.json").write_text(
-        json.dumps({"word_embedding_dimension": 24, "pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True})
+        json.dumps(
+            {
+                "word_embedding_dimension": 24,
+                "pooling_mode_cls_token": False,
+                "pooling_mode_mean_tokens": True,
+            }
+        )
     )
     return folder
 
@@ -121,20 +152,23 @@ def test_importance_leaves_padding_out() -> None:
     longer = {name: torch.nn.functional.pad(tensor, (0, 8)) for name, tensor in batch.items()}
     axes = adapter.axes(model)
     scores, again = (
-        importance.activation(model, axes, [given], embedding.forward, embedding.present) for given in (batch, longer)
+        importance.activation(model, axes, [given], embedding.forward, embedding.present)
+        for given in (batch, longer)
     )
     for name, score in scores.items():
         torch.testing.assert_close(score, again[name], rtol=1e-4, atol=1e-6)
     rows = model.encoder.layer[0].output.dense.weight.norm(dim=0)
     kept = {}
-    hook = model.encoder.layer[0].output.dense.register_forward_pre_hook(lambda _m, x: kept.setdefault("x", x[0]))
+    hook = model.encoder.layer[0].output.dense.register_forward_pre_hook(
+        lambda _m, x: kept.setdefault("x", x[0])
+    )
     embedding.forward(model, longer)
     hook.remove()
     real = kept["x"][longer["attention_mask"].bool()]
     torch.testing.assert_close(scores["mlp.0"], real.abs().mean(0) * rows, rtol=1e-4, atol=1e-6)
 
 
-# --- losses --------------------------------------------------------------------------------------------------------
+# --- losses ---------------------------------------------------------------------------------------
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -162,8 +196,14 @@ def test_the_relation_does_not_see_a_rotation() -> None:
 
 @pytest.mark.parametrize(("dims", "wide"), [([], False), ([2, 4], False), ([], True)])
 def test_the_objective(dims: list[int], wide: bool) -> None:
-    """The cosine only where widths are equal; the relation averaged over the whole and the first numbers of the embedding."""
-    own, teacher, ta = drawn(5, 6).requires_grad_(), drawn(5, 9 if wide else 6, seed=1), drawn(5, 6, seed=2)
+    """The cosine only where widths are equal; the relation averaged over the whole and the first
+    numbers of the embedding.
+    """
+    own, teacher, ta = (
+        drawn(5, 6).requires_grad_(),
+        drawn(5, 9 if wide else 6, seed=1),
+        drawn(5, 6, seed=2),
+    )
     terms = [Term("teacher", 0.7, Logits(teacher)), Term("ta", 0.4, Logits(ta))]
     batch = {"input_ids": torch.zeros(5, 3, dtype=torch.long)}
     found = task({"output_dims": dims, "relation_weight": 3.0})
@@ -183,31 +223,48 @@ def test_the_objective(dims: list[int], wide: bool) -> None:
         found.objective(Logits(own), batch, [Term("truth", 1.0)])
 
 
-# --- metrics -------------------------------------------------------------------------------------------------------
+# --- metrics --------------------------------------------------------------------------------------
 
 
-def table(first: torch.Tensor, second: torch.Tensor, score: np.ndarray, alike: np.ndarray, dims: tuple[int, ...] = ()):
+def table(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    score: np.ndarray,
+    alike: np.ndarray,
+    dims: tuple[int, ...] = (),
+):
     found = task({"output_dims": list(dims)})
     batch = {"score": torch.from_numpy(score).float(), "alike": torch.from_numpy(alike)}
-    columns = {name: values.numpy() for name, values in found.score(torch.cat([first, second]), batch).items()}
+    columns = {
+        name: values.numpy()
+        for name, values in found.score(torch.cat([first, second]), batch).items()
+    }
     assert {len(values) for values in columns.values()} == {len(first)}
     return found, found.gathered(columns)
 
 
 def test_metrics_are_scipys() -> None:
-    first, score = drawn(40, 8), np.random.default_rng(0).integers(0, 6, 40).astype(float)  # many ties
+    # many ties
+    first, score = drawn(40, 8), np.random.default_rng(0).integers(0, 6, 40).astype(float)
     second = first + 1.2 * drawn(40, 8, seed=1)
     found, columns = table(first, second, score, score >= 4, (3,))
     measured = found.summarize(columns)
     for d, tail in ((8, ""), (3, "/3")):
         a, b = unit(first[:, :d]), unit(second[:, :d])
         cosine = (a * b).sum(1)
-        assert measured["spearman" + tail] == pytest.approx(scipy.stats.spearmanr(cosine, score).statistic, rel=1e-5)
-        assert measured["pearson" + tail] == pytest.approx(scipy.stats.pearsonr(cosine, score).statistic, rel=1e-5)
+        assert measured["spearman" + tail] == pytest.approx(
+            scipy.stats.spearmanr(cosine, score).statistic, rel=1e-5
+        )
+        assert measured["pearson" + tail] == pytest.approx(
+            scipy.stats.pearsonr(cosine, score).statistic, rel=1e-5
+        )
         hits = [(a[i] @ b.T).argmax() == i for i in range(40) if score[i] >= 4]
         assert 0 < sum(hits) < len(hits)
         assert measured["recall@1" + tail] == pytest.approx(np.mean(hits))
-    assert set(measured) == {metric.name for metric in found.metrics} and found.metrics[0].name == "spearman"
+    assert (
+        set(measured) == {metric.name for metric in found.metrics}
+        and found.metrics[0].name == "spearman"
+    )
 
 
 def test_a_second_sentence_that_occurs_twice_is_found() -> None:
@@ -218,7 +275,9 @@ def test_a_second_sentence_that_occurs_twice_is_found() -> None:
 
 
 def test_resampled_pairs_are_searched_among_all() -> None:
-    """An interval of the recall is that of the search in the whole split: with fewer to search in, it would be easier."""
+    """An interval of the recall is that of the search in the whole split: with fewer to search in,
+    it would be easier.
+    """
     first, score = drawn(60, 4), np.arange(60.0)
     found, columns = table(first, first + 0.8 * drawn(60, 4, seed=1), score, np.ones(60, bool))
     interval = intervals.intervals(found, [columns], 200)["recall@1"]
@@ -233,16 +292,21 @@ def test_chance() -> None:
     said = found.at_chance(columns, 16)
     assert said is not None and "400 pairs" in said
     found, columns = table(
-        first, first + torch.from_numpy(1 - score)[:, None].float() * drawn(400, 16, seed=1), score, score > 0.8
+        first,
+        first + torch.from_numpy(1 - score)[:, None].float() * drawn(400, 16, seed=1),
+        score,
+        score > 0.8,
     )
     assert found.at_chance(columns, 16) is None
     unscored = columns | {"score": np.full(400, np.nan)}
     assert found.at_chance(unscored, 16) is None and "spearman" not in found.summarize(unscored)
-    assert "it finds 0.000 of" in str(found.at_chance(unscored | {"found": np.zeros(400, bool)}, 16))
+    assert "it finds 0.000 of" in str(
+        found.at_chance(unscored | {"found": np.zeros(400, bool)}, 16)
+    )
     assert "finite" in str(found.at_chance(columns | {"cosine": columns["cosine"] * np.nan}, 16))
 
 
-# --- data and model ------------------------------------------------------------------------------------------------
+# --- data and model -------------------------------------------------------------------------------
 
 
 def test_batches_embed_as_one_sentence_at_a_time(folder: Path, tmp_path: Path) -> None:
@@ -252,7 +316,11 @@ def test_batches_embed_as_one_sentence_at_a_time(folder: Path, tmp_path: Path) -
     text.write_text("\n".join([*sentences(20), "", sentences(20)[3], "a much longer one " * 10]))
     found, model = task(train=str(text), held_out=str(held_out)), bert()
     data = found.data(folder, model)
-    assert data.unit == "sentences" and "21 sentences" in data.description and "30 pairs" in data.description
+    assert (
+        data.unit == "sentences"
+        and "21 sentences" in data.description
+        and "30 pairs" in data.description
+    )
     assert data.train.keys(range(21)).tolist() == [*range(20), 22]  # lines of the file
     batch = data.train.batch([2, 20, 7])
     assert batch["input_ids"].shape == (3, 20)  # 20 is what sentence_bert_config.json allows
@@ -261,10 +329,16 @@ def test_batches_embed_as_one_sentence_at_a_time(folder: Path, tmp_path: Path) -
     with torch.no_grad():
         got = found.forward(model, batch)
         for k, i in enumerate([2, 20, 7]):
-            ids = tokenizer(list(data_sentences(text))[i], truncation=True, max_length=20, return_tensors="pt")["input_ids"]
-            torch.testing.assert_close(got[k], model(ids).last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-5)
+            ids = tokenizer(
+                list(data_sentences(text))[i], truncation=True, max_length=20, return_tensors="pt"
+            )["input_ids"]
+            torch.testing.assert_close(
+                got[k], model(ids).last_hidden_state[0].mean(0), rtol=1e-4, atol=1e-5
+            )
         model.config.sentence_pooling = "cls"
-        torch.testing.assert_close(found.forward(model, batch)[0], model(**data.train.batch([2])).last_hidden_state[0, 0])
+        torch.testing.assert_close(
+            found.forward(model, batch)[0], model(**data.train.batch([2])).last_hidden_state[0, 0]
+        )
     assert found.items(batch) == 3 and found.counts(batch) == {"labels": 0.0, "outputs": 3.0}
 
 
@@ -272,14 +346,19 @@ def data_sentences(text: Path) -> dict[str, None]:
     return dict.fromkeys(line.strip() for line in text.read_text().split("\n") if line.strip())
 
 
-def columns_of(found: SentenceEmbedding, model: nn.Module, split: Any, size: int) -> dict[str, np.ndarray]:
+def columns_of(
+    found: SentenceEmbedding, model: nn.Module, split: Any, size: int
+) -> dict[str, np.ndarray]:
     return measure_score.columns(found, model, split, size, torch.device("cpu"))
 
 
 def test_pairs_are_measured_as_by_hand(folder: Path, tmp_path: Path) -> None:
     rows = pairs(30)
     found, model = (
-        task(train=str(benchmark(tmp_path / "a.csv", rows)), held_out=str(benchmark(tmp_path / "b.csv", rows))),
+        task(
+            train=str(benchmark(tmp_path / "a.csv", rows)),
+            held_out=str(benchmark(tmp_path / "b.csv", rows)),
+        ),
         bert(),
     )
     split = found.data(folder, model).held_out[0]
@@ -288,11 +367,16 @@ def test_pairs_are_measured_as_by_hand(folder: Path, tmp_path: Path) -> None:
     tokenizer, cosine = AutoTokenizer.from_pretrained(folder), []
     with torch.no_grad():
         for a, b, _ in rows:
-            vectors = [unit(model(**tokenizer(s, return_tensors="pt")).last_hidden_state.mean(1))[0] for s in ('"' + a, b)]
+            vectors = [
+                unit(model(**tokenizer(s, return_tensors="pt")).last_hidden_state.mean(1))[0]
+                for s in ('"' + a, b)
+            ]
             cosine.append(vectors[0] @ vectors[1])
     expected = scipy.stats.spearmanr(cosine, [round(score, 3) for *_, score in rows]).statistic
     assert found.summarize(batches)["spearman"] == pytest.approx(expected, abs=1e-6)
-    assert whole["alike"].sum() == sum(score >= 0.8 * max(s for *_, s in rows) for *_, score in rows)
+    assert whole["alike"].sum() == sum(
+        score >= 0.8 * max(s for *_, s in rows) for *_, score in rows
+    )
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv", ".parquet"])
@@ -300,7 +384,9 @@ def test_tables_of_pairs(folder: Path, tmp_path: Path, suffix: str) -> None:
     import pandas as pd
 
     rows = pairs(20)
-    frame = pd.DataFrame({"a": [r[0] for r in rows], "b": [r[1] for r in rows], "how": [r[2] for r in rows]})
+    frame = pd.DataFrame(
+        {"a": [r[0] for r in rows], "b": [r[1] for r in rows], "how": [r[2] for r in rows]}
+    )
     path = tmp_path / f"pairs{suffix}"
     if suffix == ".jsonl":
         frame.to_json(path, orient="records", lines=True)
@@ -310,7 +396,8 @@ def test_tables_of_pairs(folder: Path, tmp_path: Path, suffix: str) -> None:
         frame.to_csv(path, index=False, sep="\t" if suffix == ".tsv" else ",")
     found = task(train=str(path), sentences=["a", "b"], score="how")
     data = found.data(folder, bert())
-    assert len(data.held_out[0]) == 2  # the last tenth, as pairs, and both sentences of the others to train on
+    # the last tenth, as pairs, and both sentences of the others to train on
+    assert len(data.held_out[0]) == 2
     texts = [s for a, b, _ in rows[:18] for s in (a, b)]
     assert len(data.train) == len(set(texts))
     scores = data.held_out[0].batch(range(2))["score"].tolist()
@@ -325,7 +412,10 @@ def test_text_alone_is_measured_by_its_halves(folder: Path, tmp_path: Path) -> N
     data = found.data(folder, model)
     assert len(data.train) == 90 and "first half is to find the second" in data.description
     held_out = found.data(folder, model, training=False)
-    assert held_out.held_out[0].digest() == data.held_out[0].digest() and "90" not in held_out.description
+    assert (
+        held_out.held_out[0].digest() == data.held_out[0].digest()
+        and "90" not in held_out.description
+    )
     assert set(found.summarize(columns_of(found, model, data.held_out[0], 4))) == {"recall@1"}
 
 
@@ -338,7 +428,8 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
     names = [s for seed in (0, 5) for a, b, _ in pairs(12, seed) for s in (a, b)]
     assert len(found.data(folder, bert()).train) == len({*names, *sentences(5, 99)})
 
-    rows = find.hub_dataset(str(tmp_path))["validation"]  # datasets opens a local folder with the same call
+    # datasets opens a local folder with the same call
+    rows = find.hub_dataset(str(tmp_path))["validation"]
     opened = found._columns("it", rows.column_names, rows.__getitem__)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
@@ -374,22 +465,46 @@ def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("\n".join(sentences(30)))
     encode = task(train=str(text))._encoder(folder, bert())
-    one, other = (Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1)))
-    assert one.digest() == Sentences(dict.fromkeys(sentences(5), 0), encode, "t").digest() != other.digest()
+    one, other = (
+        Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1))
+    )
+    assert (
+        one.digest()
+        == Sentences(dict.fromkeys(sentences(5), 0), encode, "t").digest()
+        != other.digest()
+    )
     split = sample(Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p"), 4)
-    assert len(split) == 4 and set(split.batch(range(4))) == {"input_ids", "attention_mask", "score", "alike"}
+    assert len(split) == 4 and set(split.batch(range(4))) == {
+        "input_ids",
+        "attention_mask",
+        "score",
+        "alike",
+    }
 
 
-# --- whole runs ----------------------------------------------------------------------------------------------------
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 def recipe(folder: Path, tmp_path: Path, **distill: Any) -> Recipe:
     found = Recipe()
-    data = {"train": str(tmp_path / "train.txt"), "held_out": str(tmp_path / "sts.csv"), "eval_examples": 0}
-    settings = {"teacher": str(folder), "steps": 30, "batch_size": 16, "lr": 3e-3, "device": "cpu", "eval_every": 30}
+    data = {
+        "train": str(tmp_path / "train.txt"),
+        "held_out": str(tmp_path / "sts.csv"),
+        "eval_examples": 0,
+    }
+    settings = {
+        "teacher": str(folder),
+        "steps": 30,
+        "batch_size": 16,
+        "lr": 3e-3,
+        "device": "cpu",
+        "eval_every": 30,
+    }
     settings |= {"allow_weak_teacher": True, "dropout": False, "relation_weight": 5.0}
     found.update({"convert": {"source": str(folder), "expand": 1.0}, "data": data}, "test")
-    found.update({"distill": settings | distill, "export": {"batch_size": 2, "bootstrap": 20}}, "test")
+    found.update(
+        {"distill": settings | distill, "export": {"batch_size": 2, "bootstrap": 20}}, "test"
+    )
     return found
 
 
@@ -415,19 +530,31 @@ def test_a_whole_run(folder: Path, texts: Path) -> None:
     assert {"spearman/8", "recall@1/8"} <= set(entries["width 0.5"]["metrics"])
     assert all(entry["parity"]["exact"] for entry in entries.values() if entry["role"] == "student")
     terms = [record["terms"] for record in records(out)]
-    assert set(terms[0]) == {"TA", "0.25", "0.5"}  # width 1.0 of what has not grown is the TA: not run twice
+    # width 1.0 of what has not grown is the TA: not run twice
+    assert set(terms[0]) == {"TA", "0.25", "0.5"}
     for width in ("0.25", "0.5"):
-        assert set(terms[-1][width]) == {"teacher", "ta", "loss"}  # no ground truth, although teacher_mix is 0.9
+        # no ground truth, although teacher_mix is 0.9
+        assert set(terms[-1][width]) == {"teacher", "ta", "loss"}
         assert terms[-1][width]["loss"] == terms[-1][width]["teacher"]
-        first, last = (np.mean([t[width]["teacher"] for t in part]) for part in (terms[:5], terms[-5:]))
+        first, last = (
+            np.mean([t[width]["teacher"] for t in part]) for part in (terms[:5], terms[-5:])
+        )
         assert last < 0.7 * first
     student = out / "students" / "width-0.5"
     names = {str(path.relative_to(student)) for path in student.rglob("*") if path.is_file()}
-    assert {"modules.json", "sentence_bert_config.json", "1_Pooling/config.json", "tokenizer.json"} <= names
+    assert {
+        "modules.json",
+        "sentence_bert_config.json",
+        "1_Pooling/config.json",
+        "tokenizer.json",
+    } <= names
     loaded: Any = AutoModel.from_pretrained(student)
     assert loaded.config.intermediate_size == 32 and loaded.config.hidden_dropout_prob == 0.1
     own = matta_cli.load_student(student)
-    batch = {"input_ids": torch.tensor([[2, 5, 6, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    batch = {
+        "input_ids": torch.tensor([[2, 5, 6, 3]]),
+        "attention_mask": torch.ones(1, 4, dtype=torch.long),
+    }
     with torch.no_grad():
         assert torch.equal(loaded.eval()(**batch).last_hidden_state, own(**batch).last_hidden_state)
 
@@ -459,9 +586,12 @@ def test_a_teacher_from_a_file_is_the_model(folder: Path, texts: Path) -> None:
     written = teach(settings, texts / "a", texts / "taught")
     settings.distill.teacher = str(written)
     distill(settings, texts / "b")
-    assert records(texts / "a")[0]["terms"]["TA"]["teacher"] == pytest.approx(0, abs=1e-5)  # the base itself, without dropout
+    # the base itself, without dropout
+    assert records(texts / "a")[0]["terms"]["TA"]["teacher"] == pytest.approx(0, abs=1e-5)
     for one, other in zip(records(texts / "a"), records(texts / "b"), strict=True):
-        assert one["terms"]["0.25"]["teacher"] == pytest.approx(other["terms"]["0.25"]["teacher"], rel=1e-3)
+        assert one["terms"]["0.25"]["teacher"] == pytest.approx(
+            other["terms"]["0.25"]["teacher"], rel=1e-3
+        )
 
 
 def test_embeddings_of_the_users_own(folder: Path, texts: Path) -> None:
@@ -488,13 +618,24 @@ def test_embeddings_of_the_users_own(folder: Path, texts: Path) -> None:
 @pytest.mark.slow
 def test_the_three_lines(folder: Path, texts: Path) -> None:
     def fine(*words: str) -> str:
-        done = subprocess.run([sys.executable, "-m", "matta_cli", *words], cwd=texts, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "matta_cli", *words], cwd=texts, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         return done.stderr
 
     said = fine("convert", str(folder), "--adapter", "bert", "--data", "train.txt", "--expand", "1")
     assert "Lossless" in said
-    fine("distill", "--teacher", str(folder), "--steps", "2", "--data", "train.txt", "--allow-weak-teacher")
+    fine(
+        "distill",
+        "--teacher",
+        str(folder),
+        "--steps",
+        "2",
+        "--data",
+        "train.txt",
+        "--allow-weak-teacher",
+    )
     fine("export", "--widths", "0.25,0.5,1.0")
     report = json.loads((texts / "matta-out" / "report.json").read_text())
     assert [metric["name"] for metric in report["metrics"]] == ["recall@1"]

@@ -52,7 +52,10 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
         monkeypatch.setattr(classes, name, chunk)
     labels = torch.tensor([1, 4, classes.IGNORED, 0, 10, classes.IGNORED])
     if product:
-        given = [normal(s, *shape) for s, shape in enumerate([(N, D), (V, D), (V,), (N, D), (V, D), (V,)])]
+        given = [
+            normal(s, *shape)
+            for s, shape in enumerate([(N, D), (V, D), (V,), (N, D), (V, D), (V,)])
+        ]
     else:
         given = [normal(0, N, V) * 2, normal(1, N, V) * 2]
     make = lambda t: (Logits(*t[:3]), Logits(*t[3:])) if product else (Logits(t[0]), Logits(t[1]))  # noqa: E731
@@ -69,8 +72,12 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
     terms = [Term("truth", 0.3), Term("ta", 0.7, target)]
     total, values = classes.of_classes(model, labels, terms, OVER, TAU, kind)
     (2 * total).backward()
-    torch.testing.assert_close(values, {"truth": truth.float().detach(), "ta": soft.float().detach()}, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(total.item(), (0.3 * truth + 0.7 * soft).item(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        values, {"truth": truth.float().detach(), "ta": soft.float().detach()}, rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        total.item(), (0.3 * truth + 0.7 * soft).item(), rtol=1e-5, atol=1e-6
+    )
     for a, b in zip(own, exact, strict=True):
         torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
 
@@ -83,17 +90,23 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
     known, index = log_q.topk(k)
     rest = log_q.scatter(1, index, -torch.inf).logsumexp(-1)
     log_p = F.log_softmax(z_p / TAU, -1)
-    pick = lambda log, others: torch.cat([log.gather(1, index), others[:, None]][: 1 if k == V else 2], 1)  # noqa: E731
+    pick = lambda log, others: torch.cat(
+        [log.gather(1, index), others[:, None]][: 1 if k == V else 2], 1
+    )  # noqa: E731
     p = pick(log_p, log_p.scatter(1, index, -torch.inf).logsumexp(-1))
     q = pick(log_q, rest)
     kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
     log_m = torch.log((p.exp() + q.exp()) / 2)
-    value = {"forward": kl(q, p), "reverse": kl(p, q), "js": (kl(p, log_m) + kl(q, log_m)) / 2}[kind]
+    value = {"forward": kl(q, p), "reverse": kl(p, q), "js": (kl(p, log_m) + kl(q, log_m)) / 2}[
+        kind
+    ]
     value = value * TAU**2 / OVER["outputs"]
     value.backward()
     z = z_p.detach().float().requires_grad_()
     target = TopK(known.float(), index, rest.float())
-    total, _ = classes.of_classes(Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind)
+    total, _ = classes.of_classes(
+        Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind
+    )
     total.backward()
     torch.testing.assert_close(total.item(), value.item(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(z.grad, z_p.grad.float(), rtol=1e-3, atol=1e-6)
@@ -102,20 +115,33 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
 def test_labels_of_a_teacher_are_cross_entropy():
     z, said = normal(0, N, V).float(), torch.arange(N)
     total, _ = classes.of_classes(
-        Logits(z), torch.zeros(N), [Term("teacher", 1.0, said)], {"labels": N, "outputs": N}, TAU, "forward"
+        Logits(z),
+        torch.zeros(N),
+        [Term("teacher", 1.0, said)],
+        {"labels": N, "outputs": N},
+        TAU,
+        "forward",
     )
     torch.testing.assert_close(total, F.cross_entropy(z, said))
 
 
-# --------------------------------------------------------------------------------------------------------------- the step
+# --------------------------------------------------------------------------------------------------
 
 
 def gpt2(width, layers=2, seed=0):
     torch.manual_seed(seed)
     config = GPT2Config(
-        vocab_size=64, n_positions=16, n_embd=width, n_layer=layers, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=64,
+        n_positions=16,
+        n_embd=width,
+        n_layer=layers,
+        n_head=2,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -130,7 +156,9 @@ def tools(**settings):
     grown = grow.grow(adapter, base, axes, {a.name: 2 * a.size for a in axes})
     with torch.no_grad():
         for parameter in grown.parameters():  # the new units must have a say
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+            parameter.add_(
+                0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            )
     ta = TA(adapter, grown, sizes.nested_axes(adapter, grown), {a.name: a.size for a in axes}, {})
     task = tasks_task.task("causal_lm", recipe)
     batch = {"input_ids": torch.randint(64, (4, 16), generator=torch.Generator().manual_seed(2))}
@@ -146,7 +174,9 @@ def gradients(parts=1, **settings):
     found: dict = {}
     over = task.counts(batch)
     for rows in torch.arange(4).split(4 // parts):
-        for model, terms in step({k: v[rows] for k, v in batch.items()}, rows.tolist(), 5, over).items():
+        for model, terms in step(
+            {k: v[rows] for k, v in batch.items()}, rows.tolist(), 5, over
+        ).items():
             for name, value in terms.items():
                 found[model, name] = found.get((model, name), 0.0) + float(value)
     return {n: p.grad for n, p in ta.model.named_parameters()}, found, (step, ta)
@@ -155,7 +185,9 @@ def gradients(parts=1, **settings):
 def same(a, b, rtol=1e-4, atol=1e-6):
     assert a.keys() == b.keys()
     for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            a[name], b[name], rtol=rtol, atol=atol, msg=lambda m, name=name: f"{name}: {m}"
+        )
 
 
 def plain(detach=True):
@@ -165,7 +197,16 @@ def plain(detach=True):
     tau = s.temperature
 
     def kd(z, t):
-        return F.kl_div(F.log_softmax(z / tau, -1), F.log_softmax(t / tau, -1), log_target=True, reduction="sum") * tau**2 / 64
+        return (
+            F.kl_div(
+                F.log_softmax(z / tau, -1),
+                F.log_softmax(t / tau, -1),
+                log_target=True,
+                reduction="sum",
+            )
+            * tau**2
+            / 64
+        )
 
     def own(z):
         truth = F.cross_entropy(z[:, :-1].reshape(-1, 64), ids[:, 1:].reshape(-1))
@@ -175,7 +216,9 @@ def plain(detach=True):
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
         z = ta.at(width)(input_ids=ids).logits
-        total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach() if detach else z_ta)) / 3
+        total = (
+            total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach() if detach else z_ta)) / 3
+        )
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
 
@@ -193,7 +236,10 @@ def test_a_step_is_the_objective(logits, detach):
     [
         {"checkpoint_activations": True},
         pytest.param({"compile": "aot_eager"}, marks=pytest.mark.slow),
-        pytest.param({"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"}, marks=pytest.mark.slow),
+        pytest.param(
+            {"compile": "aot_eager", "checkpoint_activations": True, "logits": "chunked"},
+            marks=pytest.mark.slow,
+        ),
         {"precision": "tf32"},
     ],
     ids=str,
@@ -212,7 +258,11 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
     for parameter in ta.model.parameters():
         parameter.register_hook(
             lambda _: seen.add(
-                (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision(), torch.is_autocast_enabled("cpu"))
+                (
+                    torch.backends.cudnn.allow_tf32,
+                    torch.get_float32_matmul_precision(),
+                    torch.is_autocast_enabled("cpu"),
+                )
             )
         )
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
@@ -237,13 +287,18 @@ def test_all_compiled_steps_of_a_process_are_compiled():
 def test_kept_logits_are_made_once_and_change_nothing(monkeypatch):
     calls = []
     linear = F.linear
-    monkeypatch.setattr(F, "linear", lambda x, weight, bias=None: calls.append(len(weight)) or linear(x, weight, bias))
+    monkeypatch.setattr(
+        F,
+        "linear",
+        lambda x, weight, bias=None: calls.append(len(weight)) or linear(x, weight, bias),
+    )
     expected, terms, _ = gradients(logits="chunked")
     before = calls.count(64)
     monkeypatch.setitem(objective._KEPT, "cpu", 1 << 20)
     calls.clear()
     found, own, _ = gradients(logits="chunked")
-    assert before - calls.count(64) == 2 * 3  # the Teacher's and the TA's: 3 Students no longer make them again
+    # the Teacher's and the TA's: 3 Students no longer make them again
+    assert before - calls.count(64) == 2 * 3
     same(found, expected, rtol=0, atol=0)
     assert own == terms
 
@@ -255,7 +310,9 @@ def test_micro_batches_add_up_to_the_batch():
     assert own == pytest.approx(terms, rel=1e-4)
 
 
-@pytest.mark.parametrize(("precision", "dtype", "bound"), [("bf16", torch.bfloat16, 0.05), ("fp16", torch.float16, 0.01)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "bound"), [("bf16", torch.bfloat16, 0.05), ("fp16", torch.float16, 0.01)]
+)
 def test_half_precision_is_near_and_does_run_in_it(precision, dtype, bound):
     expected, _, _ = gradients()
     found, _, (step, _) = gradients(precision=precision, logits="chunked")
@@ -271,7 +328,9 @@ def test_activation_checkpointing_runs_blocks_twice(monkeypatch):
 
     calls = []
     own = GPT2MLP.forward
-    monkeypatch.setattr(GPT2MLP, "forward", lambda self, *a, **k: (calls.append(1), own(self, *a, **k))[1])
+    monkeypatch.setattr(
+        GPT2MLP, "forward", lambda self, *a, **k: (calls.append(1), own(self, *a, **k))[1]
+    )
     gradients()
     once = len(calls)
     calls.clear()
@@ -285,13 +344,19 @@ def test_whom_the_students_learn_from():
     _, ta, _ = gradients(students_learn_from="ta")
     _, teacher, _ = gradients(students_learn_from="teacher")
     terms = lambda found, model: {name for m, name in found if m == model}  # noqa: E731
-    assert terms(both, "0.5") == {"truth", "teacher", "ta", "loss"} and terms(both, "TA") == {"truth", "teacher", "loss"}
+    assert terms(both, "0.5") == {"truth", "teacher", "ta", "loss"} and terms(both, "TA") == {
+        "truth",
+        "teacher",
+        "loss",
+    }
     assert terms(ta, "0.5") == {"truth", "ta", "loss"} and "teacher" in terms(ta, "TA")
     assert terms(teacher, "0.5") == {"truth", "teacher", "loss"}
 
 
 def test_the_width_at_which_the_ta_teaches():
-    """At width 1.0 the Student of width 1.0 has nothing to learn from it, and the others learn something else."""
+    """At width 1.0 the Student of width 1.0 has nothing to learn from it, and the others learn
+    something else.
+    """
     _, whole, _ = gradients()
     _, found, _ = gradients(ta_width=1.0)
     assert found["1", "ta"] == pytest.approx(0, abs=1e-6) and whole["1", "ta"] > 1e-3
@@ -314,7 +379,9 @@ def test_hidden_states_follow_the_teacher():
     found = step(batch, [0, 1, 2, 3], 0)
     hidden = lambda model: model.transformer(batch["input_ids"])[0]  # noqa: E731
     projection = step.projection.weight
-    gap = (hidden(ta.model) @ projection.T - hidden(teacher)).square().mean() / hidden(teacher).square().mean()
+    gap = (hidden(ta.model) @ projection.T - hidden(teacher)).square().mean() / hidden(
+        teacher
+    ).square().mean()
     assert float(found["TA"]["hidden"]) == pytest.approx(gap.item(), rel=1e-4)
     assert projection.shape == (24, 16) and projection.grad.abs().sum() > 0
 
@@ -333,7 +400,9 @@ def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():
     own = ModelTeacher(task, capped.eval())
     with torch.no_grad():
         assert not own.split_head(batch)
-        torch.testing.assert_close(own(batch, []).whole(), torch.tanh(teacher(batch["input_ids"]).logits))
+        torch.testing.assert_close(
+            own(batch, []).whole(), torch.tanh(teacher(batch["input_ids"]).logits)
+        )
     ta.model.forward = lambda *a, **k: Capped.forward(ta.model, *a, **k)
     ta.model.__class__ = Capped
     del ta.model.forward
@@ -342,8 +411,12 @@ def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():
 
 
 def test_slices_without_a_part_in_a_step_stay_as_they_are():
-    """With ta_weight 0 and one narrow Student in the step, decay and momentum must not move the rest."""
-    recipe, task, ta, teacher, batch = tools(ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5)
+    """With ta_weight 0 and one narrow Student in the step, decay and momentum must not move the
+    rest.
+    """
+    recipe, task, ta, teacher, batch = tools(
+        ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5
+    )
     step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
     optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
     steps = range(40)
@@ -361,13 +434,19 @@ def test_slices_without_a_part_in_a_step_stay_as_they_are():
     before, moment = weight.detach().clone(), optimizer.state[weight]["exp_avg"].clone()
     take(narrow)
     after = optimizer.state[weight]["exp_avg"]
-    assert torch.equal(weight[:, 16:], before[:, 16:]) and torch.equal(after[:, 16:], moment[:, 16:])
-    assert not torch.equal(weight[:, :16], before[:, :16]) and not torch.equal(after[:, :16], moment[:, :16])
+    assert torch.equal(weight[:, 16:], before[:, 16:]) and torch.equal(
+        after[:, 16:], moment[:, 16:]
+    )
+    assert not torch.equal(weight[:, :16], before[:, :16]) and not torch.equal(
+        after[:, :16], moment[:, :16]
+    )
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
-    """Its state, through paths and numbers, in a fresh optimizer: the next steps are the same to the bit."""
+    """Its state, through paths and numbers, in a fresh optimizer: the next steps are the same to
+    the bit.
+    """
     recipe, _, ta, _, batch = tools(optimizer=name, lr=1e-3)
 
     def run(optimizer, model, steps):
@@ -380,7 +459,10 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     start = copy.deepcopy(ta.model)
     optimizer = make_optimizer(recipe, ta.model, [], device)
     run(optimizer, ta.model, 13)
-    moved = [(a - b).abs().max().item() for a, b in zip(ta.model.parameters(), start.parameters(), strict=True)]
+    moved = [
+        (a - b).abs().max().item()
+        for a, b in zip(ta.model.parameters(), start.parameters(), strict=True)
+    ]
     assert min(moved) > 0 and all(map(math.isfinite, moved))
     tensors, numbers = state_of(optimizer)
     stopped = copy.deepcopy(ta.model)
@@ -388,7 +470,9 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     again = make_optimizer(recipe, stopped, [], device)
     restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
     run(again, stopped, 12)
-    assert all(torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True)
+    )
 
 
 def test_vectors_are_not_decayed():
@@ -396,6 +480,11 @@ def test_vectors_are_not_decayed():
     for name in ("adamw", "muon"):
         recipe.distill.optimizer = name
         optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
-        decayed = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0.1 for p in group["params"]}
+        decayed = {
+            id(p)
+            for group in optimizer.param_groups
+            if group["weight_decay"] == 0.1
+            for p in group["params"]
+        }
         assert decayed == {id(p) for p in ta.model.parameters() if p.dim() > 1}
         assert all(group["weight_decay"] in (0, 0.1) for group in optimizer.param_groups)

@@ -28,7 +28,11 @@ def linear(out: int, *others: str, **settings) -> list[dict]:
 
 def ranker(*hidden: list[dict], fields=FIELDS, dense: int = 3, dtype=torch.float64) -> Ranker:
     torch.manual_seed(0)
-    model = Ranker(fields, dense, [*(layer for group in hidden for layer in group), {"layer": "Linear", "out": 1}])
+    model = Ranker(
+        fields,
+        dense,
+        [*(layer for group in hidden for layer in group), {"layer": "Linear", "out": 1}],
+    )
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
             nn.init.normal_(module.running_mean, std=0.5)
@@ -45,8 +49,8 @@ def batchnormed() -> Ranker:
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
     config = GPT2Config(
-        vocab_size=31, n_embd=24, n_head=3, n_layer=2, n_positions=8, bos_token_id=0, eos_token_id=0,
-    )  # fmt: skip
+        vocab_size=31, n_embd=24, n_head=3, n_layer=2, n_positions=8, bos_token_id=0, eos_token_id=0
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -55,7 +59,9 @@ def rows(model: Ranker, count: int = 9, seed: int = 1) -> dict[str, torch.Tensor
     dtype = next(model.parameters()).dtype
     fields = [torch.randint(cardinality, (count,), generator=g) for cardinality, _ in model.fields]
     given = {"categorical": torch.stack(fields, 1)} if fields else {}
-    return given | {"dense": torch.randn(count, model.dense, generator=g, dtype=torch.float64).to(dtype)}
+    return given | {
+        "dense": torch.randn(count, model.dense, generator=g, dtype=torch.float64).to(dtype)
+    }
 
 
 def scores(model, batch) -> torch.Tensor:
@@ -67,10 +73,12 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-# --- cutting -------------------------------------------------------------------------------------------------------
+# --- cutting --------------------------------------------------------------------------------------
 
 
-def kept_by_brute_force(axes: list[Axis], sizes: dict[str, int], tensor: str, dim: int, total: int) -> list[int]:
+def kept_by_brute_force(
+    axes: list[Axis], sizes: dict[str, int], tensor: str, dim: int, total: int
+) -> list[int]:
     """Position by position: it goes if any axis says that the unit lying there goes."""
     kept = []
     for position in range(total):
@@ -92,7 +100,9 @@ def check_cut(axes: list[Axis], sizes: dict[str, int], shape: tuple[int, ...]) -
     plan = cut.Cut(axes, sizes, {"t": shape})
     expected = tensor
     for dim, total in enumerate(shape):
-        expected = expected.index_select(dim, torch.tensor(kept_by_brute_force(axes, sizes, "t", dim, total)))
+        expected = expected.index_select(
+            dim, torch.tensor(kept_by_brute_force(axes, sizes, "t", dim, total))
+        )
     assert torch.equal(plan("t", tensor), expected)
     assert plan.shape("t", shape) == list(expected.shape)
     assert torch.equal(plan("other", tensor), tensor), "a tensor without axes stays whole"
@@ -124,7 +134,11 @@ def test_cut_with_a_start_keeps_what_lies_around():
 
 
 def test_cut_of_several_axes_in_one_dimension():
-    axes = [Axis("b", 3, (Slice("t", 1, start=4),)), Axis("a", 4, (Slice("t", 1),)), Axis("c", 6, (Slice("t", 0),))]
+    axes = [
+        Axis("b", 3, (Slice("t", 1, start=4),)),
+        Axis("a", 4, (Slice("t", 1),)),
+        Axis("c", 6, (Slice("t", 0),)),
+    ]
     for a, b, c in itertools.product((1, 4), (1, 2, 3), (1, 6)):
         check_cut(axes, {"a": a, "b": b, "c": c}, (6, 9))
 
@@ -134,7 +148,12 @@ def test_cut_random(seed):
     r = random.Random(seed)
     axes, sizes, at = [], {}, r.randrange(3)
     for number in range(r.randint(1, 4)):
-        step, groups, blocks, unit = r.randint(1, 3), r.randint(1, 4), r.randint(1, 3), r.randint(1, 3)
+        step, groups, blocks, unit = (
+            r.randint(1, 3),
+            r.randint(1, 4),
+            r.randint(1, 3),
+            r.randint(1, 3),
+        )
         size = step * groups
         places = (Slice("t", 0, blocks, at, unit=unit), Slice("t", 1, blocks, at))
         axes.append(Axis(f"axis.{number}", size, places[: r.randint(1, 2)], step))
@@ -148,27 +167,34 @@ def test_cut_is_a_view_where_one_stretch_is_left_and_always_differentiable():
     weight = torch.randn(6, 4, requires_grad=True)
     plain = cut.Cut([Axis("a", 6, (Slice("t", 0),))], {"a": 2}, {"t": (6, 4)})("t", weight)
     assert plain.data_ptr() == weight.data_ptr() and plain.shape == (2, 4)
-    fused = cut.Cut([Axis("a", 3, (Slice("t", 0, blocks=2),))], {"a": 1}, {"t": (6, 4)})("t", weight)
+    fused = cut.Cut([Axis("a", 3, (Slice("t", 0, blocks=2),))], {"a": 1}, {"t": (6, 4)})(
+        "t", weight
+    )
     fused.sum().backward()
     assert weight.grad.sum(1).tolist() == [4, 0, 0, 4, 0, 0]
 
 
 @pytest.mark.parametrize("size", [0, -2, 3, 10])
 def test_cut_refuses_impossible_sizes(size):
-    with pytest.raises(MattaError, match=rf"'a' cannot have {size} units: a multiple of 2 from 2 to 8"):
+    with pytest.raises(
+        MattaError, match=rf"'a' cannot have {size} units: a multiple of 2 from 2 to 8"
+    ):
         cut.Cut([Axis("a", 8, (Slice("t", 0),), step=2)], {"a": size}, {"t": (8,)})
 
 
-# --- sizes ---------------------------------------------------------------------------------------------------------
+# --- sizes ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("multiple", [1, 7, 8, 64, 100])
-@pytest.mark.parametrize(("base", "step"), [(1, 1), (63, 1), (64, 1), (99, 3), (129, 1), (768, 64), (1000, 8)])
+@pytest.mark.parametrize(
+    ("base", "step"), [(1, 1), (63, 1), (64, 1), (99, 3), (129, 1), (768, 64), (1000, 8)]
+)
 def test_width_one_is_the_base_whatever_the_multiple(base, step, multiple):
     assert scaled(base, 1.0, step, multiple) == base
     found = [scaled(base, w / 20, step, multiple) for w in range(1, 41)]
     assert all(size % step == 0 and size >= step for size in found)
-    uneven = [size for w, size in zip(range(1, 41), found, strict=True) if w != 20]  # the base is no whole multiple
+    # the base is no whole multiple
+    uneven = [size for w, size in zip(range(1, 41), found, strict=True) if w != 20]
     assert uneven == sorted(uneven)
     axes = [Axis("a", base * 2, (), step)]
     assert sizes_at(axes, {"a": base}, 1.0, multiple) == {"a": base}
@@ -190,7 +216,7 @@ def test_kinds():
     assert kinds({"mlp.0": 1, "mlp.11": 2, "heads.3": 3}) == {"mlp": [1, 2], "heads": [3]}
 
 
-# --- Students ------------------------------------------------------------------------------------------------------
+# --- Students -------------------------------------------------------------------------------------
 
 MODELS = {"ranker": (MLPRanker(), batchnormed), "gpt2": (GPT2(), gpt2)}
 
@@ -205,7 +231,9 @@ def test_students_are_nested(name):
     model = make()
     axes = adapter.axes(model)
     widths = (0.25, 0.5, 1.0)
-    students = [materialize(adapter, model, axes, sizes_at(axes, full_sizes(axes), w)) for w in widths]
+    students = [
+        materialize(adapter, model, axes, sizes_at(axes, full_sizes(axes), w)) for w in widths
+    ]
     for small, large in itertools.pairwise(students):
         larger_axes = adapter.axes(large)
         sizes = full_sizes(adapter.axes(small))
@@ -238,11 +266,16 @@ def test_view_is_the_dense_student_and_its_gradients_reach_the_model(seed):
     assert torch.allclose(scores(view, batch), scores(dense, batch), rtol=1e-12)
     view(**batch).sum().backward()
     dense(**batch).sum().backward()
-    found = {name: tensor if tensor.grad is None else tensor.grad for name, tensor in tensors(model).items()}
+    found = {
+        name: tensor if tensor.grad is None else tensor.grad
+        for name, tensor in tensors(model).items()
+    }
     gradients = cut.cut(found, axes, sizes)
     for name, parameter in dense.named_parameters():
         assert torch.allclose(gradients[name], parameter.grad, rtol=1e-9, atol=1e-12), name
-    assert sum((p.grad != 0).sum() for p in model.parameters()) == sum((p.grad != 0).sum() for p in dense.parameters())
+    assert sum((p.grad != 0).sum() for p in model.parameters()) == sum(
+        (p.grad != 0).sum() for p in dense.parameters()
+    )
 
 
 def test_narrow_training_leaves_the_buffers_alone():
@@ -278,7 +311,7 @@ def test_has_statistics():
     assert has_statistics(batchnormed()) and not has_statistics(gpt2())
 
 
-# --- reordering ----------------------------------------------------------------------------------------------------
+# --- reordering -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -290,13 +323,17 @@ def test_reorder_and_its_inverse(name, seed):
     before = {key: tensor.clone() for key, tensor in tensors(model).items()}
     g = torch.Generator().manual_seed(seed)
     orders = {axis.name: torch.randperm(axis.size // axis.step, generator=g) for axis in axes}
-    batch = rows(model) if name == "ranker" else {"input_ids": torch.randint(31, (2, 8), generator=g)}
+    batch = (
+        rows(model) if name == "ranker" else {"input_ids": torch.randint(31, (2, 8), generator=g)}
+    )
     expected = scores(model, batch)
     grow.reorder(model, axes, orders)
     moved = [key for key, tensor in tensors(model).items() if not torch.equal(tensor, before[key])]
     assert len(moved) >= 4
     got = scores(model, batch)
-    assert torch.allclose(getattr(got, "logits", got), getattr(expected, "logits", expected), rtol=1e-4, atol=1e-5)
+    assert torch.allclose(
+        getattr(got, "logits", got), getattr(expected, "logits", expected), rtol=1e-4, atol=1e-5
+    )
     grow.reorder(model, axes, {axis: order.argsort() for axis, order in orders.items()})
     assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items())
 
@@ -319,7 +356,7 @@ def test_reorder_moves_all_places_of_a_unit():
     assert model.queries.tolist() == [0, 7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]
 
 
-# --- growing -------------------------------------------------------------------------------------------------------
+# --- growing --------------------------------------------------------------------------------------
 
 
 def test_growth_keeps_the_function_and_silences_what_is_new():
@@ -329,17 +366,25 @@ def test_growth_keeps_the_function_and_silences_what_is_new():
     sizes = {axis.name: 2 * axis.size + i for i, axis in enumerate(axes)}
     grown = grow.grow(adapter, model, axes, sizes, seed=3)
     batch = rows(model, 50)
-    assert (scores(grown, batch) - scores(model, batch)).abs().max() < 1e-12 * scores(model, batch).abs().max()
-    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items()), "the model is left alone"
+    assert (scores(grown, batch) - scores(model, batch)).abs().max() < 1e-12 * scores(
+        model, batch
+    ).abs().max()
+    assert all(torch.equal(tensor, before[key]) for key, tensor in tensors(model).items()), (
+        "the model is left alone"
+    )
     grown_axes = adapter.axes(grown)
     assert full_sizes(grown_axes) == sizes and not grown.training
     base = cut.cut(tensors(grown), grown_axes, full_sizes(axes))
-    assert all(torch.equal(tensor, before[key]) for key, tensor in base.items()), "the base is a prefix"
+    assert all(torch.equal(tensor, before[key]) for key, tensor in base.items()), (
+        "the base is a prefix"
+    )
     for axis in axes:  # one at a time: where a new unit reads a new one, nothing need be zero
         others = {other.name: other.size for other in axes if other.name != axis.name}
         alone = cut.cut(tensors(grown), grown_axes, others)
         for place in axis.slices:
-            new = alone[place.tensor].narrow(place.dim, place.start + axis.size, sizes[axis.name] - axis.size)
+            new = alone[place.tensor].narrow(
+                place.dim, place.start + axis.size, sizes[axis.name] - axis.size
+            )
             assert (new == 0).all() == place.outgoing, (axis.name, place.tensor)
             if place.tensor.endswith("running_var"):
                 assert (new > 0).all()
@@ -361,7 +406,9 @@ def test_new_units_have_the_spread_of_the_base():
 def test_growth_depends_on_its_seed_only():
     adapter, model = MLPRanker(), batchnormed()
     axes = adapter.axes(model)
-    first, again, other = (grow.grow(adapter, model, axes, {"hidden.0": 24}, seed) for seed in (0, 0, 1))
+    first, again, other = (
+        grow.grow(adapter, model, axes, {"hidden.0": 24}, seed) for seed in (0, 0, 1)
+    )
     assert torch.equal(first.mlp[0].weight, again.mlp[0].weight)
     assert not torch.equal(first.mlp[0].weight, other.mlp[0].weight)
 
@@ -375,7 +422,9 @@ def test_new_units_learn():
 
 
 class Gated(nn.Module):
-    """down(silu(gate) * value), with gate and value fused into one Linear behind outputs that skip the hidden layer."""
+    """down(silu(gate) * value), with gate and value fused into one Linear behind outputs that skip
+    the hidden layer.
+    """
 
     def __init__(self, skip: int, hidden: int) -> None:
         super().__init__()
@@ -414,7 +463,9 @@ class GatedAdapter(Adapter):
 
 
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("sizes", [{"hidden": 10}, {"skip": 5}, {"hidden": 8, "skip": 3}, {"hidden": 12, "skip": 7}])
+@pytest.mark.parametrize(
+    "sizes", [{"hidden": 10}, {"skip": 5}, {"hidden": 8, "skip": 3}, {"hidden": 12, "skip": 7}]
+)
 def test_growth_of_fused_blocks_beside_another_axis(sizes, reverse):
     torch.manual_seed(0)
     adapter, model = GatedAdapter(), Gated(3, 6).double()
@@ -426,7 +477,9 @@ def test_growth_of_fused_blocks_beside_another_axis(sizes, reverse):
         assert torch.allclose(grown(x), model(x), rtol=1e-12)
         back = materialize(adapter, grown, adapter.axes(grown), full_sizes(axes))
         assert all(torch.equal(t, tensors(model)[key]) for key, t in tensors(back).items())
-        grow.reorder(model, axes, {"hidden": torch.tensor([2, 0, 1]), "skip": torch.tensor([1, 2, 0])})
+        grow.reorder(
+            model, axes, {"hidden": torch.tensor([2, 0, 1]), "skip": torch.tensor([1, 2, 0])}
+        )
         assert torch.allclose(grown(x), model(x), rtol=1e-12)
 
 
@@ -458,7 +511,14 @@ def test_the_residual_stream_of_gpt2_cannot_grow():
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_a_student_of_few_layers_is_the_stock_model_of_those_layers(order, count):
     torch.manual_seed(0)
-    config = {"vocab_size": 31, "n_embd": 24, "n_head": 3, "n_positions": 8, "bos_token_id": 0, "eos_token_id": 0}
+    config = {
+        "vocab_size": 31,
+        "n_embd": 24,
+        "n_head": 3,
+        "n_positions": 8,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     model = GPT2LMHeadModel(GPT2Config(**config, n_layer=4)).eval()
     adapter = GPT2()
     axes = [replace(axis, order=order) if axis.layers else axis for axis in adapter.axes(model)]
@@ -468,15 +528,23 @@ def test_a_student_of_few_layers_is_the_stock_model_of_those_layers(order, count
     for new, old in enumerate(kept):
         block, size = reference.transformer.h[new], sizes[f"mlp.{old}"]
         block.load_state_dict(model.transformer.h[old].state_dict())
-        block.mlp.c_fc.weight.data[:, size:] = block.mlp.c_fc.bias.data[size:] = 0  # cut: GELU(0) = 0
+        # cut: GELU(0) = 0
+        block.mlp.c_fc.weight.data[:, size:] = block.mlp.c_fc.bias.data[size:] = 0
     for name in ("wte", "wpe", "ln_f"):
-        getattr(reference.transformer, name).load_state_dict(getattr(model.transformer, name).state_dict())
+        getattr(reference.transformer, name).load_state_dict(
+            getattr(model.transformer, name).state_dict()
+        )
     ids = torch.randint(31, (2, 8))
-    view, dense = StudentView(adapter, model, axes, sizes).eval(), materialize(adapter, model, axes, sizes)
+    view, dense = (
+        StudentView(adapter, model, axes, sizes).eval(),
+        materialize(adapter, model, axes, sizes),
+    )
     with torch.no_grad():
         assert torch.equal(view(input_ids=ids).logits, dense(ids).logits)
         assert torch.allclose(dense(ids).logits, reference(ids).logits, atol=1e-6)
-    assert dense.config.n_layer == count and [block.attn.layer_idx for block in dense.transformer.h] == list(range(count))
+    assert dense.config.n_layer == count and [
+        block.attn.layer_idx for block in dense.transformer.h
+    ] == list(range(count))
     assert cut.count_parameters(model, axes, sizes) == sum(p.numel() for p in dense.parameters())
     view(input_ids=ids).logits.sum().backward()
     for number, block in enumerate(model.transformer.h):
@@ -518,7 +586,7 @@ def test_a_norm_over_an_axis_forbids_growth():
         grow.grow(adapter, model, list(axes.values()), {"hidden.0": 32})
 
 
-# --- ranking -------------------------------------------------------------------------------------------------------
+# --- ranking --------------------------------------------------------------------------------------
 
 
 def test_activation_ranking_by_hand():
@@ -528,8 +596,12 @@ def test_activation_ranking_by_hand():
         model.mlp[0].bias.zero_()
         model.mlp[2].weight.copy_(torch.tensor([[1.0, -3.0, 2.0, 0.5]]))
     axes = MLPRanker().axes(model)
-    batches = [{"dense": torch.tensor([[1.0, 2.0], [-3.0, 0.0]])}, {"dense": torch.tensor([[2.0, 0.0], [0.0, 4.0]])}]
-    # mean ReLU outputs: batch 1: [.5, 1, 1.5, 1.5], batch 2: [1, 2, 0, 3]; their sums times |outgoing|
+    batches = [
+        {"dense": torch.tensor([[1.0, 2.0], [-3.0, 0.0]])},
+        {"dense": torch.tensor([[2.0, 0.0], [0.0, 4.0]])},
+    ]
+    # mean ReLU outputs: batch 1: [.5, 1, 1.5, 1.5], batch 2: [1, 2, 0, 3]; their sums times
+    # |outgoing|
     by_hand = torch.tensor([1.5 * 1, 3 * 3, 1.5 * 2, 4.5 * 0.5])
     found = importance.activation(model, axes, batches, lambda m, batch: m(**batch))
     assert torch.allclose(found["hidden.0"], by_hand)
@@ -554,7 +626,9 @@ def test_activation_ranking_of_groups_and_starts():
 def test_ranking_leaves_the_mode_and_statistics_alone():
     model = batchnormed().float().train()
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    importance.activation(model, MLPRanker().axes(model), [rows(model)], lambda m, batch: m(**batch))
+    importance.activation(
+        model, MLPRanker().axes(model), [rows(model)], lambda m, batch: m(**batch)
+    )
     assert model.training and all(torch.equal(b, before[n]) for n, b in model.named_buffers())
 
 
@@ -564,8 +638,14 @@ def test_magnitude_by_hand():
         model.mlp[0].weight.copy_(torch.tensor([[3.0, 0.0], [1.0, 1.0], [0.0, 0.0]]))
         model.mlp[0].bias.copy_(torch.tensor([0.0, 1.0, 0.0]))
         model.mlp[2].weight.copy_(torch.tensor([[4.0, 1.0, 2.0]]))
-    assert importance.magnitude(model, MLPRanker().axes(model))["hidden.0"].tolist() == [5.0, 2.0, 2.0]
-    assert importance.order(torch.tensor([2.0, 5.0, 2.0])).tolist() == [1, 0, 2], "equal scores keep their order"
+    assert importance.magnitude(model, MLPRanker().axes(model))["hidden.0"].tolist() == [
+        5.0,
+        2.0,
+        2.0,
+    ]
+    assert importance.order(torch.tensor([2.0, 5.0, 2.0])).tolist() == [1, 0, 2], (
+        "equal scores keep their order"
+    )
 
 
 def test_magnitude_moves_whole_groups():
@@ -584,8 +664,13 @@ def test_activation_falls_back_to_magnitude():
 
 
 def test_better_order_keeps_the_function_better():
-    """What the order is for: a Student of the ordered model is nearer to the model than one of the unordered."""
-    adapter, model = MLPRanker(), ranker(linear(32, "ReLU"), fields=[], dense=8, dtype=torch.float32)
+    """What the order is for: a Student of the ordered model is nearer to the model than one of the
+    unordered.
+    """
+    adapter, model = (
+        MLPRanker(),
+        ranker(linear(32, "ReLU"), fields=[], dense=8, dtype=torch.float32),
+    )
     with torch.no_grad():
         model.mlp[2].weight.mul_(torch.linspace(0.01, 3, 32))  # the last units matter most
     axes, batch = adapter.axes(model), rows(model, 200)
@@ -594,7 +679,9 @@ def test_better_order_keeps_the_function_better():
     found = importance.activation(ordered, axes, [batch], lambda m, b: m(**b))
     grow.reorder(ordered, axes, {name: importance.order(s) for name, s in found.items()})
     errors = [
-        (scores(materialize(adapter, m, axes, {"hidden.0": 16}), batch) - scores(model, batch)).square().mean()
+        (scores(materialize(adapter, m, axes, {"hidden.0": 16}), batch) - scores(model, batch))
+        .square()
+        .mean()
         for m in (ordered.eval(), model)
     ]
     assert errors[0] < 0.5 * errors[1]
@@ -608,4 +695,7 @@ def test_importance_of_units_with_several_places_by_hand():
     batch = torch.tensor([[7.0, 1.0, -2.0, 5.0, 5.0]])
     outer = nn.Sequential(model)
     axes = [Axis("a", 2, (Slice("0.weight", 1, start=1, outgoing=True, unit=2),))]
-    assert importance.activation(outer, axes, [batch], lambda m, b: m(b))["a"].tolist() == [15.0, 10.0]
+    assert importance.activation(outer, axes, [batch], lambda m, b: m(b))["a"].tolist() == [
+        15.0,
+        10.0,
+    ]

@@ -19,7 +19,14 @@ from matta_cli.errors import MattaError
 from matta_cli.losses import classes as losses_classes
 from matta_cli.losses import targets
 from matta_cli.losses.classes import IGNORED, counts, of_classes
-from matta_cli.losses.rows import listwise, listwise_distill, pairwise, pairwise_distill, pointwise, pointwise_distill
+from matta_cli.losses.rows import (
+    listwise,
+    listwise_distill,
+    pairwise,
+    pairwise_distill,
+    pointwise,
+    pointwise_distill,
+)
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.tasks.image_classification.task import ImageClassification
@@ -44,7 +51,7 @@ def columns(task, model, split, size=3):
     return {name: np.concatenate(parts) for name, parts in gathered.items()}
 
 
-# ---------------------------------------------------------------------------------------------------------------- losses
+# --------------------------------------------------------------------------------------------------
 
 
 def softmax(x: np.ndarray) -> np.ndarray:
@@ -81,7 +88,9 @@ def test_cross_entropy_skips_ignored_labels(chunk, monkeypatch):
     labels = torch.randint(0, 7, (3, 4), generator=torch.Generator().manual_seed(1))
     labels[:, -1] = IGNORED
     over = counts(labels)
-    loss, _ = of_classes(targets.Logits(s), labels, [targets.Term("truth", 1.0)], over, 1.0, "forward")
+    loss, _ = of_classes(
+        targets.Logits(s), labels, [targets.Term("truth", 1.0)], over, 1.0, "forward"
+    )
     (gradient,) = torch.autograd.grad(loss, s)
     reference = nn.functional.cross_entropy(s[:, :-1].reshape(-1, 7), labels[:, :-1].reshape(-1))
     torch.testing.assert_close(loss, reference)
@@ -107,29 +116,57 @@ def pairs():
 
 
 def test_pointwise():
-    reference = np.sum([-math.log(sigmoid(s if g > 0 else -s)) for s, g in zip(SCORES.tolist(), GRADES.tolist(), strict=True)])
+    reference = np.sum(
+        [
+            -math.log(sigmoid(s if g > 0 else -s))
+            for s, g in zip(SCORES.tolist(), GRADES.tolist(), strict=True)
+        ]
+    )
     assert pointwise(SCORES, GRADES).item() == pytest.approx(reference, rel=1e-5)
-    assert pointwise(SCORES, torch.where(GRADES > 0, 1, -1)).item() == pytest.approx(reference, rel=1e-5)
+    assert pointwise(SCORES, torch.where(GRADES > 0, 1, -1)).item() == pytest.approx(
+        reference, rel=1e-5
+    )
     tau = 2.0
-    soft = [bernoulli(sigmoid(t / tau), sigmoid(s / tau)) for s, t in zip(SCORES.tolist(), TEACHER.tolist(), strict=True)]
-    assert pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    soft = [
+        bernoulli(sigmoid(t / tau), sigmoid(s / tau))
+        for s, t in zip(SCORES.tolist(), TEACHER.tolist(), strict=True)
+    ]
+    assert pointwise_distill(SCORES, TEACHER, tau).item() == pytest.approx(
+        tau**2 * np.sum(soft), rel=1e-5
+    )
 
 
 def test_pairwise():
     s, t, g, tau = SCORES.tolist(), TEACHER.tolist(), GRADES.tolist(), 2.0
-    hard = [-math.log(sigmoid((s[i] - s[j]) * (1 if g[i] > g[j] else -1))) for i, j in pairs() if g[i] != g[j]]
+    hard = [
+        -math.log(sigmoid((s[i] - s[j]) * (1 if g[i] > g[j] else -1)))
+        for i, j in pairs()
+        if g[i] != g[j]
+    ]
     assert pairwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
-    soft = [bernoulli(sigmoid((t[i] - t[j]) / tau), sigmoid((s[i] - s[j]) / tau)) for i, j in pairs()]
-    assert pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    soft = [
+        bernoulli(sigmoid((t[i] - t[j]) / tau), sigmoid((s[i] - s[j]) / tau)) for i, j in pairs()
+    ]
+    assert pairwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(
+        tau**2 * np.sum(soft), rel=1e-5
+    )
 
 
 def test_listwise():
-    s, t, g, tau = (x.double().numpy() if isinstance(x, torch.Tensor) else x for x in (SCORES, TEACHER, GRADES, 2.0))
+    s, t, g, tau = (
+        x.double().numpy() if isinstance(x, torch.Tensor) else x
+        for x in (SCORES, TEACHER, GRADES, 2.0)
+    )
     members = [np.flatnonzero(GROUP.numpy() == k) for k in range(3)]
     hard = [-(softmax(g[m]) * np.log(softmax(s[m]))).sum() for m in members]
     assert listwise(SCORES, GRADES, GROUP).item() == pytest.approx(np.sum(hard), rel=1e-5)
-    soft = [(softmax(t[m] / tau) * np.log(softmax(t[m] / tau) / softmax(s[m] / tau))).sum() for m in members]
-    assert listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(tau**2 * np.sum(soft), rel=1e-5)
+    soft = [
+        (softmax(t[m] / tau) * np.log(softmax(t[m] / tau) / softmax(s[m] / tau))).sum()
+        for m in members
+    ]
+    assert listwise_distill(SCORES, TEACHER, GROUP, tau).item() == pytest.approx(
+        tau**2 * np.sum(soft), rel=1e-5
+    )
 
 
 def test_ranking_losses_have_gradients_even_without_pairs():
@@ -143,7 +180,7 @@ def test_ranking_losses_have_gradients_even_without_pairs():
     assert not scores.grad.any()
 
 
-# ----------------------------------------------------------------------------------------------------------------- data
+# --------------------------------------------------------------------------------------------------
 
 
 def test_sample_is_fixed_and_spread(tmp_path):
@@ -169,7 +206,9 @@ def test_hub(tmp_path):
     assert find.hub_held_out(splits, "it", "") is splits["test"]
     with pytest.raises(MattaError, match="has no split 'dev'; it has t"):
         find.hub_split(splits, "it", "dev")
-    with pytest.raises(MattaError, match=r"Could not reach 'nobody/nothing'.*--data with a local file or folder"):
+    with pytest.raises(
+        MattaError, match=r"Could not reach 'nobody/nothing'.*--data with a local file or folder"
+    ):
         find.hub_dataset("nobody/nothing")
 
 
@@ -182,14 +221,32 @@ def test_find_says_what_is_missing(tmp_path):
         find.find("")
 
 
-# ------------------------------------------------------------------------------------------------------------ causal_lm
+# --------------------------------------------------------------------------------------------------
 
-WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog", "came home", "to", "sleep by", "warm fire"]
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "mat",
+    "and",
+    "then",
+    "one",
+    "old",
+    "dog",
+    "came home",
+    "to",
+    "sleep by",
+    "warm fire",
+]
 
 
 def prose(lines: int, seed: int = 0) -> str:
     generator = np.random.default_rng(seed)
-    return "\n".join(" ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ." for _ in range(lines))
+    return "\n".join(
+        " ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ."
+        for _ in range(lines)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +258,9 @@ def tokenizer_folder(tmp_path_factory) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator([prose(100, 1)], trainer)
     folder = tmp_path_factory.mktemp("tokenizer")
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
@@ -227,7 +286,15 @@ def gpt2(vocabulary: int = 300) -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(n_layer=1, n_embd=32, n_head=2, n_positions=64, vocab_size=vocabulary, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        n_layer=1,
+        n_embd=32,
+        n_head=2,
+        n_positions=64,
+        vocab_size=vocabulary,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     return GPT2LMHeadModel(config).eval()
 
 
@@ -247,7 +314,11 @@ def test_causal_lm_packs_everything_in_order(tmp_path, tokenizer_folder):
     task = CausalLM(recipe(train=str(tmp_path), held_out=str(held_out), sequence_length=16))
     data = task.data(tokenizer_folder, gpt2())
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    whole = [token for text in (long, "one more\n\n dog", "home") for token in [*tokenizer(text)["input_ids"], 0]]
+    whole = [
+        token
+        for text in (long, "one more\n\n dog", "home")
+        for token in [*tokenizer(text)["input_ids"], 0]
+    ]
     batch = data.train.batch(range(len(data.train)))
     assert batch["input_ids"].dtype is torch.int64
     assert batch["input_ids"].flatten().tolist() == whole[: len(whole) // 16 * 16]
@@ -292,11 +363,16 @@ def test_last_word_is_a_greedy_loop(tmp_path, tokenizer_folder, given):
 
     path, passages = tmp_path / "text.txt", tmp_path / "passages.jsonl"
     path.write_text(prose(600))
-    texts = [prose(1, seed).rstrip(" .") for seed in range(40)] + ["word", " ".join([*["the mat"] * 50, "warm fire"])]
+    texts = [prose(1, seed).rstrip(" .") for seed in range(40)] + [
+        "word",
+        " ".join([*["the mat"] * 50, "warm fire"]),
+    ]
     passages.write_text("\n".join(json.dumps({"text": text}) for text in texts))
     model = gpt2()
     torch.manual_seed(1)
-    task = CausalLM(recipe(train=str(path), passages=str(passages) if given else "", eval_examples=0))
+    task = CausalLM(
+        recipe(train=str(path), passages=str(passages) if given else "", eval_examples=0)
+    )
     data = task.data(tokenizer_folder, model)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)  # so that some last words are right
     for step in range(60):
@@ -324,7 +400,9 @@ def test_last_word_is_a_greedy_loop(tmp_path, tokenizer_folder, given):
             ids = [*ids, token]
         expected.append(right)
     found = columns(task, model, data.held_out[1].whole)
-    assert found["last_word"].astype(bool).tolist() == expected and 0 < sum(expected) < len(expected)
+    assert found["last_word"].astype(bool).tolist() == expected and 0 < sum(expected) < len(
+        expected
+    )
     assert task.summarize(found) == {"last_word_accuracy": pytest.approx(np.mean(expected))}
     assert task.at_chance(found, 300) is None
     batch = data.held_out[1].batch([0, 1])
@@ -350,10 +428,25 @@ def test_causal_lm_errors(tmp_path, tokenizer_folder):
     for settings, folder, vocabulary, sentence in [
         ({"train": ""}, tokenizer_folder, 300, "There is no data: pass --data"),
         ({"train": str(path)}, tmp_path, 300, "There is no tokenizer in .*--tokenizer"),
-        ({"train": str(path)}, tokenizer_folder, 299, "tokenizer has 300 tokens, but the model's vocabulary 299"),
+        (
+            {"train": str(path)},
+            tokenizer_folder,
+            299,
+            "tokenizer has 300 tokens, but the model's vocabulary 299",
+        ),
         ({"train": str(empty)}, tokenizer_folder, 300, "holds no text"),
-        ({"train": str(rows)}, tokenizer_folder, 300, "has no column 'text'; it has body. Set data.text"),
-        ({"train": str(path), "sequence_length": 65}, tokenizer_folder, 300, "is 65, but the model has 64 positions"),
+        (
+            {"train": str(rows)},
+            tokenizer_folder,
+            300,
+            "has no column 'text'; it has body. Set data.text",
+        ),
+        (
+            {"train": str(path), "sequence_length": 65},
+            tokenizer_folder,
+            300,
+            "is 65, but the model has 64 positions",
+        ),
         ({"train": str(rows), "text": "body"}, tokenizer_folder, 300, "pass --held-out"),
         (
             {"train": str(path), "held_out": str(path), "passages": str(rows)},
@@ -365,7 +458,8 @@ def test_causal_lm_errors(tmp_path, tokenizer_folder):
         with pytest.raises(MattaError, match=sentence):
             CausalLM(recipe(**settings)).data(folder, gpt2(vocabulary))
     (tmp_path / "bare").mkdir()
-    gpt2().config.save_pretrained(tmp_path / "bare")  # transformers would make up a tokenizer of one token here
+    # transformers would make up a tokenizer of one token here
+    gpt2().config.save_pretrained(tmp_path / "bare")
     with pytest.raises(MattaError, match="no tokenizer"):
         CausalLM(recipe(train=str(path))).data(tmp_path / "bare", gpt2())
 
@@ -376,18 +470,22 @@ def test_parquet_text_and_evaluation_only(tmp_path, tokenizer_folder):
 
     path = tmp_path / "held.parquet"
     pq.write_table(pa.table({"body": [prose(20), prose(20, 1)]}), path)
-    data = CausalLM(recipe(held_out=str(path), text="body", eval_examples=2)).data(tokenizer_folder, gpt2(), training=False)
+    data = CausalLM(recipe(held_out=str(path), text="body", eval_examples=2)).data(
+        tokenizer_folder, gpt2(), training=False
+    )
     assert [len(split) for split in data.held_out] == [2, 2]
 
 
-# -------------------------------------------------------------------------------------------------- image_classification
+# --------------------------------------------------------------------------------------------------
 
 
 def vit(classes: int = 6, channels: int = 1) -> nn.Module:
     import timm
 
     torch.manual_seed(0)
-    return timm.create_model("test_vit", num_classes=classes, img_size=28, patch_size=14, in_chans=channels).eval()
+    return timm.create_model(
+        "test_vit", num_classes=classes, img_size=28, patch_size=14, in_chans=channels
+    ).eval()
 
 
 def write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) -> None:
@@ -401,7 +499,9 @@ def write_idx(folder: Path, part: str, images: np.ndarray, labels: np.ndarray) -
 
 def pictures(count: int, seed: int = 0, side: int = 28) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
-    return generator.integers(0, 256, (count, side, side), dtype=np.uint8), (np.arange(count) % 6).astype(np.uint8)
+    return generator.integers(0, 256, (count, side, side), dtype=np.uint8), (
+        np.arange(count) % 6
+    ).astype(np.uint8)
 
 
 def test_idx_files(tmp_path):
@@ -420,7 +520,9 @@ def test_idx_files(tmp_path):
         assert batch["label"].tolist() == [5, 2, 5]
     assert len(data.held_out[0]) == 12 and data.unit == "images" and task.items(batch) == 3
     logits = task.forward(model, batch)
-    torch.testing.assert_close(task.loss(logits, batch), nn.functional.cross_entropy(logits, batch["label"]))
+    torch.testing.assert_close(
+        task.loss(logits, batch), nn.functional.cross_entropy(logits, batch["label"])
+    )
     assert task.distill_loss(logits, logits.detach(), batch).item() == pytest.approx(0, abs=1e-6)
 
     from sklearn.metrics import top_k_accuracy_score
@@ -430,7 +532,9 @@ def test_idx_files(tmp_path):
     scores = model(held_out["image"]).detach().numpy()
     found = task.summarize(table)
     for k in (1, 5):
-        assert found[f"top{k}"] == pytest.approx(top_k_accuracy_score(held_out["label"], scores, k=k, labels=range(6)))
+        assert found[f"top{k}"] == pytest.approx(
+            top_k_accuracy_score(held_out["label"], scores, k=k, labels=range(6))
+        )
 
 
 def test_images_at_chance_and_few_classes():
@@ -440,9 +544,17 @@ def test_images_at_chance_and_few_classes():
     table = {name: values.numpy() for name, values in task.score(logits, {"label": label}).items()}
     assert task.summarize(table)["top1"] == 1.0 and "top5" not in task.summarize(table)
     assert task.at_chance(table, 5) is None
-    table = {name: values.numpy() for name, values in task.score(torch.ones(500, 5), {"label": label}).items()}
-    assert "0.2000 on 500 images, and guessing among 5 classes gives 0.2000" in task.at_chance(table, 5)
-    table = {name: values.numpy() for name, values in task.score(logits * torch.nan, {"label": label}).items()}
+    table = {
+        name: values.numpy()
+        for name, values in task.score(torch.ones(500, 5), {"label": label}).items()
+    }
+    assert "0.2000 on 500 images, and guessing among 5 classes gives 0.2000" in task.at_chance(
+        table, 5
+    )
+    table = {
+        name: values.numpy()
+        for name, values in task.score(logits * torch.nan, {"label": label}).items()
+    }
     assert "500 of its 500 outputs are not finite" in task.at_chance(table, 5)
 
 
@@ -453,20 +565,29 @@ def test_image_folder_is_what_timm_prepares(tmp_path, nested):
 
     colours = np.random.default_rng(0).integers(0, 256, (40, 50, 60, 3), dtype=np.uint8)
     for i, pixels in enumerate(colours):
-        folder = tmp_path / ("val" if i % 4 == 0 else "train") / f"class{i % 2}" if nested else tmp_path / f"class{i % 2}"
+        folder = (
+            tmp_path / ("val" if i % 4 == 0 else "train") / f"class{i % 2}"
+            if nested
+            else tmp_path / f"class{i % 2}"
+        )
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{i:02}.png")
     model = vit(classes=2, channels=3)
     if nested:
         for i in (1, 3):  # val has both classes
             Image.fromarray(colours[i]).save(
-                (tmp_path / "val" / "class1").mkdir(exist_ok=True) or tmp_path / "val" / "class1" / f"{i}.png"
+                (tmp_path / "val" / "class1").mkdir(exist_ok=True)
+                or tmp_path / "val" / "class1" / f"{i}.png"
             )
     data = ImageClassification(recipe(train=str(tmp_path))).data(tmp_path, model)
     assert (len(data.train), len(data.held_out[0])) == ((30, 12) if nested else (36, 4))
-    transform = create_transform(**{**resolve_model_data_config(model), "input_size": (3, 28, 28)}, is_training=False)
+    transform = create_transform(
+        **{**resolve_model_data_config(model), "input_size": (3, 28, 28)}, is_training=False
+    )
     batch = data.train.batch([0])
-    torch.testing.assert_close(batch["image"][0], transform(Image.fromarray(colours[2 if nested else 0])))
+    torch.testing.assert_close(
+        batch["image"][0], transform(Image.fromarray(colours[2 if nested else 0]))
+    )
     held_out = data.held_out[0].batch(range(len(data.held_out[0])))
     assert set(held_out["label"].tolist()) == {0, 1}
 
@@ -508,9 +629,18 @@ def test_image_errors(tmp_path):
         with pytest.raises(MattaError, match=sentence):
             ImageClassification(recipe(train=str(tmp_path / name))).data(tmp_path, model)
     good = str(tmp_path / "good.npz")
-    data = ImageClassification(recipe(held_out=str(tmp_path / "low.npz"))).data(tmp_path, model, training=False)
+    data = ImageClassification(recipe(held_out=str(tmp_path / "low.npz"))).data(
+        tmp_path, model, training=False
+    )
     assert len(data.held_out[0]) == 24  # a sample to measure on may lack classes
-    assert len(ImageClassification(recipe(train=good, eval_examples=1)).data(tmp_path, model).held_out[0]) == 1
+    assert (
+        len(
+            ImageClassification(recipe(train=good, eval_examples=1))
+            .data(tmp_path, model)
+            .held_out[0]
+        )
+        == 1
+    )
 
 
 def test_large_image_sets_are_not_kept(tmp_path, monkeypatch):
@@ -525,7 +655,7 @@ def test_large_image_sets_are_not_kept(tmp_path, monkeypatch):
     assert torch.equal(kept["image"], read["image"]) and torch.equal(kept["label"], read["label"])
 
 
-# --------------------------------------------------------------------------------------------------------------- ranking
+# --------------------------------------------------------------------------------------------------
 
 
 class Scorer(nn.Module):
@@ -543,19 +673,25 @@ class Scorer(nn.Module):
         return self.out(torch.cat([*parts, *([] if dense is None else [dense])], 1)).squeeze(1)
 
 
-def write_libsvm(path: Path, *, qid: bool, base: int = 1, rows: int = 60, columns: int = 4, seed: int = 0):
+def write_libsvm(
+    path: Path, *, qid: bool, base: int = 1, rows: int = 60, columns: int = 4, seed: int = 0
+):
     generator = np.random.default_rng(seed)
     x = generator.random((rows, columns)).round(3) + 0.001
     y = generator.integers(0, 4, rows)
     query = np.sort(generator.integers(0, 6, rows)) * 10
     lines = [
-        f"{y[i]} " + (f"qid:{query[i]} " if qid else "") + " ".join(f"{k + base}:{x[i, k]:.3f}" for k in range(columns))
+        f"{y[i]} "
+        + (f"qid:{query[i]} " if qid else "")
+        + " ".join(f"{k + base}:{x[i, k]:.3f}" for k in range(columns))
         for i in range(rows)
     ]
     path.write_text("\n".join(lines) + "\n")
     if not qid:
         sizes = np.bincount(query)
-        path.with_name(path.name + ".query").write_text("\n".join(str(n) for n in sizes if n) + "\n")
+        path.with_name(path.name + ".query").write_text(
+            "\n".join(str(n) for n in sizes if n) + "\n"
+        )
     return x.astype(np.float32), y, query
 
 
@@ -565,7 +701,9 @@ def test_libsvm_queries(tmp_path, qid, base):
     x, y, query = write_libsvm(tmp_path / "rank.train", qid=qid, base=base)
     x2, y2, query2 = write_libsvm(tmp_path / "rank.test", qid=qid, base=base, columns=3, seed=1)
     model = Scorer([], 5)
-    settings = recipe(train=str(tmp_path / "rank.train"), held_out=str(tmp_path / "rank.test"), eval_examples=0)
+    settings = recipe(
+        train=str(tmp_path / "rank.train"), held_out=str(tmp_path / "rank.test"), eval_examples=0
+    )
     task = Ranking(settings)
     data = task.data(tmp_path, model)
     queries = np.unique(query)
@@ -575,7 +713,11 @@ def test_libsvm_queries(tmp_path, qid, base):
     np.testing.assert_allclose(batch["dense"][:, :4], x[rows], atol=1e-6)
     assert not batch["dense"][:, 4:].any() and "categorical" not in batch
     assert batch["label"].tolist() == y[rows].tolist()
-    assert batch["group_id"].unique().tolist() == [0, 2] and batch["group"][0] == 0 and batch["group"][-1] == 1
+    assert (
+        batch["group_id"].unique().tolist() == [0, 2]
+        and batch["group"][0] == 0
+        and batch["group"][-1] == 1
+    )
     assert task.items(batch) == len(rows)
 
     from sklearn.metrics import ndcg_score, roc_auc_score
@@ -585,7 +727,11 @@ def test_libsvm_queries(tmp_path, qid, base):
     scores = model(torch.from_numpy(np.pad(x2, ((0, 0), (0, 2))))).detach().numpy()
     auc = roc_auc_score(y2 > 0, scores)
     each = [query2 == q for q in np.unique(query2)]
-    ndcg = [ndcg_score([2.0 ** y2[m] - 1], [scores[m]], k=10) for m in each if y2[m].any() and m.sum() > 1]
+    ndcg = [
+        ndcg_score([2.0 ** y2[m] - 1], [scores[m]], k=10)
+        for m in each
+        if y2[m].any() and m.sum() > 1
+    ]
     assert found == {
         "auc": pytest.approx(auc),
         "auc_loss": pytest.approx(1 - auc),
@@ -603,12 +749,16 @@ def test_libsvm_queries(tmp_path, qid, base):
 @pytest.mark.parametrize("kind", ["pointwise", "pairwise", "listwise"])
 def test_ranking_losses_are_chosen_by_the_recipe(tmp_path, kind):
     write_libsvm(tmp_path / "rank.train", qid=True)
-    task, model = Ranking(recipe(train=str(tmp_path / "rank.train"), ranking_loss=kind)), Scorer([], 4)
+    task, model = (
+        Ranking(recipe(train=str(tmp_path / "rank.train"), ranking_loss=kind)),
+        Scorer([], 4),
+    )
     batch = task.data(tmp_path, model).train.batch([0, 1, 2])
     scores = task.forward(model, batch)
     group = () if kind == "pointwise" else (batch["group"],)
     torch.testing.assert_close(
-        task.loss(scores, batch), globals()[kind](scores, batch["label"], *group) / task.counts(batch)["labels"]
+        task.loss(scores, batch),
+        globals()[kind](scores, batch["label"], *group) / task.counts(batch)["labels"],
     )
     assert task.distill_loss(scores, scores.detach(), batch).item() == pytest.approx(0, abs=1e-6)
     assert task.distill_loss(scores, -scores.detach(), batch).item() > 0
@@ -629,7 +779,9 @@ def table_file(folder: Path, suffix: str = ".csv", **changes: list) -> str:
         "price": generator.integers(1, 50, 60).tolist(),
     } | changes
     path = folder / f"rows{suffix}"
-    (pyarrow.parquet.write_table if suffix == ".parquet" else pyarrow.csv.write_csv)(pa.table(values), path)
+    (pyarrow.parquet.write_table if suffix == ".parquet" else pyarrow.csv.write_csv)(
+        pa.table(values), path
+    )
     return str(path)
 
 
@@ -659,24 +811,54 @@ def test_table_errors(tmp_path):
     for number, (settings, changes, sentence) in enumerate(
         [
             ({}, {}, "has 1 embeddings, but data.categorical names 0"),
-            (good | {"categorical": ["thing"]}, {}, "no column 'thing'; it has label.*Set data.categorical"),
-            (good | {"categorical": ["user"]}, {}, "'user'.*text such as 'u0': encode it as whole numbers 0..8, as your"),
+            (
+                good | {"categorical": ["thing"]},
+                {},
+                "no column 'thing'; it has label.*Set data.categorical",
+            ),
+            (
+                good | {"categorical": ["user"]},
+                {},
+                "'user'.*text such as 'u0': encode it as whole numbers 0..8, as your",
+            ),
             (good, {"item": [9] * 60}, "'item'.*has the value 9, but the model knows 9: encode"),
             (good, {"item": [-1] * 60}, "has the value -1"),
             (good, {"item": [0.5] * 60}, "no whole numbers"),
-            (good, {"age": ["old", *["1"] * 59]}, r"gives 1 \(price; 'age' holds text such as 'old' and is left out\)"),
+            (
+                good,
+                {"age": ["old", *["1"] * 59]},
+                r"gives 1 \(price; 'age' holds text such as 'old' and is left out\)",
+            ),
             (good, {"label": ["1", "yes"] * 30}, "'label'.*text such as 'yes', but"),
-            (good, {"more": [1] * 60}, r"reads 2 dense features, but .* gives 3 \(age, price, more\)"),
-            (good | {"dense": ["age", "user"]}, {}, "'user'.*text such as 'u0', but dense features"),
-            (good, {"age": [None] + [1.0] * 59}, "'age'.* misses values, or has some not finite, 1 in all"),
+            (
+                good,
+                {"more": [1] * 60},
+                r"reads 2 dense features, but .* gives 3 \(age, price, more\)",
+            ),
+            (
+                good | {"dense": ["age", "user"]},
+                {},
+                "'user'.*text such as 'u0', but dense features",
+            ),
+            (
+                good,
+                {"age": [None] + [1.0] * 59},
+                "'age'.* misses values, or has some not finite, 1 in all",
+            ),
             (good, {"label": [1] * 60}, "have only labels above 0: AUC needs both"),
-            ({"categorical": ["item"], "ranking_loss": "listwise"}, {}, "listwise loss compares rows of a query"),
+            (
+                {"categorical": ["item"], "ranking_loss": "listwise"},
+                {},
+                "listwise loss compares rows of a query",
+            ),
         ]
     ):
         folder = tmp_path / str(number)
         folder.mkdir()
         with pytest.raises(MattaError, match=sentence):
-            Ranking(recipe(train=table_file(folder, **changes), **settings)).data(folder, Scorer([(9, 3)], 2))
+            Ranking(recipe(train=table_file(folder, **changes), **settings)).data(
+                folder, Scorer([(9, 3)], 2)
+            )
     for text, sentence in (
         ("a,b,b,label\n1,2,3,1\n", "has several columns 'b'"),
         ("a,b,label\n", "t.csv' holds no rows"),
@@ -688,8 +870,12 @@ def test_table_errors(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet
 
-    pa.parquet.write_table(pa.table({"a": ["1", "2"], "b": [1, 2], "label": [1, 0]}), tmp_path / "t.parquet")
-    with pytest.raises(MattaError, match=r"gives 1 \(b; 'a' holds text such as '1' and is left out\)"):
+    pa.parquet.write_table(
+        pa.table({"a": ["1", "2"], "b": [1, 2], "label": [1, 0]}), tmp_path / "t.parquet"
+    )
+    with pytest.raises(
+        MattaError, match=r"gives 1 \(b; 'a' holds text such as '1' and is left out\)"
+    ):
         Ranking(recipe(train=str(tmp_path / "t.parquet"))).data(tmp_path, Scorer([], 2))
 
 

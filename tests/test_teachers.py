@@ -27,7 +27,11 @@ from matta_cli.training.teacher import CHANCE_EXAMPLES, check_teacher
 
 def ranker(seed=0, classes=1):
     torch.manual_seed(seed)
-    return Ranker([], 4, [{"layer": "Linear", "out": 16}, {"layer": "ReLU"}, {"layer": "Linear", "out": classes}]).eval()
+    return Ranker(
+        [],
+        4,
+        [{"layer": "Linear", "out": 16}, {"layer": "ReLU"}, {"layer": "Linear", "out": classes}],
+    ).eval()
 
 
 @pytest.fixture
@@ -39,7 +43,9 @@ def folder(tmp_path, monkeypatch):
     label = (x[:, 0] + generator.normal(size=len(group)) > 0).astype(int)
     columns = {name: x[:, i].astype(np.float32) for i, name in enumerate("abcd")}
     names = np.array([f"r{i}" for i in range(len(group))])
-    pa.parquet.write_table(pa.table({**columns, "label": label, "query": group, "name": names}), "train.parquet")
+    pa.parquet.write_table(
+        pa.table({**columns, "label": label, "query": group, "name": names}), "train.parquet"
+    )
     torch.save(ranker().state_dict(), "model.pt")
     torch.save(ranker(1).state_dict(), "teacher.pt")
     return tmp_path
@@ -47,7 +53,14 @@ def folder(tmp_path, monkeypatch):
 
 def settings(teacher="teacher.pt", data=None, **more):
     recipe = Recipe()
-    values = {"teacher": teacher, "steps": 4, "batch_size": 8, "allow_weak_teacher": True, "device": "cpu", **more}
+    values = {
+        "teacher": teacher,
+        "steps": 4,
+        "batch_size": 8,
+        "allow_weak_teacher": True,
+        "device": "cpu",
+        **more,
+    }
     table = {"train": "train.parquet", "dense": ["a", "b", "c", "d"], **(data or {})}
     recipe.update({"convert": {"source": "model.pt"}, "data": table, "distill": values}, "test")
     recipe.export.bootstrap = 5
@@ -59,10 +72,16 @@ def weights(out):
 
 
 def losses_of(out):
-    return [json.loads(line)["terms"] for line in Path(out, "run/metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line)["terms"]
+        for line in Path(out, "run/metrics.jsonl").read_text().splitlines()
+    ]
 
 
-@pytest.mark.parametrize("loss", [*(pytest.param(x, marks=pytest.mark.slow) for x in ("pointwise", "pairwise")), "listwise"])
+@pytest.mark.parametrize(
+    "loss",
+    [*(pytest.param(x, marks=pytest.mark.slow) for x in ("pointwise", "pairwise")), "listwise"],
+)
 def test_a_ranker_learns_the_same_from_the_file_as_from_the_model(folder, loss):
     """Queries hold several rows, and the last tenth of them is held out."""
     more = {"data": {"group": "query"}, "ranking_loss": loss}
@@ -95,15 +114,20 @@ def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     pa.parquet.write_table(pa.table(rows), "said.parquet")
     distill(settings("said.parquet"), Path("out"), overwrite=True)
     assert weights("out") == once
-    numbers = pa.parquet.read_table("train.parquet")  # ids that are whole numbers are no row numbers
+    # ids that are whole numbers are no row numbers
+    numbers = pa.parquet.read_table("train.parquet")
     numbers = numbers.append_column("number", pa.array([1000 - i for i in range(numbers.num_rows)]))
     pa.parquet.write_table(numbers, "train.parquet")
-    pa.parquet.write_table(pa.table({"id": 1000 - rows["row"], "score": rows["score"]}), "numbers.parquet")
+    pa.parquet.write_table(
+        pa.table({"id": 1000 - rows["row"], "score": rows["score"]}), "numbers.parquet"
+    )
     distill(settings("numbers.parquet", data={"id": "number"}), Path("out"), overwrite=True)
     assert weights("out") == once
     names = {"id": [f"r{row}" for row in rows["row"]], "score": rows["score"].tolist()}
     with Path("said.jsonl").open("w") as file:
-        file.writelines(json.dumps({"id": i, "score": s}) + "\n" for i, s in zip(*names.values(), strict=True))
+        file.writelines(
+            json.dumps({"id": i, "score": s}) + "\n" for i, s in zip(*names.values(), strict=True)
+        )
     distill(settings("said.jsonl", data={"id": "name"}), Path("out"), overwrite=True)
     assert weights("out") == once
     with pytest.raises(MattaError, match=r"name its column in data\.id"):
@@ -116,47 +140,80 @@ def text_folder(tmp_path, monkeypatch):
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     monkeypatch.chdir(tmp_path)
-    words = np.random.default_rng(0).choice(["one", "two", "three", "four", "red", "blue", "tea", "milk"], 3000)
+    words = np.random.default_rng(0).choice(
+        ["one", "two", "three", "four", "red", "blue", "tea", "milk"], 3000
+    )
     Path("text.txt").write_text(" ".join(words))
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    bpe.pre_tokenizer, bpe.decoder = (
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        decoders.ByteLevel(),
+    )
     bpe.train_from_iterator(
-        [" ".join(words)], trainers.BpeTrainer(special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+        [" ".join(words)],
+        trainers.BpeTrainer(
+            special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
     )
     for name, seed in (("base", 0), ("teacher", 1)):
         torch.manual_seed(seed)
         size = bpe.get_vocab_size()
         config = GPT2Config(
-            vocab_size=size, n_positions=32, n_embd=16, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
+            vocab_size=size,
+            n_positions=32,
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
         GPT2LMHeadModel(config).save_pretrained(name)
         PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>").save_pretrained(name)
     recipe = Recipe()
     recipe.convert.source, recipe.data.train, recipe.data.sequence_length = "base", "text.txt", 16
-    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = "teacher", True, "cpu"
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = (
+        "teacher",
+        True,
+        "cpu",
+    )
     recipe.distill.steps, recipe.distill.batch_size, recipe.distill.micro_batch = 4, 8, 3
     convert(recipe, Path("out"))
     return recipe, size
 
 
 def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatch):
-    """All outputs: the same losses as from the model. 64 of them: nearly. The temperature is the file's."""
+    """All outputs: the same losses as from the model. 64 of them: nearly. The temperature is the
+    file's.
+    """
     recipe, size = text_folder(tmp_path, monkeypatch)
     distill(recipe, Path("out"))
     expected = losses_of("out")
     teach(recipe, Path("out"), Path("all"), k=size - 1)
     teach(recipe, Path("out"), Path("some"), k=64)
-    assert set(load_file("some/shard-00000.safetensors")) == {"row", "top_logits", "top_index", "rest"}
+    assert set(load_file("some/shard-00000.safetensors")) == {
+        "row",
+        "top_logits",
+        "top_index",
+        "rest",
+    }
     gaps = {}
     for name in ("all", "some"):
         recipe.distill.teacher = name
         distill(recipe, Path("out"), overwrite=True)
         found = losses_of("out")
-        gaps[name] = [abs(a[m]["teacher"] - b[m]["teacher"]) for a, b in zip(expected, found, strict=True) for m in a]
+        gaps[name] = [
+            abs(a[m]["teacher"] - b[m]["teacher"])
+            for a, b in zip(expected, found, strict=True)
+            for m in a
+        ]
     assert max(gaps["all"]) < 1e-5 and 1e-4 < max(gaps["some"]) < 0.1
     recipe.distill.temperature = 1.0
-    with pytest.raises(MattaError, match=r"softened by the temperature 2, but distill\.temperature is 1"):
+    with pytest.raises(
+        MattaError, match=r"softened by the temperature 2, but distill\.temperature is 1"
+    ):
         distill(recipe, Path("out"), overwrite=True)
     recipe.distill.temperature, recipe.data.sequence_length = 2.0, 8
     with pytest.raises(MattaError, match="made for other examples"):
@@ -173,23 +230,36 @@ def images(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     generator = np.random.default_rng(0)
     labels = np.arange(80) % 4
-    pixels = (generator.integers(0, 60, (80, 16, 16, 3)) + 40 * labels[:, None, None, None]).astype(np.uint8)
+    pixels = (generator.integers(0, 60, (80, 16, 16, 3)) + 40 * labels[:, None, None, None]).astype(
+        np.uint8
+    )
     np.savez("images.npz", images=pixels, labels=labels)
     for seed, name in enumerate(("base", "teacher")):
         torch.manual_seed(seed)
-        vit = timm.create_model("test_vit", img_size=16, num_classes=4, pretrained_cfg_overlay={"input_size": (3, 16, 16)})
+        vit = timm.create_model(
+            "test_vit",
+            img_size=16,
+            num_classes=4,
+            pretrained_cfg_overlay={"input_size": (3, 16, 16)},
+        )
         Path(name).mkdir()
         plugins.adapter("vit").save(vit, Path(name))
     recipe = Recipe()
     recipe.convert.source, recipe.data.train = "base", "images.npz"
-    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = "teacher", True, "cpu"
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = (
+        "teacher",
+        True,
+        "cpu",
+    )
     recipe.distill.steps, recipe.distill.batch_size = 4, 8
     convert(recipe, Path("out"))
     return recipe, labels
 
 
 def test_labels_and_soft_labels_of_images(images):
-    """Soft labels are the softmax of logits: the same run. Labels: cross-entropy. Rows are numbers in the user's file."""
+    """Soft labels are the softmax of logits: the same run. Labels: cross-entropy. Rows are numbers
+    in the user's file.
+    """
     recipe, labels = images
     distill(recipe, Path("out"))
     expected = losses_of("out")
@@ -201,21 +271,33 @@ def test_labels_and_soft_labels_of_images(images):
     for a, b in zip(expected, losses_of("out"), strict=True):
         for model in a:
             assert a[model] == pytest.approx(b[model], rel=1e-3, abs=1e-5)
-    log_q, index = (said["logits"] / 2).log_softmax(-1).topk(3)  # of 4: the fourth is what they leave of 1
-    columns = {"row": said["row"].tolist(), "top_logits": log_q.tolist(), "top_index": index.tolist()}
-    pa.parquet.write_table(pa.table({**columns, "temperature": [2.0] * len(said["row"])}), "top.parquet")
+    # of 4: the fourth is what they leave of 1
+    log_q, index = (said["logits"] / 2).log_softmax(-1).topk(3)
+    columns = {
+        "row": said["row"].tolist(),
+        "top_logits": log_q.tolist(),
+        "top_index": index.tolist(),
+    }
+    pa.parquet.write_table(
+        pa.table({**columns, "temperature": [2.0] * len(said["row"])}), "top.parquet"
+    )
     recipe.distill.teacher = "top.parquet"
     distill(recipe, Path("out"), overwrite=True)
     for a, b in zip(expected, losses_of("out"), strict=True):
         for model in a:
             assert a[model] == pytest.approx(b[model], rel=1e-3, abs=1e-5)
     pa.parquet.write_table(pa.table({"row": np.arange(80), "label": labels}), "labels.parquet")
-    recipe.distill.teacher, recipe.distill.allow_weak_teacher = "labels.parquet", False  # they are right: not at chance
+    # they are right: not at chance
+    recipe.distill.teacher, recipe.distill.allow_weak_teacher = "labels.parquet", False
     distill(recipe, Path("out"), overwrite=True)
     for terms in losses_of("out"):
         assert terms["TA"]["teacher"] == pytest.approx(terms["TA"]["truth"], rel=1e-5)
-    pa.parquet.write_table(pa.table({"row": np.arange(80), "label": (labels + 1) % 4}), "labels.parquet")
-    with pytest.raises(MattaError, match=r"labels.parquet' is too weak: its top-1 accuracy is 0.0000 on 72 images"):
+    pa.parquet.write_table(
+        pa.table({"row": np.arange(80), "label": (labels + 1) % 4}), "labels.parquet"
+    )
+    with pytest.raises(
+        MattaError, match=r"labels.parquet' is too weak: its top-1 accuracy is 0.0000 on 72 images"
+    ):
         distill(recipe, Path("out"), overwrite=True)
 
 
@@ -224,9 +306,18 @@ def table(**columns):
 
 
 BAD = {
-    "80 classes": (lambda n: table(row=range(n), logits=[[1.0] * 80] * n), "has 80 numbers for an example, the model has 4"),
-    "class 4": (lambda n: table(row=range(n), label=[4] * n), "label 4 is not one of the model's 4 classes"),
-    "class 0.5": (lambda n: table(row=range(n), label=[0.5] * n), "label 0.5 is not one of the model's 4 classes"),
+    "80 classes": (
+        lambda n: table(row=range(n), logits=[[1.0] * 80] * n),
+        "has 80 numbers for an example, the model has 4",
+    ),
+    "class 4": (
+        lambda n: table(row=range(n), label=[4] * n),
+        "label 4 is not one of the model's 4 classes",
+    ),
+    "class 0.5": (
+        lambda n: table(row=range(n), label=[0.5] * n),
+        "label 0.5 is not one of the model's 4 classes",
+    ),
     "twice": (lambda n: table(row=[0, *range(n)], label=[1] * (n + 1)), "the key 0 occurs 2 times"),
     "missing": (
         lambda n: table(row=range(5, n), label=[1] * (n - 5)),
@@ -237,19 +328,48 @@ BAD = {
         "'logits' has values that are not finite, at row 0 first",
     ),
     "one inf": (
-        lambda n: table(row=range(n), logits=[*[[1.0] * 4] * 7, [1.0, float("inf"), 1.0, 1.0], *[[1.0] * 4] * (n - 8)]),
+        lambda n: table(
+            row=range(n),
+            logits=[*[[1.0] * 4] * 7, [1.0, float("inf"), 1.0, 1.0], *[[1.0] * 4] * (n - 8)],
+        ),
         "not finite, at row 7 first",
     ),
-    "not one": (lambda n: table(row=range(n), probabilities=[[0.5] * 4] * n), "values that are no probabilities"),
+    "not one": (
+        lambda n: table(row=range(n), probabilities=[[0.5] * 4] * n),
+        "values that are no probabilities",
+    ),
     "zero": (lambda n: table(row=range(n), logits=[[0.0] * 4] * n), "all its logits are zero"),
-    "nothing": (lambda n: table(row=range(n), other=[1] * n), "it needs one of the columns label, probabilities"),
-    "two": (lambda n: table(row=range(n), label=[1] * n, logits=[[1.0] * 4] * n), "it needs one of the columns"),
-    "null": (lambda n: table(row=range(n), label=[None, *[1] * (n - 1)]), "column 'label' has 1 missing values"),
-    "ragged": (lambda n: table(row=range(n), logits=[[1.0], *[[1.0] * 4] * (n - 1)]), "of unequal lengths"),
-    "ids": (lambda n: table(id=[str(i) for i in range(n)], label=[1] * n), "column 'id' is not supported for images that are"),
-    "no index": (lambda n: table(row=range(n), top_logits=[[0.0]] * n), "it has top_logits, but no column top_index"),
+    "nothing": (
+        lambda n: table(row=range(n), other=[1] * n),
+        "it needs one of the columns label, probabilities",
+    ),
+    "two": (
+        lambda n: table(row=range(n), label=[1] * n, logits=[[1.0] * 4] * n),
+        "it needs one of the columns",
+    ),
+    "null": (
+        lambda n: table(row=range(n), label=[None, *[1] * (n - 1)]),
+        "column 'label' has 1 missing values",
+    ),
+    "ragged": (
+        lambda n: table(row=range(n), logits=[[1.0], *[[1.0] * 4] * (n - 1)]),
+        "of unequal lengths",
+    ),
+    "ids": (
+        lambda n: table(id=[str(i) for i in range(n)], label=[1] * n),
+        "column 'id' is not supported for images that are",
+    ),
+    "no index": (
+        lambda n: table(row=range(n), top_logits=[[0.0]] * n),
+        "it has top_logits, but no column top_index",
+    ),
     "index": (
-        lambda n: table(row=range(n), top_logits=[[-1.0, -1.0]] * n, top_index=[[1, 1]] * n, temperature=[2.0] * n),
+        lambda n: table(
+            row=range(n),
+            top_logits=[[-1.0, -1.0]] * n,
+            top_index=[[1, 1]] * n,
+            temperature=[2.0] * n,
+        ),
         "top_index must name different classes from 0 to 3",
     ),
     "cold": (
@@ -257,8 +377,14 @@ BAD = {
         r"softened by the temperature 1, but distill\.temperature is 2",
     ),
     "no file": (None, "There is no file 'said.parquet': check --teacher"),
-    "no key": (lambda n: table(label=[1] * n), "neither a column 'row', the numbers of the examples, nor 'id'; it has label"),
-    "both": (lambda n: table(id=range(n), row=range(n), label=[1] * n), "both a column 'row' and a column 'id'"),
+    "no key": (
+        lambda n: table(label=[1] * n),
+        "neither a column 'row', the numbers of the examples, nor 'id'; it has label",
+    ),
+    "both": (
+        lambda n: table(id=range(n), row=range(n), label=[1] * n),
+        "both a column 'row' and a column 'id'",
+    ),
 }
 
 
@@ -322,7 +448,10 @@ def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
     ("spoil", "sentence"),
     [
         (lambda model: next(model.parameters()).data.fill_(float("nan")), "holds NaN or infinity"),
-        (lambda model: [p.data.zero_() for p in model.parameters() if p.dim() > 1], "all its weight matrices are zero"),
+        (
+            lambda model: [p.data.zero_() for p in model.parameters() if p.dim() > 1],
+            "all its weight matrices are zero",
+        ),
     ],
 )
 def test_a_broken_teacher_is_refused(folder, spoil, sentence):
@@ -336,7 +465,9 @@ def test_a_broken_teacher_is_refused(folder, spoil, sentence):
 
 @pytest.mark.parametrize("weak", [False, True])
 def test_a_teacher_is_run_before_the_run(folder, weak):
-    """On enough examples to tell it from guessing, or, where it may be weak, on one batch; one that fails is refused."""
+    """On enough examples to tell it from guessing, or, where it may be weak, on one batch; one that
+    fails is refused.
+    """
     recipe = settings(allow_weak_teacher=weak)
     task = tasks_task.task("ranking", recipe)
     split = task.data(folder, ranker()).train

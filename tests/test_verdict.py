@@ -1,4 +1,6 @@
-"""Baselines are what they say, are trained once, and the verdict on a Student is right where it is known beforehand."""
+"""Baselines are what they say, are trained once, and the verdict on a Student is right where it is
+known beforehand.
+"""
 
 import json
 import shutil
@@ -28,7 +30,9 @@ STEPS = 60
 
 def ranker(width, seed=0):
     torch.manual_seed(seed)
-    return Ranker([], 4, [{"layer": "Linear", "out": width}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]).eval()
+    return Ranker(
+        [], 4, [{"layer": "Linear", "out": width}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+    ).eval()
 
 
 def settings():
@@ -42,7 +46,10 @@ def settings():
         "widths": [0.25, 0.5],
         "eval_every": 30,
     }
-    recipe.update({"convert": {"source": "model.pt"}, "data": {"train": "train.csv"}, "distill": values}, "test")
+    recipe.update(
+        {"convert": {"source": "model.pt"}, "data": {"train": "train.csv"}, "distill": values},
+        "test",
+    )
     recipe.data.eval_examples, recipe.export.widths = 0, [0.25, 0.5]
     recipe.export.bootstrap, recipe.export.margin = 200, 0.02
     return recipe
@@ -102,7 +109,8 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     tensors = load_file(str(last / "model.safetensors"))
     kept = load_ta(last).sizes(0.5)["hidden.0"]
     assert kept == 8
-    tensors["mlp.0.weight"][4:kept] = tensors["mlp.0.weight"][4:kept].flip(0, 1)  # the part that 0.25 does not have
+    # the part that 0.25 does not have
+    tensors["mlp.0.weight"][4:kept] = tensors["mlp.0.weight"][4:kept].flip(0, 1)
     tensors["mlp.2.weight"][:, 4:kept] = -3 * tensors["mlp.2.weight"][:, 4:kept].flip(1)
     replace_weights(last, tensors)
     export(settings(), here, overwrite=True)
@@ -147,21 +155,29 @@ def test_differences_are_those_of_an_independent_auc(here):
 
     ours = auc(load_student(here / "students" / "width-0.25"))
     theirs = auc(load_ta(workspace.newest(here / "baselines" / "plain-width-0.25" / "run")).model)
-    assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(ours - theirs, abs=1e-6)
+    assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(
+        ours - theirs, abs=1e-6
+    )
     loss = pair(result, "width 0.25", "plain distillation 0.25", "auc_loss")
     assert loss["gain"] == pytest.approx(ours - theirs, abs=1e-6), "a lower loss is a gain"
 
 
 def test_plain_is_plain_distillation(here):
-    """Written out by hand: the same cut, data order, losses, schedule and optimizer end in the same weights."""
+    """Written out by hand: the same cut, data order, losses, schedule and optimizer end in the same
+    weights.
+    """
     recipe, ta = settings().distill, load_ta(here / "ta")
-    rows = torch.tensor(np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400], dtype=torch.float32)
+    rows = torch.tensor(
+        np.loadtxt("train.csv", delimiter=",", skiprows=1)[:5400], dtype=torch.float32
+    )
     teacher = ranker(2)
     teacher.load_state_dict(torch.load("teacher.pt"))
     for kind, mix in (("plain", 0.9), ("base", 0.0)):
         model = ta.student(0.5).train()
-        groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
-                  {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0}]  # fmt: skip
+        groups = [
+            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+        ]
         optimizer, order = torch.optim.AdamW(groups, lr=recipe.lr), {}
         for step in range(STEPS):
             some = rows[sampling.indices(recipe.seed, step, 64, len(rows), order)]
@@ -179,11 +195,19 @@ def test_plain_is_plain_distillation(here):
             warm = max(1, round(0.05 * STEPS))
             done = (step - warm) / (STEPS - warm)
             for group in optimizer.param_groups:
-                group["lr"] = 0.02 * ((step + 1) / warm if step < warm else 0.55 + 0.45 * np.cos(np.pi * done))
+                group["lr"] = 0.02 * (
+                    (step + 1) / warm if step < warm else 0.55 + 0.45 * np.cos(np.pi * done)
+                )
             optimizer.step()
-        got = load_ta(workspace.newest(here / "baselines" / f"{kind}-width-0.5" / "run")).model.state_dict()
+        got = load_ta(
+            workspace.newest(here / "baselines" / f"{kind}-width-0.5" / "run")
+        ).model.state_dict()
         for name, tensor in model.state_dict().items():
-            assert torch.allclose(got[name], tensor, atol=2e-4), (kind, name, (got[name] - tensor).abs().max())
+            assert torch.allclose(got[name], tensor, atol=2e-4), (
+                kind,
+                name,
+                (got[name] - tensor).abs().max(),
+            )
 
 
 def test_scratch_starts_elsewhere_and_the_others_at_the_cut(here):
@@ -236,7 +260,10 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     assert 0 < step < STEPS
     judge.remake(here, ["plain"])
     assert (workspace.newest(plain / "run") / "model.safetensors").read_bytes() == once
-    steps = [json.loads(line)["step"] for line in (plain / "run" / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"]
+        for line in (plain / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == list(range(1, STEPS + 1))
 
 
@@ -244,14 +271,21 @@ def test_costs_are_those_of_the_runs(here):
     result = written(here)
     named = {m["name"]: m for m in result["models"]}
     trainer = json.loads((workspace.newest(here / "run") / "trainer.json").read_text())
-    assert named["width 0.25"]["training"]["seconds"] == trainer["seconds"] == named["TA"]["training"]["seconds"]
+    assert (
+        named["width 0.25"]["training"]["seconds"]
+        == trainer["seconds"]
+        == named["TA"]["training"]["seconds"]
+    )
     for name in ("width 0.5", "plain distillation 0.5", "trained alone 0.5"):
         assert named[name]["training"]["examples"] == named[name]["training"]["items"] == STEPS * 64
     assert named["plain distillation 0.5"]["parameters"] == named["width 0.5"]["parameters"]
     assert named["plain distillation 0.5"]["latency"] == named["width 0.5"]["latency"]
     (axis,) = result["axes"]
     assert (axis["base"], axis["ta"], axis["kept"]["width 0.5"]) == (16, 32, 8)
-    assert axis["importance"] == sorted(axis["importance"], reverse=True) and len(axis["importance"]) == 16
+    assert (
+        axis["importance"] == sorted(axis["importance"], reverse=True)
+        and len(axis["importance"]) == 16
+    )
 
 
 def test_baselines_take_as_many_steps_as_the_students_did(here):
@@ -261,7 +295,10 @@ def test_baselines_take_as_many_steps_as_the_students_did(here):
     assert found.steps == 30 and found.checkpoint.name == "step-30"
     log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
-    assert {other.kind for other in baselines.finished(here, [student], "last")} == {"base", "scratch"}
+    assert {other.kind for other in baselines.finished(here, [student], "last")} == {
+        "base",
+        "scratch",
+    }
 
 
 def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
@@ -277,7 +314,9 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
     import timm
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=50, n_positions=8, n_embd=64, n_layer=2, n_head=2, initializer_range=0.05)
+    config = GPT2Config(
+        vocab_size=50, n_positions=8, n_embd=64, n_layer=2, n_head=2, initializer_range=0.05
+    )
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
         for p in model.parameters():
@@ -288,7 +327,13 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
     assert model.lm_head.weight is model.transformer.wte.weight
     assert torch.equal(model.transformer.ln_f.weight, torch.ones(64))
     vit = timm.create_model(
-        "vit_tiny_patch16_224", img_size=8, patch_size=2, embed_dim=48, depth=1, num_heads=3, num_classes=10
+        "vit_tiny_patch16_224",
+        img_size=8,
+        patch_size=2,
+        embed_dim=48,
+        depth=1,
+        num_heads=3,
+        num_classes=10,
     )
     with torch.no_grad():
         for p in vit.parameters():

@@ -1,7 +1,9 @@
-"""Any module: axes traced with torch-pruning's dependency graph, verified on the module itself, and frozen as data.
+"""Any module: axes traced with torch-pruning's dependency graph, verified on the module itself, and
+frozen as data.
 
-A model is known by its *builder*, a function without arguments that makes it (``my_pkg.models:build``), so that a folder
-holds tensors and JSON only. timm and transformers models need none of the user's own.
+A model is known by its *builder*, a function without arguments that makes it
+(``my_pkg.models:build``), so that a folder holds tensors and JSON only. timm and transformers
+models need none of the user's own.
 """
 
 from __future__ import annotations
@@ -24,7 +26,16 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.skeleton import fill, read_config
-from matta_adapters.tracing import Found, Inputs, Repeats, built, check_traceable, nest, resized, run
+from matta_adapters.tracing import (
+    Found,
+    Inputs,
+    Repeats,
+    built,
+    check_traceable,
+    nest,
+    resized,
+    run,
+)
 from matta_cli.adapter import Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError, said
 
@@ -39,7 +50,9 @@ _ATTRIBUTE = "_matta_plan"
 
 @dataclass(frozen=True)
 class Plan:
-    """How a model was made; it carries this. axes: at its own sizes, None before it was traced. whole: the builder's sizes."""
+    """How a model was made; it carries this. axes: at its own sizes, None before it was traced.
+    whole: the builder's sizes.
+    """
 
     builder: str
     arguments: Mapping[str, Any]
@@ -53,7 +66,9 @@ class Plan:
 
 
 class Auto(Adapter):
-    """Any ``nn.Module`` that torch-pruning can trace: ``pkg.mod:build`` with ``--example``, a timm or transformers model."""
+    """Any ``nn.Module`` that torch-pruning can trace: ``pkg.mod:build`` with ``--example``, a timm
+    or transformers model.
+    """
 
     name = "auto"
 
@@ -83,7 +98,9 @@ class Auto(Adapter):
         plan = _plan(model)
         if plan.axes is None:
             if not plan.example:
-                raise MattaError(f"{plan.builder}: pass --example, the shapes of the model's inputs: 1x3x224x224, say.")
+                raise MattaError(
+                    f"{plan.builder}: pass --example, the shapes of the model's inputs: 1x3x224x224, say."
+                )
             inputs = _inputs(plan)
             found = nest(model, inputs, plan.builder)
             self._tell(found)
@@ -110,8 +127,15 @@ class Auto(Adapter):
 
         axes, plan = self.axes(model), _plan(model)
         state, first = model.state_dict(), _ties(model)
-        tensors = {name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in {*first.values()}}
-        save_file({name: tensors[name] for name in sorted(tensors)}, str(folder / "model.safetensors"), {"format": "pt"})
+        tensors = {
+            name: state[name].detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name in {*first.values()}
+        }
+        save_file(
+            {name: tensors[name] for name in sorted(tensors)},
+            str(folder / "model.safetensors"),
+            {"format": "pt"},
+        )
         written = {"format": 1, **asdict(replace(plan, axes=tuple(axes)))}
         (folder / _FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
@@ -146,7 +170,12 @@ class Auto(Adapter):
         inputs = _example(plan.example)
         output = check_traceable(copy.deepcopy(model).requires_grad_(True), inputs, name)
         given = inputs.tensors()
-        one_image = len(inputs.args) == 1 and not inputs.kwargs and given[0].dim() == 4 and given[0].is_floating_point()
+        one_image = (
+            len(inputs.args) == 1
+            and not inputs.kwargs
+            and given[0].dim() == 4
+            and given[0].is_floating_point()
+        )
         task = plan.task or ("image_classification" if one_image and output.dim() == 2 else "")
         if not task:
             raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(_TASKS)}).")
@@ -184,7 +213,9 @@ class Auto(Adapter):
 def _plan(model: nn.Module) -> Plan:
     plan = getattr(model, _ATTRIBUTE, None)
     if plan is None:
-        raise MattaError(f"This {type(model).__name__} was not loaded by the adapter 'auto': use Auto().load(source).")
+        raise MattaError(
+            f"This {type(model).__name__} was not loaded by the adapter 'auto': use Auto().load(source)."
+        )
     return plan
 
 
@@ -192,7 +223,9 @@ def _plan(model: nn.Module) -> Plan:
 
 
 def _example(text: str) -> Inputs:
-    """The inputs that ``--example`` names: shapes (``1x3x32x32``, ``input_ids=1x16:int64``) or a function that gives them."""
+    """The inputs that ``--example`` names: shapes (``1x3x32x32``, ``input_ids=1x16:int64``) or a
+    function that gives them.
+    """
     if _NAME.fullmatch(text):
         given = _imported(text, None)()
         if isinstance(given, Mapping):
@@ -215,26 +248,39 @@ def _example(text: str) -> Inputs:
         if match[1]:
             inputs.kwargs[match[1]] = tensor
         elif inputs.kwargs:
-            raise MattaError(f"--example {text!r}: inputs without a name come before those with one.")
+            raise MattaError(
+                f"--example {text!r}: inputs without a name come before those with one."
+            )
         else:
             inputs.args = (*inputs.args, tensor)
     return inputs
 
 
 def _inputs(plan: Plan) -> Inputs:
-    """The example as the task calls the model, two of it. Raises ``MattaError`` where the task has no such inputs."""
+    """The example as the task calls the model, two of it. Raises ``MattaError`` where the task has
+    no such inputs.
+    """
     inputs = _example(plan.example)
     if plan.task == "image_classification" and (len(inputs.args) != 1 or inputs.kwargs):
-        raise MattaError(f"--example {plan.example!r}: the task image_classification calls a model with one unnamed tensor.")
+        raise MattaError(
+            f"--example {plan.example!r}: the task image_classification calls a model with one unnamed tensor."
+        )
     if plan.task == "causal_lm":
         if len(inputs.args) == 1 and not inputs.kwargs:
             inputs = Inputs(kwargs={"input_ids": inputs.args[0]})
         if inputs.args or set(inputs.kwargs) != {"input_ids"}:
-            raise MattaError(f"--example {plan.example!r}: the task causal_lm calls a model with input_ids=...:int64 alone.")
-    if plan.task == "ranking" and (inputs.args or not set(inputs.kwargs) <= {"dense", "categorical"}):
-        raise MattaError(f"--example {plan.example!r}: the task ranking calls a model with dense=... or categorical=...:int64.")
+            raise MattaError(
+                f"--example {plan.example!r}: the task causal_lm calls a model with input_ids=...:int64 alone."
+            )
+    if plan.task == "ranking" and (
+        inputs.args or not set(inputs.kwargs) <= {"dense", "categorical"}
+    ):
+        raise MattaError(
+            f"--example {plan.example!r}: the task ranking calls a model with dense=... or categorical=...:int64."
+        )
     alone = all(t.dim() and len(t) == 1 for t in inputs.tensors())
-    return inputs.map(lambda t: torch.cat([t, t.flip(-1)])) if alone else inputs  # a batch of one is a special case to export
+    # a batch of one is a special case to export
+    return inputs.map(lambda t: torch.cat([t, t.flip(-1)])) if alone else inputs
 
 
 def _own_example(model: nn.Module) -> str:
@@ -243,9 +289,11 @@ def _own_example(model: nn.Module) -> str:
 
 
 class _Outputs(nn.Module):
-    """A model that gives its one tensor: an exported program must not need transformers to name its outputs.
+    """A model that gives its one tensor: an exported program must not need transformers to name its
+    outputs.
 
-    Its inputs have names of their own: releases of torch.export differ in how they see free sizes in ``**kwargs``.
+    Its inputs have names of their own: releases of torch.export differ in how they see free sizes
+    in ``**kwargs``.
     """
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
@@ -267,7 +315,9 @@ def _exported(model: nn.Module, inputs: Inputs) -> Any:
     def free(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor):
             return None
-        return dict.fromkeys(range(1 if tensor.is_floating_point() else min(2, tensor.dim())), torch.export.Dim.AUTO)
+        return dict.fromkeys(
+            range(1 if tensor.is_floating_point() else min(2, tensor.dim())), torch.export.Dim.AUTO
+        )
 
     shapes = {name: free(value) for name, value in given.items()}
     with warnings.catch_warnings(), torch.no_grad():
@@ -308,21 +358,29 @@ def _stock(source: Source) -> nn.Module:
         if source.folder is None or "architecture" in config:
             import timm
 
-            return timm.create_model(f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True)
+            return timm.create_model(
+                f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True
+            )
         if config.get("architectures"):
             import transformers
 
-            return getattr(transformers, config["architectures"][0]).from_pretrained(str(source.folder))
+            return getattr(transformers, config["architectures"][0]).from_pretrained(
+                str(source.folder)
+            )
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded: {said(error)}") from error
-    raise MattaError(f"{source.name!r} is neither a timm nor a transformers folder: name a function, my_pkg.models:build.")
+    raise MattaError(
+        f"{source.name!r} is neither a timm nor a transformers folder: name a function, my_pkg.models:build."
+    )
 
 
 def _stock_builder(model: Any) -> tuple[str, dict[str, Any]]:
     """How timm or transformers builds a model like this one; empty for others."""
     library = type(model).__module__.partition(".")[0]
     if library == "transformers" and hasattr(model, "config"):
-        return f"transformers:{type(model).__name__}", {"config": json.loads(model.config.to_json_string(use_diff=False))}
+        return f"transformers:{type(model).__name__}", {
+            "config": json.loads(model.config.to_json_string(use_diff=False))
+        }
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     if library == "timm" and architecture:
         given = {"num_classes": model.num_classes, **getattr(model, "_model_args", {})}
@@ -331,7 +389,8 @@ def _stock_builder(model: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _told(model: Any, source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a timm model, where timm does not keep them (before 1.0.30): those that its folder and its input tell.
+    """The arguments of a timm model, where timm does not keep them (before 1.0.30): those that its
+    folder and its input tell.
 
     Raises ``MattaError`` where they build another model.
     """
@@ -339,7 +398,9 @@ def _told(model: Any, source: Source, arguments: dict[str, Any]) -> dict[str, An
     size = model.pretrained_cfg.get("input_size") or ()
     told = {**arguments, **({"in_chans": size[0]} if size else {}), **config.get("model_args", {})}
     again = _called("timm:create_model", told, None)
-    alike = {k: v.shape for k, v in again.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    alike = {k: v.shape for k, v in again.state_dict().items()} == {
+        k: v.shape for k, v in model.state_dict().items()
+    }
     if not alike or repr(again) != repr(model):  # which shows activations and pooling, too
         raise MattaError(
             f"{source.name!r} was made with arguments that this release of timm does not keep: install timm 1.0.30 or later, "
@@ -375,31 +436,45 @@ def _called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> 
     except MattaError:
         raise
     except Exception as error:  # it is the user's code that runs
-        raise MattaError(f"{builder} does not build: {type(error).__name__}: {said(error)}") from error
+        raise MattaError(
+            f"{builder} does not build: {type(error).__name__}: {said(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise MattaError(f"{builder} gives a {type(model).__name__}, but a torch.nn.Module is needed.")
+        raise MattaError(
+            f"{builder} gives a {type(model).__name__}, but a torch.nn.Module is needed."
+        )
     return model
 
 
 def _imported(name: str, folder: Path | None) -> Any:
     """The function that ``pkg.mod:fn`` names, from what is installed or from the current directory.
 
-    A folder may come from anywhere, and must not bring code along that runs: code that lies with it is refused, and so is
-    the standard library, none of whose functions builds a model.
+    A folder may come from anywhere, and must not bring code along that runs: code that lies with it
+    is refused, and so is the standard library, none of whose functions builds a model.
     """
     module, _, function = name.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))
     if folder is not None:
         origin, top = _origin(module), _outermost(folder)
-        if module.partition(".")[0] in sys.stdlib_module_names or (origin is not None and origin.is_relative_to(top)):
-            raise MattaError(f"{folder} names the builder {name}, which is not the code of a model of yours: it is not run.")
+        if module.partition(".")[0] in sys.stdlib_module_names or (
+            origin is not None and origin.is_relative_to(top)
+        ):
+            raise MattaError(
+                f"{folder} names the builder {name}, which is not the code of a model of yours: it is not run."
+            )
     try:
         found = getattr(importlib.import_module(module), function)
     except ModuleNotFoundError as error:
         missing = error.name or module
-        where = "here (run matta from the folder that holds it, or install it)" if module.startswith(missing) else ""
-        raise MattaError(f"{name} does not import: there is no module {missing!r} {where}".rstrip() + ".") from error
+        where = (
+            "here (run matta from the folder that holds it, or install it)"
+            if module.startswith(missing)
+            else ""
+        )
+        raise MattaError(
+            f"{name} does not import: there is no module {missing!r} {where}".rstrip() + "."
+        ) from error
     except AttributeError as error:
         raise MattaError(f"{name} does not import: {error}.") from error
     except Exception as error:  # the user's module runs while it is imported
@@ -424,7 +499,9 @@ def _origin(module: str) -> Path | None:
 
 
 def _outermost(folder: Path) -> Path:
-    """The folder, or what holds it just below the current directory: all that may have come with it."""
+    """The folder, or what holds it just below the current directory: all that may have come with
+    it.
+    """
     folder, here = folder.resolve(), Path.cwd().resolve()
     parts = folder.relative_to(here).parts if folder.is_relative_to(here) else ()
     return here / parts[0] if parts else folder
@@ -437,7 +514,10 @@ def _read(folder: Path) -> Plan:
         if read.pop("format") > 1:
             raise MattaError(f"{path} is of a newer format: upgrade matta.")
         axes = tuple(Axis.restored(axis) for axis in read.pop("axes"))
-        repeats = {name: tuple((m, a, v) for m, a, v in found) for name, found in read.pop("repeats").items()}
+        repeats = {
+            name: tuple((m, a, v) for m, a, v in found)
+            for name, found in read.pop("repeats").items()
+        }
         plan = Plan(**read, axes=axes, repeats=repeats)
         if not _NAME.fullmatch(plan.builder) or set(plan.whole) != {axis.name for axis in axes}:
             raise ValueError("the builder or the sizes are not right")
@@ -452,11 +532,15 @@ def _read(folder: Path) -> Plan:
 def _ties(model: nn.Module) -> dict[str, str]:
     """Every name of the state dict -> the first name of the same tensor."""
     first: dict[int, str] = {}
-    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
+    return {
+        name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()
+    }
 
 
 def _with_ties(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """``tensors``, and for each tied tensor of ``model`` that has only one of its names, the others too."""
+    """``tensors``, and for each tied tensor of ``model`` that has only one of its names, the others
+    too.
+    """
     found = dict(tensors)
     named: dict[str, list[str]] = {}
     for name, first in _ties(model).items():
@@ -474,14 +558,22 @@ def _dress(model: Any, plan: Plan) -> None:
         return
     inputs = _inputs(plan)
     if plan.task == "image_classification":
-        model.pretrained_cfg = {**(getattr(model, "pretrained_cfg", None) or {}), **plan.preprocessing}
-        if not isinstance(getattr(model, "num_classes", None), int) and getattr(model, "config", None) is None:
+        model.pretrained_cfg = {
+            **(getattr(model, "pretrained_cfg", None) or {}),
+            **plan.preprocessing,
+        }
+        if (
+            not isinstance(getattr(model, "num_classes", None), int)
+            and getattr(model, "config", None) is None
+        ):
             with torch.no_grad():
                 model.num_classes = run(model.eval(), inputs).shape[1]
     if plan.task == "causal_lm" and getattr(model, "config", None) is None:
         with torch.no_grad():
             vocabulary = run(model.eval(), inputs).shape[-1]
-        model.config = SimpleNamespace(vocab_size=vocabulary, max_position_embeddings=inputs.tensors()[0].shape[1])
+        model.config = SimpleNamespace(
+            vocab_size=vocabulary, max_position_embeddings=inputs.tensors()[0].shape[1]
+        )
     if plan.task == "ranking":
         if not hasattr(model, "dense"):
             model.dense = inputs.kwargs["dense"].shape[1] if "dense" in inputs.kwargs else 0

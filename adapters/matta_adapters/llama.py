@@ -1,7 +1,9 @@
 """Llama and what is built like it (Mistral, Qwen2, Qwen3), as transformers has them.
 
-What nests: the hidden units of each block's gated MLP, the heads of each block, the residual stream, and the blocks. Heads
-that share a key and a value stay together, and a head itself is never cut: its width sets the rotary embedding.
+What nests: the hidden units of each block's gated MLP, the heads of each block, the residual
+stream, and the blocks. Heads
+that share a key and a value stay together, and a head itself is never cut: its width sets the
+rotary embedding.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ _NAMES = ("self_attn.k_proj.weight", "mlp.gate_proj.weight", "mlp.down_proj.weig
 
 
 class Llama(Adapter):
-    """Llama, Mistral, Qwen2, Qwen3: a transformers folder, a state dict with its config.json, or an opened module."""
+    """Llama, Mistral, Qwen2, Qwen3: a transformers folder, a state dict with its config.json, or an
+    opened module.
+    """
 
     name = "llama"
     task = "causal_lm"
@@ -43,7 +47,10 @@ class Llama(Adapter):
         if source.tensors is not None:
             if source.config.get("model_type", "llama") not in _CLASSES:
                 return False
-            return any({f"{body}layers.0.{name}" for name in _NAMES} <= set(source.tensors) for body in ("model.", ""))
+            return any(
+                {f"{body}layers.0.{name}" for name in _NAMES} <= set(source.tensors)
+                for body in ("model.", "")
+            )
         return any(c.__name__ in _CLASSES.values() for c in type(source.module).__mro__)
 
     def load(self, source: Source) -> nn.Module:
@@ -62,7 +69,9 @@ class Llama(Adapter):
         else:
             model = copy.deepcopy(source.module).cpu().float()  # type: ignore[union-attr]
         if getattr(model.config, "quantization_config", None):
-            raise MattaError(f"{source.name!r} is quantized: matta needs the weights that it was made from.")
+            raise MattaError(
+                f"{source.name!r} is quantized: matta needs the weights that it was made from."
+            )
         return model.eval()
 
     def axes(self, model: Any) -> list[Axis]:
@@ -74,34 +83,57 @@ class Llama(Adapter):
         for i, block in enumerate(model.model.layers):
             path, attention = f"model.layers.{i}", block.self_attn
 
-            def linear(name: str, dim: int, unit: int = 1, path: str = path, block: Any = block) -> list[Slice]:
+            def linear(
+                name: str, dim: int, unit: int = 1, path: str = path, block: Any = block
+            ) -> list[Slice]:
                 """A layer where its outputs (dim 0, and the bias) or its inputs (dim 1) shrink."""
                 slices = [Slice(f"{path}.{name}.weight", dim, outgoing=dim == 1, unit=unit)]
                 if dim == 0 and block.get_submodule(name).bias is not None:
                     slices.append(Slice(f"{path}.{name}.bias", 0, unit=unit))
                 return slices
 
-            hidden = [*linear("mlp.gate_proj", 0), *linear("mlp.up_proj", 0), *linear("mlp.down_proj", 1)]
+            hidden = [
+                *linear("mlp.gate_proj", 0),
+                *linear("mlp.up_proj", 0),
+                *linear("mlp.down_proj", 1),
+            ]
             found.append(Axis(f"mlp.{i}", block.mlp.down_proj.weight.shape[1], tuple(hidden)))
 
-            # counted in the channels of the keys; each takes along those of the queries that share it
+            # counted in the channels of the keys; each takes along those of the queries that share
+            # it
             size = attention.k_proj.weight.shape[0]
             shared = attention.q_proj.weight.shape[0] // size
-            heads = [*linear("self_attn.q_proj", 0, shared), *linear("self_attn.k_proj", 0), *linear("self_attn.v_proj", 0)]
+            heads = [
+                *linear("self_attn.q_proj", 0, shared),
+                *linear("self_attn.k_proj", 0),
+                *linear("self_attn.v_proj", 0),
+            ]
             heads += linear("self_attn.o_proj", 1, shared)
             found.append(Axis(f"heads.{i}", size, tuple(heads), step=attention.head_dim))
 
-            residual += [Slice(f"{path}.{norm}.weight", 0) for norm in ("input_layernorm", "post_attention_layernorm")]
-            for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
+            residual += [
+                Slice(f"{path}.{norm}.weight", 0)
+                for norm in ("input_layernorm", "post_attention_layernorm")
+            ]
+            for name in (
+                "self_attn.q_proj",
+                "self_attn.k_proj",
+                "self_attn.v_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+            ):
                 residual += linear(name, 1)
             residual += [*linear("self_attn.o_proj", 0), *linear("mlp.down_proj", 0)]
         width, queries = model.model.embed_tokens.weight.shape[1], config.num_attention_heads
         # LlamaConfig wants a whole multiple; one whose heads have grown need not be
         step = queries if config.model_type == "llama" and width % queries == 0 else 1
         found.append(Axis("hidden", width, tuple(residual), step))
-        if len(set(getattr(config, "layer_types", None) or [""])) == 1:  # else a block's number says how it attends
+        # else a block's number says how it attends
+        if len(set(getattr(config, "layer_types", None) or [""])) == 1:
             writers = [
-                name for name, _ in model.model.layers[0].named_parameters() if ".o_proj." in name or ".down_proj." in name
+                name
+                for name, _ in model.model.layers[0].named_parameters()
+                if ".o_proj." in name or ".down_proj." in name
             ]
             depth = tuple(Slice(name, 0) for name in writers)
             found.append(Axis("depth", len(model.model.layers), depth, layers="model.layers"))
@@ -118,7 +150,8 @@ class Llama(Adapter):
         head_dim = student.model.layers[0].self_attn.head_dim
         for name, found in _sizes(student).items():
             if len(set(found)) == 1 and found[0] != getattr(config, name):
-                config.head_dim = head_dim  # from here on it is not hidden_size / num_attention_heads
+                # from here on it is not hidden_size / num_attention_heads
+                config.head_dim = head_dim
                 setattr(config, name, found[0])
         return student
 
@@ -152,9 +185,14 @@ class Llama(Adapter):
             with no_init():
                 model: Any = getattr(transformers, _CLASSES[kind])(config)
         except Exception as error:  # transformers and its checks of configurations raise their own
-            raise MattaError(f"transformers cannot build a {kind} from --config: {said(error)}") from error
+            raise MattaError(
+                f"transformers cannot build a {kind} from --config: {said(error)}"
+            ) from error
         model.tie_weights()  # part of the initialisation that was skipped
-        named = {key if key.startswith(("model.", "lm_head.")) else f"model.{key}": tensor for key, tensor in tensors.items()}
+        named = {
+            key if key.startswith(("model.", "lm_head.")) else f"model.{key}": tensor
+            for key, tensor in tensors.items()
+        }
         named = {key: tensor for key, tensor in named.items() if not _OLD_BUFFERS.search(key)}
         embedding, head = named.get("model.embed_tokens.weight"), named.get("lm_head.weight")
         if config.tie_word_embeddings and embedding is not None:
@@ -165,7 +203,10 @@ class Llama(Adapter):
             named["lm_head.weight"] = embedding
         if source.sizes:
             return fill(self.build(model, source.sizes), named, source.name)
-        down = {f"mlp.{i}": named.get(f"model.layers.{i}.mlp.down_proj.weight") for i in range(config.num_hidden_layers)}
+        down = {
+            f"mlp.{i}": named.get(f"model.layers.{i}.mlp.down_proj.weight")
+            for i in range(config.num_hidden_layers)
+        }
         widths = {axis: weight.shape[-1] for axis, weight in down.items() if weight is not None}
         if len(set(widths.values())) > 1:
             model = self.build(model, widths)

@@ -1,4 +1,6 @@
-"""Embeddings and an MLP that score one row. What nests: the width of each embedding and of each hidden layer."""
+"""Embeddings and an MLP that score one row. What nests: the width of each embedding and of each
+hidden layer.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
 ARCHITECTURE = "matta_mlp_ranker"
-# What a layer between the Linears may be, and the settings that define it; those named here go into config.json.
+# What a layer between the Linears may be, and the settings that define it; those named here go into
+# config.json.
 _NORMS: dict[str, tuple[str, ...]] = {"BatchNorm1d": ("eps", "momentum"), "LayerNorm": ("eps",)}
 _BETWEEN: dict[str, tuple[str, ...]] = {
     "ReLU": (),
@@ -37,22 +40,30 @@ _BETWEEN: dict[str, tuple[str, ...]] = {
     "Dropout": ("p",),
 }
 _MADE_OF = f"a ranker is made of Linear, {', '.join(_NORMS | _BETWEEN)}"
-Layer = dict[str, Any]  # {"layer": "Linear", "out": 32}, {"layer": "ReLU"}, ... : what nn.Sequential is made of
+# {"layer": "Linear", "out": 32}, {"layer": "ReLU"}, ... : what nn.Sequential is made of
+Layer = dict[str, Any]
 
 
 class Ranker(nn.Module):
     """Scores rows of categorical and dense features.
 
     fields: (cardinality, embedding width) of each categorical feature, in the order of the columns.
-    dense: how many dense features there are. The first Linear reads the embeddings, in order, and then these.
+    dense: how many dense features there are. The first Linear reads the embeddings, in order, and
+    then these.
     layers: the MLP, ending in a Linear with one output.
     """
 
-    def __init__(self, fields: Sequence[tuple[int, int]], dense: int, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, fields: Sequence[tuple[int, int]], dense: int, layers: Sequence[Layer]
+    ) -> None:
         super().__init__()
-        self.fields: list[tuple[int, int]] = [(int(cardinality), int(width)) for cardinality, width in fields]
+        self.fields: list[tuple[int, int]] = [
+            (int(cardinality), int(width)) for cardinality, width in fields
+        ]
         self.dense = dense
-        self.embeddings = nn.ModuleList(nn.Embedding(cardinality, width) for cardinality, width in self.fields)
+        self.embeddings = nn.ModuleList(
+            nn.Embedding(cardinality, width) for cardinality, width in self.fields
+        )
         width, modules = sum(width for _, width in self.fields) + dense, []
         for layer in layers:
             settings = {key: value for key, value in layer.items() if key not in ("layer", "out")}
@@ -60,15 +71,23 @@ class Ranker(nn.Module):
                 modules.append(nn.Linear(width, layer["out"], **settings))
                 width = layer["out"]
             else:
-                modules.append(getattr(nn, layer["layer"])(*((width,) if layer["layer"] in _NORMS else ()), **settings))
+                modules.append(
+                    getattr(nn, layer["layer"])(
+                        *((width,) if layer["layer"] in _NORMS else ()), **settings
+                    )
+                )
         self.mlp = nn.Sequential(*modules)
 
     def forward(self, dense: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
-        """Scores [rows] of ``dense`` [rows, dense] (float) and ``categorical`` [rows, fields] (integers)."""
+        """Scores [rows] of ``dense`` [rows, dense] (float) and ``categorical`` [rows, fields]
+        (integers).
+        """
         parts = []
         if self.fields:
             if categorical is None:
-                raise ValueError(f"This ranker has {len(self.fields)} categorical features, but got none.")
+                raise ValueError(
+                    f"This ranker has {len(self.fields)} categorical features, but got none."
+                )
             parts = [embedding(categorical[:, k]) for k, embedding in enumerate(self.embeddings)]
         if self.dense:
             if dense is None:
@@ -82,7 +101,9 @@ class Ranker(nn.Module):
 
 
 class MLPRanker(Adapter):
-    """Rankers: matta's own folder, a state dict (``embeddings.K.weight``, ``mlp.N.weight``), or an ``nn.Sequential``."""
+    """Rankers: matta's own folder, a state dict (``embeddings.K.weight``, ``mlp.N.weight``), or an
+    ``nn.Sequential``.
+    """
 
     name = "mlp_ranker"
     task = "ranking"
@@ -94,7 +115,11 @@ class MLPRanker(Adapter):
         if source.tensors is not None:
             mlp = all(re.fullmatch(r"(embeddings|mlp)\.\d+\.\w+", key) for key in source.tensors)
             plain = all(re.fullmatch(r"\d+\.\w+", key) for key in source.tensors)
-            return bool(source.tensors) and (mlp or plain) and any(key.endswith(".weight") for key in source.tensors)
+            return (
+                bool(source.tensors)
+                and (mlp or plain)
+                and any(key.endswith(".weight") for key in source.tensors)
+            )
         return isinstance(source.module, (nn.Sequential, Ranker))
 
     def load(self, source: Source) -> nn.Module:
@@ -126,7 +151,9 @@ class MLPRanker(Adapter):
             names = [f"mlp.{n}.{kind}" for n in range(first, following) for kind in kinds]
             slices = [Slice(name, 0) for name in names if name in tensors]
             slices.append(Slice(f"mlp.{following}.weight", 1, outgoing=True))
-            found.append(Axis(f"hidden.{i}", tensors[f"mlp.{first}.weight"].shape[0], tuple(slices)))
+            found.append(
+                Axis(f"hidden.{i}", tensors[f"mlp.{first}.weight"].shape[0], tuple(slices))
+            )
         return found
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
@@ -139,7 +166,12 @@ class MLPRanker(Adapter):
         from safetensors.torch import save_file
 
         assert isinstance(model, Ranker)
-        config = {"architecture": ARCHITECTURE, "fields": model.fields, "dense": model.dense, "layers": model.layers()}
+        config = {
+            "architecture": ARCHITECTURE,
+            "fields": model.fields,
+            "dense": model.dense,
+            "layers": model.layers(),
+        }
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(tensors, str(folder / "model.safetensors"), metadata={"format": "pt"})
@@ -161,11 +193,18 @@ class MLPRanker(Adapter):
         return fill(model, tensors, name)
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
-        """Read the layers off names and shapes. What leaves no tensor (activation, dropout) is assumed and noted."""
-        named = {key if key.startswith(("embeddings.", "mlp.")) else f"mlp.{key}": tensor for key, tensor in tensors.items()}
+        """Read the layers off names and shapes. What leaves no tensor (activation, dropout) is
+        assumed and noted.
+        """
+        named = {
+            key if key.startswith(("embeddings.", "mlp.")) else f"mlp.{key}": tensor
+            for key, tensor in tensors.items()
+        }
         unknown = [key for key in source.config if key not in ("activation", "dropout")]
         if unknown:
-            raise MattaError(f"--config has {unknown[0]!r}, but of a ranker only 'activation' and 'dropout' can be given.")
+            raise MattaError(
+                f"--config has {unknown[0]!r}, but of a ranker only 'activation' and 'dropout' can be given."
+            )
         activation = _named(str(source.config.get("activation", "ReLU")))
         p = source.config.get("dropout", 0.0)
         if not isinstance(p, (int, float)) or not 0 <= p < 1:
@@ -174,7 +213,8 @@ class MLPRanker(Adapter):
         numbers = sorted({int(key.split(".")[1]) for key in named if key.startswith("mlp.")})
         layers: list[Layer] = []
         renumbered: dict[int, int] = {}
-        pending, gap = False, False  # an activation is due before the next Linear; the numbering says it comes first
+        # an activation is due before the next Linear; the numbering says it comes first
+        pending, gap = False, False
         for before, n in zip([-1, *numbers], numbers, strict=False):
             weight = named.get(f"mlp.{n}.weight")
             linear = weight is not None and weight.ndim == 2
@@ -183,32 +223,53 @@ class MLPRanker(Adapter):
                 layers += [{"layer": activation}]
                 pending = False
             if weight is None or weight.ndim not in (1, 2):
-                raise MattaError(f"{source.name!r}: layer {n} is no Linear, BatchNorm1d or LayerNorm (they have a weight).")
+                raise MattaError(
+                    f"{source.name!r}: layer {n} is no Linear, BatchNorm1d or LayerNorm (they have a weight)."
+                )
             bias = f"mlp.{n}.bias" in named
             if linear:
                 if layers and p:
                     layers += [{"layer": "Dropout", "p": float(p)}]
                 renumbered[n] = len(layers)
-                layers += [{"layer": "Linear", "out": weight.shape[0]} | ({} if bias else {"bias": False})]
+                layers += [
+                    {"layer": "Linear", "out": weight.shape[0]} | ({} if bias else {"bias": False})
+                ]
                 pending = True
             else:
                 renumbered[n] = len(layers)
-                layers += [{"layer": "BatchNorm1d" if f"mlp.{n}.running_mean" in named else "LayerNorm"}]
+                layers += [
+                    {"layer": "BatchNorm1d" if f"mlp.{n}.running_mean" in named else "LayerNorm"}
+                ]
                 if not bias:
-                    raise MattaError(f"{source.name!r}: layer {n} has a weight of one dimension and no bias: it is no norm.")
+                    raise MattaError(
+                        f"{source.name!r}: layer {n} has a weight of one dimension and no bias: it is no norm."
+                    )
         if len([layer for layer in layers if layer["layer"] == "Linear"]) > 1:
             if "activation" not in source.config:
-                self.notes.append('The activation is assumed to be ReLU; --config with {"activation": "GELU"} says otherwise.')
+                self.notes.append(
+                    'The activation is assumed to be ReLU; --config with {"activation": "GELU"} says otherwise.'
+                )
             if "dropout" not in source.config:
-                self.notes.append('Dropout is assumed to be 0; --config with {"dropout": 0.1} says otherwise.')
+                self.notes.append(
+                    'Dropout is assumed to be 0; --config with {"dropout": 0.1} says otherwise.'
+                )
         named = {
-            (f"mlp.{renumbered[int(key.split('.')[1])]}.{key.split('.')[2]}" if key.startswith("mlp.") else key): tensor
+            (
+                f"mlp.{renumbered[int(key.split('.')[1])]}.{key.split('.')[2]}"
+                if key.startswith("mlp.")
+                else key
+            ): tensor
             for key, tensor in named.items()
         }
         embeddings = [key for key in named if key.startswith("embeddings.")]
-        fields = [tuple(named[key].shape) for key in sorted(embeddings, key=lambda key: int(key.split(".")[1]))]
+        fields = [
+            tuple(named[key].shape)
+            for key in sorted(embeddings, key=lambda key: int(key.split(".")[1]))
+        ]
         if any(len(shape) != 2 for shape in fields) or "mlp.0.weight" not in named:
-            raise MattaError(f"{source.name!r}: an embedding is a matrix, and the MLP starts with mlp.0.weight.")
+            raise MattaError(
+                f"{source.name!r}: an embedding is a matrix, and the MLP starts with mlp.0.weight."
+            )
         dense = named["mlp.0.weight"].shape[-1] - sum(width for _, width in fields)
         if dense < 0:
             raise MattaError(
@@ -231,16 +292,22 @@ def _from_module(module: nn.Module, name: str) -> nn.Module:
         except KeyError:
             raise MattaError(f"{name!r} has a {type(layer).__name__}; {_MADE_OF}.") from None
     ranker = _ranker([], first.in_features if first else 0, layers, name)
-    return fill(ranker, {f"mlp.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}, name)
+    return fill(
+        ranker, {f"mlp.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}, name
+    )
 
 
 def _ranker(fields: Sequence[Any], dense: int, layers: Sequence[Layer], name: str) -> Ranker:
     if any(layer["layer"] not in ("Linear", *_NORMS, *_BETWEEN) for layer in layers):
         raise MattaError(f"{name!r}: {_MADE_OF}.")
     if not layers or layers[0]["layer"] != "Linear":
-        raise MattaError(f"{name!r} must start with a Linear (put a norm of the inputs into the data instead).")
+        raise MattaError(
+            f"{name!r} must start with a Linear (put a norm of the inputs into the data instead)."
+        )
     if layers[-1]["layer"] != "Linear":
-        raise MattaError(f"{name!r} must end with a Linear, not with {layers[-1]['layer']}: matta trains on plain scores.")
+        raise MattaError(
+            f"{name!r} must end with a Linear, not with {layers[-1]['layer']}: matta trains on plain scores."
+        )
     if layers[-1]["out"] != 1:
         raise MattaError(f"{name!r} has {layers[-1]['out']} outputs; a ranker has 1, the score.")
     return Ranker(fields, dense, layers)
@@ -250,8 +317,12 @@ def _describe(module: nn.Module) -> Layer:
     """A layer as data. Raises ``KeyError`` for layers that a ranker is not made of."""
     kind = type(module).__name__
     if isinstance(module, nn.Linear):
-        return {"layer": "Linear", "out": module.out_features} | ({} if module.bias is not None else {"bias": False})
-    if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)) and (module.weight is None or module.bias is None):
+        return {"layer": "Linear", "out": module.out_features} | (
+            {} if module.bias is not None else {"bias": False}
+        )
+    if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)) and (
+        module.weight is None or module.bias is None
+    ):
         raise KeyError(kind)
     return {"layer": kind} | {key: getattr(module, key) for key in (_NORMS | _BETWEEN)[kind]}
 
@@ -260,5 +331,7 @@ def _named(activation: str) -> str:
     """The class name of an activation, whatever the case it is written in."""
     known = {name.lower(): name for name in _BETWEEN if name != "Dropout"}
     if activation.lower() not in known:
-        raise MattaError(f"--config says activation {activation!r}; known: {', '.join(known.values())}.")
+        raise MattaError(
+            f"--config says activation {activation!r}; known: {', '.join(known.values())}."
+        )
     return known[activation.lower()]

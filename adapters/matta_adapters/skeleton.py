@@ -1,4 +1,6 @@
-"""What the built-in adapters share: a copy of a module at other sizes, filling it with a state dict, its config.json."""
+"""What the built-in adapters share: a copy of a module at other sizes, filling it with a state
+dict, its config.json.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,13 @@ from matta_cli.errors import MattaError
 
 
 def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
-    """A deep copy of ``model`` whose tensors have the shapes that ``sizes`` give, on the current default device, and no values:
-    memory that nobody has written to costs nothing yet.
+    """A deep copy of ``model`` whose tensors have the shapes that ``sizes`` give, on the current
+    default device, and no values: memory that nobody has written to costs nothing yet.
 
-    Everything else (configuration, dropout, attention implementation, ties between tensors) is the model's own, and no
-    time goes into initialising weights that are overwritten anyway. Layers are left out at the end, or added as copies of the
-    last one. The attributes of plain layers that repeat a shape (``out_features``) are set; those of the architecture's own
+    Everything else (configuration, dropout, attention implementation, ties between tensors) is the
+    model's own, and no time goes into initialising weights that are overwritten anyway. Layers are
+    left out at the end, or added as copies of the last one. The attributes of plain layers that
+    repeat a shape (``out_features``) are set; those of the architecture's own
     modules keep their old value: the adapter sets them.
     """
     for axis in adapter.axes(model):
@@ -35,12 +38,17 @@ def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
 
 def shaped(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
     """The same with all layers, for axes that are known already."""
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}  # other buffers are constants: copied
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
+        model.named_buffers(remove_duplicate=False)
+    )
+    # other buffers are constants: copied
+    tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
     for axis in axes:
         for s in () if axis.layers else axis.slices:
-            shapes[id(tensors[s.tensor])][s.dim] += s.blocks * s.unit * (sizes.get(axis.name, axis.size) - axis.size)
+            shapes[id(tensors[s.tensor])][s.dim] += (
+                s.blocks * s.unit * (sizes.get(axis.name, axis.size) - axis.size)
+            )
     memo: dict[int, object] = {}
     for tensor in tensors.values():
         fresh: Tensor = torch.empty(shapes[id(tensor)], dtype=tensor.dtype)
@@ -54,7 +62,9 @@ def shaped(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
 
 
 def _with_layers(model: nn.Module, path: str, layers: list[nn.Module]) -> nn.Module:
-    """``model`` with other layers in the list at ``path``. Shares all else with ``model``, which stays as it is."""
+    """``model`` with other layers in the list at ``path``. Shares all else with ``model``, which
+    stays as it is.
+    """
     found = copy.copy(model)
     if not path:
         found._modules = {str(i): layer for i, layer in enumerate(layers)}
@@ -88,9 +98,11 @@ def _repeat_shape(module: nn.Module) -> None:
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
-    """Load ``tensors`` into ``model`` as float32 and set it to eval mode. ``name`` is the user's name for the source.
+    """Load ``tensors`` into ``model`` as float32 and set it to eval mode. ``name`` is the user's
+    name for the source.
 
-    Raises ``MattaError`` naming the first few tensors that are missing, not known, or of another shape.
+    Raises ``MattaError`` naming the first few tensors that are missing, not known, or of another
+    shape.
     """
     own = model.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in tensors]
@@ -101,15 +113,24 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Modul
         if key in tensors and tensors[key].shape != own[key].shape
     ]
     if wrong:
-        raise MattaError(f"{name!r} does not fit: {some(wrong)}. Is this the right --adapter (and --config)?")
-    model.load_state_dict({key: tensor.float() if tensor.is_floating_point() else tensor for key, tensor in tensors.items()})
+        raise MattaError(
+            f"{name!r} does not fit: {some(wrong)}. Is this the right --adapter (and --config)?"
+        )
+    model.load_state_dict(
+        {
+            key: tensor.float() if tensor.is_floating_point() else tensor
+            for key, tensor in tensors.items()
+        }
+    )
     return model.eval()
 
 
 def some(items: Iterable[str], limit: int = 3) -> str:
     """The first few of many, as text."""
     items = list(items)
-    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")
+    return "; ".join(items[:limit]) + (
+        f"; and {len(items) - limit} more" if len(items) > limit else ""
+    )
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -18,18 +18,25 @@ from matta_cli.errors import MattaError, said
 def from_folder(cls: Any, source: Source, old_buffers: re.Pattern[str]) -> nn.Module:
     """The model of transformers' class ``cls`` in a checkpoint folder, float32.
 
-    Raises ``MattaError`` where tensors are missing, or unknown and not ``old_buffers``, which old checkpoints carry.
+    Raises ``MattaError`` where tensors are missing, or unknown and not ``old_buffers``, which old
+    checkpoints carry.
     """
     loaded, report = opened(cls, source)
     wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    wrong += [f"{key} is not one of its tensors" for key in sorted(report["unexpected_keys"]) if not old_buffers.search(key)]
+    wrong += [
+        f"{key} is not one of its tensors"
+        for key in sorted(report["unexpected_keys"])
+        if not old_buffers.search(key)
+    ]
     if wrong:
         raise MattaError(f"{source.name!r} does not fit a {cls.__name__}: {some(wrong)}.")
     return loaded.float()
 
 
 def opened(cls: Any, source: Source) -> tuple[Any, Any]:
-    """What transformers makes of a checkpoint folder, and its report: the tensors that were missing, and those not expected."""
+    """What transformers makes of a checkpoint folder, and its report: the tensors that were
+    missing, and those not expected.
+    """
     try:
         with quiet():
             return cls.from_pretrained(str(source.folder), output_loading_info=True)
@@ -37,8 +44,12 @@ def opened(cls: Any, source: Source) -> tuple[Any, Any]:
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
 
 
-def built(source: Source, config: Callable[[], Any], model: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A config and the model of it, without weights. Raises ``MattaError`` where transformers cannot make them."""
+def built(
+    source: Source, config: Callable[[], Any], model: Callable[[Any], Any]
+) -> tuple[Any, Any]:
+    """A config and the model of it, without weights. Raises ``MattaError`` where transformers
+    cannot make them.
+    """
     try:
         made = config()
         with no_init():
@@ -46,7 +57,9 @@ def built(source: Source, config: Callable[[], Any], model: Callable[[Any], Any]
     except MattaError:
         raise
     except Exception as error:  # transformers and its checks of configurations raise their own
-        raise MattaError(f"{source.name!r}: transformers cannot build a model from its --config: {said(error)}") from error
+        raise MattaError(
+            f"{source.name!r}: transformers cannot build a model from its --config: {said(error)}"
+        ) from error
 
 
 def no_init() -> AbstractContextManager[None]:

@@ -1,7 +1,9 @@
-"""From a module that can be run to its axes: torch-pruning's dependency graph proposes, the module itself decides.
+"""From a module that can be run to its axes: torch-pruning's dependency graph proposes, the module
+itself decides.
 
-Each proposed axis is tried on a copy with random weights: its units can be permuted, cut and (mostly) appended. What fails
-is left whole and named. Nothing of torch-pruning is left in what is found: axes are data, as those of any other adapter.
+Each proposed axis is tried on a copy with random weights: its units can be permuted, cut and
+(mostly) appended. What fails is left whole and named. Nothing of torch-pruning is left in what is
+found: axes are data, as those of any other adapter.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class Inputs:
         def one(value: Any) -> Any:
             return change(value) if isinstance(value, Tensor) else value
 
-        return Inputs(tuple(map(one, self.args)), {key: one(value) for key, value in self.kwargs.items()})
+        return Inputs(
+            tuple(map(one, self.args)), {key: one(value) for key, value in self.kwargs.items()}
+        )
 
     def tensors(self) -> list[Tensor]:
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
@@ -49,7 +53,9 @@ class Inputs:
 
 @dataclass
 class Found:
-    """What a model holds. repeats: axis -> attributes that repeat its size. whole: reason -> layers that were left whole."""
+    """What a model holds. repeats: axis -> attributes that repeat its size. whole: reason -> layers
+    that were left whole.
+    """
 
     axes: list[Axis] = field(default_factory=list)
     repeats: dict[str, Repeats] = field(default_factory=dict)
@@ -60,7 +66,9 @@ class Found:
 
 
 def resized(axes: Sequence[Axis], sizes: Sizes) -> list[Axis]:
-    """The axes of a model built at ``sizes``; what lies behind an axis in the same dimension moves with it."""
+    """The axes of a model built at ``sizes``; what lies behind an axis in the same dimension moves
+    with it.
+    """
     changes: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for axis in axes:
         for s in axis.slices:
@@ -68,14 +76,23 @@ def resized(axes: Sequence[Axis], sizes: Sizes) -> list[Axis]:
             changes.setdefault((s.tensor, s.dim), []).append((s.start, change))
 
     def moved(s: Slice) -> Slice:
-        return replace(s, start=s.start + sum(by for at, by in changes[s.tensor, s.dim] if at < s.start))
+        return replace(
+            s, start=s.start + sum(by for at, by in changes[s.tensor, s.dim] if at < s.start)
+        )
 
     return [
-        replace(axis, size=sizes.get(axis.name, axis.size), slices=tuple(map(moved, axis.slices))) for axis in axes
-    ]  # fmt: skip
+        replace(axis, size=sizes.get(axis.name, axis.size), slices=tuple(map(moved, axis.slices)))
+        for axis in axes
+    ]
 
 
-def built(model: nn.Module, axes: Sequence[Axis], repeats: Mapping[str, Repeats], whole: Sizes, sizes: Sizes) -> nn.Module:
+def built(
+    model: nn.Module,
+    axes: Sequence[Axis],
+    repeats: Mapping[str, Repeats],
+    whole: Sizes,
+    sizes: Sizes,
+) -> nn.Module:
     """A fresh module like ``model`` at ``sizes``. whole: the sizes at which ``repeats`` holds."""
     made: nn.Module = shaped(model, axes, sizes)
     touched = {s.tensor.rpartition(".")[0] for axis in axes for s in axis.slices}
@@ -125,7 +142,9 @@ def output_of(given: Any) -> Tensor:
     """The one tensor that a model gives. Raises ``MattaError`` where there is none."""
     output = getattr(given, "logits", given)
     if not isinstance(output, Tensor):
-        raise MattaError(f"The model gives a {type(given).__name__}; a tensor, or something with .logits, is needed.")
+        raise MattaError(
+            f"The model gives a {type(given).__name__}; a tensor, or something with .logits, is needed."
+        )
     return output
 
 
@@ -136,7 +155,9 @@ def run(model: nn.Module, inputs: Inputs, state: Mapping[str, Tensor] | None = N
 
 
 def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
-    """The model's output, with its graph. Raises ``MattaError`` with the module that fails, or that cuts the graph."""
+    """The model's output, with its graph. Raises ``MattaError`` with the module that fails, or that
+    cuts the graph.
+    """
     stack: list[tuple[str, nn.Module]] = []
     cutting: list[tuple[str, nn.Module]] = []
     handles = []
@@ -147,12 +168,22 @@ def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
     def leave(module: nn.Module, given: Any, output: Any) -> None:
         place = stack.pop()
         tensors = [t for t in given if isinstance(t, Tensor)]
-        flows = any(t.requires_grad for t in tensors) or (tensors and any(True for _ in module.parameters()))
-        if flows and isinstance(output, Tensor) and output.is_floating_point() and not output.requires_grad:
+        flows = any(t.requires_grad for t in tensors) or (
+            tensors and any(True for _ in module.parameters())
+        )
+        if (
+            flows
+            and isinstance(output, Tensor)
+            and output.is_floating_point()
+            and not output.requires_grad
+        ):
             cutting.append(place)
 
     for path, module in model.named_modules():
-        handles += [module.register_forward_pre_hook(enter(path)), module.register_forward_hook(leave)]
+        handles += [
+            module.register_forward_pre_hook(enter(path)),
+            module.register_forward_hook(leave),
+        ]
     try:
         with torch.enable_grad():
             output = run(model, inputs)
@@ -160,12 +191,16 @@ def check_traceable(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
         raise
     except Exception as error:  # it is the user's code that runs
         where = f"in {_shown(*stack[-1])}" if stack else "before its first layer"
-        raise MattaError(f"{name}: the model does not run on --example: {said(error)} ({where}).") from error
+        raise MattaError(
+            f"{name}: the model does not run on --example: {said(error)} ({where})."
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
     if not output.requires_grad:
-        inner = [place for place in cutting if not any(_inside(other[0], place[0]) for other in cutting)]
+        inner = [
+            place for place in cutting if not any(_inside(other[0], place[0]) for other in cutting)
+        ]
         where = _shown(*inner[-1]) if inner else _shown("", model)
         raise MattaError(
             f"{name}: {where} cannot be traced: its output is cut from the graph (detach, no_grad, or an integer); "
@@ -194,22 +229,32 @@ class _Graph:
         import torch_pruning
 
         twin = copy.deepcopy(model).requires_grad_(True)
-        self.transposed = _linear_twins(twin)  # torch-pruning does not see through transformers' Conv1D
+        # torch-pruning does not see through transformers' Conv1D
+        self.transposed = _linear_twins(twin)
         self.graph = torch_pruning.DependencyGraph()
         self.index = torch_pruning._helpers._HybridIndex
         try:
             with torch.enable_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self.graph.build_dependency(
-                    twin, inputs, forward_fn=lambda m, given: run(m, given), ignored_params=[], verbose=False
+                    twin,
+                    inputs,
+                    forward_fn=lambda m, given: run(m, given),
+                    ignored_params=[],
+                    verbose=False,
                 )
         except Exception as error:  # torch-pruning raises whatever its own tables run into
             raise MattaError(
                 f"{name}: {_shown('', model)} cannot be traced by torch-pruning: {said(error)}; write an adapter "
                 "(CONTRIBUTING.md)."
             ) from error
-        self.names = {id(m): n for n, m in twin.named_modules()} | {id(p): n for n, p in twin.named_parameters()}
-        tensors = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers())}
+        self.names = {id(m): n for n, m in twin.named_modules()} | {
+            id(p): n for n, p in twin.named_parameters()
+        }
+        tensors = {
+            **dict(model.named_parameters(remove_duplicate=False)),
+            **dict(model.named_buffers()),
+        }
         self.first: dict[str, str] = {}  # axes name a tied tensor by its first name
         known: dict[int, str] = {}
         for key, tensor in tensors.items():
@@ -221,22 +266,38 @@ class _Graph:
         """Layers that make channels, in the model's own order."""
         order = {name: i for i, name in enumerate(self.names.values())}
         kinds = (nn.Linear, _CONV, nn.Embedding)
-        found = [(self.names[id(m)], m) for m in self.nodes if isinstance(m, kinds) and id(m) in self.names]
+        found = [
+            (self.names[id(m)], m)
+            for m in self.nodes
+            if isinstance(m, kinds) and id(m) in self.names
+        ]
         yield from sorted(found, key=lambda item: order[item[0]])
 
     def unseen(self, model: nn.Module) -> list[str]:
         """Layers that would make channels, if the forward pass reached them as layers."""
         known = {self.names[id(m)] for m in self.nodes if id(m) in self.names}
-        return [n for n, m in model.named_modules() if isinstance(m, (nn.Linear, _CONV, nn.Embedding)) and n not in known]
+        return [
+            n
+            for n, m in model.named_modules()
+            if isinstance(m, (nn.Linear, _CONV, nn.Embedding)) and n not in known
+        ]
 
     def group(self, root: nn.Module) -> tuple[dict[tuple[Any, bool], set[tuple[int, int]]], bool]:
-        """What shrinks with all output channels of ``root``: (module, reads) -> (its index, root's channel).
+        """What shrinks with all output channels of ``root``: (module, reads) -> (its index, root's
+        channel).
 
-        Also whether the walk came to its end: torch-pruning's own never does on grouped-query attention.
+        Also whether the walk came to its end: torch-pruning's own never does on grouped-query
+        attention.
         """
         pruner = self.graph.get_pruner_of_module(root)
         channels = pruner.get_out_channels(root)
-        stack = [(self.nodes[root], pruner.prune_out_channels, tuple(self.index(i, i) for i in range(channels)))]
+        stack = [
+            (
+                self.nodes[root],
+                pruner.prune_out_channels,
+                tuple(self.index(i, i) for i in range(channels)),
+            )
+        ]
         seen: set[Any] = set()
         members: dict[tuple[Any, bool], set[tuple[int, int]]] = {}
         limit = 10 * len(self.nodes) + 1000
@@ -251,7 +312,9 @@ class _Graph:
             if id(node.module) in self.names:
                 own = self.graph.get_pruner_of_module(node.module)
                 reads = handler == own.prune_in_channels and handler != own.prune_out_channels
-                members.setdefault((node.module, reads), set()).update((i.idx, i.root_idx) for i in index)
+                members.setdefault((node.module, reads), set()).update(
+                    (i.idx, i.root_idx) for i in index
+                )
             for dependency in node.dependencies:
                 if dependency.is_triggered_by(handler):
                     found: Any = list(index)
@@ -262,7 +325,9 @@ class _Graph:
         return members, True
 
     def places(self, module: Any, reads: bool) -> list[Place]:
-        """The dimensions of tensors that a member stands for. Raises ``LookupError`` for a kind of layer that stays whole."""
+        """The dimensions of tensors that a member stands for. Raises ``LookupError`` for a kind of
+        layer that stays whole.
+        """
         name = self.names[id(module)]
         if isinstance(module, nn.Parameter):
             return [(self.first[name], self.nodes[module].pruning_dim, False)]
@@ -276,8 +341,14 @@ class _Graph:
             found = [(weight, int(reads != swapped), reads)] + ([] if reads else [(bias, 0, False)])
         elif isinstance(module, nn.Embedding):
             found = [(weight, 1, False)]
-        elif isinstance(module, (*_NORMS, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)):
-            found = [(f"{name}.{part}", 0, False) for part in ("weight", "bias", "running_mean", "running_var")]
+        elif isinstance(
+            module,
+            (*_NORMS, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm),
+        ):
+            found = [
+                (f"{name}.{part}", 0, False)
+                for part in ("weight", "bias", "running_mean", "running_var")
+            ]
         elif isinstance(module, nn.PReLU):
             found = [(weight, 0, False)] if module.num_parameters > 1 else []
         else:
@@ -286,8 +357,14 @@ class _Graph:
 
 
 def _linear_twins(model: nn.Module) -> set[str]:
-    """Replace every Conv1D of transformers ([in, out] weights) by the linear layer it is; their names."""
-    found = {name for name, m in model.named_modules() if type(m).__name__ == "Conv1D" and hasattr(m, "nf")}
+    """Replace every Conv1D of transformers ([in, out] weights) by the linear layer it is; their
+    names.
+    """
+    found = {
+        name
+        for name, m in model.named_modules()
+        if type(m).__name__ == "Conv1D" and hasattr(m, "nf")
+    }
     for name in found:
         old: Any = model.get_submodule(name)
         into, out = old.weight.shape
@@ -305,16 +382,30 @@ def _linear_twins(model: nn.Module) -> set[str]:
 Pairs = dict[Place, set[tuple[int, int]]]
 
 
-def _candidates(pairs: Pairs, shapes: Mapping[str, Sequence[int]]) -> list[tuple[int, tuple[Slice, ...]]]:
-    """Size and slices that these (place -> (index, root channel)) may mean: as they were traced, then by the lengths alone."""
+def _candidates(
+    pairs: Pairs, shapes: Mapping[str, Sequence[int]]
+) -> list[tuple[int, tuple[Slice, ...]]]:
+    """Size and slices that these (place -> (index, root channel)) may mean: as they were traced,
+    then by the lengths alone.
+    """
     lengths = {(tensor, dim, reads): shapes[tensor][dim] for tensor, dim, reads in pairs}
-    # a place that is too short was reached along another dimension of the activations (token mixing)
-    traced = _blocks({place: found for place, found in pairs.items() if all(i < lengths[place] for i, _ in found)})
+    # a place that is too short was reached along another dimension of the activations (token
+    # mixing)
+    traced = _blocks(
+        {
+            place: found
+            for place, found in pairs.items()
+            if all(i < lengths[place] for i, _ in found)
+        }
+    )
     candidates = [traced] if traced is not None else []
     size = min(lengths.values())
     if size < max(lengths.values()) and not any(length % size for length in lengths.values()):
-        # a gate and its value, or q, k and v, in one layer, by an operation that torch-pruning does not follow
-        candidates.append((size, tuple(_once([Slice(t, d, lengths[t, d, r] // size, 0, r) for t, d, r in pairs]))))
+        # a gate and its value, or q, k and v, in one layer, by an operation that torch-pruning does
+        # not follow
+        candidates.append(
+            (size, tuple(_once([Slice(t, d, lengths[t, d, r] // size, 0, r) for t, d, r in pairs])))
+        )
     return candidates
 
 
@@ -352,7 +443,9 @@ def _once(slices: Sequence[Slice]) -> list[Slice]:
 
 @dataclass
 class _Grouped:
-    """Grouped-query attention: the query heads of each key/value head are an axis; the key/value heads (``shared``) stay."""
+    """Grouped-query attention: the query heads of each key/value head are an axis; the key/value
+    heads (``shared``) stay.
+    """
 
     size: int
     slices: tuple[Slice, ...]
@@ -364,7 +457,9 @@ class _Grouped:
         return self.size, self.slices
 
 
-def _grouped_queries(members: Mapping[tuple[Any, bool], Any], graph: _Graph, model: nn.Module) -> _Grouped | None:
+def _grouped_queries(
+    members: Mapping[tuple[Any, bool], Any], graph: _Graph, model: nn.Module
+) -> _Grouped | None:
     made = {m: m.out_features for m, reads in members if isinstance(m, nn.Linear) and not reads}
     read = [m for m, reads in members if isinstance(m, nn.Linear) and reads]
     if len(made) < 2 or len(read) != 1:
@@ -373,14 +468,26 @@ def _grouped_queries(members: Mapping[tuple[Any, bool], Any], graph: _Graph, mod
     queries = [m for m, width in made.items() if width == wide]
     scope = _scope([graph.names[id(m)] for m in (*made, *read)])
     widths = {v for _, a, v in _numbers(model, scope) if a in _WIDTHS and narrow % v == 0}
-    if len(queries) != 1 or wide % narrow or wide == narrow or len(widths) != 1 or read[0].in_features != wide:
+    if (
+        len(queries) != 1
+        or wide % narrow
+        or wide == narrow
+        or len(widths) != 1
+        or read[0].in_features != wide
+    ):
         return None
     (width,) = widths
     size, blocks = wide // narrow * width, narrow // width
     places = [*graph.places(queries[0], False), *graph.places(read[0], True)]
-    linear = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.startswith(f"{scope}.")}
+    linear = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, nn.Linear) and n.startswith(f"{scope}.")
+    }
     shared = [n for n, m in linear.items() if m.out_features == narrow]
-    return _Grouped(size, tuple(Slice(t, dim, blocks, 0, reads) for t, dim, reads in places), width, shared)
+    return _Grouped(
+        size, tuple(Slice(t, dim, blocks, 0, reads) for t, dim, reads in places), width, shared
+    )
 
 
 def _scope(owners: Sequence[str]) -> str:
@@ -395,12 +502,23 @@ def _scope(owners: Sequence[str]) -> str:
 
 
 def _numbers(model: nn.Module, scope: str) -> Iterator[tuple[str, str, int]]:
-    """Module, attribute and value of every positive whole number that the modules of a scope keep beside their layers."""
+    """Module, attribute and value of every positive whole number that the modules of a scope keep
+    beside their layers.
+    """
     layers = (nn.Linear, _CONV, nn.Embedding, *_NORMS, nn.modules.batchnorm._BatchNorm, nn.Dropout)
     for name, module in model.named_modules():
-        if (name == scope or _inside(name, scope)) and not isinstance(module, layers) and type(module).__name__ != "Conv1D":
+        if (
+            (name == scope or _inside(name, scope))
+            and not isinstance(module, layers)
+            and type(module).__name__ != "Conv1D"
+        ):
             for attribute, value in vars(module).items():
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0 and not attribute.startswith("_"):
+                if (
+                    isinstance(value, int)
+                    and not isinstance(value, bool)
+                    and value > 0
+                    and not attribute.startswith("_")
+                ):
                     yield name, attribute, value
 
 
@@ -426,13 +544,26 @@ class _Trial:
 
     def same(self, got: Tensor) -> bool:
         scale = float(self.expected.abs().max()) or 1.0
-        return got.shape == self.expected.shape and float((got - self.expected).abs().max()) <= self.tolerance * scale
+        return (
+            got.shape == self.expected.shape
+            and float((got - self.expected).abs().max()) <= self.tolerance * scale
+        )
 
     def holds(self, axis: Axis, repeats: Repeats) -> str:
-        """``grows``, ``shrinks`` (a norm sees new units), ``outputs`` (it is what the model gives), or empty."""
+        """``grows``, ``shrinks`` (a norm sees new units), ``outputs`` (it is what the model gives),
+        or empty.
+        """
         try:
             return self._holds(axis, repeats)
-        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, ZeroDivisionError, KeyError):
+        except (
+            RuntimeError,
+            ValueError,
+            TypeError,
+            IndexError,
+            AssertionError,
+            ZeroDivisionError,
+            KeyError,
+        ):
             return ""
 
     @torch.no_grad()
@@ -447,12 +578,21 @@ class _Trial:
             return ""
         if not any(s.outgoing for s in axis.slices):
             return "shrinks"
-        silent = run(self.model, self.inputs, self._taken(axis, list(range(axis.size)), silent_from=half))
+        silent = run(
+            self.model, self.inputs, self._taken(axis, list(range(axis.size)), silent_from=half)
+        )
         scale = float(self.expected.abs().max()) or 1.0
         if float((silent - small).abs().max()) > self.tolerance * scale:
             return "shrinks"
-        more = [*range(axis.size), *torch.randint(axis.size, (2 * axis.step,), generator=self.generator).tolist()]
-        return "grows" if self.same(self._run(axis, repeats, more, silent_from=axis.size)) else "shrinks"
+        more = [
+            *range(axis.size),
+            *torch.randint(axis.size, (2 * axis.step,), generator=self.generator).tolist(),
+        ]
+        return (
+            "grows"
+            if self.same(self._run(axis, repeats, more, silent_from=axis.size))
+            else "shrinks"
+        )
 
     def together(self, found: Found) -> bool:
         """All axes at once: half of each runs, and more of each that can grow changes nothing."""
@@ -460,7 +600,13 @@ class _Trial:
             sizes = {a.name: max(1, int(a.size // a.step * factor)) * a.step for a in found.axes}
             try:
                 with torch.device("meta"):
-                    made = built(self.model, found.axes, found.repeats, {a.name: a.size for a in found.axes}, sizes)
+                    made = built(
+                        self.model,
+                        found.axes,
+                        found.repeats,
+                        {a.name: a.size for a in found.axes},
+                        sizes,
+                    )
                     meta = self.inputs.map(lambda t: t.to("meta"))
                     with torch.no_grad():
                         if run(made, meta).shape != self.expected.shape:
@@ -472,33 +618,54 @@ class _Trial:
 
     def _runs(self, found: Found, sizes: Sizes) -> bool:
         """Where the meta device does not serve: the same with real numbers."""
-        made = built(self.model, found.axes, found.repeats, {a.name: a.size for a in found.axes}, sizes)
+        made = built(
+            self.model, found.axes, found.repeats, {a.name: a.size for a in found.axes}, sizes
+        )
         try:
             with torch.no_grad():
                 return run(made.eval(), self.inputs).shape == self.expected.shape
         except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
             return False
 
-    def _run(self, axis: Axis, repeats: Repeats, units: list[int], silent_from: int | None = None) -> Tensor:
+    def _run(
+        self, axis: Axis, repeats: Repeats, units: list[int], silent_from: int | None = None
+    ) -> Tensor:
         with torch.device("meta"):
-            made = built(self.model, [axis], {axis.name: repeats}, {axis.name: axis.size}, {axis.name: len(units)})
+            made = built(
+                self.model,
+                [axis],
+                {axis.name: repeats},
+                {axis.name: axis.size},
+                {axis.name: len(units)},
+            )
         return run(made, self.inputs, self._taken(axis, units, silent_from))
 
-    def _taken(self, axis: Axis, units: list[int], silent_from: int | None = None) -> dict[str, Tensor]:
-        """The tensors with these units of the axis, in this order. Those from ``silent_from`` on are not read."""
+    def _taken(
+        self, axis: Axis, units: list[int], silent_from: int | None = None
+    ) -> dict[str, Tensor]:
+        """The tensors with these units of the axis, in this order. Those from ``silent_from`` on
+        are not read.
+        """
         state = dict(self.state)
         for s in axis.slices:
             index, quiet = list(range(s.start)), []
             for block in range(s.blocks):
-                quiet += [len(index) + k for k in range(silent_from, len(units))] if silent_from is not None else []
+                quiet += (
+                    [len(index) + k for k in range(silent_from, len(units))]
+                    if silent_from is not None
+                    else []
+                )
                 index += [s.start + block * axis.size + u for u in units]
             tensor = state[s.tensor]
             index += range(s.start + s.blocks * axis.size, tensor.shape[s.dim])
             tensor = tensor.index_select(s.dim, torch.tensor(index))
             if s.outgoing and quiet:
                 tensor.index_fill_(s.dim, torch.tensor(quiet), 0.0)
-            elif quiet and silent_from == axis.size and tensor.dim() > 1:  # new units are like none that is there
-                tensor.index_copy_(s.dim, torch.tensor(quiet), _drawn(tensor, s.dim, len(quiet), self.generator))
+            elif quiet and silent_from == axis.size and tensor.dim() > 1:
+                # new units are like none that is there
+                tensor.index_copy_(
+                    s.dim, torch.tensor(quiet), _drawn(tensor, s.dim, len(quiet), self.generator)
+                )
             state[s.tensor] = tensor
         return state
 
@@ -511,10 +678,20 @@ def _drawn(tensor: Tensor, dim: int, count: int, generator: torch.Generator) -> 
 
 @torch.no_grad()
 def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
-    """Weights of order one everywhere: a layer scale of 1e-6, or a bias of zero, would hide what goes wrong behind it."""
-    layers = {id(m.weight) for m in model.modules() if isinstance(m, (nn.Linear, _CONV)) or type(m).__name__ == "Conv1D"}
+    """Weights of order one everywhere: a layer scale of 1e-6, or a bias of zero, would hide what
+    goes wrong behind it.
+    """
+    layers = {
+        id(m.weight)
+        for m in model.modules()
+        if isinstance(m, (nn.Linear, _CONV)) or type(m).__name__ == "Conv1D"
+    }
     tensors: dict[str, Tensor] = dict(model.named_parameters())
-    tensors |= {n: b for n, b in model.named_buffers() if n.rpartition(".")[2] in ("running_mean", "running_var")}
+    tensors |= {
+        n: b
+        for n, b in model.named_buffers()
+        if n.rpartition(".")[2] in ("running_mean", "running_var")
+    }
     for name, tensor in tensors.items():
         drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         if id(tensor) in layers:
@@ -530,7 +707,9 @@ def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
 
 
 def nest(model: nn.Module, inputs: Inputs, name: str) -> Found:
-    """The axes of ``model`` on ``inputs``. Raises ``MattaError``, with the module, where it cannot be run or traced."""
+    """The axes of ``model`` on ``inputs``. Raises ``MattaError``, with the module, where it cannot
+    be run or traced.
+    """
     traced = copy.deepcopy(model).eval().requires_grad_(True)
     check_traceable(traced, inputs, name)
     graph, trial, found = _Graph(model.eval(), inputs, name), _Trial(model, inputs), Found()
@@ -540,20 +719,33 @@ def nest(model: nn.Module, inputs: Inputs, name: str) -> Found:
         if root_name in done:
             continue
         members, ended = graph.group(root)
-        done |= {graph.names[id(m)] for m, reads in members if not reads and not isinstance(m, nn.Parameter)}
-        reason, candidates = _read(graph, members) if ended else ("torch-pruning finds no end to what depends on them", [])
+        done |= {
+            graph.names[id(m)]
+            for m, reads in members
+            if not reads and not isinstance(m, nn.Parameter)
+        }
+        reason, candidates = (
+            _read(graph, members)
+            if ended
+            else ("torch-pruning finds no end to what depends on them", [])
+        )
         if candidates and _accept(found, trial, taken, model, root_name, candidates):
             continue
         grouped = _grouped_queries(members, graph, model)
         queries = grouped.slices[0].tensor.removesuffix(".weight") if grouped is not None else ""
-        if grouped is not None and _accept(found, trial, taken, model, queries, [grouped.candidate], [grouped.step]):
+        if grouped is not None and _accept(
+            found, trial, taken, model, queries, [grouped.candidate], [grouped.step]
+        ):
             done |= {queries, *grouped.shared}
             for name_ in grouped.shared:
                 found.leave("several query heads share each of their heads", name_)
         else:
             found.leave(reason, root_name)
     for unseen in graph.unseen(model):
-        found.leave("the graph does not reach them (unused, detached, or run by other code than their own)", unseen)
+        found.leave(
+            "the graph does not reach them (unused, detached, or run by other code than their own)",
+            unseen,
+        )
     while found.axes and not trial.together(found):
         last = found.axes.pop()
         found.repeats.pop(last.name, None)
@@ -561,7 +753,9 @@ def nest(model: nn.Module, inputs: Inputs, name: str) -> Found:
     return found
 
 
-def _read(graph: _Graph, members: Mapping[tuple[Any, bool], Any]) -> tuple[str, list[tuple[int, tuple[Slice, ...]]]]:
+def _read(
+    graph: _Graph, members: Mapping[tuple[Any, bool], Any]
+) -> tuple[str, list[tuple[int, tuple[Slice, ...]]]]:
     """What the members of a group may mean as slices; and what to say where none of it holds."""
     pairs: Pairs = {}
     try:
@@ -571,18 +765,31 @@ def _read(graph: _Graph, members: Mapping[tuple[Any, bool], Any]) -> tuple[str, 
     except LookupError as kind:
         return f"{kind.args[0]} stay as they are", []
     candidates = _candidates(pairs, graph.shapes)
-    if not candidates or all(s.blocks > 1 for _, slices in candidates for s in slices if s.outgoing):
-        return "their units do not lie in whole blocks in what reads them (flattened, say)", candidates
+    if not candidates or all(
+        s.blocks > 1 for _, slices in candidates for s in slices if s.outgoing
+    ):
+        return (
+            "their units do not lie in whole blocks in what reads them (flattened, say)",
+            candidates,
+        )
     return "the model did not run, or not to the same outputs, when they were tried", candidates
 
 
 def _accept(
-    found: Found, trial: _Trial, taken: set[tuple[str, int, int]], model: nn.Module, name: str,
-    candidates: Sequence[tuple[int, tuple[Slice, ...]]], steps: Sequence[int] = (),
-) -> bool:  # fmt: skip
-    """Try what the candidates may mean, the simplest first; the first that holds becomes an axis. False where none does."""
+    found: Found,
+    trial: _Trial,
+    taken: set[tuple[str, int, int]],
+    model: nn.Module,
+    name: str,
+    candidates: Sequence[tuple[int, tuple[Slice, ...]]],
+    steps: Sequence[int] = (),
+) -> bool:
+    """Try what the candidates may mean, the simplest first; the first that holds becomes an axis.
+    False where none does.
+    """
     shrinking: tuple[Axis, Repeats] | None = None
-    name = name if name.strip("0123456789.") else f"layer.{name}"  # of an nn.Sequential: a kind needs a word
+    # of an nn.Sequential: a kind needs a word
+    name = name if name.strip("0123456789.") else f"layer.{name}"
     for size, slices in candidates:
         if any((s.tensor, s.dim, s.start) in taken for s in slices):
             continue
@@ -611,11 +818,16 @@ def _add(found: Found, taken: set[tuple[str, int, int]], axis: Axis, repeats: Re
 
 
 def _with_reader(axis: Axis) -> Axis:
-    """Where no layer reads the units (a product of two towers): silent in the last layer that makes them, they are silent."""
+    """Where no layer reads the units (a product of two towers): silent in the last layer that makes
+    them, they are silent.
+    """
     owner = axis.slices[-1].tensor.rpartition(".")[0]
     return replace(
-        axis, slices=tuple(replace(s, outgoing=s.tensor.rpartition(".")[0] == owner) for s in axis.slices)
-    )  # fmt: skip
+        axis,
+        slices=tuple(
+            replace(s, outgoing=s.tensor.rpartition(".")[0] == owner) for s in axis.slices
+        ),
+    )
 
 
 def _norm_spans(model: nn.Module, axis: Axis) -> bool:
@@ -623,7 +835,9 @@ def _norm_spans(model: nn.Module, axis: Axis) -> bool:
     return any(isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners)
 
 
-def _meanings(model: nn.Module, size: int, slices: Sequence[Slice], steps: Sequence[int]) -> Iterator[tuple[int, Repeats]]:
+def _meanings(
+    model: nn.Module, size: int, slices: Sequence[Slice], steps: Sequence[int]
+) -> Iterator[tuple[int, Repeats]]:
     """Steps, and attributes that may repeat the size, from the simplest on."""
     owners = [s.tensor.rpartition(".")[0] for s in slices]
     scope = _scope(owners)
@@ -631,7 +845,9 @@ def _meanings(model: nn.Module, size: int, slices: Sequence[Slice], steps: Seque
     norms = [(o, m) for o in owners if isinstance(m := model.get_submodule(o), nn.GroupNorm)]
     groups = tuple({(o, "num_groups", m.num_groups) for o, m in norms if m.num_groups > 1})
     if not steps:
-        widths = {v for _, a, v in numbers if a in _WIDTHS} | {size // v for _, a, v in numbers if a in _HEADS}
+        widths = {v for _, a, v in numbers if a in _WIDTHS} | {
+            size // v for _, a, v in numbers if a in _HEADS
+        }
         widths |= {size // value for _, _, value in groups}
         steps = [1, *sorted(w for w in widths if 1 < w <= size and size % w == 0)]
     for step in steps:
@@ -641,9 +857,14 @@ def _meanings(model: nn.Module, size: int, slices: Sequence[Slice], steps: Seque
             if same:
                 yield 1, same
             continue
-        counts = (size // step, slices[0].blocks * size // step)  # heads; or heads per group, of so many groups
+        # heads; or heads per group, of so many groups
+        counts = (size // step, slices[0].blocks * size // step)
         heads = tuple(
-            n for n in numbers
-            if (n[1] in _HEADS and n[2] in counts) or (("group" in n[1] or "rep" in n[1]) and n[2] == size // step)
-        )  # fmt: skip
-        yield from dict.fromkeys((step, tuple(dict.fromkeys(r))) for r in ((*same, *heads), heads, same, groups, ()))
+            n
+            for n in numbers
+            if (n[1] in _HEADS and n[2] in counts)
+            or (("group" in n[1] or "rep" in n[1]) and n[2] == size // step)
+        )
+        yield from dict.fromkeys(
+            (step, tuple(dict.fromkeys(r))) for r in ((*same, *heads), heads, same, groups, ())
+        )

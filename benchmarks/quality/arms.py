@@ -1,4 +1,6 @@
-"""The ways to train a Student that the study compares. Each is a change of the recipe; one engine trains them all."""
+"""The ways to train a Student that the study compares. Each is a change of the recipe; one engine
+trains them all.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,16 @@ from typing import Any
 class Arm:
     """One way to train.
 
-    alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or base. two_stage: a TA of its
-    own first, the Student from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
-    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer: another tool (``peers``) that
-    cuts the base to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's weights, which
-    teaches the Students in place of the TA. spread: what the new units' incoming weights are multiplied by. rate: what their
-    learning rate is multiplied by. share: steps are so many that the arm's matrix products are this share of those that
-    separate plain distillations of all widths take. teacher: another one of the problem's cache, a folder beside its file
-    of outputs.
+    alone: the baseline (``matta_cli.baselines``) of one model of ``width``, not nested: plain or
+    base. two_stage: a TA of its own first, the Student from it then. distill, convert: changes of
+    the recipe. compute: steps are so many that the arm's matrix products are as many as MatTA's.
+    optimizer: where it is not the recipe's own. peer: another tool (``peers``) that cuts the base
+    to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's
+    weights, which teaches the Students in place of the TA. spread: what the new units' incoming
+    weights are multiplied by. rate: what their learning rate is multiplied by. share: steps are so
+    many that the arm's matrix products are this share of those that separate plain distillations of
+    all widths take. teacher: another one of the problem's cache, a folder beside its file of
+    outputs.
     """
 
     name: str
@@ -40,7 +44,9 @@ class Arm:
 
     @property
     def tuned_as(self) -> str:
-        """The arm whose learning rate it takes: more steps of the same training are not tuned again."""
+        """The arm whose learning rate it takes: more steps of the same training are not tuned
+        again.
+        """
         return self.name.removesuffix("+compute")
 
     @property
@@ -49,21 +55,34 @@ class Arm:
         return not (self.alone or self.two_stage or "widths" in self.distill)
 
 
-NAMES = {"shampoo": "Shampoo", "soap": "SOAP"}  # the optimizers besides AdamW: the paper's, and its successor
+# the optimizers besides AdamW: the paper's, and its successor
+NAMES = {"shampoo": "Shampoo", "soap": "SOAP"}
 PEER_WIDTH = 0.5  # that other tools prune the base to: below 1, since they make a model smaller
 SHARE = 0.4  # of the cost of separate runs, that a family shall cost at most
-# the cheapest way to train a family: one width a step, each from the Teacher; the TA, which nobody asked for, is left out
-CHEAP = {"ta_weight": 0.0, "ta_student_weight": 0.0, "students_learn_from": "teacher", "students_per_step": 1}
+# the cheapest way to train a family: one width a step, each from the Teacher; the TA, which nobody
+# asked for, is left out
+CHEAP = {
+    "ta_weight": 0.0,
+    "ta_student_weight": 0.0,
+    "students_learn_from": "teacher",
+    "students_per_step": 1,
+}
 MATFORMER = {"ta_weight": 0.0, "teacher_mix": 0.0, "ta_student_weight": 0.0, "students_per_step": 1}
 
 
 def arms(
-    widths: tuple[float, ...], size: float, expand: float, labelled: bool,
-    peers: tuple[str, ...] = (), optimizers: tuple[str, ...] = tuple(NAMES),
-) -> list[Arm]:  # fmt: skip
-    """The arms of a problem, the reference (plain distillation) first. peers: those that apply and are installed.
+    widths: tuple[float, ...],
+    size: float,
+    expand: float,
+    labelled: bool,
+    peers: tuple[str, ...] = (),
+    optimizers: tuple[str, ...] = tuple(NAMES),
+) -> list[Arm]:
+    """The arms of a problem, the reference (plain distillation) first. peers: those that apply and
+    are installed.
 
-    MatTA trains one Student in the TA, of the width that the claim is about, as the paper has it; the family trains all widths.
+    MatTA trains one Student in the TA, of the width that the claim is about, as the paper has it;
+    the family trains all widths.
     """
     one = {"widths": [size]}
     matformer = {**MATFORMER, "widths": sorted({*widths, expand})}
@@ -73,7 +92,11 @@ def arms(
         Arm("matta", "MatTA, one Student", one),
         Arm("family", f"MatTA, a family of {len(widths)}"),
         Arm(
-            "family-cheap", f"a family of {len(widths)}, one a step, {SHARE:g} of the cost", CHEAP, {"expand": 1.0}, share=SHARE
+            "family-cheap",
+            f"a family of {len(widths)}, one a step, {SHARE:g} of the cost",
+            CHEAP,
+            {"expand": 1.0},
+            share=SHARE,
         ),
         Arm("unshared", "MatTA without sharing", {**one, "shared": False}),
         Arm("no-ramp", "MatTA without ramp", {**one, "ramp": 0.0}),
@@ -82,7 +105,13 @@ def arms(
         Arm("matformer", "MatFormer (nested, no distillation)", matformer, truth=True),
         Arm("two-stage", "two-stage TA distillation", two_stage=True),
         Arm("plain+compute", "Teacher → Student, MatTA's compute", alone="plain", compute=True),
-        Arm("base+compute", "base on ground truth, MatTA's compute", alone="base", compute=True, truth=True),
+        Arm(
+            "base+compute",
+            "base on ground truth, MatTA's compute",
+            alone="base",
+            compute=True,
+            truth=True,
+        ),
         Arm("two-stage+compute", "two-stage, MatTA's compute", two_stage=True, compute=True),
     ]
     for other in optimizers:
@@ -90,7 +119,12 @@ def arms(
         found += [
             Arm(f"plain/{other}", f"Teacher → Student, {said}", alone="plain", optimizer=other),
             Arm(f"matta/{other}", f"MatTA, {said}", one, optimizer=other),
-            Arm(f"unshared/{other}", f"MatTA without sharing, {said}", {**one, "shared": False}, optimizer=other),
+            Arm(
+                f"unshared/{other}",
+                f"MatTA without sharing, {said}",
+                {**one, "shared": False},
+                optimizer=other,
+            ),
         ]
     found += [
         Arm(f"plain@{width:g}", f"Teacher → Student of width {width:g}", alone="plain", width=width)
@@ -99,20 +133,38 @@ def arms(
     ]
     at, wide = f"@{PEER_WIDTH:g}", f"of width {PEER_WIDTH:g}"
     if peers and size != PEER_WIDTH:
-        found.append(Arm(f"matta{at}", f"MatTA, one Student {wide}", {"widths": [PEER_WIDTH]}, width=PEER_WIDTH))
+        found.append(
+            Arm(
+                f"matta{at}",
+                f"MatTA, one Student {wide}",
+                {"widths": [PEER_WIDTH]},
+                width=PEER_WIDTH,
+            )
+        )
         label = f"Teacher → Student {wide}, MatTA's compute"
-        found.append(Arm(f"plain{at}+compute", label, alone="plain", width=PEER_WIDTH, compute=True))
+        found.append(
+            Arm(f"plain{at}+compute", label, alone="plain", width=PEER_WIDTH, compute=True)
+        )
     for peer in peers:
-        pruned = Arm(f"{peer}{at}", f"{peer}, distilled, {wide}", alone="plain", width=PEER_WIDTH, peer=peer)
+        pruned = Arm(
+            f"{peer}{at}", f"{peer}, distilled, {wide}", alone="plain", width=PEER_WIDTH, peer=peer
+        )
         found += [
             pruned,
-            replace(pruned, name=f"{pruned.name}+compute", label=f"{pruned.label}, MatTA's compute", compute=True),
+            replace(
+                pruned,
+                name=f"{pruned.name}+compute",
+                label=f"{pruned.label}, MatTA's compute",
+                compute=True,
+            ),
         ]
     return [arm for arm in found if labelled or not arm.truth]
 
 
 def variants(size: float, adapter: str) -> list[Arm]:
-    """What the search for the recipe tries: changes of MatTA with one Student, then changes of the family."""
+    """What the search for the recipe tries: changes of MatTA with one Student, then changes of the
+    family.
+    """
     changes: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "TA → Student 0": ({"ta_student_weight": 0.0}, {}),
         "TA → Student 1": ({"ta_student_weight": 1.0}, {}),
@@ -123,7 +175,10 @@ def variants(size: float, adapter: str) -> list[Arm]:
         "Student's own weight 2": ({"student_weight": 2.0, "ta_student_weight": 1.0}, {}),
         "Student's own weight 0.5": ({"student_weight": 0.5}, {}),
         "TA's own weight 2": ({"ta_weight": 2.0}, {}),
-        "Student follows the TA only": ({"students_learn_from": "ta", "ta_student_weight": 1.0}, {}),
+        "Student follows the TA only": (
+            {"students_learn_from": "ta", "ta_student_weight": 1.0},
+            {},
+        ),
         "TA of width 4": ({}, {"expand": 4.0}),
         "units as they come": ({}, {"order": "none"}),
         "reverse KL": ({"divergence": "reverse"}, {}),
@@ -141,13 +196,19 @@ def variants(size: float, adapter: str) -> list[Arm]:
         changes["temperature 4"] = ({"temperature": 4.0}, {})
     of_family: dict[str, dict[str, Any]] = {
         "one Student a step": {"students_per_step": 1},
-        "one Student a step, the largest thrice as often": {"students_per_step": 1, "sampling": [1.0, 1.0, 3.0]},
+        "one Student a step, the largest thrice as often": {
+            "students_per_step": 1,
+            "sampling": [1.0, 1.0, 3.0],
+        },
         "two Students a step": {"students_per_step": 2},
         "one Student a step, ramp 0": {"students_per_step": 1, "ramp": 0.0},
         "Students follow the Teacher only": {"students_learn_from": "teacher"},
     }
     found = [Arm("matta", "MatTA, one Student", {"widths": [size]})]
-    found += [Arm(name, name, {"widths": [size], **distill}, convert) for name, (distill, convert) in changes.items()]
+    found += [
+        Arm(name, name, {"widths": [size], **distill}, convert)
+        for name, (distill, convert) in changes.items()
+    ]
     for decay in (0.9, 0.98):
         name = f"average of the TA's weights, decay {decay:g}"
         found.append(Arm(name, name, {"widths": [size]}, average=decay))
@@ -160,5 +221,11 @@ def variants(size: float, adapter: str) -> list[Arm]:
     if adapter == "gpt2":
         for weight in (0.0, 0.1, 1.0):
             name = f"Teacher a model, hidden states {weight:g}"
-            found.append(Arm(name, name, {"widths": [size], "hidden_weight": weight}, teacher="teacher"))
-    return [*found, Arm("family", "MatTA, a family"), *(Arm(name, name, distill) for name, distill in of_family.items())]
+            found.append(
+                Arm(name, name, {"widths": [size], "hidden_weight": weight}, teacher="teacher")
+            )
+    return [
+        *found,
+        Arm("family", "MatTA, a family"),
+        *(Arm(name, name, distill) for name, distill in of_family.items()),
+    ]

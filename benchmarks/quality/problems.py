@@ -1,6 +1,8 @@
-"""What the study trains on: real data, and for each task a base and a Teacher made from scratch and cached.
+"""What the study trains on: real data, and for each task a base and a Teacher made from scratch and
+cached.
 
-Data is cut in three: what is trained on, ``dev`` (settings are chosen by it) and ``test`` (read for the results only).
+Data is cut in three: what is trained on, ``dev`` (settings are chosen by it) and ``test`` (read for
+the results only).
 """
 
 from __future__ import annotations
@@ -36,7 +38,8 @@ from matta_cli.files import atomic
 from matta_cli.settings.recipe import Recipe
 from matta_cli.training.teach import teach
 
-FOLDERS = (Path("/usr/share/datasets"), Path("/usr/share/doc"))  # where data may lie, besides --data
+# where data may lie, besides --data
+FOLDERS = (Path("/usr/share/datasets"), Path("/usr/share/doc"))
 QUICK_SHARE = 0.25  # of their training, that bases and Teachers of the quick run take
 
 
@@ -48,11 +51,12 @@ class Missing(Exception):
 class Problem:
     """One task of the study.
 
-    regime: which of the paper's settings this is. make: writes data, base and Teacher into a folder. steps: of each arm at
-    equal steps. rates: the learning rates of the grid that every arm is tuned on. metrics: shown; the first is the primary one,
-    by which settings are chosen. size: the width that the claim is about. optimizers: tried besides AdamW. shares: the
-    problem whose data, bases and Teacher these are too. only: the arms that are run; empty: all. quick: whether the quick
-    run has it. quick_examples: of a split, that the quick run measures on at most.
+    regime: which of the paper's settings this is. make: writes data, base and Teacher into a
+    folder. steps: of each arm at equal steps. rates: the learning rates of the grid that every arm
+    is tuned on. metrics: shown; the first is the primary one, by which settings are chosen. size:
+    the width that the claim is about. optimizers: tried besides AdamW. shares: the problem whose
+    data, bases and Teacher these are too. only: the arms that are run; empty: all. quick: whether
+    the quick run has it. quick_examples: of a split, that the quick run measures on at most.
     """
 
     name: str
@@ -89,17 +93,27 @@ class Problem:
             raise Missing("it is too large for a CPU, and there is no CUDA GPU")
         found = {}
         for name in self.needs:
-            path = next((folder / name for folder in (*folders, *FOLDERS) if (folder / name).exists()), None)
+            path = next(
+                (folder / name for folder in (*folders, *FOLDERS) if (folder / name).exists()), None
+            )
             if path is None:
                 raise Missing(f"there is no folder {name!r} in what --data names: {WHERE[name]}")
             found[name] = path
         return found
 
-    def recipe(self, cache: Path, data: Mapping[str, Path], seed: int, *, quick: bool = False) -> Recipe:
-        """The settings that all arms of a seed share. Data, Teacher and the seed's base are made if they are not cached."""
+    def recipe(
+        self, cache: Path, data: Mapping[str, Path], seed: int, *, quick: bool = False
+    ) -> Recipe:
+        """The settings that all arms of a seed share. Data, Teacher and the seed's base are made if
+        they are not cached.
+        """
         recipe = Recipe()
         recipe.convert.adapter, recipe.convert.seed = self.adapter, seed
-        recipe.distill.seed, recipe.distill.batch_size, recipe.distill.steps = seed, self.batch, self.steps
+        recipe.distill.seed, recipe.distill.batch_size, recipe.distill.steps = (
+            seed,
+            self.batch,
+            self.steps,
+        )
         recipe.distill.widths, recipe.distill.device = list(self.widths), "cpu"
         recipe.data.eval_examples = 0
         for table, changes in ((recipe.convert, self.convert), (recipe.distill, self.distill)):
@@ -122,7 +136,8 @@ class Problem:
 def _digest(make: Callable[..., None]) -> str:
     empty = {"show_empty": True} if sys.version_info >= (3, 13) else {}
     code = ast.dump(ast.parse(textwrap.dedent(inspect.getsource(make))), **empty)
-    code = code.replace(", type_params=[]", "")  # as Python 3.11 has it: records of every Python are of the same code
+    # as Python 3.11 has it: records of every Python are of the same code
+    code = code.replace(", type_params=[]", "")
     return hashlib.sha256(code.encode()).hexdigest()[:8]
 
 
@@ -138,7 +153,9 @@ WHERE = {
 
 
 def once(path: Path, make: Callable[[Path], None]) -> Path:
-    """``path``, made by ``make`` if it is not there. Whole or not at all, also where processes ask together."""
+    """``path``, made by ``make`` if it is not there. Whole or not at all, also where processes ask
+    together.
+    """
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(str(path.parent / f".{path.name}.lock")):
@@ -164,16 +181,22 @@ def lm(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> Non
                 articles[-1] += "\n = " + part
             else:
                 articles.append("\n = " + part if articles else part)
-        (made / "train.txt").write_text((data["wikitext-2"] / "valid.txt").read_text(encoding="utf-8"), encoding="utf-8")
+        (made / "train.txt").write_text(
+            (data["wikitext-2"] / "valid.txt").read_text(encoding="utf-8"), encoding="utf-8"
+        )
         (made / "dev.txt").write_text("".join(articles[0::2]), encoding="utf-8")
         (made / "test.txt").write_text("".join(articles[1::2]), encoding="utf-8")
         bpe = Tokenizer(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()
         special, alphabet = ["<|endoftext|>"], pre_tokenizers.ByteLevel.alphabet()
-        trainer = trainers.BpeTrainer(vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+        trainer = trainers.BpeTrainer(
+            vocab_size=1024, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+        )
         bpe.train([str(made / "train.txt")], trainer)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=special[0], bos_token=special[0])
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe, eos_token=special[0], bos_token=special[0]
+        )
         tokenizer.save_pretrained(str(made / "tokenizer"))
 
     text = once(folder / "data", texts)
@@ -182,9 +205,17 @@ def lm(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> Non
     def model(width: int, layers: int, heads: int, at: int) -> nn.Module:
         torch.manual_seed(at)
         config = GPT2Config(
-            vocab_size=1024, n_positions=256, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0, eos_token_id=0,
-            resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-        )  # fmt: skip
+            vocab_size=1024,
+            n_positions=256,
+            n_embd=width,
+            n_layer=layers,
+            n_head=heads,
+            bos_token_id=0,
+            eos_token_id=0,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+        )
         return GPT2LMHeadModel(config)
 
     def trained(built: nn.Module, steps: int, rate: float) -> Callable[[Path], None]:
@@ -208,14 +239,20 @@ def lm(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> Non
 
 
 def lm_large(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
-    """A GPT-2 of 14 million parameters; its Teacher, a model, answers as the training goes. Every 20th file is held out."""
+    """A GPT-2 of 14 million parameters; its Teacher, a model, answers as the training goes. Every
+    20th file is held out.
+    """
     from tokenizers import ByteLevelBPETokenizer
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     vocabulary, length, special = 8192, 256, "<|endoftext|>"
 
     def texts(made: Path) -> None:
-        files = [f for f in sorted(data["linux-doc-6.12"].rglob("*.rst.gz")) if "translations" not in f.parts]
+        files = [
+            f
+            for f in sorted(data["linux-doc-6.12"].rglob("*.rst.gz"))
+            if "translations" not in f.parts
+        ]
         kept: dict[str, list[str]] = {"train": [], "dev": [], "test": []}
         for k, at in enumerate(np.random.default_rng(0).permutation(len(files))):
             text = gzip.decompress(files[at].read_bytes()).decode("utf-8", "replace")
@@ -223,21 +260,35 @@ def lm_large(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) 
         for name, parts in kept.items():
             (made / f"{name}.txt").write_text("\n\n".join(parts), encoding="utf-8")
         bpe = ByteLevelBPETokenizer()
-        bpe.train_from_iterator(kept["train"], vocabulary, special_tokens=[special], show_progress=False)
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=special, bos_token=special)
+        bpe.train_from_iterator(
+            kept["train"], vocabulary, special_tokens=[special], show_progress=False
+        )
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=bpe._tokenizer, eos_token=special, bos_token=special
+        )
         tokenizer.save_pretrained(str(made / "tokenizer"))
 
     text = once(folder / "data", texts)
     recipe.data.train, recipe.data.held_out = str(text / "train.txt"), str(text / "dev.txt")
     recipe.data.sequence_length, recipe.data.eval_examples = length, 800
 
-    def trained(width: int, layers: int, heads: int, at: int, steps: int, rate: float) -> Callable[[Path], None]:
+    def trained(
+        width: int, layers: int, heads: int, at: int, steps: int, rate: float
+    ) -> Callable[[Path], None]:
         def make(made: Path) -> None:
             torch.manual_seed(at)
             config = GPT2Config(
-                vocab_size=vocabulary, n_positions=length, n_embd=width, n_layer=layers, n_head=heads, bos_token_id=0,
-                eos_token_id=0, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            )  # fmt: skip
+                vocab_size=vocabulary,
+                n_positions=length,
+                n_embd=width,
+                n_layer=layers,
+                n_head=heads,
+                bos_token_id=0,
+                eos_token_id=0,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
             shutil.copytree(text / "tokenizer", made, dirs_exist_ok=True)
             scratch(recipe, GPT2LMHeadModel(config), made, steps, rate)
 
@@ -257,7 +308,11 @@ class Convolutions(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in ((1, 32), (32, 64), (64, 128)):
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers += [
+                nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+                nn.BatchNorm2d(outputs),
+                nn.ReLU(),
+            ]
             layers += [nn.MaxPool2d(2)]
         self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(128 * 9, 10))
 
@@ -279,12 +334,19 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
 
     def arrays(made: Path) -> None:
         parts = {
-            part: (bytes_of(f"{part}-images", 16).reshape(-1, 28, 28), bytes_of(f"{part}-labels", 8).astype(np.int64))
+            part: (
+                bytes_of(f"{part}-images", 16).reshape(-1, 28, 28),
+                bytes_of(f"{part}-labels", 8).astype(np.int64),
+            )
             for part in ("train", "t10k")
         }
         images, labels = parts["train"]
         order = np.random.default_rng(0).permutation(len(labels))
-        cuts = {"train": order[:IMAGES], "dev": order[IMAGES : IMAGES + 6000], "rest": order[IMAGES + 6000 :]}
+        cuts = {
+            "train": order[:IMAGES],
+            "dev": order[IMAGES : IMAGES + 6000],
+            "rest": order[IMAGES + 6000 :],
+        }
         for name, chosen in cuts.items():
             np.savez(made / f"{name}.npz", images=images[chosen], labels=labels[chosen])
         np.savez(made / "test.npz", images=parts["t10k"][0], labels=parts["t10k"][1])
@@ -295,10 +357,15 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
     def taught(out: Path) -> None:
         torch.manual_seed(0)
         model, rest = Convolutions(), np.load(made / "rest.npz")
-        images, labels = torch.from_numpy(rest["images"]).float()[:, None] / 127.5 - 1, torch.from_numpy(rest["labels"])
+        images, labels = (
+            torch.from_numpy(rest["images"]).float()[:, None] / 127.5 - 1,
+            torch.from_numpy(rest["labels"]),
+        )
         epochs, batch = shorter(3), 128
         optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=epochs * (len(labels) // batch))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, 2e-3, total_steps=epochs * (len(labels) // batch)
+        )
         for _ in range(epochs):
             for part in torch.randperm(len(labels))[: len(labels) // batch * batch].split(batch):
                 F.cross_entropy(model(images[part]), labels[part]).backward()
@@ -311,16 +378,26 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
                 given = np.load(made / f"{name}.npz")
                 inputs = torch.from_numpy(given["images"]).float()[:, None] / 127.5 - 1
                 logits = torch.cat([model(part) for part in inputs.split(500)])
-                save_file({"row": torch.arange(len(logits)), "logits": logits}, str(out / f"{name}.safetensors"))
+                save_file(
+                    {"row": torch.arange(len(logits)), "logits": logits},
+                    str(out / f"{name}.safetensors"),
+                )
 
     teacher = once(folder / "teacher", taught)
 
     def build(out: Path) -> None:
         torch.manual_seed(seed)
         model = timm.create_model(
-            "vit_tiny_patch16_224", img_size=28, patch_size=7, in_chans=1, embed_dim=48, depth=3, num_heads=3, num_classes=10,
+            "vit_tiny_patch16_224",
+            img_size=28,
+            patch_size=7,
+            in_chans=1,
+            embed_dim=48,
+            depth=3,
+            num_heads=3,
+            num_classes=10,
             pretrained_cfg_overlay={"input_size": (1, 28, 28), "mean": (0.5,), "std": (0.5,)},
-        )  # fmt: skip
+        )
         scratch(recipe, model, out, 200, 2e-3)
 
     recipe.convert.source = str(once(folder / f"base-{seed}", build))
@@ -342,7 +419,8 @@ def _script(name: str) -> ModuleType:
 
 
 def _statistics(rows: Any, known: Any, *, own: bool) -> np.ndarray:
-    """What a Teacher knows of a row besides its columns: how its user, film, genre of that user and so on were liked.
+    """What a Teacher knows of a row besides its columns: how its user, film, genre of that user and
+    so on were liked.
 
     known: the rows that are counted; own: they are the same rows, and each leaves itself out.
     """
@@ -358,7 +436,9 @@ def _statistics(rows: Any, known: Any, *, own: bool) -> np.ndarray:
 
 
 def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int], None]:
-    """A ranker of six columns. Its Teacher, boosted trees and wide rankers, also knows what else was liked before."""
+    """A ranker of six columns. Its Teacher, boosted trees and wide rankers, also knows what else
+    was liked before.
+    """
 
     def make(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
         from matta_adapters.mlp_ranker import Ranker
@@ -368,11 +448,17 @@ def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int]
             if not by_time:
                 rows = rows.sample(frac=1, random_state=0)
             tenth = len(rows) // 10
-            parts = {"train": rows[: -2 * tenth], "dev": rows[-2 * tenth : -tenth], "test": rows[-tenth:]}
+            parts = {
+                "train": rows[: -2 * tenth],
+                "dev": rows[-2 * tenth : -tenth],
+                "test": rows[-tenth:],
+            }
             for name, part in parts.items():
                 part.to_csv(made / f"{name}.csv", index=False)
             columns = ["user", "item", "age_group", "gender", "occupation", "genre"]
-            (made / "columns.json").write_text(json.dumps({c: int(rows[c].max()) + 1 for c in columns}), encoding="utf-8")
+            (made / "columns.json").write_text(
+                json.dumps({c: int(rows[c].max()) + 1 for c in columns}), encoding="utf-8"
+            )
 
         made = once(folder / "data", tables)
         fields = json.loads((made / "columns.json").read_text(encoding="utf-8"))
@@ -388,9 +474,15 @@ def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int]
             side = ["age_group", "gender", "occupation", "genre"]
 
             def both(known: Any, asked: Mapping[str, Any]) -> dict[str, np.ndarray]:
-                """What trees and wide rankers, trained on the rows ``known``, say of others: the mean of their logits."""
-                trees = HistGradientBoostingClassifier(max_iter=200, learning_rate=0.06, random_state=0)
-                trees.fit(np.hstack([_statistics(known, known, own=True), known[side]]), known["label"])
+                """What trees and wide rankers, trained on the rows ``known``, say of others: the
+                mean of their logits.
+                """
+                trees = HistGradientBoostingClassifier(
+                    max_iter=200, learning_rate=0.06, random_state=0
+                )
+                trees.fit(
+                    np.hstack([_statistics(known, known, own=True), known[side]]), known["label"]
+                )
                 rankers = [ranker(16, (64, 32), at) for at in (1000, 1001)]
                 with TemporaryDirectory() as temp:
                     own = copy.deepcopy(recipe)
@@ -423,7 +515,11 @@ def movielens(by_time: bool) -> Callable[[Path, Recipe, Mapping[str, Path], int]
             layers: list[dict[str, Any]] = []
             for width in hidden:
                 layers += [{"layer": "Linear", "out": width}, {"layer": "ReLU"}]
-            return Ranker([(count, embedding) for count in fields.values()], 0, [*layers, {"layer": "Linear", "out": 1}])
+            return Ranker(
+                [(count, embedding) for count in fields.values()],
+                0,
+                [*layers, {"layer": "Linear", "out": 1}],
+            )
 
         def build(out: Path) -> None:
             scratch(recipe, ranker(8, (32, 16), seed), out, 300, 4e-3)
@@ -445,8 +541,13 @@ def lambdarank(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
         files = [data["lambdarank"] / f"rank.{part}" for part in ("train", "test")]
         loaded = load_svmlight_files([str(path) for path in files])
         for k, name in enumerate(("train", "test")):
-            sizes = [int(line) for line in (files[k].parent / f"{files[k].name}.query").read_text().split()]
-            table = pd.DataFrame(loaded[2 * k].toarray(), columns=[f"f{i}" for i in range(loaded[0].shape[1])])
+            sizes = [
+                int(line)
+                for line in (files[k].parent / f"{files[k].name}.query").read_text().split()
+            ]
+            table = pd.DataFrame(
+                loaded[2 * k].toarray(), columns=[f"f{i}" for i in range(loaded[0].shape[1])]
+            )
             table.insert(0, "grade", loaded[2 * k + 1].astype(int))
             table.insert(0, "query", np.repeat(np.arange(len(sizes)), sizes))
             if name == "train":
@@ -470,12 +571,16 @@ def lambdarank(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
         folds = train["query"].to_numpy() % 5
 
         def fitted(rows: Any) -> Any:
-            trees = HistGradientBoostingRegressor(max_iter=150, learning_rate=0.05, max_leaf_nodes=8, random_state=0)
+            trees = HistGradientBoostingRegressor(
+                max_iter=150, learning_rate=0.05, max_leaf_nodes=8, random_state=0
+            )
             return trees.fit(rows.iloc[:, 2:], rows["grade"])
 
         scores = np.zeros(len(train))
         for fold in range(5):
-            scores[folds == fold] = fitted(train[folds != fold]).predict(train[folds == fold].iloc[:, 2:])
+            scores[folds == fold] = fitted(train[folds != fold]).predict(
+                train[folds == fold].iloc[:, 2:]
+            )
         said, trees = {"train": scores}, fitted(train)
         said |= {name: trees.predict(features(name).iloc[:, 2:]) for name in ("dev", "test")}
         for name, values in said.items():
@@ -512,56 +617,136 @@ PROBLEMS = {
     problem.name: problem
     for problem in (
         Problem(
-            "lm", "GPT-2 on WikiText-2",
+            "lm",
+            "GPT-2 on WikiText-2",
             "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
-            lm, ("wikitext-2",), "gpt2", 250, 16, (2e-3, 4e-3, 8e-3, 16e-3),
-            ("perplexity", "next_token_accuracy", "last_word_accuracy"), quick_examples=200,
+            lm,
+            ("wikitext-2",),
+            "gpt2",
+            250,
+            16,
+            (2e-3, 4e-3, 8e-3, 16e-3),
+            ("perplexity", "next_token_accuracy", "last_word_accuracy"),
+            quick_examples=200,
         ),
         Problem(
-            "lm_large", "GPT-2 of 14 M parameters on the Linux kernel's documentation",
+            "lm_large",
+            "GPT-2 of 14 M parameters on the Linux kernel's documentation",
             "an under-trained Student goes on from a base; related Teacher of 55 M parameters, online; bf16 on a GPU",
-            lm_large, ("linux-doc-6.12",), "gpt2", 600, 32, (5e-4, 1e-3, 2e-3, 4e-3), ("perplexity", "next_token_accuracy"),
-            distill={"device": "cuda"}, convert={"order": "none"}, optimizers=(), quick=False,
+            lm_large,
+            ("linux-doc-6.12",),
+            "gpt2",
+            600,
+            32,
+            (5e-4, 1e-3, 2e-3, 4e-3),
+            ("perplexity", "next_token_accuracy"),
+            distill={"device": "cuda"},
+            convert={"order": "none"},
+            optimizers=(),
+            quick=False,
             only=("plain", "matta", "plain+compute"),
         ),
         Problem(
-            "vit", "ViT on Fashion-MNIST", "little domain data; unrelated Teacher (a convolutional network), a file of logits",
-            vit, ("fashion-mnist",), "vit", 400, 64, (2e-3, 4e-3, 8e-3), ("top1",),
+            "vit",
+            "ViT on Fashion-MNIST",
+            "little domain data; unrelated Teacher (a convolutional network), a file of logits",
+            vit,
+            ("fashion-mnist",),
+            "vit",
+            400,
+            64,
+            (2e-3, 4e-3, 8e-3),
+            ("top1",),
         ),
         Problem(
-            "vit_long", "ViT on Fashion-MNIST, at length",
+            "vit_long",
+            "ViT on Fashion-MNIST, at length",
             "little domain data, read 16 times; unrelated Teacher (a convolutional network), a file of logits",
-            vit, ("fashion-mnist",), "vit", 1000, 64, (2e-3, 4e-3), ("top1",), shares="vit", optimizers=(), quick=False,
+            vit,
+            ("fashion-mnist",),
+            "vit",
+            1000,
+            64,
+            (2e-3, 4e-3),
+            ("top1",),
+            shares="vit",
+            optimizers=(),
+            quick=False,
             only=("plain", "matta"),
         ),
         Problem(
-            "ranker", "Ranker on MovieLens-100K, split at random",
+            "ranker",
+            "Ranker on MovieLens-100K, split at random",
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(False), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
-            optimizers=("shampoo",), quick=False,
+            movielens(False),
+            ("ml-100k",),
+            "mlp_ranker",
+            1200,
+            256,
+            (16e-3, 32e-3, 64e-3),
+            ("auc_loss",),
+            optimizers=("shampoo",),
+            quick=False,
         ),
         Problem(
-            "ranker_time", "Ranker on MovieLens-100K, split by time",
+            "ranker_time",
+            "Ranker on MovieLens-100K, split by time",
             "each user's latest ratings are held out; "
             "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
-            movielens(True), ("ml-100k",), "mlp_ranker", 1200, 256, (16e-3, 32e-3, 64e-3), ("auc_loss",),
+            movielens(True),
+            ("ml-100k",),
+            "mlp_ranker",
+            1200,
+            256,
+            (16e-3, 32e-3, 64e-3),
+            ("auc_loss",),
             optimizers=("shampoo",),
         ),
         Problem(
-            "lambdarank", "Ranker on 160 queries", "little domain data; unrelated Teacher (boosted trees), a file of scores",
-            lambdarank, ("lambdarank",), "mlp_ranker", 150, 16, (5e-4, 1e-3, 2e-3, 4e-3), ("ndcg@10",), tuning_seeds=5,
+            "lambdarank",
+            "Ranker on 160 queries",
+            "little domain data; unrelated Teacher (boosted trees), a file of scores",
+            lambdarank,
+            ("lambdarank",),
+            "mlp_ranker",
+            150,
+            16,
+            (5e-4, 1e-3, 2e-3, 4e-3),
+            ("ndcg@10",),
+            tuning_seeds=5,
         ),
         Problem(
-            "encoder", "all-MiniLM-L6-v2 on 500 pairs of the STS benchmark",
+            "encoder",
+            "all-MiniLM-L6-v2 on 500 pairs of the STS benchmark",
             "a pretrained model, compressed; the model itself is the Teacher, so at width 1 there is nothing but drift to "
             "learn; all seeds start from it, and differ in the order of the data",
-            encoder, ("all-MiniLM-L6-v2", "stsbenchmark"), "bert", 30, 16, (6.25e-5, 1.25e-4, 2.5e-4, 5e-4), ("spearman",),
-            distill={"dropout": False}, convert={"expand": 1.0}, widths=(0.25, 0.5, 0.75, 1.0), size=0.5, bases=False,
-            labelled=False, optimizers=(), quick_examples=100,
+            encoder,
+            ("all-MiniLM-L6-v2", "stsbenchmark"),
+            "bert",
+            30,
+            16,
+            (6.25e-5, 1.25e-4, 2.5e-4, 5e-4),
+            ("spearman",),
+            distill={"dropout": False},
+            convert={"expand": 1.0},
+            widths=(0.25, 0.5, 0.75, 1.0),
+            size=0.5,
+            bases=False,
+            labelled=False,
+            optimizers=(),
+            quick_examples=100,
             only=(
-                "plain", "matta", "family", "family-cheap", "plain+compute", "plain@0.25", "plain@0.75", "plain@1",
-                "torch-pruning@0.5", "torch-pruning@0.5+compute",
+                "plain",
+                "matta",
+                "family",
+                "family-cheap",
+                "plain+compute",
+                "plain@0.25",
+                "plain@0.75",
+                "plain@1",
+                "torch-pruning@0.5",
+                "torch-pruning@0.5+compute",
             ),
         ),
     )
-}  # fmt: skip
+}

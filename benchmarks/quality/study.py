@@ -27,7 +27,8 @@ from matta_cli.tasks import task as tasks_task
 from matta_cli.training.teacher import ModelTeacher
 from matta_cli.verdict import baselines
 
-TUNED_ON = 1000  # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
+# the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
+TUNED_ON = 1000
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,31 @@ class Cell:
     quick: bool = False
 
     def key(self) -> str:
-        """What makes it the same one again: a digest of the problem, how its data and models are made, and all settings."""
+        """What makes it the same one again: a digest of the problem, how its data and models are
+        made, and all settings.
+        """
         problem = PROBLEMS[self.problem]
         known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
         own = {name: getattr(problem, name) for name in known} | {"made": problem.made()}
         recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
-        arm = {k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")}
-        defaults = {k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v}
-        text = json.dumps([self.problem, own, arm, self.seed, self.rate, self.quick, defaults], sort_keys=True, default=str)
+        arm = {
+            k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")
+        }
+        defaults = {
+            k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v
+        }
+        text = json.dumps(
+            [self.problem, own, arm, self.seed, self.rate, self.quick, defaults],
+            sort_keys=True,
+            default=str,
+        )
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest(base: Path) -> str:
-    """Of a base's weights. The same code and seed give others where kernels round otherwise: on another machine, say."""
+    """Of a base's weights. The same code and seed give others where kernels round otherwise: on
+    another machine, say.
+    """
     return hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
@@ -73,7 +86,11 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     splits = {"dev": data.held_out}
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
-        splits = {"test": tasks_task.task(task.name, test).data(Path(recipe.convert.source), ta.model, training=False).held_out}
+        splits = {
+            "test": tasks_task.task(task.name, test)
+            .data(Path(recipe.convert.source), ta.model, training=False)
+            .held_out
+        }
     runs: list[tuple[Recipe, TA, Any]]
     width, steps = arm.width or problem.size, recipe.distill.steps
     if arm.alone:
@@ -88,9 +105,12 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         runs = [(recipe, ta, teacher)]
     if arm.share:
         apart = sum(
-            Run(baselines.settings(recipe, "plain", steps), task, alone(ta, w), teacher, data).flops for w in problem.widths
+            Run(baselines.settings(recipe, "plain", steps), task, alone(ta, w), teacher, data).flops
+            for w in problem.widths
         )
-        runs[0][0].distill.steps = max(1, round(arm.share * steps * apart / Run(recipe, task, ta, teacher, data).flops))
+        runs[0][0].distill.steps = max(
+            1, round(arm.share * steps * apart / Run(recipe, task, ta, teacher, data).flops)
+        )
     if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
         reference = Run(changed(recipe, distill={"widths": [width]}), task, ta, teacher, data).flops
         each = sum(Run(own, task, model, source, data).flops for own, model, source in runs)
@@ -105,28 +125,49 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     if arm.alone or arm.two_stage:
         sizes = {f"{width:g}": trained.widest}
     else:
-        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest} | {"TA": ta.widest}
-    each = {size: measured(task, trained, size, data, splits) for size in dict.fromkeys(sizes.values())}
+        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest} | {
+            "TA": ta.widest
+        }
+    each = {
+        size: measured(task, trained, size, data, splits) for size in dict.fromkeys(sizes.values())
+    }
     found = {name: each[size] for name, size in sizes.items()}
     return {
-        "key": cell.key(), "problem": cell.problem, "arm": arm.name, "seed": cell.seed, "rate": cell.rate, "quick": cell.quick,
+        "key": cell.key(),
+        "problem": cell.problem,
+        "arm": arm.name,
+        "seed": cell.seed,
+        "rate": cell.rate,
+        "quick": cell.quick,
         "device": common.where(),
-        "steps": runs[-1][0].distill.steps, "seconds": round(sum(run.seconds for run in done), 2),
+        "steps": runs[-1][0].distill.steps,
+        "seconds": round(sum(run.seconds for run in done), 2),
         "flops": sum(run.flops * run.recipe.distill.steps for run in done),
-        "widths": found, "base": digest(Path(recipe.convert.source)),
+        "widths": found,
+        "base": digest(Path(recipe.convert.source)),
         **({"peer": peers.named(arm.peer)} if arm.peer else {}),
-    }  # fmt: skip
+    }
 
 
 def run_all(
-    cells: Iterable[Cell], store: Store, cache: Path, folders: Sequence[Path], jobs: int, say: Callable[[str], None],
+    cells: Iterable[Cell],
+    store: Store,
+    cache: Path,
+    folders: Sequence[Path],
+    jobs: int,
+    say: Callable[[str], None],
     again: bool = False,
-) -> None:  # fmt: skip
-    """Run the cells that the store does not have, several at a time, each on one thread. again: all of them.
+) -> None:
+    """Run the cells that the store does not have, several at a time, each on one thread. again: all
+    of them.
 
     Those that share a GPU take turns on it: a record's seconds are then its part of them.
     """
-    missing = [cell for key, cell in {cell.key(): cell for cell in cells}.items() if again or key not in store]
+    missing = [
+        cell
+        for key, cell in {cell.key(): cell for cell in cells}.items()
+        if again or key not in store
+    ]
     if not missing:
         return
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -149,7 +190,8 @@ class Store:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records: dict[str, list[dict[str, Any]]] = {}  # by key; several, where a cell was run from bases of other bits
+        # by key; several, where a cell was run from bases of other bits
+        self.records: dict[str, list[dict[str, Any]]] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 self._keep(json.loads(line))
@@ -168,7 +210,9 @@ class Store:
 
     def found(self, cells: Mapping[str, Sequence[Cell]]) -> dict[str, list[dict[str, Any]]]:
         """The records of cells by arm, where there are any."""
-        there = {arm: [record for cell in own for record in self.of(cell)] for arm, own in cells.items()}
+        there = {
+            arm: [record for cell in own for record in self.of(cell)] for arm, own in cells.items()
+        }
         return {arm: records for arm, records in there.items() if records}
 
     def add(self, record: dict[str, Any]) -> None:

@@ -53,7 +53,11 @@ def grown(ta: TA, tensors: Mapping[str, Tensor], *, outgoing: bool) -> list[Tens
         for place in (place for place in axis.slices if outgoing or not place.outgoing):
             for block in range(place.blocks):
                 start = place.start + (block * axis.size + base[axis.name]) * place.unit
-                found.append(tensors[place.tensor].narrow(place.dim, start, (axis.size - base[axis.name]) * place.unit))
+                found.append(
+                    tensors[place.tensor].narrow(
+                        place.dim, start, (axis.size - base[axis.name]) * place.unit
+                    )
+                )
     return found
 
 
@@ -67,18 +71,32 @@ def spread(ta: TA, factor: float) -> None:
 class Run:
     """One training: takes its steps, counts what they cost. seconds: of one device.
 
-    average: the decay of an average of the TA's weights that teaches the Students in the TA's place; 0: none. rate: what the
-    learning rate of the units that were grown is multiplied by; 0: nothing.
+    average: the decay of an average of the TA's weights that teaches the Students in the TA's
+    place; 0: none. rate: what the learning rate of the units that were grown is multiplied by; 0:
+    nothing.
     """
 
     def __init__(
-        self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data, average: float = 0.0, rate: float = 0.0
+        self,
+        recipe: Recipe,
+        task: Task,
+        ta: TA,
+        teacher: Teacher | None,
+        data: Data,
+        average: float = 0.0,
+        rate: float = 0.0,
     ) -> None:
         task = tasks_task.task(task.name, recipe)
-        teacher = ModelTeacher(task, teacher.model, teacher.folder) if isinstance(teacher, ModelTeacher) else teacher
+        teacher = (
+            ModelTeacher(task, teacher.model, teacher.folder)
+            if isinstance(teacher, ModelTeacher)
+            else teacher
+        )
         self.recipe, self.data, self.seconds = recipe, data, 0.0
         device = common.device()
-        self.training = Training(recipe, Path(), task, ta, teacher, data, device, World(), count_flops=True)
+        self.training = Training(
+            recipe, Path(), task, ta, teacher, data, device, World(), count_flops=True
+        )
         assert self.training.flops is not None
         self.flops = self.training.flops  # of one step
         self.average: AveragedModel | None = None
@@ -86,9 +104,13 @@ class Run:
             self.average = AveragedModel(ta.model, multi_avg_fn=get_ema_multi_avg_fn(average))
             self.training.step.models["teaching"] = self.average.module
         self.rate = rate
-        self.grown: dict[str, Tensor] = {}  # of each parameter, which of its numbers are of those units
+        # of each parameter, which of its numbers are of those units
+        self.grown: dict[str, Tensor] = {}
         if rate:
-            self.grown = {name: torch.zeros_like(p, dtype=torch.bool) for name, p in ta.model.named_parameters()}
+            self.grown = {
+                name: torch.zeros_like(p, dtype=torch.bool)
+                for name, p in ta.model.named_parameters()
+            }
             for part in grown(ta, self.grown, outgoing=True):
                 part.fill_(True)
 
@@ -100,7 +122,8 @@ class Run:
             parameters = dict(self.training.ta.model.named_parameters()) if self.grown else {}
             before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             self.training.take(step, next(batches))
-            for name, parameter in parameters.items():  # what the optimizer moved the new units by, times the factor
+            # what the optimizer moved the new units by, times the factor
+            for name, parameter in parameters.items():
                 old, new = before[name], parameter.detach()
                 new.copy_(torch.where(self.grown[name], old.lerp(new, self.rate), new))
             if self.average is not None:
@@ -127,12 +150,16 @@ def shortened(share: float) -> Iterator[None]:
 
 
 def shorter(steps: int) -> int:
-    """The share of so many steps, or epochs, of a model from scratch: all of them unless ``shortened``."""
+    """The share of so many steps, or epochs, of a model from scratch: all of them unless
+    ``shortened``.
+    """
     return max(1, round(_SHARE.get() * steps))
 
 
 def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: float) -> None:
-    """Train a model on ground truth alone, and save it in ``folder``: what its user did before meeting matta."""
+    """Train a model on ground truth alone, and save it in ``folder``: what its user did before
+    meeting matta.
+    """
     adapter = plugins.adapter(recipe.convert.adapter)
     own = baselines.settings(recipe, "base", shorter(steps))
     own.distill.lr, own.distill.optimizer = rate, "adamw"
@@ -152,7 +179,9 @@ def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
         return opened(recipe, Path(temp), common.device(), World(), quiet)
 
 
-def measured(task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def measured(
+    task: Task, ta: TA, width: float | Sizes, data: Data, held_out: Mapping[str, Any]
+) -> dict[str, dict[str, float]]:
     """The metrics of a width, or of sizes, on held-out splits by name."""
     batch = max(task.recipe.distill.batch_size, 64)
     model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()

@@ -30,15 +30,22 @@ class GatedMLP(nn.Module):
 
     def __init__(self, side: int, width: int, hidden: list[int], num_classes: int) -> None:
         super().__init__()
-        self.side, self.num_classes = side, num_classes  # num_classes: what the task asks a model for
-        self.pretrained_cfg = {"input_size": (1, side, side), "mean": (0.5,), "std": (0.5,)}  # this too
+        # num_classes: what the task asks a model for
+        self.side, self.num_classes = side, num_classes
+        # this too
+        self.pretrained_cfg = {"input_size": (1, side, side), "mean": (0.5,), "std": (0.5,)}
         self.stem = nn.Linear(side * side, width)
         self.blocks = nn.ModuleList(Block(width, h) for h in hidden)
         self.head = nn.Linear(width, num_classes)
 
     def config(self) -> dict:
         hidden = [block.up.weight.shape[0] for block in self.blocks]
-        return {"side": self.side, "width": self.stem.weight.shape[0], "hidden": hidden, "num_classes": self.num_classes}
+        return {
+            "side": self.side,
+            "width": self.stem.weight.shape[0],
+            "hidden": hidden,
+            "num_classes": self.num_classes,
+        }
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.stem(image.flatten(1))
@@ -55,11 +62,19 @@ class GatedMLPAdapter(Adapter):
     def matches(self, source: Source) -> bool:
         if source.folder is not None:
             config = source.folder / "config.json"
-            return config.is_file() and json.loads(config.read_text()).get("architecture") == self.name
-        return source.tensors is not None and {"stem.weight", "blocks.0.gate.weight"} <= set(source.tensors)
+            return (
+                config.is_file() and json.loads(config.read_text()).get("architecture") == self.name
+            )
+        return source.tensors is not None and {"stem.weight", "blocks.0.gate.weight"} <= set(
+            source.tensors
+        )
 
     def load(self, source: Source) -> nn.Module:
-        tensors = dict(source.tensors) if source.tensors else load_file(source.folder / "model.safetensors")
+        tensors = (
+            dict(source.tensors)
+            if source.tensors
+            else load_file(source.folder / "model.safetensors")
+        )
         blocks = sum(name.endswith(".up.bias") for name in tensors)
         try:
             hidden = [len(tensors[f"blocks.{i}.up.bias"]) for i in range(blocks)]
@@ -67,7 +82,9 @@ class GatedMLPAdapter(Adapter):
             model = GatedMLP(round(pixels**0.5), width, hidden, len(tensors["head.bias"]))
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
-            raise MattaError(f"{source.name!r} is no GatedMLP: {' '.join(str(error).split())}") from error
+            raise MattaError(
+                f"{source.name!r} is no GatedMLP: {' '.join(str(error).split())}"
+            ) from error
         return model.float().eval()
 
     def axes(self, model: nn.Module) -> list[Axis]:
@@ -85,5 +102,7 @@ class GatedMLPAdapter(Adapter):
         return GatedMLP(**config)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        (folder / "config.json").write_text(json.dumps({"architecture": self.name, **model.config()}))
+        (folder / "config.json").write_text(
+            json.dumps({"architecture": self.name, **model.config()})
+        )
         save_file(model.state_dict(), folder / "model.safetensors")

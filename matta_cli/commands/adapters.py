@@ -12,12 +12,15 @@ from matta_cli.errors import MattaError
 
 
 def adapters(
-    specs: Annotated[list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")] = None,
+    specs: Annotated[
+        list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")
+    ] = None,
     json: options.Json = False,
 ) -> None:
     """List the installed adapters.
 
-    A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from now on.
+    A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from
+    now on.
     """
     from matta_cli.models import plugins
 
@@ -32,8 +35,13 @@ def adapters(
             console.say(str(error))
             continue
         what = (type(adapter).__doc__ or "").strip().partition("\n")[0]
-        found.append({"name": adapter.name, "task": adapter.task or "any", "origin": origin, "what": what})
+        found.append(
+            {"name": adapter.name, "task": adapter.task or "any", "origin": origin, "what": what}
+        )
     if json:
         console.data(found)
     else:
-        console.table(["name", "task", "from", "what"], [[a["name"], a["task"], a["origin"], a["what"]] for a in found])
+        console.table(
+            ["name", "task", "from", "what"],
+            [[a["name"], a["task"], a["origin"], a["what"]] for a in found],
+        )

@@ -14,14 +14,23 @@ from matta_cli.errors import command
 
 
 def demo(
-    adapter: Annotated[str, typer.Option("--adapter", "-a", help="gpt2, vit or mlp_ranker.")] = "gpt2",
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Output folder.", show_default="matta-demo-ADAPTER")] = None,
+    adapter: Annotated[
+        str, typer.Option("--adapter", "-a", help="gpt2, vit or mlp_ranker.")
+    ] = "gpt2",
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="Output folder.", show_default="matta-demo-ADAPTER"),
+    ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A tenth of the training: checks an installation, shows little.")
+        bool,
+        typer.Option(
+            "--quick", help="A tenth of the training: checks an installation, shows little."
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
-    """Train a small base and a Teacher, then convert, distill and export: four minutes on two cores, no network.
+    """Train a small base and a Teacher, then convert, distill and export: four minutes on two
+    cores, no network.
 
     Example: matta demo --adapter vit
     """
@@ -46,7 +55,9 @@ def demo(
     ):
         console.say(f"  {command(*words)}")
     done = convert(recipe, out, overwrite=True)
-    console.say(f"Lossless: width 1.0 of the TA differs from the base by at most {done.difference:.1e} (relative).")
+    console.say(
+        f"Lossless: width 1.0 of the TA differs from the base by at most {done.difference:.1e} (relative)."
+    )
     with console.training_progress() as listen:
         distill(recipe, out, overwrite=True, listen=listen)
     show(export(recipe, out, overwrite=True, say=console.say), out, json)

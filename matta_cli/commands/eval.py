@@ -23,11 +23,17 @@ def eval(
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Which of them the others are compared with.", show_default="the first")
+        str | None,
+        typer.Option(help="Which of them the others are compared with.", show_default="the first"),
     ] = None,
-    teacher: Annotated[str | None, typer.Option("--teacher", "-t", help="A Teacher to agree with or not.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option("--teacher", "-t", help="A Teacher to agree with or not.")
+    ] = None,
     ta: Annotated[
-        str | None, typer.Option("--ta", help="The TA to agree with or not.", show_default="that of the models")
+        str | None,
+        typer.Option(
+            "--ta", help="The TA to agree with or not.", show_default="that of the models"
+        ),
     ] = None,
     out: options.Out = Path("matta-out"),
     data: options.DataPath = None,
@@ -36,16 +42,27 @@ def eval(
     sequence_length: options.SequenceLength = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples at a time.")] = None,
     bootstrap: Annotated[int, typer.Option(help="Resamples of intervals and p-values.")] = 1000,
-    task: Annotated[str | None, typer.Option(help="What the models are for, where they do not say.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks of lm-evaluation-harness, such as lambada_openai.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What the models are for, where they do not say.")
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of lm-evaluation-harness, such as lambada_openai.")
+    ] = None,
     task_data: Annotated[
-        list[str] | None, typer.Option(help="A local file of a task's examples: lambada_openai=FILE.jsonl.")
+        list[str] | None,
+        typer.Option(help="A local file of a task's examples: lambada_openai=FILE.jsonl."),
     ] = None,
     task_limit: Annotated[int, typer.Option(help="Examples of each of the --tasks; 0: all.")] = 0,
-    speculative: Annotated[str | None, typer.Option(help="SMALL,LARGE: generate with one drafting for the other.")] = None,
+    speculative: Annotated[
+        str | None, typer.Option(help="SMALL,LARGE: generate with one drafting for the other.")
+    ] = None,
     draft_tokens: Annotated[int, typer.Option(help="Tokens that SMALL drafts at a time.")] = 5,
-    cascade: Annotated[bool, typer.Option("--cascade", help="Ask a larger model only where a smaller is unsure.")] = False,
-    unsure: Annotated[str, typer.Option(help="By what a model is unsure: confidence or margin.")] = "confidence",
+    cascade: Annotated[
+        bool, typer.Option("--cascade", help="Ask a larger model only where a smaller is unsure.")
+    ] = False,
+    unsure: Annotated[
+        str, typer.Option(help="By what a model is unsure: confidence or margin.")
+    ] = "confidence",
     device: options.Device = None,
     config: options.Config = None,
     json: options.Json = False,
@@ -57,7 +74,9 @@ def eval(
     if bootstrap < 1:
         raise MattaError(f"--bootstrap {bootstrap} is not possible: it takes 1 resample or more.")
     if task_limit < 0:
-        raise MattaError(f"--task-limit {task_limit} is not possible: it is a number of examples, 0 for all of them.")
+        raise MattaError(
+            f"--task-limit {task_limit} is not possible: it is a number of examples, 0 for all of them."
+        )
     flags: dict[str, dict[str, Any]] = {
         "export": {"bootstrap": bootstrap},
         "distill": {"device": device, "batch_size": batch_size},
@@ -85,7 +104,9 @@ def eval(
         task_limit=task_limit,
     )
     for name in subjects.chosen_by(asked.models):
-        console.say(f"Note: {name} was chosen on a half of the run's held-out examples: measured on these, it looks too good.")
+        console.say(
+            f"Note: {name} was chosen on a half of the run's held-out examples: measured on these, it looks too good."
+        )
     result = compare.evaluation(recipe, asked, out, say=console.say)
     if json:
         console.data(result)
@@ -98,7 +119,9 @@ def _files(given: list[str]) -> dict[str, str]:
     for text in given:
         name, equals, path = text.partition("=")
         if not name or not equals or not path:
-            raise MattaError(f"--task-data {text!r} is not understood: write it as lambada_openai=FILE.jsonl.")
+            raise MattaError(
+                f"--task-data {text!r} is not understood: write it as lambada_openai=FILE.jsonl."
+            )
         found[name] = path
     return found
 
@@ -106,13 +129,28 @@ def _files(given: list[str]) -> dict[str, str]:
 def _show(result: dict[str, Any]) -> None:
     """The tables, one after the other, with an empty line between them."""
     metrics, models = result["metrics"], result["models"]
-    agreement = {key: name for key, name in (("ta", "TA"), ("teacher", "Teacher")) if key in result["agreement"]}
-    headers = ["model", "parameters", "MACs", *(m["label"] for m in metrics), *(f"agrees with {n}" for n in agreement.values())]
+    agreement = {
+        key: name
+        for key, name in (("ta", "TA"), ("teacher", "Teacher"))
+        if key in result["agreement"]
+    }
+    headers = [
+        "model",
+        "parameters",
+        "MACs",
+        *(m["label"] for m in metrics),
+        *(f"agrees with {n}" for n in agreement.values()),
+    ]
     rows = [
-        [m["name"], f"{m['parameters']:,}", f"{m['macs']:,}", *(_interval(m["metrics"].get(k["name"])) for k in metrics),
-         *(_interval(m["agreement"].get(key)) for key in agreement)]
+        [
+            m["name"],
+            f"{m['parameters']:,}",
+            f"{m['macs']:,}",
+            *(_interval(m["metrics"].get(k["name"])) for k in metrics),
+            *(_interval(m["agreement"].get(key)) for key in agreement),
+        ]
         for m in models
-    ]  # fmt: skip
+    ]
     console.table(headers, rows, spare=["MACs", "parameters"])
     if agreement:
         console.say(f"Agreement is the share of {result['agreement']['of']}.")
@@ -124,17 +162,37 @@ def _show(result: dict[str, Any]) -> None:
     ]
     if rows:
         console.text("\n")
-        console.table(["model", "metric", f"less {result['against']}", "p", "p (Holm)", "test"], rows)
+        console.table(
+            ["model", "metric", f"less {result['against']}", "p", "p (Holm)", "test"], rows
+        )
     rows = [
-        [m["name"], task, name, f"{v['value']:.4g}", "-" if v["stderr"] is None else f"{v['stderr']:.2g}",
-         *((_interval(d, sign=True), _p(d["p_holm"])) if (d := found["differences"].get(name)) else ("-", "-"))]
+        [
+            m["name"],
+            task,
+            name,
+            f"{v['value']:.4g}",
+            "-" if v["stderr"] is None else f"{v['stderr']:.2g}",
+            *(
+                (_interval(d, sign=True), _p(d["p_holm"]))
+                if (d := found["differences"].get(name))
+                else ("-", "-")
+            ),
+        ]
         for m in models
         for task, found in m.get("tasks", {}).items()
         for name, v in found["metrics"].items()
-    ]  # fmt: skip
+    ]
     if rows:
         console.text("\n")
-        headers = ["model", "task", "metric", "value", "standard error", f"less {result['against']}", "p (Holm)"]
+        headers = [
+            "model",
+            "task",
+            "metric",
+            "value",
+            "standard error",
+            f"less {result['against']}",
+            "p (Holm)",
+        ]
         console.table(headers, rows)
     for found in result.get("cascade", []):
         _show_cascade(found, metrics[0])
@@ -147,13 +205,20 @@ def _show_cascade(found: dict[str, Any], metric: dict[str, Any]) -> None:
     own = found["macs"]
     rows = [[small, "-", "0%", f"{own['small']:,}", f"{found['small'][metric['name']]:.4f}"]]
     rows += [
-        ["cascade", f"{p['threshold']:.4f}", f"{p['passed_on']:.0%}", f"{p['macs']:,.0f}",
-         f"{p['metrics'][metric['name']]:.4f}"]
+        [
+            "cascade",
+            f"{p['threshold']:.4f}",
+            f"{p['passed_on']:.0%}",
+            f"{p['macs']:,.0f}",
+            f"{p['metrics'][metric['name']]:.4f}",
+        ]
         for p in found["curve"]
-    ]  # fmt: skip
+    ]
     rows += [[large, "-", "100%", f"{own['large']:,}", f"{found['large'][metric['name']]:.4f}"]]
     console.text("\n")
-    console.table([f"{small}, then {large}", found["unsure"], "passed on", "MACs", metric["label"]], rows)
+    console.table(
+        [f"{small}, then {large}", found["unsure"], "passed on", "MACs", metric["label"]], rows
+    )
     best = found["chosen"]
     if best["kind"] == "cascade":
         what = f"the threshold {best['threshold']:.4f}"

@@ -15,9 +15,15 @@ from matta_cli.settings.resolve import resolve
 
 def export(
     folder: options.Folder = None,
-    widths: Annotated[str | None, typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")] = None,
-    format: Annotated[str | None, typer.Option(help="stock or matta; pt2, onnx beside it; commas between.")] = None,
-    dtype: Annotated[str | None, typer.Option(help="Of the weights: float32, bfloat16, float16.")] = None,
+    widths: Annotated[
+        str | None, typer.Option(help="Widths to export, such as 0.25,0.5,1.0.")
+    ] = None,
+    format: Annotated[
+        str | None, typer.Option(help="stock or matta; pt2, onnx beside it; commas between.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the weights: float32, bfloat16, float16.")
+    ] = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
     target_memory: options.TargetMemory = None,
@@ -41,13 +47,15 @@ def export(
     overwrite: options.Overwrite = False,
     json: options.Json = False,
 ) -> None:
-    """Cut Students out of the trained TA as ordinary dense checkpoints, and report what each costs and how good it is.
+    """Cut Students out of the trained TA as ordinary dense checkpoints, and report what each costs
+    and how good it is.
 
     Example: matta export --widths 0.25,0.5,1.0, or matta export --target-params 60M
     """
     out = options.output(folder, out)
     targets = options.targets(target_params, target_latency, target_memory, target_macs)
-    chosen = options.parse_widths(widths) or ([] if any(targets.values()) else None)  # a budget stands for the widths
+    # a budget stands for the widths
+    chosen = options.parse_widths(widths) or ([] if any(targets.values()) else None)
     flags: dict[str, dict[str, Any]] = {
         "export": {
             "widths": chosen,
@@ -63,7 +71,8 @@ def export(
         "distill": {"device": device},
         "data": options.data_flags(data, held_out, passages, sequence_length),
     }
-    # what the run was trained with holds for what is exported: its data and Teacher, unless a flag says otherwise
+    # what the run was trained with holds for what is exported: its data and Teacher, unless a flag
+    # says otherwise
     recipe, read = resolve(flags, out, config, ran=True)
     for path in read:
         console.say(f"Settings from {path}.")
@@ -72,9 +81,18 @@ def export(
     from matta_cli.students.export import export as run
     from matta_cli.verdict.baselines import check
 
-    flag = next((f"--{name.replace('_', '-')}" for name, value in flags["search"].items() if value is not None), "")
+    flag = next(
+        (
+            f"--{name.replace('_', '-')}"
+            for name, value in flags["search"].items()
+            if value is not None
+        ),
+        "",
+    )
     if flag and not asked(recipe):
-        raise MattaError(f"{flag} is about the search for a budget, and there is none: pass --target-params 60M, say.")
+        raise MattaError(
+            f"{flag} is about the search for a budget, and there is none: pass --target-params 60M, say."
+        )
     kinds = options.words(baselines) or []
     check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
@@ -97,7 +115,17 @@ def show(result: dict[str, Any], out: Path, json: bool) -> None:
         headers, rows = story.rows(result)
         batch = f"latency b{result['batch_size']}"
         others = [m["label"] for m in result["metrics"][:0:-1]]
-        spare = ["examples/s", "peak memory", "checkpoint", batch, "MACs", "width", *others, "training", "latency"]
+        spare = [
+            "examples/s",
+            "peak memory",
+            "checkpoint",
+            batch,
+            "MACs",
+            "width",
+            *others,
+            "training",
+            "latency",
+        ]
         console.table(headers, rows, spare)
     for note in result["notes"]:
         console.say(f"Note: {note}")

@@ -20,12 +20,17 @@ def show(
     folder: options.Folder = None,
     out: options.Out = Path("matta-out"),
     config: options.Config = None,
-    ran: Annotated[bool, typer.Option("--ran", help="As the run in the folder was started, above the files.")] = False,
-    changed: Annotated[bool, typer.Option("--changed", help="Only what is not the default.")] = False,
+    ran: Annotated[
+        bool, typer.Option("--ran", help="As the run in the folder was started, above the files.")
+    ] = False,
+    changed: Annotated[
+        bool, typer.Option("--changed", help="Only what is not the default.")
+    ] = False,
     toml: Annotated[bool, typer.Option("--toml", help="Print TOML, ready for --config.")] = False,
     json: options.Json = False,
 ) -> None:
-    """Print every setting: its value, what it is, and where the default comes from (a paper, or our own choice).
+    """Print every setting: its value, what it is, and where the default comes from (a paper, or our
+    own choice).
 
     Example: matta recipe show --changed
     """
@@ -42,17 +47,32 @@ def show(
         for setting in dataclasses.fields(settings):
             value, usual = getattr(settings, setting.name), getattr(plain, setting.name)
             if not changed or value != usual:
-                found.append({"setting": f"{section.name}.{setting.name}", "value": value, "default": usual,
-                              "what": setting.metadata["doc"], "source": setting.metadata["source"]})  # fmt: skip
+                found.append(
+                    {
+                        "setting": f"{section.name}.{setting.name}",
+                        "value": value,
+                        "default": usual,
+                        "what": setting.metadata["doc"],
+                        "source": setting.metadata["source"],
+                    }
+                )
     if json:
         console.data(found)
         return
     console.table(
         ["setting", "value", "default", "what", "source"],
-        [[r["setting"], _shown(r["value"]), "" if r["value"] == r["default"] else _shown(r["default"]), r["what"], r["source"]]
-         for r in found],
+        [
+            [
+                r["setting"],
+                _shown(r["value"]),
+                "" if r["value"] == r["default"] else _shown(r["default"]),
+                r["what"],
+                r["source"],
+            ]
+            for r in found
+        ],
         left=True,
-    )  # fmt: skip
+    )
 
 
 def _shown(value: object) -> str:

@@ -17,7 +17,8 @@ def report(
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Make the report of an exported folder anew, with a verdict on each Student against baselines of its size.
+    """Make the report of an exported folder anew, with a verdict on each Student against baselines
+    of its size.
 
     Example: matta report --baselines untrained,base,plain
     """
@@ -26,5 +27,12 @@ def report(
     from matta_cli.verdict.judge import remake
 
     with console.training_progress() as listen:
-        result = remake(out, options.words(baselines) or [], margin=margin, device=device, say=console.say, listen=listen)
+        result = remake(
+            out,
+            options.words(baselines) or [],
+            margin=margin,
+            device=device,
+            say=console.say,
+            listen=listen,
+        )
     show(result, out, json)

@@ -31,7 +31,8 @@ def search(
     config: options.Config = None,
     json: options.Json = False,
 ) -> None:
-    """Search sizes of the trained TA, layer by layer: the best within each budget, and what nothing beats at its cost.
+    """Search sizes of the trained TA, layer by layer: the best within each budget, and what nothing
+    beats at its cost.
 
     Stopped, the same command goes on. Example: matta search --target-params 60M
     """
@@ -54,7 +55,9 @@ def search(
     timing = {"batch": batch, "threads": threads}
     flag = next((f"--{name}" for name, value in timing.items() if value is not None), "")
     if flag and not recipe.export.target_latency:
-        raise MattaError(f"{flag} is about latency, and nothing is timed here: pass --target-latency 5ms, say.")
+        raise MattaError(
+            f"{flag} is about latency, and nothing is timed here: pass --target-latency 5ms, say."
+        )
     with console.training_progress() as listen:
         result, _ = run(recipe, out, budget.asked(recipe), listen=listen)
     if json:
@@ -65,12 +68,22 @@ def search(
         console.say(line)
     for note in result["notes"]:
         console.say(f"Note: {note}")
-    console.say(f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}.")
-    words = [(f"--{name.replace('_', '-')}", text) for name, texts in targets.items() for text in texts or ()]
-    words += [
-        (f"--{name.replace('_', '-')}", value) for name, value in {**timing, **flags["search"]}.items() if value is not None
+    console.say(
+        f"The front: {out / 'search' / 'search.json'}, and as a plot {out / 'search' / 'search.html'}."
+    )
+    words = [
+        (f"--{name.replace('_', '-')}", text)
+        for name, texts in targets.items()
+        for text in texts or ()
     ]
-    given = [word for name, value in words for word in ([name] if value is True else [name, str(value)])]
+    words += [
+        (f"--{name.replace('_', '-')}", value)
+        for name, value in {**timing, **flags["search"]}.items()
+        if value is not None
+    ]
+    given = [
+        word for name, value in words for word in ([name] if value is True else [name, str(value)])
+    ]
     middle = sorted(model["parameters"] for model in result["models"])[len(result["models"]) // 2]
     limit = [] if any(targets.values()) else ["--target-params", str(middle)]
     console.hint(command("export", out, *limit, *given))

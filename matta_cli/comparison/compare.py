@@ -13,7 +13,14 @@ import torch
 
 from matta_cli.comparison import speculation
 from matta_cli.comparison.cascade import check, curve
-from matta_cli.comparison.subjects import Subject, example_of, fit, folder_and_width, opened, task_of
+from matta_cli.comparison.subjects import (
+    Subject,
+    example_of,
+    fit,
+    folder_and_width,
+    opened,
+    task_of,
+)
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
@@ -31,10 +38,12 @@ from matta_cli.version import __version__
 
 @dataclass
 class Asked:
-    """What to measure, in the user's words. Models are folders, hub ids, timm names; a TA's Student is ``FOLDER@WIDTH``.
+    """What to measure, in the user's words. Models are folders, hub ids, timm names; a TA's Student
+    is ``FOLDER@WIDTH``.
 
-    models: those compared, the first (or ``against``) with all others. speculative: a small model and a larger one. tasks:
-    of lm-evaluation-harness; task_data: local files of their examples; task_limit: examples of each (0: all).
+    models: those compared, the first (or ``against``) with all others. speculative: a small model
+    and a larger one. tasks: of lm-evaluation-harness; task_data: local files of their examples;
+    task_limit: examples of each (0: all).
     """
 
     models: Sequence[str]
@@ -59,11 +68,13 @@ class _Scored:
     answers: list[Columns]
 
 
-def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+def evaluation(
+    recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """Measure and compare. Returns what ``matta eval --json`` prints.
 
-    Raises ``MattaError`` where a model cannot be opened or is not of the same task, vocabulary, classes or inputs as the
-    first, and where there is no data.
+    Raises ``MattaError`` where a model cannot be opened or is not of the same task, vocabulary,
+    classes or inputs as the first, and where there is no data.
     """
     names = _names(asked, out)
     against = asked.against or names[0]
@@ -77,11 +88,20 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     subjects = [opened(name, task, tas, device, example) for name in names]
     first = next(s for s in subjects if s.name == against)
     data: Data | None = None
-    if recipe.data.train or recipe.data.held_out or not asked.tasks or asked.cascade or asked.speculative or asked.teacher:
+    if (
+        recipe.data.train
+        or recipe.data.held_out
+        or not asked.tasks
+        or asked.cascade
+        or asked.speculative
+        or asked.teacher
+    ):
         data = _data(recipe, task, first, subjects, device)
         say(f"Measuring on {data.description}.")
     splits = data.held_out if data is not None else ()  # the harness's tasks bring their own
-    others = _references(asked, task, names, first, out, tas, device, example, say) if splits else {}
+    others = (
+        _references(asked, task, names, first, out, tas, device, example, say) if splits else {}
+    )
     for subject in [*subjects, *others.values()]:
         if splits:
             fit(task, subject, first)
@@ -94,7 +114,9 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         there, limit = len(splits[0]), recipe.data.eval_examples
         check(task, one_row, min(there, limit or there), asked.unsure)
         if len(set(macs.values())) < 2:
-            raise MattaError("--cascade needs a smaller model and a larger one; these cost the same.")
+            raise MattaError(
+                "--cascade needs a smaller model and a larger one; these cost the same."
+            )
     scored: dict[str, _Scored] = {}
     for subject in [*subjects, *others.values()]:
         if subject.name not in scored:  # the TA, or the Teacher, may be one of the models, too
@@ -116,7 +138,11 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
                 which: found
                 for which, other in others.items()
                 if other.name != subject.name
-                and (found := _agreement(task, scored[subject.name].answers, scored[other.name].answers, resamples))
+                and (
+                    found := _agreement(
+                        task, scored[subject.name].answers, scored[other.name].answers, resamples
+                    )
+                )
             },
         }
     present = {name for entry in entries.values() for name in entry["metrics"]}
@@ -126,7 +152,11 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
         "task": task.name,
         "data": data.description if data is not None else "",
         "device": cost.device_card(device),
-        "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in task.metrics if m.name in present],
+        "metrics": [
+            {"name": m.name, "label": m.label, "higher": m.higher}
+            for m in task.metrics
+            if m.name in present
+        ],
         "against": against,
         "agreement": {"of": task.alike, **{which: other.name for which, other in others.items()}},
         "models": list(entries.values()),
@@ -141,26 +171,45 @@ def evaluation(recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], Non
     if asked.speculative:
         small, large = (next(s for s in subjects if s.name == name) for name in asked.speculative)
         say(f"Generating with {large.name}, alone and with drafts of {small.name}.")
-        texts = splits[0].batch(range(min(speculation.PROMPTS, len(splits[0]))))["input_ids"].to(device)
+        texts = (
+            splits[0].batch(range(min(speculation.PROMPTS, len(splits[0]))))["input_ids"].to(device)
+        )
         prompts = texts[:, : max(1, min(speculation.PROMPT, texts.shape[1] // 2))]
-        found = speculation.measure(small.model, large.model, prompts, speculation.NEW, asked.draft_tokens, speculation.ROUNDS)
+        found = speculation.measure(
+            small.model,
+            large.model,
+            prompts,
+            speculation.NEW,
+            asked.draft_tokens,
+            speculation.ROUNDS,
+        )
         result["speculative"] = {"small": small.name, "large": large.name, **found}
     return result
 
 
 def _names(asked: Asked, out: Path) -> list[str]:
-    """The models, each once. Raises ``MattaError`` for what cannot be meant, before anything is opened."""
+    """The models, each once. Raises ``MattaError`` for what cannot be meant, before anything is
+    opened.
+    """
     names = list(dict.fromkeys([*asked.models, *asked.speculative]))
     if not names:
-        raise MattaError(f"There is nothing to evaluate: name models, or export Students to {out} first.")
+        raise MattaError(
+            f"There is nothing to evaluate: name models, or export Students to {out} first."
+        )
     if asked.against and asked.against not in names:
         raise MattaError(f"--against {asked.against!r} is none of the models: {', '.join(names)}.")
     if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
-        raise MattaError("--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE.")
+        raise MattaError(
+            "--speculative takes two different models, the one that drafts and the larger one: SMALL,LARGE."
+        )
     if asked.cascade and len(names) < 2:
-        raise MattaError("--cascade needs two models or more: a small one, and a larger one that is asked in doubt.")
+        raise MattaError(
+            "--cascade needs two models or more: a small one, and a larger one that is asked in doubt."
+        )
     if asked.teacher and teacher_file.is_file(asked.teacher):
-        raise MattaError(f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model.")
+        raise MattaError(
+            f"--teacher {asked.teacher!r} is a file of outputs, of other examples than these: name a model."
+        )
     if asked.tasks or asked.task_data:
         from matta_cli.comparison import harness
 
@@ -168,29 +217,48 @@ def _names(asked: Asked, out: Path) -> list[str]:
     return names
 
 
-def _score(recipe: Recipe, task: Task, subject: Subject, splits: Sequence[Split], device: torch.device) -> _Scored:
+def _score(
+    recipe: Recipe, task: Task, subject: Subject, splits: Sequence[Split], device: torch.device
+) -> _Scored:
     size, limit = max(8, recipe.distill.batch_size), recipe.data.eval_examples
-    both = [score.columns_and_answers(task, subject.fitted, split, size, device, limit) for split in splits]
+    both = [
+        score.columns_and_answers(task, subject.fitted, split, size, device, limit)
+        for split in splits
+    ]
     return _Scored([columns for columns, _ in both], [answers for _, answers in both])
 
 
-def _data(recipe: Recipe, task: Task, first: Subject, subjects: Sequence[Subject], device: torch.device) -> Data:
-    """The data, opened for the first model; and the Students of a TA with BatchNorm get statistics of their own from it."""
+def _data(
+    recipe: Recipe, task: Task, first: Subject, subjects: Sequence[Subject], device: torch.device
+) -> Data:
+    """The data, opened for the first model; and the Students of a TA with BatchNorm get statistics
+    of their own from it.
+    """
     normed = [s for s in subjects if s.ta is not None and view.has_statistics(s.ta.model)]
     data = task.data(first.folder or Path(), first.model, training=bool(normed))
     for s in normed:
         assert s.ta is not None
-        s.model = students.student_for_evaluation(task, s.ta, s.width, data.train, recipe.distill.batch_size, device)
+        s.model = students.student_for_evaluation(
+            task, s.ta, s.width, data.train, recipe.distill.batch_size, device
+        )
     return data
 
 
 def _references(
-    asked: Asked, task: Task, names: Sequence[str], first: Subject, out: Path, tas: dict[Path, TA], device: torch.device,
-    example: str, say: Callable[[str], None],
-) -> dict[str, Subject]:  # fmt: skip
+    asked: Asked,
+    task: Task,
+    names: Sequence[str],
+    first: Subject,
+    out: Path,
+    tas: dict[Path, TA],
+    device: torch.device,
+    example: str,
+    say: Callable[[str], None],
+) -> dict[str, Subject]:
     """The TA and the Teacher with which the models are to agree, as far as they are known.
 
-    A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it may not fit.
+    A TA that nobody named is the one that a model was cut out of, or lies in the output folder; it
+    may not fit.
     """
     widths = [where for where, width in map(folder_and_width, names) if width is not None]
     made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
@@ -198,8 +266,14 @@ def _references(
     if asked.ta:
         found["ta"] = opened(asked.ta, task, tas, device, example)
     else:
-        there = [name for name in (*made_of, *widths, *names, str(out)) if (ta_folder(name) / "matta.json").exists()]
-        near = [name for name in there if not card.read_card(ta_folder(name))["lineage"].get("student")]
+        there = [
+            name
+            for name in (*made_of, *widths, *names, str(out))
+            if (ta_folder(name) / "matta.json").exists()
+        ]
+        near = [
+            name for name in there if not card.read_card(ta_folder(name))["lineage"].get("student")
+        ]
         try:
             for name in near[:1]:
                 subject = opened(name, task, tas, device, example)
@@ -214,13 +288,20 @@ def _references(
     return found
 
 
-def _agreement(task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int) -> dict[str, float]:
-    """The share of answers that two models have in common, with a bootstrap interval; empty where there are none."""
+def _agreement(
+    task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int
+) -> dict[str, float]:
+    """The share of answers that two models have in common, with a bootstrap interval; empty where
+    there are none.
+    """
     for a, b in zip(ours, theirs, strict=True):
         if not a or not b:
             continue
         table = task.agreement(a, b)
-        draws = [s["same"].sum() / max(1.0, s["of"].sum()) for (s,) in intervals.resampled([table], resamples)]
+        draws = [
+            s["same"].sum() / max(1.0, s["of"].sum())
+            for (s,) in intervals.resampled([table], resamples)
+        ]
         low, high = np.percentile(draws, [2.5, 97.5])
         value = table["same"].sum() / max(1.0, table["of"].sum())
         return {"value": float(value), "low": float(low), "high": float(high)}
@@ -231,25 +312,40 @@ def _harness(recipe: Recipe, asked: Asked, subject: Subject) -> dict[str, Any]:
     from matta_cli.comparison import harness
 
     config: Any = subject.model.config
-    tokenizer = open_tokenizer(subject.folder or Path(), recipe.convert.tokenizer, int(config.vocab_size))
+    tokenizer = open_tokenizer(
+        subject.folder or Path(), recipe.convert.tokenizer, int(config.vocab_size)
+    )
     return harness.scores(
-        subject.model, tokenizer, asked.tasks, asked.task_data, max(8, recipe.distill.batch_size), asked.task_limit
+        subject.model,
+        tokenizer,
+        asked.tasks,
+        asked.task_data,
+        max(8, recipe.distill.batch_size),
+        asked.task_limit,
     )
 
 
 def _compare_tasks(entries: Mapping[str, dict[str, Any]], against: str, resamples: int) -> None:
-    """The models' differences in the harness's tasks, put beside their metrics in place of the columns."""
+    """The models' differences in the harness's tasks, put beside their metrics in place of the
+    columns.
+    """
     for name in entries[against]["tasks"]:
         columns = {model: entry["tasks"][name].pop("columns") for model, entry in entries.items()}
         shared = set.intersection(*(set(own) for own in columns.values()))
-        tables = {model: [{k: v for k, v in own.items() if k in shared}] for model, own in columns.items()}
+        tables = {
+            model: [{k: v for k, v in own.items() if k in shared}] for model, own in columns.items()
+        }
         found = intervals.against(intervals.Means(), tables, against, resamples) if shared else {}
         for model, entry in entries.items():
             entry["tasks"][name]["differences"] = found.get(model, {})
 
 
 def _cascades(
-    task: Task, entries: Mapping[str, dict[str, Any]], tables: Mapping[str, list[Columns]], resamples: int, unsure: str
+    task: Task,
+    entries: Mapping[str, dict[str, Any]],
+    tables: Mapping[str, list[Columns]],
+    resamples: int,
+    unsure: str,
 ) -> list[dict[str, Any]]:
     """Each smaller model before each larger one."""
     by_cost = sorted(entries.values(), key=lambda e: e["macs"])
@@ -257,6 +353,8 @@ def _cascades(
     for small, large in itertools.combinations(by_cost, 2):
         if small["macs"] < large["macs"]:
             macs = small["macs"], large["macs"]
-            own = curve(task, tables[small["name"]][0], tables[large["name"]][0], macs, resamples, unsure)
+            own = curve(
+                task, tables[small["name"]][0], tables[large["name"]][0], macs, resamples, unsure
+            )
             found.append({"models": [small["name"], large["name"]], **own})
     return found

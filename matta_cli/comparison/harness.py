@@ -1,4 +1,6 @@
-"""Published benchmarks of language models, by lm-evaluation-harness's own task code (``pip install "matta[harness]"``)."""
+"""Published benchmarks of language models, by lm-evaluation-harness's own task code (``pip install
+"matta[harness]"``).
+"""
 
 from __future__ import annotations
 
@@ -26,33 +28,49 @@ BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form
 
 
 def check(tasks: Sequence[str], data: Mapping[str, str]) -> None:
-    """Raise ``MattaError`` where the harness is not installed, has no such task, or a task's file is not there."""
+    """Raise ``MattaError`` where the harness is not installed, has no such task, or a task's file
+    is not there.
+    """
     manager = _manager()
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
-        raise MattaError(f"lm-evaluation-harness has no task {unknown[0]!r}: `lm-eval ls tasks` lists those there are.")
+        raise MattaError(
+            f"lm-evaluation-harness has no task {unknown[0]!r}: `lm-eval ls tasks` lists those there are."
+        )
     for name, path in data.items():
         if name not in tasks:
-            raise MattaError(f"--task-data names {name!r}, which is none of the --tasks {', '.join(tasks) or '(none)'}.")
+            raise MattaError(
+                f"--task-data names {name!r}, which is none of the --tasks {', '.join(tasks) or '(none)'}."
+            )
         if not Path(path).is_file():
             raise MattaError(f"There is no file {path!r}: check --task-data.")
 
 
 def scores(
-    model: nn.Module, tokenizer: Any, tasks: Sequence[str], data: Mapping[str, str], batch_size: int = 8, limit: int = 0
+    model: nn.Module,
+    tokenizer: Any,
+    tasks: Sequence[str],
+    data: Mapping[str, str],
+    batch_size: int = 8,
+    limit: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """What the harness's tasks make of a model of transformers: task -> its metrics, each with the harness's standard error,
-    how many examples they are of, and of those metrics that are means the ``columns`` with a number for each example.
+    """What the harness's tasks make of a model of transformers: task -> its metrics, each with the
+    harness's standard error, how many examples they are of, and of those metrics that are means the
+    ``columns`` with a number for each example.
 
-    data: local files of a task's examples (JSON lines, with the columns of the task's own data set, or for AGIEval's
-    multiple choice those of its repository) in place of the hub's. limit: the first so many examples of a task (0: all).
+    data: local files of a task's examples (JSON lines, with the columns of the task's own data set,
+    or for AGIEval's multiple choice those of its repository) in place of the hub's. limit: the
+    first so many examples of a task (0: all).
 
-    Raises ``MattaError`` where the model is of no kind that the harness runs, or a task's data cannot be had.
+    Raises ``MattaError`` where the model is of no kind that the harness runs, or a task's data
+    cannot be had.
     """
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
-        raise MattaError(f"lm-evaluation-harness runs models of transformers; this one is a {type(model).__name__}.")
+        raise MattaError(
+            f"lm-evaluation-harness runs models of transformers; this one is a {type(model).__name__}."
+        )
     with tempfile.TemporaryDirectory() as temp, _quiet():
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -62,7 +80,9 @@ def scores(
             _localize(name, Path(path), Path(temp))
         own: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         try:
-            local: dict[str, Any] = TaskManager(include_path=temp, include_defaults=False).load(list(data))["tasks"]
+            local: dict[str, Any] = TaskManager(include_path=temp, include_defaults=False).load(
+                list(data)
+            )["tasks"]
             found: Any = simple_evaluate(
                 own,
                 tasks=[local.get(name, name) for name in tasks],
@@ -72,12 +92,16 @@ def scores(
             )
         except MattaError:
             raise
-        except Exception as error:  # what a task, its data set and the hub's client raise is open-ended
+        except Exception as error:
+            # what a task, its data set and the hub's client raise is open-ended
             raise MattaError(
                 f"lm-evaluation-harness failed at {', '.join(tasks)}: {said(error)}. Without the hub, --task-data NAME=FILE "
                 "gives a task its examples."
             ) from error
-    return {name: _metrics(result, found["samples"].get(name, [])) for name, result in found["results"].items()}
+    return {
+        name: _metrics(result, found["samples"].get(name, []))
+        for name, result in found["results"].items()
+    }
 
 
 def _metrics(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -89,13 +113,25 @@ def _metrics(result: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) ->
         if comma and not name.endswith("_stderr") and isinstance(value, (int, float)):
             error = result.get(f"{name}_stderr,{kind}")
             label = name if kind == "none" else f"{name} ({kind})"
-            metrics[label] = {"value": float(value), "stderr": float(error) if isinstance(error, (int, float)) else None}
-            each = [s.get(name) for s in sorted(samples, key=lambda s: s["doc_id"]) if s.get("filter", kind) == kind]
+            metrics[label] = {
+                "value": float(value),
+                "stderr": float(error) if isinstance(error, (int, float)) else None,
+            }
+            each = [
+                s.get(name)
+                for s in sorted(samples, key=lambda s: s["doc_id"])
+                if s.get("filter", kind) == kind
+            ]
             if each and all(isinstance(one, (bool, int, float)) for one in each):
                 numbers = np.array(each, dtype=float)
-                if np.isclose(numbers.mean(), value):  # else it is put together in another way, as a perplexity is
+                # else it is put together in another way, as a perplexity is
+                if np.isclose(numbers.mean(), value):
                     columns[label] = numbers
-    return {"metrics": metrics, "examples": len({s["doc_id"] for s in samples}) or None, "columns": columns}
+    return {
+        "metrics": metrics,
+        "examples": len({s["doc_id"] for s in samples}) or None,
+        "columns": columns,
+    }
 
 
 def _localize(name: str, path: Path, temp: Path) -> None:
@@ -103,7 +139,9 @@ def _localize(name: str, path: Path, temp: Path) -> None:
     manager = _manager()
     original = manager.task_index[name].yaml_path if name in manager.all_subtasks else None
     if original is None:
-        raise MattaError(f"--task-data {name}=... is not possible: {name!r} stands for several tasks; name one of them.")
+        raise MattaError(
+            f"--task-data {name}=... is not possible: {name!r} stands for several tasks; name one of them."
+        )
     rows = list(_rows(path))
     if not rows:
         raise MattaError(f"{str(path)!r} holds no examples: check --task-data.")
@@ -127,16 +165,26 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     for number, row in json_lines(path):
         if not isinstance(row, dict):
             raise MattaError(f"{str(path)!r}, line {number} is no JSON object.")
-        yield _agieval(row) if {"question", "options", "label"} <= row.keys() and "query" not in row else row
+        yield (
+            _agieval(row)
+            if {"question", "options", "label"} <= row.keys() and "query" not in row
+            else row
+        )
 
 
 def _agieval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A question of AGIEval's repository (Zhong et al. 2023, arXiv 2304.06364) in the form of the harness's data set."""
+    """A question of AGIEval's repository (Zhong et al. 2023, arXiv 2304.06364) in the form of the
+    harness's data set.
+    """
     options = list(row["options"])
     letters = "ABCDEFG"[: len(options)]
     if not options or not row["label"] or any(label not in letters for label in row["label"]):
-        raise MattaError(f"A question with the options {options} cannot have the answer {row['label']!r}: check --task-data.")
-    question = f"{row.get('passage') or ''}Q: {row['question']} Answer Choices: {' '.join(options)}\n"
+        raise MattaError(
+            f"A question with the options {options} cannot have the answer {row['label']!r}: check --task-data."
+        )
+    question = (
+        f"{row.get('passage') or ''}Q: {row['question']} Answer Choices: {' '.join(options)}\n"
+    )
     return {
         "query": f"{question}A: Among A through {letters[-1]}, the answer is",
         "choices": options,
@@ -153,13 +201,20 @@ def _manager() -> Any:
 
             return TaskManager()
     except ImportError as error:
-        raise MattaError(f'--tasks needs lm-evaluation-harness: pip install "matta[harness]". ({said(error)})') from None
+        raise MattaError(
+            f'--tasks needs lm-evaluation-harness: pip install "matta[harness]". ({said(error)})'
+        ) from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and progress bars, nor what git says to it, and with the random numbers as they were."""
-    before, states = logging.root.manager.disable, (random.getstate(), np.random.get_state(), torch.get_rng_state())
+    """Without the harness's log and progress bars, nor what git says to it, and with the random
+    numbers as they were.
+    """
+    before, states = (
+        logging.root.manager.disable,
+        (random.getstate(), np.random.get_state(), torch.get_rng_state()),
+    )
     logging.disable(logging.WARNING)
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

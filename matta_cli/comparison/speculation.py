@@ -1,4 +1,6 @@
-"""A small model drafts for a larger one: Hugging Face's assisted generation, against the larger model alone."""
+"""A small model drafts for a larger one: Hugging Face's assisted generation, against the larger
+model alone.
+"""
 
 from __future__ import annotations
 
@@ -18,36 +20,44 @@ ROUNDS = 3
 
 
 def measure(
-    small: nn.Module,
-    large: nn.Module,
-    prompts: Tensor,
-    new: int,
-    draft: int,
-    rounds: int,
+    small: nn.Module, large: nn.Module, prompts: Tensor, new: int, draft: int, rounds: int
 ) -> dict[str, Any]:
-    """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time, in turns with the larger
-    model alone so that drift of the machine hits both alike.
+    """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time,
+    in turns with the larger model alone so that drift of the machine hits both alike.
 
-    prompts: int64 [N, P], on the models' device. new: tokens to generate from each. draft: tokens that are proposed at a
-    time. rounds: times that all prompts are timed. ``acceptance`` is the share of proposed tokens that the larger model would
-    have chosen, too; ``identical`` the share of prompts with the same tokens as from the larger model alone, which greedy
-    decoding gives up to rounding; ``ratio`` the median round's tokens per second over those of the larger model alone, and
-    the least and most of any round.
+    prompts: int64 [N, P], on the models' device. new: tokens to generate from each. draft: tokens
+    that are proposed at a time. rounds: times that all prompts are timed. ``acceptance`` is the
+    share of proposed tokens that the larger model would have chosen, too; ``identical`` the share
+    of prompts with the same tokens as from the larger model alone, which greedy decoding gives up
+    to rounding; ``ratio`` the median round's tokens per second over those of the larger model
+    alone, and the least and most of any round.
 
     Raises ``MattaError`` where the models are not of transformers, or of different vocabularies.
     """
     for model in (small, large):
         if not callable(getattr(model, "generate", None)):
-            raise MattaError(f"--speculative needs models of transformers that generate; one is a {type(model).__name__}.")
+            raise MattaError(
+                f"--speculative needs models of transformers that generate; one is a {type(model).__name__}."
+            )
     own, other = _config(small), _config(large)
     if own.vocab_size != other.vocab_size:
-        raise MattaError(f"--speculative: the vocabularies differ, {own.vocab_size:,} and {other.vocab_size:,} tokens.")
+        raise MattaError(
+            f"--speculative: the vocabularies differ, {own.vocab_size:,} and {other.vocab_size:,} tokens."
+        )
     if draft < 1:
-        raise MattaError(f"--draft-tokens {draft} is not possible: one or more are proposed at a time.")
-    positions = min(c.max_position_embeddings for c in (own, other) if getattr(c, "max_position_embeddings", None))
+        raise MattaError(
+            f"--draft-tokens {draft} is not possible: one or more are proposed at a time."
+        )
+    positions = min(
+        c.max_position_embeddings
+        for c in (own, other)
+        if getattr(c, "max_position_embeddings", None)
+    )
     new = min(new, positions - prompts.shape[1])
     if new < 1:
-        raise MattaError(f"--speculative: prompts of {prompts.shape[1]} tokens leave none of the {positions} positions.")
+        raise MattaError(
+            f"--speculative: prompts of {prompts.shape[1]} tokens leave none of the {positions} positions."
+        )
     from transformers.utils import logging
 
     options = {"max_new_tokens": new, "do_sample": False, "use_cache": True}
@@ -55,7 +65,9 @@ def measure(
     before, level = assistant.generation_config, logging.get_verbosity()
     assistant.generation_config = type(before).from_dict(before.to_dict())
     assistant.generation_config.update(
-        num_assistant_tokens=draft, num_assistant_tokens_schedule="constant", assistant_confidence_threshold=0.0
+        num_assistant_tokens=draft,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
     )
     count = _Count(large)
     found: dict[str, list[Tensor]] = {"alone": [], "drafted": []}
@@ -70,7 +82,10 @@ def measure(
                     count.on = turn == 0 and how == "drafted"
                     started = time.perf_counter()
                     output = _generate(
-                        large, prompt[None], **options, **({"assistant_model": small} if how == "drafted" else {})
+                        large,
+                        prompt[None],
+                        **options,
+                        **({"assistant_model": small} if how == "drafted" else {}),
                     )
                     if prompt.device.type == "cuda":
                         torch.cuda.synchronize(prompt.device)
@@ -85,9 +100,11 @@ def measure(
         logging.set_verbosity(level)
         assistant.generation_config = before
     tokens = {how: sum(map(len, outputs)) for how, outputs in found.items()}
-    # a call reads what is new to it: the prompt, or the token of the call before, and what is proposed
+    # a call reads what is new to it: the prompt, or the token of the call before, and what is
+    # proposed
     proposed = count.tokens - prompts.numel() - (count.calls - len(prompts))
-    accepted = tokens["drafted"] - count.calls  # a call adds what it accepts and one token of its own
+    # a call adds what it accepts and one token of its own
+    accepted = tokens["drafted"] - count.calls
     speeds = {how: [tokens[how] / s for s in seconds[how]] for how in seconds}
     ratios = [a / b for a, b in zip(speeds["drafted"], speeds["alone"], strict=True)]
     same = [torch.equal(a, b) for a, b in zip(found["alone"], found["drafted"], strict=True)]

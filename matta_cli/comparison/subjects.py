@@ -40,20 +40,26 @@ class Subject:
 
 
 def students_of(out: Path) -> list[str]:
-    """What ``eval`` measures unasked: the base of an output folder, and its exported Students from small to large."""
+    """What ``eval`` measures unasked: the base of an output folder, and its exported Students from
+    small to large.
+    """
     folders = [path.parent for path in (out / "students").glob("*/matta.json")]
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
     return [f"{out / 'ta'}@1", *map(str, by_size)] if folders else []
 
 
 def folder_and_width(name: str) -> tuple[str, float | None]:
-    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole, and no width."""
+    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole, and no
+    width.
+    """
     found = _WIDTH.fullmatch(name)
     return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
 
 
 def home(models: Sequence[str], out: Path) -> Path:
-    """The output folder whose run's settings hold: ``out`` if it is one, else that in which the first of the models lies."""
+    """The output folder whose run's settings hold: ``out`` if it is one, else that in which the
+    first of the models lies.
+    """
     if (out / "ta").is_dir():
         return out
     for text in models:
@@ -89,7 +95,9 @@ def task_of(names: Sequence[str]) -> str:
         if found:
             return found
     open_source(names[0])  # what is not there is said first
-    raise MattaError(f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification.")
+    raise MattaError(
+        f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification."
+    )
 
 
 def example_of(names: Sequence[str], out: Path) -> str:
@@ -101,8 +109,12 @@ def example_of(names: Sequence[str], out: Path) -> str:
     return ""
 
 
-def opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str) -> Subject:
-    """A model by what the user typed. ``tas``: those that are open, on the device, whose Students share their weights."""
+def opened(
+    name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str
+) -> Subject:
+    """A model by what the user typed. ``tas``: those that are open, on the device, whose Students
+    share their weights.
+    """
     where, width = folder_and_width(name)
     if width is not None:
         folder = ta_folder(where)
@@ -113,7 +125,9 @@ def opened(name: str, task: Task, tas: dict[Path, TA], device: torch.device, exa
         if ta.adapter.task != task.name:
             raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
         view = ta.at(width)
-        return Subject(name, view if isinstance(view, nn.Module) else view.module(), folder, ta, width)
+        return Subject(
+            name, view if isinstance(view, nn.Module) else view.module(), folder, ta, width
+        )
     folder = ta_folder(name)
     card = read_card(folder) if (folder / "matta.json").exists() else {}
     adapter = plugins.adapter(card["adapter"], folder) if card else None
@@ -133,9 +147,19 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     try:
         subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
     except MattaError as error:
-        said = str(error).replace("The Teacher", "it").replace("the model", first.name).replace(" to distil", "")
-        said = said.replace("a longer Teacher is needed", f"pass --against {subject.name}, whose length is then the one used")
-        raise MattaError(f"{subject.name} cannot be measured on the examples of {first.name}: {said}") from None
+        said = (
+            str(error)
+            .replace("The Teacher", "it")
+            .replace("the model", first.name)
+            .replace(" to distil", "")
+        )
+        said = said.replace(
+            "a longer Teacher is needed",
+            f"pass --against {subject.name}, whose length is then the one used",
+        )
+        raise MattaError(
+            f"{subject.name} cannot be measured on the examples of {first.name}: {said}"
+        ) from None
 
 
 def _tokenizer(folder: Path | None) -> str | None:

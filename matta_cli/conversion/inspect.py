@@ -20,10 +20,11 @@ _BARS = "▁▂▃▄▅▆▇█"
 def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     """What is known of the TA in a folder, as JSON has it.
 
-    axes: by kind. importance: by axis, the scores of its groups of units in the order in which Students lose them, the last
-    one first to go; of layers, by number. widths: see ``menu``.
+    axes: by kind. importance: by axis, the scores of its groups of units in the order in which
+    Students lose them, the last one first to go; of layers, by number. widths: see ``menu``.
     """
-    folder = folder / "ta" if (folder / "ta" / "matta.json").exists() else folder  # as it was converted
+    # as it was converted
+    folder = folder / "ta" if (folder / "ta" / "matta.json").exists() else folder
     ta = load_ta(folder)
     where = _scores_file(folder)
     loaded = load_file(str(where)) if where is not None else {}
@@ -56,11 +57,14 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     }
 
 
-def strips(ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64) -> list[dict[str, Any]]:
-    """Each axis of a TA: its size at the base and in the TA, what each of ``students`` keeps, and the importance of its units.
+def strips(
+    ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64
+) -> list[dict[str, Any]]:
+    """Each axis of a TA: its size at the base and in the TA, what each of ``students`` keeps, and
+    the importance of its units.
 
-    importance: of the base's units as ``convert`` ordered them (of layers by number), the means of ``cells`` parts at most;
-    empty where ``folder`` knows none.
+    importance: of the base's units as ``convert`` ordered them (of layers by number), the means of
+    ``cells`` parts at most; empty where ``folder`` knows none.
     """
     where = _scores_file(folder)
     loaded = load_file(str(where)) if where is not None else {}
@@ -68,32 +72,52 @@ def strips(ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64)
     for axis in ta.axes:
         scores = loaded[axis.name].tolist() if axis.name in loaded else []
         count = min(cells, len(scores))
-        parts = [scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)]
-        found.append({
-            "name": axis.name, "kind": nested_sizes.kind(axis.name), "base": ta.base[axis.name], "ta": axis.size,
-            "step": axis.step, "layers": bool(axis.layers), "importance": [sum(part) / len(part) for part in parts],
-            "kept": {name: sizes.get(axis.name, axis.size) for name, sizes in students.items()},
-        })  # fmt: skip
+        parts = [
+            scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)
+        ]
+        found.append(
+            {
+                "name": axis.name,
+                "kind": nested_sizes.kind(axis.name),
+                "base": ta.base[axis.name],
+                "ta": axis.size,
+                "step": axis.step,
+                "layers": bool(axis.layers),
+                "importance": [sum(part) / len(part) for part in parts],
+                "kept": {name: sizes.get(axis.name, axis.size) for name, sizes in students.items()},
+            }
+        )
     return found
 
 
 def _scores_file(folder: Path) -> Path | None:
     """The file of importance scores that ``convert`` left for a folder, if it is there."""
     places = [folder / IMPORTANCE]
-    places += [parent / "ta" / IMPORTANCE for parent in folder.resolve().parents[:3]]  # of a run's checkpoint
+    # of a run's checkpoint
+    places += [parent / "ta" / IMPORTANCE for parent in folder.resolve().parents[:3]]
     return next((place for place in places if place.exists()), None)
 
 
 def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
-    """What each width comes to: its sizes, the layers that it keeps, its parameters, and whether the stock library loads it."""
+    """What each width comes to: its sizes, the layers that it keeps, its parameters, and whether
+    the stock library loads it.
+    """
     rows = []
     for width in widths:
         sizes = ta.sizes(width)
         role = "base" if width == 1.0 else "TA" if width == ta.widest else "Student"
         parameters = cut.count_parameters(ta.model, ta.axes, sizes)
-        row = {"width": width, "role": role, "sizes": sizes, "shown": shown(ta, sizes), "parameters": parameters}
+        row = {
+            "width": width,
+            "role": role,
+            "sizes": sizes,
+            "shown": shown(ta, sizes),
+            "parameters": parameters,
+        }
         rows.append({**row, "layers": layers(ta, width), "stock": is_stock(ta, sizes)})
-        rows[-1]["loads"] = ta.adapter.loader.partition(".")[0] if rows[-1]["stock"] else "matta_cli.load_student"
+        rows[-1]["loads"] = (
+            ta.adapter.loader.partition(".")[0] if rows[-1]["stock"] else "matta_cli.load_student"
+        )
     return rows
 
 
@@ -104,11 +128,16 @@ def layers(ta: TA, width: float | Sizes) -> list[int] | None:
 
 
 def shown(ta: TA, sizes: dict[str, int], *, whole: bool = False) -> str:
-    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``. whole: each layer's, where they differ."""
+    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``. whole: each layer's,
+    where they differ.
+    """
     steps = {nested_sizes.kind(axis.name): axis.step for axis in ta.axes}
     parts = []
     for kind, found in nested_sizes.kinds(own_sizes(ta.axes, sizes)).items():
-        low, high = (f"{n // steps[kind]}x{steps[kind]}" if steps[kind] > 1 else str(n) for n in (min(found), max(found)))
+        low, high = (
+            f"{n // steps[kind]}x{steps[kind]}" if steps[kind] > 1 else str(n)
+            for n in (min(found), max(found))
+        )
         if whole and low != high:
             parts.append(f"{kind} {'-'.join(map(str, found))}")
             continue
@@ -120,10 +149,14 @@ def shown(ta: TA, sizes: dict[str, int], *, whole: bool = False) -> str:
 def picture(scores: Sequence[float], columns: int = 32) -> str:
     """Scores as a line of bars, each the mean of its part, as high as it is large."""
     count = min(columns, len(scores))
-    parts = [scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)]
+    parts = [
+        scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)
+    ]
     means = [sum(part) / len(part) for part in parts]
     top = max(max(means), 1e-30)
-    return "".join(_BARS[min(len(_BARS) - 1, int(max(0.0, mean) / top * len(_BARS)))] for mean in means)
+    return "".join(
+        _BARS[min(len(_BARS) - 1, int(max(0.0, mean) / top * len(_BARS)))] for mean in means
+    )
 
 
 def numbers(found: list[int]) -> str:

@@ -25,13 +25,20 @@ ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
 
 def importance(
-    task: Task, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], order: str, batches: Sequence[dict[str, Tensor]],
+    task: Task,
+    adapter: Adapter,
+    model: nn.Module,
+    axes: Sequence[Axis],
+    order: str,
+    batches: Sequence[dict[str, Tensor]],
     listen: Listener = quiet,
-) -> dict[str, Tensor]:  # fmt: skip
-    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty for ``none``.
+) -> dict[str, Tensor]:
+    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty
+    for ``none``.
 
-    ``activation`` says little of layers, and of channels that a norm spans, since all of them change when one goes: those are
-    scored by what the outputs lose without them, where they are ``REMOVED`` groups or fewer.
+    ``activation`` says little of layers, and of channels that a norm spans, since all of them
+    change when one goes: those are scored by what the outputs lose without them, where they are
+    ``REMOVED`` groups or fewer.
     """
     if order == "none":
         return {}
@@ -48,14 +55,20 @@ def importance(
         def tick() -> None:
             nonlocal done
             done += 1
-            listen(Progress(done, steps, per_second=done / (time.perf_counter() - started), unit="forwards"))
+            listen(
+                Progress(
+                    done, steps, per_second=done / (time.perf_counter() - started), unit="forwards"
+                )
+            )
 
         def counted(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             tick()
             return task.forward(model, batch)
 
         found = activation(model, rest, batches, counted, task.present) if rest else {}
-        return found | removal(adapter, model, axes, some, few, task.forward, task.distill_loss, tick)
+        return found | removal(
+            adapter, model, axes, some, few, task.forward, task.distill_loss, tick
+        )
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]

@@ -24,7 +24,11 @@ def probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
     """Batches of the user's data for calibration and proof, or None where no data is named."""
     if not task.recipe.data.train:
         return None
-    if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not tokenizer.has_tokenizer(folder):
+    if (
+        task.name == "causal_lm"
+        and not task.recipe.convert.tokenizer
+        and not tokenizer.has_tokenizer(folder)
+    ):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     train = task.data(folder, ta.model).train
     size = min(task.recipe.distill.batch_size, len(train))
@@ -38,21 +42,29 @@ Proof = list[tuple[dict[str, Tensor], Tensor]]  # inputs, and what the base make
 
 @torch.no_grad()
 def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Proof:
-    """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold, one at least."""
+    """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold,
+    one at least.
+    """
     found: Proof = []
     for batch in as_many_as_fit(task, base, batches, PROOF_BYTES):
         outputs = task.forward(base, batch).clone()
         if not torch.isfinite(outputs).all():
-            raise MattaError("The model's outputs are not finite: its weights hold NaN or infinity.")
+            raise MattaError(
+                "The model's outputs are not finite: its weights hold NaN or infinity."
+            )
         found.append((batch, outputs))
     return found
 
 
 @torch.no_grad()
-def as_many_as_fit(task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float) -> list[dict[str, Tensor]]:
+def as_many_as_fit(
+    task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float
+) -> list[dict[str, Tensor]]:
     """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
     found = []
-    each = task.forward(model, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
+    each = (
+        task.forward(model, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
+    )
     for batch in batches:
         count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
         found.append({name: tensor[:count] for name, tensor in batch.items()})
@@ -64,7 +76,9 @@ def as_many_as_fit(task: Task, model: nn.Module, batches: Sequence[dict[str, Ten
 
 @torch.no_grad()
 def largest_difference(task: Task, student: Any, proof: Proof) -> float:
-    """The largest difference of a model's outputs from the base's, relative to the largest output of the base."""
+    """The largest difference of a model's outputs from the base's, relative to the largest output
+    of the base.
+    """
     worst, scale = 0.0, 1e-12
     for batch, expected in proof:
         worst = max(worst, (expected - task.forward(student, dict(batch))).abs().max().item())

@@ -13,16 +13,33 @@ from matta_cli.errors import MattaError, said
 if TYPE_CHECKING:
     import numpy as np
 
-_SUFFIXES = (".txt", ".md", ".jsonl", ".json", ".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
+_SUFFIXES = (
+    ".txt",
+    ".md",
+    ".jsonl",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".npz",
+    ".svm",
+    ".libsvm",
+    ".train",
+    ".test",
+    ".gz",
+)
 
 
 def find(text: str, flag: str = "--data") -> Path | None:
     """The local file or folder that ``text`` names, or None where it can only be a hub dataset id.
 
-    Raises ``MattaError`` where it is empty, or looks like a path and nothing is there. ``flag`` names the setting in it.
+    Raises ``MattaError`` where it is empty, or looks like a path and nothing is there. ``flag``
+    names the setting in it.
     """
     if not text:
-        raise MattaError(f"There is no data: pass {flag} with a file, a folder or a hub dataset id.")
+        raise MattaError(
+            f"There is no data: pass {flag} with a file, a folder or a hub dataset id."
+        )
     path = Path(text).expanduser()
     if path.exists():
         return path
@@ -38,26 +55,36 @@ def no_streaming(streaming: bool, what: str) -> None:
 
 
 def empty(text: str, what: str) -> MattaError:
-    """The error for data that is there but holds nothing. ``what``: the kind of thing that was looked for."""
+    """The error for data that is there but holds nothing. ``what``: the kind of thing that was
+    looked for.
+    """
     return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
 def no_column(text: str, column: str, setting: str, known: Sequence[str]) -> MattaError:
-    """The error for a column that is not there. ``setting`` is the recipe's setting that names it, if any does."""
+    """The error for a column that is not there. ``setting`` is the recipe's setting that names it,
+    if any does.
+    """
     hint = f" Set {setting} to the right one." if setting else ""
-    shown = ", ".join(name if name == name.strip() else repr(name) for name in known)  # a blank at an end is else not seen
+    # a blank at an end is else not seen
+    shown = ", ".join(name if name == name.strip() else repr(name) for name in known)
     return MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:
-    """Where the held-out last tenth of ``count`` things begins: at least one is held out, and at least one is left."""
+    """Where the held-out last tenth of ``count`` things begins: at least one is held out, and at
+    least one is left.
+    """
     if count < 2:
-        raise MattaError(f"{text!r} holds {count} {what}: too little to hold some out, so pass --held-out with other data.")
+        raise MattaError(
+            f"{text!r} holds {count} {what}: too little to hold some out, so pass --held-out with other data."
+        )
     return count - max(1, count // 10)
 
 
 def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV, TSV, JSONL or Parquet file: numbers as numbers (missing ones NaN), everything else as objects.
+    """The columns of a CSV, TSV, JSONL or Parquet file: numbers as numbers (missing ones NaN),
+    everything else as objects.
 
     Raises ``MattaError`` where the file cannot be read.
     """
@@ -76,7 +103,9 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
             table = pyarrow.csv.read_csv(path, parse_options=options)
         twice = [name for name, count in Counter(table.column_names).items() if count > 1]
         if twice:
-            raise MattaError(f"{str(path)!r} has several columns {twice[0]!r}: give each a name of its own.")
+            raise MattaError(
+                f"{str(path)!r} has several columns {twice[0]!r}: give each a name of its own."
+            )
         return {name: table[name].to_numpy() for name in table.column_names}
     except (pa.ArrowException, OSError) as error:
         raise MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
@@ -94,10 +123,11 @@ def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
 
 
 def hub_stream(name: str, config: str = "") -> tuple[dict[str, Any], str]:
-    """All splits of a hub dataset, or of a local folder that ``datasets`` opens, to be read on demand; and their fingerprint.
+    """All splits of a hub dataset, or of a local folder that ``datasets`` opens, to be read on
+    demand; and their fingerprint.
 
-    It is what ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any of the files is.
-    Raises ``MattaError`` as ``hub_dataset`` does.
+    It is what ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any
+    of the files is. Raises ``MattaError`` as ``hub_dataset`` does.
     """
     import datasets
 
@@ -113,12 +143,15 @@ def _opening(name: str) -> Iterator[None]:
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError:
-        raise MattaError(f"{name!r} is neither a local file or folder nor a dataset on the hub: check --data.") from None
+        raise MattaError(
+            f"{name!r} is neither a local file or folder nor a dataset on the hub: check --data."
+        ) from None
     except ConnectionError:
         raise MattaError(
             f"Could not reach {name!r} on the hub, and nothing local has that name: pass --data with a local file or folder."
         ) from None
-    except Exception as error:  # what datasets raises for a foreign or damaged repository is open-ended
+    except Exception as error:
+        # what datasets raises for a foreign or damaged repository is open-ended
         raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
 
 

@@ -20,18 +20,24 @@ class _Steps:
     def __getitem__(self, indices: Sequence[int]) -> Batch | MattaError:
         try:
             return self.split.batch(indices)
-        except MattaError as error:  # raised in a worker it would arrive inside the worker's traceback
+        except MattaError as error:
+            # raised in a worker it would arrive inside the worker's traceback
             return error
 
 
-def loader(split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: bool = False) -> Generator[Batch, None, None]:
-    """The batches of ``drawn``, one for each of its lists of examples, in its order, whatever the number of ``workers``.
+def loader(
+    split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: bool = False
+) -> Generator[Batch, None, None]:
+    """The batches of ``drawn``, one for each of its lists of examples, in its order, whatever the
+    number of ``workers``.
 
-    workers: processes that fetch ahead, two batches each; 0: the calling process, on demand. They are forks, which share the
-    split's arrays, and leave signals to the calling process, so that a run that is stopped still gets the batch it waits for.
-    pin: batches in page-locked memory. ``drawn`` is asked ahead of time, so it must not draw from torch's global generator.
-    Raises ``MattaError`` at once where ``workers`` is negative or not possible here, and at its batch what the split raises,
-    and where a worker dies. Closing it ends the workers.
+    workers: processes that fetch ahead, two batches each; 0: the calling process, on demand. They
+    are forks, which share the split's arrays, and leave signals to the calling process, so that a
+    run that is stopped still gets the batch it waits for.
+    pin: batches in page-locked memory. ``drawn`` is asked ahead of time, so it must not draw from
+    torch's global generator. Raises ``MattaError`` at once where ``workers`` is negative or not
+    possible here, and at its batch what the split raises, and where a worker dies. Closing it ends
+    the workers.
     """
     import multiprocessing
 
@@ -39,9 +45,13 @@ def loader(split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: 
     from torch.utils.data import DataLoader
 
     if workers < 0:
-        raise MattaError(f"data.workers is {workers}, but it is a number of processes: 0 (none beside the run's own) or more.")
+        raise MattaError(
+            f"data.workers is {workers}, but it is a number of processes: 0 (none beside the run's own) or more."
+        )
     if workers and "fork" not in multiprocessing.get_all_start_methods():
-        raise MattaError(f"data.workers is {workers}, but this system cannot fork processes: set it to 0.")
+        raise MattaError(
+            f"data.workers is {workers}, but this system cannot fork processes: set it to 0."
+        )
     steps: Any = _Steps(split)
     order: Any = drawn
     batches = DataLoader(
@@ -66,11 +76,13 @@ def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, Non
 
     def end() -> None:
         if own:
-            fetched._shutdown_workers()  # torch's own way; without it, torch takes the end of a worker for a crash
+            # torch's own way; without it, torch takes the end of a worker for a crash
+            fetched._shutdown_workers()
         while own:  # one may wait for a lock that a dead one held
             own.pop().kill()
 
-    # Python's exit would wait for ever for a process that is deaf to its SIGTERM; what it leaves of this module is little
+    # Python's exit would wait for ever for a process that is deaf to its SIGTERM; what it leaves of
+    # this module is little
     unregister = atexit.unregister
     atexit.register(end)
     try:

@@ -1,4 +1,6 @@
-"""What a step draws. Everything is a pure function of (seed, step), so a resumed run draws what it would have drawn."""
+"""What a step draws. Everything is a pure function of (seed, step), so a resumed run draws what it
+would have drawn.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,12 @@ def example_order(seed: int, epoch: int, count: int) -> torch.Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
 
-def indices(seed: int, step: int, batch_size: int, count: int, order: dict[int, torch.Tensor]) -> list[int]:
-    """The examples of a step: epochs follow one another without a gap. ``order`` caches the epochs in use."""
+def indices(
+    seed: int, step: int, batch_size: int, count: int, order: dict[int, torch.Tensor]
+) -> list[int]:
+    """The examples of a step: epochs follow one another without a gap. ``order`` caches the epochs
+    in use.
+    """
     drawn = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, count)
@@ -25,12 +31,14 @@ def indices(seed: int, step: int, batch_size: int, count: int, order: dict[int, 
     return drawn
 
 
-def students(seed: int, step: int, widths: Sequence[float], count: int = 3, weights: Sequence[float] = ()) -> list[float]:
+def students(
+    seed: int, step: int, widths: Sequence[float], count: int = 3, weights: Sequence[float] = ()
+) -> list[float]:
     """The ``count`` Students of a step, smallest first (all, where there are fewer).
 
-    Two or more: the sandwich rule (Yu & Huang 2019, arXiv 1903.05134): the smallest and the largest always, the others
-    drawn from between without repetition. One: drawn from all. ``weights`` are the chances of each of ``widths`` to be drawn,
-    relative to one another; none: all alike.
+    Two or more: the sandwich rule (Yu & Huang 2019, arXiv 1903.05134): the smallest and the largest
+    always, the others drawn from between without repetition. One: drawn from all. ``weights`` are
+    the chances of each of ``widths`` to be drawn, relative to one another; none: all alike.
     """
     chance = dict(zip(widths, weights or [1.0] * len(widths), strict=True))
     menu = sorted(chance)

@@ -19,7 +19,9 @@ Columns = dict[str, "np.ndarray"]
 
 
 class Split(Protocol):
-    """Examples that can be fetched by number, so that the order of a run is a pure function of its seed."""
+    """Examples that can be fetched by number, so that the order of a run is a pure function of its
+    seed.
+    """
 
     def __len__(self) -> int:
         """How many examples there are (sequences, images, or queries/rows)."""
@@ -28,9 +30,11 @@ class Split(Protocol):
         """These examples as CPU tensors."""
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
-        """What a Teacher's file calls these examples: numbers in the user's data, int64, or the names that it has (``ids``).
+        """What a Teacher's file calls these examples: numbers in the user's data, int64, or the
+        names that it has (``ids``).
 
-        One for each output: a query of a ranking has one for each of its rows. Raises ``MattaError`` where there are no names.
+        One for each output: a query of a ranking has one for each of its rows. Raises
+        ``MattaError`` where there are no names.
         """
 
     def digest(self) -> str:
@@ -41,7 +45,8 @@ class Split(Protocol):
 class Data:
     """What a run trains on and is measured on.
 
-    held_out: one or more splits; each is scored by itself (an LM has running text, and passages for the last word).
+    held_out: one or more splits; each is scored by itself (an LM has running text, and passages for
+    the last word).
     description: one line for people: what it is, how much of it.
     unit: what ``items`` counts in: "tokens", "images", "rows".
     """
@@ -78,17 +83,22 @@ def digest(parts: Iterable[str | np.ndarray]) -> str:
 
     total = hashlib.sha256()
     for part in parts:
-        total.update(part.encode() if isinstance(part, str) else memoryview(np.ascontiguousarray(part)))  # type: ignore[arg-type]
+        total.update(
+            part.encode() if isinstance(part, str) else memoryview(np.ascontiguousarray(part))
+        )  # type: ignore[arg-type]
     return "sha256:" + total.hexdigest()
 
 
 def no_ids(what: str) -> MattaError:
     """The error for a Teacher's file that is keyed by id where examples have none."""
-    return MattaError(f"A Teacher's file with a column 'id' is not supported for {what}: number its rows in a column 'row'.")
+    return MattaError(
+        f"A Teacher's file with a column 'id' is not supported for {what}: number its rows in a column 'row'."
+    )
 
 
 def sample(whole: Split, limit: int) -> Split:
-    """At most ``limit`` examples (0: all), always the same, in a fixed random order, so that any first few represent all.
+    """At most ``limit`` examples (0: all), always the same, in a fixed random order, so that any
+    first few represent all.
 
     Image folders come sorted by class, so their first few would not.
     """
@@ -99,11 +109,16 @@ def sample(whole: Split, limit: int) -> Split:
 
 
 def halves(split: Split) -> tuple[Part, Part]:
-    """Two parts of a split, each example in one of them, always the same: one to choose by, one to report on.
+    """Two parts of a split, each example in one of them, always the same: one to choose by, one to
+    report on.
 
     Raises ``MattaError`` for a split of one example.
     """
     if len(split) < 2:
-        raise MattaError("There is one held-out example only: choosing sizes needs some to choose by and others to report on.")
+        raise MattaError(
+            "There is one held-out example only: choosing sizes needs some to choose by and others to report on."
+        )
     order = sampling.example_order(0, 0, len(split)).tolist()
-    return Part(split, sorted(order[: len(order) // 2])), Part(split, sorted(order[len(order) // 2 :]))
+    return Part(split, sorted(order[: len(order) // 2])), Part(
+        split, sorted(order[len(order) // 2 :])
+    )

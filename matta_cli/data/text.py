@@ -1,4 +1,6 @@
-"""Text as a stream: documents are read chunk by chunk, as often as needed, so that no corpus has to fit in memory."""
+"""Text as a stream: documents are read chunk by chunk, as often as needed, so that no corpus has to
+fit in memory.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from matta_cli.errors import MattaError, said
 READ = (".txt", ".md", ".jsonl", ".parquet")
 
 
-FIRST = 1000  # documents held out of a stream that has no held-out split: its end, and so its last tenth, is not known
+# documents held out of a stream that has no held-out split: its end, and so its last tenth, is not
+# known
+FIRST = 1000
 
 
 _CHUNK = 1 << 20  # characters that are read at once
@@ -51,15 +55,18 @@ _TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
 Chunk = tuple[str, bool]  # a part of a document, and whether the document ends there
 
 
-_LINE = re.compile(r"(?<=\S)\n")  # a line's end begins a piece: no tokenizer joins it with the word before it
+# a line's end begins a piece: no tokenizer joins it with the word before it
+_LINE = re.compile(r"(?<=\S)\n")
 
 
 @dataclass(frozen=True)
 class Text:
-    """Documents that ``read`` goes through from the beginning, in the same order, whenever it is called.
+    """Documents that ``read`` goes through from the beginning, in the same order, whenever it is
+    called.
 
-    name: the user's. identity: what JSON can hold, and another one whenever the documents may be others. size: bytes, about;
-    None where nobody knows. read: the chunks of all documents that are not blank; raises ``MattaError`` where there are none.
+    name: the user's. identity: what JSON can hold, and another one whenever the documents may be
+    others. size: bytes, about; None where nobody knows. read: the chunks of all documents that are
+    not blank; raises ``MattaError`` where there are none.
     """
 
     name: str
@@ -69,12 +76,24 @@ class Text:
 
 
 def local(path: Path, column: str, name: str) -> Text:
-    """A file, or all files in a folder that can be read, in the order of their paths. One .txt or .md file is one document."""
+    """A file, or all files in a folder that can be read, in the order of their paths. One .txt or
+    .md file is one document.
+    """
     if not path.is_dir() and not path.is_file():
-        raise MattaError(f"{name!r} is a pipe or a device, but text is read more than once: save it to a file first.")
-    files = sorted(p for p in path.rglob("*") if p.suffix in READ and p.is_file()) if path.is_dir() else [path]
+        raise MattaError(
+            f"{name!r} is a pipe or a device, but text is read more than once: save it to a file first."
+        )
+    files = (
+        sorted(p for p in path.rglob("*") if p.suffix in READ and p.is_file())
+        if path.is_dir()
+        else [path]
+    )
     status = [(str(file.resolve()), file.stat()) for file in files]
-    identity = ["files", column, *([file, found.st_size, found.st_mtime_ns] for file, found in status)]
+    identity = [
+        "files",
+        column,
+        *([file, found.st_size, found.st_mtime_ns] for file, found in status),
+    ]
 
     def read() -> Iterator[Chunk]:
         return _nonblank((chunk for file in files for chunk in _file(file, column)), _no_text(name))
@@ -112,14 +131,20 @@ def first(text: Text, count: int = FIRST) -> tuple[Text, Text]:
             if held_out and documents == count:
                 return
 
-    train = replace(text, identity=[*text.identity, "after", count], read=lambda: _nonblank(read(False), error))
+    train = replace(
+        text, identity=[*text.identity, "after", count], read=lambda: _nonblank(read(False), error)
+    )
     return train, replace(text, identity=[*text.identity, "first", count], read=lambda: read(True))
 
 
 def cut(text: Text) -> tuple[Text, Text]:
-    """The documents without the last tenth of their text, and that tenth; a document is cut where a line or word ends."""
+    """The documents without the last tenth of their text, and that tenth; a document is cut where a
+    line or word ends.
+    """
     place = functools.cache(lambda: _place(text))
-    error = MattaError(f"{text.name!r} holds too little text to hold some out, so pass --held-out with other text.")
+    error = MattaError(
+        f"{text.name!r} holds too little text to hold some out, so pass --held-out with other text."
+    )
 
     def read(held_out: bool) -> Iterator[Chunk]:
         position, end = 0, place()
@@ -141,7 +166,9 @@ def cut(text: Text) -> tuple[Text, Text]:
 
 
 def _place(text: Text) -> int:
-    """The character at which the last tenth begins. Reads everything once, and all before it again, but holds nothing."""
+    """The character at which the last tenth begins. Reads everything once, and all before it again,
+    but holds nothing.
+    """
     total = sum(len(chunk) for chunk, _ in text.read())
     place = find.last_tenth(total, text.name, "characters")
     position, document, breaks = 0, 0, {"\n": -1, " ": -1}
@@ -159,7 +186,9 @@ def _place(text: Text) -> int:
 
 
 def pieces(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
-    """Documents cut where lines end, after 16,384 characters or more: the same cuts whatever the chunks are."""
+    """Documents cut where lines end, after 16,384 characters or more: the same cuts whatever the
+    chunks are.
+    """
     text = ""
     for chunk, last in chunks:
         text += chunk
@@ -172,7 +201,9 @@ def pieces(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
 
 
 def _end(text: str, start: int) -> int:
-    """Where the piece that begins at ``start`` ends: at a line's end, else the text's, else before a word."""
+    """Where the piece that begins at ``start`` ends: at a line's end, else the text's, else before
+    a word.
+    """
     line = _LINE.search(text, start + _PIECE, start + _LONGEST)
     if line:
         return line.start()
@@ -183,7 +214,9 @@ def _end(text: str, start: int) -> int:
 
 
 def batches(found: Iterable[Chunk]) -> Iterator[list[Chunk]]:
-    """Pieces in lists of about 1 Mi characters: what a tokenizer makes of them takes about fifty times that."""
+    """Pieces in lists of about 1 Mi characters: what a tokenizer makes of them takes about fifty
+    times that.
+    """
     batch: list[Chunk] = []
     size = 0
     for piece, last in found:
@@ -197,10 +230,12 @@ def batches(found: Iterable[Chunk]) -> Iterator[list[Chunk]]:
 
 
 class Paragraphs:
-    """At most 500 passages from the lines of text that have ten words or more, evenly spread, of however much text.
+    """At most 500 passages from the lines of text that have ten words or more, evenly spread, of
+    however much text.
 
-    What follows the last word (a full stop, a quotation mark) is taken off; a passage that then does not end in a word of
-    letters is left out. A longer one than 16,384 characters loses its beginning.
+    What follows the last word (a full stop, a quotation mark) is taken off; a passage that then
+    does not end in a word of letters is left out. A longer one than 16,384 characters loses its
+    beginning.
     """
 
     def __init__(self) -> None:
@@ -256,7 +291,9 @@ def _file(path: Path, column: str) -> Iterator[Chunk]:
                 while chunk := file.read(_CHUNK):
                     yield chunk, False
         except (UnicodeDecodeError, OSError):
-            raise MattaError(f"{str(path)!r} is not a text file in UTF-8; matta reads {', '.join(READ)}.") from None
+            raise MattaError(
+                f"{str(path)!r} is not a text file in UTF-8; matta reads {', '.join(READ)}."
+            ) from None
         yield "", True
 
 
@@ -264,7 +301,9 @@ def jsonl(path: Path, column: str, setting: str = "data.text") -> Iterator[str]:
     """The texts of a JSONL file, line by line. ``setting`` names the column in an error."""
     for number, row in json_lines(path):
         if not isinstance(row, dict) or column not in row:
-            raise find.no_column(f"{path}:{number}", column, setting, list(row) if isinstance(row, dict) else [])
+            raise find.no_column(
+                f"{path}:{number}", column, setting, list(row) if isinstance(row, dict) else []
+            )
         yield str(row[column])
 
 
@@ -278,7 +317,9 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
                 try:
                     row = json.loads(line)
                 except json.JSONDecodeError as error:
-                    raise MattaError(f"{str(path)!r}, line {number} is not valid JSON: {error}.") from None
+                    raise MattaError(
+                        f"{str(path)!r}, line {number} is not valid JSON: {error}."
+                    ) from None
                 yield number, row
     except (UnicodeDecodeError, OSError):
         raise MattaError(f"{str(path)!r} cannot be read as JSON lines in UTF-8.") from None
@@ -294,7 +335,9 @@ def _parquet(path: Path, column: str) -> Iterator[Chunk]:
             if column not in names:
                 raise find.no_column(str(path), column, "data.text", names)
             for rows in file.iter_batches(batch_size=_ROWS, columns=[column]):
-                yield from ((str(value), True) for value in rows[0].to_pylist() if value is not None)
+                yield from (
+                    (str(value), True) for value in rows[0].to_pylist() if value is not None
+                )
     except (pa.ArrowException, OSError) as error:
         raise MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
 
@@ -307,5 +350,8 @@ def _hub_rows(rows: Any, column: str, name: str) -> Iterator[Chunk]:
             yield from ((str(value), True) for value in batch[column] if value is not None)
     except MattaError:
         raise
-    except Exception as error:  # a stream breaks in as many ways as there are networks and file formats
-        raise MattaError(f"Reading {name!r} from the hub failed; try again. ({said(error)})") from error
+    except Exception as error:
+        # a stream breaks in as many ways as there are networks and file formats
+        raise MattaError(
+            f"Reading {name!r} from the hub failed; try again. ({said(error)})"
+        ) from error

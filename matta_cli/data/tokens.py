@@ -1,7 +1,8 @@
 """Token files: a corpus is tokenized once, onto disk, and memory-mapped from then on.
 
-They lie in ``$MATTA_CACHE/tokens``, else in ``~/.cache/matta/tokens``: a folder for each corpus and tokenizer, named by a
-digest of both. Nothing is ever deleted from there by itself; any folder may be, at any time, and is made again when needed.
+They lie in ``$MATTA_CACHE/tokens``, else in ``~/.cache/matta/tokens``: a folder for each corpus and
+tokenizer, named by a digest of both. Nothing is ever deleted from there by itself; any folder may
+be, at any time, and is made again when needed.
 """
 
 from __future__ import annotations
@@ -28,14 +29,20 @@ _BLOCK = 1 << 22
 
 
 def stored(
-    identity: Any, dtype: str, write: Callable[[], Iterator[np.ndarray]], more: Callable[[], dict[str, Any]], limit: int = 0
+    identity: Any,
+    dtype: str,
+    write: Callable[[], Iterator[np.ndarray]],
+    more: Callable[[], dict[str, Any]],
+    limit: int = 0,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Tokens ``dtype`` [n] on disk, and their card: from the cache, else of ``write``, whose arrays are put end to end.
+    """Tokens ``dtype`` [n] on disk, and their card: from the cache, else of ``write``, whose arrays
+    are put end to end.
 
-    ``identity``: what JSON can hold; the tokens are its function. ``limit``: the first so many tokens are enough (0: all); a
-    file that holds more serves as well. ``more`` goes into the card and is asked after the last array. What is damaged, short
-    or of another key is made anew. Of several processes one writes, and the others wait. Raises ``MattaError`` where the
-    folder cannot be written.
+    ``identity``: what JSON can hold; the tokens are its function. ``limit``: the first so many
+    tokens are enough (0: all); a file that holds more serves as well. ``more`` goes into the card
+    and is asked after the last array. What is damaged, short or of another key is made anew. Of
+    several processes one writes, and the others wait. Raises ``MattaError`` where the folder cannot
+    be written.
     """
     from filelock import FileLock
 
@@ -49,10 +56,15 @@ def stored(
     try:
         card = _sound(folder, identity, limit)
         if card is None:
-            for killed in folder.parent.glob(f".{key}.*"):  # nobody else writes while the lock is held
+            # nobody else writes while the lock is held
+            for killed in folder.parent.glob(f".{key}.*"):
                 shutil.rmtree(killed, ignore_errors=True)
             with _writable(folder.parent), atomic.atomic_folder(folder, overwrite=True) as fresh:
-                card = {"identity": identity, **_write(fresh / "tokens.bin", dtype, write(), limit), **more()}
+                card = {
+                    "identity": identity,
+                    **_write(fresh / "tokens.bin", dtype, write(), limit),
+                    **more(),
+                }
                 atomic.atomic_write(fresh / "card.json", json.dumps(card) + "\n")
         if not card["count"]:
             return np.zeros(0, dtype), card  # an empty file cannot be mapped

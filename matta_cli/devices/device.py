@@ -20,12 +20,16 @@ def pick(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise MattaError(f"Device {name!r} is not available here; pass --device cpu or leave it out.") from None
+        raise MattaError(
+            f"Device {name!r} is not available here; pass --device cpu or leave it out."
+        ) from None
     return device
 
 
 def resolved(name: str, device: torch.device) -> str:
-    """The precision that ``auto`` stands for: bf16 on a CUDA card that has it, fp16 on one that has not, else fp32."""
+    """The precision that ``auto`` stands for: bf16 on a CUDA card that has it, fp16 on one that has
+    not, else fp32.
+    """
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -35,18 +39,25 @@ def resolved(name: str, device: torch.device) -> str:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bf16 or fp16, for forward passes; weights stay float32. Products of float32 are those of ``products``."""
+    """Autocast to bf16 or fp16, for forward passes; weights stay float32. Products of float32 are
+    those of ``products``.
+    """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolved(name, device))
-    with products(name, device), torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    with (
+        products(name, device),
+        torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
+    ):
         yield
 
 
 @contextmanager
 def products(name: str, device: torch.device) -> Iterator[None]:
-    """How products of float32 are computed, forward and backward: in TensorFloat-32 where the precision is tf32.
+    """How products of float32 are computed, forward and backward: in TensorFloat-32 where the
+    precision is tf32.
 
-    In fp32 they are in float32, convolutions too, which torch by itself computes in TensorFloat-32. Who has set this in torch's
-    newer way (``fp32_precision``) keeps what was set: torch lets nobody read it in the older one.
+    In fp32 they are in float32, convolutions too, which torch by itself computes in TensorFloat-32.
+    Who has set this in torch's newer way (``fp32_precision``) keeps what was set: torch lets nobody
+    read it in the older one.
     """
     name = resolved(name, device)
     try:
@@ -70,11 +81,24 @@ def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=resolved(name, device) == "fp16")
 
 
-# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets; longer names first.
+# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets; longer
+# names first.
 _PEAKS = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12, "GH200": 989e12, "A100": 312e12,
-    "A10G": 70e12, "A10": 125e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12, "T4": 65e12, "RTX 4090": 165e12,
-}  # fmt: skip
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
+    "H100": 989e12,
+    "H200": 989e12,
+    "B200": 2250e12,
+    "GH200": 989e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "V100": 125e12,
+    "T4": 65e12,
+    "RTX 4090": 165e12,
+}
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
@@ -82,4 +106,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     if device.type != "cuda" or resolved(precision, device) not in ("bf16", "fp16"):
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in sorted(_PEAKS.items(), key=lambda p: -len(p[0])) if part in name), None)
+    return next(
+        (peak for part, peak in sorted(_PEAKS.items(), key=lambda p: -len(p[0])) if part in name),
+        None,
+    )

@@ -62,7 +62,8 @@ class World:
     def share_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum gradients over the processes.
 
-        Once a step, after its last backward pass: a step has one per model, and DistributedDataParallel would reduce in each.
+        Once a step, after its last backward pass: a step has one per model, and
+        DistributedDataParallel would reduce in each.
         """
         if self.size == 1:
             return
@@ -77,15 +78,17 @@ class World:
         _reduce(bucket)
 
 
-# FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an output or a weight's view so
+# FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an
+# output or a weight's view so
 warnings.filterwarnings("ignore", message=".*returned a view tensor")
 
 
 class Unit(nn.Module):
-    """A model sharded over the processes (FSDP2): inside ``forward(call)`` its parameters are whole, and ``call`` uses them.
+    """A model sharded over the processes (FSDP2): inside ``forward(call)`` its parameters are
+    whole, and ``call`` uses them.
 
-    One unit for the whole TA, since a Student's views cut across its layers: weights are whole while a model runs, and
-    gradients, optimizer state and what lies between are sharded.
+    One unit for the whole TA, since a Student's views cut across its layers: weights are whole
+    while a model runs, and gradients, optimizer state and what lies between are sharded.
     """
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
@@ -98,7 +101,9 @@ class Unit(nn.Module):
 
 
 def shard_layers(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Shard a model that is called as it is, such as a Teacher, layer by layer: one layer is whole at a time."""
+    """Shard a model that is called as it is, such as a Teacher, layer by layer: one layer is whole
+    at a time.
+    """
     for layer in layers:
         fully_shard(layer, mesh=_mesh(device))
     fully_shard(model, mesh=_mesh(device))
@@ -109,7 +114,9 @@ def _mesh(device: torch.device) -> DeviceMesh:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor of a sharded model as a whole one on the CPU; every process has to ask. Others as they are."""
+    """A tensor of a sharded model as a whole one on the CPU; every process has to ask. Others as
+    they are.
+    """
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
@@ -130,26 +137,37 @@ def _reduce(bucket: list[Tensor]) -> None:
 
 
 def local(name: str) -> str:
-    """The device of this process: with ``auto`` and ``cuda``, each process of a machine takes the GPU of its number.
+    """The device of this process: with ``auto`` and ``cuda``, each process of a machine takes the
+    GPU of its number.
 
-    Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs, and for one GPU by its number, which
-    several processes of a machine cannot share. Others who start several may have given each a GPU of its own, the only one
-    that it sees.
+    Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs, and for
+    one GPU by its number, which several processes of a machine cannot share. Others who start
+    several may have given each a GPU of its own, the only one that it sees.
     """
     if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise MattaError(f"--device {name} is one GPU, and there are several processes: with --device cuda each takes its own.")
-    if name not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ or not torch.cuda.is_available():
+        raise MattaError(
+            f"--device {name} is one GPU, and there are several processes: with --device cuda each takes its own."
+        )
+    if (
+        name not in ("auto", "cuda")
+        or "LOCAL_RANK" not in os.environ
+        or not torch.cuda.is_available()
+    ):
         return name
     there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if wanted > there and os.environ.get("TORCHELASTIC_RUN_ID") == _RUN:
-        raise MattaError(f"--devices {wanted} is not possible: this machine has {there} GPU{'s' * (there > 1)}.")
+        raise MattaError(
+            f"--devices {wanted} is not possible: this machine has {there} GPU{'s' * (there > 1)}."
+        )
     return f"cuda:{int(os.environ['LOCAL_RANK']) % there}"
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started (this one alone, where it did not)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not {"RANK", "MASTER_ADDR"} <= set(os.environ):
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not {"RANK", "MASTER_ADDR"} <= set(
+        os.environ
+    ):
         yield World()
         return
     if device.type == "cuda":
@@ -163,9 +181,11 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run ``python -m matta_cli`` with ``arguments`` in ``count`` processes of this machine. Returns the exit code.
+    """Run ``python -m matta_cli`` with ``arguments`` in ``count`` processes of this machine.
+    Returns the exit code.
 
-    This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself starts matta.
+    This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself
+    starts matta.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -176,9 +196,16 @@ def launch(count: int, arguments: list[str]) -> int:
     try:
         with tempfile.TemporaryDirectory() as logs:
             config = LaunchConfig(
-                min_nodes=1, max_nodes=1, nproc_per_node=count, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
-                max_restarts=0, run_id=_RUN, monitor_interval=0.5, logs_specs=DefaultLogsSpecs(log_dir=logs),
-            )  # fmt: skip
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=count,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                max_restarts=0,
+                run_id=_RUN,
+                monitor_interval=0.5,
+                logs_specs=DefaultLogsSpecs(log_dir=logs),
+            )
             elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]

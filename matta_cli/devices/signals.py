@@ -11,9 +11,11 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM fill, so that a run stops between steps; a second one stops at once, saving nothing.
+    """A list that Ctrl-C and SIGTERM fill, so that a run stops between steps; a second one stops at
+    once, saving nothing.
 
-    Only between steps do weights, BatchNorm statistics, optimizer and log agree on how many steps they hold.
+    Only between steps do weights, BatchNorm statistics, optimizer and log agree on how many steps
+    they hold.
     """
     pressed: list[int] = []
 

@@ -47,7 +47,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success and disappears on failure, and folders made for it."""
+    """A temporary folder beside ``path`` that takes its place on success and disappears on failure,
+    and folders made for it.
+    """
     refuse_existing(path, overwrite)
     new = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -94,7 +96,10 @@ def is_sound(folder: Path) -> bool:
     """Whether every file of a sealed folder is there and as it was written."""
     try:
         lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-        return bool(lines) and all(_sha256(folder / name) == value for value, name in (line.split("  ", 1) for line in lines))
+        return bool(lines) and all(
+            _sha256(folder / name) == value
+            for value, name in (line.split("  ", 1) for line in lines)
+        )
     except (OSError, ValueError):
         return False
 
@@ -104,7 +109,9 @@ TRAINING = "Another run is training"  # who holds the lock of an output folder
 
 @contextlib.contextmanager
 def alone(folder: Path, said: str) -> Iterator[None]:
-    """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError`` if another one holds it."""
+    """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError``
+    if another one holds it.
+    """
     from filelock import FileLock, Timeout
 
     lock = FileLock(str(folder / ".lock"))

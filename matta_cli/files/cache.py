@@ -8,5 +8,8 @@ from pathlib import Path
 
 def cache() -> Path:
     """The folder of all token files."""
-    home = os.environ.get("MATTA_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matta"
+    home = (
+        os.environ.get("MATTA_CACHE")
+        or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "matta"
+    )
     return Path(home).expanduser() / "tokens"

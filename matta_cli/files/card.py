@@ -16,7 +16,12 @@ FORMAT = 1
 
 
 def write_card(
-    folder: Path, adapter: Adapter, axes: Sequence[Axis], base: Mapping[str, int], lineage: Mapping[str, Any], **more: Any
+    folder: Path,
+    adapter: Adapter,
+    axes: Sequence[Axis],
+    base: Mapping[str, int],
+    lineage: Mapping[str, Any],
+    **more: Any,
 ) -> None:
     """``matta.json``: what makes a stock checkpoint a TA or a Student."""
     from matta_cli.version import __version__
@@ -35,15 +40,23 @@ def write_card(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """``matta.json`` of a folder. Raises ``MattaError`` where it is missing, broken or of a newer format."""
+    """``matta.json`` of a folder. Raises ``MattaError`` where it is missing, broken or of a newer
+    format.
+    """
     path = folder / "matta.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] > FORMAT:
-            raise MattaError(f"{path} has format {card['format']}; this matta reads up to {FORMAT}: upgrade matta.")
+            raise MattaError(
+                f"{path} has format {card['format']}; this matta reads up to {FORMAT}: upgrade matta."
+            )
         card["axes"] = [Axis.restored(axis) for axis in card["axes"]]
     except FileNotFoundError:
-        raise MattaError(f"{folder} is not a folder written by matta (it has no matta.json).") from None
+        raise MattaError(
+            f"{folder} is not a folder written by matta (it has no matta.json)."
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise MattaError(f"{path} is damaged ({error}); write it again with the command that made it.") from None
+        raise MattaError(
+            f"{path} is damaged ({error}); write it again with the command that made it."
+        ) from None
     return card

@@ -40,7 +40,8 @@ def newest_sound(run: Path) -> tuple[Path | None, list[Path]]:
 
 
 def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
-    """A sound checkpoint of a run by ``export.checkpoint``'s words, and damaged ones that were passed over.
+    """A sound checkpoint of a run by ``export.checkpoint``'s words, and damaged ones that were
+    passed over.
 
     Raises ``MattaError`` where the one that was asked for is not there or is damaged.
     """
@@ -66,13 +67,17 @@ def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
 
 
 def current_ta(out: Path) -> Path:
-    """The TA that an output folder stands for: the last checkpoint of its run, else the TA as it was converted."""
+    """The TA that an output folder stands for: the last checkpoint of its run, else the TA as it
+    was converted.
+    """
     return newest(out / "run") or out / "ta"
 
 
 @contextmanager
 def set_aside(run: Path, *, keep: bool) -> Iterator[None]:
-    """Move a finished run out of the way; it comes back if its successor stops before the first checkpoint."""
+    """Move a finished run out of the way; it comes back if its successor stops before the first
+    checkpoint.
+    """
     if not keep and run.exists():
         shutil.rmtree(_old(run), ignore_errors=True)
         run.replace(_old(run))
@@ -96,7 +101,9 @@ def _bring_back(run: Path) -> None:
 
 
 def mend(out: Path) -> None:
-    """Bring back a finished run whose successor was killed. Raises ``MattaError`` while one is training."""
+    """Bring back a finished run whose successor was killed. Raises ``MattaError`` while one is
+    training.
+    """
     if newest(out / "run") is None and newest(_old(out / "run")) is not None:
         with atomic.alone(out, atomic.TRAINING):
             _bring_back(out / "run")

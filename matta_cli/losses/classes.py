@@ -19,9 +19,10 @@ IGNORED = -100  # a label that is not predicted
 DIVERGENCES = ("forward", "reverse", "js")
 
 
-# Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB), or, where they are made
-# from hidden states, enough for an efficient matrix product (16 MiB: at 32 a step takes as long, but what glibc keeps of
-# pieces just below its largest threshold is a tenth of the peak); on CUDA enough to fill it.
+# Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB), or,
+# where they are made from hidden states, enough for an efficient matrix product (16 MiB: at 32 a
+# step takes as long, but what glibc keeps of pieces just below its largest threshold is a tenth of
+# the peak); on CUDA enough to fill it.
 _CHUNK, _PRODUCT_CHUNK, _CUDA_CHUNK = 1 << 21, 1 << 22, 1 << 26
 
 
@@ -31,14 +32,21 @@ def counts(labels: Tensor) -> dict[str, float]:
 
 
 def of_classes(
-    logits: Logits, labels: Tensor, terms: Sequence[Term], over: dict[str, float], temperature: float, divergence: str
+    logits: Logits,
+    labels: Tensor,
+    terms: Sequence[Term],
+    over: dict[str, float],
+    temperature: float,
+    divergence: str,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of terms, and each of them (detached), for ``logits`` [..., classes] and ``labels`` int64 [...].
+    """The weighted sum of terms, and each of them (detached), for ``logits`` [..., classes] and
+    ``labels`` int64 [...].
 
-    Labels (and Teachers that gave only labels): cross-entropy. Teachers: the divergence of the distributions softened by
-    ``temperature``, times its square. Sums over rows are divided by ``over`` (see ``counts``). Gradients reach the logits,
-    and a target that requires them. All terms share one pass over the rows, a few at a time, with gradients in closed form: a
-    softmax over a large vocabulary that autograd records would keep several float32 copies of all logits.
+    Labels (and Teachers that gave only labels): cross-entropy. Teachers: the divergence of the
+    distributions softened by ``temperature``, times its square. Sums over rows are divided by
+    ``over`` (see ``counts``). Gradients reach the logits, and a target that requires them. All
+    terms share one pass over the rows, a few at a time, with gradients in closed form: a softmax
+    over a large vocabulary that autograd records would keep several float32 copies of all logits.
     """
     parts = []
     tensors: list[Tensor | None] = [*logits.tensors]
@@ -96,17 +104,23 @@ class _Gradient:
 
 
 class _Summed(torch.autograd.Function):
-    """The weighted sum of parts, and the value of each, over all rows. Gradients are made in the forward pass."""
+    """The weighted sum of parts, and the value of each, over all rows. Gradients are made in the
+    forward pass.
+    """
 
     @staticmethod
-    def forward(ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         triples = [tensors[i : i + 3] for i in range(0, len(tensors), 3)]
         wanted = [any(ctx.needs_input_grad[2 + i : 5 + i]) for i in range(0, len(tensors), 3)]
         model = logits.prepared()
         gradients: list[_Gradient | None] = [_Gradient(triples[0], model) if wanted[0] else None]  # type: ignore[arg-type]
         targets: list[Logits | TopK | Tensor] = []
         for part, triple, need in zip(parts, triples[1:], wanted[1:], strict=True):
-            targets.append(part.target.prepared() if isinstance(part.target, Logits) else part.target)
+            targets.append(
+                part.target.prepared() if isinstance(part.target, Logits) else part.target
+            )
             gradients.append(_Gradient(triple, targets[-1]) if need else None)  # type: ignore[arg-type]
         values = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
         for here in chunks(model, *(p.target for p in parts if isinstance(p.target, Logits))):
@@ -123,10 +137,15 @@ class _Summed(torch.autograd.Function):
                         log_q = target.log_q(here, log_p)
                     else:
                         log_q = torch.log_softmax(target.part(here).div_(part.temperature), -1)
-                    value, grad = _divergence(part.divergence, log_p, log_q, part.temperature, wanted[0])
+                    value, grad = _divergence(
+                        part.divergence, log_p, log_q, part.temperature, wanted[0]
+                    )
                     back = gradients[k + 1]
-                    if back is not None:  # a divergence's gradient for its other side is that of its mirror image
-                        mirrored = {"forward": "reverse", "reverse": "forward"}.get(part.divergence, part.divergence)
+                    # a divergence's gradient for its other side is that of its mirror image
+                    if back is not None:
+                        mirrored = {"forward": "reverse", "reverse": "forward"}.get(
+                            part.divergence, part.divergence
+                        )
                         theirs = _divergence(mirrored, log_q, log_p, part.temperature, True)[1]
                         assert theirs is not None
                         back.add(here, theirs.mul_(factor))
@@ -155,7 +174,9 @@ class _Summed(torch.autograd.Function):
 def chunks(model: Logits, *others: Logits) -> list[slice]:
     """The rows of ``prepared`` logits, so many at a time as memory is spared for."""
     count, product = model.count, any(logits.weight is not None for logits in (model, *others))
-    most = _CUDA_CHUNK if model.hidden.device.type == "cuda" else _PRODUCT_CHUNK if product else _CHUNK
+    most = (
+        _CUDA_CHUNK if model.hidden.device.type == "cuda" else _PRODUCT_CHUNK if product else _CHUNK
+    )
     step = max(1, most // model.classes)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
@@ -172,10 +193,14 @@ def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, T
     return value, grad
 
 
-def _divergence(kind: str, log_p: Tensor, log_q: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor | None]:
-    """Summed divergence of the model's rows ``log_p`` from the target's ``log_q``, and its gradient for the model's logits.
+def _divergence(
+    kind: str, log_p: Tensor, log_q: Tensor, temperature: float, need: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Summed divergence of the model's rows ``log_p`` from the target's ``log_q``, and its gradient
+    for the model's logits.
 
-    forward: KL(q || p), the paper's. reverse: KL(p || q) (Gu et al. 2024, arXiv 2306.08543). js: Jensen-Shannon.
+    forward: KL(q || p), the paper's. reverse: KL(p || q) (Gu et al. 2024, arXiv 2306.08543). js:
+    Jensen-Shannon.
     """
     if kind == "forward":
         q = log_q.exp()

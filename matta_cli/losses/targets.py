@@ -1,4 +1,6 @@
-"""What a model is compared with: logits that need not stand whole in memory, top-k distributions, terms."""
+"""What a model is compared with: logits that need not stand whole in memory, top-k distributions,
+terms.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ _NEVER = -1e4  # the log of a probability of nothing: times 0 it is 0, which -in
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits [..., classes]: as they are (``hidden``), or as the product hidden [..., d] x weight [classes, d] + bias.
+    """Logits [..., classes]: as they are (``hidden``), or as the product hidden [..., d] x weight
+    [classes, d] + bias.
 
     As a product they never need to stand whole in memory: losses make the rows that they are at.
     """
@@ -21,7 +24,8 @@ class Logits:
     hidden: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
-    kept: Tensor | None = None  # the product's first rows, [rows, classes], where they have been made already
+    # the product's first rows, [rows, classes], where they have been made already
+    kept: Tensor | None = None
 
     @property
     def count(self) -> int:
@@ -47,25 +51,33 @@ class Logits:
 
     @torch.no_grad()
     def keep(self, size: int) -> Logits:
-        """The same, with the first rows of the product made now and kept, for several losses to read: up to ``size`` bytes.
+        """The same, with the first rows of the product made now and kept, for several losses to
+        read: up to ``size`` bytes.
 
-        They are kept in the type that products are computed in here, so that reading them changes nothing.
+        They are kept in the type that products are computed in here, so that reading them changes
+        nothing.
         """
         if self.weight is None or not size:
             return self
         ready = self.prepared()
         rows = size // (self.classes * ready.hidden.element_size())
-        return Logits(*self.tensors, F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None)  # type: ignore[arg-type]
+        return Logits(
+            *self.tensors, F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None
+        )  # type: ignore[arg-type]
 
     def prepared(self) -> Logits:
-        """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if that is on)."""
+        """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if
+        that is on).
+        """
         hidden, weight, bias = self.detach().tensors
         hidden = hidden.flatten(0, -2)
         if weight is None:
             return Logits(hidden)
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return Logits(hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), self.kept)
+        return Logits(
+            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), self.kept
+        )
 
     def part(self, here: slice) -> Tensor:
         """A fresh float32 copy of some rows of ``prepared`` logits."""
@@ -78,10 +90,12 @@ class Logits:
 
 @dataclass(frozen=True)
 class TopK:
-    """A softened distribution of which only the k likeliest classes are known, and the mass of all others together.
+    """A softened distribution of which only the k likeliest classes are known, and the mass of all
+    others together.
 
-    log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the others' mass. Divergences from it
-    are those of k + 1 outcomes: among the others a model may do as it likes.
+    log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the others'
+    mass. Divergences from it are those of k + 1 outcomes: among the others a model may do as it
+    likes.
     """
 
     log_probs: Tensor
@@ -99,12 +113,15 @@ class TopK:
         return (log_p + (rest - others)).clamp_(min=_NEVER).scatter_(1, index, known)
 
 
-Target = Logits | TopK | Tensor  # a Tensor holds labels: int64 classes, or float relevance of a ranking
+# a Tensor holds labels: int64 classes, or float relevance of a ranking
+Target = Logits | TopK | Tensor
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a model's loss: its name, its weight, and whom it follows (None: the batch's own labels)."""
+    """One part of a model's loss: its name, its weight, and whom it follows (None: the batch's own
+    labels).
+    """
 
     name: str
     weight: float

@@ -1,4 +1,6 @@
-"""What a model costs: parameters, MACs, latency, peak memory. Measured on the machine at hand, never guessed."""
+"""What a model costs: parameters, MACs, latency, peak memory. Measured on the machine at hand,
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ from matta_cli.tasks.task import Task
 ROUNDS, WARMUP = 30, 3
 
 
-FEWEST, LONGEST = 5, 60.0  # rounds that are taken in any case, seconds after which no other one begins
+# rounds that are taken in any case, seconds after which no other one begins
+FEWEST, LONGEST = 5, 60.0
 
 
 def parameters(model: nn.Module) -> int:
@@ -33,13 +36,25 @@ def parameters(model: nn.Module) -> int:
 
 
 def macs(task: Task, model: Any, batch: Batch) -> int:
-    """Multiply-accumulates of one forward on ``batch`` (matrix products and convolutions), half of torch's FLOP count."""
-    trained = [p for p in (model if isinstance(model, nn.Module) else model.model).parameters() if p.requires_grad]
-    for parameter in trained:  # torch's counter looks for the gradients of a module's inputs, which no_grad leaves without
+    """Multiply-accumulates of one forward on ``batch`` (matrix products and convolutions), half of
+    torch's FLOP count.
+    """
+    trained = [
+        p
+        for p in (model if isinstance(model, nn.Module) else model.model).parameters()
+        if p.requires_grad
+    ]
+    # torch's counter looks for the gradients of a module's inputs, which no_grad leaves without
+    for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one is made of matrix products
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one
+        # is made of matrix products
+        with (
+            torch.no_grad(),
+            sdpa_kernel(SDPBackend.MATH),
+            FlopCounterMode(display=False) as counter,
+        ):
             task.forward(model.eval(), batch)
     finally:
         for parameter in trained:
@@ -64,11 +79,17 @@ def threads(count: int) -> Iterator[None]:
 
 
 def latencies(
-    task: Task, candidates: Mapping[str, nn.Module], batch: Batch, rounds: int = ROUNDS, tick: Callable[[], None] = lambda: None
+    task: Task,
+    candidates: Mapping[str, nn.Module],
+    batch: Batch,
+    rounds: int = ROUNDS,
+    tick: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
-    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift hits all alike.
+    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift
+    hits all alike.
 
-    Where ``rounds`` would take longer than a minute it stops earlier, after five of them at the least.
+    Where ``rounds`` would take longer than a minute it stops earlier, after five of them at the
+    least.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     device, began = next(iter(batch.values())).device, time.perf_counter()
@@ -93,7 +114,9 @@ def latencies(
 
 @dataclass
 class Peak:
-    """The most memory that was in use at once, in bytes: of the device on CUDA, of the process elsewhere (None: unknown)."""
+    """The most memory that was in use at once, in bytes: of the device on CUDA, of the process
+    elsewhere (None: unknown).
+    """
 
     bytes: int | None = None
 
@@ -119,9 +142,11 @@ def peak(device: torch.device) -> Iterator[Peak]:
 
 
 def peak_memory(task: Task, model: nn.Module, batch: Batch) -> int | None:
-    """Bytes of the weights plus the most that a forward on ``batch`` adds; None where the system cannot tell.
+    """Bytes of the weights plus the most that a forward on ``batch`` adds; None where the system
+    cannot tell.
 
-    On CUDA the allocator's peak; on Linux the rise of the process's peak resident memory, freed memory returned first.
+    On CUDA the allocator's peak; on Linux the rise of the process's peak resident memory, freed
+    memory returned first.
     """
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     device = next(iter(batch.values())).device
@@ -160,7 +185,9 @@ def device_card(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        found: Sequence[str] = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        found: Sequence[str] = re.findall(
+            r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()
+        )
     except OSError:
         found = []
     return f"CPU {found[0]}" if found else f"CPU {platform.processor() or platform.machine()}"

@@ -12,8 +12,11 @@ from matta_cli.errors import MattaError
 from matta_cli.tasks.task import Task
 
 
-def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Metrics with percentile bootstrap 95 % intervals (Efron 1979), resampling examples, or whole groups.
+def intervals(
+    task: Task, per_split: list[Columns], resamples: int, seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """Metrics with percentile bootstrap 95 % intervals (Efron 1979), resampling examples, or whole
+    groups.
 
     Rows that share a value of a ``group`` column (the query of a ranking) are drawn together.
     """
@@ -31,7 +34,8 @@ def intervals(task: Task, per_split: list[Columns], resamples: int, seed: int = 
 def resampled(tables: Sequence[Columns], resamples: int, seed: int = 0) -> Iterator[list[Columns]]:
     """Resamples of several models' columns on the same examples: of each table the same rows.
 
-    A query's rows are drawn together; the ``group`` of a draw numbers the queries drawn, so that one drawn twice is two.
+    A query's rows are drawn together; the ``group`` of a draw numbers the queries drawn, so that
+    one drawn twice is two.
     """
     generator = np.random.default_rng(seed)
     rows = len(next(iter(tables[0].values())))
@@ -46,7 +50,10 @@ def resampled(tables: Sequence[Columns], resamples: int, seed: int = 0) -> Itera
         drawn = generator.integers(len(members), size=len(members))
         chosen = np.concatenate([members[g] for g in drawn])
         group = np.repeat(np.arange(len(drawn)), [len(members[g]) for g in drawn])
-        yield [{name: values[chosen] for name, values in table.items()} | {"group": group} for table in tables]
+        yield [
+            {name: values[chosen] for name, values in table.items()} | {"group": group}
+            for table in tables
+        ]
 
 
 class Metrics(Protocol):
@@ -70,14 +77,16 @@ class Means:
 def paired(
     task: Metrics, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """Each metric of ``a`` minus that of ``b``, both scored on the same examples (``evaluate.columns`` of every split).
+    """Each metric of ``a`` minus that of ``b``, both scored on the same examples
+    (``evaluate.columns`` of every split).
 
-    Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 % interval, with the same
-    examples (queries, where there are some) drawn for both; ``p``, two-sided, that there is no difference, by the ``test``:
-    "McNemar", the exact one (McNemar 1947), where examples stand alone and are right or wrong, else "bootstrap", twice the
-    share of draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples + 1), and no
-    less than what so few examples could show if all spoke alike (the sign test's 2 ** (1 - examples)).
-    A difference that is not defined is NaN, and its ``p`` 1.
+    Of a metric: ``value``, the difference; ``low`` and ``high``, its percentile bootstrap 95 %
+    interval, with the same examples (queries, where there are some) drawn for both; ``p``,
+    two-sided, that there is no difference, by the ``test``: "McNemar", the exact one (McNemar
+    1947), where examples stand alone and are right or wrong, else "bootstrap", twice the share of
+    draws on the other side of zero (Efron & Tibshirani 1993, section 15.4), at least 2 / (resamples
+    + 1), and no less than what so few examples could show if all spoke alike (the sign test's 2 **
+    (1 - examples)). A difference that is not defined is NaN, and its ``p`` 1.
 
     Raises ``MattaError`` where the examples cannot be the same ones.
     """
@@ -85,9 +94,15 @@ def paired(
 
 
 def between(
-    task: Metrics, tables: Mapping[str, Sequence[Columns]], pairs: Sequence[tuple[str, str]], resamples: int, seed: int = 0
+    task: Metrics,
+    tables: Mapping[str, Sequence[Columns]],
+    pairs: Sequence[tuple[str, str]],
+    resamples: int,
+    seed: int = 0,
 ) -> list[dict[str, dict[str, Any]]]:
-    """``paired`` of several pairs of models, all of them scored on the same examples; each is resampled only once."""
+    """``paired`` of several pairs of models, all of them scored on the same examples; each is
+    resampled only once.
+    """
     found: list[dict[str, dict[str, Any]]] = [{} for _ in pairs]
     names = list(dict.fromkeys(name for pair in pairs for name in pair))
     for per_model in zip(*(tables[name] for name in names), strict=True):
@@ -95,7 +110,9 @@ def between(
             _refuse_others(per_model[0], other)
         columns = dict(zip(names, per_model, strict=True))
         first = per_model[0]
-        units = len(np.unique(first["group"])) if "group" in first else len(next(iter(first.values())))
+        units = (
+            len(np.unique(first["group"])) if "group" in first else len(next(iter(first.values())))
+        )
         values = {name: task.summarize(own) for name, own in columns.items()}
         samples = resampled(per_model, resamples, seed)
         draws = [dict(zip(names, map(task.summarize, sample), strict=True)) for sample in samples]
@@ -103,17 +120,27 @@ def between(
         for (a, b), into in zip(pairs, found, strict=True):
             differences = [_difference(one[a], one[b]) for one in draws]
             for name, value in _difference(values[a], values[b]).items():
-                drawn = np.array([d[name] for d in differences if name in d and np.isfinite(d[name])])
+                drawn = np.array(
+                    [d[name] for d in differences if name in d and np.isfinite(d[name])]
+                )
                 low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (value, value)
                 exact = name in right[a] and name in right[b]
-                p = _mcnemar(right[a][name], right[b][name]) if exact else _beyond_zero(value, drawn, units)
+                p = (
+                    _mcnemar(right[a][name], right[b][name])
+                    if exact
+                    else _beyond_zero(value, drawn, units)
+                )
                 into[name] = {"value": value, "low": float(low), "high": float(high), "p": p}
                 into[name]["test"] = "McNemar" if exact else "bootstrap"
     return found
 
 
 def against(
-    task: Metrics, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int, seed: int = 0
+    task: Metrics,
+    tables: Mapping[str, Sequence[Columns]],
+    reference: str,
+    resamples: int,
+    seed: int = 0,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """``paired`` of every other model with ``reference``: model -> metric -> difference.
 
@@ -130,7 +157,8 @@ def against(
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values of several comparisons, corrected so that one below 0.05 by chance in any of them has a chance of 0.05.
+    """p-values of several comparisons, corrected so that one below 0.05 by chance in any of them
+    has a chance of 0.05.
 
     Holm 1979, "A simple sequentially rejective multiple test procedure".
     """
@@ -143,8 +171,14 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def _refuse_others(a: Columns, b: Columns) -> None:
     rows = [len(next(iter(table.values()))) for table in (a, b)]
-    if rows[0] != rows[1] or ("group" in a) != ("group" in b) or ("group" in a and not np.array_equal(a["group"], b["group"])):
-        raise MattaError(f"Models can only be compared on the same examples; these have {rows[0]:,} and {rows[1]:,} rows.")
+    if (
+        rows[0] != rows[1]
+        or ("group" in a) != ("group" in b)
+        or ("group" in a and not np.array_equal(a["group"], b["group"]))
+    ):
+        raise MattaError(
+            f"Models can only be compared on the same examples; these have {rows[0]:,} and {rows[1]:,} rows."
+        )
 
 
 def _difference(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:

@@ -50,15 +50,21 @@ def _columns(
 ) -> list[Columns]:
     count = min(limit, len(split)) if limit else len(split)
     gathered: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
-    with torch.no_grad(), products("fp32", device):  # models are compared: convolutions are not to round as in TF32
+    # models are compared: convolutions are not to round as in TF32
+    with torch.no_grad(), products("fp32", device):
         for start in range(0, count, batch_size):
-            batch = {k: v.to(device) for k, v in split.batch(range(start, min(start + batch_size, count))).items()}
+            batch = {
+                k: v.to(device)
+                for k, v in split.batch(range(start, min(start + batch_size, count))).items()
+            }
             logits = task.forward(model, batch)
             for own, function in zip(gathered, functions, strict=True):
                 for name, values in function(logits, batch).items():
                     own.setdefault(name, []).append(values.cpu().numpy())
             tick()
-    first, *others = [{name: np.concatenate(parts) for name, parts in own.items()} for own in gathered]
+    first, *others = [
+        {name: np.concatenate(parts) for name, parts in own.items()} for own in gathered
+    ]
     return [task.gathered(first), *others]
 
 
@@ -75,11 +81,17 @@ def chooses(task: Task, model: Any, data: Data, device: torch.device) -> int:
     for at, split in enumerate(data.held_out):
         if task.metrics[0].name in task.summarize(columns(task, model, split, 8, device, 8)):
             return at
-    raise MattaError(f"Sizes are chosen by {task.metrics[0].label}, which the held-out data does not give.")
+    raise MattaError(
+        f"Sizes are chosen by {task.metrics[0].label}, which the held-out data does not give."
+    )
 
 
 def reported(data: Data, at: int) -> Data:
     """The data without the held-out examples that sizes are chosen by."""
     half = halves(data.held_out[at])[1]
     splits = tuple(half if i == at else split for i, split in enumerate(data.held_out))
-    return replace(data, held_out=splits, description=f"{data.description}; measured on {len(half)} that chose no sizes")
+    return replace(
+        data,
+        held_out=splits,
+        description=f"{data.description}; measured on {len(half)} that chose no sizes",
+    )

@@ -26,16 +26,21 @@ def load_model(
     allow_pickle: bool = False,
     example: str = "",
 ) -> tuple[nn.Module, Source]:
-    """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it came from.
+    """A frozen-quality model for ``task`` (a Teacher): float32, CPU, eval mode, and the source it
+    came from.
 
-    A registered adapter of the task loads it, else the stock class that transformers or timm has for the task. A matta
-    output folder stands for the TA in it. ``adapter`` is asked first; it need not be registered. example: how it will be
-    called, for a Teacher that a function builds.
+    A registered adapter of the task loads it, else the stock class that transformers or timm has
+    for the task. A matta output folder stands for the TA in it. ``adapter`` is asked first; it need
+    not be registered. example: how it will be called, for a Teacher that a function builds.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
     if source.builder:
         source = replace(source, example=example, task=task)
-    if source.folder is not None and not (source.folder / "config.json").exists() and (source.folder / "ta").is_dir():
+    if (
+        source.folder is not None
+        and not (source.folder / "config.json").exists()
+        and (source.folder / "ta").is_dir()
+    ):
         current = open_source(f"local-dir:{workspace.current_ta(source.folder)}")
         source = replace(current, name=source.name)
     refusal: MattaError | None = None
@@ -44,7 +49,9 @@ def load_model(
             try:
                 model = known.load(source).float().eval()
                 if known.task != task:
-                    raise MattaError(f"{source.name!r} is a model for {known.task}, not for {task}.")
+                    raise MattaError(
+                        f"{source.name!r} is a model for {known.task}, not for {task}."
+                    )
                 return model, source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
@@ -57,15 +64,18 @@ def load_model(
 def own_memory(model: nn.Module) -> None:
     """Give tensors that are mapped from a file memory of their own, and let go of the file's.
 
-    Its pages would else stay as long as any tensor of the file is in use. Where the system does not tell what is mapped,
-    all stays as it is.
+    Its pages would else stay as long as any tensor of the file is in use. Where the system does not
+    tell what is mapped, all stays as it is.
     """
     try:
         maps = Path("/proc/self/maps").read_text()
         advise = ctypes.CDLL(None).madvise
     except (OSError, AttributeError):
         return
-    files = [(int(a, 16), int(b, 16)) for a, b in re.findall(r"^(\w+)-(\w+) \S+ \S+ \S+ [1-9]\d* ", maps, re.MULTILINE)]
+    files = [
+        (int(a, 16), int(b, 16))
+        for a, b in re.findall(r"^(\w+)-(\w+) \S+ \S+ \S+ [1-9]\d* ", maps, re.MULTILINE)
+    ]
     for tensor in (*model.parameters(), *model.buffers()):
         at, end = tensor.data_ptr(), tensor.data_ptr() + tensor.numel() * tensor.element_size()
         if not any(start <= at < stop for start, stop in files):
@@ -81,13 +91,17 @@ def _load_stock(source: Source, task: str) -> nn.Module:
     if source.module is not None:
         return source.module.cpu()
     if source.tensors is not None:
-        raise MattaError(f"{source.name!r} is a state dict of no architecture known for {task}: pass a folder instead.")
+        raise MattaError(
+            f"{source.name!r} is a state dict of no architecture known for {task}: pass a folder instead."
+        )
     try:
         if task == "image_classification":
             if source.folder is None or "architecture" in read_json(source.folder / "config.json"):
                 import timm
 
-                return timm.create_model(f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True)
+                return timm.create_model(
+                    f"local-dir:{source.folder}" if source.folder else source.name, pretrained=True
+                )
             from transformers import AutoModelForImageClassification
 
             return AutoModelForImageClassification.from_pretrained(str(source.folder))

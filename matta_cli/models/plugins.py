@@ -1,7 +1,8 @@
 """Adapters and tasks, found by entry point: built-ins are declared exactly as an outsider's are.
 
-An adapter may also be named by where its class is, without a package: ``FILE.py:Class`` or ``package.module:Class``. That runs
-code, so only the user may name it. What a ``matta.json`` names runs if the user has named the same thing before.
+An adapter may also be named by where its class is, without a package: ``FILE.py:Class`` or
+``package.module:Class``. That runs code, so only the user may name it. What a ``matta.json`` names
+runs if the user has named the same thing before.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 
 @cache
 def _found(group: str) -> dict[str, list[EntryPoint]]:
-    """Entry points by name, sorted. Two of one name are both kept: which one is meant is not for matta to say."""
+    """Entry points by name, sorted. Two of one name are both kept: which one is meant is not for
+    matta to say.
+    """
     found: dict[str, list[EntryPoint]] = {}
     for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
         found.setdefault(entry.name, []).append(entry)
@@ -50,24 +53,32 @@ def load_class(group: str, name: str) -> type:
     entry, *others = found[name]
     if others:
         each = " and ".join(_origin(e) for e in found[name])
-        raise MattaError(f"There are several {word}s of the name {name!r}: {each}. Uninstall all but one.")
+        raise MattaError(
+            f"There are several {word}s of the name {name!r}: {each}. Uninstall all but one."
+        )
     try:
         return entry.load()
     except Exception as error:
-        raise MattaError(f"The {word} {name!r} ({_origin(entry)}) does not import: {_said(error)}.") from error
+        raise MattaError(
+            f"The {word} {name!r} ({_origin(entry)}) does not import: {_said(error)}."
+        ) from error
 
 
 def adapter(spec: str, folder: Path | None = None) -> Adapter:
-    """A fresh adapter by its name, or by where its class is: ``FILE.py:Class``, ``package.module:Class``.
+    """A fresh adapter by its name, or by where its class is: ``FILE.py:Class``,
+    ``package.module:Class``.
 
-    folder: where the ``matta.json`` lies that says so; without it the user does. A relative file is looked for in the working
-    directory, and then in the folders above ``folder``, so that a project may be moved.
-    Raises ``MattaError`` where there is none, it does not import, is no adapter, or only ``folder`` says so.
+    folder: where the ``matta.json`` lies that says so; without it the user does. A relative file is
+    looked for in the working directory, and then in the folders above ``folder``, so that a project
+    may be moved. Raises ``MattaError`` where there is none, it does not import, is no adapter, or
+    only ``folder`` says so.
     """
     where, colon, name = spec.rpartition(":")
     if not colon:
         if spec.endswith(".py"):
-            raise MattaError(f"--adapter {spec!r} is a file: name the class in it too, as in {spec}:MyAdapter.")
+            raise MattaError(
+                f"--adapter {spec!r} is a file: name the class in it too, as in {spec}:MyAdapter."
+            )
         found = _made(load_class("matta.adapters", spec), f"The adapter {spec!r}")
         found.name = found.spec = spec
         return found
@@ -86,8 +97,14 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
     if not isinstance(cls, type):
         from matta_cli.adapter import Adapter
 
-        there = [n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Adapter) and c is not Adapter]
-        raise MattaError(f"{where!r} has no class {name!r}; its adapters: {', '.join(there) or 'none'}.")
+        there = [
+            n
+            for n, c in vars(module).items()
+            if isinstance(c, type) and issubclass(c, Adapter) and c is not Adapter
+        ]
+        raise MattaError(
+            f"{where!r} has no class {name!r}; its adapters: {', '.join(there) or 'none'}."
+        )
     found = _made(cls, f"The adapter {spec!r}")
     found.name, found.spec = found.name or name, spec
     if folder is None:
@@ -102,8 +119,11 @@ def _made(cls: Any, what: str) -> Adapter:
         raise MattaError(f"{what} is no subclass of matta_cli.adapter.Adapter.")
     if missing := sorted(cls.__abstractmethods__):
         raise MattaError(f"{what} lacks {', '.join(missing)}.")
-    if cls.task and cls.task not in _found("matta.tasks"):  # one of many kinds of model sets it in load
-        raise MattaError(f"{what} has the task {cls.task!r}; there are {', '.join(_found('matta.tasks'))}.")
+    # one of many kinds of model sets it in load
+    if cls.task and cls.task not in _found("matta.tasks"):
+        raise MattaError(
+            f"{what} has the task {cls.task!r}; there are {', '.join(_found('matta.tasks'))}."
+        )
     try:
         return cls()
     except Exception as error:
@@ -119,18 +139,24 @@ def _file(where: str, spec: str, folder: Path | None) -> Path:
             return path.resolve()
     if folder is None:
         raise MattaError(f"There is no file {where!r} for --adapter {spec!r}.")
-    raise MattaError(f"{folder} was made with the adapter {spec!r}, but that file is gone: put it back, or run where it is.")
+    raise MattaError(
+        f"{folder} was made with the adapter {spec!r}, but that file is gone: put it back, or run where it is."
+    )
 
 
 @cache
 def _module(path: Path, modified: int) -> ModuleType:
-    """A file as a module, which may import what lies beside it; once for each version of it, or classes would differ."""
+    """A file as a module, which may import what lies beside it; once for each version of it, or
+    classes would differ.
+    """
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that a file beside it takes no installed package's place
+        # last, so that a file beside it takes no installed package's place
+        sys.path.append(str(path.parent))
     name = f"{path.stem}_{hashlib.sha256(f'{path}{modified}'.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up there
+    # dataclasses look their module up there
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -158,7 +184,9 @@ def _vouch(key: str) -> None:
         with _record().open("a", encoding="utf-8") as file:
             file.write(key + "\n")
     except OSError as error:
-        raise MattaError(f"{_record()} cannot be written ({error.strerror}): set MATTA_CACHE to a folder of yours.") from error
+        raise MattaError(
+            f"{_record()} cannot be written ({error.strerror}): set MATTA_CACHE to a folder of yours."
+        ) from error
 
 
 def _said(error: Exception) -> str:
@@ -201,6 +229,10 @@ def detect(source: Source) -> Adapter:
         return matching[0]
     names = ", ".join(a.name for a in matching)
     if matching:
-        raise MattaError(f"{source.name}: several adapters fit ({names}); choose one with --adapter.")
-    sentence = f"{source.name}: no installed adapter ({', '.join(working)}) knows this architecture."
+        raise MattaError(
+            f"{source.name}: several adapters fit ({names}); choose one with --adapter."
+        )
+    sentence = (
+        f"{source.name}: no installed adapter ({', '.join(working)}) knows this architecture."
+    )
     raise MattaError(" ".join([sentence, *broken]))

@@ -18,13 +18,20 @@ from matta_cli.nested.sizes import full_sizes, own_sizes
 
 
 def save_model(
-    adapter: Adapter, model: nn.Module, folder: Path, state: Mapping[str, Tensor] | None = None, *, own: bool = False
+    adapter: Adapter,
+    model: nn.Module,
+    folder: Path,
+    state: Mapping[str, Tensor] | None = None,
+    *,
+    own: bool = False,
 ) -> str:
-    """Write a model into a folder: in the stock library's format, or where that cannot express its sizes in matta's own.
+    """Write a model into a folder: in the stock library's format, or where that cannot express its
+    sizes in matta's own.
 
-    state: the values of its tensors, where ``model`` is as ``build`` gave it. They are written one by one, so that views of a
-    larger model need no second copy in memory but of one tensor at a time. own: matta's own format in any case.
-    Returns why the stock format was not possible; empty where it was. ``open_source`` knows both.
+    state: the values of its tensors, where ``model`` is as ``build`` gave it. They are written one
+    by one, so that views of a larger model need no second copy in memory but of one tensor at a
+    time. own: matta's own format in any case. Returns why the stock format was not possible; empty
+    where it was. ``open_source`` knows both.
     """
     reason = adapter.unsupported(model)
     if reason or own:
@@ -45,20 +52,29 @@ def _save_own(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     for weights in (folder / TEMPLATE).glob("*.safetensors"):
         weights.unlink()
     sizes = full_sizes(axes)
-    (folder / TEMPLATE / "sizes.json").write_text(json.dumps(sizes, indent=1) + "\n", encoding="utf-8")
+    (folder / TEMPLATE / "sizes.json").write_text(
+        json.dumps(sizes, indent=1) + "\n", encoding="utf-8"
+    )
     kept: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         kept.setdefault(id(tensor), name)  # of tied tensors the first name
     own = model.state_dict()
-    save_file({name: own[name].contiguous() for name in kept.values()}, str(folder / "model.safetensors"), {"format": "pt"})
+    save_file(
+        {name: own[name].contiguous() for name in kept.values()},
+        str(folder / "model.safetensors"),
+        {"format": "pt"},
+    )
 
 
 @torch.no_grad()
 def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) -> bool:
-    """Write ``state`` over the values in a folder's safetensors files; False, and nothing written, if the names are others."""
+    """Write ``state`` over the values in a folder's safetensors files; False, and nothing written,
+    if the names are others.
+    """
     named = model.state_dict(keep_vars=True)
     known = {id(named[name]): tensor for name, tensor in state.items() if name in named}
-    values = {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}  # a tied one by every name
+    # a tied one by every name
+    values = {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
     files = sorted(folder.glob("*.safetensors"))
     headers = [_header(path) for path in files]
     if any(name not in values for entries, _ in headers for name in entries):
@@ -68,7 +84,9 @@ def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
             for name, entry in entries.items():
                 tensor = values[name].detach().to("cpu", named[name].dtype).contiguous()
                 if list(tensor.shape) != entry["shape"]:
-                    raise MattaError(f"The tensor {name} was saved with shape {entry['shape']}, not {list(tensor.shape)}.")
+                    raise MattaError(
+                        f"The tensor {name} was saved with shape {entry['shape']}, not {list(tensor.shape)}."
+                    )
                 file.seek(start + entry["data_offsets"][0])
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return True

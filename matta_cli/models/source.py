@@ -25,16 +25,22 @@ _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
 
 
-TEMPLATE = "template"  # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
+# in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
+TEMPLATE = "template"
 
 
-_OTHER_FOLDERS = "[!0-9]*/*"  # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
+# exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
+_OTHER_FOLDERS = "[!0-9]*/*"
 
 
-def open_source(text: str, *, model_config: Path | None = None, allow_pickle: bool = False) -> Source:
-    """Find and open what ``text`` names: a local folder comes first, then a local file, a builder, a timm name, a hub id.
+def open_source(
+    text: str, *, model_config: Path | None = None, allow_pickle: bool = False
+) -> Source:
+    """Find and open what ``text`` names: a local folder comes first, then a local file, a builder,
+    a timm name, a hub id.
 
-    model_config: the user's ``--config``, a JSON file about the architecture, for sources that do not bring their own.
+    model_config: the user's ``--config``, a JSON file about the architecture, for sources that do
+    not bring their own.
     allow_pickle: whether a file may run code while it is opened (whole pickled modules need that).
 
     Raises ``MattaError`` where nothing of that name is found or the file cannot be opened.
@@ -81,7 +87,9 @@ def _open_own(folder: Path, text: str) -> Source:
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put before them."""
+    """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put
+    before them.
+    """
     named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
     while named and all(key.startswith("module.") for key in named):
         named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
@@ -98,19 +106,27 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
         except (SafetensorError, OSError) as error:
             raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
     if path.suffix not in _FILES:
-        raise MattaError(f"{text!r} is not a model file: matta opens {', '.join(_FILES)}, or a folder.")
+        raise MattaError(
+            f"{text!r} is not a model file: matta opens {', '.join(_FILES)}, or a folder."
+        )
     opened = _torch_load(path, text, allow_pickle)
     while isinstance(opened, Mapping):
         if opened and all(isinstance(value, Tensor) for value in opened.values()):
             return Source(name=text, config=config, tensors=strip_prefixes(opened))
-        inner = [opened[key] for key in _WRAPPED if isinstance(opened.get(key), (Mapping, nn.Module))]
+        inner = [
+            opened[key] for key in _WRAPPED if isinstance(opened.get(key), (Mapping, nn.Module))
+        ]
         if not inner:
             keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"
-            raise MattaError(f"{text!r} holds a dictionary with {keys}, but no state dict (tensors by name).")
+            raise MattaError(
+                f"{text!r} holds a dictionary with {keys}, but no state dict (tensors by name)."
+            )
         opened = inner[0]
     if isinstance(opened, nn.Module):
         return Source(name=text, config=config, module=_unwrapped(opened))
-    raise MattaError(f"{text!r} holds a {type(opened).__name__}, but a state dict (tensors by name) is needed.")
+    raise MattaError(
+        f"{text!r} holds a {type(opened).__name__}, but a state dict (tensors by name) is needed."
+    )
 
 
 def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
@@ -120,19 +136,25 @@ def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
             zipped = file.read(4) == b"PK\x03\x04"  # only this format can be mapped into memory
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of what it goes on to raise
-            # weights_only is the wall between a file from the internet and code that runs: it never goes without the flag
+            # weights_only is the wall between a file from the internet and code that runs: it never
+            # goes without the flag
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
-    except Exception as error:  # what torch.load raises on a foreign file is open-ended, with the flag even more so
+    except Exception as error:
+        # what torch.load raises on a foreign file is open-ended, with the flag even more so
         message = str(error)
         if "TorchScript" in message:
-            raise MattaError(f"{text!r} is a TorchScript archive: save the model's state dict instead.") from error
+            raise MattaError(
+                f"{text!r} is a TorchScript archive: save the model's state dict instead."
+            ) from error
         if code := refused_code(error):
             raise MattaError(
                 f"{text!r} holds more than a state dict, and opening it runs code that it names ({code}): save "
                 "model.state_dict() instead, or, if you trust its author, convert it with --allow-pickle."
             ) from error
         if isinstance(error, (ImportError, AttributeError)):
-            raise MattaError(f"{text!r} needs code that is not installed here: {message.splitlines()[0]}.") from error
+            raise MattaError(
+                f"{text!r} needs code that is not installed here: {message.splitlines()[0]}."
+            ) from error
         raise MattaError(f"{damaged}.") from error
 
 
@@ -148,25 +170,40 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _download(name: str, text: str) -> Path:
-    """The hub's model folder ``name``, downloaded: JSON, tokenizer files, and safetensors (pickles only if there are none)."""
+    """The hub's model folder ``name``, downloaded: JSON, tokenizer files, and safetensors (pickles
+    only if there are none).
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     kinds = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
     others = [_OTHER_FOLDERS]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=others))
+        folder = Path(
+            snapshot_download(
+                name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=others
+            )
+        )
         if not any(folder.glob("*.safetensors")):
-            folder = Path(snapshot_download(name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=others))
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=others
+                )
+            )
     except HFValidationError:
-        raise MattaError(f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id.") from None
+        raise MattaError(
+            f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id."
+        ) from None
     except GatedRepoError:
-        raise MattaError(f"{text!r} is gated on the hub: ask for access on its page and log in with `hf auth login`.") from None
+        raise MattaError(
+            f"{text!r} is gated on the hub: ask for access on its page and log in with `hf auth login`."
+        ) from None
     except RepositoryNotFoundError:
         raise MattaError(
             f"{text!r} is neither a local folder nor file, and the hub has no such model (or it is private: `hf auth login`)."
         ) from None
-    except Exception as error:  # the hub's client raises its own, its HTTP library's and the system's errors
+    except Exception as error:
+        # the hub's client raises its own, its HTTP library's and the system's errors
         raise MattaError(
             f"{text!r} is neither a local folder nor file, and the hub could not be reached: pass a local path, "
             "or try again online."
@@ -187,7 +224,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.endswith((*_FILES, "/")) or "\\" in name or name.count("/") > 1
+    return (
+        name.startswith((".", "/", "~"))
+        or name.endswith((*_FILES, "/"))
+        or "\\" in name
+        or name.count("/") > 1
+    )
 
 
 def _is_timm_name(name: str) -> bool:

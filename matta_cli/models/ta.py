@@ -24,7 +24,8 @@ from matta_cli.nested.view import StudentView, materialize
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import tomllib
 
-IMPORTANCE = "importance/scores.safetensors"  # in a TA folder: the scores of each axis as converted, the first unit's first
+# in a TA folder: the scores of each axis as converted, the first unit's first
+IMPORTANCE = "importance/scores.safetensors"
 
 
 @dataclass
@@ -36,14 +37,19 @@ class TA:
     axes: list[Axis]
     base: dict[str, int]
     card: dict[str, Any]
-    copies: dict[float, nn.Module] = field(default_factory=dict)  # Students that share no weights, in the ablation of that
+    # Students that share no weights, in the ablation of that
+    copies: dict[float, nn.Module] = field(default_factory=dict)
 
     def sizes(self, width: float | Sizes) -> dict[str, int]:
-        """The sizes of a width (sizes are their own). Raises ``MattaError`` for a width that is not in (0, widest]."""
+        """The sizes of a width (sizes are their own). Raises ``MattaError`` for a width that is not
+        in (0, widest].
+        """
         if isinstance(width, Mapping):
             return dict(width)
         if not 0 < width <= self.widest:
-            raise MattaError(f"Width {width:g} is not possible: this TA holds widths above 0 and up to {self.widest:g}.")
+            raise MattaError(
+                f"Width {width:g} is not possible: this TA holds widths above 0 and up to {self.widest:g}."
+            )
         shares = self.card.get("sizes", {}).get(f"{width:g}")
         return sizes_at(self.axes, self.base, width, self.card.get("multiple", 1), shares)
 
@@ -53,10 +59,14 @@ class TA:
         return max((axis.size / self.base[axis.name] for axis in self.axes), default=1.0)
 
     def at(self, width: float | Sizes, *, head: str = "", live: bool = False) -> Any:
-        """The Student of a width, or of sizes, run on views of the TA's tensors: no copy. ``StudentView`` has the rest."""
+        """The Student of a width, or of sizes, run on views of the TA's tensors: no copy.
+        ``StudentView`` has the rest.
+        """
         if not isinstance(width, Mapping) and width in self.copies:
             return self.copies[width]
-        return StudentView(self.adapter, self.model, self.axes, self.sizes(width), head=head, live=live)
+        return StudentView(
+            self.adapter, self.model, self.axes, self.sizes(width), head=head, live=live
+        )
 
     def student(self, width: float | Sizes) -> nn.Module:
         """The Student of a width, or of sizes, as a dense module of its own."""
@@ -65,12 +75,21 @@ class TA:
         return materialize(self.adapter, self.model, self.axes, self.sizes(width))
 
     def save(
-        self, width: float | Sizes, folder: Path, buffers: Mapping[str, Tensor], *, own: bool = False,
+        self,
+        width: float | Sizes,
+        folder: Path,
+        buffers: Mapping[str, Tensor],
+        *,
+        own: bool = False,
         dtype: torch.dtype = torch.float32,
-    ) -> str:  # fmt: skip
-        """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm statistics of its own."""
+    ) -> str:
+        """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm
+        statistics of its own.
+        """
         if not isinstance(width, Mapping) and width in self.copies:
-            return save_model(self.adapter, copy.deepcopy(self.copies[width]).to(dtype), folder, own=own)
+            return save_model(
+                self.adapter, copy.deepcopy(self.copies[width]).to(dtype), folder, own=own
+            )
         sizes = self.sizes(width)
         view = StudentView(self.adapter, self.model, self.axes, sizes)
         student = self.adapter.build(self.model, own_sizes(self.axes, sizes)).to(dtype)
@@ -78,7 +97,9 @@ class TA:
 
 
 def ta_folder(folder: str | Path) -> Path:
-    """Where the TA lies that a folder stands for: itself, or for an output folder the last checkpoint, else its ``ta``."""
+    """Where the TA lies that a folder stands for: itself, or for an output folder the last
+    checkpoint, else its ``ta``.
+    """
     folder = Path(folder)
     if not (folder / "matta.json").exists() and (folder / "ta" / "matta.json").exists():
         return workspace.current_ta(folder)
@@ -86,7 +107,9 @@ def ta_folder(folder: str | Path) -> Path:
 
 
 def load_ta(folder: str | Path) -> TA:
-    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if it has been)."""
+    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if
+    it has been).
+    """
     folder = ta_folder(folder)
     if not folder.is_dir():
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
@@ -96,9 +119,13 @@ def load_ta(folder: str | Path) -> TA:
     axes: list[Axis] = card["axes"]
     found = {axis.name: axis.size for axis in adapter.axes(model)}
     if any(found.get(axis.name) != axis.size for axis in axes):
-        raise MattaError(f"{folder}: the weights and matta.json disagree on the axes; convert the model again.")
+        raise MattaError(
+            f"{folder}: the weights and matta.json disagree on the axes; convert the model again."
+        )
     copies = {
-        float(path.name.removeprefix("width-")): adapter.load(source.open_source(f"local-dir:{path}"))
+        float(path.name.removeprefix("width-")): adapter.load(
+            source.open_source(f"local-dir:{path}")
+        )
         for path in sorted((folder / "unshared").glob("width-*"))
     }
     return TA(adapter, model, axes, card["base"], card, copies)
@@ -129,12 +156,16 @@ def is_stock(ta: TA, sizes: Sizes) -> bool:
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
     """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
     if ta.card["lineage"]["digest"] != digest:
-        raise MattaError(f"{folder} trained another TA than the one that was converted since: distill again with --overwrite.")
+        raise MattaError(
+            f"{folder} trained another TA than the one that was converted since: distill again with --overwrite."
+        )
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it was trained by."""
+    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it
+    was trained by.
+    """
 
     folder: Path
     ta: TA
@@ -143,16 +174,20 @@ class Reached:
 
 
 def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
-    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged ones are named by ``say``.
+    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged
+    ones are named by ``say``.
 
-    Raises ``MattaError`` where there is none, or where it trained another TA than the one in ``out/ta``.
+    Raises ``MattaError`` where there is none, or where it trained another TA than the one in
+    ``out/ta``.
     """
     mend(out)
     last, damaged = workspace.chosen(out / "run", which)
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
-        raise MattaError(f"There is no trained TA in {out / 'run'}: run `{command('distill', out)}` first.")
+        raise MattaError(
+            f"There is no trained TA in {out / 'run'}: run `{command('distill', out)}` first."
+        )
     ta = load_ta(last)
     refuse_other_ta(card.read_card(out / "ta")["lineage"]["digest"], ta, last)
     counters = json.loads((last / "trainer.json").read_text(encoding="utf-8"))

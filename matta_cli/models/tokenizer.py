@@ -35,7 +35,9 @@ _COMPANIONS = (
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, pooling, ...). Returns the names."""
+    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, pooling,
+    ...). Returns the names.
+    """
     found = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
     names = sorted(path.relative_to(source).as_posix() for path in found)
     for name in names:
@@ -47,21 +49,32 @@ def copy_companions(source: Path, target: Path) -> list[str]:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
-    names = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "*.tiktoken")
+    names = (
+        "tokenizer.json",
+        "tokenizer.model",
+        "vocab.json",
+        "vocab.txt",
+        "merges.txt",
+        "spiece.model",
+        "*.tiktoken",
+    )
     return any(path.is_file() for pattern in names for path in folder.glob(pattern))
 
 
 def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     """The tokenizer in a model's folder, else the one that ``convert.tokenizer`` names.
 
-    Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary`` for its tokens.
+    Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary``
+    for its tokens.
     """
     from transformers import AutoTokenizer
 
     # without its files, transformers makes up a tokenizer of one token from the model's config.json
     own = has_tokenizer(folder)
     if not own and not given:
-        raise MattaError(f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID.")
+        raise MattaError(
+            f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID."
+        )
     where = str(folder) if own else given
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where)
@@ -70,7 +83,9 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
             f"The tokenizer in {where!r} cannot be opened: convert again with --tokenizer FOLDER_OR_HUB_ID. ({said(error)})"
         ) from error
     if len(tokenizer) < 2:
-        raise MattaError(f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer.")
+        raise MattaError(
+            f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer."
+        )
     if len(tokenizer) > vocabulary:
         raise MattaError(
             f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}: pass the model's own "
@@ -83,7 +98,13 @@ def tokenizer_digest(tokenizer: Any) -> str:
     """sha256 of all that decides which tokens a text becomes."""
     if getattr(tokenizer, "backend_tokenizer", None) is not None:
         return atomic.text_digest(tokenizer.backend_tokenizer.to_str())
-    with tempfile.TemporaryDirectory() as folder:  # one written in Python has no serialized form but its files
+    # one written in Python has no serialized form but its files
+    with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
-        files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(Path(folder).iterdir())]
-    return atomic.text_digest(json.dumps([type(tokenizer).__name__, files, sorted(tokenizer.get_added_vocab().items())]))
+        files = [
+            [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
+            for path in sorted(Path(folder).iterdir())
+        ]
+    return atomic.text_digest(
+        json.dumps([type(tokenizer).__name__, files, sorted(tokenizer.get_added_vocab().items())])
+    )

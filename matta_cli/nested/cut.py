@@ -21,11 +21,15 @@ Part = tuple[int, int]  # start, length
 
 
 def _parts(places: list[tuple[Slice, int, int]], total: int) -> list[Part]:
-    """The stretches of a dimension of ``total`` that stay, given (slice, full size, kept size) of every axis in it."""
+    """The stretches of a dimension of ``total`` that stay, given (slice, full size, kept size) of
+    every axis in it.
+    """
     gone: list[Part] = []
     for place, full, kept in places:
         for block in range(place.blocks):
-            gone.append((place.start + (block * full + kept) * place.unit, (full - kept) * place.unit))
+            gone.append(
+                (place.start + (block * full + kept) * place.unit, (full - kept) * place.unit)
+            )
     parts, at = [], 0
     for start, length in sorted(g for g in gone if g[1]):
         if start > at:
@@ -37,11 +41,16 @@ def _parts(places: list[tuple[Slice, int, int]], total: int) -> list[Part]:
 
 
 class Cut:
-    """Which stretches of which tensors a Student of ``sizes`` keeps. Made once, applied at every step."""
+    """Which stretches of which tensors a Student of ``sizes`` keeps. Made once, applied at every
+    step.
+    """
 
-    def __init__(self, axes: Sequence[Axis], sizes: Sizes, shapes: Mapping[str, Sequence[int]]) -> None:
+    def __init__(
+        self, axes: Sequence[Axis], sizes: Sizes, shapes: Mapping[str, Sequence[int]]
+    ) -> None:
         places: dict[tuple[str, int], list[tuple[Slice, int, int]]] = {}
-        self.names: dict[str, str | None] = {}  # of the tensors of layers: the Student's name, None where it has no such layer
+        # of the tensors of layers: the Student's name, None where it has no such layer
+        self.names: dict[str, str | None] = {}
         for axis in axes:
             kept = sizes.get(axis.name, axis.size)
             if kept % axis.step or not 0 < kept <= axis.size:
@@ -56,10 +65,14 @@ class Cut:
                     number = layer_of(name, axis.layers)
                     if number is not None:
                         within = name.removeprefix(f"{axis.layers}.{number}")
-                        self.names[name] = f"{axis.layers}.{after[number]}{within}" if number in after else None
+                        self.names[name] = (
+                            f"{axis.layers}.{after[number]}{within}" if number in after else None
+                        )
             elif kept < axis.size:
                 for place in axis.slices:
-                    places.setdefault((place.tensor, place.dim), []).append((place, axis.size, kept))
+                    places.setdefault((place.tensor, place.dim), []).append(
+                        (place, axis.size, kept)
+                    )
         self.parts: dict[str, list[tuple[int, list[Part]]]] = {}
         for (tensor, dim), cuts in places.items():
             self.parts.setdefault(tensor, []).append((dim, _parts(cuts, shapes[tensor][dim])))
@@ -69,7 +82,9 @@ class Cut:
         return self.names.get(name, name)
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
-        """What is kept of one tensor: a view where one stretch is left per dimension, else a differentiable copy."""
+        """What is kept of one tensor: a view where one stretch is left per dimension, else a
+        differentiable copy.
+        """
         for dim, parts in self.parts.get(name, ()):
             pieces = [tensor.narrow(dim, start, length) for start, length in parts]
             tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
@@ -104,11 +119,19 @@ def count_parameters(model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> in
     """Parameters of a Student without building it; tied tensors count once."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
     plan = Cut([_only(axis, shapes) for axis in axes], sizes, shapes)
-    return sum(math.prod(plan.shape(name, shape)) for name, shape in shapes.items() if plan.name(name) is not None)
+    return sum(
+        math.prod(plan.shape(name, shape))
+        for name, shape in shapes.items()
+        if plan.name(name) is not None
+    )
 
 
 def _only(axis: Axis, names: Mapping[str, Any]) -> Axis:
-    return axis if axis.layers else replace(axis, slices=tuple(s for s in axis.slices if s.tensor in names))
+    return (
+        axis
+        if axis.layers
+        else replace(axis, slices=tuple(s for s in axis.slices if s.tensor in names))
+    )
 
 
 def tensors_of(model: nn.Module) -> dict[str, Tensor]:

@@ -35,9 +35,11 @@ def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
 
 @torch.no_grad()
 def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]) -> None:
-    """Permute axes in place so that group ``orders[name][0]`` comes first. The function is unchanged.
+    """Permute axes in place so that group ``orders[name][0]`` comes first. The function is
+    unchanged.
 
-    orders: axis name -> int64 [size / step], a permutation. Layers stay where they are: theirs goes into ``Axis.order``.
+    orders: axis name -> int64 [size / step], a permutation. Layers stay where they are: theirs goes
+    into ``Axis.order``.
     """
     tensors = tensors_of(model)
     for axis in axes:
@@ -50,40 +52,58 @@ def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]
 
 
 def growable(model: nn.Module, axis: Axis) -> bool:
-    """Whether new units can leave the function unchanged: a norm over the axis would see them, and so forbids it."""
+    """Whether new units can leave the function unchanged: a norm over the axis would see them, and
+    so forbids it.
+    """
     if axis.layers:
         return bool(axis.slices)
     modules = dict(model.named_modules())
     owners = (modules.get(place.tensor.rpartition(".")[0]) for place in axis.slices)
     has_reader = any(place.outgoing for place in axis.slices)
-    return has_reader and not any(isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners)
+    return has_reader and not any(
+        isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners
+    )
 
 
-def _spread(tensor: Tensor, shape: Sequence[int], dim: int, chosen: Tensor, generator: torch.Generator) -> Tensor:
-    """Values for new units: normal at the tensor's own mean and spread; one value per unit is taken from chosen units.
+def _spread(
+    tensor: Tensor, shape: Sequence[int], dim: int, chosen: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Values for new units: normal at the tensor's own mean and spread; one value per unit is taken
+    from chosen units.
 
-    Vectors (biases, BatchNorm scales and variances) are resampled together, so that a variance stays positive.
+    Vectors (biases, BatchNorm scales and variances) are resampled together, so that a variance
+    stays positive.
     """
     if tensor.dim() == 1:
         return tensor.index_select(dim, chosen)
     spread = tensor.float().std(correction=0)
-    return (torch.randn(shape, generator=generator) * spread + tensor.float().mean()).to(tensor.dtype)
+    return (torch.randn(shape, generator=generator) * spread + tensor.float().mean()).to(
+        tensor.dtype
+    )
 
 
 @torch.no_grad()
 def grow(
-    adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, seed: int = 0, *, consume: bool = False
+    adapter: Adapter,
+    model: nn.Module,
+    axes: Sequence[Axis],
+    sizes: Sizes,
+    seed: int = 0,
+    *,
+    consume: bool = False,
 ) -> nn.Module:
     """A larger model with the same function: units are appended, their outgoing weights zero.
 
-    Their incoming weights are drawn at the spread of the model's own weights: at a library's small initial scale the
-    new units stay asleep. New layers are copies of the last ones (and of their grown units) that add nothing. With
-    ``consume`` the model's tensors are emptied one by one, so that no more than the larger model is in memory. Raises
-    ``MattaError`` for an axis that cannot grow, or for sizes below the present ones.
+    Their incoming weights are drawn at the spread of the model's own weights: at a library's small
+    initial scale the new units stay asleep. New layers are copies of the last ones (and of their
+    grown units) that add nothing. With ``consume`` the model's tensors are emptied one by one, so
+    that no more than the larger model is in memory. Raises ``MattaError`` for an axis that cannot
+    grow, or for sizes below the present ones.
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = full_sizes(axes) | dict(sizes)
-    places: dict[str, list[tuple[Axis, Slice, Tensor]]] = {}  # tensor -> where units are appended, copied from which
+    # tensor -> where units are appended, copied from which
+    places: dict[str, list[tuple[Axis, Slice, Tensor]]] = {}
     copies: dict[tuple[str, int], list[int]] = {}  # layer -> its copies
     silent: set[str] = set()
     own = dict(sizes)
@@ -92,7 +112,9 @@ def grow(
         if new == 0:
             continue
         if new < 0 or sizes[axis.name] % axis.step or not growable(model, axis):
-            raise MattaError(f"Axis {axis.name!r} cannot grow from {axis.size} to {sizes[axis.name]} and keep the function.")
+            raise MattaError(
+                f"Axis {axis.name!r} cannot grow from {axis.size} to {sizes[axis.name]} and keep the function."
+            )
         if axis.layers:
             for after, before in list(enumerate(sources(axis, sizes[axis.name])))[axis.size :]:
                 copies.setdefault((axis.layers, before), []).append(after)
@@ -112,16 +134,21 @@ def grow(
             start = f"{path}.{before}."
             for after in afters if name.startswith(start) else ():
                 within = name.removeprefix(start)
-                targets[f"{path}.{after}.{within}"].copy_(torch.zeros_like(value) if within in silent else value)
+                targets[f"{path}.{after}.{within}"].copy_(
+                    torch.zeros_like(value) if within in silent else value
+                )
         if consume:
             tensor.data = torch.empty(0, dtype=tensor.dtype)
     return grown.eval()
 
 
-def _appended(tensor: Tensor, places: Sequence[tuple[Axis, Slice, Tensor]], generator: torch.Generator) -> Tensor:
+def _appended(
+    tensor: Tensor, places: Sequence[tuple[Axis, Slice, Tensor]], generator: torch.Generator
+) -> Tensor:
     """A tensor with new units appended in each of its places."""
     original = tensor
-    added: dict[int, list[tuple[int, int]]] = {}  # dimension -> where earlier axes grew, by how much
+    # dimension -> where earlier axes grew, by how much
+    added: dict[int, list[tuple[int, int]]] = {}
     for axis, place, chosen in places:
         dim, length, new = place.dim, axis.size * place.unit, len(chosen) * place.unit
         earlier = added.setdefault(dim, [])
@@ -134,7 +161,10 @@ def _appended(tensor: Tensor, places: Sequence[tuple[Axis, Slice, Tensor]], gene
             shape = [*tensor.shape]
             shape[dim] = new
             draw = _spread(own, shape, dim, _places(chosen, place.unit), generator)
-            pieces += [tensor.narrow(dim, at, end - at), torch.zeros_like(draw) if place.outgoing else draw]
+            pieces += [
+                tensor.narrow(dim, at, end - at),
+                torch.zeros_like(draw) if place.outgoing else draw,
+            ]
             at = end
         pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
         tensor = torch.cat(pieces, dim)

@@ -21,50 +21,76 @@ def _per_unit(values: Tensor, axis: Axis, place: Slice) -> Tensor:
 
 
 def _by_unit(places: Tensor, axis: Axis, place: Slice) -> Tensor:
-    """One number per unit [size] of one per place of a slice's dimension: blocks, and the places of a unit, are summed."""
+    """One number per unit [size] of one per place of a slice's dimension: blocks, and the places of
+    a unit, are summed.
+    """
     length = place.blocks * axis.size * place.unit
-    return places[place.start :].narrow(0, 0, length).view(place.blocks, axis.size, place.unit).sum((0, 2))
+    return (
+        places[place.start :]
+        .narrow(0, 0, length)
+        .view(place.blocks, axis.size, place.unit)
+        .sum((0, 2))
+    )
 
 
 def _grouped(scores: Tensor, axis: Axis) -> Tensor:
     return scores.view(-1, axis.step).sum(1)
 
 
-Values = Callable[[str], Tensor | None]  # a parameter's values by name, as large as it is, made when asked for
+# a parameter's values by name, as large as it is, made when asked for
+Values = Callable[[str], Tensor | None]
 
 
 def _summed(axis: Axis, names: Collection[str], values: Values) -> Tensor:
     """The sum of values over everything that belongs to a unit, float32 [size / step].
 
-    What belongs to a layer is what it adds to what passes by it, or where that is not known all that it has.
+    What belongs to a layer is what it adds to what passes by it, or where that is not known all
+    that it has.
     """
     if not axis.layers:
         here = [(place, values(place.tensor)) for place in axis.slices if place.tensor in names]
-        return _grouped(torch.stack([_per_unit(v, axis, place) for place, v in here if v is not None]).sum(0), axis)
+        return _grouped(
+            torch.stack([_per_unit(v, axis, place) for place, v in here if v is not None]).sum(0),
+            axis,
+        )
     adds = {place.tensor for place in axis.slices}
     found = torch.zeros(axis.size)
     for i in range(axis.size):
         start = f"{axis.layers}.{i}."
-        own = [name for name in names if name.startswith(start) and (not adds or name.removeprefix(start) in adds)]
+        own = [
+            name
+            for name in names
+            if name.startswith(start) and (not adds or name.removeprefix(start) in adds)
+        ]
         found[i] = sum(float(v.sum()) for v in map(values, own) if v is not None)
     return found
 
 
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
-    """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32 [size / step]."""
+    """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32
+    [size / step].
+    """
     parameters = dict(model.named_parameters())
-    return {a.name: _summed(a, parameters, lambda n: parameters[n].detach().float().pow(2)).sqrt() for a in axes}
+    return {
+        a.name: _summed(a, parameters, lambda n: parameters[n].detach().float().pow(2)).sqrt()
+        for a in axes
+    }
 
 
 def by_gradient(
-    model: nn.Module, axes: Sequence[Axis], batches: Iterable[Any], loss: Callable[[nn.Module, Any], Tensor], *, second: bool
+    model: nn.Module,
+    axes: Sequence[Axis],
+    batches: Iterable[Any],
+    loss: Callable[[nn.Module, Any], Tensor],
+    *,
+    second: bool,
 ) -> dict[str, Tensor]:
     """How much the loss would change without a unit. axis -> float32 [size / step].
 
-    First order: |sum of weight x gradient| over all slices of the unit, the mean over batches (Molchanov et al. 2019, arXiv
-    1906.10771). Second order: half the squared weights by the squared gradients, a diagonal Fisher matrix in place of the
-    Hessian's (LeCun et al. 1989, "Optimal Brain Damage"; Theis et al. 2018, 1801.05787). model: not training; its gradients
-    are cleared.
+    First order: |sum of weight x gradient| over all slices of the unit, the mean over batches
+    (Molchanov et al. 2019, arXiv 1906.10771). Second order: half the squared weights by the squared
+    gradients, a diagonal Fisher matrix in place of the Hessian's (LeCun et al. 1989, "Optimal Brain
+    Damage"; Theis et al. 2018, 1801.05787). model: not training; its gradients are cleared.
     """
     scores = {axis.name: torch.zeros(axis.size // axis.step) for axis in axes}
     parameters = dict(model.named_parameters())
@@ -89,15 +115,21 @@ def by_gradient(
 
 @torch.no_grad()
 def activation(
-    model: nn.Module, axes: Sequence[Axis], batches: Iterable[Any], forward: Callable[[nn.Module, Any], Any],
+    model: nn.Module,
+    axes: Sequence[Axis],
+    batches: Iterable[Any],
+    forward: Callable[[nn.Module, Any], Any],
     present: Callable[[Any], Tensor | None] = lambda batch: None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Mean absolute activation of a unit times the norm of its outgoing weights: how much it adds to what reads it.
+) -> dict[str, Tensor]:
+    """Mean absolute activation of a unit times the norm of its outgoing weights: how much it adds
+    to what reads it.
 
-    The activations are the inputs of the modules that own the outgoing weights. An axis whose readers are not
-    modules with one input falls back to magnitude. A layer's score is how much it turns what passes by it: 1 less the cosine
-    of its input and output, the mean over positions (block influence; Men et al. 2024, arXiv 2403.03853).
-    present: which positions of a batch are no padding, bool [B, L], where some are. axis -> float32 [size / step].
+    The activations are the inputs of the modules that own the outgoing weights. An axis whose
+    readers are not modules with one input falls back to magnitude. A layer's score is how much it
+    turns what passes by it: 1 less the cosine of its input and output, the mean over positions
+    (block influence; Men et al. 2024, arXiv 2403.03853).
+    present: which positions of a batch are no padding, bool [B, L], where some are. axis -> float32
+    [size / step].
     """
     modules = dict(model.named_modules())
     sums: dict[tuple[str, str], Tensor] = {}
@@ -141,21 +173,30 @@ def activation(
         seen = [p for p in axis.slices if (axis.name, p.tensor) in sums]
         if seen:
             norms = [_per_unit(parameters[p.tensor].float().pow(2), axis, p).sqrt() for p in seen]
-            total = torch.stack([sums[axis.name, p.tensor] * norm for p, norm in zip(seen, norms, strict=True)]).sum(0)
+            total = torch.stack(
+                [sums[axis.name, p.tensor] * norm for p, norm in zip(seen, norms, strict=True)]
+            ).sum(0)
             scores[axis.name] = _grouped(total, axis)
     return scores
 
 
 @torch.no_grad()
 def removal(
-    adapter: Adapter, model: nn.Module, axes: Sequence[Axis], some: Sequence[Axis], batches: Sequence[Any],
-    forward: Callable[[Any, Any], Tensor], loss: Callable[[Tensor, Tensor, Any], Tensor],
+    adapter: Adapter,
+    model: nn.Module,
+    axes: Sequence[Axis],
+    some: Sequence[Axis],
+    batches: Sequence[Any],
+    forward: Callable[[Any, Any], Tensor],
+    loss: Callable[[Tensor, Tensor, Any], Tensor],
     tick: Callable[[], None] = lambda: None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """What the outputs lose when one group of units goes, or one layer: axis -> float32 [size / step], for ``some`` axes.
+) -> dict[str, Tensor]:
+    """What the outputs lose when one group of units goes, or one layer: axis -> float32 [size /
+    step], for ``some`` axes.
 
-    As many forwards as there are groups, for each batch. loss: of outputs against those of the whole model, least where they
-    are equal. An axis with one group has nothing to compare. The model is the same afterwards.
+    As many forwards as there are groups, for each batch. loss: of outputs against those of the
+    whole model, least where they are equal. An axis with one group has nothing to compare. The
+    model is the same afterwards.
     """
     whole = [forward(model, batch) for batch in batches]
     least = sum(float(loss(out, out, batch)) for out, batch in zip(whole, batches, strict=True))
@@ -165,12 +206,18 @@ def removal(
         found = torch.zeros(count)
         for group in range(count if count > 1 else 0):
             others = [g for g in range(count) if g != group]
-            moved = [replace(a, order=(*others, group)) if a is axis and a.layers else a for a in axes]
+            moved = [
+                replace(a, order=(*others, group)) if a is axis and a.layers else a for a in axes
+            ]
             swap = torch.arange(count)
             swap[[group, -1]] = swap[[-1, group]]
-            grow.reorder(model, [axis], {axis.name: swap})  # the last group is what a Student leaves out
+            # the last group is what a Student leaves out
+            grow.reorder(model, [axis], {axis.name: swap})
             view = StudentView(adapter, model, moved, {axis.name: axis.size - axis.step}).eval()
-            losses = [float(loss(forward(view, batch), out, batch)) for out, batch in zip(whole, batches, strict=True)]
+            losses = [
+                float(loss(forward(view, batch), out, batch))
+                for out, batch in zip(whole, batches, strict=True)
+            ]
             grow.reorder(model, [axis], {axis.name: swap})
             found[group] = (sum(losses) - least) / len(batches)
             tick()
@@ -188,7 +235,8 @@ def _is_input(owner: nn.Module, dim: int) -> bool:
 def order(scores: Tensor, *, layers: bool = False) -> Tensor:
     """The permutation that puts the most important group first; equal scores keep their order.
 
-    Of ``layers``, the first and the last come first: what stands between them was made for their kind of input and output.
+    Of ``layers``, the first and the last come first: what stands between them was made for their
+    kind of input and output.
     """
     if layers:
         scores = scores.clone()

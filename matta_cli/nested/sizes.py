@@ -18,7 +18,8 @@ def full_sizes(axes: Sequence[Axis]) -> dict[str, int]:
 
 
 def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
-    """``width`` x ``base`` units, rounded to whole steps (and, for 64 units and more, to ``multiple``); at least one step.
+    """``width`` x ``base`` units, rounded to whole steps (and, for 64 units and more, to
+    ``multiple``); at least one step.
 
     Width 1.0 is always exactly the base, whatever the multiple.
     """
@@ -26,18 +27,26 @@ def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
         return base
     grain = math.lcm(step, multiple) if base >= 64 else step
     size = max(step, round(base * width / grain) * grain)
-    return min(base, size) if width < 1 else max(base, size)  # rounding must not turn smaller into larger
+    # rounding must not turn smaller into larger
+    return min(base, size) if width < 1 else max(base, size)
 
 
 def sizes_at(
-    axes: Sequence[Axis], base: Sizes, width: float, multiple: int = 1, shares: Mapping[str, float] | None = None
+    axes: Sequence[Axis],
+    base: Sizes,
+    width: float,
+    multiple: int = 1,
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
     """The sizes of a width (1.0 = the base). An axis that could not grow stays at the size it has.
 
     shares: by kind of axis, what it is scaled by in place of the width.
     """
     scale = {axis.name: (shares or {}).get(kind(axis.name), width) for axis in axes}
-    return {axis.name: min(axis.size, scaled(base[axis.name], scale[axis.name], axis.step, multiple)) for axis in axes}
+    return {
+        axis.name: min(axis.size, scaled(base[axis.name], scale[axis.name], axis.step, multiple))
+        for axis in axes
+    }
 
 
 def kind(name: str) -> str:
@@ -46,12 +55,16 @@ def kind(name: str) -> str:
 
 
 def nested_axes(adapter: Adapter, model: nn.Module, wanted: Sequence[str] = ()) -> list[Axis]:
-    """The axes of the kinds ``wanted`` (none: the adapter's default). Raises ``MattaError`` for a kind that there is not."""
+    """The axes of the kinds ``wanted`` (none: the adapter's default). Raises ``MattaError`` for a
+    kind that there is not.
+    """
     axes = adapter.axes(model)
     there = list(dict.fromkeys(kind(axis.name) for axis in axes))
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise MattaError(f"--axes {missing[0]!r} is not an axis of this model; it has {', '.join(there)}.")
+        raise MattaError(
+            f"--axes {missing[0]!r} is not an axis of this model; it has {', '.join(there)}."
+        )
     chosen = wanted or [name for name in adapter.default if name in there] or there
     return [axis for axis in axes if kind(axis.name) in chosen]
 
@@ -68,7 +81,9 @@ def kinds(sizes: Sizes) -> dict[str, list[int]]:
 
 
 def layer_of(name: str, layers: str) -> int | None:
-    """The number of the layer that a tensor belongs to, in the list of that path; None where it belongs to none."""
+    """The number of the layer that a tensor belongs to, in the list of that path; None where it
+    belongs to none.
+    """
     found = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
     return int(found[1]) if found else None
 
@@ -84,12 +99,15 @@ def depth(axes: Sequence[Axis]) -> Axis | None:
 
 
 def kept_layers(axis: Axis, size: int) -> list[int]:
-    """The numbers of the layers that a Student of so many keeps, in the order that they have in the model."""
+    """The numbers of the layers that a Student of so many keeps, in the order that they have in the
+    model.
+    """
     return sorted((axis.order or range(axis.size))[:size])
 
 
 def sources(axis: Axis, size: int) -> list[int]:
-    """Of each layer of a model that has grown to ``size`` layers, the one that it is, or for a new one that it is a copy of.
+    """Of each layer of a model that has grown to ``size`` layers, the one that it is, or for a new
+    one that it is a copy of.
 
     New layers come after the others, as copies of the last ones in the same order.
     """
@@ -97,11 +115,19 @@ def sources(axis: Axis, size: int) -> list[int]:
     return [*range(axis.size), *(axis.size - 1 - (new - 1 - k) % axis.size for k in range(new))]
 
 
-def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: Sizes) -> dict[str, int]:
-    """Values by name of axis, as a model names them whose layers are those ``chosen`` from this one's."""
+def _renamed(
+    axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: Sizes
+) -> dict[str, int]:
+    """Values by name of axis, as a model names them whose layers are those ``chosen`` from this
+    one's.
+    """
     found: dict[str, int] = {}
     for axis in axes:
-        number = layer_of(axis.slices[0].tensor, layers.layers) if axis.slices and not axis.layers else None
+        number = (
+            layer_of(axis.slices[0].tensor, layers.layers)
+            if axis.slices and not axis.layers
+            else None
+        )
         places = [after for after, before in enumerate(chosen) if before == number]
         for after in places:
             found[_numbered(axis, chosen[after], after)] = values.get(axis.name, axis.size)
@@ -111,7 +137,9 @@ def _renamed(axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: 
 
 
 def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
-    """A Student's sizes by its own names: layers that are left out are gone, the others numbered anew."""
+    """A Student's sizes by its own names: layers that are left out are gone, the others numbered
+    anew.
+    """
     layers = depth(axes)
     if layers is None:
         return dict(sizes)
@@ -119,8 +147,13 @@ def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
 
 
 def grown_sizes(axes: Sequence[Axis], sizes: Sizes, count: int) -> dict[str, int]:
-    """``sizes`` by the names of a model of ``count`` layers: each new layer has those of the layer that it is a copy of."""
+    """``sizes`` by the names of a model of ``count`` layers: each new layer has those of the layer
+    that it is a copy of.
+    """
     layers = depth(axes)
     if layers is None:
         return dict(sizes)
-    return {**_renamed(axes, layers, sources(layers, count), sizes), layers.name: sizes.get(layers.name, layers.size)}
+    return {
+        **_renamed(axes, layers, sources(layers, count), sizes),
+        layers.name: sizes.get(layers.name, layers.size),
+    }

@@ -18,20 +18,34 @@ from matta_cli.nested.sizes import own_sizes
 
 
 class StudentView:
-    """A Student run on views of a live model: call it like the model; gradients reach the model's own tensors.
+    """A Student run on views of a live model: call it like the model; gradients reach the model's
+    own tensors.
 
-    The dense skeleton lives on the meta device and outside any module tree, so wrappers of the model do not see it.
-    Buffers (BatchNorm statistics) are copies: a narrow forward must not write into those of wider ones. Put the
-    Student's own statistics in ``buffers`` after ``recompute_statistics``. With ``live``, for the whole model alone, they are
-    the model's own, and a forward updates them.
-    With ``head``, the name of the linear layer that makes the outputs, that layer is left out: a call gives what it reads,
-    and ``output`` the layer's tensors.
+    The dense skeleton lives on the meta device and outside any module tree, so wrappers of the
+    model do not see it. Buffers (BatchNorm statistics) are copies: a narrow forward must not write
+    into those of wider ones. Put the Student's own statistics in ``buffers`` after
+    ``recompute_statistics``. With ``live``, for the whole model alone, they are the model's own,
+    and a forward updates them. With ``head``, the name of the linear layer that makes the outputs,
+    that layer is left out: a call gives what it reads, and ``output`` the layer's tensors.
     """
 
     def __init__(
-        self, adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes, *, head: str = "", live: bool = False
+        self,
+        adapter: Adapter,
+        model: nn.Module,
+        axes: Sequence[Axis],
+        sizes: Sizes,
+        *,
+        head: str = "",
+        live: bool = False,
     ) -> None:
-        self.model, self.axes, self.sizes, self.head, self.live = model, axes, dict(sizes), head, live
+        self.model, self.axes, self.sizes, self.head, self.live = (
+            model,
+            axes,
+            dict(sizes),
+            head,
+            live,
+        )
         with torch.device("meta"):
             self.skeleton = adapter.build(model, own_sizes(axes, sizes))
         if head:
@@ -59,10 +73,12 @@ class StudentView:
         return state
 
     def module(self) -> nn.Module:
-        """The Student as an ordinary module whose tensors are these views, for what calls more than ``forward``, such as
-        ``generate`` of transformers. In eval mode; no gradient reaches the model.
+        """The Student as an ordinary module whose tensors are these views, for what calls more than
+        ``forward``, such as ``generate`` of transformers. In eval mode; no gradient reaches the
+        model.
 
-        Copies are buffers, and tensors that are cut into several pieces (a fused qkv with fewer heads).
+        Copies are buffers, and tensors that are cut into several pieces (a fused qkv with fewer
+        heads).
         """
         module = copy.deepcopy(self.skeleton)  # on the meta device: nothing but names and shapes
         state = self.state()
@@ -82,7 +98,8 @@ class StudentView:
     def output(self) -> tuple[Tensor, Tensor | None]:
         """Weight [outputs, d] and bias [outputs] (or None) of the ``head``, as views."""
         named = dict(self.model.named_parameters(remove_duplicate=False))
-        first = {id(p): name for name, p in self.model.named_parameters()}  # axes name a tied tensor by its first name
+        # axes name a tied tensor by its first name
+        first = {id(p): name for name, p in self.model.named_parameters()}
 
         def own(name: str) -> Tensor:
             return self.cut(first[id(named[name])], named[name])
@@ -104,10 +121,14 @@ class StudentView:
                 module.p = 0.0
 
     def recompute(self) -> None:
-        """Keep no activations inside repeated blocks: the backward pass makes them again (Chen et al. 2016, 1604.06174)."""
+        """Keep no activations inside repeated blocks: the backward pass makes them again (Chen et
+        al. 2016, 1604.06174).
+        """
         blocks = repeated_blocks(self.skeleton)
         if not blocks:
-            raise MattaError("Activation checkpointing is not supported for this model: it has no repeated blocks.")
+            raise MattaError(
+                "Activation checkpointing is not supported for this model: it has no repeated blocks."
+            )
         for block in blocks:
             _recompute(block)
 
@@ -129,7 +150,9 @@ def _runner(skeleton: nn.Module) -> Any:
 
 
 def without(model: nn.Module, name: str) -> nn.Module:
-    """``model`` with the layer ``name`` replaced by an identity. Shares all else with ``model``, which stays as it is."""
+    """``model`` with the layer ``name`` replaced by an identity. Shares all else with ``model``,
+    which stays as it is.
+    """
     found = copy.copy(model)
     found._modules = dict(model._modules)
     child, _, rest = name.partition(".")
@@ -138,13 +161,19 @@ def without(model: nn.Module, name: str) -> nn.Module:
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's layers: the children, all of one class, of its outermost lists of two or more modules with parameters."""
+    """The model's layers: the children, all of one class, of its outermost lists of two or more
+    modules with parameters.
+    """
     found: list[nn.Module] = []
     stack = [model]
     while stack:
         module = stack.pop()
         children = list(module.children())
-        if isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1 and len({type(c) for c in children}) == 1:
+        if (
+            isinstance(module, (nn.ModuleList, nn.Sequential))
+            and len(children) > 1
+            and len({type(c) for c in children}) == 1
+        ):
             if any(True for _ in children[0].parameters()):
                 found += children
         else:
@@ -153,7 +182,9 @@ def repeated_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _recompute(block: nn.Module) -> None:
-    """Checkpoint a block of a skeleton. The tensors of the call are kept for the second pass: by then the skeleton is empty."""
+    """Checkpoint a block of a skeleton. The tensors of the call are kept for the second pass: by
+    then the skeleton is empty.
+    """
     plain = block.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -174,8 +205,12 @@ def _recompute(block: nn.Module) -> None:
     block.forward = forward  # type: ignore[method-assign]
 
 
-def materialize(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> nn.Module:
-    """The same Student as a dense module of its own: the slices, copied out. In eval mode, on ``model``'s device."""
+def materialize(
+    adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes
+) -> nn.Module:
+    """The same Student as a dense module of its own: the slices, copied out. In eval mode, on
+    ``model``'s device.
+    """
     view = StudentView(adapter, model, axes, sizes)
     student = adapter.build(model, own_sizes(axes, sizes))
     device = next(model.parameters()).device
@@ -189,13 +224,22 @@ def materialize(adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes:
 
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model carries BatchNorm statistics, which every Student needs of its own."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats for m in model.modules())
+    return any(
+        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+        for m in model.modules()
+    )
 
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, batches: Sequence[Any], forward: Any) -> None:
-    """Set a dense model's BatchNorm statistics to the exact average over ``batches``; ``forward(model, batch)`` runs it."""
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    """Set a dense model's BatchNorm statistics to the exact average over ``batches``;
+    ``forward(model, batch)`` runs it.
+    """
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     if not norms:
         return
     momenta = [m.momentum for m in norms]

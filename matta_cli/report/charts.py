@@ -1,4 +1,6 @@
-"""The charts of the report as SVG: quality against cost, gains, training, importance. Numbers in, text out."""
+"""The charts of the report as SVG: quality against cost, gains, training, importance. Numbers in,
+text out.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ from matta_cli.report.story import (
 class _Scale:
     """One axis of a chart: data to pixels, with ticks."""
 
-    def __init__(self, values: list[float], start: float, end: float, log: bool, pad: float, ticks: int):
+    def __init__(
+        self, values: list[float], start: float, end: float, log: bool, pad: float, ticks: int
+    ):
         low, high = min(values), max(values)
         self.log = log and low > 0
         a, b = self._to(low), self._to(high)
@@ -55,7 +59,12 @@ class _Scale:
         if self.log:
             decades = range(math.floor(self.a), math.ceil(self.b) + 1)
             for marks in ((1, 2, 5), (1, 3), (1,)):
-                ticks = [m * 10.0**d for d in decades for m in marks if self.low <= m * 10.0**d <= self.high]
+                ticks = [
+                    m * 10.0**d
+                    for d in decades
+                    for m in marks
+                    if self.low <= m * 10.0**d <= self.high
+                ]
                 if 3 <= len(ticks) <= most:
                     return ticks
         span = self.high - self.low
@@ -83,7 +92,9 @@ def _tick_numbers(scale: _Scale) -> list[str]:
 
 
 def _title(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text class="title" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text class="title" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    )
 
 
 def _svg(width: int, height: int, alt: str, parts: list[str]) -> str:
@@ -95,12 +106,22 @@ def _frame(x: _Scale, y: _Scale, x_names: list[str], y_names: list[str]) -> list
     left, right, bottom = x.start, x.end, y.start
     out = []
     for tick, text in zip(y.ticks, y_names, strict=True):
-        out.append(f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        out.append(f'<text class="tick" x="{left - 8:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(text)}</text>')
+        out.append(
+            f'<line class="grid" x1="{left:.1f}" x2="{right:.1f}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
+        )
+        out.append(
+            f'<text class="tick" x="{left - 8:.1f}" y="{y(tick) + 4:.1f}" text-anchor="end">{escape(text)}</text>'
+        )
     for tick, text in zip(x.ticks, x_names, strict=True):
-        out.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom:.1f}" y2="{bottom + 5:.1f}"/>')
-        out.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 19:.1f}" text-anchor="middle">{escape(text)}</text>')
-    out.append(f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>')
+        out.append(
+            f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{bottom:.1f}" y2="{bottom + 5:.1f}"/>'
+        )
+        out.append(
+            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 19:.1f}" text-anchor="middle">{escape(text)}</text>'
+        )
+    out.append(
+        f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{bottom:.1f}" y2="{bottom:.1f}"/>'
+    )
     return out
 
 
@@ -130,15 +151,22 @@ ROLES = ("student", "plain", "alone", "scratch", "cut", "base", "ta", "teacher")
 
 
 KINDS = {
-    "student": "Student", "plain": "plain distillation", "alone": "trained alone, on labels", "scratch": "from scratch",
-    "cut": "untrained cut", "base": "base", "ta": "Teaching Assistant", "teacher": "Teacher",
-}  # fmt: skip
+    "student": "Student",
+    "plain": "plain distillation",
+    "alone": "trained alone, on labels",
+    "scratch": "from scratch",
+    "cut": "untrained cut",
+    "base": "base",
+    "ta": "Teaching Assistant",
+    "teacher": "Teacher",
+}
 
 
 _BESIDE = {"alone": -9, "plain": 9, "scratch": 18}  # pixels
 
 
-_LINES = ("cut", "scratch", "alone", "plain", "student")  # roles of one model for each size: joined by a line, named once
+# roles of one model for each size: joined by a line, named once
+_LINES = ("cut", "scratch", "alone", "plain", "student")
 
 
 def role_of(model: Dict) -> str:
@@ -165,8 +193,12 @@ def _along(x0: float, y0: float, x1: float, y1: float) -> list[_Box]:
     return [_Box(x - 3, y - 3, x + 3, y + 3) for x, y in middles]
 
 
-def _place(wanted: list[tuple[float, float, str, bool]], busy: list[_Box], lines: list[_Box], room: _Box) -> list[str]:
-    """Put each label where it covers the least; one that finds no free place is left to the tooltip unless it must show."""
+def _place(
+    wanted: list[tuple[float, float, str, bool]], busy: list[_Box], lines: list[_Box], room: _Box
+) -> list[str]:
+    """Put each label where it covers the least; one that finds no free place is left to the tooltip
+    unless it must show.
+    """
     out: list[str] = []
     placed: list[_Box] = []
     leads: list[_Box] = []  # from a mark to a label that stands away from it
@@ -175,16 +207,34 @@ def _place(wanted: list[tuple[float, float, str, bool]], busy: list[_Box], lines
         found = []
         for far in (11, 22, 36, 52):
             # to the right, left, above, below, then the corners: the order breaks ties
-            for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (0.7, -0.8), (-0.7, -0.8), (0.7, 0.8), (-0.7, 0.8)):
+            for dx, dy in (
+                (1, 0),
+                (-1, 0),
+                (0, -1),
+                (0, 1),
+                (0.7, -0.8),
+                (-0.7, -0.8),
+                (0.7, 0.8),
+                (-0.7, 0.8),
+            ):
                 cx, cy = x + dx * far, y + dy * (far + 4)
                 x0 = cx if dx > 0 else cx - width if dx < 0 else cx - width / 2
                 box = _Box(x0, cy - 8, x0 + width, cy + 8)
                 lead = _along(x + 7 * dx, y + 7 * dy, cx, cy) if far > 11 else []
-                outside = box.x0 < room.x0 or box.x1 > room.x1 or box.y0 < room.y0 or box.y1 > room.y1
-                cost = 1e4 * outside + far + 20 * sum(map(box.overlap, placed)) + 8 * sum(map(box.overlap, busy))
+                outside = (
+                    box.x0 < room.x0 or box.x1 > room.x1 or box.y0 < room.y0 or box.y1 > room.y1
+                )
+                cost = (
+                    1e4 * outside
+                    + far
+                    + 20 * sum(map(box.overlap, placed))
+                    + 8 * sum(map(box.overlap, busy))
+                )
                 cost += 1.5 * sum(map(box.overlap, lines)) + 8 * sum(map(box.overlap, leads))
                 cost += 8 * sum(old.overlap(part) for old in placed for part in lead)
-                found.append((cost, box, f"M{x + 7 * dx:.1f} {y + 7 * dy:.1f}L{cx:.1f} {cy:.1f}", lead))
+                found.append(
+                    (cost, box, f"M{x + 7 * dx:.1f} {y + 7 * dy:.1f}L{cx:.1f} {cy:.1f}", lead)
+                )
         cost, box, path, lead = min(found, key=lambda place: place[0])
         if cost > 200 and not must:
             continue
@@ -193,7 +243,9 @@ def _place(wanted: list[tuple[float, float, str, bool]], busy: list[_Box], lines
         if lead:
             out.append(f'<path class="lead" d="{path}"/>')
         middle = (box.x0 + box.x1) / 2
-        out.append(f'<text class="name" x="{middle:.1f}" y="{box.y1 - 4:.1f}" text-anchor="middle">{escape(text)}</text>')
+        out.append(
+            f'<text class="name" x="{middle:.1f}" y="{box.y1 - 4:.1f}" text-anchor="middle">{escape(text)}</text>'
+        )
     return out
 
 
@@ -215,7 +267,11 @@ def pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
     metric = metrics_of(report)[0]
     _, what, read, unit = axis
     places = decimals_of(report, metric)
-    points = [(m, float(read(m)), v) for m in models_of(report) if finite(read(m)) and (v := value_of(m, metric))]
+    points = [
+        (m, float(read(m)), v)
+        for m in models_of(report)
+        if finite(read(m)) and (v := value_of(m, metric))
+    ]
     xs = [x for _, x, _ in points]
     ys = [y for _, _, v in points for y in v if y is not None]
     log_y = not metric.get("higher") and _wide_range(ys, 3)  # a perplexity halves and doubles
@@ -226,52 +282,79 @@ def pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
     x = _Scale(xs, left, right, _wide_range(xs), 0.08, int((right - left) / 80))
     out = _frame(x, y, [unit(t, True) for t in x.ticks], y_names)
     way = "higher is better ↑" if metric.get("higher") else "lower is better ↓"
-    out.append(_title(left, 14, f"{short(label_of(metric), 28)}, {way}{' (log scale)' if y.log else ''}"))
+    out.append(
+        _title(left, 14, f"{short(label_of(metric), 28)}, {way}{' (log scale)' if y.log else ''}")
+    )
     out.append(_title(right, height - 6, f"{what}{' (log scale)' if x.log else ''} →", "end"))
 
-    for m, _, v in points:  # the base's interval, across: what "no worse than the base" means to the eye
+    # the base's interval, across: what "no worse than the base" means to the eye
+    for m, _, v in points:
         if role_of(m) == "base" and v.low is not None and v.high is not None:
             size = f'width="{right - left:.1f}" height="{max(1, y(v.low) - y(v.high)):.1f}"'
             out.append(f'<rect class="band" x="{left:.1f}" y="{y(v.high):.1f}" {size}/>')
 
     def place(m: Dict, px: float) -> float:
-        """Models of one size cost the same: they stand beside one another, or their bars would cover each other."""
+        """Models of one size cost the same: they stand beside one another, or their bars would
+        cover each other.
+        """
         return x(px) + _BESIDE.get(role_of(m), 0) * (1.0 if width > 500 else 0.6)
 
     lines: list[_Box] = []
     for role in _LINES:
-        path = sorted((p[0].get("parameters") or 0, place(*p[:2]), y(p[2].value)) for p in points if role_of(p[0]) == role)
+        path = sorted(
+            (p[0].get("parameters") or 0, place(*p[:2]), y(p[2].value))
+            for p in points
+            if role_of(p[0]) == role
+        )
         if len(path) > 1:
-            out.append(f'<polyline class="line {role}" points="{" ".join(f"{px:.1f},{py:.1f}" for _, px, py in path)}"/>')
+            out.append(
+                f'<polyline class="line {role}" points="{" ".join(f"{px:.1f},{py:.1f}" for _, px, py in path)}"/>'
+            )
             for (_, *start), (_, *end) in pairwise(path):
                 lines += _along(*start, *end)
 
     busy, wanted = [], []
-    depth = (*_LINES[:-1], "base", "ta", "teacher", "student")  # what the page is about is drawn on top
+    # what the page is about is drawn on top
+    depth = (*_LINES[:-1], "base", "ta", "teacher", "student")
     for m, px, v in sorted(points, key=lambda p: depth.index(role_of(p[0]))):
         cx, cy, role = place(m, px), y(v.value), role_of(m)
         cost = f"{unit(px)} {what}" if unit is count else f"{unit(px)}, {what}"
         says = (name_of(m), f"{label_of(metric)} {shown(v, places)}", cost)
         tip, spoken = escape("\n".join(says)), escape(", ".join(says))
         named = f'data-name="{escape(name_of(m))}" ' if role == "student" else ""
-        out.append(f'<g class="pt {role}" {named}tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}">')
+        out.append(
+            f'<g class="pt {role}" {named}tabindex="0" role="img" aria-label="{spoken}" data-tip="{tip}">'
+        )
         out.append(f"<title>{tip}</title>")
         if v.low is not None and v.high is not None:
             a, b = y(v.high), y(v.low)
-            out.append(f'<path class="bar" d="M{cx:.1f} {a:.1f}V{b:.1f}M{cx - 4:.1f} {a:.1f}h8M{cx - 4:.1f} {b:.1f}h8"/>')
+            out.append(
+                f'<path class="bar" d="M{cx:.1f} {a:.1f}V{b:.1f}M{cx - 4:.1f} {a:.1f}h8M{cx - 4:.1f} {b:.1f}h8"/>'
+            )
             busy.append(_Box(cx - 4, a, cx + 4, b))
-        out.append(f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="16"/>{_mark(role, cx, cy)}</g>')
+        out.append(
+            f'<circle class="hit" cx="{cx:.1f}" cy="{cy:.1f}" r="16"/>{_mark(role, cx, cy)}</g>'
+        )
         busy.append(_Box(cx - 8, cy - 8, cx + 8, cy + 8))
         if role not in _LINES or role == "student":
             # little room: the key says what a blue dot is, so its width is name enough
             tight = role == "student" and width < 500 and finite(m.get("width"))
-            wanted.append((cx, cy, f"{m['width']:g}" if tight else short(name_of(m)), role != "student"))
+            wanted.append(
+                (cx, cy, f"{m['width']:g}" if tight else short(name_of(m)), role != "student")
+            )
     wanted.sort(key=lambda w: not w[3])
     for role in _LINES[:-1]:  # one label for the line of each
         if some := [p for p in points if role_of(p[0]) == role]:
             m, px, v = (min if role == "cut" else max)(some, key=lambda p: p[1])
             text = "untrained cuts" if role == "cut" else KINDS[role].partition(",")[0]
-            wanted.append((place(m, px), y(v.value), text if len(some) > 1 else short(name_of(m)), role == "cut"))
+            wanted.append(
+                (
+                    place(m, px),
+                    y(v.value),
+                    text if len(some) > 1 else short(name_of(m)),
+                    role == "cut",
+                )
+            )
     out += _place(wanted, busy, lines, _Box(left + 2, top - 6, right + 10, bottom - 2))
     alt = f"{label_of(metric)} against {what}, one point for each model, with 95 % intervals"
     return _svg(width, height, alt, out)
@@ -309,7 +392,8 @@ def curves(report: Dict, width: int, height: int) -> str:
     widths = [key for key in keys if _width_of(key) is not None]
     drawn = []
     for key in keys:
-        # widths are one hue, the smaller the fainter; anything else (the TA) has its own colour and dashes
+        # widths are one hue, the smaller the fainter; anything else (the TA) has its own colour and
+        # dashes
         fade = 0.4 + 0.6 * (widths.index(key) + 1) / len(widths) if key in widths else 1.0
         name = f"width {key}" if key in widths else short(key, 16)
         drawn.append(_Series(name, "student" if key in widths else "ta", fade, series[key]))
@@ -326,8 +410,14 @@ def compared(report: Dict) -> list[tuple[str, list[_Series]]]:
         for model in models_of(report):
             curve = [(a, b) for a, b in model.get("curve") or [] if finite(a) and finite(b)]
             if model.get("of") == name_of(student) and curve:
-                drawn.append(_Series({"plain": "plain", "alone": "alone", "scratch": "scratch"}[role_of(model)],
-                                     role_of(model), 1.0, curve))  # fmt: skip
+                drawn.append(
+                    _Series(
+                        {"plain": "plain", "alone": "alone", "scratch": "scratch"}[role_of(model)],
+                        role_of(model),
+                        1.0,
+                        curve,
+                    )
+                )
         if len(drawn) > 1:
             found.append((name_of(student), drawn))
     return found
@@ -345,14 +435,21 @@ def trace(report: Dict, drawn: list[_Series], width: int, height: int, title: st
     x = _Scale(xs, left, right, False, 0.0 if len(set(xs)) > 1 else 0.5, int((right - left) / 70))
     x.ticks = [t for t in x.ticks if float(t).is_integer()] or x.ticks
     out = _frame(x, y, [_plain_number(t) for t in x.ticks], y_names)
-    out += [_title(left, 14, f"{short(label_of(metric), 28)} {title}"), _title(right, height - 6, "step →", "end")]
+    out += [
+        _title(left, 14, f"{short(label_of(metric), 28)} {title}"),
+        _title(right, height - 6, "step →", "end"),
+    ]
     ends: list[tuple[float, float, str, str]] = []
     for one in drawn:
         points = [(x(a), y(b)) for a, b in one.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        out.append(f'<polyline class="curve {one.kind}" style="opacity:{one.fade:.2f}" points="{path}"/>')
+        out.append(
+            f'<polyline class="curve {one.kind}" style="opacity:{one.fade:.2f}" points="{path}"/>'
+        )
         for (step, value), (px, py) in zip(one.points, points, strict=True):
-            tip = escape(f"{one.name}\nstep {step:g}\n{label_of(metric)} {number(value, decimals_of(report, metric))}")
+            tip = escape(
+                f"{one.name}\nstep {step:g}\n{label_of(metric)} {number(value, decimals_of(report, metric))}"
+            )
             out.append(
                 f'<g class="pt" data-tip="{tip}"><title>{tip}</title>'
                 f'<circle class="hit" cx="{px:.1f}" cy="{py:.1f}" r="9"/>'
@@ -364,56 +461,87 @@ def trace(report: Dict, drawn: list[_Series], width: int, height: int, title: st
     for i in range(1, len(at)):
         at[i] = max(at[i], at[i - 1] + 15)
     at[-1] = min(at[-1], bottom - 2)
-    for i in range(len(at) - 2, -1, -1):  # where that pushed past the axis, up again from the bottom
+    # where that pushed past the axis, up again from the bottom
+    for i in range(len(at) - 2, -1, -1):
         at[i] = min(at[i], at[i + 1] - 15)
     for (px, py, name, kind), label_y in zip(ends, at, strict=True):
         out.append(f'<path class="lead" d="M{px + 3:.1f} {py:.1f}L{right + 8:.1f} {label_y:.1f}"/>')
-        out.append(f'<text class="name {kind}" x="{right + 11:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>')
+        out.append(
+            f'<text class="name {kind}" x="{right + 11:.1f}" y="{label_y + 4:.1f}">{escape(name)}</text>'
+        )
     return _svg(width, height, f"{label_of(metric)} {title}, {len(drawn)} lines", out)
 
 
-WORDS = {BETTER: "better", SAME: "level", NO_WORSE: "level", WORSE: "worse", WIDE: "unclear"}  # verdict -> class
+# verdict -> class
+WORDS = {BETTER: "better", SAME: "level", NO_WORSE: "level", WORSE: "worse", WIDE: "unclear"}
 
 
 def forest(report: Dict, width: int, height: int) -> str:
-    """Each Student's gain over plain distillation with its interval, around zero; the band is the margin."""
+    """Each Student's gain over plain distillation with its interval, around zero; the band is the
+    margin.
+    """
     found = rivals(report)
     ends = [e for _, _, p in found for e in (p.low, p.high, p.gain, -p.margin, p.margin)] + [0.0]
     left = 16.0 + 8.0 * max(len(short(name_of(s))) for s, _, _ in found)
     top, bottom, right = 14.0, 14.0 + 38 * len(found), width - 22.0
     x = _Scale([e for e in ends if finite(e)], left, right, False, 0.06, int((right - left) / 80))
-    places = max(0, -math.floor(math.log10(min((b - a for a, b in pairwise(x.ticks)), default=1.0)) + 1e-9))
+    places = max(
+        0, -math.floor(math.log10(min((b - a for a, b in pairwise(x.ticks)), default=1.0)) + 1e-9)
+    )
     out = []
     for tick in x.ticks:
-        out.append(f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom:.1f}"/>')
-        out.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">'
-                   f"{escape(signed(tick, places))}</text>")  # fmt: skip
+        out.append(
+            f'<line class="grid" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="{top}" y2="{bottom:.1f}"/>'
+        )
+        out.append(
+            f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 18:.1f}" text-anchor="middle">'
+            f"{escape(signed(tick, places))}</text>"
+        )
     out.append(f'<line class="axis" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{top}" y2="{bottom:.1f}"/>')
     for i, (student, baseline, pair) in enumerate(found):
         y, kind = top + 38 * i + 19, WORDS.get(pair.verdict, "unclear")
-        tip = escape(f"{name_of(student)}: {pair.verdict}\n{by_how_much(report, pair)}\nagainst {name_of(baseline)}")
+        tip = escape(
+            f"{name_of(student)}: {pair.verdict}\n{by_how_much(report, pair)}\nagainst {name_of(baseline)}"
+        )
         band = f'x="{x(-pair.margin):.1f}" width="{max(1.0, x(pair.margin) - x(-pair.margin)):.1f}"'
         out.append(f'<rect class="band" {band} y="{y - 13:.1f}" height="26"/>')
         name = escape(short(name_of(student)))
-        out.append(f'<text class="name" x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>')
-        out.append(f'<g class="pt gain {kind}" tabindex="0" role="img" aria-label="{tip}" data-tip="{tip}"><title>{tip}</title>'
-                   f'<path class="bar" d="M{x(pair.low):.1f} {y:.1f}H{x(pair.high):.1f}M{x(pair.low):.1f} {y - 5:.1f}v10'
-                   f'M{x(pair.high):.1f} {y - 5:.1f}v10"/><circle class="hit" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="16"/>'
-                   f'<circle class="mark" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="6"/></g>')  # fmt: skip
-    out.append(_title(right, bottom + 38, f"gain in {short(label_of(metrics_of(report)[0]), 24)} →", "end"))
+        out.append(
+            f'<text class="name" x="{left - 10:.1f}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
+        )
+        out.append(
+            f'<g class="pt gain {kind}" tabindex="0" role="img" aria-label="{tip}" data-tip="{tip}"><title>{tip}</title>'
+            f'<path class="bar" d="M{x(pair.low):.1f} {y:.1f}H{x(pair.high):.1f}M{x(pair.low):.1f} {y - 5:.1f}v10'
+            f'M{x(pair.high):.1f} {y - 5:.1f}v10"/><circle class="hit" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="16"/>'
+            f'<circle class="mark" cx="{x(pair.gain):.1f}" cy="{y:.1f}" r="6"/></g>'
+        )
+    out.append(
+        _title(right, bottom + 38, f"gain in {short(label_of(metrics_of(report)[0]), 24)} →", "end")
+    )
     out.append(_title(left, bottom + 38, "← loss"))
-    return _svg(width, int(bottom + 46), "Gain of each Student over plain distillation of its size, with 95 % intervals", out)
+    return _svg(
+        width,
+        int(bottom + 46),
+        "Gain of each Student over plain distillation of its size, with 95 % intervals",
+        out,
+    )
 
 
 def importance(axis: Dict, width: int, _: int) -> str:
-    """One axis as a strip: its units from the most important on, the TA's new ones after them, and where Students end."""
+    """One axis as a strip: its units from the most important on, the TA's new ones after them, and
+    where Students end.
+    """
     scores = [score for score in axis.get("importance") or [] if finite(score)]
     left, right, y, tall = 96.0, width - 8.0, 4.0, 20.0
     base, whole = axis["base"], max(axis["ta"], axis["base"])
     across = lambda units: left + (right - left) * units / whole  # noqa: E731
-    out = [f'<text class="tick" x="{left - 8:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(short(axis["name"], 14))}</text>']
+    out = [
+        f'<text class="tick" x="{left - 8:.1f}" y="{y + 14:.1f}" text-anchor="end">{escape(short(axis["name"], 14))}</text>'
+    ]
     if whole > base:
-        out.append(f'<rect class="new" x="{across(base):.1f}" y="{y}" width="{right - across(base):.1f}" height="{tall}"/>')
+        out.append(
+            f'<rect class="new" x="{across(base):.1f}" y="{y}" width="{right - across(base):.1f}" height="{tall}"/>'
+        )
     top = max(scores, default=0.0) or 1.0
     each = base / max(1, len(scores))
     for i, score in enumerate(scores):
@@ -429,8 +557,11 @@ def importance(axis: Dict, width: int, _: int) -> str:
             f'width="{across(each) - left:.2f}" height="{tall}"/><rect class="unit" x="{across(i * each):.1f}" '
             f'y="{y + tall - tall_here:.1f}" width="{max(0.5, across(each) - left - 0.5):.2f}" height="{tall_here:.1f}"/></g>'
         )
-    out.append(f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{y + tall:.1f}" y2="{y + tall:.1f}"/>')
-    if not axis.get("layers"):  # a Student does not keep the first layers but the most important ones
+    out.append(
+        f'<line class="axis" x1="{left:.1f}" x2="{right:.1f}" y1="{y + tall:.1f}" y2="{y + tall:.1f}"/>'
+    )
+    # a Student does not keep the first layers but the most important ones
+    if not axis.get("layers"):
         for name, kept in (axis.get("kept") or {}).items():
             tip = escape(f"{name} ends here\n{kept} of {base} units")
             out.append(

@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 MISSING = "–"
 
 
-# --- numbers as people read them ---------------------------------------------------------------------------------------
+# --- numbers as people read them ------------------------------------------------------------------
 
 
 def finite(value: Any) -> TypeGuard[float]:

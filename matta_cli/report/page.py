@@ -1,4 +1,6 @@
-"""The report as one web page: plots, tables and code in a file that fetches nothing and works without JavaScript."""
+"""The report as one web page: plots, tables and code in a file that fetches nothing and works
+without JavaScript.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ from matta_cli.report.story import (
 
 
 def _both(draw: Callable[[int, int], str], tall: int, narrow_tall: int) -> str:
-    """Drawn twice, for a wide page and for a telephone: a scaled-down drawing would have unreadable text."""
+    """Drawn twice, for a wide page and for a telephone: a scaled-down drawing would have unreadable
+    text.
+    """
     return f'<div class="wide">{draw(960, tall)}</div><div class="narrow">{draw(360, narrow_tall)}</div>'
 
 
@@ -65,7 +69,9 @@ def _tiles(report: Dict) -> str:
     metric, s, b = metrics_of(report)[0], pick.student, pick.base
     places = decimals_of(report, metric)
     base = f"base {shown(pick.theirs, places)}"
-    tiles = [(label_of(metric), number(pick.ours.value, places), interval_of(pick.ours, places), base)]
+    tiles = [
+        (label_of(metric), number(pick.ours.value, places), interval_of(pick.ours, places), base)
+    ]
     for what, ours, theirs, unit in (
         ("parameters", s.get("parameters"), b.get("parameters"), count),
         ("MACs per example", s.get("macs"), b.get("macs"), count),
@@ -73,12 +79,16 @@ def _tiles(report: Dict) -> str:
         ("checkpoint", s.get("bytes"), b.get("bytes"), in_bytes),
     ):
         if finite(ours) and finite(theirs) and theirs:
-            tiles.append((what, unit(ours), percent(ours / theirs) + " of the base", f"base {unit(theirs)}"))
+            tiles.append(
+                (what, unit(ours), percent(ours / theirs) + " of the base", f"base {unit(theirs)}")
+            )
     cells = "".join(
         f"<div><dt>{escape(what)}</dt><dd><b>{escape(big)}</b> <i>{escape(small)}</i><span>{escape(below)}</span></dd></div>"
         for what, big, small, below in tiles[:4]
     )
-    return f'<p class="over">{escape(name_of(s))}, against the base</p><dl class="tiles">{cells}</dl>'
+    return (
+        f'<p class="over">{escape(name_of(s))}, against the base</p><dl class="tiles">{cells}</dl>'
+    )
 
 
 def _figure(report: Dict) -> str:
@@ -99,7 +109,8 @@ def _figure(report: Dict) -> str:
     views = [("all", report)]
     rest = [m for m in models_of(report) if role_of(m) != "cut"]
     if any(m in rest for m in scored) and any(m not in rest for m in scored):
-        # Untrained cuts are often so bad that they flatten everything else: the same plot without them.
+        # Untrained cuts are often so bad that they flatten everything else: the same plot without
+        # them.
         views.append(("trained", {**report, "models": rest}))
         controls += '<input type="checkbox" id="cuts" checked><label for="cuts" class="box">untrained cuts</label>'
     plots = "".join(
@@ -121,10 +132,20 @@ def _table(report: Dict) -> str:
     columns = columns_of(report)
     if not columns:
         return ""
-    # Quality and size come first here: on a telephone the first columns are those seen without scrolling.
-    first = ["model", f"{label_of(metrics_of(report)[0])} " if metrics_of(report) else "", "gain over plain", "verdict"]
-    columns.sort(key=lambda c: next((i for i, start in enumerate(first) if start and c[0].startswith(start)),
-                                    5 if c[0][-1:] in "↑↓" else 6 if c[0] == "parameters" else 7))  # fmt: skip
+    # Quality and size come first here: on a telephone the first columns are those seen without
+    # scrolling.
+    first = [
+        "model",
+        f"{label_of(metrics_of(report)[0])} " if metrics_of(report) else "",
+        "gain over plain",
+        "verdict",
+    ]
+    columns.sort(
+        key=lambda c: next(
+            (i for i, start in enumerate(first) if start and c[0].startswith(start)),
+            5 if c[0][-1:] in "↑↓" else 6 if c[0] == "parameters" else 7,
+        )
+    )
     base = next((m for m in by_size(models_of(report, "base"))), None)
     head = "".join(f'<th scope="col">{_small(header)}</th>' for header, _ in columns)
     body = []
@@ -133,9 +154,16 @@ def _table(report: Dict) -> str:
         for header, column in columns:
             main, detail = column[at]
             if header == "model":
-                cells.append(f'<th scope="row"><div>{badge(role)}<span>{escape(main)}</span></div></th>')
+                cells.append(
+                    f'<th scope="row"><div>{badge(role)}<span>{escape(main)}</span></div></th>'
+                )
                 continue
-            if header == "parameters" and base and base["parameters"] and finite(model.get("parameters")):
+            if (
+                header == "parameters"
+                and base
+                and base["parameters"]
+                and finite(model.get("parameters"))
+            ):
                 detail = percent(model["parameters"] / base["parameters"])
             small = f" <small>{escape(detail)}</small>" if detail else ""
             cells.append(f"<td>{escape(main)}{small}</td>")
@@ -180,25 +208,42 @@ _BUDGETS: list[tuple[str, str, Callable[[Dict], Any], str]] = [
 
 
 def _budget(report: Dict) -> str:
-    """A slider that names the best Student within a budget. It needs JavaScript, and is hidden without."""
+    """A slider that names the best Student within a budget. It needs JavaScript, and is hidden
+    without.
+    """
     students = by_size(models_of(report, "student"))
     if not metrics_of(report) or len(students) < 2:
         return ""
     metric = metrics_of(report)[0]
-    places, verdicts = decimals_of(report, metric), {name_of(s): pair.verdict for s, _, pair in rivals(report)}
+    places, verdicts = (
+        decimals_of(report, metric),
+        {name_of(s): pair.verdict for s, _, pair in rivals(report)},
+    )
     rows: list[dict[str, Any]] = [
         {
-            "name": name_of(s), "quality": v.value, "shown": shown(v, places), "verdict": verdicts.get(name_of(s), ""),
+            "name": name_of(s),
+            "quality": v.value,
+            "shown": shown(v, places),
+            "verdict": verdicts.get(name_of(s), ""),
             "costs": [read(s) if finite(read(s)) else None for _, _, read, _ in _BUDGETS],
         }
-        for s in students if (v := value_of(s, metric))
-    ]  # fmt: skip
+        for s in students
+        if (v := value_of(s, metric))
+    ]
     costs = [{row["costs"][i] for row in rows} - {None} for i in range(len(_BUDGETS))]
-    kinds = [(i, label, unit) for i, (label, _, _, unit) in enumerate(_BUDGETS) if len(costs[i]) > 1]
+    kinds = [
+        (i, label, unit) for i, (label, _, _, unit) in enumerate(_BUDGETS) if len(costs[i]) > 1
+    ]
     if len(rows) < 2 or not kinds:
         return ""
-    told = {"label": label_of(metric), "higher": bool(metric.get("higher")), "rows": rows, "units": [k[2] for k in kinds],
-            "at": [k[0] for k in kinds], "whats": [_BUDGETS[k[0]][1] for k in kinds]}  # fmt: skip
+    told = {
+        "label": label_of(metric),
+        "higher": bool(metric.get("higher")),
+        "rows": rows,
+        "units": [k[2] for k in kinds],
+        "at": [k[0] for k in kinds],
+        "whats": [_BUDGETS[k[0]][1] for k in kinds],
+    }
     choices = "".join(
         f'<input type="radio" name="budget" id="budget-{n}" value="{n}"{"" if n else " checked"}>'
         f'<label for="budget-{n}">{label}</label>'
@@ -217,12 +262,18 @@ _STRIPS = 24  # axes that are drawn
 
 def _axes(report: Dict) -> str:
     """What nests, and how important its units were found to be."""
-    axes = [a for a in report.get("axes") or [] if finite(a.get("base")) and finite(a.get("ta")) and a["base"]]
+    axes = [
+        a
+        for a in report.get("axes") or []
+        if finite(a.get("base")) and finite(a.get("ta")) and a["base"]
+    ]
     if not axes:
         return ""
     drawn = [a for a in axes if a.get("importance")][:_STRIPS] or axes[:_STRIPS]
     strips = "".join(_both(partial(importance, axis), 0, 0) for axis in drawn)
-    more = f" {len(axes) - len(drawn)} more axes are in report.json." if len(axes) > len(drawn) else ""
+    more = (
+        f" {len(axes) - len(drawn)} more axes are in report.json." if len(axes) > len(drawn) else ""
+    )
     grown = " Grey is what the TA has grown." if any(a["ta"] > a["base"] for a in drawn) else ""
     hint = "The units of each axis, the most important first, as high as they are important; a line is where a Student ends."
     strips = f'<div class="strips">{strips}</div>'
@@ -243,41 +294,63 @@ def _items(texts: list[str]) -> str:
 
 def html(report: Dict) -> str:
     title = headline(report)
-    over = " · ".join(str(part) for part in ("matta", report.get("task"), report.get("adapter"), when(report)[:10]) if part)
+    over = " · ".join(
+        str(part)
+        for part in ("matta", report.get("task"), report.get("adapter"), when(report)[:10])
+        if part
+    )
     parts = [f'<header><p class="over">{escape(over)}</p><h1>{escape(title)}</h1>{_tiles(report)}']
     if found := findings(report):
         parts.append(f'<ul class="found">{_items(found)}</ul>')
     parts.append("</header>")
     if warned := alarms(report):
-        parts.append(f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{_items(warned)}</ul></section>')
+        parts.append(
+            f'<section class="alarm" role="note"><h2>Look at this first</h2><ul>{_items(warned)}</ul></section>'
+        )
     parts += [_verdicts(report), _figure(report), _budget(report), _table(report)]
     if curves(report, 960, 320):
         beside = ""
         for name, drawn in compared(report):
-            wide, narrow = (trace(report, drawn, width, 260, f"of {short(name)}") for width in (460, 360))
+            wide, narrow = (
+                trace(report, drawn, width, 260, f"of {short(name)}") for width in (460, 360)
+            )
             beside += f'<article><div class="wide">{wide}</div><div class="narrow">{narrow}</div></article>'
         beside = f'<div class="cards beside">{beside}</div>' if beside else ""
-        parts.append(f"<section><h2>Training</h2>{_both(partial(curves, report), 320, 300)}{beside}</section>")
+        parts.append(
+            f"<section><h2>Training</h2>{_both(partial(curves, report), 320, 300)}{beside}</section>"
+        )
     parts.append(_axes(report))
     if loading := loadable(report):
         cards = []
         for model, known, lines in loading:
-            size = [f"{count(model['parameters'])} parameters"] if finite(model.get("parameters")) else []
+            size = (
+                [f"{count(model['parameters'])} parameters"]
+                if finite(model.get("parameters"))
+                else []
+            )
             cards.append(
                 f"<article><h3>{escape(name_of(model))}</h3><p>{escape(' · '.join(size + known))}</p>"
                 f'<div class="code"><pre tabindex="0"><code>{escape(lines)}</code></pre></div></article>'
             )
-        parts.append(f'<section><h2>Load one in three lines</h2><div class="cards">{"".join(cards)}</div></section>')
+        parts.append(
+            f'<section><h2>Load one in three lines</h2><div class="cards">{"".join(cards)}</div></section>'
+        )
     if notes := notes_of(report):
         parts.append(f"<section><h2>Notes</h2><ul>{_items(notes)}</ul></section>")
-    made = "".join(f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>" for what, value in facts_of(report))
+    made = "".join(
+        f"<div><dt>{escape(what)}</dt><dd>{escape(value)}</dd></div>"
+        for what, value in facts_of(report)
+    )
     more = ""
     if recipe := str(report.get("recipe") or ""):
         more = f"<summary>The recipe, every setting resolved</summary><pre><code>{escape(recipe)}</code></pre>"
         more = f"<details>{more}</details>"
     if made or more:
-        parts.append(f'<section><h2>How it was made</h2><dl class="facts">{made}</dl>{more}</section>')
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"  # nothing is ever fetched
+        parts.append(
+            f'<section><h2>How it was made</h2><dl class="facts">{made}</dl>{more}</section>'
+        )
+    # nothing is ever fetched
+    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
@@ -288,7 +361,8 @@ def html(report: Dict) -> str:
     )
 
 
-# Okabe and Ito's colours, told apart with any colour vision; lighter ones of the same hues on a dark page.
+# Okabe and Ito's colours, told apart with any colour vision; lighter ones of the same hues on a
+# dark page.
 _CSS = """
 :root{--bg:#fcfcfa;--card:#fff;--ink:#1b1f24;--soft:#5c646e;--rule:#dfe2e5;--grid:#eceef0;--student:#0072b2;--cut:#7a828c;--plain:#8a4f9e;--alone:#8c6d00;--scratch:#b03a5b;
   --base:#1b1f24;--ta:#c4500a;--teacher:#00795a;--better:#00795a;--worse:#b3261e;--warn:#fff4e0;--warn-rule:#e69f00;--code:#f3f4f5}
@@ -391,7 +465,8 @@ th[scope=row] span{min-width:6.5em;max-width:7em}
 """
 
 
-# Tooltips, copy buttons and the slider only: without it the page has native tooltips, and the axis still switches.
+# Tooltips, copy buttons and the slider only: without it the page has native tooltips, and the axis
+# still switches.
 _JS = """
 (function(){
 var tip=document.createElement('div');tip.id='tip';tip.hidden=true;document.body.appendChild(tip);

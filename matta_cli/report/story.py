@@ -1,7 +1,9 @@
-"""The report: one dict of numbers in; a headline, alarms, a table and Markdown out. The web page is drawn in ``page``.
+"""The report: one dict of numbers in; a headline, alarms, a table and Markdown out. The web page is
+drawn in ``page``.
 
-Nothing here measures, prints or imports torch. Every sentence is computed from the numbers, and claims a difference only
-where two 95 % intervals do not overlap; where they overlap but are wide, it says that nothing can be said.
+Nothing here measures, prints or imports torch. Every sentence is computed from the numbers, and
+claims a difference only where two 95 % intervals do not overlap; where they overlap but are wide,
+it says that nothing can be said.
 """
 
 from __future__ import annotations
@@ -34,11 +36,12 @@ BLIND = 0.10
 NEAR = 0.05
 
 
-# Sizes this close count as the base's own size (a Student of width 1.0 is the base, up to rounding).
+# Sizes this close count as the base's own size (a Student of width 1.0 is the base, up to
+# rounding).
 SAME_SIZE = 0.02
 
 
-# --- reading the report ------------------------------------------------------------------------------------------------
+# --- reading the report ---------------------------------------------------------------------------
 
 
 class Value(NamedTuple):
@@ -81,9 +84,15 @@ def _batches(report: Dict) -> list[int]:
 
 
 def decimals_of(report: Dict, metric: Dict) -> int:
-    """Enough decimals for the narrowest interval to show two digits of its half width; the same for the whole column."""
+    """Enough decimals for the narrowest interval to show two digits of its half width; the same for
+    the whole column.
+    """
     values = [v for m in models_of(report) if (v := value_of(m, metric))]
-    halves = [(v.high - v.low) / 2 for v in values if v.low is not None and v.high is not None and v.high > v.low]
+    halves = [
+        (v.high - v.low) / 2
+        for v in values
+        if v.low is not None and v.high is not None and v.high > v.low
+    ]
     if halves:
         return places_for(halves)
     sizes = [abs(v.value) for v in values if v.value]
@@ -105,11 +114,13 @@ def by_size(models: list[Dict]) -> list[Dict]:
     return sorted(sized, key=lambda m: m["parameters"])
 
 
-# --- what may be claimed -----------------------------------------------------------------------------------------------
+# --- what may be claimed --------------------------------------------------------------------------
 
 
 def _verdict(a: Value, b: Value, metric: Dict) -> str:
-    """a against b: better, worse, level (the intervals overlap), blind (they overlap, and are wide), unknown (none)."""
+    """a against b: better, worse, level (the intervals overlap), blind (they overlap, and are
+    wide), unknown (none).
+    """
     if a.low is None or a.high is None or b.low is None or b.high is None:
         return "unknown"
     if a.low > b.high:
@@ -129,7 +140,9 @@ def _hidden(a: Value, b: Value) -> float:
 
 
 class Pair(NamedTuple):
-    """Two models on the same examples: what ``a`` gains over ``b`` (above zero is better, whatever the metric's direction)."""
+    """Two models on the same examples: what ``a`` gains over ``b`` (above zero is better, whatever
+    the metric's direction).
+    """
 
     a: str
     b: str
@@ -140,13 +153,21 @@ class Pair(NamedTuple):
     verdict: str
 
 
-BETTER, SAME, NO_WORSE, WORSE, WIDE = "better", "no different", "no worse", "worse", "too wide to say"
+BETTER, SAME, NO_WORSE, WORSE, WIDE = (
+    "better",
+    "no different",
+    "no worse",
+    "worse",
+    "too wide to say",
+)
 
 
 def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
-    """What a 95 % interval of a gain says, where a loss of no more than ``margin`` (0 or more) does not count.
+    """What a 95 % interval of a gain says, where a loss of no more than ``margin`` (0 or more) does
+    not count.
 
-    sure: whether chance alone is ruled out for all comparisons that were made at once: a claim needs that, an alarm does not.
+    sure: whether chance alone is ruled out for all comparisons that were made at once: a claim
+    needs that, an alarm does not.
     """
     if low > 0 and sure:
         return BETTER
@@ -158,16 +179,30 @@ def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
 def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
     """The comparison of two models on the same examples, if there is one."""
     for pair in report.get("pairs") or []:
-        if (pair.get("a"), pair.get("b"), pair.get("metric")) == (name_of(a), name_of(b), metric["name"]):
+        if (pair.get("a"), pair.get("b"), pair.get("metric")) == (
+            name_of(a),
+            name_of(b),
+            metric["name"],
+        ):
             gain, low, high, margin = (pair.get(key) for key in ("gain", "low", "high", "margin"))
             if not (finite(gain) and finite(low) and finite(high) and finite(margin)):
                 return None
-            return Pair(pair["a"], pair["b"], gain, low, high, margin, pair.get("verdict") or judged(low, high, margin, False))
+            return Pair(
+                pair["a"],
+                pair["b"],
+                gain,
+                low,
+                high,
+                margin,
+                pair.get("verdict") or judged(low, high, margin, False),
+            )
     return None
 
 
 def _against(report: Dict, a: Dict, b: Dict, metric: Dict) -> str:
-    """``_verdict`` of two models: from the same examples where they were compared on them, else from their own intervals."""
+    """``_verdict`` of two models: from the same examples where they were compared on them, else
+    from their own intervals.
+    """
     if pair := pair_of(report, a, b, metric):
         return {BETTER: "better", WORSE: "worse", WIDE: "blind"}.get(pair.verdict, "level")
     ours, theirs = value_of(a, metric), value_of(b, metric)
@@ -179,7 +214,9 @@ def rivals(report: Dict, role: str = "plain") -> list[tuple[Dict, Dict, Pair]]:
     found = []
     for student in by_size(models_of(report, "student")) if metrics_of(report) else []:
         for model in models_of(report, role):
-            if model.get("of") == name_of(student) and (pair := pair_of(report, student, model, metrics_of(report)[0])):
+            if model.get("of") == name_of(student) and (
+                pair := pair_of(report, student, model, metrics_of(report)[0])
+            ):
                 found.append((student, model, pair))
     return found
 
@@ -188,9 +225,16 @@ def by_how_much(report: Dict, pair: Pair) -> str:
     """``by 0.012 (0.5 %; 95 %: 0.004 to 0.020)``, or the interval alone where that says nothing."""
     metric = metrics_of(report)[0]
     gains = [p for _, _, p in rivals(report)] or [pair]
-    places = places_for([(p.high - p.low) / 2 for p in gains if p.high > p.low] or [p.margin for p in gains if p.margin])
-    other = next((v for m in models_of(report) if name_of(m) == pair.b and (v := value_of(m, metric))), None)
-    share = f"{percent(abs(pair.gain / other.value))}; " if other and other.value and pair.gain else ""
+    places = places_for(
+        [(p.high - p.low) / 2 for p in gains if p.high > p.low]
+        or [p.margin for p in gains if p.margin]
+    )
+    other = next(
+        (v for m in models_of(report) if name_of(m) == pair.b and (v := value_of(m, metric))), None
+    )
+    share = (
+        f"{percent(abs(pair.gain / other.value))}; " if other and other.value and pair.gain else ""
+    )
     span = f"{signed(pair.low, places)} to {signed(pair.high, places)}"
     if pair.verdict in (BETTER, WORSE):
         return f"by {number(abs(pair.gain), places)} ({share}95 %: {span})"
@@ -199,7 +243,11 @@ def by_how_much(report: Dict, pair: Pair) -> str:
 
 def sentence_of(report: Dict, student: Dict, baseline: Dict, pair: Pair) -> str:
     """A plain verdict on a Student against a baseline of its size."""
-    label, than, much = label_of(metrics_of(report)[0]), name_of(baseline), by_how_much(report, pair)
+    label, than, much = (
+        label_of(metrics_of(report)[0]),
+        name_of(baseline),
+        by_how_much(report, pair),
+    )
     margin = number(pair.margin, places_for([pair.margin]))
     return {
         BETTER: f"{name_of(student)} is better than {than} in {label}, {much}.",
@@ -214,11 +262,16 @@ def sentence_of(report: Dict, student: Dict, baseline: Dict, pair: Pair) -> str:
 
 
 def worth(report: Dict) -> str:
-    """One sentence: what nesting came to against distilling each size alone. Empty where that was not tried."""
+    """One sentence: what nesting came to against distilling each size alone. Empty where that was
+    not tried.
+    """
     found = rivals(report)
     if not found:
         return ""
-    counts = [(word, sum(pair.verdict == word for _, _, pair in found)) for word in (BETTER, SAME, NO_WORSE, WORSE, WIDE)]
+    counts = [
+        (word, sum(pair.verdict == word for _, _, pair in found))
+        for word in (BETTER, SAME, NO_WORSE, WORSE, WIDE)
+    ]
     said = [f"{word} at {n}" for word, n in counts if n]
     sizes = f" of {len(found)} size{'s' if len(found) > 1 else ''}"
     sentence = f"Against plain distillation of the same size, start, data and steps: {_list([said[0] + sizes, *said[1:]])}."
@@ -231,7 +284,9 @@ def worth(report: Dict) -> str:
 
 
 def seconds_of(model: Dict) -> float | None:
-    """The device-seconds of a model's training; a Student's are those of the run that made all of them."""
+    """The device-seconds of a model's training; a Student's are those of the run that made all of
+    them.
+    """
     seconds = (model.get("training") or {}).get("seconds")
     return seconds if finite(seconds) else None
 
@@ -246,7 +301,9 @@ class Pick(NamedTuple):
 
 
 def headliner(report: Dict) -> Pick | None:
-    """The Student that the headline is about: the smallest that holds the base's quality, else the best compromise."""
+    """The Student that the headline is about: the smallest that holds the base's quality, else the
+    best compromise.
+    """
     metrics, bases = metrics_of(report), by_size(models_of(report, "base"))
     if not metrics or not bases or not bases[0]["parameters"]:
         return None
@@ -254,7 +311,14 @@ def headliner(report: Dict) -> Pick | None:
     if not (theirs := value_of(base, metric)):
         return None
     picks = [
-        Pick(student, base, ours, theirs, student["parameters"] / base["parameters"], _verdict(ours, theirs, metric))
+        Pick(
+            student,
+            base,
+            ours,
+            theirs,
+            student["parameters"] / base["parameters"],
+            _verdict(ours, theirs, metric),
+        )
         for student in by_size(models_of(report, "student"))
         if (ours := value_of(student, metric))
     ]
@@ -278,7 +342,11 @@ def _called(model: Dict) -> str:
 def _size(ratio: float) -> str:
     if abs(ratio - 1) <= SAME_SIZE:
         return "is the base's size"
-    return f"has {percent(ratio)} of the base's parameters" if ratio < 1 else f"has {ratio:.1f}x the base's parameters"
+    return (
+        f"has {percent(ratio)} of the base's parameters"
+        if ratio < 1
+        else f"has {ratio:.1f}x the base's parameters"
+    )
 
 
 def headline(report: Dict) -> str:
@@ -295,7 +363,11 @@ def headline(report: Dict) -> str:
         if len(some) > 1:
             return f"{len(some)} {what}s, from {sizes[0]} to {sizes[-1]} parameters."
         value = value_of(some[0], metrics[0]) if metrics else None
-        tail = f", {label_of(metrics[0])} {shown(value, decimals_of(report, metrics[0]))}" if value else ""
+        tail = (
+            f", {label_of(metrics[0])} {shown(value, decimals_of(report, metrics[0]))}"
+            if value
+            else ""
+        )
         return f"One {what}, {name_of(some[0])}: {sizes[0]} parameters{tail}."
     metric = metrics[0]
     label, decimals = label_of(metric), decimals_of(report, metric)
@@ -327,18 +399,25 @@ def findings(report: Dict) -> list[str]:
         ours, theirs = pick.ours, pick.theirs
         hides = f"; a difference of {percent(_hidden(ours, theirs))} could hide in the intervals"
         pair = f"{shown(ours, decimals)} against the base's {shown(theirs, decimals)}"
-        found.append(f"{label[:1].upper() + label[1:]} is {pair}{hides if pick.verdict == 'level' else ''}.")
+        found.append(
+            f"{label[:1].upper() + label[1:]} is {pair}{hides if pick.verdict == 'level' else ''}."
+        )
         fast = []
         for batch in _batches(report):
             quick, usual = latency_of(pick.student, batch), latency_of(pick.base, batch)
             slow = latency_of(pick.student, batch, "p95")
-            # Only where even a slow run of the Student beats the base's usual one is it called faster.
+            # Only where even a slow run of the Student beats the base's usual one is it called
+            # faster.
             if quick and usual and slow and slow < usual:
-                fast.append(f"{usual / quick:.1f}x at batch {batch} ({in_seconds(quick)} against {in_seconds(usual)})")
+                fast.append(
+                    f"{usual / quick:.1f}x at batch {batch} ({in_seconds(quick)} against {in_seconds(usual)})"
+                )
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
     if pairs := _pairs(report, metric):
-        better = sum(_against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs)
+        better = sum(
+            _against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs
+        )
         _, small, _, cut = pairs[0]
         found.append(
             f"Training beat the untrained cut, beyond the intervals, at {better} of {len(pairs)} "
@@ -347,7 +426,11 @@ def findings(report: Dict) -> list[str]:
         )
     ta, base = models_of(report, "ta"), models_of(report, "base")
     if ta and base and (t := value_of(ta[0], metric)) and (today := value_of(base[0], metric)):
-        says = {"better": "better than the base", "worse": "worse than the base", "level": "level with the base"}
+        says = {
+            "better": "better than the base",
+            "worse": "worse than the base",
+            "level": "level with the base",
+        }
         if verdict := says.get(_verdict(t, today, metric)):
             pair = f"{shown(t, decimals)} against {shown(today, decimals)}"
             found.append(f"The Teaching Assistant is {verdict}: {label} {pair}.")
@@ -355,9 +438,16 @@ def findings(report: Dict) -> list[str]:
 
 
 def _pairs(report: Dict, metric: Dict) -> list[tuple[Dict, Value, Dict, Value]]:
-    """Each Student and its untrained cut, with their values. At width 1.0 there is none: that cut is the base itself."""
-    cuts = {m.get("of") or m.get("width"): m for m in models_of(report, "cut") if m.get("width") != 1.0}
-    paired = [(s, cuts.get(name_of(s)) or cuts.get(s.get("width"))) for s in by_size(models_of(report, "student"))]
+    """Each Student and its untrained cut, with their values. At width 1.0 there is none: that cut
+    is the base itself.
+    """
+    cuts = {
+        m.get("of") or m.get("width"): m for m in models_of(report, "cut") if m.get("width") != 1.0
+    }
+    paired = [
+        (s, cuts.get(name_of(s)) or cuts.get(s.get("width")))
+        for s in by_size(models_of(report, "student"))
+    ]
     found = [(s, value_of(s, metric), cut, value_of(cut, metric)) for s, cut in paired if cut]
     return [(student, ours, cut, theirs) for student, ours, cut, theirs in found if ours and theirs]
 
@@ -382,7 +472,8 @@ def alarms(report: Dict) -> list[str]:
         found.append(f"{sentence_of(report, *widest)}{more} Evaluate on more data.")
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
-        primary = metric is metrics_of(report)[0]  # other metrics mostly repeat what it says of noise
+        # other metrics mostly repeat what it says of noise
+        primary = metric is metrics_of(report)[0]
         label, decimals = label_of(metric), decimals_of(report, metric)
         scored = [(m, v) for m in students if (v := value_of(m, metric))]
         reference = value_of(bases[0], metric) if bases else None
@@ -390,16 +481,25 @@ def alarms(report: Dict) -> list[str]:
         for large, value in scored:
             smaller = [(m, v) for m, v in scored if m["parameters"] < large["parameters"]]
             # one alarm for each larger Student, against the best of the smaller ones
-            if ahead := [(m, v) for m, v in smaller if _against(report, large, m, metric) == "worse"]:
-                small, best = (max if metric.get("higher") else min)(ahead, key=lambda pair: pair[1].value)
+            if ahead := [
+                (m, v) for m, v in smaller if _against(report, large, m, metric) == "worse"
+            ]:
+                small, best = (max if metric.get("higher") else min)(
+                    ahead, key=lambda pair: pair[1].value
+                )
                 found.append(
                     f"{name_of(large)} is larger than {name_of(small)} but worse in {label}: "
                     f"{shown(value, decimals)} against {shown(best, decimals)}."
                 )
 
         for student, ours, untrained, cut in _pairs(report, metric) if primary else []:
-            if (verdict := _against(report, student, untrained, metric)) not in ("better", "unknown"):
-                how = "worse than" if verdict == "worse" else "no better, within the intervals, than"
+            if (verdict := _against(report, student, untrained, metric)) not in (
+                "better",
+                "unknown",
+            ):
+                how = (
+                    "worse than" if verdict == "worse" else "no better, within the intervals, than"
+                )
                 found.append(
                     f"{name_of(student)} is {how} its untrained cut in {label}: {shown(ours, decimals)} against "
                     f"{shown(cut, decimals)}; it cannot be said that training helped."
@@ -407,7 +507,11 @@ def alarms(report: Dict) -> list[str]:
 
         # At the base's own width there is no smaller cut to beat: level is fine, worse is not.
         for student, value in scored:
-            if student.get("width") == 1.0 and reference and _verdict(value, reference, metric) == "worse":
+            if (
+                student.get("width") == 1.0
+                and reference
+                and _verdict(value, reference, metric) == "worse"
+            ):
                 found.append(
                     f"{name_of(student)} has the base's size but is worse in {label}: {shown(value, decimals)} against "
                     f"{shown(reference, decimals)}; training did it harm."
@@ -416,7 +520,11 @@ def alarms(report: Dict) -> list[str]:
         # Against the base; in a report without one, against the largest Student.
         against = reference or (scored[-1][1] if len(scored) > 1 else None)
         others = scored if reference else scored[:-1]
-        wide = [(m, _hidden(v, against)) for m, v in others if against and _verdict(v, against, metric) == "blind"]
+        wide = [
+            (m, _hidden(v, against))
+            for m, v in others
+            if against and _verdict(v, against, metric) == "blind"
+        ]
         if wide and primary:
             than = name_of(bases[0]) if reference else name_of(scored[-1][0])
             found.append(
@@ -424,7 +532,9 @@ def alarms(report: Dict) -> list[str]:
                 f"a difference of {percent(max(h for _, h in wide))} could hide in them. Evaluate on more data."
             )
         if against and others and all(_verdict(v, against, metric) == "unknown" for _, v in others):
-            found.append(f"No interval was measured for {label}: no difference in it can be called real.")
+            found.append(
+                f"No interval was measured for {label}: no difference in it can be called real."
+            )
     return found
 
 
@@ -432,7 +542,7 @@ def _list(names: list[str]) -> str:
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
 
 
-# --- the table ---------------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def columns_of(report: Dict) -> list[tuple[str, list[tuple[str, str]]]]:
@@ -451,28 +561,42 @@ def columns_of(report: Dict) -> list[tuple[str, list[tuple[str, str]]]]:
         columns.append((f"latency b{batch} median (p95)", cells))
     for batch in _batches(report):
         speeds = [latency_of(m, batch) for m in models]
-        columns.append((f"examples/s b{batch}", [(count(batch / s) if s else MISSING, "") for s in speeds]))
+        columns.append(
+            (f"examples/s b{batch}", [(count(batch / s) if s else MISSING, "") for s in speeds])
+        )
     columns.append(("peak memory", [(in_bytes(m.get("peak_memory")), "") for m in models]))
     for metric in metrics_of(report):
         places = decimals_of(report, metric)
         values = [value_of(m, metric) for m in models]
-        cells = [(number(v.value, places), interval_of(v, places)) if v else (MISSING, "") for v in values]
+        cells = [
+            (number(v.value, places), interval_of(v, places)) if v else (MISSING, "")
+            for v in values
+        ]
         columns.append((f"{label_of(metric)} {'↑' if metric.get('higher') else '↓'}", cells))
     gains = [_reference(report, m) for m in models]
     places = places_for([(p.high - p.low) / 2 for p in gains if p])
     spans = [f"[{signed(p.low, places)}, {signed(p.high, places)}]" if p else "" for p in gains]
-    cells = [(signed(p.gain, places) if p else MISSING, span) for p, span in zip(gains, spans, strict=True)]
+    cells = [
+        (signed(p.gain, places) if p else MISSING, span)
+        for p, span in zip(gains, spans, strict=True)
+    ]
     columns.append(("gain over plain", cells))
     columns.append(("verdict", [(p.verdict if p else MISSING, "") for p in gains]))
     columns.append(("training", [trained(report, m) for m in models]))
-    return [(header, cells) for header, cells in columns if any(main != MISSING for main, _ in cells)]
+    return [
+        (header, cells) for header, cells in columns if any(main != MISSING for main, _ in cells)
+    ]
 
 
 def _reference(report: Dict, model: Dict) -> Pair | None:
     """A model against plain distillation of its size, in the first metric."""
     of = name_of(model) if model.get("role") == "student" else model.get("of")
     plain = next((m for m in models_of(report, "plain") if m.get("of") == of), None)
-    return pair_of(report, model, plain, metrics_of(report)[0]) if plain and metrics_of(report) else None
+    return (
+        pair_of(report, model, plain, metrics_of(report)[0])
+        if plain and metrics_of(report)
+        else None
+    )
 
 
 def trained(report: Dict, model: Dict) -> tuple[str, str]:
@@ -493,23 +617,34 @@ def rows(report: Dict) -> tuple[list[str], list[list[str]]]:
     return [header for header, _ in columns], [list(row) for row in zip(*cells, strict=True)]
 
 
-# --- words that both Markdown and the page use -------------------------------------------------------------------------
+# --- words that both Markdown and the page use ----------------------------------------------------
 
 
 def facts_of(report: Dict) -> list[tuple[str, str]]:
     device, training, lineage = (report.get(key) or {} for key in ("device", "training", "lineage"))
     steps, seconds = training.get("steps"), training.get("seconds")
-    trained = f"{steps:,} steps".replace(",", " ") + (f" in {duration(seconds)}" if finite(seconds) else "") if steps else ""
+    trained = (
+        f"{steps:,} steps".replace(",", " ")
+        + (f" in {duration(seconds)}" if finite(seconds) else "")
+        if steps
+        else ""
+    )
     versions = {"matta": report.get("matta"), "torch": device.get("torch")}
     facts = [
         ("Data", report.get("data")),
-        ("Task and adapter", " · ".join(str(report[key]) for key in ("task", "adapter") if report.get(key))),
+        (
+            "Task and adapter",
+            " · ".join(str(report[key]) for key in ("task", "adapter") if report.get(key)),
+        ),
         ("Training", trained),
         ("Device", device.get("name")),
         ("Threads", device.get("threads")),
         ("Made from", lineage.get("source")),
         ("Digest", lineage.get("digest")),
-        ("Versions", " · ".join(f"{name} {version}" for name, version in versions.items() if version)),
+        (
+            "Versions",
+            " · ".join(f"{name} {version}" for name, version in versions.items() if version),
+        ),
         ("Created", when(report)),
     ]
     return [(what, str(value)) for what, value in facts if value not in (None, "")]
@@ -520,12 +655,22 @@ def when(report: Dict) -> str:
 
 
 def loadable(report: Dict) -> list[tuple[Dict, list[str], str]]:
-    """(model, what is known of its checkpoint, three lines that load it) for each model with a loader expression."""
-    equal = {True: ["outputs equal to the trained slice, bit for bit"], False: ["outputs differ from the slice"], None: []}
+    """(model, what is known of its checkpoint, three lines that load it) for each model with a
+    loader expression.
+    """
+    equal = {
+        True: ["outputs equal to the trained slice, bit for bit"],
+        False: ["outputs differ from the slice"],
+        None: [],
+    }
     found = []
     for model in models_of(report):
         if loader := str(model.get("loader") or ""):
-            needs = "stock checkpoint, loads without matta" if model.get("stock") else "loads with matta"
+            needs = (
+                "stock checkpoint, loads without matta"
+                if model.get("stock")
+                else "loads with matta"
+            )
             module = re.match(r"[A-Za-z_]\w*(?=\.)", loader)
             lines = (f"import {module[0]}\n" if module else "") + f"model = {loader}\nmodel.eval()"
             found.append((model, [needs, *equal[(model.get("parity") or {}).get("exact")]], lines))
@@ -542,5 +687,11 @@ def reading(report: Dict) -> str:
     """How to read the table, in one line."""
     up = [label_of(m) for m in metrics_of(report) if m.get("higher")]
     down = [label_of(m) for m in metrics_of(report) if not m.get("higher")]
-    better = [f"{_list(names)}: {way} is better" for names, way in ((up, "higher"), (down, "lower")) if names]
-    return "; ".join([*better, "brackets are 95 % intervals; MACs are per example at batch 1"]) + "."
+    better = [
+        f"{_list(names)}: {way} is better"
+        for names, way in ((up, "higher"), (down, "lower"))
+        if names
+    ]
+    return (
+        "; ".join([*better, "brackets are 95 % intervals; MACs are per example at batch 1"]) + "."
+    )

@@ -9,9 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.report.numbers import plain
-from matta_cli.report.story import Dict, alarms, facts_of, findings, headline, loadable, name_of, notes_of, reading, rows
+from matta_cli.report.story import (
+    Dict,
+    alarms,
+    facts_of,
+    findings,
+    headline,
+    loadable,
+    name_of,
+    notes_of,
+    reading,
+    rows,
+)
 
-# --- Markdown ----------------------------------------------------------------------------------------------------------
+# --- Markdown -------------------------------------------------------------------------------------
 
 
 def _md(text: Any) -> str:
@@ -37,7 +48,11 @@ def markdown(report: Dict) -> str:
     if table:
         rule = ["---"] + ["---:"] * (len(headers) - 1)
         cells = [[_md(h) for h in headers], rule, *([_md(cell) for cell in row] for row in table)]
-        parts += ["## Models", "\n".join("| " + " | ".join(row) + " |" for row in cells), _md(reading(report))]
+        parts += [
+            "## Models",
+            "\n".join("| " + " | ".join(row) + " |" for row in cells),
+            _md(reading(report)),
+        ]
     if loading := loadable(report):
         parts.append("## Load one")
         for model, known, lines in loading:
@@ -45,7 +60,10 @@ def markdown(report: Dict) -> str:
     if notes := notes_of(report):
         parts += ["## Notes", "\n".join(f"- {_md(note)}" for note in notes)]
     if facts := facts_of(report):
-        parts += ["## How it was made", "\n".join(f"- {what}: {_md(value)}" for what, value in facts)]
+        parts += [
+            "## How it was made",
+            "\n".join(f"- {what}: {_md(value)}" for what, value in facts),
+        ]
     if recipe := report.get("recipe"):
         parts += ["### Recipe", _fence(str(recipe), "toml")]
     return "\n\n".join(parts) + "\n"
@@ -53,11 +71,15 @@ def markdown(report: Dict) -> str:
 
 def write(report: Dict, folder: Path | str) -> None:
     """report.json, report.md and report.html, each whole or not at all."""
-    from matta_cli.files.atomic import atomic_write  # here, because that module imports torch and this one must not
+    # here, because that module imports torch and this one must not
+    from matta_cli.files.atomic import atomic_write
     from matta_cli.report.page import html  # here, because that module imports this one
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(folder / "report.json", json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    atomic_write(
+        folder / "report.json",
+        json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
+    )
     atomic_write(folder / "report.md", markdown(report))
     atomic_write(folder / "report.html", html(report))

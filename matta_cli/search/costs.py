@@ -25,7 +25,8 @@ from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import depth, full_sizes, kept_layers, kind, layer_of, own_sizes
 from matta_cli.tasks.task import Task
 
-_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}  # as safetensors has them
+# as safetensors has them
+_DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
 
 # Sums of products
@@ -33,18 +34,24 @@ _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", t
 
 @dataclass(frozen=True)
 class _Affine:
-    """A length as a function of sizes: what it is with all axes whole, less what each axis leaves out."""
+    """A length as a function of sizes: what it is with all axes whole, less what each axis leaves
+    out.
+    """
 
     whole: int
     axes: tuple[tuple[Axis, int], ...] = ()  # and how much of the length one of the axis's steps is
 
     def __call__(self, sizes: Sizes) -> int:
-        return self.whole - sum((axis.size - sizes[axis.name]) // axis.step * each for axis, each in self.axes)
+        return self.whole - sum(
+            (axis.size - sizes[axis.name]) // axis.step * each for axis, each in self.axes
+        )
 
 
 @dataclass(frozen=True)
 class _Product:
-    """``times`` x the lengths multiplied; counted where the Student keeps the layer (None: it belongs to none)."""
+    """``times`` x the lengths multiplied; counted where the Student keeps the layer (None: it
+    belongs to none).
+    """
 
     lengths: tuple[_Affine, ...]
     layer: int | None
@@ -52,14 +59,24 @@ class _Product:
 
 class _Sum:
     def __init__(self, products: Mapping[_Product, int], layers: Axis | None) -> None:
-        self.constant = sum(math.prod(length.whole for length in p.lengths) * times for p, times in products.items()
-                            if p.layer is None and not any(length.axes for length in p.lengths))  # fmt: skip
-        self.products = [(p, times) for p, times in products.items()
-                         if p.layer is not None or any(length.axes for length in p.lengths)]  # fmt: skip
+        self.constant = sum(
+            math.prod(length.whole for length in p.lengths) * times
+            for p, times in products.items()
+            if p.layer is None and not any(length.axes for length in p.lengths)
+        )
+        self.products = [
+            (p, times)
+            for p, times in products.items()
+            if p.layer is not None or any(length.axes for length in p.lengths)
+        ]
         self.layers = layers
 
     def __call__(self, sizes: Sizes) -> int:
-        kept = set(kept_layers(self.layers, sizes[self.layers.name])) if self.layers is not None else None
+        kept = (
+            set(kept_layers(self.layers, sizes[self.layers.name]))
+            if self.layers is not None
+            else None
+        )
         total = self.constant
         for product, times in self.products:
             if kept is None or product.layer is None or product.layer in kept:
@@ -68,15 +85,19 @@ class _Sum:
 
 
 class Costs:
-    """What a Student of any sizes costs, without building it. ``example``: one example of the task, which MACs are counted on.
+    """What a Student of any sizes costs, without building it. ``example``: one example of the task,
+    which MACs are counted on.
 
-    exact: whether the sum for MACs gave torch's count at the sizes tried; where not, each Student is run on views and counted.
+    exact: whether the sum for MACs gave torch's count at the sizes tried; where not, each Student
+    is run on views and counted.
     """
 
     def __init__(self, task: Task, ta: TA, example: Batch) -> None:
         device = next(ta.model.parameters()).device
         self.task, self.ta = task, ta
-        self.example = {name: tensor.to(device) for name, tensor in cost.repeated(example, 1).items()}
+        self.example = {
+            name: tensor.to(device) for name, tensor in cost.repeated(example, 1).items()
+        }
         self.layers = depth(ta.axes)
         self.whole = full_sizes(ta.axes)
         self._counted: dict[tuple[tuple[str, int], ...], int] = {}
@@ -93,7 +114,9 @@ class Costs:
         return self._parameters(sizes)
 
     def bytes(self, sizes: Sizes) -> int:
-        """Bytes of the weights' file: its tensors, and safetensors' header (a few digits more than it has at most)."""
+        """Bytes of the weights' file: its tensors, and safetensors' header (a few digits more than
+        it has at most).
+        """
         kept = None if self.layers is None else kept_layers(self.layers, sizes[self.layers.name])
         data, header, count = 0, len('{"__metadata__":{"format":"pt"}}'), 0
         for product, each, fixed in self._stored:
@@ -114,31 +137,42 @@ class Costs:
             self._counted[key] = self._count(sizes)
         return self._counted[key]
 
-    def __call__(self, sizes: Sizes, names: Sequence[str] = ("parameters", "bytes", "macs")) -> dict[str, float]:
+    def __call__(
+        self, sizes: Sizes, names: Sequence[str] = ("parameters", "bytes", "macs")
+    ) -> dict[str, float]:
         return {name: getattr(self, name)(sizes) for name in names}
 
     def key(self, sizes: Sizes) -> tuple[tuple[str, int], ...]:
-        """What tells one Student from another: the sizes of the layers that it leaves out do not matter."""
+        """What tells one Student from another: the sizes of the layers that it leaves out do not
+        matter.
+        """
         return tuple(sorted(own_sizes(self.ta.axes, sizes).items()))
 
     # Parameters and bytes: from shapes and slices
 
     def _tensors(self) -> tuple[dict[_Product, int], list[tuple[_Product, int, int]]]:
-        """The parameters; and of each stored tensor its shape, bytes per value, and bytes in the header but for digits."""
+        """The parameters; and of each stored tensor its shape, bytes per value, and bytes in the
+        header but for digits.
+        """
         model = self.ta.model
         places: dict[tuple[str, int], list[tuple[Axis, int]]] = {}
         for axis in self.ta.axes:
             for place in () if axis.layers else axis.slices:
-                places.setdefault((place.tensor, place.dim), []).append((axis, place.blocks * place.unit * axis.step))
+                places.setdefault((place.tensor, place.dim), []).append(
+                    (axis, place.blocks * place.unit * axis.step)
+                )
 
         def product(name: str, tensor: torch.Tensor) -> _Product:
-            lengths = (_Affine(n, tuple(places.get((name, dim), ()))) for dim, n in enumerate(tensor.shape))
+            lengths = (
+                _Affine(n, tuple(places.get((name, dim), ()))) for dim, n in enumerate(tensor.shape)
+            )
             return _Product(tuple(lengths), self._layer(name))
 
         parameters = dict(model.named_parameters())
         names = {id(tensor): name for name, tensor in [*model.named_buffers(), *parameters.items()]}
         stored = model.state_dict(keep_vars=True)
-        first = {names.get(id(tensor), name): tensor for name, tensor in stored.items()}  # of tied tensors the first
+        # of tied tensors the first
+        first = {names.get(id(tensor), name): tensor for name, tensor in stored.items()}
         entries = []
         for name, tensor in first.items():
             entry = {"dtype": _DTYPES.get(tensor.dtype, "F8_E4M3"), "shape": [], "data_offsets": []}
@@ -155,14 +189,18 @@ class Costs:
         return cost.macs(self.task, self.ta.at(sizes).eval(), self.example)
 
     def _trace(self, sizes: Sizes) -> list[tuple[str, list[int]]]:
-        """Of each matrix product the part of the model that it belongs to, and the lengths that are multiplied in it."""
+        """Of each matrix product the part of the model that it belongs to, and the lengths that are
+        multiplied in it.
+        """
         view = self.ta.at(sizes).eval()
         with _watching(view.skeleton, self._part) as found:
             self.task.forward(view, self.example)
         return found
 
     def _part(self, name: str) -> str:
-        """The layer, by its path, that a module or tensor is in: up to the first number; empty where there is none."""
+        """The layer, by its path, that a module or tensor is in: up to the first number; empty
+        where there is none.
+        """
         if self.layers is not None and self._layer(name) is not None:
             return f"{self.layers.layers}.{self._layer(name)}"
         found = re.match(r"(.*?(?<![^.])\d+)(?=\.|$)", name)
@@ -174,7 +212,9 @@ class Costs:
             whole = self._trace(self.whole)
             lengths: list[list[list[tuple[Axis, int]]]] = [[[] for _ in dims] for _, dims in whole]
             for axes in self._together():
-                smaller = self._trace({**self.whole, **{axis.name: axis.size - axis.step for axis in axes.values()}})
+                smaller = self._trace(
+                    {**self.whole, **{axis.name: axis.size - axis.step for axis in axes.values()}}
+                )
                 if [part for part, _ in smaller] != [part for part, _ in whole]:
                     return None
                 for at, ((part, before), (_, after)) in enumerate(zip(whole, smaller, strict=True)):
@@ -199,7 +239,9 @@ class Costs:
         return found if found(self.whole) == self._count(self.whole) else None
 
     def _together(self) -> Iterator[dict[str, Axis]]:
-        """Axes that one trace tells apart, by part of the model: those of a kind that lie in one layer each. "": any part."""
+        """Axes that one trace tells apart, by part of the model: those of a kind that lie in one
+        layer each. "": any part.
+        """
         by_kind: dict[str, list[Axis]] = {}
         for axis in self.ta.axes:
             if not axis.layers and axis.size > axis.step:
@@ -241,7 +283,9 @@ _KNOWN: dict[Any, Callable[[Sequence[Any], Any], list[int]]] = {
 
 
 class _Watch(TorchDispatchMode):
-    """Notes the lengths of each matrix product, and the part of the model that it is in: the last of ``inside``."""
+    """Notes the lengths of each matrix product, and the part of the model that it is in: the last
+    of ``inside``.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -264,7 +308,9 @@ class _Watch(TorchDispatchMode):
 
 
 @contextmanager
-def _watching(modules: nn.Module, part: Callable[[str], str]) -> Iterator[list[tuple[str, list[int]]]]:
+def _watching(
+    modules: nn.Module, part: Callable[[str], str]
+) -> Iterator[list[tuple[str, list[int]]]]:
     """The matrix products of the forward that runs meanwhile."""
     watch = _Watch()
 
@@ -277,7 +323,10 @@ def _watching(modules: nn.Module, part: Callable[[str], str]) -> Iterator[list[t
     hooks: list[Any] = []
     for name, module in modules.named_modules():
         if part(name):
-            hooks += [module.register_forward_pre_hook(enter(part(name))), module.register_forward_hook(leave)]
+            hooks += [
+                module.register_forward_pre_hook(enter(part(name))),
+                module.register_forward_hook(leave),
+            ]
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), watch:
             yield watch.found

@@ -21,14 +21,22 @@ ROUNDS = 8  # of timing the Students that the guess is fitted to
 
 
 class Latency:
-    """Seconds of a forward on this machine, measured; and a guess for sizes that were not, only to rank what is tried.
+    """Seconds of a forward on this machine, measured; and a guess for sizes that were not, only to
+    rank what is tried.
 
-    The guess is a sum of what the sizes of each kind come to, the layers and the MACs, with weights of zero or more fitted by
+    The guess is a sum of what the sizes of each kind come to, the layers and the MACs, with weights
+    of zero or more fitted by
     least squares: it never falls where an axis grows.
     """
 
     def __init__(self, task: Task, ta: TA, costs: Costs, example: Batch, threads: int) -> None:
-        self.task, self.ta, self.costs, self.example, self.threads = task, ta, costs, example, threads
+        self.task, self.ta, self.costs, self.example, self.threads = (
+            task,
+            ta,
+            costs,
+            example,
+            threads,
+        )
         self.weights = np.zeros(0)
         self.correction = 1.0
         self.measured: dict[tuple[tuple[str, int], ...], float] = {}
@@ -41,23 +49,32 @@ class Latency:
 
     def fit(self, several: Sequence[Sizes]) -> None:
         """Time Students, as views, and fit the guess to them."""
-        taken = self.time({str(i): self.ta.at(sizes).eval() for i, sizes in enumerate(several)}, ROUNDS)
+        taken = self.time(
+            {str(i): self.ta.at(sizes).eval() for i, sizes in enumerate(several)}, ROUNDS
+        )
         from scipy.optimize import nnls
 
         features = np.array([self._features(sizes) for sizes in several], dtype=np.float64)
         scale = features.max(0)
         seconds = np.array([taken[str(i)] for i in range(len(several))])
-        self.weights = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale  # errors as shares
+        # errors as shares
+        self.weights = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
 
     def _features(self, sizes: Sizes) -> list[float]:
         own = own_sizes(self.ta.axes, sizes)
-        return [1.0, float(self.costs.macs(sizes)), *(float(sum(found)) for found in kinds(own).values())]
+        return [
+            1.0,
+            float(self.costs.macs(sizes)),
+            *(float(sum(found)) for found in kinds(own).values()),
+        ]
 
     def guess(self, sizes: Sizes) -> float:
         return float(np.dot(self.weights, self._features(sizes))) * self.correction
 
     def measure(self, sizes: Sizes) -> float:
-        """The median of a dense Student of these sizes, of three measurements the middle one; corrects the guess by it."""
+        """The median of a dense Student of these sizes, of three measurements the middle one;
+        corrects the guess by it.
+        """
         model = {"": self.ta.student(sizes)}
         found = sorted(self.time(model)[""] for _ in range(3))[1]
         self.measured[self.costs.key(sizes)] = found

@@ -1,8 +1,10 @@
 """search: which sizes within a budget are the best ones, on held-out data.
 
-Candidates are the uniform widths, and sizes of each layer by itself (Mix'n'Match; MatFormer, arXiv 2310.07707). A layer's sizes
-are those of the widths that were trained: others were worse in our pilots. What is tried, and its score, goes into a journal of
-optuna's, so that a search goes on where it was stopped, and another one of the same TA on the same data starts from its scores.
+Candidates are the uniform widths, and sizes of each layer by itself (Mix'n'Match; MatFormer, arXiv
+2310.07707). A layer's sizes
+are those of the widths that were trained: others were worse in our pilots. What is tried, and its
+score, goes into a journal of optuna's, so that a search goes on where it was stopped, and another
+one of the same TA on the same data starts from its scores.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ LEVELS = 8  # budgets of a search without one: between the smallest Student and 
 MARGIN = 0.05  # of a latency's limit that is left free: it is never the same twice
 
 
-SHARE = 64  # examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the training
+# examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the
+# training
+SHARE = 64
 
 
 # Scores
@@ -66,8 +70,12 @@ class Scores:
     def __init__(self, optuna: Any, storage: Any, name: str, higher: bool) -> None:
         self.optuna, self.higher = optuna, higher
         direction = "maximize" if higher else "minimize"
-        self.study = optuna.create_study(study_name=name, storage=storage, direction=direction, load_if_exists=True)
-        self.known = {t.user_attrs["key"]: t.value for t in self.study.trials if t.value is not None}
+        self.study = optuna.create_study(
+            study_name=name, storage=storage, direction=direction, load_if_exists=True
+        )
+        self.known = {
+            t.user_attrs["key"]: t.value for t in self.study.trials if t.value is not None
+        }
 
     def add(self, key: str, value: float) -> None:
         self.known[key] = value
@@ -94,7 +102,9 @@ class Search:
         self.ta, used = reached.ta, reached.recipe
         ta = self.ta
         if ta.copies:
-            raise MattaError("The run had distill.shared = false: there are no nested weights to search sizes in.")
+            raise MattaError(
+                "The run had distill.shared = false: there are no nested weights to search sizes in."
+            )
         taught = [used.distill.ta_width or ta.widest] if used.distill.ta_weight > 0 else []
         self.space = Space(ta, sorted({*used.distill.widths, *taught}), settings.sizes)
         self.training_seconds = float(reached.counters["seconds"])
@@ -110,11 +120,21 @@ class Search:
         self.examples = settings.examples or max(16, min(few, recipe.data.eval_examples or 2000))
         some = self.reporting.batch(range(min(recipe.export.batch_size, len(self.reporting))))
         self.costs = Costs(self.task, ta, some)
-        batch = repeated({name: tensor.to(self.device) for name, tensor in some.items()}, recipe.export.batch_size)
+        batch = repeated(
+            {name: tensor.to(self.device) for name, tensor in some.items()},
+            recipe.export.batch_size,
+        )
         self.latency = Latency(self.task, ta, self.costs, batch, recipe.export.threads)
-        parts = (atomic.digest(reached.folder), self.choosing.digest(), self.examples, self.metric.name)
+        parts = (
+            atomic.digest(reached.folder),
+            self.choosing.digest(),
+            self.examples,
+            self.metric.name,
+        )
         self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        self.scores = Scores(import_optuna(), storage, f"scores {self.digest}", bool(self.metric.higher))
+        self.scores = Scores(
+            import_optuna(), storage, f"scores {self.digest}", bool(self.metric.higher)
+        )
         self.found: dict[str, Candidate] = {}
         self.stock: dict[str, bool] = {}
         self.evaluated = 0
@@ -132,18 +152,26 @@ class Search:
         return not self.settings.stock_only or self.is_stock(sizes)
 
     def model(self, sizes: Sizes) -> Any:
-        """A Student to score: on views of the TA, or where it needs statistics of its own (BatchNorm) a copy."""
+        """A Student to score: on views of the TA, or where it needs statistics of its own
+        (BatchNorm) a copy.
+        """
         if not self.normed:
             return self.ta.at(sizes).eval()
         size = self.recipe.distill.batch_size
-        return students.student_for_evaluation(self.task, self.ta, sizes, self.data.train, size, self.device)
+        return students.student_for_evaluation(
+            self.task, self.ta, sizes, self.data.train, size, self.device
+        )
 
     def columns(self, sizes: Sizes, part: split.Part) -> Any:
         size = max(8, self.recipe.distill.batch_size)
-        return measure_score.columns(self.task, self.model(sizes), part, size, self.device, self.examples)
+        return measure_score.columns(
+            self.task, self.model(sizes), part, size, self.device, self.examples
+        )
 
     def value(self, sizes: Sizes, width: float | None = None) -> float:
-        """The primary metric on the examples that sizes are chosen by; worked out once for each Student."""
+        """The primary metric on the examples that sizes are chosen by; worked out once for each
+        Student.
+        """
         key = self.key(sizes)
         if key not in self.scores.known:
             value = self.task.summarize(self.columns(sizes, self.choosing))[self.metric.name]
@@ -159,11 +187,15 @@ class Search:
         """Costs by name. Latency is the one measured, or else a guess."""
         found = self.costs(sizes, [name for name in names if name != "latency"])
         if "latency" in names:
-            found["latency"] = self.latency.measured.get(self.costs.key(sizes), 0.0) or self.latency.guess(sizes)
+            found["latency"] = self.latency.measured.get(
+                self.costs.key(sizes), 0.0
+            ) or self.latency.guess(sizes)
         return found
 
     def used(self, budget: Budget) -> Callable[[Sizes], float]:
-        """The share of a budget that sizes take, the most of its limits. Of a latency's limit a margin stays free."""
+        """The share of a budget that sizes take, the most of its limits. Of a latency's limit a
+        margin stays free.
+        """
         names = [name for name, _ in budget.limits]
 
         def share(sizes: Sizes) -> float:
@@ -180,18 +212,25 @@ class Search:
         return {width: self.ta.sizes(width) for width in self.space.widths}
 
     def refuse_impossible(self, budgets: Sequence[Budget]) -> None:
-        """Raise ``MattaError`` for a budget that even the smallest Student exceeds, with the nearest possible ones."""
+        """Raise ``MattaError`` for a budget that even the smallest Student exceeds, with the
+        nearest possible ones.
+        """
         smallest = self.space.smallest()
         for budget in budgets:
             names = [name for name, _ in budget.limits]
             if "latency" in names and self.costs.key(smallest) not in self.latency.measured:
                 self.latency.measure(smallest)
             least = self.cost(smallest, names)
-            room = {name: value / (1 - MARGIN) if name == "latency" else value for name, value in least.items()}
+            room = {
+                name: value / (1 - MARGIN) if name == "latency" else value
+                for name, value in least.items()
+            }
             over = [name for name, share in budget.used(room).items() if share > 1]
             if over:
                 has = " and ".join(f"{_shown(name, least[name])}" for name in over)
-                near = " ".join(f"--target-{COSTS[name].flag} {_rounded_up(name, room[name])}" for name in over)
+                near = " ".join(
+                    f"--target-{COSTS[name].flag} {_rounded_up(name, room[name])}" for name in over
+                )
                 raise MattaError(
                     f"The budget {budget.name} is not possible: the smallest Student here has {has}, so the nearest possible "
                     f"is {near}; a smaller width has to be trained for less (distill.widths)."
@@ -199,12 +238,20 @@ class Search:
 
     def levels(self) -> list[Budget]:
         """Budgets of parameters from the smallest Student to the largest, in equal ratios."""
-        low, high = (self.costs.parameters(self.ta.sizes(width)) for width in (self.space.widths[0], self.space.widths[-1]))
+        low, high = (
+            self.costs.parameters(self.ta.sizes(width))
+            for width in (self.space.widths[0], self.space.widths[-1])
+        )
         limits = [round(low * (high / low) ** (i / (LEVELS - 1))) for i in range(1, LEVELS)]
-        return [Budget(f"params-{limit}", (("parameters", float(limit)),)) for limit in dict.fromkeys(limits)]
+        return [
+            Budget(f"params-{limit}", (("parameters", float(limit)),))
+            for limit in dict.fromkeys(limits)
+        ]
 
     def run(self, budget: Budget, trials: int, tick: Callable[[], None]) -> None:
-        """Score sizes within a budget: MatFormer's rule first, steeper ones, then what optuna proposes."""
+        """Score sizes within a budget: MatFormer's rule first, steeper ones, then what optuna
+        proposes.
+        """
         used = self.used(budget)
         if self.settings.stock_only:
             for sizes in self.space.by_kind(used, self.is_stock)[: max(1, trials)]:
@@ -214,8 +261,11 @@ class Search:
         optuna, axes = import_optuna(), self.space.free()
         name = f"{self.digest} {budget.name} {self.space.between} {self.settings.seed}"
         direction = "maximize" if self.metric.higher else "minimize"
-        kept = optuna.create_study(study_name=name, storage=self.storage, direction=direction, load_if_exists=True)
-        study = optuna.create_study(direction=direction)  # in memory: sampling takes notes of each number
+        kept = optuna.create_study(
+            study_name=name, storage=self.storage, direction=direction, load_if_exists=True
+        )
+        # in memory: sampling takes notes of each number
+        study = optuna.create_study(direction=direction)
         distributions = {n: optuna.distributions.FloatDistribution(0.0, SLOPE) for n in axes}
 
         def score(ahead: dict[str, float]) -> float:
@@ -225,7 +275,9 @@ class Search:
             return self.value(found)
 
         def done(ahead: dict[str, float]) -> Any:
-            return optuna.trial.create_trial(value=score(ahead), params=ahead, distributions=distributions)
+            return optuna.trial.create_trial(
+                value=score(ahead), params=ahead, distributions=distributions
+            )
 
         for trial in kept.trials:
             study.add_trial(done(trial.params))
@@ -233,31 +285,49 @@ class Search:
             if number < len(SLOPES):
                 study.add_trial(done(self.space.rule(SLOPES[number])))
             else:
-                seed = self.settings.seed * 100_003 + number  # a search that goes on draws what it would have drawn
-                study.sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
+                # a search that goes on draws what it would have drawn
+                seed = self.settings.seed * 100_003 + number
+                study.sampler = optuna.samplers.TPESampler(
+                    seed=seed, multivariate=True, n_startup_trials=8
+                )
                 trial = study.ask(distributions)
                 study.tell(trial, score(trial.params))
             kept.add_trial(study.trials[-1])
 
     def best(self, budget: Budget) -> Candidate:
-        """The best of all that was scored within a budget: of those that use it up, where there are any."""
+        """The best of all that was scored within a budget: of those that use it up, where there are
+        any.
+        """
         used = self.used(budget)
         fitting = [(c, used(c.sizes)) for c in self.found.values()]
         fitting = [(c, share) for c, share in fitting if share <= 1 and self.allowed(c.sizes)]
         if not fitting:
-            hint = "leave out --stock-only" if self.settings.stock_only else "try again, or give it more room"
+            hint = (
+                "leave out --stock-only"
+                if self.settings.stock_only
+                else "try again, or give it more room"
+            )
             raise MattaError(f"No Student that was found meets the budget {budget.name}: {hint}.")
         most = max(share for _, share in fitting)
-        near = [c for c, share in fitting if share >= 1 - NEAR] or [c for c, share in fitting if share == most]
+        near = [c for c, share in fitting if share >= 1 - NEAR] or [
+            c for c, share in fitting if share == most
+        ]
         return self.order(near)[0]
 
     def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best first; of equals a uniform width, which was trained as it is, and then the smallest."""
+        """The best first; of equals a uniform width, which was trained as it is, and then the
+        smallest.
+        """
         sign = -1 if self.metric.higher else 1
-        return sorted(candidates, key=lambda c: (sign * c.value, c.width is None, self.costs.parameters(c.sizes)))
+        return sorted(
+            candidates,
+            key=lambda c: (sign * c.value, c.width is None, self.costs.parameters(c.sizes)),
+        )
 
     def choose(self, budget: Budget) -> Candidate:
-        """The best Student within a budget. Latency is measured again on a dense copy, and has to meet its limit."""
+        """The best Student within a budget. Latency is measured again on a dense copy, and has to
+        meet its limit.
+        """
         limits = dict(budget.limits)
         while "latency" in limits:
             best = self.best(budget)
@@ -266,13 +336,16 @@ class Search:
                 return best
             self.latency.measure(best.sizes)
             if self.used(budget)(best.sizes) > 1:
-                sizes = self.space.decode(self.space.rule(0.0), self.used(budget))  # by the corrected guess
+                # by the corrected guess
+                sizes = self.space.decode(self.space.rule(0.0), self.used(budget))
                 if sizes is not None and not self.settings.stock_only:
                     self.value(sizes)
         return self.best(budget)
 
     def front(self, names: Sequence[str]) -> list[Candidate]:
-        """What nothing else beats in quality at the same cost or less, for one of these costs at least."""
+        """What nothing else beats in quality at the same cost or less, for one of these costs at
+        least.
+        """
         chosen: dict[int, Candidate] = {}
         allowed = [c for c in self.found.values() if self.allowed(c.sizes)]
         costs = {id(c): self.cost(c.sizes, names) for c in allowed}
@@ -289,14 +362,24 @@ def _shown(name: str, value: float) -> str:
     """An amount as people read it: ``1.23 M parameters``."""
     if name == "latency":
         return f"a latency of {numbers.in_seconds(value)}"
-    return f"{numbers.in_bytes(value)} of weights" if name == "bytes" else f"{numbers.count(value)} {COSTS[name].label}"
+    return (
+        f"{numbers.in_bytes(value)} of weights"
+        if name == "bytes"
+        else f"{numbers.count(value)} {COSTS[name].label}"
+    )
 
 
 def _rounded_up(name: str, value: float) -> str:
     """An amount of three digits that is no less, as a flag takes it."""
-    units = [(factor, unit) for unit, factor in COSTS[name].units.items() if factor <= value and "I" not in unit]
+    units = [
+        (factor, unit)
+        for unit, factor in COSTS[name].units.items()
+        if factor <= value and "I" not in unit
+    ]
     factor, unit = max(units, default=min((f, u) for u, f in COSTS[name].units.items()))
-    unit = {"K": "k", "S": "s", "MS": "ms", "US": "us", "µS": "us", "ΜS": "us", "KB": "kB"}.get(unit, unit)
+    unit = {"K": "k", "S": "s", "MS": "ms", "US": "us", "µS": "us", "ΜS": "us", "KB": "kB"}.get(
+        unit, unit
+    )
     unit = "G" if unit == "B" and name != "bytes" else unit
     digits = max(0, 2 - math.floor(math.log10(value / factor)))
     return f"{math.ceil(value / factor * 10**digits - 1e-9) / 10**digits:.{digits}f}{unit}"

@@ -14,7 +14,8 @@ from matta_cli.settings.budget import NEAR
 SLOPE = 2.0  # how many trained sizes two layers of one Student may lie apart
 
 
-SLOPES = (0.0, SLOPE / 2, -SLOPE / 2)  # what is tried first: MatFormer's rule, a steeper one, and one that falls with depth
+# what is tried first: MatFormer's rule, a steeper one, and one that falls with depth
+SLOPES = (0.0, SLOPE / 2, -SLOPE / 2)
 
 
 BETWEEN = 4  # parts that ``search.sizes = "any"`` makes of the stretch between two trained sizes
@@ -24,15 +25,21 @@ BETWEEN = 4  # parts that ``search.sizes = "any"`` makes of the stretch between 
 
 
 class Space:
-    """The sizes that Students may have: of each axis those that were trained, and where asked for some between them."""
+    """The sizes that Students may have: of each axis those that were trained, and where asked for
+    some between them.
+    """
 
     def __init__(self, ta: TA, widths: Sequence[float], between: str) -> None:
         self.ta, self.between = ta, between
         self.widths = sorted(widths)
         uniform = [ta.sizes(width) for width in self.widths]
-        self.menus = {axis.name: sorted({sizes[axis.name] for sizes in uniform}) for axis in ta.axes}
+        self.menus = {
+            axis.name: sorted({sizes[axis.name] for sizes in uniform}) for axis in ta.axes
+        }
         multiple = ta.card.get("multiple", 1)
-        self.grains = {a.name: math.lcm(a.step, multiple) if ta.base[a.name] >= 64 else a.step for a in ta.axes}
+        self.grains = {
+            a.name: math.lcm(a.step, multiple) if ta.base[a.name] >= 64 else a.step for a in ta.axes
+        }
         self.trained = {name: set(menu) for name, menu in self.menus.items()}
         if between == "any":
             self.menus = {name: self._refined(name, menu) for name, menu in self.menus.items()}
@@ -41,7 +48,9 @@ class Space:
     def _refined(self, name: str, menu: list[int]) -> list[int]:
         grain, found = self.grains[name], set(menu)
         for low, high in itertools.pairwise(menu):
-            found |= {low + (high - low) * k // (BETWEEN * grain) * grain for k in range(1, BETWEEN)}
+            found |= {
+                low + (high - low) * k // (BETWEEN * grain) * grain for k in range(1, BETWEEN)
+            }
         return sorted(found)
 
     def smallest(self) -> dict[str, int]:
@@ -52,25 +61,39 @@ class Space:
         return [name for name, menu in self.menus.items() if len(menu) > 1]
 
     def rule(self, slope: float) -> dict[str, float]:
-        """What the i-th of an axis's kind is ahead of the first, in trained sizes: 0 is MatFormer's rule (see ``decode``)."""
+        """What the i-th of an axis's kind is ahead of the first, in trained sizes: 0 is MatFormer's
+        rule (see ``decode``).
+        """
         kinds: dict[str, list[str]] = {}
         for name in self.free():
             kinds.setdefault(nested_sizes.kind(name), []).append(name)
-        ahead = {n: i / max(1, len(names) - 1) for names in kinds.values() for i, n in enumerate(names)}
-        return {name: abs(slope) * (share if slope >= 0 else 1 - share) for name, share in ahead.items()}
+        ahead = {
+            n: i / max(1, len(names) - 1) for names in kinds.values() for i, n in enumerate(names)
+        }
+        return {
+            name: abs(slope) * (share if slope >= 0 else 1 - share) for name, share in ahead.items()
+        }
 
-    def decode(self, ahead: Mapping[str, float], used: Callable[[Sizes], float]) -> dict[str, int] | None:
-        """The largest sizes within a budget whose axes are so far ``ahead`` of one another; None where even the least is over.
+    def decode(
+        self, ahead: Mapping[str, float], used: Callable[[Sizes], float]
+    ) -> dict[str, int] | None:
+        """The largest sizes within a budget whose axes are so far ``ahead`` of one another; None
+        where even the least is over.
 
-        All axes rise together from their smallest sizes, each by ``ahead`` earlier, until the budget (``used``: the share of it
-        that sizes take) is used up. Of axes that are level the later ones rise first: widths then never fall with depth and
-        are of two neighbouring sizes at most, which is MatFormer's rule.
+        All axes rise together from their smallest sizes, each by ``ahead`` earlier, until the
+        budget (``used``: the share of it that sizes take) is used up. Of axes that are level the
+        later ones rise first: widths then never fall with depth and are of two neighbouring sizes
+        at most, which is MatFormer's rule.
         """
         sizes = self.smallest()
         if used(sizes) > 1:
             return None
         order = list(ahead)
-        rises = [(k - ahead[n] * self.scale, -i, n) for i, n in enumerate(order) for k in range(1, len(self.menus[n]))]
+        rises = [
+            (k - ahead[n] * self.scale, -i, n)
+            for i, n in enumerate(order)
+            for k in range(1, len(self.menus[n]))
+        ]
         names = [name for _, _, name in sorted(rises)]
 
         def after(count: int) -> dict[str, int]:
@@ -89,12 +112,18 @@ class Space:
         return max(filled, self._filled(after(low), names[low:], used, part=True), key=used)
 
     def _filled(
-        self, sizes: dict[str, int], names: Sequence[str], used: Callable[[Sizes], float], *, part: bool
+        self,
+        sizes: dict[str, int],
+        names: Sequence[str],
+        used: Callable[[Sizes], float],
+        *,
+        part: bool,
     ) -> dict[str, int]:
-        """Use up what is left of a budget: raise each of these axes in turn that fits, until it is near.
+        """Use up what is left of a budget: raise each of these axes in turn that fits, until it is
+        near.
 
-        Where that does not do, axes whose next size is over the budget go a part of the way, as few as will do; with ``part``
-        in their turn, before those after them rise.
+        Where that does not do, axes whose next size is over the budget go a part of the way, as few
+        as will do; with ``part`` in their turn, before those after them rise.
         """
         stopped: dict[str, int] = {}  # axes whose next size is over the budget, and that size
         for name in names:
@@ -109,13 +138,18 @@ class Space:
                     stopped[name] = larger
                     sizes = self._part_of_the_way(sizes, name, larger, used) if part else sizes
         while not part and self.between != "trained" and stopped and used(sizes) < 1 - NEAR:
-            ways = {name: self._part_of_the_way(sizes, name, larger, used) for name, larger in stopped.items()}
+            ways = {
+                name: self._part_of_the_way(sizes, name, larger, used)
+                for name, larger in stopped.items()
+            }
             best = max(ways, key=lambda name: used(ways[name]))
             sizes = ways[best]
             del stopped[best]
         return sizes
 
-    def _part_of_the_way(self, sizes: dict[str, int], name: str, larger: int, used: Callable[[Sizes], float]) -> dict[str, int]:
+    def _part_of_the_way(
+        self, sizes: dict[str, int], name: str, larger: int, used: Callable[[Sizes], float]
+    ) -> dict[str, int]:
         """One axis as large as the budget lets it be."""
         grain = self.grains[name]
         low, high = 0, max(0, (larger - sizes[name] - 1) // grain)
@@ -125,8 +159,11 @@ class Space:
             low, high = (middle, high) if fits else (low, middle - 1)
         return sizes | {name: sizes[name] + low * grain}
 
-    def by_kind(self, used: Callable[[Sizes], float], stock: Callable[[Sizes], bool]) -> list[dict[str, int]]:
-        """Sizes within a budget that the stock library can load: every kind of axis at one width; those that use most first.
+    def by_kind(
+        self, used: Callable[[Sizes], float], stock: Callable[[Sizes], bool]
+    ) -> list[dict[str, int]]:
+        """Sizes within a budget that the stock library can load: every kind of axis at one width;
+        those that use most first.
 
         Where none comes near, one kind is at a size between, as large as the budget lets it be.
         """
@@ -135,17 +172,28 @@ class Space:
         found: dict[tuple[int, ...], dict[str, int]] = {}
         for chosen in itertools.product(self.widths, repeat=len(kinds)):
             at = dict(zip(kinds, chosen, strict=True))
-            sizes = {axis.name: base[at[nested_sizes.kind(axis.name)]][axis.name] for axis in self.ta.axes}
+            sizes = {
+                axis.name: base[at[nested_sizes.kind(axis.name)]][axis.name]
+                for axis in self.ta.axes
+            }
             if used(sizes) <= 1:
                 found.setdefault(tuple(sizes.values()), sizes)
         fitting = sorted((s for s in found.values() if stock(s)), key=used, reverse=True)
-        if self.between == "trained" or (fitting and used(fitting[0]) >= 1 - NEAR and self.between == "auto"):
+        if self.between == "trained" or (
+            fitting and used(fitting[0]) >= 1 - NEAR and self.between == "auto"
+        ):
             return fitting
-        widened = [self._kind_part_of_the_way(s, kind, used, stock) for s in fitting for kind in kinds]
+        widened = [
+            self._kind_part_of_the_way(s, kind, used, stock) for s in fitting for kind in kinds
+        ]
         return sorted([*fitting, *(s for s in widened if s is not None)], key=used, reverse=True)
 
     def _kind_part_of_the_way(
-        self, sizes: dict[str, int], kind: str, used: Callable[[Sizes], float], stock: Callable[[Sizes], bool]
+        self,
+        sizes: dict[str, int],
+        kind: str,
+        used: Callable[[Sizes], float],
+        stock: Callable[[Sizes], bool],
     ) -> dict[str, int] | None:
         own = [axis for axis in self.ta.axes if nested_sizes.kind(axis.name) == kind]
         first, grain = own[0], self.grains[own[0].name]

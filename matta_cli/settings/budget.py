@@ -19,7 +19,8 @@ _COUNT = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
 _BYTES = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
 
 
-_SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "µS": 1e-6, "ΜS": 1e-6}  # the micro sign, and the Greek letter in capitals
+# the micro sign, and the Greek letter in capitals
+_SECONDS = {"S": 1.0, "MS": 1e-3, "US": 1e-6, "µS": 1e-6, "ΜS": 1e-6}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ COSTS = {
 
 @dataclass(frozen=True)
 class Budget:
-    """The most that a Student may cost. limits: (name of a cost, its limit); name: ``params-60M-latency-5ms``."""
+    """The most that a Student may cost. limits: (name of a cost, its limit); name:
+    ``params-60M-latency-5ms``.
+    """
 
     name: str
     limits: tuple[tuple[str, float], ...]
@@ -57,9 +60,11 @@ class Budget:
 
 
 def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
-    """Budgets of the texts given for each cost: the i-th of each make the i-th budget, one given once holds for all.
+    """Budgets of the texts given for each cost: the i-th of each make the i-th budget, one given
+    once holds for all.
 
-    Raises ``MattaError`` for a text that is no amount, and for costs that are given different numbers of times.
+    Raises ``MattaError`` for a text that is no amount, and for costs that are given different
+    numbers of times.
     """
     given = {name: [text.strip() for text in texts] for name, texts in targets.items() if texts}
     count = max((len(texts) for texts in given.values()), default=0)
@@ -74,7 +79,12 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
     for i in range(count):
         chosen = {name: texts[i if len(texts) > 1 else 0] for name, texts in given.items()}
         limits = tuple((name, amount(name, text)) for name, text in chosen.items())
-        found.append(Budget("-".join(f"{COSTS[n].flag}-{text.replace(' ', '')}" for n, text in chosen.items()), limits))
+        found.append(
+            Budget(
+                "-".join(f"{COSTS[n].flag}-{text.replace(' ', '')}" for n, text in chosen.items()),
+                limits,
+            )
+        )
     names = Counter(budget.name for budget in found)
     twice = [name for name, times in names.items() if times > 1]
     if twice:
@@ -84,14 +94,20 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
 
 def asked(recipe: Recipe) -> list[Budget]:
     """The budgets that a recipe's [export] table names."""
-    return parse({name: getattr(recipe.export, f"target_{cost.flag}") for name, cost in COSTS.items()})
+    return parse(
+        {name: getattr(recipe.export, f"target_{cost.flag}") for name, cost in COSTS.items()}
+    )
 
 
 def amount(name: str, text: str) -> float:
-    """``60M``, ``5ms``, ``200MB`` as a number: of parameters or MACs, seconds, bytes. Raises ``MattaError`` for other texts."""
+    """``60M``, ``5ms``, ``200MB`` as a number: of parameters or MACs, seconds, bytes. Raises
+    ``MattaError`` for other texts.
+    """
     cost = COSTS[name]
     found = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?([a-zA-Zµμ]*)", text)
     unit = found[2].upper() if found else ""
     if found is None or unit not in cost.units or not float(found[1]) > 0:
-        raise MattaError(f"--target-{cost.flag} {text!r} is not an amount of {cost.label}: write it as {cost.example}, say.")
+        raise MattaError(
+            f"--target-{cost.flag} {text!r} is not an amount of {cost.label}: write it as {cost.example}, say."
+        )
     return float(found[1]) * cost.units[unit]

@@ -28,7 +28,9 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _update_by_run(recipe: Recipe, started: Path) -> None:
     """Take over what a run was started with: its data, and how it was trained."""
     table = read_toml(started)
-    recipe.update({name: table[name] for name in ("data", "distill") if name in table}, str(started))
+    recipe.update(
+        {name: table[name] for name in ("data", "distill") if name in table}, str(started)
+    )
 
 
 def run_recipe(out: Path) -> Recipe:
@@ -39,12 +41,19 @@ def run_recipe(out: Path) -> Recipe:
 
 
 def resolve(
-    flags: Mapping[str, Any], out: Path | None, config: Path | None = None, *, ran: bool = False, origin: str = "command line"
+    flags: Mapping[str, Any],
+    out: Path | None,
+    config: Path | None = None,
+    *,
+    ran: bool = False,
+    origin: str = "command line",
 ) -> tuple[Recipe, list[Path]]:
-    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files that were read too.
+    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files
+    that were read too.
 
-    A flag that is None was not given; ``origin`` names them in an error. With ``ran``, and no ``config``, the recipe of the run
-    in ``out`` stands above the files: going on with a run, or exporting it, needs no flag that it was started with.
+    A flag that is None was not given; ``origin`` names them in an error. With ``ran``, and no
+    ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
+    exporting it, needs no flag that it was started with.
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
@@ -55,7 +64,10 @@ def resolve(
     converted = out / "ta" / "recipe.toml" if out is not None else None
     if converted is not None and converted.exists():  # how the TA was made is settled
         made = read_toml(converted).get("convert", {})
-        recipe.update({"convert": {name: value for name, value in made.items() if value != ""}}, str(converted))
+        recipe.update(
+            {"convert": {name: value for name, value in made.items() if value != ""}},
+            str(converted),
+        )
     started = out / "run" / "recipe.toml" if ran and out is not None and config is None else None
     if started is not None and started.exists():
         _update_by_run(recipe, started)

@@ -1,4 +1,6 @@
-"""export: trained TA -> Students as ordinary dense checkpoints, each past the parity gate, and the report on them."""
+"""export: trained TA -> Students as ordinary dense checkpoints, each past the parity gate, and the
+report on them.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ FORMATS = ("stock", "matta", *PROGRAMS)
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-# Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the same inputs.
+# Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the
+# same inputs.
 _RELOAD = """
 import json, sys
 {imports}
@@ -92,7 +95,9 @@ class _Wanted:
 
 @dataclass
 class _Cut:
-    """One Student on its way out: the outputs of the nested view, which it must give again, and what loads it."""
+    """One Student on its way out: the outputs of the nested view, which it must give again, and
+    what loads it.
+    """
 
     wanted: _Wanted
     expected: torch.Tensor
@@ -102,12 +107,19 @@ class _Cut:
 
 
 def export(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, say: Say = lambda _: None, listen: Listener = quiet
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    say: Say = lambda _: None,
+    listen: Listener = quiet,
 ) -> dict[str, Any]:
-    """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``; write ``out/report.*``.
+    """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``;
+    write ``out/report.*``.
 
-    Returns the report (``report.json``). Raises ``MattaError`` for widths that the TA does not hold, budgets that are not
-    possible, a Student that does not reload to the view's outputs, or missing data.
+    Returns the report (``report.json``). Raises ``MattaError`` for widths that the TA does not
+    hold, budgets that are not possible, a Student that does not reload to the view's outputs, or
+    missing data.
     """
     widths, targets = sorted(set(recipe.export.widths)), asked(recipe)
     formats, dtype = _formats(recipe)
@@ -122,20 +134,27 @@ def export(
     sizes = {width: tuple(base_ta.sizes(width).values()) for width in widths}
     for a, b in itertools.pairwise(widths):
         if sizes[a] == sizes[b]:
-            raise MattaError(f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out.")
+            raise MattaError(
+                f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out."
+            )
     atomic.refuse_existing(out / "students", overwrite)
     run = reached(out, recipe.export.checkpoint, say)
     last, ta, trained, used = run.folder, run.ta, run.counters, run.recipe
     menu = ", ".join(f"{w:g}" for w in used.distill.widths)
     notes = [
-        f"Width {w:g} was never trained ({menu} were): train what you export." for w in widths if w not in used.distill.widths
+        f"Width {w:g} was never trained ({menu} were): train what you export."
+        for w in widths
+        if w not in used.distill.widths
     ]
     for width in widths:
         kept = inspect.layers(ta, width)
         if kept is not None and width != 1.0:
             notes.append(f"Width {width:g} keeps layers {inspect.numbers(kept)} of the base's.")
     if trained.get("best_step") == trained["step"]:
-        value, metric = trained["best_value"], tasks_task.task(ta.adapter.task, recipe).metrics[0].label
+        value, metric = (
+            trained["best_value"],
+            tasks_task.task(ta.adapter.task, recipe).metrics[0].label,
+        )
         notes.append(
             f"Step {trained['step']} was the best by the {metric} of width {used.distill.best:g} during training ({value:.4g})."
         )
@@ -160,7 +179,8 @@ def export(
             view = ta.at(one.which).eval()
             buffers = own_statistics(task, ta, one.which, data.train, recipe.distill.batch_size)
             if isinstance(view, nn.Module):
-                view.load_state_dict(buffers, strict=False)  # a Student that shares no weights, in the ablation of that
+                # a Student that shares no weights, in the ablation of that
+                view.load_state_dict(buffers, strict=False)
             else:
                 view.buffers = buffers
             if dtype is not torch.float32:
@@ -180,48 +200,73 @@ def export(
             for name in formats:
                 if name in PROGRAMS and not (target / PROGRAMS[name][0]).exists():
                     say(f"Writing {PROGRAMS[name][0]} of {one.name}.")
-                    PROGRAMS[name][1](task, load_student(target), cost.repeated(probe, 3), target / PROGRAMS[name][0])
+                    PROGRAMS[name][1](
+                        task,
+                        load_student(target),
+                        cost.repeated(probe, 3),
+                        target / PROGRAMS[name][0],
+                    )
             written = {name: PROGRAMS[name][2] for name in formats if name in PROGRAMS}
             cuts.append(_Cut(one, Listening(view).run(task, probe).output, stock, loader, written))
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
-        entries = _measure(recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say)
+        entries = _measure(
+            recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say
+        )
         for budget in targets:
             entry = next(e for e in entries if e["name"] == budget.name)
             taken = entry["latency"][str(recipe.export.batch_size)]["median"]
             limit = dict(budget.limits).get("latency", taken)
             if taken > limit:
                 over = f"{numbers.in_seconds(taken)} instead of {numbers.in_seconds(limit)}"
-                notes.append(f"{budget.name}: measured once more for this report, its latency is over the limit: {over}.")
+                notes.append(
+                    f"{budget.name}: measured once more for this report, its latency is over the limit: {over}."
+                )
         result = _report(recipe, task, data, ta, entries, notes, out, device, trained, lineage)
         for cut in cuts:
             entry = next(e for e in entries if e["name"] == cut.wanted.name)
-            atomic.atomic_write(folder / cut.wanted.folder / "README.md", _model_card(entry, result))
+            atomic.atomic_write(
+                folder / cut.wanted.folder / "README.md", _model_card(entry, result)
+            )
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
-        write.write(result, out)  # before the Students appear: what fails here leaves none without their report
+        # before the Students appear: what fails here leaves none without their report
+        write.write(result, out)
     return result
 
 
 def _formats(recipe: Recipe) -> tuple[list[str], torch.dtype]:
-    """The formats and the type of the weights. Raises ``MattaError`` for what is not known or does not go together."""
+    """The formats and the type of the weights. Raises ``MattaError`` for what is not known or does
+    not go together.
+    """
     formats, dtype = list(dict.fromkeys(recipe.export.format)), recipe.export.dtype
     for name in formats:
         if name not in FORMATS:
             raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
     if {"stock", "matta"} <= set(formats):
-        raise MattaError("--format stock,matta is not possible: a Student's folder holds one checkpoint.")
+        raise MattaError(
+            "--format stock,matta is not possible: a Student's folder holds one checkpoint."
+        )
     if dtype not in DTYPES:
         raise MattaError(f"--dtype {dtype!r} is not known: {', '.join(DTYPES)}.")
     programs = [name for name in formats if name in PROGRAMS]
     if programs and dtype != "float32":
-        raise MattaError(f"--format {programs[0]} with --dtype {dtype} is not supported: programs are written in float32.")
+        raise MattaError(
+            f"--format {programs[0]} with --dtype {dtype} is not supported: programs are written in float32."
+        )
     return formats, getattr(torch, dtype)
 
 
 def _save(
-    ta: TA, one: _Wanted, buffers: dict[str, torch.Tensor], folder: Path, last: Path, lineage: dict[str, Any], *,
-    own: bool, dtype: torch.dtype,
-) -> None:  # fmt: skip
+    ta: TA,
+    one: _Wanted,
+    buffers: dict[str, torch.Tensor],
+    folder: Path,
+    last: Path,
+    lineage: dict[str, Any],
+    *,
+    own: bool,
+    dtype: torch.dtype,
+) -> None:
     folder.mkdir()
     reason = ta.save(one.which, folder, buffers, own=own, dtype=dtype)
     tokenizer.copy_companions(last, folder)
@@ -234,8 +279,12 @@ def _save(
         ta.adapter.export(load_student(folder), folder)
 
 
-def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) -> dict[str, dict[str, Any]]:
-    """Reload every folder through its loader in a fresh process; compare with the nested views' outputs."""
+def _parity(
+    ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task
+) -> dict[str, dict[str, Any]]:
+    """Reload every folder through its loader in a fresh process; compare with the nested views'
+    outputs.
+    """
     from safetensors.torch import load_file, save_file
 
     names = call_names(task, ta.model, probe)
@@ -248,7 +297,13 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
             by_loader.setdefault(loader, {})[f"{cut.wanted.name} as {name}"] = where
     with tempfile.TemporaryDirectory() as temp:
         inputs, outputs = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
-        save_file({k: probe[v].contiguous() for k, v in {**dict(_numbered(names[0])), **names[1]}.items()}, str(inputs))
+        save_file(
+            {
+                k: probe[v].contiguous()
+                for k, v in {**dict(_numbered(names[0])), **names[1]}.items()
+            },
+            str(inputs),
+        )
         for loader, some in by_loader.items():
             job = {
                 "inputs": str(inputs),
@@ -258,23 +313,33 @@ def _parity(ta: TA, cuts: list[_Cut], folder: Path, probe: Batch, task: Task) ->
                 "args": [k for k, _ in _numbered(names[0])],
                 "kwargs": list(names[1]),
             }
-            code = _RELOAD.format(imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder"))
-            done = subprocess.run([sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True)
+            code = _RELOAD.format(
+                imports=f"import {loader.partition('.')[0]}", loader=loader.format(folder="folder")
+            )
+            done = subprocess.run(
+                [sys.executable, "-c", code], input=json.dumps(job), capture_output=True, text=True
+            )
             if done.returncode != 0:
                 raise MattaError(
                     f"A Student does not load with {loader}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
                 )
             reloaded |= load_file(str(outputs))
     expected = {cut.wanted.name: cut.expected for cut in cuts}
-    expected |= {f"{cut.wanted.name} as {name}": cut.expected for cut in cuts for name in cut.programs}
+    expected |= {
+        f"{cut.wanted.name} as {name}": cut.expected for cut in cuts for name in cut.programs
+    }
     found = {}
     for name, want in expected.items():
         got = reloaded[name]
         if got.shape != want.shape:
-            raise MattaError(f"{name} reloads to outputs of shape {list(got.shape)}, not {list(want.shape)}.")
+            raise MattaError(
+                f"{name} reloads to outputs of shape {list(got.shape)}, not {list(want.shape)}."
+            )
         difference = (got - want).abs().max().item()
         if not difference <= 1e-4 * max(1.0, want.abs().max().item()):
-            raise MattaError(f"{name}, reloaded, differs from the nested view by {difference:.1e}: not exported.")
+            raise MattaError(
+                f"{name}, reloaded, differs from the nested view by {difference:.1e}: not exported."
+            )
         found[name] = {"exact": torch.equal(got, want), "max_difference": difference}
     return found
 
@@ -285,18 +350,47 @@ def _numbered(names: list[str]) -> list[tuple[str, str]]:
 
 
 def _measure(
-    recipe: Recipe, task: Task, data: Data, ta: TA, base_ta: TA, cuts: list[_Cut], folder: Path, out: Path, last: Path,
-    parity: dict[str, dict[str, Any]], device: torch.device, say: Say,
-) -> list[dict[str, Any]]:  # fmt: skip
+    recipe: Recipe,
+    task: Task,
+    data: Data,
+    ta: TA,
+    base_ta: TA,
+    cuts: list[_Cut],
+    folder: Path,
+    out: Path,
+    last: Path,
+    parity: dict[str, dict[str, Any]],
+    device: torch.device,
+    say: Say,
+) -> list[dict[str, Any]]:
     """One entry of the report per model: Teacher, TA, base, Students, and their untrained cuts."""
     entries: list[dict[str, Any]] = []
     dense: dict[str, nn.Module] = {}
 
-    def add(name: str, role: str, model: nn.Module, width: float | None = None, where: Path | None = None, **more: Any) -> None:
+    def add(
+        name: str,
+        role: str,
+        model: nn.Module,
+        width: float | None = None,
+        where: Path | None = None,
+        **more: Any,
+    ) -> None:
         dense[name] = model.to(device).eval()
         size = cost.weight_bytes(where) if where is not None else 0
-        entries.append({"name": name, "role": role, "width": width, "folder": None, "loader": "", "stock": False,
-                        "parity": None, "parameters": cost.parameters(model), "bytes": size or None, **more})  # fmt: skip
+        entries.append(
+            {
+                "name": name,
+                "role": role,
+                "width": width,
+                "folder": None,
+                "loader": "",
+                "stock": False,
+                "parity": None,
+                "parameters": cost.parameters(model),
+                "bytes": size or None,
+                **more,
+            }
+        )
 
     if teacher_file.is_file(recipe.distill.teacher):
         say("The Teacher is a file of outputs: the report goes without it.")
@@ -304,7 +398,8 @@ def _measure(
         try:
             teacher, source = load_teacher(recipe, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.beside)
-        except MattaError as error:  # the run is over: a Teacher that has gone away must not lose the export
+        except MattaError as error:
+            # the run is over: a Teacher that has gone away must not lose the export
             say(f"The report goes without the Teacher: {error}")
     add("TA", "ta", ta.model, ta.widest, last)
     with tempfile.TemporaryDirectory() as temp:
@@ -314,15 +409,44 @@ def _measure(
     for cut in cuts:
         student, where = cut.wanted, f"students/{cut.wanted.folder}"
         shown = cut.loader.format(folder=repr(str(out / where)))
-        add(student.name, "student", load_student(folder / student.folder), student.width, folder / student.folder,
-            folder=where, loader=shown, stock=cut.stock, parity=parity[student.name], sizes=ta.sizes(student.which),
+        add(
+            student.name,
+            "student",
+            load_student(folder / student.folder),
+            student.width,
+            folder / student.folder,
+            folder=where,
+            loader=shown,
+            stock=cut.stock,
+            parity=parity[student.name],
+            sizes=ta.sizes(student.which),
             layers=inspect.layers(ta, student.which),
-            programs={name: {"loader": loader.format(folder=repr(str(out / where))), **parity[f"{student.name} as {name}"]}
-                      for name, loader in cut.programs.items()})  # fmt: skip
-    for trained in [entry for entry in entries if entry["role"] == "student" and entry["width"] != 1.0]:  # 1.0 is the base
-        entries.append({"name": f"untrained cut {trained['name'].removeprefix('width ')}", "role": "cut",
-                        "width": trained["width"], "folder": None, "loader": "", "stock": False, "parity": None,
-                        "parameters": trained["parameters"], "bytes": trained["bytes"], "of": trained["name"]})  # fmt: skip
+            programs={
+                name: {
+                    "loader": loader.format(folder=repr(str(out / where))),
+                    **parity[f"{student.name} as {name}"],
+                }
+                for name, loader in cut.programs.items()
+            },
+        )
+    # 1.0 is the base
+    for trained in [
+        entry for entry in entries if entry["role"] == "student" and entry["width"] != 1.0
+    ]:
+        entries.append(
+            {
+                "name": f"untrained cut {trained['name'].removeprefix('width ')}",
+                "role": "cut",
+                "width": trained["width"],
+                "folder": None,
+                "loader": "",
+                "stock": False,
+                "parity": None,
+                "parameters": trained["parameters"],
+                "bytes": trained["bytes"],
+                "of": trained["name"],
+            }
+        )
 
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
@@ -334,32 +458,49 @@ def _measure(
     for entry in entries:
         name, size = entry["name"], max(8, recipe.distill.batch_size)
         say(f"Measuring {name}.")
-        if entry["role"] == "cut":  # made when its turn comes, and let go; the same shapes cost the same
+        # made when its turn comes, and let go; the same shapes cost the same
+        if entry["role"] == "cut":
             which = next(cut.wanted.which for cut in cuts if cut.wanted.name == entry["of"])
-            model = student_for_evaluation(task, base_ta, which, data.train, recipe.distill.batch_size, torch.device("cpu")).to(
-                device
-            )
+            model = student_for_evaluation(
+                task, base_ta, which, data.train, recipe.distill.batch_size, torch.device("cpu")
+            ).to(device)
             timed_as = entry["of"]
         else:
             model, timed_as = dense[name], name
         entry["latency"] = {str(n): taken[n][timed_as] for n in sizes}
         entry["macs"] = cost.macs(task, model, one)
-        entry["peak_memory"] = cost.peak_memory(task, model, cost.repeated(inputs, recipe.export.batch_size))
-        tables = [score.columns(task, model, split, size, device, recipe.data.eval_examples) for split in data.held_out]
+        entry["peak_memory"] = cost.peak_memory(
+            task, model, cost.repeated(inputs, recipe.export.batch_size)
+        )
+        tables = [
+            score.columns(task, model, split, size, device, recipe.data.eval_examples)
+            for split in data.held_out
+        ]
         entry["metrics"] = intervals.intervals(task, tables, recipe.export.bootstrap)
     return entries
 
 
 def _report(
-    recipe: Recipe, task: Task, data: Data, ta: TA, entries: list[dict[str, Any]], notes: list[str], out: Path,
-    device: torch.device, trained: dict[str, Any], lineage: dict[str, Any],
-) -> dict[str, Any]:  # fmt: skip
+    recipe: Recipe,
+    task: Task,
+    data: Data,
+    ta: TA,
+    entries: list[dict[str, Any]],
+    notes: list[str],
+    out: Path,
+    device: torch.device,
+    trained: dict[str, Any],
+    lineage: dict[str, Any],
+) -> dict[str, Any]:
     with cost.threads(recipe.export.threads):
         machine = cost.device_card(device)
     present = {name for entry in entries for name in entry["metrics"]}
-    metrics = [m for m in task.metrics if m.name in present and m.higher is not None]  # a report says what is better
+    # a report says what is better
+    metrics = [m for m in task.metrics if m.name in present and m.higher is not None]
     primary = metrics[0].name if metrics else ""
-    curve = [{"step": step, "values": values} for step, values in log.evaluations(out / "run", primary)]
+    curve = [
+        {"step": step, "values": values} for step, values in log.evaluations(out / "run", primary)
+    ]
     spent = cost_of_run(out, recipe.export.checkpoint, task, data)
     for entry in entries:
         if entry["role"] in ("student", "ta"):
@@ -388,10 +529,16 @@ def _report(
 
 
 def _model_card(entry: dict[str, Any], result: dict[str, Any]) -> str:
-    """README.md of one Student: what it is cut from, how good it is, what it costs, how to load it, how it was made."""
+    """README.md of one Student: what it is cut from, how good it is, what it costs, how to load it,
+    how it was made.
+    """
     lineage = result["lineage"]
     lines = [f"# Student {entry['name']}", ""]
-    lines += [f"Cut by matta {result['matta']} out of a Teaching Assistant of {lineage['source']}.", "", "```python"]
+    lines += [
+        f"Cut by matta {result['matta']} out of a Teaching Assistant of {lineage['source']}.",
+        "",
+        "```python",
+    ]
     loaders = [entry["loader"], *(made["loader"] for made in entry["programs"].values())]
     for loader in loaders:
         lines += [f"import {loader.partition('.')[0]}", f"model = {loader}", ""]
@@ -399,17 +546,30 @@ def _model_card(entry: dict[str, Any], result: dict[str, Any]) -> str:
     rows = [("parameters", f"{entry['parameters']:,}"), ("MACs per example", f"{entry['macs']:,}")]
     rows += [("bytes of weights", f"{entry['bytes']:,}")] if entry["bytes"] else []
     for size, taken in entry["latency"].items():
-        rows.append((f"latency, batch {size}, median (95th percentile)", f"{taken['median']:.4g} s ({taken['p95']:.4g} s)"))
+        rows.append(
+            (
+                f"latency, batch {size}, median (95th percentile)",
+                f"{taken['median']:.4g} s ({taken['p95']:.4g} s)",
+            )
+        )
     for metric in result["metrics"]:
         value = entry["metrics"].get(metric["name"])
         if value:
-            rows.append((metric["label"], f"{value['value']:.4g} (95 %: {value['low']:.4g} to {value['high']:.4g})"))
+            rows.append(
+                (
+                    metric["label"],
+                    f"{value['value']:.4g} (95 %: {value['low']:.4g} to {value['high']:.4g})",
+                )
+            )
     machine = result["device"]
     rows += [
         ("measured on", result["data"]),
         ("by", f"{machine['name']}, {machine['threads']} threads, torch {machine['torch']}"),
     ]
-    rows += [("weights of the model that was converted", lineage["digest"]), ("weights of the trained TA", lineage["ta"])]
+    rows += [
+        ("weights of the model that was converted", lineage["digest"]),
+        ("weights of the trained TA", lineage["ta"]),
+    ]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += [
         "",

@@ -1,4 +1,6 @@
-"""Students as programs: they run without matta, and without the library that their architecture comes from."""
+"""Students as programs: they run without matta, and without the library that their architecture
+comes from.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ class Listening:
 
 def call_names(task: Task, model: Any, probe: Batch) -> tuple[list[str], dict[str, str]]:
     """Which tensors of a batch the task passes to a model: by position, and by keyword."""
-    heard, by_id = Listening(model).run(task, probe), {id(tensor): name for name, tensor in probe.items()}
+    heard, by_id = (
+        Listening(model).run(task, probe),
+        {id(tensor): name for name, tensor in probe.items()},
+    )
     named = {key: by_id[id(value)] for key, value in heard.kwargs.items() if id(value) in by_id}
     return [by_id[id(value)] for value in heard.args if id(value) in by_id], named
 
@@ -56,7 +61,8 @@ class _Outputs(nn.Module):
         def forward(*args: Any, **kwargs: Any) -> Tensor:
             return raw(model(*args, **kwargs))
 
-        # torch.export's guards do not find their way into **kwargs, nor do free sizes in some of its releases
+        # torch.export's guards do not find their way into **kwargs, nor do free sizes in some of
+        # its releases
         named = [inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in names]
         forward.__signature__ = inspect.Signature(named)  # type: ignore[attr-defined]
         self.forward = forward
@@ -65,15 +71,17 @@ class _Outputs(nn.Module):
 def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.ExportedProgram:
     """The model as a program for any number of examples, and of tokens where there are some.
 
-    batch: two examples at least, since a size of one is taken for a constant. Raises ``MattaError`` where torch.export cannot
-    trace the model.
+    batch: two examples at least, since a size of one is taken for a constant. Raises ``MattaError``
+    where torch.export cannot trace the model.
     """
     whole = copy.deepcopy(model).cpu().eval().requires_grad_(False)
     config: Any = getattr(whole, "config", None)
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache of keys and values is no tensor
     args, kwargs = call_names(task, whole, batch)
-    given = {name: batch[name] for name in args} | {key: batch[name] for key, name in kwargs.items()}
+    given = {name: batch[name] for name in args} | {
+        key: batch[name] for key, name in kwargs.items()
+    }
 
     def free(tensor: Tensor) -> dict[int, Any]:
         dims = range(1 if tensor.is_floating_point() else min(2, tensor.dim()))
@@ -85,9 +93,13 @@ def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.Exported
             shapes = {name: free(tensor) for name, tensor in given.items()}
             by_name = {key: given[key] for key in kwargs}
             answers = _Outputs(whole, list(given))
-            return torch.export.export(answers, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes)
+            return torch.export.export(
+                answers, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes
+            )
     except Exception as error:  # torch.export raises what its tracer runs into
-        raise MattaError(f"A {type(model).__name__} cannot be exported as a program: {said(error)[:300]}") from error
+        raise MattaError(
+            f"A {type(model).__name__} cannot be exported as a program: {said(error)[:300]}"
+        ) from error
 
 
 def save_pt2(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
@@ -96,26 +108,38 @@ def save_pt2(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
 
 
 def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
-    """Write an ONNX program, whose inputs have the names of ``call_names`` and whose result is ``OUTPUT``. See ``program``."""
+    """Write an ONNX program, whose inputs have the names of ``call_names`` and whose result is
+    ``OUTPUT``. See ``program``.
+    """
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise MattaError("--format onnx needs onnx, onnxscript and onnxruntime: pip install 'matta[onnx]'.") from None
+        raise MattaError(
+            "--format onnx needs onnx, onnxscript and onnxruntime: pip install 'matta[onnx]'."
+        ) from None
     args, kwargs = call_names(task, model, batch)
     traced = program(task, model, batch)
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it tells of its steps
+        # it tells of its steps
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                traced, (), input_names=[*args, *kwargs], output_names=[OUTPUT], dynamo=True, verbose=False
+                traced,
+                (),
+                input_names=[*args, *kwargs],
+                output_names=[OUTPUT],
+                dynamo=True,
+                verbose=False,
             )
             assert made is not None
             made.save(str(path))
     except Exception as error:  # it raises whatever operator it has no translation for
-        raise MattaError(f"A {type(model).__name__} cannot be written as ONNX: {said(error)[:300]}") from error
+        raise MattaError(
+            f"A {type(model).__name__} cannot be written as ONNX: {said(error)[:300]}"
+        ) from error
     finally:
         logger.setLevel(level)
 

@@ -23,25 +23,37 @@ def check(names: list[str]) -> None:
         if name not in SINKS:
             raise MattaError(f"--log-to {name!r} is not known: {', '.join(SINKS)}.")
         if importlib.util.find_spec(SINKS[name]) is None:
-            raise MattaError(f"--log-to {name} needs the package {SINKS[name]}: pip install 'matta[{name}]'.")
+            raise MattaError(
+                f"--log-to {name} needs the package {SINKS[name]}: pip install 'matta[{name}]'."
+            )
 
 
 def evaluations(run: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
-    """What the evaluations of a run in training gave: step, and by model the metric, where a model has it."""
+    """What the evaluations of a run in training gave: step, and by model the metric, where a model
+    has it.
+    """
     log = run / "metrics.jsonl"
     records = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
     return [
-        (record["step"], {model: found[metric] for model, found in record["evaluation"].items() if metric in found})
+        (
+            record["step"],
+            {
+                model: found[metric]
+                for model, found in record["evaluation"].items()
+                if metric in found
+            },
+        )
         for record in records
         if "evaluation" in record
     ]
 
 
 class Log:
-    """Writes each step's record, whole, to ``metrics.jsonl`` and as scalars to the recipe's other logs.
+    """Writes each step's record, whole, to ``metrics.jsonl`` and as scalars to the recipe's other
+    logs.
 
-    done: the steps that lie before; what other logs hold beyond them is taken back where they allow it. Only the
-    ``first`` process of a run writes.
+    done: the steps that lie before; what other logs hold beyond them is taken back where they allow
+    it. Only the ``first`` process of a run writes.
     """
 
     def __init__(self, run: Path, recipe: Recipe, done: int, first: bool = True) -> None:
@@ -62,21 +74,33 @@ class Log:
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.done + 1 if self.done else None)
+            self.board = SummaryWriter(
+                str(self.run / "tensorboard"), purge_step=self.done + 1 if self.done else None
+            )
         if "wandb" in names:
             import wandb
 
             known = self.run / "wandb-id"
-            name = known.read_text(encoding="utf-8").strip() if known.exists() and self.done else uuid.uuid4().hex
+            name = (
+                known.read_text(encoding="utf-8").strip()
+                if known.exists() and self.done
+                else uuid.uuid4().hex
+            )
             atomic_write(known, name + "\n")
             try:
                 self.wandb = wandb.init(
-                    project="matta", id=name, resume="allow", dir=str(self.run), config=asdict(self.recipe),
+                    project="matta",
+                    id=name,
+                    resume="allow",
+                    dir=str(self.run),
+                    config=asdict(self.recipe),
                     settings=wandb.Settings(silent=True, console="off"),
-                )  # fmt: skip
+                )
             except wandb.Error as error:
                 said = str(error).splitlines()[0].rstrip(".")
-                raise MattaError(f"--log-to wandb: {said}. Log in with `wandb login`, or set WANDB_MODE=offline.") from None
+                raise MattaError(
+                    f"--log-to wandb: {said}. Log in with `wandb login`, or set WANDB_MODE=offline."
+                ) from None
         return self
 
     def write(self, record: dict[str, Any]) -> None:
@@ -95,7 +119,12 @@ class Log:
         if self.wandb is not None:
             self.wandb.log(flat, step=step)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.file is not None:
             self.file.close()
         if self.board is not None:

@@ -43,7 +43,9 @@ from matta_cli.training.teacher import Teacher
 
 @dataclass
 class Counters:
-    """What a run has come to, besides its tensors. best: (value, step) of the checkpoint that is kept for its metric."""
+    """What a run has come to, besides its tensors. best: (value, step) of the checkpoint that is
+    kept for its metric.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -56,12 +58,23 @@ class Counters:
 
 
 class Training:
-    """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop over the steps."""
+    """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop
+    over the steps.
+    """
 
     def __init__(
-        self, recipe: Recipe, run: Path, task: Task, ta: TA, teacher: Teacher | None, data: Data, device: torch.device,
-        world: World, *, count_flops: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        recipe: Recipe,
+        run: Path,
+        task: Task,
+        ta: TA,
+        teacher: Teacher | None,
+        data: Data,
+        device: torch.device,
+        world: World,
+        *,
+        count_flops: bool = False,
+    ) -> None:
         self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
         if not recipe.distill.shared and not ta.copies:
@@ -70,10 +83,14 @@ class Training:
             model.to(device)
         self.damaged: set[Path] = set()  # checkpoints of the run that do not count
         self.step = Step(recipe, task, ta, teacher, device)
-        first = {name: tensor.to(device) for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()}
+        first = {
+            name: tensor.to(device)
+            for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()
+        }
         self.peak = peak_flops(device, recipe.distill.precision)
         each = recipe.distill.batch_size // world.size
-        self.flops = each * self.step.flops(first) if count_flops or self.peak else None  # of this process, in a step
+        # of this process, in a step
+        self.flops = each * self.step.flops(first) if count_flops or self.peak else None
         self.step.prepare(first)
         if recipe.distill.compile and "group" in first:
             raise MattaError(
@@ -100,14 +117,22 @@ class Training:
         steps = range(counters.step, settings.steps)
         saved = workspace.newest(self.run) if self.world.first else None
         if settings.steps < counters.step:
-            raise MattaError(f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}.")
+            raise MattaError(
+                f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}."
+            )
         if not steps:  # and the settings of a run that is finished stay what they were
-            listen(Progress(message=f"The run is finished, at step {counters.step}: nothing was trained, no setting changed."))
+            listen(
+                Progress(
+                    message=f"The run is finished, at step {counters.step}: nothing was trained, no setting changed."
+                )
+            )
             return saved or self.run / "checkpoints" / f"step-{counters.step}"
         began, before = time.perf_counter(), counters.seconds
         graphs = 0
         if settings.compile:
-            listen(Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width."))
+            listen(
+                Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width.")
+            )
             first = self.data.train.batch(self.drawn(counters.step, {})[0])
             first = {name: tensor.to(self.device) for name, tensor in first.items()}
             graphs = self.step.warm_up(first)
@@ -125,14 +150,18 @@ class Training:
                 counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
                 stop = self._agree(bool(pressed))
                 taken = time.perf_counter() - started
-                per_second = self.world.size * sum(self.task.items(batch) for batch, _ in batches) / taken
+                per_second = (
+                    self.world.size * sum(self.task.items(batch) for batch, _ in batches) / taken
+                )
                 record |= {f"{self.data.unit}_per_second": per_second, "waiting": waited / taken}
                 end = step + 1 == settings.steps
                 due = (step + 1) % save_every == 0 or end or stop
                 if (step + 1) % eval_every == 0 or end:
                     ta = self._whole()
                     if self.world.first:
-                        record["evaluation"] = measure(self.recipe, self.task, ta, self.data, self.device)
+                        record["evaluation"] = measure(
+                            self.recipe, self.task, ta, self.data, self.device
+                        )
                         due = self._is_best(record["evaluation"]) or due
                     due = self._agree(due)
                 if settings.compile:
@@ -144,7 +173,17 @@ class Training:
                 used = self.flops / taken / self.peak if self.flops and self.peak else None
                 record |= {} if used is None else {"utilisation": used}
                 log.write(plain(record))
-                listen(Progress(step + 1, settings.steps, record["terms"], per_second, self.data.unit, waited / taken, used))
+                listen(
+                    Progress(
+                        step + 1,
+                        settings.steps,
+                        record["terms"],
+                        per_second,
+                        self.data.unit,
+                        waited / taken,
+                        used,
+                    )
+                )
                 if due:
                     saved = self.save() or saved
                 if stop:
@@ -156,13 +195,21 @@ class Training:
                     )
             self.world.wait()
         if counters.bad_steps:
-            listen(Progress(message=f"{counters.bad_steps} of {counters.step} steps were skipped: their loss was not finite."))
+            listen(
+                Progress(
+                    message=f"{counters.bad_steps} of {counters.step} steps were skipped: their loss was not finite."
+                )
+            )
         return saved or self.run / "checkpoints" / f"step-{counters.step}"
 
     def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
-        """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a cache."""
+        """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a
+        cache.
+        """
         settings = self.recipe.distill
-        chosen = self.world.part(sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), order))
+        chosen = self.world.part(
+            sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), order)
+        )
         size = settings.micro_batch or len(chosen)
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
@@ -177,19 +224,28 @@ class Training:
                 yield [(next(batches), part) for part in self.drawn(step, order)]
 
     def take(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
-        """Train on one step's batches, if its loss and gradients are finite. Returns the log's record."""
+        """Train on one step's batches, if its loss and gradients are finite. Returns the log's
+        record.
+        """
         settings, counters, scaler = self.recipe.distill, self.counters, self.step.scaler
         sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
         self.ta.model.train()
-        buffers = [b for model in (self.ta.model, *self.ta.copies.values()) for b in model.buffers()]
-        before = [buffer.clone() for buffer in buffers]  # a bad batch must not stay in the statistics
+        buffers = [
+            b for model in (self.ta.model, *self.ta.copies.values()) for b in model.buffers()
+        ]
+        # a bad batch must not stay in the statistics
+        before = [buffer.clone() for buffer in buffers]
         over = self._counts([batch for batch, _ in batches])
         sums: dict[tuple[str, str], Tensor] = {}
         for batch, rows in batches:
-            found = self.step({name: tensor.to(self.device) for name, tensor in batch.items()}, rows, step, over)
+            found = self.step(
+                {name: tensor.to(self.device) for name, tensor in batch.items()}, rows, step, over
+            )
             for model, terms in found.items():
                 for name, value in terms.items():
-                    sums[model, name] = sums[model, name] + value if (model, name) in sums else value
+                    sums[model, name] = (
+                        sums[model, name] + value if (model, name) in sums else value
+                    )
         if not settings.shard:
             self.world.share_gradients(self.parameters)
         values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
@@ -208,7 +264,8 @@ class Training:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
             counters.bad_steps += 1
-            # fp16's scale finds its level by overflowing: that is no fault of the run until the scale is used up
+            # fp16's scale finds its level by overflowing: that is no fault of the run until the
+            # scale is used up
             counters.bad_in_a_row += 0 if scaler.is_enabled() and scaler.get_scale() > 1 else 1
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
@@ -220,14 +277,20 @@ class Training:
             )
         lr = self.optimizer.param_groups[0]["lr"]
         return {
-            "step": step + 1, "lr": lr, "terms": record, "ramp": self.step.ramp(step), "gradient_norm": norm,
+            "step": step + 1,
+            "lr": lr,
+            "terms": record,
+            "ramp": self.step.ramp(step),
+            "gradient_norm": norm,
             "skipped": counters.bad_steps,
-        }  # fmt: skip
+        }
 
     def _counts(self, batches: list[Batch]) -> dict[str, float]:
         """What the step's losses are averaged over, on all processes."""
         each = [self.task.counts(batch) for batch in batches]
-        total = self.world.total(torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device).sum(0))
+        total = self.world.total(
+            torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device).sum(0)
+        )
         return {"labels": float(total[0]), "outputs": float(total[1])}
 
     def _trained(self, step: int) -> dict[str, int]:
@@ -264,7 +327,8 @@ class Training:
     # Checkpoints: a stock TA folder, plus what resuming needs
 
     def save(self) -> Path | None:
-        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors, the counters.
+        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors,
+        the counters.
 
         Every process calls this; the first one writes, and gets the folder.
         """
@@ -280,7 +344,9 @@ class Training:
             save_model(ta.adapter, ta.model, folder)
             tokenizer.copy_companions(self.run.parent / "ta", folder)
             card = {
-                k: v for k, v in ta.card.items() if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")
+                k: v
+                for k, v in ta.card.items()
+                if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")
             }
             more = {**card, "steps": counters.step}
             write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **more)
@@ -290,7 +356,9 @@ class Training:
                 save_model(ta.adapter, model, target)
             (folder / "optimizer").mkdir()
             save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
-            trainer = json.dumps({**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))})
+            trainer = json.dumps(
+                {**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))}
+            )
             (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
             atomic.seal(folder)
         self.damaged.discard(path)
@@ -308,13 +376,17 @@ class Training:
         tensors = load_file(str(folder / "optimizer" / "state.safetensors"))
         if self.step.projection is not None:
             if "projection" not in tensors:
-                raise MattaError(f"{folder} was trained without distill.hidden_weight: leave it out, or start again.")
+                raise MattaError(
+                    f"{folder} was trained without distill.hidden_weight: leave it out, or start again."
+                )
             with torch.no_grad():
                 self.step.projection.weight.copy_(tensors.pop("projection"))
         try:
             optimizer.restore(self.optimizer, tensors, stored["optimizer"])
         except (KeyError, RuntimeError):
-            raise MattaError(f"{folder} was trained with another optimizer than {self.recipe.distill.optimizer!r}.") from None
+            raise MattaError(
+                f"{folder} was trained with another optimizer than {self.recipe.distill.optimizer!r}."
+            ) from None
         known = {f: stored[f] for f in Counters.__dataclass_fields__ if f in stored}
         self.counters = Counters(**known | {"processes": self.world.size})
         if self.counters.loss_scale:

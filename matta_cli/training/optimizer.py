@@ -19,12 +19,16 @@ from matta_cli.settings.recipe import Recipe
 OPTIMIZERS = ("adamw", "shampoo", "soap", "muon")
 
 
-def make_optimizer(recipe: Recipe, ta: nn.Module, extra: list[nn.Parameter], device: torch.device) -> torch.optim.Optimizer:
-    """The recipe's optimizer over a model and ``extra`` parameters; vectors (biases, norms) are not decayed.
+def make_optimizer(
+    recipe: Recipe, ta: nn.Module, extra: list[nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
+    """The recipe's optimizer over a model and ``extra`` parameters; vectors (biases, norms) are not
+    decayed.
 
-    AdamW is torch's, fused on CUDA. Shampoo (Gupta et al. 2018, arXiv 1802.09568; the blocked variant of Anil et al. 2020,
-    2002.09018), SOAP (2409.11321) and Muon with AdamW for embeddings and vectors are pytorch-optimizer's, an extra.
-    Raises ``MattaError`` for another name, or where that package is missing.
+    AdamW is torch's, fused on CUDA. Shampoo (Gupta et al. 2018, arXiv 1802.09568; the blocked
+    variant of Anil et al. 2020, 2002.09018), SOAP (2409.11321) and Muon with AdamW for embeddings
+    and vectors are pytorch-optimizer's, an extra. Raises ``MattaError`` for another name, or where
+    that package is missing.
     """
     s = recipe.distill
     parameters = [p for p in [*ta.parameters(), *extra] if p.requires_grad]
@@ -35,18 +39,29 @@ def make_optimizer(recipe: Recipe, ta: nn.Module, extra: list[nn.Parameter], dev
     if s.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=s.lr, fused=device.type == "cuda" or None)
     if s.optimizer not in OPTIMIZERS:
-        raise MattaError(f"distill.optimizer {s.optimizer!r} is not known: {', '.join(OPTIMIZERS)}.")
+        raise MattaError(
+            f"distill.optimizer {s.optimizer!r} is not known: {', '.join(OPTIMIZERS)}."
+        )
     try:
         import pytorch_optimizer
         from pytorch_optimizer.optimizer.shampoo import LayerWiseGrafting
     except ImportError:
-        raise MattaError(f"The optimizer {s.optimizer!r} needs pytorch-optimizer: pip install 'matta[optimizers]'.") from None
+        raise MattaError(
+            f"The optimizer {s.optimizer!r} needs pytorch-optimizer: pip install 'matta[optimizers]'."
+        ) from None
     groups = [group for group in groups if group["params"]]
     if s.optimizer == "shampoo":
         return pytorch_optimizer.ScalableShampoo(
-            groups, lr=s.lr, decoupled_weight_decay=True, decoupled_learning_rate=False, graft_type=LayerWiseGrafting.RMSPROP,
-            moving_average_for_momentum=True, start_preconditioning_step=10, preconditioning_compute_steps=10, block_size=256,
-        )  # fmt: skip
+            groups,
+            lr=s.lr,
+            decoupled_weight_decay=True,
+            decoupled_learning_rate=False,
+            graft_type=LayerWiseGrafting.RMSPROP,
+            moving_average_for_momentum=True,
+            start_preconditioning_step=10,
+            preconditioning_compute_steps=10,
+            block_size=256,
+        )
     if s.optimizer == "soap":
         return pytorch_optimizer.SOAP(groups, lr=s.lr)
     looked_up = {id(p) for m in ta.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
@@ -54,11 +69,24 @@ def make_optimizer(recipe: Recipe, ta: nn.Module, extra: list[nn.Parameter], dev
     others = [p for p in parameters if p.dim() != 2 or id(p) in looked_up]
     adamw = {"use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
     groups = [
-        {"params": hidden, "weight_decay": s.weight_decay, "use_muon": True, "lr": s.lr, "momentum": 0.95},
-        {"params": [p for p in others if p.dim() > 1], "weight_decay": s.weight_decay, "lr": s.lr, **adamw},
+        {
+            "params": hidden,
+            "weight_decay": s.weight_decay,
+            "use_muon": True,
+            "lr": s.lr,
+            "momentum": 0.95,
+        },
+        {
+            "params": [p for p in others if p.dim() > 1],
+            "weight_decay": s.weight_decay,
+            "lr": s.lr,
+            **adamw,
+        },
         {"params": [p for p in others if p.dim() <= 1], "weight_decay": 0.0, "lr": s.lr, **adamw},
     ]
-    return pytorch_optimizer.Muon([group for group in groups if group["params"]], lr=s.lr, use_adjusted_lr=True)
+    return pytorch_optimizer.Muon(
+        [group for group in groups if group["params"]], lr=s.lr, use_adjusted_lr=True
+    )
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
@@ -84,7 +112,8 @@ def untouched(ta: TA, trained: dict[str, int], optimizer: torch.optim.Optimizer)
     if any(trained[axis.name] < axis.size for axis in ta.axes):
         plan = cut.Cut(ta.axes, trained, {name: p.shape for name, p in ta.model.named_parameters()})
         for name, parameter in ta.model.named_parameters():
-            if name in plan.parts and parameter.grad is not None:  # layers that were left out have none
+            # layers that were left out have none
+            if name in plan.parts and parameter.grad is not None:
                 mask = plan.mask(name, parameter)
                 state = optimizer.state.get(parameter, {}).values()
                 same = [t for t in state if isinstance(t, Tensor) and t.shape == parameter.shape]
@@ -108,7 +137,9 @@ def leaves(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def fill(node: Any, found: dict[str, Any], path: str = "") -> None:
-    """Set every tensor and number inside ``node`` to what ``found`` has at its path. The counterpart of ``leaves``."""
+    """Set every tensor and number inside ``node`` to what ``found`` has at its path. The
+    counterpart of ``leaves``.
+    """
     for key, value in list(_items(node)):
         here = f"{path}/{key}"
         if isinstance(value, Tensor):
@@ -140,16 +171,25 @@ def state_of(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
     """An optimizer's tensors and its numbers, by path."""
     state = optimizer.state_dict()
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
-    found = dict(leaves({"state": {str(k): v for k, v in state["state"].items()}, "groups": groups}))
-    tensors = {path: processes.gathered(t.detach()).clone().contiguous() for path, t in found.items() if isinstance(t, Tensor)}
+    found = dict(
+        leaves({"state": {str(k): v for k, v in state["state"].items()}, "groups": groups})
+    )
+    tensors = {
+        path: processes.gathered(t.detach()).clone().contiguous()
+        for path, t in found.items()
+        if isinstance(t, Tensor)
+    }
     return tensors, {path: value for path, value in found.items() if path not in tensors}
 
 
 @torch.no_grad()
-def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+def restore(
+    optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]
+) -> None:
     """Put ``state_of``'s answer back into a fresh optimizer.
 
-    A step at learning rate 0 makes the state, whatever it consists of; then it is filled. The weights stay as they are.
+    A step at learning rate 0 makes the state, whatever it consists of; then it is filled. The
+    weights stay as they are.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     before = [p.clone() for p in parameters]
@@ -165,7 +205,9 @@ def restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], number
         parameter.copy_(old)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
-    state = {str(index): optimizer.state[p] for index, p in enumerate(parameters) if p in optimizer.state}
+    state = {
+        str(index): optimizer.state[p] for index, p in enumerate(parameters) if p in optimizer.state
+    }
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     fill({"state": state, "groups": groups}, {**tensors, **numbers})
     for own, filled in zip(optimizer.param_groups, groups, strict=True):

@@ -1,4 +1,6 @@
-"""distill: train the TA and its nested Students in one run, Teacher -> TA -> Student, online (MatTA, arXiv 2505.23337)."""
+"""distill: train the TA and its nested Students in one run, Teacher -> TA -> Student, online
+(MatTA, arXiv 2505.23337).
+"""
 
 from __future__ import annotations
 
@@ -28,20 +30,36 @@ from matta_cli.training.setup import opened
 from matta_cli.training.teacher import ModelTeacher
 
 
-def distill(recipe: Recipe, out: Path, *, overwrite: bool = False, resume: bool = False, listen: Listener = quiet) -> Path:
+def distill(
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    listen: Listener = quiet,
+) -> Path:
     """Train ``out/ta`` into ``out/run`` by the recipe. Returns the last checkpoint, a TA folder.
 
-    Under torchrun every process calls this; the batch is divided among them, and the first one writes. Raises
-    ``MattaError`` for settings that make no sense, a Teacher that does not fit or is at chance, missing data, a
-    non-finite loss, a full disk or memory; ``Interrupted`` after Ctrl-C, once the checkpoint is saved.
+    Under torchrun every process calls this; the batch is divided among them, and the first one
+    writes. Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is
+    at chance, missing data, a non-finite loss, a full disk or memory; ``Interrupted`` after Ctrl-C,
+    once the checkpoint is saved.
     """
     device = pick(processes.local(recipe.distill.device))
     with processes.joined(device) as world:
-        return _distill(recipe, out, device, world, overwrite, resume, listen if world.first else quiet)
+        return _distill(
+            recipe, out, device, world, overwrite, resume, listen if world.first else quiet
+        )
 
 
 def _distill(
-    recipe: Recipe, out: Path, device: torch.device, world: World, overwrite: bool, resume: bool, listen: Listener
+    recipe: Recipe,
+    out: Path,
+    device: torch.device,
+    world: World,
+    overwrite: bool,
+    resume: bool,
+    listen: Listener,
 ) -> Path:
     run = out / "run"
     if world.first:
@@ -49,19 +67,29 @@ def _distill(
     world.wait()
     last, damaged = workspace.newest(run), list[Path]()
     if resume and overwrite:
-        raise MattaError("--resume goes on with the run, and --overwrite replaces it: pass one of them.")
+        raise MattaError(
+            "--resume goes on with the run, and --overwrite replaces it: pass one of them."
+        )
     if resume:
         last, damaged = workspace.newest_sound(run)
         for path in damaged:
             listen(Progress(message=f"{path} is damaged and is left out."))
         if last is None:
-            raise MattaError(f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from.")
-    if last is not None and not (resume or overwrite):  # what stopped before its first checkpoint is not worth a refusal
+            raise MattaError(
+                f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from."
+            )
+    # what stopped before its first checkpoint is not worth a refusal
+    if last is not None and not (resume or overwrite):
         _refuse_stopped(out, last)
         atomic.refuse_existing(run, overwrite)
     task, ta, teacher, data = opened(recipe, out, device, world, listen)
     given = teacher.folder if isinstance(teacher, ModelTeacher) else None
-    if given is not None and task.name == "causal_lm" and not tokenizer.has_tokenizer(out / "ta") and world.first:
+    if (
+        given is not None
+        and task.name == "causal_lm"
+        and not tokenizer.has_tokenizer(out / "ta")
+        and world.first
+    ):
         tokenizer.copy_companions(given, out / "ta")
     world.wait()
     if resume:
@@ -79,7 +107,11 @@ def _distill(
             training.damaged = set(damaged)
             if world.first:
                 _rewind(run / "metrics.jsonl", training.counters.step)
-            listen(Progress(message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."))
+            listen(
+                Progress(
+                    message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."
+                )
+            )
         with _explained(training):
             return training.run_steps(listen)
 
@@ -118,19 +150,31 @@ def _explained(training: Training) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         last = workspace.newest(training.run)
-        what = "The disk is full" if full else f"A file could not be written ({str(error).splitlines()[0]})"
+        what = (
+            "The disk is full"
+            if full
+            else f"A file could not be written ({str(error).splitlines()[0]})"
+        )
         then = (
             f"{last} is kept: make room there, then go on with `{training.again}`"
             if last
             else ("nothing was saved: make room there, then run the same command again")
         )
-        raise MattaError(f"{what} at step {counters.step} of {settings.steps}, in {training.run}; {then}.") from error
+        raise MattaError(
+            f"{what} at step {counters.step} of {settings.steps}, in {training.run}; {then}."
+        ) from error
     except RuntimeError as error:
         said = str(error)
         if "can't allocate memory" in said:
             raise MattaError(_out_of_memory(training, said)) from None
-        if training.world.size > 1 and any(word in said for word in ("Connection", "NCCL", "gloo", "peer")):
-            last = training.save() if not settings.shard and training.world.first else workspace.newest(training.run)
+        if training.world.size > 1 and any(
+            word in said for word in ("Connection", "NCCL", "gloo", "peer")
+        ):
+            last = (
+                training.save()
+                if not settings.shard and training.world.first
+                else workspace.newest(training.run)
+            )
             raise MattaError(
                 f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "
                 f"with `{training.again}`."
@@ -142,14 +186,22 @@ def _out_of_memory(training: Training, said: str) -> str:
     """What took the memory, and what helps."""
     teacher = getattr(training.step.teacher, "model", None)
     weights = sum(p.numel() * p.element_size() for p in training.parameters)
-    state = sum(t.numel() * t.element_size() for t in optimizer.state_of(training.optimizer)[0].values())
-    theirs = sum(p.numel() * p.element_size() for p in teacher.parameters()) if teacher is not None else 0
+    state = sum(
+        t.numel() * t.element_size() for t in optimizer.state_of(training.optimizer)[0].values()
+    )
+    theirs = (
+        sum(p.numel() * p.element_size() for p in teacher.parameters())
+        if teacher is not None
+        else 0
+    )
     settings = training.recipe.distill
     now = settings.micro_batch or settings.batch_size // training.world.size
     help_ = [f"--micro-batch {max(1, now // 2)}"] if now > 1 else []
     help_ += [] if settings.checkpoint_activations else ["--checkpoint-activations"]
     help_ += ["a smaller --sequence-length"] if training.task.name == "causal_lm" else []
-    wanted = next((part.strip() for part in said.replace("\n", " ").split(".") if "allocate" in part), "")
+    wanted = next(
+        (part.strip() for part in said.replace("\n", " ").split(".") if "allocate" in part), ""
+    )
     return (
         f"Out of memory on {training.device} at step {training.counters.step}: weights and gradients of the TA take "
         f"{2 * weights / 1e9:.2f} GB, the optimizer {state / 1e9:.2f} GB, the Teacher {theirs / 1e9:.2f} GB, activations of "

@@ -24,11 +24,17 @@ from matta_cli.tasks.task import Task
 CHANCE_EXAMPLES = 256
 
 
-def load_teacher(recipe: Recipe, task: Task, ta: TA, device: torch.device) -> tuple[nn.Module, adapter.Source]:
-    """The frozen Teacher on ``device``. Raises ``MattaError`` if its outputs are not the TA's or its weights are broken."""
+def load_teacher(
+    recipe: Recipe, task: Task, ta: TA, device: torch.device
+) -> tuple[nn.Module, adapter.Source]:
+    """The frozen Teacher on ``device``. Raises ``MattaError`` if its outputs are not the TA's or
+    its weights are broken.
+    """
     name = recipe.distill.teacher
     if not name:
-        raise MattaError("No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict.")
+        raise MattaError(
+            "No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict."
+        )
     example = ta.card.get("example", "")
     teacher, source = load.load_model(name, ta.adapter.task, adapter=ta.adapter, example=example)
     _refuse_broken(name, teacher)
@@ -45,17 +51,26 @@ def _refuse_broken(name: str, teacher: nn.Module) -> None:
         if not torch.isfinite(values).all():
             raise MattaError(f"Teacher {name!r}: its weight {tensor!r} holds NaN or infinity.")
     if all(not p.any() for p in teacher.parameters() if p.dim() > 1):
-        raise MattaError(f"Teacher {name!r}: all its weight matrices are zero: the file holds no trained model.")
+        raise MattaError(
+            f"Teacher {name!r}: all its weight matrices are zero: the file holds no trained model."
+        )
 
 
-def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device) -> None:
-    """Refuse a Teacher that does not run on the data, or is no better than guessing on the first examples."""
+def check_teacher(
+    recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device
+) -> None:
+    """Refuse a Teacher that does not run on the data, or is no better than guessing on the first
+    examples.
+    """
     settings = recipe.distill
     enough = settings.batch_size if settings.allow_weak_teacher else CHANCE_EXAMPLES
     try:
         table = score.columns(task, teacher, split, settings.batch_size, device, enough)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:  # whatever its own code makes of it
-        raise MattaError(f"The Teacher {settings.teacher!r} does not run on this data: {said(error)}.") from error
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
+        # whatever its own code makes of it
+        raise MattaError(
+            f"The Teacher {settings.teacher!r} does not run on this data: {said(error)}."
+        ) from error
     sentence = None if settings.allow_weak_teacher else task.at_chance(table, outputs)
     if sentence:
         raise MattaError(
@@ -63,7 +78,8 @@ def check_teacher(recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, 
         )
 
 
-Teacher = Callable[[Batch, list[int]], Target]  # a batch, and the numbers of its examples in the split
+# a batch, and the numbers of its examples in the split
+Teacher = Callable[[Batch, list[int]], Target]
 
 
 def head(model: nn.Module) -> str:
@@ -76,17 +92,27 @@ def head(model: nn.Module) -> str:
             continue
     if not isinstance(found, nn.Linear):
         found = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    return next((name for name, module in model.named_modules() if module is found), "") if found is not None else ""
+    return (
+        next((name for name, module in model.named_modules() if module is found), "")
+        if found is not None
+        else ""
+    )
 
 
 @torch.no_grad()
-def is_product(task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor | None], batch: Batch) -> bool:
-    """Whether a model's logits are its last linear layer's outputs and nothing is done to them (no capping, no scaling)."""
+def is_product(
+    task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor | None], batch: Batch
+) -> bool:
+    """Whether a model's logits are its last linear layer's outputs and nothing is done to them (no
+    capping, no scaling).
+    """
     try:
         expected, got = task.forward(whole, batch), F.linear(task.forward(hidden, batch), *output)
     except (RuntimeError, IndexError, ValueError):
         return False
-    return expected.numel() == got.numel() and torch.allclose(expected.flatten(), got.flatten(), rtol=1e-3, atol=1e-3)
+    return expected.numel() == got.numel() and torch.allclose(
+        expected.flatten(), got.flatten(), rtol=1e-3, atol=1e-3
+    )
 
 
 class ModelTeacher:
@@ -97,7 +123,9 @@ class ModelTeacher:
         self.output: tuple[Tensor, Tensor | None] | None = None
 
     def split_head(self, batch: Batch) -> bool:
-        """From now on give hidden states and the output matrix, not logits, if those are their product. Returns whether."""
+        """From now on give hidden states and the output matrix, not logits, if those are their
+        product. Returns whether.
+        """
         name = head(self.model)
         if not name:
             return False

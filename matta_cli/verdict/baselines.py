@@ -1,7 +1,8 @@
-"""Baselines: what a Student's size, data and steps come to without nesting, trained by the same engine.
+"""Baselines: what a Student's size, data and steps come to without nesting, trained by the same
+engine.
 
-A Student's untrained cut is made a TA of its own, with one width, and distilled by the run's recipe: same Teacher, data
-order, steps and optimizer. There is no other training loop here.
+A Student's untrained cut is made a TA of its own, with one width, and distilled by the run's
+recipe: same Teacher, data order, steps and optimizer. There is no other training loop here.
 """
 
 from __future__ import annotations
@@ -45,14 +46,25 @@ TRAINED = ("base", "plain", "scratch")
 
 
 # what has no part in the weights that a run ends with
-_ELSEWHERE = ("device", "workers", "log_to", "keep", "save_every", "eval_every", "eval_examples", "allow_weak_teacher")
+_ELSEWHERE = (
+    "device",
+    "workers",
+    "log_to",
+    "keep",
+    "save_every",
+    "eval_every",
+    "eval_examples",
+    "allow_weak_teacher",
+)
 
 
 @dataclass
 class Baseline:
-    """A trained baseline of the Student ``name``, and what its training took. seconds: of one device.
+    """A trained baseline of the Student ``name``, and what its training took. seconds: of one
+    device.
 
-    checkpoint: the one that stands for it, the best where the Students' was chosen so. steps: of the whole run.
+    checkpoint: the one that stands for it, the best where the Students' was chosen so. steps: of
+    the whole run.
     """
 
     name: str
@@ -70,19 +82,29 @@ def check(kinds: Sequence[str], margin: float) -> None:
         if kind not in KINDS:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
     if not 0 <= margin < 1:
-        raise MattaError(f"--margin {margin:g} is not possible: it is a share of a baseline's value, from 0 to 1.")
+        raise MattaError(
+            f"--margin {margin:g} is not possible: it is a share of a baseline's value, from 0 to 1."
+        )
 
 
 def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recipe:
-    """The run's recipe for one model that is not nested: its own loss alone, with or without the Teacher.
+    """The run's recipe for one model that is not nested: its own loss alone, with or without the
+    Teacher.
 
-    processes: of the run; as many examples go through the model at a time as went through each of them.
+    processes: of the run; as many examples go through the model at a time as went through each of
+    them.
     """
     found = copy.deepcopy(recipe)
     s = found.distill
     s.widths, s.students_per_step, s.sampling = [1.0], 1, []
     s.ta_weight, s.student_weight, s.ta_student_weight, s.ta_width = 0.0, 1.0, 0.0, 0.0
-    s.students_learn_from, s.detach_ta, s.shared, s.shard, s.log_to = "teacher", True, True, False, []
+    s.students_learn_from, s.detach_ta, s.shared, s.shard, s.log_to = (
+        "teacher",
+        True,
+        True,
+        False,
+        [],
+    )
     s.steps, s.keep, s.best = steps, 1, 1.0 if s.best else 0.0
     if processes > 1:
         s.micro_batch = min(s.micro_batch or s.batch_size, s.batch_size // processes)
@@ -93,13 +115,24 @@ def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recip
 
 def _wanted(
     recipe: Recipe, out: Path, kind: str, student: Mapping[str, Any], steps: int
-) -> tuple[Recipe, dict[str, Any]]:  # fmt: skip
+) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a baseline, and what makes it the same one again, as JSON has it."""
-    own = settings(recipe, kind, steps, counters_of(workspace.newest(out / "run")).get("processes", 1))
+    own = settings(
+        recipe, kind, steps, counters_of(workspace.newest(out / "run")).get("processes", 1)
+    )
     parts = {name: vars(getattr(own, name)) for name in ("data", "distill")}
-    rest = {name: {k: v for k, v in table.items() if k not in _ELSEWHERE} for name, table in parts.items()}
+    rest = {
+        name: {k: v for k, v in table.items() if k not in _ELSEWHERE}
+        for name, table in parts.items()
+    }
     digest = card.read_card(out / "ta")["lineage"]["digest"]
-    identity = {"kind": kind, "student": student["name"], "sizes": dict(student["sizes"]), "ta": digest, **rest}
+    identity = {
+        "kind": kind,
+        "student": student["name"],
+        "sizes": dict(student["sizes"]),
+        "ta": digest,
+        **rest,
+    }
     return own, json.loads(json.dumps(identity))
 
 
@@ -109,14 +142,21 @@ def folder_of(out: Path, kind: str, student: Mapping[str, Any]) -> Path:
 
 
 def train(
-    out: Path, kinds: Sequence[str], students: Sequence[Mapping[str, Any]], *, which: str = "auto", device: str = "auto",
+    out: Path,
+    kinds: Sequence[str],
+    students: Sequence[Mapping[str, Any]],
+    *,
+    which: str = "auto",
+    device: str = "auto",
     listen: Listener = quiet,
-) -> list[str]:  # fmt: skip
-    """Train what is missing of these baselines of ``students`` (entries of a report), in ``out/baselines``. Returns notes.
+) -> list[str]:
+    """Train what is missing of these baselines of ``students`` (entries of a report), in
+    ``out/baselines``. Returns notes.
 
-    which: the checkpoint that the Students are of (``export.checkpoint``): baselines take as many steps as led to it, and
-    where it was chosen for being the best, they are chosen so as well. One that is finished is kept, one that was stopped
-    goes on, one of another recipe or TA is made anew. Raises ``MattaError`` as ``distill`` does.
+    which: the checkpoint that the Students are of (``export.checkpoint``): baselines take as many
+    steps as led to it, and where it was chosen for being the best, they are chosen so as well. One
+    that is finished is kept, one that was stopped goes on, one of another recipe or TA is made
+    anew. Raises ``MattaError`` as ``distill`` does.
     """
     ta, steps = load_ta(out / "ta"), steps_and_seconds(out / "run", which)[0]
     recipe = run_recipe(out)
@@ -132,7 +172,11 @@ def train(
         told = f"{folder.name} ({number} of {len(wanted)})"
         if _card(folder) != identity:
             if folder.exists():
-                listen(Progress(message=f"{told}: what is there was made by another recipe; it is made anew."))
+                listen(
+                    Progress(
+                        message=f"{told}: what is there was made by another recipe; it is made anew."
+                    )
+                )
                 shutil.rmtree(folder)
             _prepare(ta, student, kind, folder, out, own.distill.seed)
             atomic.atomic_write(folder / CARD, json.dumps(identity, indent=1) + "\n")
@@ -140,17 +184,27 @@ def train(
         if last is not None and counters_of(last)["step"] >= steps:
             listen(Progress(message=f"{told}: finished already."))
             continue
-        listen(Progress(message=f"{told}: {'going on' if last else 'training'}, {steps:,} steps. It is {KINDS[kind]}."))
+        listen(
+            Progress(
+                message=f"{told}: {'going on' if last else 'training'}, {steps:,} steps. It is {KINDS[kind]}."
+            )
+        )
         try:
             distill(own, folder, resume=last is not None, listen=listen)
         except Interrupted as stop:
             command = f"matta report{'' if out == Path('matta-out') else f' {out}'} --baselines {','.join(kinds)}"
-            raise Interrupted(f"Stopped in {folder}, which is saved. Go on with `{command}`.", stop.code) from None
+            raise Interrupted(
+                f"Stopped in {folder}, which is saved. Go on with `{command}`.", stop.code
+            ) from None
     return notes
 
 
-def finished(out: Path, students: Sequence[Mapping[str, Any]], which: str = "auto") -> list[Baseline]:
-    """The baselines of these Students that lie in ``out``, trained to their end from the TA and by the recipe there now."""
+def finished(
+    out: Path, students: Sequence[Mapping[str, Any]], which: str = "auto"
+) -> list[Baseline]:
+    """The baselines of these Students that lie in ``out``, trained to their end from the TA and by
+    the recipe there now.
+    """
     recipe, steps = run_recipe(out), steps_and_seconds(out / "run", which)[0]
     found = []
     for student in students:
@@ -162,16 +216,24 @@ def finished(out: Path, students: Sequence[Mapping[str, Any]], which: str = "aut
             counters = counters_of(last)
             if last is None or counters["step"] < steps:
                 continue
-            best, _ = workspace.chosen(folder / "run", which if which in ("auto", "best") else "last")
+            best, _ = workspace.chosen(
+                folder / "run", which if which in ("auto", "best") else "last"
+            )
             size, seconds = recipe.distill.batch_size, device_seconds(counters)
-            found.append(Baseline(student["name"], kind, folder, best or last, steps, size, seconds))
+            found.append(
+                Baseline(student["name"], kind, folder, best or last, steps, size, seconds)
+            )
     return found
 
 
 def load(baseline: Baseline) -> TA:
-    """A baseline's model, as the TA of one width that it is. Raises ``MattaError`` if another TA was trained there."""
+    """A baseline's model, as the TA of one width that it is. Raises ``MattaError`` if another TA
+    was trained there.
+    """
     ta = load_ta(baseline.checkpoint)
-    refuse_other_ta(card.read_card(baseline.folder / "ta")["lineage"]["digest"], ta, baseline.checkpoint)
+    refuse_other_ta(
+        card.read_card(baseline.folder / "ta")["lineage"]["digest"], ta, baseline.checkpoint
+    )
     return ta
 
 
@@ -182,8 +244,12 @@ def _card(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _prepare(ta: TA, student: Mapping[str, Any], kind: str, folder: Path, out: Path, seed: int) -> None:
-    """Write ``folder/ta``: the Student's untrained cut (or a fresh model of its sizes) as a TA of one width."""
+def _prepare(
+    ta: TA, student: Mapping[str, Any], kind: str, folder: Path, out: Path, seed: int
+) -> None:
+    """Write ``folder/ta``: the Student's untrained cut (or a fresh model of its sizes) as a TA of
+    one width.
+    """
     model = ta.student(student["sizes"])
     if kind == "scratch":
         fresh(model, seed)
@@ -191,16 +257,22 @@ def _prepare(ta: TA, student: Mapping[str, Any], kind: str, folder: Path, out: P
     with atomic.atomic_folder(folder / "ta", overwrite=True) as target:
         save.save_model(ta.adapter, model, target)
         tokenizer.copy_companions(out / "ta", target)
-        lineage = {"source": ta.card["lineage"]["source"], "digest": atomic.digest(target), "baseline": kind}
+        lineage = {
+            "source": ta.card["lineage"]["source"],
+            "digest": atomic.digest(target),
+            "baseline": kind,
+        }
         more = {"example": ta.card["example"]} if ta.card.get("example") else {}
         card.write_card(target, ta.adapter, axes, sizes.full_sizes(axes), lineage, **more)
 
 
 @torch.no_grad()
 def fresh(model: nn.Module, seed: int) -> None:
-    """Draw a model's weights anew, as its own library does where it says how (``reset_parameters``, ``_init_weights``).
+    """Draw a model's weights anew, as its own library does where it says how (``reset_parameters``,
+    ``_init_weights``).
 
-    Other matrices are drawn at a spread of 0.02 (GPT-2's), other biases are zero, other vectors one.
+    Other matrices are drawn at a spread of 0.02 (GPT-2's), other biases are zero, other vectors
+    one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0x5EED + seed)  # not what the base itself may have been drawn from

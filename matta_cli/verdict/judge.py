@@ -1,4 +1,6 @@
-"""The verdict: every exported Student against its baselines, on the same held-out examples. Remakes the report."""
+"""The verdict: every exported Student against its baselines, on the same held-out examples. Remakes
+the report.
+"""
 
 from __future__ import annotations
 
@@ -53,14 +55,21 @@ _EACH = 50
 
 
 def remake(
-    out: Path, kinds: Sequence[str] = (), *, margin: float | None = None, device: str | None = None, say: Say = lambda _: None,
+    out: Path,
+    kinds: Sequence[str] = (),
+    *,
+    margin: float | None = None,
+    device: str | None = None,
+    say: Say = lambda _: None,
     listen: Listener = quiet,
-) -> dict[str, Any]:  # fmt: skip
-    """Make ``out/report.*`` anew from what lies in ``out``: the exported Students, and the baselines that are finished.
+) -> dict[str, Any]:
+    """Make ``out/report.*`` anew from what lies in ``out``: the exported Students, and the
+    baselines that are finished.
 
-    kinds: baselines (``baselines.KINDS``) to train first, where they are missing. margin: the share of a baseline's value
-    that a Student may lose and be no worse. The data are those of the export. Returns the report. Raises ``MattaError``
-    where nothing was exported, or a baseline cannot be trained.
+    kinds: baselines (``baselines.KINDS``) to train first, where they are missing. margin: the share
+    of a baseline's value that a Student may lose and be no worse. The data are those of the export.
+    Returns the report. Raises ``MattaError`` where nothing was exported, or a baseline cannot be
+    trained.
     """
     baselines.check(kinds, margin or 0.0)
     result = _exported(out)
@@ -76,7 +85,9 @@ def remake(
     students = [m for m in result["models"] if m["role"] == "student"]
     which = recipe.export.checkpoint
     if any(kind in baselines.TRAINED for kind in kinds):
-        notes = baselines.train(out, kinds, students, which=which, device=recipe.distill.device, listen=listen)
+        notes = baselines.train(
+            out, kinds, students, which=which, device=recipe.distill.device, listen=listen
+        )
         result["notes"] += [note for note in notes if note not in result["notes"]]
     found = baselines.finished(out, students, which)
     measured = _Measured(recipe, out, say)
@@ -96,14 +107,28 @@ def remake(
         name = f"{_NAMES[baseline.kind]} {baseline.name.removeprefix('width ')}"
         measured.add(name, measured.student(baselines.load(baseline), 1.0))
         tables = measured.tables[name]
-        rows.append({
-            "name": name, "role": _ROLES[baseline.kind], "of": baseline.name, "width": student["width"], "folder": None,
-            "loader": "", "stock": False, "parity": None, **{key: student[key] for key in _COSTS},
-            "metrics": intervals.intervals(task, tables, recipe.export.bootstrap),
-            "training": spent.training(task, data, baseline.steps, baseline.batch_size, baseline.seconds),
-            "curve": [[step, values["1"]] for step, values in log.evaluations(baseline.folder / "run", primary)
-                      if values.get("1") is not None],
-        })  # fmt: skip
+        rows.append(
+            {
+                "name": name,
+                "role": _ROLES[baseline.kind],
+                "of": baseline.name,
+                "width": student["width"],
+                "folder": None,
+                "loader": "",
+                "stock": False,
+                "parity": None,
+                **{key: student[key] for key in _COSTS},
+                "metrics": intervals.intervals(task, tables, recipe.export.bootstrap),
+                "training": spent.training(
+                    task, data, baseline.steps, baseline.batch_size, baseline.seconds
+                ),
+                "curve": [
+                    [step, values["1"]]
+                    for step, values in log.evaluations(baseline.folder / "run", primary)
+                    if values.get("1") is not None
+                ],
+            }
+        )
     result["models"] = rows
     result["margin"] = recipe.export.margin
     result["pairs"] = _pairs(measured, rows, result["metrics"])
@@ -112,7 +137,11 @@ def remake(
     for student in students:
         card = out / student["folder"] / "README.md"
         text = card.read_text(encoding="utf-8").partition(_VERDICT)[0]
-        said = [story.sentence_of(result, *rival) for rival in story.rivals(result) if rival[0] is student]
+        said = [
+            story.sentence_of(result, *rival)
+            for rival in story.rivals(result)
+            if rival[0] is student
+        ]
         atomic.atomic_write(card, text + (_VERDICT + said[0] + "\n" if said else ""))
     return result
 
@@ -121,10 +150,18 @@ def _exported(out: Path) -> dict[str, Any]:
     try:
         result = json.loads((out / "report.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise MattaError(f"There is no report in {out}: run `{command('export', out)}` first.") from None
+        raise MattaError(
+            f"There is no report in {out}: run `{command('export', out)}` first."
+        ) from None
     except ValueError as error:
-        raise MattaError(f"{out / 'report.json'} is damaged ({error}): run `{command('export', out)}` again.") from None
-    missing = [m["folder"] for m in result["models"] if m["role"] == "student" and not (out / m["folder"]).is_dir()]
+        raise MattaError(
+            f"{out / 'report.json'} is damaged ({error}): run `{command('export', out)}` again."
+        ) from None
+    missing = [
+        m["folder"]
+        for m in result["models"]
+        if m["role"] == "student" and not (out / m["folder"]).is_dir()
+    ]
     if missing:
         raise MattaError(f"{out / missing[0]} is gone: run `{command('export', out)}` again.")
     return result
@@ -138,7 +175,9 @@ class _Measured:
         self.device = pick(recipe.distill.device)
         self.ta = load_ta(out / "ta")
         self.task: Task = tasks_task.task(self.ta.adapter.task, recipe)
-        self.data: Data = self.task.data(out / "ta", self.ta.model, training=view.has_statistics(self.ta.model))
+        self.data: Data = self.task.data(
+            out / "ta", self.ta.model, training=view.has_statistics(self.ta.model)
+        )
         if budget.asked(recipe):  # as in the export: not on the examples that sizes were chosen by
             chose = score.chooses(self.task, self.ta.model, self.data, torch.device("cpu"))
             self.data = score.reported(self.data, chose)
@@ -149,7 +188,10 @@ class _Measured:
         self.say(f"Measuring {name}.")
         size, limit = max(8, self.recipe.distill.batch_size), self.recipe.data.eval_examples
         model = model.to(self.device).eval()
-        self.tables[name] = [score.columns(self.task, model, split, size, self.device, limit) for split in self.data.held_out]
+        self.tables[name] = [
+            score.columns(self.task, model, split, size, self.device, limit)
+            for split in self.data.held_out
+        ]
 
     def student(self, ta: TA, which: float | Sizes) -> nn.Module:
         """A dense Student of a TA."""
@@ -157,8 +199,12 @@ class _Measured:
         return student_for_evaluation(self.task, ta, which, self.data.train, size, cpu)
 
 
-def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry]) -> list[dict[str, Any]]:
-    """Every comparison that the report makes, of each metric, in families that are corrected together (Holm)."""
+def _pairs(
+    measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry]
+) -> list[dict[str, Any]]:
+    """Every comparison that the report makes, of each metric, in families that are corrected
+    together (Holm).
+    """
     students = [m for m in rows if m["role"] == "student"]
     plain = {m["of"]: m for m in rows if m["role"] == "plain"}
     cuts = {m["of"]: m for m in rows if m["role"] == "cut"}
@@ -170,27 +216,57 @@ def _pairs(measured: _Measured, rows: Sequence[Entry], metrics: Sequence[Entry])
         [(s, plain[s["name"]]) for s in students if s["name"] in plain],
         [(m, plain[m["of"]]) for m in rest],
         [(s, cuts[s["name"]]) for s in students if s["name"] in cuts],
-        [(large, small) for i, large in enumerate(sized) for small in sized[:i] if small["parameters"] < large["parameters"]],
+        [
+            (large, small)
+            for i, large in enumerate(sized)
+            for small in sized[:i]
+            if small["parameters"] < large["parameters"]
+        ],
     ]
     wanted = list(dict.fromkeys((a["name"], b["name"]) for family in families for a, b in family))
     if not wanted:
         return []
     measured.say("Comparing them on the same examples.")
     resamples = max(measured.recipe.export.bootstrap, _EACH * max(map(len, families)))
-    every = dict(zip(wanted, intervals.between(measured.task, measured.tables, wanted, resamples), strict=True))
+    every = dict(
+        zip(
+            wanted,
+            intervals.between(measured.task, measured.tables, wanted, resamples),
+            strict=True,
+        )
+    )
     found = []
     for family in families:
         compared = [every[a["name"], b["name"]] for a, b in family]
         for metric in metrics:
             name, sign = metric["name"], 1.0 if metric["higher"] else -1.0
-            there = [(a, b, one[name]) for (a, b), one in zip(family, compared, strict=True) if name in one]
-            for (a, b, difference), p in zip(there, intervals.holm([d["p"] for _, _, d in there]), strict=True):
+            there = [
+                (a, b, one[name])
+                for (a, b), one in zip(family, compared, strict=True)
+                if name in one
+            ]
+            for (a, b, difference), p in zip(
+                there, intervals.holm([d["p"] for _, _, d in there]), strict=True
+            ):
                 low, high = sorted((sign * difference["low"], sign * difference["high"]))
                 margin = measured.recipe.export.margin * abs(b["metrics"][name]["value"])
-                pair = {"a": a["name"], "b": b["name"], "metric": name, "gain": sign * difference["value"] + 0.0,
-                        "low": low + 0.0, "high": high + 0.0, "margin": margin, "p": difference["p"], "p_holm": p,
-                        "test": difference["test"]}  # fmt: skip
+                pair = {
+                    "a": a["name"],
+                    "b": b["name"],
+                    "metric": name,
+                    "gain": sign * difference["value"] + 0.0,
+                    "low": low + 0.0,
+                    "high": high + 0.0,
+                    "margin": margin,
+                    "p": difference["p"],
+                    "p_holm": p,
+                    "test": difference["test"],
+                }
                 sure = p < 0.05
-                verdict = story.judged(low, high, margin, sure) if math.isfinite(pair["gain"]) else story.WIDE
+                verdict = (
+                    story.judged(low, high, margin, sure)
+                    if math.isfinite(pair["gain"])
+                    else story.WIDE
+                )
                 found.append({**pair, "verdict": verdict})
     return found

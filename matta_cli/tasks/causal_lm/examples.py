@@ -14,9 +14,13 @@ from matta_cli.errors import MattaError
 
 
 class Packed:
-    """Tokens cut into sequences of ``length``. ``shorter``: too few tokens for one make one shorter sequence."""
+    """Tokens cut into sequences of ``length``. ``shorter``: too few tokens for one make one shorter
+    sequence.
+    """
 
-    def __init__(self, tokens: np.ndarray, length: int, name: str, *, shorter: bool = False) -> None:
+    def __init__(
+        self, tokens: np.ndarray, length: int, name: str, *, shorter: bool = False
+    ) -> None:
         if shorter:
             length = min(length, len(tokens))
         if len(tokens) < max(2, length):
@@ -44,15 +48,17 @@ class Packed:
 
 
 class Passages:
-    """Passages whose last word is to be predicted, as LAMBADA defines it (Paperno et al. 2016, arXiv 1606.06031).
+    """Passages whose last word is to be predicted, as LAMBADA defines it (Paperno et al. 2016,
+    arXiv 1606.06031).
 
-    The last word is what follows the last space; it counts if every one of its tokens is the likeliest given all before it.
-    Longer passages than ``length`` tokens lose their beginning. Passages without a space, or whose last word is longer than
-    that, are left out.
+    The last word is what follows the last space; it counts if every one of its tokens is the
+    likeliest given all before it. Longer passages than ``length`` tokens lose their beginning.
+    Passages without a space, or whose last word is longer than that, are left out.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], length: int) -> None:
-        self.rows: list[tuple[np.ndarray, int]] = []  # tokens, and how many of them are the last word
+        # tokens, and how many of them are the last word
+        self.rows: list[tuple[np.ndarray, int]] = []
         self.padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
         texts = [text for text in texts if text.rpartition(" ")[0].strip()]
         contexts = encode(tokenizer, [text.rpartition(" ")[0] for text in texts])
@@ -71,7 +77,9 @@ class Passages:
         return split.digest([tokens for tokens, _ in self.rows])
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """``input_ids`` int64 [B, L] padded on the right (a causal model never looks there), ``target`` bool [B, L]."""
+        """``input_ids`` int64 [B, L] padded on the right (a causal model never looks there),
+        ``target`` bool [B, L].
+        """
         rows = [self.rows[i] for i in indices]
         ids = torch.full((len(rows), max(len(tokens) for tokens, _ in rows)), self.padding)
         target = torch.zeros_like(ids, dtype=torch.bool)
@@ -84,4 +92,6 @@ class Passages:
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)["input_ids"]
+    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)[
+        "input_ids"
+    ]

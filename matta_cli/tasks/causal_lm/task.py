@@ -23,16 +23,18 @@ from matta_cli.models.tokenizer import open_tokenizer, tokenizer_digest
 from matta_cli.tasks.causal_lm.examples import Packed, Passages, encode
 from matta_cli.tasks.task import Metric, Task
 
-_IN_MEMORY = 1 << 26  # bytes of text whose tokens are kept in memory; those of more are kept on disk
+# bytes of text whose tokens are kept in memory; those of more are kept on disk
+_IN_MEMORY = 1 << 26
 
 
 class CausalLM(Task):
-    """Next-token prediction. Text is tokenized whole, documents are separated by the end-of-text token, and the tokens are
-    cut into sequences without overlap; the rest that fills no sequence is dropped. Text is read as a stream; the tokens of
-    64 MiB of text or more, and all of those that are streamed, go through a token file (``matta_cli.data.tokens``).
+    """Next-token prediction. Text is tokenized whole, documents are separated by the end-of-text
+    token, and the tokens are cut into sequences without overlap; the rest that fills no sequence is
+    dropped. Text is read as a stream; the tokens of 64 MiB of text or more, and all of those that
+    are streamed, go through a token file (``matta_cli.data.tokens``).
 
-    Batches of text: ``input_ids`` int64 [B, L]. Batches of passages: ``input_ids`` int64 [B, L], padded on the right, and
-    ``target`` bool [B, L], the tokens of the last word.
+    Batches of text: ``input_ids`` int64 [B, L]. Batches of passages: ``input_ids`` int64 [B, L],
+    padded on the right, and ``target`` bool [B, L], the tokens of the last word.
     """
 
     name = "causal_lm"
@@ -50,15 +52,22 @@ class CausalLM(Task):
         tokenizer = self._tokenizer(folder, model)
         train_text, held_out_text = self._texts(training)
         streaming, most = settings.streaming, settings.max_tokens
-        # a stream may have no end, so only what is measured is taken from it; else it is a sample of all
+        # a stream may have no end, so only what is measured is taken from it; else it is a sample
+        # of all
         limit = settings.eval_examples * length if streaming else 0
         held_out, texts = self._tokens(tokenizer, held_out_text, model, limit, Paragraphs())
         measured = Packed(held_out, length, held_out_text.name, shorter=True)
         train = measured
         if train_text is not None:
-            needed = self.recipe.distill.steps * self.recipe.distill.batch_size * length if streaming else 0
+            needed = (
+                self.recipe.distill.steps * self.recipe.distill.batch_size * length
+                if streaming
+                else 0
+            )
             limit = min(most or needed, needed) if streaming else most
-            train = Packed(self._tokens(tokenizer, train_text, model, limit)[0], length, settings.train)
+            train = Packed(
+                self._tokens(tokenizer, train_text, model, limit)[0], length, settings.train
+            )
         splits = [sample(measured, settings.eval_examples)]
         if settings.passages:
             path = find.find(settings.passages, "--passages")
@@ -69,11 +78,15 @@ class CausalLM(Task):
         if len(passages):
             splits.append(sample(passages, settings.eval_examples))
         elif settings.passages:
-            raise MattaError(f"{settings.passages!r} holds no passage that ends in a word after a space: check --passages.")
+            raise MattaError(
+                f"{settings.passages!r} holds no passage that ends in a word after a space: check --passages."
+            )
         description = f"{held_out_text.name}: held out {len(splits[0]):,} sequences of {measured.length:,} tokens"
         if train_text is not None:
             size = f"{len(train.tokens):,} tokens, {len(train):,} sequences of {length:,}"
-            kept = f", kept in {train.tokens.filename}" if isinstance(train.tokens, np.memmap) else ""
+            kept = (
+                f", kept in {train.tokens.filename}" if isinstance(train.tokens, np.memmap) else ""
+            )
             description = f"{settings.train}: {size}{kept}; {description}"
         return Data(train, tuple(splits), description, "tokens")
 
@@ -83,48 +96,70 @@ class CausalLM(Task):
 
     def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
         positions = getattr(getattr(teacher, "config", None), "max_position_embeddings", None)
-        needed = max(self._length(model), self._most(model))  # the passages may be longer than the sequences
+        # the passages may be longer than the sequences
+        needed = max(self._length(model), self._most(model))
         if positions and positions < needed:
-            raise MattaError(f"The Teacher has {positions:,} positions, the model uses {needed:,}: a longer Teacher is needed.")
+            raise MattaError(
+                f"The Teacher has {positions:,} positions, the model uses {needed:,}: a longer Teacher is needed."
+            )
         return super().fit_teacher(teacher, folder, model)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         # HF modules would otherwise build a cache of keys and values that nothing here reads
-        options = {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+        options = (
+            {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+        )
         output = model(input_ids=batch["input_ids"], **options)
         return getattr(output, "logits", output)
 
     def example(self, model: nn.Module, size: int = 4) -> Batch:
         generator = torch.Generator().manual_seed(0)
-        return {"input_ids": torch.randint(self.outputs(model), (size, min(self._most(model), 64)), generator=generator)}
+        return {
+            "input_ids": torch.randint(
+                self.outputs(model), (size, min(self._most(model), 64)), generator=generator
+            )
+        }
 
     def counts(self, batch: Batch) -> dict[str, float]:
-        """Labels: the tokens that are predicted. Outputs: all positions: a Teacher knows what comes after the last one too."""
+        """Labels: the tokens that are predicted. Outputs: all positions: a Teacher knows what comes
+        after the last one too.
+        """
         ids = batch["input_ids"]
         return {"labels": float(ids[:, 1:].numel()), "outputs": float(ids.numel())}
 
     def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+        self,
+        logits: Logits,
+        batch: Batch,
+        terms: Sequence[Term],
+        over: dict[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         # shift the labels, not the logits: those would be copied
         labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=classes.IGNORED)
         settings = self.recipe.distill
         over = over or self.counts(batch)
-        return classes.of_classes(logits, labels, terms, over, settings.temperature, settings.divergence)
+        return classes.of_classes(
+            logits, labels, terms, over, settings.temperature, settings.divergence
+        )
 
     def items(self, batch: Batch) -> int:
         """Tokens that are predicted."""
-        return int(batch["target"].sum()) if "target" in batch else batch["input_ids"][:, 1:].numel()
+        return (
+            int(batch["target"].sum()) if "target" in batch else batch["input_ids"][:, 1:].numel()
+        )
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Text: ``nll`` (nats, summed over the sequence), ``tokens``, ``correct``. Passages: ``last_word`` (0 or 1)."""
+        """Text: ``nll`` (nats, summed over the sequence), ``tokens``, ``correct``. Passages:
+        ``last_word`` (0 or 1).
+        """
         ids = batch["input_ids"]
         right = logits[:, :-1].argmax(-1) == ids[:, 1:]
         if "target" in batch:
             return {"last_word": (right | ~batch["target"][:, 1:]).all(1).double()}
         nll = [
             F.cross_entropy(row[:-1].float(), own[1:], reduction="none").double().sum()
-            for row, own in zip(logits, ids, strict=True)  # row by row, for the float32 copies of one row only
+            # row by row, for the float32 copies of one row only
+            for row, own in zip(logits, ids, strict=True)
         ]
         tokens = torch.full((len(ids),), ids.shape[1] - 1, dtype=torch.double, device=ids.device)
         return {"nll": torch.stack(nll), "tokens": tokens, "correct": right.sum(1).double()}
@@ -138,7 +173,10 @@ class CausalLM(Task):
         tokens = columns["tokens"].sum()
         with np.errstate(over="ignore"):
             perplexity = float(np.exp(columns["nll"].sum() / tokens))
-        return {"perplexity": perplexity, "next_token_accuracy": float(columns["correct"].sum() / tokens)}
+        return {
+            "perplexity": perplexity,
+            "next_token_accuracy": float(columns["correct"].sum() / tokens),
+        }
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Text: the likeliest next tokens, int32 [B, L - 1]."""
@@ -158,29 +196,38 @@ class CausalLM(Task):
 
     def _most(self, model: nn.Module) -> int:
         """Tokens of the longest sequence that is used unasked."""
-        return min(getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1024, 1024)
+        return min(
+            getattr(getattr(model, "config", None), "max_position_embeddings", None) or 1024, 1024
+        )
 
     def _length(self, model: nn.Module) -> int:
         """Tokens per sequence."""
         most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
         length = self.recipe.data.sequence_length or self._most(model)
         if most and length > most:
-            raise MattaError(f"--sequence-length is {length:,}, but the model has {most:,} positions.")
+            raise MattaError(
+                f"--sequence-length is {length:,}, but the model has {most:,} positions."
+            )
         if length < 2:
-            raise MattaError(f"--sequence-length is {length}, but predicting a token takes 2 or more.")
+            raise MattaError(
+                f"--sequence-length is {length}, but predicting a token takes 2 or more."
+            )
         return length
 
     def _tokenizer(self, folder: Path, model: nn.Module) -> Any:
         """The tokenizer in the model's folder, else the recipe's."""
         tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
-        tokenizer.model_max_length = 10**12  # the text is cut here, so its warning about long text would mislead
+        # the text is cut here, so its warning about long text would mislead
+        tokenizer.model_max_length = 10**12
         return tokenizer
 
     def _texts(self, training: bool) -> tuple[Text | None, Text]:
         """Text to train on (None unless ``training``) and to measure on."""
         settings = self.recipe.data
         if settings.max_tokens < 0:
-            raise MattaError(f"data.max_tokens is {settings.max_tokens}, but it is a number of tokens, or 0.")
+            raise MattaError(
+                f"data.max_tokens is {settings.max_tokens}, but it is a number of tokens, or 0."
+            )
         if settings.held_out:
             only, own = self._open(settings.held_out, "--held-out", False)
             train = self._open(settings.train, "--data", True)[0] if training else None
@@ -193,7 +240,9 @@ class CausalLM(Task):
         return (train if training else None), held_out
 
     def _open(self, text: str, flag: str, training: bool) -> tuple[Text | None, Text | None]:
-        """What ``text`` names to train on (None where only the other is asked for, and there), and its own held-out split."""
+        """What ``text`` names to train on (None where only the other is asked for, and there), and
+        its own held-out split.
+        """
         settings = self.recipe.data
         path = find.find(text, flag)
         if path is not None and not (settings.streaming and path.is_dir()):
@@ -219,11 +268,18 @@ class CausalLM(Task):
         return opened(find.hub_split(splits, text, settings.split)), held_out
 
     def _tokens(
-        self, tokenizer: Any, text: Text, model: nn.Module, limit: int, seen: Paragraphs | None = None
+        self,
+        tokenizer: Any,
+        text: Text,
+        model: nn.Module,
+        limit: int,
+        seen: Paragraphs | None = None,
     ) -> tuple[np.ndarray, list[str]]:
-        """All of a text as one row of tokens [n], at most ``limit`` (0: all), and with ``seen`` passages of what was read.
+        """All of a text as one row of tokens [n], at most ``limit`` (0: all), and with ``seen``
+        passages of what was read.
 
-        Each document is followed by the end-of-text token if there is one. Tokens are uint16 where the vocabulary allows.
+        Each document is followed by the end-of-text token if there is one. Tokens are uint16 where
+        the vocabulary allows.
         """
         vocabulary = self.outputs(model)
         dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
@@ -232,7 +288,9 @@ class CausalLM(Task):
         def arrays() -> Iterator[np.ndarray]:
             for batch in batches(pieces(text.read())):
                 ids: list[int] = []
-                for own, (piece, last) in zip(encode(tokenizer, [piece for piece, _ in batch]), batch, strict=True):
+                for own, (piece, last) in zip(
+                    encode(tokenizer, [piece for piece, _ in batch]), batch, strict=True
+                ):
                     ids += own + (end if last else [])
                     if seen is not None:
                         seen.add(piece)
@@ -250,5 +308,7 @@ class CausalLM(Task):
         if seen is None:
             return stored(identity, dtype, arrays, dict, limit)[0], []
         # with the limit, on which the passages depend: a longer file would hold others
-        found, card = stored([identity, limit], dtype, arrays, lambda: {"passages": seen.passages()}, limit)
+        found, card = stored(
+            [identity, limit], dtype, arrays, lambda: {"passages": seen.passages()}, limit
+        )
         return found, card["passages"]

@@ -23,9 +23,11 @@ _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are any.
+    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their
+    names, where there are any.
 
-    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of the user's images.
+    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of
+    the user's images.
     """
 
     labels: np.ndarray
@@ -49,14 +51,24 @@ class Preparation:
             config |= {"crop_pct": 1.0, "crop_mode": "squash"}
             file = folder / "preprocessor_config.json"
             stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            config |= {key: stored[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in stored}
-        elif hasattr(getattr(model, "patch_embed", None), "img_size"):  # what it was built for, not what its namesake was
-            channels, size = model.patch_embed.proj.weight.shape[1], list(model.patch_embed.img_size or size)
+            config |= {
+                key: stored[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in stored
+            }
+        elif hasattr(getattr(model, "patch_embed", None), "img_size"):
+            # what it was built for, not what its namesake was
+            channels, size = (
+                model.patch_embed.proj.weight.shape[1],
+                list(model.patch_embed.img_size or size),
+            )
         self.shape: tuple[int, int, int] = (channels, size[0], size[1])
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if self.mode is None:
-            raise MattaError(f"The model reads images of {channels} channels; matta reads images of 1, 3 or 4.")
-        self.fit = create_transform(**config | {"input_size": self.shape}, is_training=False, normalize=False)
+            raise MattaError(
+                f"The model reads images of {channels} channels; matta reads images of 1, 3 or 4."
+            )
+        self.fit = create_transform(
+            **config | {"input_size": self.shape}, is_training=False, normalize=False
+        )
         self.mean, self.std = (_per_channel(config[key], channels) for key in ("mean", "std"))
 
     def pixels(self, image: Any) -> np.ndarray:
@@ -90,10 +102,11 @@ def size_text(shape: tuple[int, int, int]) -> str:
 
 
 class Images:
-    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB.
+    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them
+    need less than 1 GiB.
 
-    What is kept lies in memory that forked workers share: there is one copy, and what one of them prepared is there for all.
-    Two that prepare the same image write the same bytes.
+    What is kept lies in memory that forked workers share: there is one copy, and what one of them
+    prepared is there for all. Two that prepare the same image write the same bytes.
     """
 
     def __init__(self, source: Source, prepare: Preparation, name: str) -> None:
@@ -115,7 +128,10 @@ class Images:
                 self.kept[i] = self._read(int(i))
                 self.known[i] = True
             pixels = self.kept[chosen]
-        return {"image": self.prepare.input(pixels), "label": torch.from_numpy(self.source.labels[chosen])}
+        return {
+            "image": self.prepare.input(pixels),
+            "label": torch.from_numpy(self.source.labels[chosen]),
+        }
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         """Numbers in the user's data; ids are paths within the folder of images."""
@@ -141,7 +157,9 @@ class Images:
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
     """Zeros that a process shares with those it forks; pages take memory once they are written."""
-    return np.frombuffer(mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype).reshape(shape)
+    return np.frombuffer(
+        mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype
+    ).reshape(shape)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:

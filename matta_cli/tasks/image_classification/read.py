@@ -22,7 +22,9 @@ HELD_OUT = ("val", "valid", "validation", "test")
 
 
 def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> None:
-    """Raise ``MattaError`` unless the labels fit a model of ``classes``. ``complete``: the last class must occur too."""
+    """Raise ``MattaError`` unless the labels fit a model of ``classes``. ``complete``: the last
+    class must occur too.
+    """
     if not len(source.labels):
         raise find.empty(name, "images")
     low, high = int(source.labels.min()), int(source.labels.max())
@@ -51,15 +53,25 @@ def without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
 
 def _subset(source: Source, indices: np.ndarray) -> Source:
     names = None if source.names is None else source.names[indices]
-    return Source(source.labels[indices], lambda i: source.read(int(indices[i])), source.classes, names, indices)
+    return Source(
+        source.labels[indices],
+        lambda i: source.read(int(indices[i])),
+        source.classes,
+        names,
+        indices,
+    )
 
 
 def from_folder(path: Path) -> Source:
-    """One folder of images per class, as torchvision's ``ImageFolder``: classes are numbered in the order of their names."""
+    """One folder of images per class, as torchvision's ``ImageFolder``: classes are numbered in the
+    order of their names.
+    """
     from PIL import Image
 
     classes = sorted(p.name for p in path.iterdir() if p.is_dir())
-    files = [(file, k) for k, name in enumerate(classes) for file in sorted((path / name).rglob("*"))]
+    files = [
+        (file, k) for k, name in enumerate(classes) for file in sorted((path / name).rglob("*"))
+    ]
     files = [(file, k) for file, k in files if file.suffix.lower() in _IMAGES]
     if not files:
         raise MattaError(
@@ -77,18 +89,24 @@ def from_folder(path: Path) -> Source:
 
 
 def from_idx(folder: Path, part: str) -> Source | None:
-    """MNIST-style files (``train-images-idx3-ubyte``, also .gz), where torchvision puts them too (``*/raw``)."""
+    """MNIST-style files (``train-images-idx3-ubyte``, also .gz), where torchvision puts them too
+    (``*/raw``).
+    """
     images = sorted(folder.rglob(f"{part}-images?idx3-ubyte*"))
     labels = sorted(folder.rglob(f"{part}-labels?idx1-ubyte*"))
     if not images:
         return None
     if not labels:
-        raise MattaError(f"{str(folder)!r} has {images[0].name}, but no {part}-labels-idx1-ubyte beside it.")
+        raise MattaError(
+            f"{str(folder)!r} has {images[0].name}, but no {part}-labels-idx1-ubyte beside it."
+        )
     return _source(_idx_array(images[0], 3), _idx_array(labels[0], 1), str(images[0]))
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
-    """An idx file of unsigned bytes: two zeros, type 8, the number of dimensions, big-endian sizes, the bytes."""
+    """An idx file of unsigned bytes: two zeros, type 8, the number of dimensions, big-endian sizes,
+    the bytes.
+    """
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
@@ -106,7 +124,9 @@ def from_arrays(path: Path) -> Source:
         with np.load(path, allow_pickle=False) as stored:
             missing = [name for name in ("images", "labels") if name not in stored]
             if missing:
-                raise MattaError(f"{str(path)!r} has no array {missing[0]!r}; it has {', '.join(stored) or 'none'}.")
+                raise MattaError(
+                    f"{str(path)!r} has no array {missing[0]!r}; it has {', '.join(stored) or 'none'}."
+                )
             return _source(stored["images"], stored["labels"], str(path))
     except OSError as error:
         raise MattaError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
@@ -121,7 +141,11 @@ def from_arrays(path: Path) -> Source:
 def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
     from PIL import Image
 
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3, 4)):
+    if (
+        images.dtype != np.uint8
+        or images.ndim not in (3, 4)
+        or (images.ndim == 4 and images.shape[3] not in (1, 3, 4))
+    ):
         raise MattaError(
             f"The images in {name!r} are {images.dtype} {list(images.shape)}; uint8 [N, H, W] or [N, H, W, channels] is needed."
         )

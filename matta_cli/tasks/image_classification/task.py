@@ -1,4 +1,6 @@
-"""Image classification: folders, MNIST-style files, arrays or hub datasets -> normalised images, top-1 and top-5."""
+"""Image classification: folders, MNIST-style files, arrays or hub datasets -> normalised images,
+top-1 and top-5.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from matta_cli.losses import classes as losses_classes
 from matta_cli.losses.classes import of_classes
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.tasks import calibration
-from matta_cli.tasks.image_classification.examples import Images, Preparation, Renormalized, Source, size_text
+from matta_cli.tasks.image_classification.examples import (
+    Images,
+    Preparation,
+    Renormalized,
+    Source,
+    size_text,
+)
 from matta_cli.tasks.image_classification.read import (
     HELD_OUT,
     check_labels,
@@ -30,12 +38,14 @@ from matta_cli.tasks.task import Metric, Task
 
 
 class ImageClassification(Task):
-    """One of C classes per image. Batches: ``image`` float32 [B, C, H, W], normalised; ``label`` int64 [B].
+    """One of C classes per image. Batches: ``image`` float32 [B, C, H, W], normalised; ``label``
+    int64 [B].
 
-    Images of the model's own size are used as they are; all others go through the evaluation transform that timm derives
-    from the model (resize, centre crop). There is no augmentation, so an example is the same whenever it is drawn: the
-    defaults of timm would flip digits and crop an eighth of a small image, and a run could not be resumed exactly.
-    Where nothing is held out, the last tenth of each class is.
+    Images of the model's own size are used as they are; all others go through the evaluation
+    transform that timm derives from the model (resize, centre crop). There is no augmentation, so
+    an example is the same whenever it is drawn: the defaults of timm would flip digits and crop an
+    eighth of a small image, and a run could not be resumed exactly. Where nothing is held out, the
+    last tenth of each class is.
     """
 
     name = "image_classification"
@@ -74,13 +84,21 @@ class ImageClassification(Task):
         check_labels(train, classes, settings.train, complete=True)
         if train.classes and held_out.classes and train.classes != held_out.classes:
             odd = sorted(set(train.classes) ^ set(held_out.classes))
-            raise MattaError(f"{held_out_name!r} and {settings.train!r} have different classes: only one has {odd[0]!r}.")
-        description = f"{settings.train}: {len(train.labels):,} images of {classes:,} classes; {description}"
+            raise MattaError(
+                f"{held_out_name!r} and {settings.train!r} have different classes: only one has {odd[0]!r}."
+            )
+        description = (
+            f"{settings.train}: {len(train.labels):,} images of {classes:,} classes; {description}"
+        )
         return Data(Images(train, prepare, settings.train), (split,), description, "images")
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model
-        return int(own.config.num_labels if hasattr(getattr(own, "config", None), "num_labels") else own.num_classes)
+        return int(
+            own.config.num_labels
+            if hasattr(getattr(own, "config", None), "num_labels")
+            else own.num_classes
+        )
 
     def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
         teacher = super().fit_teacher(teacher, folder, model)
@@ -107,24 +125,36 @@ class ImageClassification(Task):
         return losses_classes.counts(batch["label"])
 
     def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+        self,
+        logits: Logits,
+        batch: Batch,
+        terms: Sequence[Term],
+        over: dict[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         settings = self.recipe.distill
         over = over or self.counts(batch)
-        return of_classes(logits, batch["label"], terms, over, settings.temperature, settings.divergence)
+        return of_classes(
+            logits, batch["label"], terms, over, settings.temperature, settings.divergence
+        )
 
     def items(self, batch: Batch) -> int:
         return len(batch["label"])
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """``correct1``; ``correct5`` where there are more than 5 classes; ``finite``: 0 where the logits are not numbers;
-        ``confidence``, the probability of the likeliest class, and ``margin``, by how much it exceeds that of the next."""
+        """``correct1``; ``correct5`` where there are more than 5 classes; ``finite``: 0 where the
+        logits are not numbers; ``confidence``, the probability of the likeliest class, and
+        ``margin``, by how much it exceeds that of the next.
+        """
         label = batch["label"][:, None]
         found = {"correct1": (logits.argmax(1, keepdim=True) == label).any(1).double()}
         if logits.shape[1] > 5:
             found["correct5"] = (logits.topk(5, dim=1).indices == label).any(1).double()
         first, second = logits.double().softmax(1).topk(2, dim=1).values.unbind(1)
-        return found | {"finite": logits.isfinite().all(1).double(), "confidence": first, "margin": first - second}
+        return found | {
+            "finite": logits.isfinite().all(1).double(),
+            "confidence": first,
+            "margin": first - second,
+        }
 
     def right(self, columns: Columns) -> Columns:
         pairs = (("top1", "correct1"), ("top5", "correct5"))
@@ -161,7 +191,9 @@ class ImageClassification(Task):
             return self._hub(text, flag)
         if path.is_file():
             if path.suffix != ".npz":
-                raise MattaError(f"{text!r} is a file; images come as a folder, as .npz (images, labels), or from the hub.")
+                raise MattaError(
+                    f"{text!r} is a file; images come as a folder, as .npz (images, labels), or from the hub."
+                )
             return from_arrays(path), None
         found = from_idx(path, "train"), from_idx(path, "t10k")
         if any(found):
@@ -189,4 +221,8 @@ class ImageClassification(Task):
         classes = getattr(rows.features[label], "names", None)
         if labels.dtype.kind not in "iu":
             classes, labels = np.unique(labels.astype(str), return_inverse=True)
-        return Source(labels.astype(np.int64), lambda i: rows[i][image], list(classes) if classes is not None else None)
+        return Source(
+            labels.astype(np.int64),
+            lambda i: rows[i][image],
+            list(classes) if classes is not None else None,
+        )

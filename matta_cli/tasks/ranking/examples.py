@@ -19,7 +19,8 @@ TABLES = (".csv", ".tsv", ".parquet")
 
 @dataclass
 class Rows:
-    """Rows as a split. dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group: int64 [n], 0 .. q - 1.
+    """Rows as a split. dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group:
+    int64 [n], 0 .. q - 1.
 
     ids: text [n], the rows' names. numbers: int64 [n], where these are a part of the user's rows.
     """
@@ -42,7 +43,10 @@ class Rows:
 
     def rows(self, rows: np.ndarray) -> Rows:
         group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
-        dense, categorical, ids = (None if part is None else part[rows] for part in (self.dense, self.categorical, self.ids))
+        dense, categorical, ids = (
+            None if part is None else part[rows]
+            for part in (self.dense, self.categorical, self.ids)
+        )
         return Rows(dense, categorical, self.label[rows], group, ids, rows)
 
     def _of(self, indices: Sequence[int]) -> np.ndarray:
@@ -55,7 +59,9 @@ class Rows:
         rows = self._of(indices)
         if ids:
             if self.ids is None:
-                raise MattaError("A Teacher's file with a column 'id' needs the data's own: name its column in data.id.")
+                raise MattaError(
+                    "A Teacher's file with a column 'id' needs the data's own: name its column in data.id."
+                )
             return self.ids[rows]
         return rows if self.numbers is None else self.numbers[rows]
 
@@ -83,7 +89,9 @@ class Rows:
 def table_path(text: str, flag: str) -> Path:
     path = find.find(text, flag)
     if path is None or not path.is_file():
-        raise MattaError(f"{text!r} is no file: {flag} is a CSV, Parquet or LibSVM file of rows to rank.")
+        raise MattaError(
+            f"{text!r} is no file: {flag} is a CSV, Parquet or LibSVM file of rows to rank."
+        )
     return path
 
 
@@ -105,7 +113,9 @@ def features_of(model: Any) -> tuple[list[tuple[int, int]], int]:
 
 
 def read_libsvm(paths: Sequence[Path], model: Any) -> list[Rows]:
-    """LibSVM files (``label [qid:3] 1:0.5 ...``). Queries: ``qid``, else the sizes in a ``.query`` file beside each."""
+    """LibSVM files (``label [qid:3] 1:0.5 ...``). Queries: ``qid``, else the sizes in a ``.query``
+    file beside each.
+    """
     from sklearn.datasets import load_svmlight_files
 
     fields, width = features_of(model)
@@ -123,15 +133,22 @@ def read_libsvm(paths: Sequence[Path], model: Any) -> list[Rows]:
         names = " and ".join(repr(str(path)) for path in paths)
         raise MattaError(f"{names}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}.") from error
     found = []
-    for path, features, label, query in zip(paths, loaded[0::3], loaded[1::3], loaded[2::3], strict=True):
+    for path, features, label, query in zip(
+        paths, loaded[0::3], loaded[1::3], loaded[2::3], strict=True
+    ):
         if not len(label):
             raise find.empty(str(path), "rows")
         if features.shape[1] > width:
-            raise MattaError(f"{str(path)!r} has {features.shape[1]} columns, but the model reads {width} dense features.")
-        dense = np.zeros((len(label), width), dtype=np.float32)  # sparse rows need not name the last features
+            raise MattaError(
+                f"{str(path)!r} has {features.shape[1]} columns, but the model reads {width} dense features."
+            )
+        # sparse rows need not name the last features
+        dense = np.zeros((len(label), width), dtype=np.float32)
         dense[:, : features.shape[1]] = features.toarray()
         if not np.isfinite(dense).all():
-            raise MattaError(f"{str(path)!r} has features that are missing or not finite: give them numbers.")
+            raise MattaError(
+                f"{str(path)!r} has features that are missing or not finite: give them numbers."
+            )
         sidecar = path.with_name(path.name + ".query")
         group: np.ndarray | None = None
         if len(query) == len(label):
@@ -148,16 +165,22 @@ def _sizes(sidecar: Path, path: Path, rows: int) -> np.ndarray:
     try:
         sizes = [int(line) for line in sidecar.read_text(encoding="utf-8").split()]
     except ValueError:
-        raise MattaError(f"{str(sidecar)!r} must hold the number of rows of one query in each line.") from None
+        raise MattaError(
+            f"{str(sidecar)!r} must hold the number of rows of one query in each line."
+        ) from None
     if sum(sizes) != rows or min(sizes) < 1:
-        raise MattaError(f"{str(sidecar)!r} counts {sum(sizes)} rows, but {str(path)!r} has {rows}.")
+        raise MattaError(
+            f"{str(sidecar)!r} counts {sum(sizes)} rows, but {str(path)!r} has {rows}."
+        )
     return np.repeat(np.arange(len(sizes)), sizes)
 
 
 def as_numbers(values: np.ndarray, column: str, name: str) -> np.ndarray:
     """A column as float32."""
     if values.dtype.kind not in "biuf":
-        raise MattaError(f"Column {column!r} of {name!r} holds {shown(values)}, but dense features and labels are numbers.")
+        raise MattaError(
+            f"Column {column!r} of {name!r} holds {shown(values)}, but dense features and labels are numbers."
+        )
     numbers = values.astype(np.float32)
     missing = int((~np.isfinite(numbers)).sum())
     if missing:
@@ -172,19 +195,27 @@ def as_codes(values: np.ndarray, column: str, cardinality: int, name: str) -> np
     encode = f"encode it as whole numbers 0..{cardinality - 1}, as your model was trained"
     if values.dtype.kind not in "biuf":
         raise MattaError(f"Column {column!r} of {name!r} holds {shown(values)}: {encode}.")
-    if values.dtype.kind == "f" and not (np.isfinite(values).all() and (values == np.floor(values)).all()):
-        raise MattaError(f"Column {column!r} of {name!r} has values that are missing or no whole numbers: {encode}.")
+    if values.dtype.kind == "f" and not (
+        np.isfinite(values).all() and (values == np.floor(values)).all()
+    ):
+        raise MattaError(
+            f"Column {column!r} of {name!r} has values that are missing or no whole numbers: {encode}."
+        )
     codes = values.astype(np.int64)
     out = codes[(codes < 0) | (codes >= cardinality)]
     if len(out):
-        raise MattaError(f"Column {column!r} of {name!r} has the value {out[0]}, but the model knows {cardinality}: {encode}.")
+        raise MattaError(
+            f"Column {column!r} of {name!r} has the value {out[0]}, but the model knows {cardinality}: {encode}."
+        )
     return codes
 
 
 def shown(values: np.ndarray) -> str:
     there = [value for value in values if value is not None]
     example = next((value for value in there if not _is_number(value)), there[0] if there else None)
-    return f"text such as {example!r}" if isinstance(example, str) else f"no numbers ({values.dtype})"
+    return (
+        f"text such as {example!r}" if isinstance(example, str) else f"no numbers ({values.dtype})"
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -20,7 +20,8 @@ LINES, TABLES = (".txt", ".md"), (".csv", ".tsv", ".jsonl", ".parquet")
 LONGEST = 512  # tokens of a sentence, where nothing says less
 
 
-_ALIKE = 0.8  # of the highest score: pairs from there on are searched for (4 of 5 in the STS benchmark)
+# of the highest score: pairs from there on are searched for (4 of 5 in the STS benchmark)
+_ALIKE = 0.8
 
 
 WORDS = 8  # words of a text that is cut in two
@@ -31,7 +32,9 @@ GRAIN = 8  # lengths of batches are multiples of this
 
 @dataclass(frozen=True)
 class Texts:
-    """Sentences, or pairs of them, as the user's data has them; ``score`` [n] says how alike a pair is."""
+    """Sentences, or pairs of them, as the user's data has them; ``score`` [n] says how alike a pair
+    is.
+    """
 
     first: list[str]
     second: list[str] | None = None
@@ -43,7 +46,11 @@ class Texts:
 
     def all(self) -> list[str]:
         """Every sentence in its place, both of a pair one after the other."""
-        return self.first if self.second is None else [s for pair in zip(self.first, self.second, strict=True) for s in pair]
+        return (
+            self.first
+            if self.second is None
+            else [s for pair in zip(self.first, self.second, strict=True) for s in pair]
+        )
 
     def sentences(self) -> dict[str, int]:
         """The sentences that are not blank, once each -> the place of the first of them."""
@@ -56,7 +63,9 @@ class Texts:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How sentences become tokens. fixed: all batches have the greatest length, for graphs that are compiled once."""
+    """How sentences become tokens. fixed: all batches have the greatest length, for graphs that are
+    compiled once.
+    """
 
     tokenizer: Any
     length: int
@@ -64,16 +73,22 @@ class Encoder:
     fixed: bool = False
 
     def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each sentence, int32, with those that begin and end it; what is too long is cut."""
+        """The tokens of each sentence, int32, with those that begin and end it; what is too long is
+        cut.
+        """
         found: list[np.ndarray] = []
         for start in range(0, len(sentences), 1 << 12):
             part = [s.lower() if self.lower else s for s in sentences[start : start + (1 << 12)]]
-            ids = self.tokenizer(part, truncation=True, max_length=self.length, return_attention_mask=False)["input_ids"]
+            ids = self.tokenizer(
+                part, truncation=True, max_length=self.length, return_attention_mask=False
+            )["input_ids"]
             found += [np.array(row, np.int32) for row in ids]
         return found
 
     def batch(self, rows: Sequence[np.ndarray]) -> Batch:
-        """``input_ids`` and ``attention_mask`` int64 [n, L], L a multiple of 8 but for the longest possible."""
+        """``input_ids`` and ``attention_mask`` int64 [n, L], L a multiple of 8 but for the longest
+        possible.
+        """
         longest = self.length if self.fixed else max(map(len, rows))
         length = min(self.length, -(-longest // GRAIN) * GRAIN)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0)
@@ -99,7 +114,9 @@ class Sentences:
         return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        return self.encode.batch([self.tokens[self.ends[i - 1] if i else 0 : self.ends[i]] for i in indices])
+        return self.encode.batch(
+            [self.tokens[self.ends[i - 1] if i else 0 : self.ends[i]] for i in indices]
+        )
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:
@@ -111,7 +128,9 @@ class Sentences:
 
 
 class Pairs:
-    """Pairs of sentences as a split. Texts that are no pairs are cut in two: does the first half find the second?"""
+    """Pairs of sentences as a split. Texts that are no pairs are cut in two: does the first half
+    find the second?
+    """
 
     def __init__(self, texts: Texts, encode: Encoder, name: str) -> None:
         first, second, score = texts.first, texts.second, texts.score
@@ -137,7 +156,10 @@ class Pairs:
     def batch(self, indices: Sequence[int]) -> Batch:
         chosen = list(indices)
         batch = self.encode.batch([rows[i] for rows in (self.first, self.second) for i in chosen])
-        score, alike = torch.from_numpy(self.score[chosen]).float(), torch.from_numpy(self.alike[chosen])
+        score, alike = (
+            torch.from_numpy(self.score[chosen]).float(),
+            torch.from_numpy(self.alike[chosen]),
+        )
         return batch | {"score": score, "alike": alike}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
@@ -148,12 +170,18 @@ class Pairs:
 
 
 def read_benchmark(path: Path) -> Texts | None:
-    """A file of the STS benchmark in its own form: tab-separated, no header, no quotes, the score fifth, then the sentences."""
+    """A file of the STS benchmark in its own form: tab-separated, no header, no quotes, the score
+    fifth, then the sentences.
+    """
     try:
         rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
         if not rows or min(map(len, rows)) < 7:
             return None
-        return Texts([row[5] for row in rows], [row[6] for row in rows], np.array([float(row[4]) for row in rows]))
+        return Texts(
+            [row[5] for row in rows],
+            [row[6] for row in rows],
+            np.array([float(row[4]) for row in rows]),
+        )
     except (UnicodeDecodeError, OSError, ValueError):
         return None
 

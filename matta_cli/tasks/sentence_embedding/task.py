@@ -1,4 +1,6 @@
-"""Sentence embeddings: any text -> embeddings like the Teacher's; similarity of pairs, and retrieval."""
+"""Sentence embeddings: any text -> embeddings like the Teacher's; similarity of pairs, and
+retrieval.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,18 @@ from matta_cli.tasks.sentence_embedding.examples import (
 )
 from matta_cli.tasks.task import Metric, Task, raw
 
-_TIE = 1e-5  # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
+# cosines that differ by less are equal: the same sentence in another batch rounds otherwise
+_TIE = 1e-5
 
 
 class SentenceEmbedding(Task):
-    """Embeddings of sentences. There is no ground truth: the Teacher alone is followed, in its cosines and coordinates.
+    """Embeddings of sentences. There is no ground truth: the Teacher alone is followed, in its
+    cosines and coordinates.
 
-    Batches of sentences: ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L], padded on the right.
-    Batches of P pairs: the same of the P first sentences, then of the P second ones; ``score`` float32 [P], NaN where nobody
-    scored them, and ``alike`` bool [P], whether the first sentence must find the second among all second ones.
+    Batches of sentences: ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L], padded on
+    the right. Batches of P pairs: the same of the P first sentences, then of the P second ones;
+    ``score`` float32 [P], NaN where nobody scored them, and ``alike`` bool [P], whether the first
+    sentence must find the second among all second ones.
     """
 
     name = "sentence_embedding"
@@ -52,7 +57,11 @@ class SentenceEmbedding(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.dims = sorted(set(recipe.distill.output_dims), reverse=True)
-        kinds = (("spearman", "Spearman of cosine and score"), ("pearson", "Pearson"), ("recall@1", "retrieval recall@1"))
+        kinds = (
+            ("spearman", "Spearman of cosine and score"),
+            ("pearson", "Pearson"),
+            ("recall@1", "retrieval recall@1"),
+        )
         self.metrics = tuple(
             Metric(_at(name, d), label if d is None else f"{label}, first {d}", higher=True)
             for d in (None, *self.dims)
@@ -64,7 +73,9 @@ class SentenceEmbedding(Task):
         find.no_streaming(settings.streaming, "sentence embeddings")
         width = self.outputs(model)
         if any(not 0 < d < width for d in self.dims):
-            raise MattaError(f"distill.output_dims {self.dims} is not possible: embeddings have {width} numbers; name fewer.")
+            raise MattaError(
+                f"distill.output_dims {self.dims} is not possible: embeddings have {width} numbers; name fewer."
+            )
         train, held_out = self._texts(training)
         encode = self._encoder(folder, model)
         name = settings.held_out or settings.train
@@ -74,7 +85,12 @@ class SentenceEmbedding(Task):
         if train is None:
             return Data(split, (split,), description, "sentences")
         sentences = Sentences(train.sentences(), encode, settings.train)
-        return Data(sentences, (split,), f"{settings.train}: {len(sentences):,} sentences; {description}", "sentences")
+        return Data(
+            sentences,
+            (split,),
+            f"{settings.train}: {len(sentences):,} sentences; {description}",
+            "sentences",
+        )
 
     def outputs(self, model: nn.Module) -> int:
         config: Any = model.config
@@ -88,15 +104,24 @@ class SentenceEmbedding(Task):
                 f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}: they must be the same, or the "
                 "Teacher a file of its embeddings."
             )
-        positions, needed = _config(teacher).max_position_embeddings, self.recipe.data.sequence_length
+        positions, needed = (
+            _config(teacher).max_position_embeddings,
+            self.recipe.data.sequence_length,
+        )
         needed = needed or min(LONGEST, _config(model).max_position_embeddings)
         if positions < needed:
-            raise MattaError(f"The Teacher has {positions:,} positions, the model uses {needed:,}: set --sequence-length.")
+            raise MattaError(
+                f"The Teacher has {positions:,} positions, the model uses {needed:,}: set --sequence-length."
+            )
         return teacher
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
-        """Embeddings [B, width], as long as they come: the mean over the tokens, or the first one's hidden state."""
-        hidden = raw(model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])).float()
+        """Embeddings [B, width], as long as they come: the mean over the tokens, or the first one's
+        hidden state.
+        """
+        hidden = raw(
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+        ).float()
         if getattr(model.config, "sentence_pooling", "mean") == "cls":
             return hidden[:, 0]
         mask = batch["attention_mask"][..., None].float()
@@ -116,19 +141,27 @@ class SentenceEmbedding(Task):
         return {"labels": 0.0, "outputs": float(len(batch["input_ids"]))}
 
     def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: dict[str, float] | None = None
+        self,
+        logits: Logits,
+        batch: Batch,
+        terms: Sequence[Term],
+        over: dict[str, float] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cosine distance from the target where both have as many coordinates, and the relational loss of the whole embedding
-        and of every one of ``distill.output_dims``, averaged. The first numbers of a Teacher's embedding mean nothing by
-        themselves, so the first ones of the model's take on the similarities of its whole.
+        """Cosine distance from the target where both have as many coordinates, and the relational
+        loss of the whole embedding and of every one of ``distill.output_dims``, averaged. The first
+        numbers of a Teacher's embedding mean nothing by themselves, so the first ones of the
+        model's take on the similarities of its whole.
 
-        Sentences are compared within the batch that is given: ``micro_batch`` examples, on each device.
+        Sentences are compared within the batch that is given: ``micro_batch`` examples, on each
+        device.
         """
         over, own = over or self.counts(batch), logits.whole()
         total, found = own.sum() * 0, {}
         for term in terms:
             if not isinstance(term.target, Logits):
-                raise MattaError("Sentence embeddings are learned from a Teacher's embeddings alone, not from labels.")
+                raise MattaError(
+                    "Sentence embeddings are learned from a Teacher's embeddings alone, not from labels."
+                )
             target = term.target.whole()
             value = relation(own, target)
             for d in self.dims:
@@ -145,31 +178,47 @@ class SentenceEmbedding(Task):
         return len(batch["input_ids"])
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per pair: both embeddings [n, width] (``first``, ``second``), ``score`` and ``alike``. Nothing for lone sentences."""
+        """Per pair: both embeddings [n, width] (``first``, ``second``), ``score`` and ``alike``.
+        Nothing for lone sentences.
+        """
         if "score" not in batch:
             return {}
         first, second = logits.detach().float().chunk(2)
-        return {"first": first, "second": second, "score": batch["score"].double(), "alike": batch["alike"]}
+        return {
+            "first": first,
+            "second": second,
+            "score": batch["score"].double(),
+            "alike": batch["alike"],
+        }
 
     def gathered(self, columns: Columns) -> Columns:
-        """Per pair: ``cosine``, and ``found`` (whether no other second sentence is nearer to the first), of the whole embedding
-        and of its first numbers; ``score`` and ``alike``."""
+        """Per pair: ``cosine``, and ``found`` (whether no other second sentence is nearer to the
+        first), of the whole embedding and of its first numbers; ``score`` and ``alike``.
+        """
         if "first" not in columns:
             return columns
         table = {"score": columns["score"], "alike": columns["alike"]}
         for d in (None, *self.dims):
             first, second = (_normalized(columns[name][:, :d]) for name in ("first", "second"))
             cosine = (first * second).sum(1)
-            nearest = np.concatenate([(first[i : i + 512] @ second.T).max(1) for i in range(0, len(first), 512)])
+            nearest = np.concatenate(
+                [(first[i : i + 512] @ second.T).max(1) for i in range(0, len(first), 512)]
+            )
             table |= {_at("cosine", d): cosine, _at("found", d): cosine >= nearest - _TIE}
         return table
 
     def right(self, columns: Columns) -> Columns:
         alike = columns["alike"].astype(bool)
-        return {_at("recall@1", d): columns[_at("found", d)][alike] for d in (None, *self.dims)} if alike.any() else {}
+        return (
+            {_at("recall@1", d): columns[_at("found", d)][alike] for d in (None, *self.dims)}
+            if alike.any()
+            else {}
+        )
 
     def summarize(self, columns: Columns) -> dict[str, float]:
-        """Correlations of cosine and score, where pairs have scores; the share of alike pairs that are found."""
+        """Correlations of cosine and score, where pairs have scores; the share of alike pairs that
+        are found.
+        """
         found, right = {}, self.right(columns)
         for d in (None, *self.dims):
             if np.isfinite(columns["score"]).all():
@@ -187,7 +236,9 @@ class SentenceEmbedding(Task):
         return {"first": first, "second": second}
 
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        """Of each pair's first sentence: whether the same second sentence, of all, is the nearest; for any two widths."""
+        """Of each pair's first sentence: whether the same second sentence, of all, is the nearest;
+        for any two widths.
+        """
         same = (_nearest(ours) == _nearest(theirs)).astype(float)
         return {"same": same, "of": np.ones_like(same)}
 
@@ -198,12 +249,11 @@ class SentenceEmbedding(Task):
             return "its embeddings are not finite numbers."
         found, count = self.summarize(columns), len(columns["score"])
         if "spearman" in found:
-            error = 1 / math.sqrt(max(1, count - 1))  # the standard error where cosine and score are independent
+            # the standard error where cosine and score are independent
+            error = 1 / math.sqrt(max(1, count - 1))
             if found["spearman"] > 2 * error:
                 return None
-            return (
-                f"the Spearman correlation of {count:,} pairs is {found['spearman']:.3f}, and guessing gives 0 ({error:.3f})."
-            )
+            return f"the Spearman correlation of {count:,} pairs is {found['spearman']:.3f}, and guessing gives 0 ({error:.3f})."
         chance, asked = 1 / count, int(columns["alike"].sum())
         error = math.sqrt(chance * (1 - chance) / max(1, asked))
         if count == 1 or found.get("recall@1", 1.0) > chance + 2 * error:
@@ -226,15 +276,27 @@ class SentenceEmbedding(Task):
         """What ``text`` names, and its own held-out split if it has one."""
         path, settings = find.find(text, flag), self.recipe.data
         if path is not None:
-            files = sorted(p for p in path.rglob("*") if p.suffix in (*LINES, *TABLES)) if path.is_dir() else [path]
+            files = (
+                sorted(p for p in path.rglob("*") if p.suffix in (*LINES, *TABLES))
+                if path.is_dir()
+                else [path]
+            )
             if not files:
                 raise find.empty(text, f"text ({', '.join((*LINES, *TABLES))})")
             read = [self._file(file) for file in files]
             # of several files, which need not be alike, the sentences are all that counts
-            return (read[0] if len(read) == 1 else Texts([s for part in read for s in part.all()])), None
+            return (
+                read[0] if len(read) == 1 else Texts([s for part in read for s in part.all()])
+            ), None
         splits = find.hub_dataset(text, settings.config)
-        opened = [find.hub_split(splits, text, settings.split), find.hub_held_out(splits, text, settings.held_out_split)]
-        train, held_out = (None if s is None else self._columns(text, s.column_names, s.__getitem__) for s in opened)
+        opened = [
+            find.hub_split(splits, text, settings.split),
+            find.hub_held_out(splits, text, settings.held_out_split),
+        ]
+        train, held_out = (
+            None if s is None else self._columns(text, s.column_names, s.__getitem__)
+            for s in opened
+        )
         assert train is not None
         return train, held_out
 
@@ -247,7 +309,9 @@ class SentenceEmbedding(Task):
         try:
             return Texts(path.read_text(encoding="utf-8").split("\n"))
         except (UnicodeDecodeError, OSError):
-            raise MattaError(f"{str(path)!r} is not a text file in UTF-8, one sentence in each line.") from None
+            raise MattaError(
+                f"{str(path)!r} is not a text file in UTF-8, one sentence in each line."
+            ) from None
 
     def _columns(self, name: str, known: Sequence[str], column: Callable[[str], Any]) -> Texts:
         """A table's pairs where it has both of ``data.sentences``, else its ``data.text``."""
@@ -256,7 +320,9 @@ class SentenceEmbedding(Task):
             raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
         if not set(settings.sentences) <= set(known):
             if settings.text not in known:
-                raise find.no_column(name, settings.text, "data.text, or data.sentences for pairs,", known)
+                raise find.no_column(
+                    name, settings.text, "data.text, or data.sentences for pairs,", known
+                )
             return Texts(strings(column(settings.text)))
         first, second = (strings(column(sentence)) for sentence in settings.sentences)
         if settings.score not in known:
@@ -264,25 +330,43 @@ class SentenceEmbedding(Task):
         try:
             return Texts(first, second, np.asarray(column(settings.score), dtype=np.float64))
         except (TypeError, ValueError):
-            raise MattaError(f"Column {settings.score!r} of {name!r} (data.score) does not hold numbers.") from None
+            raise MattaError(
+                f"Column {settings.score!r} of {name!r} (data.score) does not hold numbers."
+            ) from None
 
     def _encoder(self, folder: Path, model: nn.Module) -> Encoder:
-        """The tokenizer in the model's folder, else the recipe's, as sentence-transformers would use it."""
+        """The tokenizer in the model's folder, else the recipe's, as sentence-transformers would
+        use it.
+        """
         tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, _config(model).vocab_size)
         try:
             card = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             card = {}
-        positions, length = int(_config(model).max_position_embeddings), self.recipe.data.sequence_length
+        positions, length = (
+            int(_config(model).max_position_embeddings),
+            self.recipe.data.sequence_length,
+        )
         if length > positions or 0 < length < 3:
-            raise MattaError(f"--sequence-length is {length:,}, but the model has {positions:,} positions, and 3 are needed.")
-        length = length or min(positions, tokenizer.model_max_length, int(card.get("max_seq_length") or LONGEST))
-        return Encoder(tokenizer, length, bool(card.get("do_lower_case")), fixed=bool(self.recipe.distill.compile))
+            raise MattaError(
+                f"--sequence-length is {length:,}, but the model has {positions:,} positions, and 3 are needed."
+            )
+        length = length or min(
+            positions, tokenizer.model_max_length, int(card.get("max_seq_length") or LONGEST)
+        )
+        return Encoder(
+            tokenizer,
+            length,
+            bool(card.get("do_lower_case")),
+            fixed=bool(self.recipe.distill.compile),
+        )
 
 
 def _config(model: nn.Module) -> Any:
     if not hasattr(model, "config"):
-        raise MattaError("Sentence encoders are models of transformers, with a config: this one has none.")
+        raise MattaError(
+            "Sentence encoders are models of transformers, with a config: this one has none."
+        )
     return model.config
 
 
@@ -297,7 +381,9 @@ def _normalized(rows: np.ndarray) -> np.ndarray:
 def _nearest(columns: Columns) -> np.ndarray:
     """Of each first sentence the number of the second one that is nearest, int64 [n]."""
     first, second = _normalized(columns["first"]), _normalized(columns["second"])
-    return np.concatenate([(first[i : i + 512] @ second.T).argmax(1) for i in range(0, len(first), 512)])
+    return np.concatenate(
+        [(first[i : i + 512] @ second.T).argmax(1) for i in range(0, len(first), 512)]
+    )
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
