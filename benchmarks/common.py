@@ -88,9 +88,10 @@ class Parts:
         self, recipe: Recipe, task: Task, ta: TA, teacher: nn.Module, batch: Batch
     ) -> None:
         self.settings, self.task, self.teacher, self.batch = recipe.distill, task, teacher, batch
-        self.models = {"ta": ta.student(ta.widest).train()}
+        self.models = {"ta": ta.student(ta.widest).dense().train()}
         self.models |= {
-            f"student_{width:g}": ta.student(width).train() for width in self.settings.widths
+            f"student_{width:g}": ta.student(width).dense().train()
+            for width in self.settings.widths
         }
         self.device = next(iter(batch.values())).device
         self.taught = self.source = Logits(torch.empty(0))

@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from benchmarks import common
 from matta_cli.conversion import convert
 from matta_cli.measure import cost
-from matta_cli.models.ta import load_ta
+from matta_cli.models.folders import load_ta
 from matta_cli.settings.recipe import Recipe
 
 SIZES = {"gpt2": (768, 12), "gpt2-large": (1280, 36), "gpt2-xl": (1600, 48)}
@@ -80,7 +80,7 @@ def run(job: str, source: Path, out: Path) -> dict[str, Any]:
             convert.convert(recipe, out)
         else:
             (out / "student").mkdir()
-            ta.save(0.5, out / "student", {})
+            ta.student(0.5).save(out / "student")
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "added": (peak.bytes or 0) - before}
 

@@ -21,7 +21,7 @@ def main() -> None:
             for w in (0.25, 0.5, 1.0):
                 folder = target / f"width-{w:g}"
                 folder.mkdir(parents=True, exist_ok=True)
-                ta.save(w, folder, {})
+                ta.student(w).save(folder)
 
         export()
         size = sum(cost.weight_bytes(f) for f in target.iterdir())

@@ -32,7 +32,7 @@ from matta_cli.devices.device import precision
 from matta_cli.devices.processes import World
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.measure import intervals, score
-from matta_cli.models.ta import load_ta
+from matta_cli.models.folders import load_ta
 from matta_cli.progress import quiet
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import Task
@@ -128,7 +128,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
 
     families = {count: family(count) for count in per_step}
     alone = {
-        width: Alone(recipe, task, ta.student(width), teacher, data)
+        width: Alone(recipe, task, ta.student(width).dense(), teacher, data)
         for width in recipe.distill.widths
     }
 
@@ -167,7 +167,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
         )
         students = {}
         for width, theirs in separately.items():
-            own = tables(task, run.ta.student(width), data, recipe)
+            own = tables(task, run.ta.student(width).dense(), data, recipe)
             gap = difference(task, own, theirs, resamples)
             students[f"{width:g}"] = {
                 "updates": updates[f"{width:g}"],

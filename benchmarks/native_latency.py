@@ -59,7 +59,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temp:
             folder, native = Path(temp) / "student", Path(temp) / "native"
             folder.mkdir()
-            ta.save(0.5, folder, {})
+            ta.student(0.5).save(folder)
             pair = [model.eval().to(common.device()) for model in models(name, folder, native)]
         for size in (1, 8):
             batch = {

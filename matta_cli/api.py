@@ -9,7 +9,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from matta_cli.models.ta import TA, load_student, load_ta
+from matta_cli.models.folders import load_student, load_ta
+from matta_cli.models.ta import TA
 from matta_cli.settings.recipe import SearchSettings
 from matta_cli.settings.resolve import resolve
 

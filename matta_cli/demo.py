@@ -13,6 +13,7 @@ from torch import nn
 
 from matta_cli.data import sampling
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
@@ -36,7 +37,7 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
         raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(STEPS)}.")
     steps = [max(4, s // 10) if quick else s for s in STEPS[name]]
     folder = out / "demo"
-    if (out / "ta").exists() and not folder.exists():
+    if Workspace(out).ta.exists() and not folder.exists():
         raise MattaError(
             f"{out} holds finished work that is no demo's: pass --out for another folder."
         )

@@ -28,9 +28,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
-from matta_cli.models.ta import is_stock, load_student, load_ta
 from matta_cli.nested import grow, importance, view
 from matta_cli.settings.recipe import Recipe
 from matta_cli.testing import check_adapter
@@ -648,7 +648,7 @@ def test_convert(name, tmp_path, monkeypatch):
         assert torch.allclose(
             program(*args, **kwargs), outputs(ta.model, name), rtol=1e-4, atol=1e-4
         )
-    assert all(is_stock(ta, ta.sizes(width)) for width in done.widths)
+    assert all(ta.student(ta.sizes(width)).stock for width in done.widths)
 
 
 def test_weights_need_a_builder(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from matta_cli.conversion.ordering import importance
 from matta_cli.errors import MattaError
 from matta_cli.main import app
 from matta_cli.models import load, plugins, source
-from matta_cli.models.ta import load_student, load_ta
+from matta_cli.models.folders import load_student, load_ta
 from matta_cli.nested import importance as nested_importance
 from matta_cli.nested.importance import activation, by_gradient, magnitude, removal
 from matta_cli.nested.sizes import full_sizes, kinds, own_sizes, sizes_at
@@ -85,7 +85,7 @@ def test_all_axes_grow_and_are_ordered(folder, order):
     else:
         # first and last; what has grown comes last
         assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)
-    assert inspect.layers(ta, 1.0) == [0, 1, 2, 3]
+    assert ta.student(1.0).layers == [0, 1, 2, 3]
 
 
 @pytest.mark.slow
@@ -95,7 +95,7 @@ def test_all_axes_from_convert_to_export(folder):
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
     entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
-    kept = inspect.layers(ta, 0.5)
+    kept = ta.student(0.5).layers
     assert entries[0.5]["layers"] == kept and len(kept) == 2 and entries[0.5]["stock"]
     assert any(
         f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's" in note
@@ -181,7 +181,9 @@ def test_inspect(folder, tmp_path):
     assert [a["kind"] for a in found["axes"]] == ["mlp", "heads", "hidden", "depth"]
     assert [a["grows"] for a in found["axes"]] == [True, True, False, True]
     for row in found["widths"]:
-        assert row["parameters"] == sum(p.numel() for p in ta.student(row["width"]).parameters())
+        assert row["parameters"] == sum(
+            p.numel() for p in ta.student(row["width"]).dense().parameters()
+        )
     assert [(row["width"], row["stock"]) for row in found["widths"]] == [
         (0.5, True),
         (1.0, True),

@@ -24,7 +24,8 @@ from matta_cli.errors import Interrupted, MattaError
 from matta_cli.measure import cost
 from matta_cli.measure.score import reported
 from matta_cli.models import plugins, save
-from matta_cli.models.ta import TA, is_stock, load_ta
+from matta_cli.models.folders import load_ta
+from matta_cli.models.ta import TA
 from matta_cli.nested import grow
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
@@ -129,7 +130,7 @@ def test_costs_are_those_of_the_built_model(name, tmp_path):
     draw = random.Random(7)
     for turn in range(4):
         sizes = {axis.name: draw.randrange(axis.step, axis.size + 1, axis.step) for axis in ta.axes}
-        student = ta.student(sizes)
+        student = ta.student(sizes).dense()
         assert costs.parameters(sizes) == sum(p.numel() for p in student.parameters())
         assert costs.macs(sizes) == cost.macs(task, student, cost.repeated(example, 1))
         folder = tmp_path / str(turn)
@@ -200,7 +201,7 @@ def test_ten_random_budgets(case, tmp_path):
             {name: draw.uniform(0, SLOPE) for name in space.free()} if turn % 2 else space.rule(0.0)
         )
         sizes = space.decode(ahead, lambda s, b=budget, n=names: max(b.used(costs(s, n)).values()))
-        student = ta.student(sizes)
+        student = ta.student(sizes).dense()
         folder = tmp_path / str(turn)
         folder.mkdir()
         save.save_model(ta.adapter, student, folder)
@@ -252,12 +253,12 @@ def test_stock_only_gives_what_transformers_loads():
     ta, costs = CASES["gpt2"]()
     space = Space(ta, WIDTHS, "auto")
     limit = 1.3 * costs.parameters(ta.sizes(0.5))
-    found = space.by_kind(lambda s: costs.parameters(s) / limit, lambda s: is_stock(ta, s))
-    assert found and all(is_stock(ta, sizes) for sizes in found)
+    found = space.by_kind(lambda s: costs.parameters(s) / limit, lambda s: ta.student(s).stock)
+    assert found and all(ta.student(sizes).stock for sizes in found)
     shares = [costs.parameters(sizes) / limit for sizes in found]
     assert 1 - NEAR <= max(shares) <= 1
     mixed = {**ta.sizes(0.5), "mlp.0": 48}
-    assert not is_stock(ta, mixed)
+    assert not ta.student(mixed).stock
 
 
 # --- the search -----------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
     result, chosen = search(recipe, out, budgets(500, 1500))
     ta = load_ta(out)
     for one, limit in zip(chosen, (500, 1500), strict=True):
-        assert 0.95 * limit <= cost.parameters(ta.student(one.sizes)) <= limit
+        assert 0.95 * limit <= cost.parameters(ta.student(one.sizes).dense()) <= limit
     assert result == json.loads((out / "search" / "search.json").read_text())
     assert "<svg" in (out / "search" / "search.html").read_text()
     assert result["search"]["evaluated"] > 6
@@ -368,7 +369,7 @@ def test_an_impossible_budget_names_the_nearest(trained):
     recipe, out = trained
     with pytest.raises(MattaError) as refused:
         search(recipe, out, budgets(30))
-    smallest = cost.parameters(load_ta(out).student(0.25))
+    smallest = cost.parameters(load_ta(out).student(0.25).dense())
     assert f"{smallest} parameters" in str(refused.value) and f"--target-params {smallest}" in str(
         refused.value
     )
@@ -411,7 +412,7 @@ def test_latency_is_met_when_measured_again(trained):
     batch = cost.repeated(task.example(ta.model), 4096)
 
     def seconds(sizes) -> float:
-        return cost.latencies(task, {"": ta.student(sizes)}, batch)[""]["median"]
+        return cost.latencies(task, {"": ta.student(sizes).dense()}, batch)[""]["median"]
 
     with cost.threads(1):
         low, high = seconds(0.25), seconds(2.0)

@@ -227,7 +227,7 @@ def test_students_load_without_matta_and_shrink(finished):
 
 
 def test_base_is_still_width_one(finished):
-    from matta_cli.models.ta import load_ta
+    from matta_cli.models.folders import load_ta
 
     folder = finished[0]
     ta = load_ta(folder / "matta-out" / "ta")

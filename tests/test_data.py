@@ -28,7 +28,7 @@ from matta_cli.data.loader import loader
 from matta_cli.data.text import Paragraphs, Text, cut, hub, local
 from matta_cli.errors import MattaError
 from matta_cli.files import cache as files_cache
-from matta_cli.models.ta import load_ta
+from matta_cli.models.folders import load_ta
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import task
 from matta_cli.tasks.causal_lm.task import CausalLM

@@ -32,7 +32,8 @@ from matta_cli.comparison.compare import Asked
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.models import save
-from matta_cli.models.ta import TA, load_ta
+from matta_cli.models.folders import load_ta
+from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested import sizes
 from matta_cli.settings.recipe import Recipe
@@ -134,7 +135,7 @@ def folder(tmp_path_factory) -> Path:
     ta = load_ta(folder / "out")
     student = folder / "out" / "students" / "width-0.5"
     student.mkdir(parents=True)
-    save.save_model(ta.adapter, ta.student(0.5), student)
+    save.save_model(ta.adapter, ta.student(0.5).dense(), student)
     copy_companions(folder / "base", student)
     card = json.loads((folder / "out" / "ta" / "matta.json").read_text())
     (student / "matta.json").write_text(json.dumps({**card, "axes": []}))
@@ -420,7 +421,7 @@ def test_a_view_generates_without_a_copy(adapter, make, kinds):
         nn.init.normal_(parameter, std=0.3)
     axes = sizes.nested_axes(adapter, model, kinds)
     ta = TA(adapter, model, axes, sizes.full_sizes(axes), {})
-    view, student = ta.at(0.5).module(), ta.student(0.5)
+    view, student = ta.at(0.5).module(), ta.student(0.5).dense()
     ids = torch.arange(3, 11)[None]
     options = {
         "attention_mask": torch.ones_like(ids),

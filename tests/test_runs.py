@@ -19,9 +19,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic, workspace
+from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
-from matta_cli.models.ta import load_ta
+from matta_cli.models.folders import load_ta
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
@@ -207,7 +208,7 @@ def test_twenty_kills_end_where_an_undisturbed_run_ends(folder):
     subprocess.run([*run, "calm", *flags, "--allow-weak-teacher"], check=True, capture_output=True)
     moments, kills = random.Random(0), 0
     while True:
-        started = workspace.newest(Path("out/run")) is not None
+        started = Workspace(Path("out")).newest() is not None
         more = ["--resume"] if started else [*flags, "--allow-weak-teacher"]
         with subprocess.Popen(
             [*run, "out", *more], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -258,7 +259,7 @@ def test_statistics_do_not_depend_on_the_order_of_a_file(folder):
     convert(recipe, Path("out"))
     distill(recipe, Path("out"))
     export(recipe, Path("out"))
-    from matta_cli.models.ta import load_student
+    from matta_cli.models.folders import load_student
 
     student = load_student("out/students/width-1")
     x = torch.tensor(
@@ -412,13 +413,13 @@ def test_unshared_students_are_saved_resumed_and_exported(folder):
     again = distill(recipe, Path("out"), resume=True)
     assert {p.relative_to(again): p.read_bytes() for p in again.rglob("*.safetensors")} == whole
     export(recipe, Path("out"))
-    from matta_cli.models.ta import load_student
+    from matta_cli.models.folders import load_student
 
     student, ta = load_student("out/students/width-0.5").state_dict(), load_ta(again)
     own = ta.copies[0.5].state_dict()
     assert all(torch.equal(student[name], own[name]) for name in own)
-    ta.copies = {}
-    cut = ta.student(0.5).state_dict()
+    ta.unshared = {}
+    cut = ta.student(0.5).dense().state_dict()
     assert any(not torch.equal(student[name], cut[name]) for name in cut)
 
 

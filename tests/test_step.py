@@ -13,7 +13,7 @@ from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Logits, Term, TopK
 from matta_cli.models import plugins
-from matta_cli.models.ta import TA
+from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import grow, sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
@@ -90,9 +90,10 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
     known, index = log_q.topk(k)
     rest = log_q.scatter(1, index, -torch.inf).logsumexp(-1)
     log_p = F.log_softmax(z_p / TAU, -1)
-    pick = lambda log, others: torch.cat(
-        [log.gather(1, index), others[:, None]][: 1 if k == V else 2], 1
-    )  # noqa: E731
+
+    def pick(log, others):
+        return torch.cat([log.gather(1, index), others[:, None]][: 1 if k == V else 2], 1)
+
     p = pick(log_p, log_p.scatter(1, index, -torch.inf).logsumexp(-1))
     q = pick(log_q, rest)
     kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
@@ -169,7 +170,7 @@ def gradients(parts=1, **settings):
     """The TA's gradients after one step in ``parts``, and the step's terms."""
     recipe, task, ta, teacher, batch = tools(**settings)
     if not recipe.distill.shared:
-        ta.copies = {w: ta.student(w) for w in recipe.distill.widths}
+        ta = UnsharedTA.start(ta, recipe.distill.widths)
     step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
     found: dict = {}
     over = task.counts(batch)

@@ -17,8 +17,9 @@ from sklearn.metrics import roc_auc_score
 from matta_cli.conversion.convert import convert
 from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.files import atomic, workspace
-from matta_cli.models.ta import load_student, load_ta
+from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace
+from matta_cli.models.folders import load_student, load_ta
 from matta_cli.report import story
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
@@ -105,7 +106,7 @@ def replace_weights(folder, tensors):
 
 @pytest.mark.slow
 def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
-    last = workspace.newest(here / "run")
+    last = Workspace(here).newest()
     tensors = load_file(str(last / "model.safetensors"))
     kept = load_ta(last).sizes(0.5)["hidden.0"]
     assert kept == 8
@@ -137,7 +138,7 @@ def test_a_good_run_raises_no_alarm(here):
 def test_two_copies_of_one_model_are_no_different(here):
     plain = here / "baselines" / "plain-width-0.5"
     student = load_student(here / "students" / "width-0.5")
-    replace_weights(workspace.newest(plain / "run"), student.state_dict())
+    replace_weights(Workspace(plain).newest(), student.state_dict())
     found = pair(judge.remake(here), "width 0.5", "plain distillation 0.5")
     assert found["verdict"] == story.SAME
     assert found["gain"] == found["low"] == found["high"] == 0 and found["p"] == 1
@@ -154,7 +155,7 @@ def test_differences_are_those_of_an_independent_auc(here):
             return roc_auc_score(label, model.mlp(inputs).flatten())
 
     ours = auc(load_student(here / "students" / "width-0.25"))
-    theirs = auc(load_ta(workspace.newest(here / "baselines" / "plain-width-0.25" / "run")).model)
+    theirs = auc(load_ta(Workspace(here / "baselines" / "plain-width-0.25").newest()).model)
     assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(
         ours - theirs, abs=1e-6
     )
@@ -173,7 +174,7 @@ def test_plain_is_plain_distillation(here):
     teacher = ranker(2)
     teacher.load_state_dict(torch.load("teacher.pt"))
     for kind, mix in (("plain", 0.9), ("base", 0.0)):
-        model = ta.student(0.5).train()
+        model = ta.student(0.5).dense().train()
         groups = [
             {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
             {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
@@ -200,7 +201,7 @@ def test_plain_is_plain_distillation(here):
                 )
             optimizer.step()
         got = load_ta(
-            workspace.newest(here / "baselines" / f"{kind}-width-0.5" / "run")
+            Workspace(here / "baselines" / f"{kind}-width-0.5").newest()
         ).model.state_dict()
         for name, tensor in model.state_dict().items():
             assert torch.allclose(got[name], tensor, atol=2e-4), (
@@ -211,7 +212,7 @@ def test_plain_is_plain_distillation(here):
 
 
 def test_scratch_starts_elsewhere_and_the_others_at_the_cut(here):
-    cut = load_ta(here / "ta").student(0.25).state_dict()
+    cut = load_ta(here / "ta").student(0.25).dense().state_dict()
     for kind in ("plain", "base", "scratch"):
         start = load_ta(here / "baselines" / f"{kind}-width-0.25" / "ta").model.state_dict()
         same = all(torch.equal(start[name], cut[name]) for name in cut)
@@ -242,7 +243,7 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
 @pytest.mark.slow
 def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     plain = here / "baselines" / "plain-width-0.5"
-    once = (workspace.newest(plain / "run") / "model.safetensors").read_bytes()
+    once = (Workspace(plain).newest() / "model.safetensors").read_bytes()
     shutil.rmtree(plain)
     own, calls = sampling.students, []
 
@@ -256,10 +257,10 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
         patch.setattr(sampling, "students", pressed)
         with pytest.raises(Interrupted, match="Go on with `matta report out --baselines plain`"):
             judge.remake(here, ["plain"])
-    step = int(workspace.newest(plain / "run").name.removeprefix("step-"))
+    step = int(Workspace(plain).newest().name.removeprefix("step-"))
     assert 0 < step < STEPS
     judge.remake(here, ["plain"])
-    assert (workspace.newest(plain / "run") / "model.safetensors").read_bytes() == once
+    assert (Workspace(plain).newest() / "model.safetensors").read_bytes() == once
     steps = [
         json.loads(line)["step"]
         for line in (plain / "run" / "metrics.jsonl").read_text().splitlines()
@@ -270,7 +271,7 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
 def test_costs_are_those_of_the_runs(here):
     result = written(here)
     named = {m["name"]: m for m in result["models"]}
-    trainer = json.loads((workspace.newest(here / "run") / "trainer.json").read_text())
+    trainer = json.loads((Workspace(here).newest() / "trainer.json").read_text())
     assert (
         named["width 0.25"]["training"]["seconds"]
         == trainer["seconds"]

@@ -61,7 +61,9 @@ def _base(task: Task, ta: TA, data: Data) -> tuple[Any, list[dict[str, Tensor]]]
     """
     size = min(task.recipe.distill.batch_size, len(data.train))
     starts = [i * (len(data.train) - size) // (CALIBRATION - 1) for i in range(CALIBRATION)]
-    return ta.student(1.0), [data.train.batch(range(start, start + size)) for start in starts]
+    return ta.student(1.0).dense(), [
+        data.train.batch(range(start, start + size)) for start in starts
+    ]
 
 
 def _whole(ta: TA, base: nn.Module, sizes: Sizes, found: nn.Module) -> TA:
@@ -132,7 +134,7 @@ def modelopt(task: Task, ta: TA, width: float, data: Data) -> TA:
     import modelopt.torch.prune as mtp
 
     base, batches = _base(task, ta, data)
-    limit = sum(parameter.numel() for parameter in ta.student(width).parameters())
+    limit = sum(parameter.numel() for parameter in ta.student(width).dense().parameters())
 
     @torch.no_grad()
     def score(model: nn.Module) -> float:

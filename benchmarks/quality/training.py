@@ -21,7 +21,7 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
 from matta_cli.devices.processes import World
 from matta_cli.measure import score
-from matta_cli.measure.students import student_for_evaluation
+from matta_cli.measure.students import measurable
 from matta_cli.models import plugins, save
 from matta_cli.models.ta import TA
 from matta_cli.nested import sizes
@@ -37,7 +37,7 @@ from matta_cli.verdict import baselines
 
 def alone(ta: TA, width: float) -> TA:
     """The Student of a width as a TA that holds nothing else."""
-    return of_one(ta.adapter, ta.student(width), list(sizes.kinds(ta.base)))
+    return of_one(ta.adapter, ta.student(width).dense(), list(sizes.kinds(ta.base)))
 
 
 def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
@@ -184,7 +184,7 @@ def measured(
 ) -> dict[str, dict[str, float]]:
     """The metrics of a width, or of sizes, on held-out splits by name."""
     batch = max(task.recipe.distill.batch_size, 64)
-    model = student_for_evaluation(task, ta, width, data.train, batch, common.device()).eval()
+    model = measurable(task, ta.student(width), data.train, batch, common.device()).eval()
     found = {}
     for name, splits in held_out.items():
         tables = [score.columns(task, model, split, batch, common.device()) for split in splits]

@@ -12,6 +12,7 @@ import typer
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
+from matta_cli.files.workspace import Workspace
 from matta_cli.settings.resolve import resolve
 
 _RUN, _MEMORY, _WHERE = "Run", "Memory and speed", "Devices"
@@ -158,7 +159,7 @@ def distill(
     for path in read:
         console.say(f"Settings from {path}.")
 
-    console.say(f"TA in {out / 'ta'}; Teacher {recipe.distill.teacher or '(none)'}.")
+    console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
         from matta_cli.training.plan import plan, rows
 

@@ -26,7 +26,8 @@ from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
 from matta_cli.files import card
 from matta_cli.measure import cost, intervals, score, students
-from matta_cli.models.ta import TA, ta_folder
+from matta_cli.models.folders import ta_folder
+from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.nested import view
 from matta_cli.settings.recipe import Recipe
@@ -238,8 +239,8 @@ def _data(
     data = task.data(first.folder or Path(), first.model, training=bool(normed))
     for s in normed:
         assert s.ta is not None
-        s.model = students.student_for_evaluation(
-            task, s.ta, s.width, data.train, recipe.distill.batch_size, device
+        s.model = students.measurable(
+            task, s.ta.student(s.width), data.train, recipe.distill.batch_size, device
         )
     return data
 

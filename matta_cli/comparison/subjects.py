@@ -14,10 +14,12 @@ from torch import nn
 
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
 from matta_cli.models import load, plugins, tokenizer
+from matta_cli.models.folders import load_ta, ta_folder
 from matta_cli.models.source import open_source
-from matta_cli.models.ta import TA, load_ta, ta_folder
+from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import tokenizer_digest
 from matta_cli.tasks.task import Task
 
@@ -43,9 +45,9 @@ def students_of(out: Path) -> list[str]:
     """What ``eval`` measures unasked: the base of an output folder, and its exported Students from
     small to large.
     """
-    folders = [path.parent for path in (out / "students").glob("*/matta.json")]
+    folders = [path.parent for path in Workspace(out).students.glob("*/matta.json")]
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
-    return [f"{out / 'ta'}@1", *map(str, by_size)] if folders else []
+    return [f"{Workspace(out).ta}@1", *map(str, by_size)] if folders else []
 
 
 def folder_and_width(name: str) -> tuple[str, float | None]:
@@ -60,12 +62,12 @@ def home(models: Sequence[str], out: Path) -> Path:
     """The output folder whose run's settings hold: ``out`` if it is one, else that in which the
     first of the models lies.
     """
-    if (out / "ta").is_dir():
+    if Workspace(out).ta.is_dir():
         return out
     for text in models:
         path = Path(folder_and_width(text)[0])
         for folder in (path, *list(path.parents)[:3]):
-            if (folder / "ta" / "matta.json").exists():
+            if Workspace(folder).converted:
                 return folder
     return out
 

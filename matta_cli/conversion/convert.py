@@ -15,10 +15,11 @@ from safetensors.torch import save_file
 from matta_cli.conversion.ordering import ORDERS, importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic, card, workspace
+from matta_cli.files import atomic, card
+from matta_cli.files.workspace import Workspace
 from matta_cli.models import load, plugins, save
 from matta_cli.models.source import open_source, open_weights
-from matta_cli.models.ta import IMPORTANCE, TA, is_stock
+from matta_cli.models.ta import IMPORTANCE, TA
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested import grow
 from matta_cli.nested import importance as nested_importance
@@ -99,14 +100,15 @@ def convert(
         )
     if settings.order not in ORDERS:
         raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
-    atomic.refuse_existing(out / "ta", overwrite)
-    with atomic.alone(out, atomic.TRAINING) if (out / "run").exists() else nullcontext():
-        return _convert(recipe, out, overwrite, allow_pickle, model_config, listen)
+    space = Workspace(out)
+    atomic.refuse_existing(space.ta, overwrite)
+    with space.alone() if space.run.exists() else nullcontext():
+        return _convert(recipe, space, overwrite, allow_pickle, model_config, listen)
 
 
 def _convert(
     recipe: Recipe,
-    out: Path,
+    space: Workspace,
     overwrite: bool,
     allow_pickle: bool,
     model_config: Path | None,
@@ -136,8 +138,8 @@ def _convert(
         )
 
     settings_left = _settings_file(recipe, adapter.task)
-    may_write = _may_write_settings(out)
-    with atomic.atomic_folder(out / "ta", overwrite=overwrite) as folder:
+    may_write = _may_write_settings(space)
+    with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         if source.beside is not None:
             copy_companions(source.beside, folder)
         if settings.tokenizer:
@@ -230,20 +232,20 @@ def _convert(
     widths = [
         width for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest
     ]
-    last, _ = workspace.newest_sound(out / "run")
+    last, _ = space.sound()
     if last is not None and card.read_card(last)["lineage"]["digest"] != lineage["digest"]:
         notes.append(
-            f"The run in {out / 'run'} trained another TA than this one: distill again with --overwrite."
+            f"The run in {space.run} trained another TA than this one: distill again with --overwrite."
         )
     if may_write:
-        atomic.atomic_write(out / "matta.toml", settings_left)
+        atomic.atomic_write(space.settings, settings_left)
     else:
-        notes.append(f"{out / 'matta.toml'} has been edited and stays as it is.")
-    return Converted(ta, out / "ta", order, difference, widths, notes)
+        notes.append(f"{space.settings} has been edited and stays as it is.")
+    return Converted(ta, space.ta, order, difference, widths, notes)
 
 
 def _readme(ta: TA, source: str, difference: float) -> str:
-    stock = is_stock(ta, full_sizes(ta.axes))
+    stock = ta.student(full_sizes(ta.axes)).stock
     how = (
         ta.adapter.loader.format(folder=repr("this/folder"))
         if stock
@@ -266,15 +268,15 @@ def _settings_file(recipe: Recipe, task: str) -> str:
     return left.text(("data", "distill", "export"), header=header)
 
 
-def _may_write_settings(out: Path) -> bool:
+def _may_write_settings(space: Workspace) -> bool:
     """Whether ``out/matta.toml`` is missing, or still as ``convert`` left it: one that was edited
     is the user's own.
     """
-    path = out / "matta.toml"
+    path = space.settings
     if not path.exists():
         return True
     try:
-        left = card.read_card(out / "ta").get("settings")
+        left = card.read_card(space.ta).get("settings")
     except MattaError:
         return False
     return left == atomic.text_digest(path.read_text(encoding="utf-8"))

@@ -9,10 +9,11 @@ from typing import Any
 from safetensors.torch import load_file
 
 from matta_cli.adapter import Sizes
-from matta_cli.models.ta import IMPORTANCE, TA, is_stock, load_ta
-from matta_cli.nested import cut, grow
+from matta_cli.files.workspace import Workspace
+from matta_cli.models.folders import load_ta
+from matta_cli.models.ta import IMPORTANCE, TA
+from matta_cli.nested import grow
 from matta_cli.nested import sizes as nested_sizes
-from matta_cli.nested.sizes import kept_layers, own_sizes
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -24,7 +25,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     Students lose them, the last one first to go; of layers, by number. widths: see ``menu``.
     """
     # as it was converted
-    folder = folder / "ta" if (folder / "ta" / "matta.json").exists() else folder
+    folder = Workspace(folder).ta if Workspace(folder).converted else folder
     ta = load_ta(folder)
     where = _scores_file(folder)
     loaded = load_file(str(where)) if where is not None else {}
@@ -94,56 +95,28 @@ def _scores_file(folder: Path) -> Path | None:
     """The file of importance scores that ``convert`` left for a folder, if it is there."""
     places = [folder / IMPORTANCE]
     # of a run's checkpoint
-    places += [parent / "ta" / IMPORTANCE for parent in folder.resolve().parents[:3]]
+    places += [Workspace(parent).ta / IMPORTANCE for parent in folder.resolve().parents[:3]]
     return next((place for place in places if place.exists()), None)
 
 
 def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
-    """What each width comes to: its sizes, the layers that it keeps, its parameters, and whether
-    the stock library loads it.
-    """
+    """What each width comes to: sizes, parameters, the layers that it keeps, what loads it."""
     rows = []
     for width in widths:
-        sizes = ta.sizes(width)
-        role = "base" if width == 1.0 else "TA" if width == ta.widest else "Student"
-        parameters = cut.count_parameters(ta.model, ta.axes, sizes)
-        row = {
-            "width": width,
-            "role": role,
-            "sizes": sizes,
-            "shown": shown(ta, sizes),
-            "parameters": parameters,
-        }
-        rows.append({**row, "layers": layers(ta, width), "stock": is_stock(ta, sizes)})
-        rows[-1]["loads"] = (
-            ta.adapter.loader.partition(".")[0] if rows[-1]["stock"] else "matta_cli.load_student"
+        student = ta.student(width)
+        rows.append(
+            {
+                "width": width,
+                "role": "base" if width == 1.0 else "TA" if width == ta.widest else "Student",
+                "sizes": student.sizes,
+                "shown": student.shown(),
+                "parameters": student.parameters,
+                "layers": student.layers,
+                "stock": student.stock,
+                "loads": student.loads,
+            }
         )
     return rows
-
-
-def layers(ta: TA, width: float | Sizes) -> list[int] | None:
-    """The numbers of the TA's layers that a width (or sizes) keeps; None where depth is not nested."""
-    depth = nested_sizes.depth(ta.axes)
-    return None if depth is None else kept_layers(depth, ta.sizes(width)[depth.name])
-
-
-def shown(ta: TA, sizes: dict[str, int], *, whole: bool = False) -> str:
-    """Sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``. whole: each layer's,
-    where they differ.
-    """
-    steps = {nested_sizes.kind(axis.name): axis.step for axis in ta.axes}
-    parts = []
-    for kind, found in nested_sizes.kinds(own_sizes(ta.axes, sizes)).items():
-        low, high = (
-            f"{n // steps[kind]}x{steps[kind]}" if steps[kind] > 1 else str(n)
-            for n in (min(found), max(found))
-        )
-        if whole and low != high:
-            parts.append(f"{kind} {'-'.join(map(str, found))}")
-            continue
-        text = low if low == high else f"{low}..{high}"
-        parts.append(f"{kind} {text} (x{len(found)})" if len(found) > 1 else f"{kind} {text}")
-    return ", ".join(parts)
 
 
 def picture(scores: Sequence[float], columns: int = 32) -> str:

@@ -83,9 +83,7 @@ def digest(parts: Iterable[str | np.ndarray]) -> str:
 
     total = hashlib.sha256()
     for part in parts:
-        total.update(
-            part.encode() if isinstance(part, str) else memoryview(np.ascontiguousarray(part))
-        )  # type: ignore[arg-type]
+        total.update(part.encode() if isinstance(part, str) else np.ascontiguousarray(part).data)
     return "sha256:" + total.hexdigest()
 
 

@@ -104,9 +104,6 @@ def is_sound(folder: Path) -> bool:
         return False
 
 
-TRAINING = "Another run is training"  # who holds the lock of an output folder
-
-
 @contextlib.contextmanager
 def alone(folder: Path, said: str) -> Iterator[None]:
     """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError``

@@ -1,109 +1,190 @@
-"""The output folder of a run: where the TA, the checkpoints, the Students and the report lie."""
+"""An output folder: where the TA, the run, the Students and the report of one base lie."""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
-from matta_cli.files.atomic import is_sound
+from matta_cli.files.atomic import alone, is_sound
+
+TRAINING = "Another run is training"  # what is said of the process that holds a folder's lock
 
 
-def steps(run: Path) -> list[Path]:
-    """The folders of a run's checkpoints, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
+@dataclass(frozen=True)
+class Workspace:
+    """The paths of an output folder, and what its run has reached.
+
+    A baseline's folder is a workspace too: it has a TA and a run of its own.
+    """
+
+    root: Path
+
+    @property
+    def ta(self) -> Path:
+        """The TA as ``convert`` made it."""
+        return self.root / "ta"
+
+    @property
+    def settings(self) -> Path:
+        """``matta.toml``, which ``convert`` leaves for the commands that follow."""
+        return self.root / "matta.toml"
+
+    @property
+    def run(self) -> Path:
+        """What ``distill`` writes: recipe, log, checkpoints."""
+        return self.root / "run"
+
+    @property
+    def recipe(self) -> Path:
+        """The recipe that the run was started with."""
+        return self.run / "recipe.toml"
+
+    @property
+    def log(self) -> Path:
+        """A line of JSON for each step of the run."""
+        return self.run / "metrics.jsonl"
+
+    @property
+    def students(self) -> Path:
+        """The exported Students, a folder each."""
+        return self.root / "students"
+
+    @property
+    def baselines(self) -> Path:
+        """What Students are judged by, a workspace each."""
+        return self.root / "baselines"
+
+    @property
+    def search(self) -> Path:
+        """The scores and the front of a search."""
+        return self.root / "search"
+
+    @property
+    def report(self) -> Path:
+        """``report.json``; its Markdown and its page lie beside it."""
+        return self.root / "report.json"
+
+    @property
+    def converted(self) -> bool:
+        """Whether there is a TA here."""
+        return (self.ta / "matta.json").exists()
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Hold the folder's lock while its TA or its run changes."""
+        return alone(self.root, TRAINING)
+
+    # Checkpoints
+
+    def checkpoint(self, step: int) -> Path:
+        """The folder of the checkpoint of a step."""
+        return self.run / "checkpoints" / f"step-{step}"
+
+    def checkpoints(self) -> list[Path]:
+        """The folders of the run's checkpoints, oldest first."""
+        return _checkpoints(self.run)
+
+    def newest(self) -> Path | None:
+        """The last checkpoint that was written, sound or not."""
+        return _newest(self.run)
+
+    def sound(self) -> tuple[Path | None, list[Path]]:
+        """The last checkpoint that is as it was written, and the damaged ones after it."""
+        damaged: list[Path] = []
+        for path in reversed(self.checkpoints()):
+            if is_sound(path):
+                return path, damaged
+            damaged.append(path)
+        return None, damaged
+
+    def trained(self, which: str = "auto") -> tuple[Path | None, list[Path]]:
+        """A sound checkpoint by the words of ``export.checkpoint``, and damaged ones passed over.
+
+        Raises ``MattaError`` where the one that was asked for is not there or is damaged.
+        """
+        last, damaged = self.sound()
+        if last is None or which == "last":
+            return last, damaged
+        best = counters_of(last).get("best_step", 0)
+        name = which if which.startswith("step-") else f"step-{best}"
+        if which == "auto" and not best:
+            return last, damaged
+        if which not in ("auto", "best") and not which.removeprefix("step-").isdigit():
+            raise MattaError(f"--checkpoint {which!r} is not known: best, last or step-N.")
+        if which == "best" and not best:
+            kept = "kept no best checkpoint: `matta distill --best WIDTH` does"
+            raise MattaError(f"{self.run} {kept}.")
+        path = self.run / "checkpoints" / name
+        if is_sound(path):
+            return path, damaged
+        if which == "auto":
+            return last, [*damaged, path]
+        there = ", ".join(p.name for p in self.checkpoints())
+        state = "damaged" if path.exists() else "not there"
+        raise MattaError(f"{path} is {state}; {self.run} has {there}.")
+
+    def current_ta(self) -> Path:
+        """The last checkpoint of the run, else the TA as it was converted."""
+        return self.newest() or self.ta
+
+    # A run that is replaced lies beside its successor until that has a checkpoint
+
+    @property
+    def _replaced(self) -> Path:
+        return self.run.with_name(f".{self.run.name}.old")
+
+    @contextmanager
+    def set_aside(self, *, keep: bool) -> Iterator[None]:
+        """Move a finished run out of the way, to bring it back if its successor saves nothing."""
+        if not keep and self.run.exists():
+            shutil.rmtree(self._replaced, ignore_errors=True)
+            self.run.replace(self._replaced)
+        try:
+            yield
+        finally:
+            self._bring_back()
+            shutil.rmtree(self._replaced, ignore_errors=True)
+
+    def mend(self) -> None:
+        """Bring back a finished run whose successor was killed.
+
+        Raises ``MattaError`` while that one is training.
+        """
+        if self._is_lost():
+            with self.alone():
+                self._bring_back()
+
+    def _is_lost(self) -> bool:
+        return self.newest() is None and _newest(self._replaced) is not None
+
+    def _bring_back(self) -> None:
+        if self._is_lost():
+            shutil.rmtree(self.run, ignore_errors=True)
+            self._replaced.replace(self.run)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def counters_of(checkpoint: Path | None) -> dict[str, Any]:
+    """What a run had come to at a checkpoint; empty where there is none."""
+    if checkpoint is None:
+        return {}
+    return json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+
+
+def _checkpoints(run: Path) -> list[Path]:
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
     return sorted(found, key=step_of)
 
 
-def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
-    return int(path.name.removeprefix("step-"))
-
-
-def newest(run: Path) -> Path | None:
-    """The last checkpoint of a run, or None."""
-    return next((p for p in reversed(steps(run)) if (p / "trainer.json").exists()), None)
-
-
-def newest_sound(run: Path) -> tuple[Path | None, list[Path]]:
-    """The last checkpoint of a run that is as it was written, and the damaged ones after it."""
-    damaged: list[Path] = []
-    for path in reversed(steps(run)):
-        if is_sound(path):
-            return path, damaged
-        damaged.append(path)
-    return None, damaged
-
-
-def chosen(run: Path, which: str) -> tuple[Path | None, list[Path]]:
-    """A sound checkpoint of a run by ``export.checkpoint``'s words, and damaged ones that were
-    passed over.
-
-    Raises ``MattaError`` where the one that was asked for is not there or is damaged.
-    """
-    last, damaged = newest_sound(run)
-    if last is None or which == "last":
-        return last, damaged
-    best = json.loads((last / "trainer.json").read_text(encoding="utf-8")).get("best_step", 0)
-    name = which if which.startswith("step-") else f"step-{best}"
-    if which == "auto" and not best:
-        return last, damaged
-    if which not in ("auto", "best") and not which.removeprefix("step-").isdigit():
-        raise MattaError(f"--checkpoint {which!r} is not known: best, last or step-N.")
-    if which == "best" and not best:
-        raise MattaError(f"{run} kept no best checkpoint: `matta distill --best WIDTH` does.")
-    path = run / "checkpoints" / name
-    if is_sound(path):
-        return path, damaged
-    if which == "auto":
-        return last, [*damaged, path]
-    raise MattaError(
-        f"{path} is {'damaged' if path.exists() else 'not there'}; {run} has {', '.join(p.name for p in steps(run))}."
-    )
-
-
-def current_ta(out: Path) -> Path:
-    """The TA that an output folder stands for: the last checkpoint of its run, else the TA as it
-    was converted.
-    """
-    return newest(out / "run") or out / "ta"
-
-
-@contextmanager
-def set_aside(run: Path, *, keep: bool) -> Iterator[None]:
-    """Move a finished run out of the way; it comes back if its successor stops before the first
-    checkpoint.
-    """
-    if not keep and run.exists():
-        shutil.rmtree(_old(run), ignore_errors=True)
-        run.replace(_old(run))
-    try:
-        yield
-    finally:
-        _bring_back(run)
-        shutil.rmtree(_old(run), ignore_errors=True)
-
-
-def _old(run: Path) -> Path:
-    """Where a finished run lies until its successor has a checkpoint."""
-    return run.with_name(f".{run.name}.old")
-
-
-def _bring_back(run: Path) -> None:
-    """A finished run back in its place, if its successor left no checkpoint."""
-    if newest(run) is None and newest(_old(run)) is not None:
-        shutil.rmtree(run, ignore_errors=True)
-        _old(run).replace(run)
-
-
-def mend(out: Path) -> None:
-    """Bring back a finished run whose successor was killed. Raises ``MattaError`` while one is
-    training.
-    """
-    if newest(out / "run") is None and newest(_old(out / "run")) is not None:
-        with atomic.alone(out, atomic.TRAINING):
-            _bring_back(out / "run")
+def _newest(run: Path) -> Path | None:
+    found = (path for path in reversed(_checkpoints(run)) if (path / "trainer.json").exists())
+    return next(found, None)

@@ -61,9 +61,9 @@ class Logits:
             return self
         ready = self.prepared()
         rows = size // (self.classes * ready.hidden.element_size())
-        return Logits(
-            *self.tensors, F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None
-        )  # type: ignore[arg-type]
+        assert ready.weight is not None
+        made = F.linear(ready.hidden[:rows], ready.weight, ready.bias) if rows else None
+        return Logits(*self.tensors, made)
 
     def prepared(self) -> Logits:
         """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if

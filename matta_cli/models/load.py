@@ -12,7 +12,7 @@ from torch import nn
 
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
-from matta_cli.files import workspace
+from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source, read_json
 
@@ -39,9 +39,9 @@ def load_model(
     if (
         source.folder is not None
         and not (source.folder / "config.json").exists()
-        and (source.folder / "ta").is_dir()
+        and Workspace(source.folder).ta.is_dir()
     ):
-        current = open_source(f"local-dir:{workspace.current_ta(source.folder)}")
+        current = open_source(f"local-dir:{Workspace(source.folder).current_ta()}")
         source = replace(current, name=source.name)
     refusal: MattaError | None = None
     for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:

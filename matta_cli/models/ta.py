@@ -1,10 +1,9 @@
-"""A TA in memory, and the folders that it is loaded from."""
+"""A TA in memory, and the Students that are cut out of it."""
 
 from __future__ import annotations
 
 import copy
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter, Axis, Sizes
-from matta_cli.errors import MattaError, command
-from matta_cli.files import card, workspace
-from matta_cli.files.card import read_card
-from matta_cli.files.workspace import mend
-from matta_cli.models import plugins, source
+from matta_cli.errors import MattaError
 from matta_cli.models.save import save_model
-from matta_cli.nested.sizes import own_sizes, sizes_at
+from matta_cli.nested.cut import count_parameters
+from matta_cli.nested.sizes import depth, kept_layers, kind, kinds, own_sizes, sizes_at
 from matta_cli.nested.view import StudentView, materialize
-from matta_cli.settings.recipe import Recipe
-from matta_cli.settings.resolve import tomllib
+from matta_cli.settings.budget import Budget
 
 # in a TA folder: the scores of each axis as converted, the first unit's first
 IMPORTANCE = "importance/scores.safetensors"
+UNSHARED = "unshared"  # in a checkpoint: the Students of a run that shares no weights
 
 
 @dataclass
@@ -37,19 +33,17 @@ class TA:
     axes: list[Axis]
     base: dict[str, int]
     card: dict[str, Any]
-    # Students that share no weights, in the ablation of that
-    copies: dict[float, nn.Module] = field(default_factory=dict)
 
     def sizes(self, width: float | Sizes) -> dict[str, int]:
-        """The sizes of a width (sizes are their own). Raises ``MattaError`` for a width that is not
-        in (0, widest].
+        """The sizes of a width (sizes are their own).
+
+        Raises ``MattaError`` for a width that is not in (0, widest].
         """
         if isinstance(width, Mapping):
             return dict(width)
         if not 0 < width <= self.widest:
-            raise MattaError(
-                f"Width {width:g} is not possible: this TA holds widths above 0 and up to {self.widest:g}."
-            )
+            held = f"this TA holds widths above 0 and up to {self.widest:g}"
+            raise MattaError(f"Width {width:g} is not possible: {held}.")
         shares = self.card.get("sizes", {}).get(f"{width:g}")
         return sizes_at(self.axes, self.base, width, self.card.get("multiple", 1), shares)
 
@@ -58,139 +52,176 @@ class TA:
         """The TA's own width: the most that any axis grew."""
         return max((axis.size / self.base[axis.name] for axis in self.axes), default=1.0)
 
+    @property
+    def copies(self) -> Mapping[float, nn.Module]:
+        """Students that share no weights with the TA, by width: none, but in ``UnsharedTA``."""
+        return {}
+
+    def student(
+        self, width: float | Sizes, name: str = "", budget: Budget | None = None
+    ) -> Student:
+        """The Student of a width, or of sizes. Raises ``MattaError`` as ``sizes`` does."""
+        own = None if isinstance(width, Mapping) else width
+        name = name or ("" if own is None else f"width {own:g}")
+        return Student(self, name, self.sizes(width), own, budget)
+
     def at(self, width: float | Sizes, *, head: str = "", live: bool = False) -> Any:
         """The Student of a width, or of sizes, run on views of the TA's tensors: no copy.
-        ``StudentView`` has the rest.
-        """
-        if not isinstance(width, Mapping) and width in self.copies:
-            return self.copies[width]
-        return StudentView(
-            self.adapter, self.model, self.axes, self.sizes(width), head=head, live=live
-        )
 
-    def student(self, width: float | Sizes) -> nn.Module:
-        """The Student of a width, or of sizes, as a dense module of its own."""
-        if not isinstance(width, Mapping) and width in self.copies:
-            return copy.deepcopy(self.copies[width]).eval()
-        return materialize(self.adapter, self.model, self.axes, self.sizes(width))
+        ``StudentView`` says what ``head`` and ``live`` are.
+        """
+        return self.student(width).view(head=head, live=live)
+
+
+@dataclass(frozen=True)
+class Student:
+    """A dense model that ``sizes`` cut out of a TA, under the name that reports give it.
+
+    width: where its sizes are those of a width. budget: where it was chosen for one.
+    """
+
+    ta: TA
+    name: str
+    sizes: dict[str, int]
+    width: float | None = None
+    budget: Budget | None = None
+
+    @property
+    def folder(self) -> str:
+        """What its folder is called."""
+        return self.name.replace(" ", "-")
+
+    @property
+    def parameters(self) -> int:
+        """Its parameters, counted without building it; tied tensors count once."""
+        return count_parameters(self.ta.model, self.ta.axes, self.sizes)
+
+    @property
+    def layers(self) -> list[int] | None:
+        """The numbers of the TA's layers that it keeps; None where depth is not nested."""
+        axis = depth(self.ta.axes)
+        return None if axis is None else kept_layers(axis, self.sizes[axis.name])
+
+    @property
+    def unsupported(self) -> str:
+        """Why its stock library cannot load it; empty where it can."""
+        adapter = self.ta.adapter
+        if not adapter.loader:
+            return f"the adapter {adapter.name!r} has no stock library"
+        with torch.device("meta"):
+            return adapter.unsupported(self.built())
+
+    @property
+    def stock(self) -> bool:
+        """Whether its stock library can load it."""
+        return not self.unsupported
+
+    @property
+    def loads(self) -> str:
+        """What loads it: the stock library's name, or matta's own function."""
+        return self.ta.adapter.loader.partition(".")[0] if self.stock else "matta_cli.load_student"
+
+    def shown(self, *, whole: bool = False) -> str:
+        """Its sizes by kind in one line: ``mlp 64 (x12), heads 6x64 (x12), depth 8``.
+
+        whole: the size of each layer, where layers differ.
+        """
+        steps = {kind(axis.name): axis.step for axis in self.ta.axes}
+        parts = []
+        for name, found in kinds(own_sizes(self.ta.axes, self.sizes)).items():
+            low, high = (_in_steps(n, steps[name]) for n in (min(found), max(found)))
+            if whole and low != high:
+                parts.append(f"{name} {'-'.join(map(str, found))}")
+                continue
+            span = low if low == high else f"{low}..{high}"
+            parts.append(f"{name} {span} (x{len(found)})" if len(found) > 1 else f"{name} {span}")
+        return ", ".join(parts)
+
+    def built(self) -> nn.Module:
+        """A dense module of its sizes whose weights are arbitrary."""
+        return self.ta.adapter.build(self.ta.model, own_sizes(self.ta.axes, self.sizes))
+
+    def view(self, *, head: str = "", live: bool = False) -> Any:
+        """The Student on views of the TA's tensors: no copy."""
+        ta = self.ta
+        return StudentView(ta.adapter, ta.model, ta.axes, self.sizes, head=head, live=live)
+
+    def dense(self) -> nn.Module:
+        """The Student as a dense module of its own, in eval mode."""
+        return materialize(self.ta.adapter, self.ta.model, self.ta.axes, self.sizes)
 
     def save(
         self,
-        width: float | Sizes,
         folder: Path,
-        buffers: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor] | None = None,
         *,
         own: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> str:
-        """Write the Student of a width, or of sizes, as ``save_model`` does. ``buffers``: BatchNorm
-        statistics of its own.
+        """Write it as ``save_model`` does, tensor by tensor: no second copy is in memory.
+
+        buffers: BatchNorm statistics of its own.
         """
-        if not isinstance(width, Mapping) and width in self.copies:
-            return save_model(
-                self.adapter, copy.deepcopy(self.copies[width]).to(dtype), folder, own=own
-            )
-        sizes = self.sizes(width)
-        view = StudentView(self.adapter, self.model, self.axes, sizes)
-        student = self.adapter.build(self.model, own_sizes(self.axes, sizes)).to(dtype)
-        return save_model(self.adapter, student, folder, {**view.state(), **buffers}, own=own)
+        state = {**self.view().state(), **(buffers or {})}
+        return save_model(self.ta.adapter, self.built().to(dtype), folder, state, own=own)
 
 
-def ta_folder(folder: str | Path) -> Path:
-    """Where the TA lies that a folder stands for: itself, or for an output folder the last
-    checkpoint, else its ``ta``.
-    """
-    folder = Path(folder)
-    if not (folder / "matta.json").exists() and (folder / "ta" / "matta.json").exists():
-        return workspace.current_ta(folder)
-    return folder
+def _in_steps(size: int, step: int) -> str:
+    return f"{size // step}x{step}" if step > 1 else str(size)
 
 
-def load_ta(folder: str | Path) -> TA:
-    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if
-    it has been).
-    """
-    folder = ta_folder(folder)
-    if not folder.is_dir():
-        raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
-    card = read_card(folder)
-    adapter = plugins.adapter(card["adapter"], folder)
-    model = adapter.load(source.open_source(f"local-dir:{folder}"))
-    axes: list[Axis] = card["axes"]
-    found = {axis.name: axis.size for axis in adapter.axes(model)}
-    if any(found.get(axis.name) != axis.size for axis in axes):
-        raise MattaError(
-            f"{folder}: the weights and matta.json disagree on the axes; convert the model again."
-        )
-    copies = {
-        float(path.name.removeprefix("width-")): adapter.load(
-            source.open_source(f"local-dir:{path}")
-        )
-        for path in sorted((folder / "unshared").glob("width-*"))
-    }
-    return TA(adapter, model, axes, card["base"], card, copies)
+# The paper's ablation: Students that share no weights with the TA
 
 
-def load_student(folder: str | Path) -> nn.Module:
-    """The dense Student (or TA) in a folder, by its adapter. In eval mode on the CPU."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MattaError(f"There is no folder {str(folder)!r}.")
-    card = read_card(folder)
-    return plugins.adapter(card["adapter"], folder).load(source.open_source(f"local-dir:{folder}"))
+@dataclass
+class UnsharedTA(TA):
+    """A TA beside which each Student has weights of its own (``distill.shared = false``)."""
+
+    unshared: dict[float, nn.Module] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, ta: TA, models: Mapping[float, nn.Module]) -> UnsharedTA:
+        """``ta`` with these Students."""
+        return cls(ta.adapter, ta.model, ta.axes, ta.base, ta.card, dict(models))
+
+    @classmethod
+    def start(cls, ta: TA, widths: Iterable[float]) -> UnsharedTA:
+        """``ta`` with Students that begin as what it would nest."""
+        return cls.of(ta, {width: ta.student(width).dense() for width in widths})
+
+    @property
+    def copies(self) -> Mapping[float, nn.Module]:
+        return self.unshared
+
+    def student(
+        self, width: float | Sizes, name: str = "", budget: Budget | None = None
+    ) -> Student:
+        nested = super().student(width, name, budget)
+        if nested.width not in self.unshared:
+            return nested
+        return UnsharedStudent(self, nested.name, nested.sizes, nested.width, budget)
 
 
-def unsupported(ta: TA, sizes: Sizes) -> str:
-    """Why the stock library cannot load a Student of these sizes; empty where it can."""
-    if not ta.adapter.loader:
-        return f"the adapter {ta.adapter.name!r} has no stock library"
-    with torch.device("meta"):
-        return ta.adapter.unsupported(ta.adapter.build(ta.model, own_sizes(ta.axes, sizes)))
+class UnsharedStudent(Student):
+    """A Student with weights of its own."""
 
+    @property
+    def model(self) -> nn.Module:
+        """Its module, which a run trains."""
+        return self.ta.copies[self.width]  # type: ignore[index]
 
-def is_stock(ta: TA, sizes: Sizes) -> bool:
-    """Whether the stock library can load a Student of these sizes."""
-    return not unsupported(ta, sizes)
+    def view(self, *, head: str = "", live: bool = False) -> Any:
+        return self.model
 
+    def dense(self) -> nn.Module:
+        return copy.deepcopy(self.model).eval()
 
-def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
-    """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
-    if ta.card["lineage"]["digest"] != digest:
-        raise MattaError(
-            f"{folder} trained another TA than the one that was converted since: distill again with --overwrite."
-        )
-
-
-@dataclass(frozen=True)
-class Reached:
-    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it
-    was trained by.
-    """
-
-    folder: Path
-    ta: TA
-    counters: dict[str, Any]
-    recipe: Recipe
-
-
-def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
-    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged
-    ones are named by ``say``.
-
-    Raises ``MattaError`` where there is none, or where it trained another TA than the one in
-    ``out/ta``.
-    """
-    mend(out)
-    last, damaged = workspace.chosen(out / "run", which)
-    for path in damaged:
-        say(f"{path} is damaged and is left out.")
-    if last is None:
-        raise MattaError(
-            f"There is no trained TA in {out / 'run'}: run `{command('distill', out)}` first."
-        )
-    ta = load_ta(last)
-    refuse_other_ta(card.read_card(out / "ta")["lineage"]["digest"], ta, last)
-    counters = json.loads((last / "trainer.json").read_text(encoding="utf-8"))
-    recipe = Recipe()
-    recipe.update(tomllib.loads(counters["recipe"]), str(last))
-    return Reached(last, ta, counters, recipe)
+    def save(
+        self,
+        folder: Path,
+        buffers: Mapping[str, Tensor] | None = None,
+        *,
+        own: bool = False,
+        dtype: torch.dtype = torch.float32,
+    ) -> str:
+        return save_model(self.ta.adapter, copy.deepcopy(self.model).to(dtype), folder, own=own)

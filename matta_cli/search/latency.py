@@ -75,7 +75,7 @@ class Latency:
         """The median of a dense Student of these sizes, of three measurements the middle one;
         corrects the guess by it.
         """
-        model = {"": self.ta.student(sizes)}
+        model = {"": self.ta.student(sizes).dense()}
         found = sorted(self.time(model)[""] for _ in range(3))[1]
         self.measured[self.costs.key(sizes)] = found
         self.correction *= found / self.guess(sizes)

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from matta_cli.conversion import inspect
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, intervals
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report import page
@@ -73,9 +73,10 @@ def search(
     """
     check(recipe)
     optuna = import_optuna()
-    if not (out / "ta").is_dir():
-        raise MattaError(f"There is no TA in {str(out / 'ta')!r}: make one with `matta convert`.")
-    folder = out / "search"
+    space = Workspace(out)
+    if not space.ta.is_dir():
+        raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
+    folder = space.search
     folder.mkdir(exist_ok=True)
     with atomic.alone(folder, "Another search is running"):
         storage = optuna.storages.JournalStorage(
@@ -180,8 +181,8 @@ def _result(run: Search, chosen: Sequence[Chosen], measured: bool) -> dict[str, 
                 "loader": "",
                 "loads": ta.adapter.loader.partition(".")[0] if stock else "matta_cli.load_student",
                 "sizes": c.sizes,
-                "shown": inspect.shown(ta, c.sizes, whole=True),
-                "layers": inspect.layers(ta, c.sizes),
+                "shown": ta.student(c.sizes).shown(whole=True),
+                "layers": ta.student(c.sizes).layers,
                 "trained": all(c.sizes[axis] in menu for axis, menu in run.space.trained.items()),
                 "parameters": costs["parameters"],
                 "bytes": costs["bytes"],

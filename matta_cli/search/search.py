@@ -28,8 +28,7 @@ from matta_cli.measure import score as measure_score
 from matta_cli.measure import students
 from matta_cli.measure.cost import repeated
 from matta_cli.measure.score import chooses
-from matta_cli.models import ta as models_ta
-from matta_cli.models.ta import is_stock
+from matta_cli.models import folders
 from matta_cli.nested import view
 from matta_cli.report import numbers
 from matta_cli.search.costs import Costs
@@ -98,7 +97,7 @@ class Search:
     def __init__(self, recipe: Recipe, out: Path, storage: Any) -> None:
         self.recipe, self.storage = recipe, storage
         self.settings = settings = recipe.search
-        reached = models_ta.reached(out, recipe.export.checkpoint)
+        reached = folders.reached(out, recipe.export.checkpoint)
         self.ta, used = reached.ta, reached.recipe
         ta = self.ta
         if ta.copies:
@@ -145,7 +144,7 @@ class Search:
     def is_stock(self, sizes: Sizes) -> bool:
         key = self.key(sizes)
         if key not in self.stock:
-            self.stock[key] = is_stock(self.ta, sizes)
+            self.stock[key] = self.ta.student(sizes).stock
         return self.stock[key]
 
     def allowed(self, sizes: Sizes) -> bool:
@@ -158,8 +157,8 @@ class Search:
         if not self.normed:
             return self.ta.at(sizes).eval()
         size = self.recipe.distill.batch_size
-        return students.student_for_evaluation(
-            self.task, self.ta, sizes, self.data.train, size, self.device
+        return students.measurable(
+            self.task, self.ta.student(sizes), self.data.train, size, self.device
         )
 
     def columns(self, sizes: Sizes, part: split.Part) -> Any:

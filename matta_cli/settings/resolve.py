@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -36,7 +37,7 @@ def _update_by_run(recipe: Recipe, started: Path) -> None:
 def run_recipe(out: Path) -> Recipe:
     """The recipe that the run in ``out`` was started with: its data, and how it was trained."""
     recipe = Recipe()
-    _update_by_run(recipe, out / "run" / "recipe.toml")
+    _update_by_run(recipe, Workspace(out).recipe)
     return recipe
 
 
@@ -57,18 +58,18 @@ def resolve(
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
-    for path in dict.fromkeys([*([out / "matta.toml"] if out is not None else []), nearer]):
+    for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:
             recipe.update(read_toml(path), str(path))
             read.append(path)
-    converted = out / "ta" / "recipe.toml" if out is not None else None
+    converted = Workspace(out).ta / "recipe.toml" if out is not None else None
     if converted is not None and converted.exists():  # how the TA was made is settled
         made = read_toml(converted).get("convert", {})
         recipe.update(
             {"convert": {name: value for name, value in made.items() if value != ""}},
             str(converted),
         )
-    started = out / "run" / "recipe.toml" if ran and out is not None and config is None else None
+    started = Workspace(out).recipe if ran and out is not None and config is None else None
     if started is not None and started.exists():
         _update_by_run(recipe, started)
         read.append(started)

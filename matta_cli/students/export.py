@@ -24,10 +24,12 @@ from matta_cli.data.split import Batch, Data
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, card
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, intervals, score
-from matta_cli.measure.students import own_statistics, student_for_evaluation
+from matta_cli.measure.students import measurable, own_statistics
 from matta_cli.models import save, tokenizer
-from matta_cli.models.ta import TA, load_student, load_ta, reached, unsupported
+from matta_cli.models.folders import load_student, load_ta, reached
+from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import full_sizes, kinds, nested_axes, own_sizes
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, quiet
@@ -126,7 +128,7 @@ def export(
     own = "matta" in formats
     if targets:
         check(recipe)
-    base_ta = load_ta(out / "ta")
+    base_ta = load_ta(Workspace(out).ta)
     if not widths and not targets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
     for width in widths:
@@ -137,7 +139,7 @@ def export(
             raise MattaError(
                 f"Widths {a:g} and {b:g} give the same Student at this TA's sizes: leave one out."
             )
-    atomic.refuse_existing(out / "students", overwrite)
+    atomic.refuse_existing(Workspace(out).students, overwrite)
     run = reached(out, recipe.export.checkpoint, say)
     last, ta, trained, used = run.folder, run.ta, run.counters, run.recipe
     menu = ", ".join(f"{w:g}" for w in used.distill.widths)
@@ -147,7 +149,7 @@ def export(
         if w not in used.distill.widths
     ]
     for width in widths:
-        kept = inspect.layers(ta, width)
+        kept = ta.student(width).layers
         if kept is not None and width != 1.0:
             notes.append(f"Width {width:g} keeps layers {inspect.numbers(kept)} of the base's.")
     if trained.get("best_step") == trained["step"]:
@@ -174,20 +176,22 @@ def export(
     probe = data.held_out[0].batch(range(min(4, len(data.held_out[0]))))
 
     cuts, lineage = [], {**ta.card["lineage"], "ta": atomic.digest(last)}
-    with atomic.atomic_folder(out / "students", overwrite=overwrite) as folder:
+    with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
         for one in wanted:  # one by one, from views: no second copy of the weights is in memory
             view = ta.at(one.which).eval()
-            buffers = own_statistics(task, ta, one.which, data.train, recipe.distill.batch_size)
+            buffers = own_statistics(
+                task, ta.student(one.which), data.train, recipe.distill.batch_size
+            )
             if isinstance(view, nn.Module):
                 # a Student that shares no weights, in the ablation of that
                 view.load_state_dict(buffers, strict=False)
             else:
                 view.buffers = buffers
             if dtype is not torch.float32:
-                view = ta.student(one.which)
+                view = ta.student(one.which).dense()
                 view.load_state_dict(buffers, strict=False)
                 view = view.to(dtype).float()  # what is kept of the weights
-            reason = unsupported(ta, ta.sizes(one.which))
+            reason = ta.student(one.which).unsupported
             stock = not own and not reason
             loader = ta.adapter.loader if stock else "matta_cli.load_student({folder})"
             if not stock and "stock" in formats:
@@ -268,7 +272,7 @@ def _save(
     dtype: torch.dtype,
 ) -> None:
     folder.mkdir()
-    reason = ta.save(one.which, folder, buffers, own=own, dtype=dtype)
+    reason = ta.student(one.which).save(folder, buffers, own=own, dtype=dtype)
     tokenizer.copy_companions(last, folder)
     with torch.device("meta"):
         student = ta.adapter.build(ta.model, own_sizes(ta.axes, ta.sizes(one.which)))
@@ -403,7 +407,7 @@ def _measure(
             say(f"The report goes without the Teacher: {error}")
     add("TA", "ta", ta.model, ta.widest, last)
     with tempfile.TemporaryDirectory() as temp:
-        base = base_ta.student(1.0)
+        base = base_ta.student(1.0).dense()
         save.save_model(base_ta.adapter, base, Path(temp))
         add("base", "base", base, 1.0, Path(temp))
     for cut in cuts:
@@ -420,7 +424,7 @@ def _measure(
             stock=cut.stock,
             parity=parity[student.name],
             sizes=ta.sizes(student.which),
-            layers=inspect.layers(ta, student.which),
+            layers=ta.student(student.which).layers,
             programs={
                 name: {
                     "loader": loader.format(folder=repr(str(out / where))),
@@ -461,8 +465,12 @@ def _measure(
         # made when its turn comes, and let go; the same shapes cost the same
         if entry["role"] == "cut":
             which = next(cut.wanted.which for cut in cuts if cut.wanted.name == entry["of"])
-            model = student_for_evaluation(
-                task, base_ta, which, data.train, recipe.distill.batch_size, torch.device("cpu")
+            model = measurable(
+                task,
+                base_ta.student(which),
+                data.train,
+                recipe.distill.batch_size,
+                torch.device("cpu"),
             ).to(device)
             timed_as = entry["of"]
         else:
@@ -499,7 +507,8 @@ def _report(
     metrics = [m for m in task.metrics if m.name in present and m.higher is not None]
     primary = metrics[0].name if metrics else ""
     curve = [
-        {"step": step, "values": values} for step, values in log.evaluations(out / "run", primary)
+        {"step": step, "values": values}
+        for step, values in log.evaluations(Workspace(out), primary)
     ]
     spent = cost_of_run(out, recipe.export.checkpoint, task, data)
     for entry in entries:
@@ -520,7 +529,7 @@ def _report(
         "models": entries,
         "notes": notes,
         "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
-        "axes": inspect.strips(ta, out / "ta", students),
+        "axes": inspect.strips(ta, Workspace(out).ta, students),
         "lineage": lineage,
         "recipe": recipe.text(),
     }

@@ -7,11 +7,11 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import Recipe
 
 SINKS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package it needs
@@ -28,11 +28,11 @@ def check(names: list[str]) -> None:
             )
 
 
-def evaluations(run: Path, metric: str) -> list[tuple[int, dict[str, float]]]:
+def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, float]]]:
     """What the evaluations of a run in training gave: step, and by model the metric, where a model
     has it.
     """
-    log = run / "metrics.jsonl"
+    log = space.log
     records = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
     return [
         (
@@ -56,8 +56,8 @@ class Log:
     it. Only the ``first`` process of a run writes.
     """
 
-    def __init__(self, run: Path, recipe: Recipe, done: int, first: bool = True) -> None:
-        self.run, self.recipe, self.done, self.first = run, recipe, done, first
+    def __init__(self, space: Workspace, recipe: Recipe, done: int, first: bool = True) -> None:
+        self.space, self.recipe, self.done, self.first = space, recipe, done, first
         self.file: Any = None
         self.board: Any = None
         self.wandb: Any = None
@@ -67,20 +67,20 @@ class Log:
             return self
         from matta_cli.files.atomic import atomic_write
 
-        self.run.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.run / "recipe.toml", self.recipe.text())
-        self.file = (self.run / "metrics.jsonl").open("a", encoding="utf-8")
+        self.space.run.mkdir(parents=True, exist_ok=True)
+        atomic_write(self.space.recipe, self.recipe.text())
+        self.file = self.space.log.open("a", encoding="utf-8")
         names = self.recipe.distill.log_to
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
             self.board = SummaryWriter(
-                str(self.run / "tensorboard"), purge_step=self.done + 1 if self.done else None
+                str(self.space.run / "tensorboard"), purge_step=self.done + 1 if self.done else None
             )
         if "wandb" in names:
             import wandb
 
-            known = self.run / "wandb-id"
+            known = self.space.run / "wandb-id"
             name = (
                 known.read_text(encoding="utf-8").strip()
                 if known.exists() and self.done
@@ -92,7 +92,7 @@ class Log:
                     project="matta",
                     id=name,
                     resume="allow",
-                    dir=str(self.run),
+                    dir=str(self.space.run),
                     config=asdict(self.recipe),
                     settings=wandb.Settings(silent=True, console="off"),
                 )

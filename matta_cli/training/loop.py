@@ -24,12 +24,13 @@ from matta_cli.devices.device import peak_flops
 from matta_cli.devices.processes import World, gathered
 from matta_cli.devices.signals import interruptible
 from matta_cli.errors import Interrupted, MattaError, command
-from matta_cli.files import atomic, workspace
+from matta_cli.files import atomic
 from matta_cli.files.card import write_card
+from matta_cli.files.workspace import Workspace, step_of
 from matta_cli.measure.students import measure
 from matta_cli.models import tokenizer
 from matta_cli.models.save import save_model
-from matta_cli.models.ta import TA
+from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.numbers import plain
@@ -65,7 +66,7 @@ class Training:
     def __init__(
         self,
         recipe: Recipe,
-        run: Path,
+        space: Workspace,
         task: Task,
         ta: TA,
         teacher: Teacher | None,
@@ -75,10 +76,10 @@ class Training:
         *,
         count_flops: bool = False,
     ) -> None:
-        self.recipe, self.run, self.task, self.ta, self.data = recipe, run, task, ta, data
+        self.recipe, self.space, self.task, self.ta, self.data = recipe, space, task, ta, data
         self.device, self.world, self.counters = device, world, Counters(processes=world.size)
         if not recipe.distill.shared and not ta.copies:
-            ta.copies = {width: ta.student(width) for width in recipe.distill.widths}
+            ta = self.ta = UnsharedTA.start(ta, recipe.distill.widths)
         for model in (ta.model, *ta.copies.values()):
             model.to(device)
         self.damaged: set[Path] = set()  # checkpoints of the run that do not count
@@ -107,7 +108,7 @@ class Training:
     @property
     def again(self) -> str:
         """The command that goes on with the run."""
-        return command("distill", self.run.parent, "--resume")
+        return command("distill", self.space.root, "--resume")
 
     def run_steps(self, listen: Listener) -> Path:
         """Train from where the counters are to the end. Returns the last checkpoint."""
@@ -115,7 +116,7 @@ class Training:
         eval_every = settings.eval_every or max(1, settings.steps // 10)
         save_every = settings.save_every or eval_every
         steps = range(counters.step, settings.steps)
-        saved = workspace.newest(self.run) if self.world.first else None
+        saved = self.space.newest() if self.world.first else None
         if settings.steps < counters.step:
             raise MattaError(
                 f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}."
@@ -126,7 +127,7 @@ class Training:
                     message=f"The run is finished, at step {counters.step}: nothing was trained, no setting changed."
                 )
             )
-            return saved or self.run / "checkpoints" / f"step-{counters.step}"
+            return saved or self.space.checkpoint(counters.step)
         began, before = time.perf_counter(), counters.seconds
         graphs = 0
         if settings.compile:
@@ -140,7 +141,7 @@ class Training:
         with (
             closing(self.batches(steps)) as stream,
             interruptible() as pressed,
-            Log(self.run, self.recipe, counters.step, self.world.first) as log,
+            Log(self.space, self.recipe, counters.step, self.world.first) as log,
         ):
             for step in steps:
                 started = time.perf_counter()
@@ -160,7 +161,7 @@ class Training:
                     ta = self._whole()
                     if self.world.first:
                         record["evaluation"] = measure(
-                            self.recipe, self.task, ta, self.data, self.device
+                            self.recipe.distill, self.task, ta, self.data, self.device
                         )
                         due = self._is_best(record["evaluation"]) or due
                     due = self._agree(due)
@@ -200,7 +201,7 @@ class Training:
                     message=f"{counters.bad_steps} of {counters.step} steps were skipped: their loss was not finite."
                 )
             )
-        return saved or self.run / "checkpoints" / f"step-{counters.step}"
+        return saved or self.space.checkpoint(counters.step)
 
     def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
         """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a
@@ -270,7 +271,7 @@ class Training:
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if counters.bad_in_a_row >= settings.max_bad_steps:
-            last = workspace.newest(self.run)
+            last = self.space.newest()
             raise MattaError(
                 f"The loss or its gradient is not finite at step {step}, the last {counters.bad_in_a_row} in a row; "
                 f"{f'{last} is kept' if last else 'nothing was saved'}. Try a lower --lr."
@@ -333,7 +334,7 @@ class Training:
         Every process calls this; the first one writes, and gets the folder.
         """
         ta, counters, recipe = self._whole(), self.counters, self.recipe
-        path = self.run / "checkpoints" / f"step-{counters.step}"
+        path = self.space.checkpoint(counters.step)
         counters.loss_scale = self.step.scaler.state_dict()
         tensors, numbers = optimizer.state_of(self.optimizer)
         if self.step.projection is not None:
@@ -342,7 +343,7 @@ class Training:
             return None
         with atomic.atomic_folder(path, overwrite=True) as folder:
             save_model(ta.adapter, ta.model, folder)
-            tokenizer.copy_companions(self.run.parent / "ta", folder)
+            tokenizer.copy_companions(self.space.ta, folder)
             card = {
                 k: v
                 for k, v in ta.card.items()
@@ -351,7 +352,7 @@ class Training:
             more = {**card, "steps": counters.step}
             write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **more)
             for width, model in ta.copies.items():
-                target = folder / "unshared" / f"width-{width:g}"
+                target = folder / UNSHARED / f"width-{width:g}"
                 target.mkdir(parents=True)
                 save_model(ta.adapter, model, target)
             (folder / "optimizer").mkdir()
@@ -363,8 +364,8 @@ class Training:
             atomic.seal(folder)
         self.damaged.discard(path)
         if recipe.distill.keep:
-            sound = [p for p in workspace.steps(self.run) if p not in self.damaged]
-            passed = [p for p in self.damaged if workspace.step_of(p) < counters.step]
+            sound = [p for p in self.space.checkpoints() if p not in self.damaged]
+            passed = [p for p in self.damaged if step_of(p) < counters.step]
             for old in [*sound[: -recipe.distill.keep], *passed]:
                 if old.name != f"step-{counters.best_step}":
                     shutil.rmtree(old, ignore_errors=True)

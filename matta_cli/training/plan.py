@@ -16,6 +16,7 @@ from matta_cli.data.split import Batch
 from matta_cli.devices import processes
 from matta_cli.devices.device import pick, resolved
 from matta_cli.devices.processes import World
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, score
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
@@ -56,7 +57,15 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     evaluations = settings.steps // (settings.eval_every or max(1, settings.steps // 10))
     with tempfile.TemporaryDirectory() as temp:
         training = Training(
-            recipe, Path(temp) / "run", task, ta, teacher, data, device, World(), count_flops=True
+            recipe,
+            Workspace(Path(temp)),
+            task,
+            ta,
+            teacher,
+            data,
+            device,
+            World(),
+            count_flops=True,
         )
         stream = training.batches(range(1))
         with closing(stream):

@@ -17,10 +17,10 @@ from matta_cli.devices import processes
 from matta_cli.devices.device import pick
 from matta_cli.devices.processes import World
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic, workspace
-from matta_cli.files.workspace import mend, set_aside
+from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models import tokenizer
-from matta_cli.models.ta import load_ta, refuse_other_ta
+from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
@@ -61,36 +61,36 @@ def _distill(
     resume: bool,
     listen: Listener,
 ) -> Path:
-    run = out / "run"
+    space = Workspace(out)
     if world.first:
-        mend(out)
+        space.mend()
     world.wait()
-    last, damaged = workspace.newest(run), list[Path]()
+    last, damaged = space.newest(), list[Path]()
     if resume and overwrite:
         raise MattaError(
             "--resume goes on with the run, and --overwrite replaces it: pass one of them."
         )
     if resume:
-        last, damaged = workspace.newest_sound(run)
+        last, damaged = space.sound()
         for path in damaged:
             listen(Progress(message=f"{path} is damaged and is left out."))
         if last is None:
             raise MattaError(
-                f"There is no {'sound ' if damaged else ''}checkpoint in {run} to resume from."
+                f"There is no {'sound ' if damaged else ''}checkpoint in {space.run} to resume from."
             )
     # what stopped before its first checkpoint is not worth a refusal
     if last is not None and not (resume or overwrite):
-        _refuse_stopped(out, last)
-        atomic.refuse_existing(run, overwrite)
+        _refuse_stopped(space, last)
+        atomic.refuse_existing(space.run, overwrite)
     task, ta, teacher, data = opened(recipe, out, device, world, listen)
     given = teacher.folder if isinstance(teacher, ModelTeacher) else None
     if (
         given is not None
         and task.name == "causal_lm"
-        and not tokenizer.has_tokenizer(out / "ta")
+        and not tokenizer.has_tokenizer(space.ta)
         and world.first
     ):
-        tokenizer.copy_companions(given, out / "ta")
+        tokenizer.copy_companions(given, space.ta)
     world.wait()
     if resume:
         assert last is not None
@@ -98,15 +98,15 @@ def _distill(
         ta = load_ta(last)
         refuse_other_ta(digest, ta, last)
     world.wait()
-    lock = atomic.alone(out, atomic.TRAINING) if world.first else nullcontext()
-    with lock, set_aside(run, keep=resume or not world.first):
+    lock = space.alone() if world.first else nullcontext()
+    with lock, space.set_aside(keep=resume or not world.first):
         world.wait()
-        training = Training(recipe, run, task, ta, teacher, data, device, world)
+        training = Training(recipe, space, task, ta, teacher, data, device, world)
         if resume and last is not None:
             training.load(last)
             training.damaged = set(damaged)
             if world.first:
-                _rewind(run / "metrics.jsonl", training.counters.step)
+                _rewind(space.log, training.counters.step)
             listen(
                 Progress(
                     message=f"Resuming from step {training.counters.step}{_other_count(last, world)}."
@@ -118,23 +118,23 @@ def _distill(
 
 def _other_count(last: Path, world: World) -> str:
     """What to say where a run goes on in another number of processes than it was saved by."""
-    before = json.loads((last / "trainer.json").read_text(encoding="utf-8")).get("processes", 1)
+    before = counters_of(last).get("processes", 1)
     if before == world.size:
         return ""
     devices_now = f"{world.size} device{'s' if world.size > 1 else ''}"
     return f", on {devices_now} what ran on {before}: the same batches, sums in another order"
 
 
-def _refuse_stopped(out: Path, last: Path) -> None:
+def _refuse_stopped(space: Workspace, last: Path) -> None:
     """Raise ``MattaError`` if the run whose last checkpoint that is stopped before its end."""
     try:
-        wanted = run_recipe(out).distill.steps
+        wanted = run_recipe(space.root).distill.steps
     except MattaError:  # what it was to be is not known
         return
-    step = workspace.step_of(last)
+    step = step_of(last)
     if step < wanted:
         raise MattaError(
-            f"A run in {out / 'run'} has stopped at step {step} of {wanted}; pass --resume to go on with it, or "
+            f"A run in {space.run} has stopped at step {step} of {wanted}; pass --resume to go on with it, or "
             "--overwrite to start again."
         )
 
@@ -149,7 +149,7 @@ def _explained(training: Training) -> Iterator[None]:
         raise MattaError(_out_of_memory(training, str(error))) from None
     except (OSError, SafetensorError) as error:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        last = workspace.newest(training.run)
+        last = training.space.newest()
         what = (
             "The disk is full"
             if full
@@ -161,7 +161,7 @@ def _explained(training: Training) -> Iterator[None]:
             else ("nothing was saved: make room there, then run the same command again")
         )
         raise MattaError(
-            f"{what} at step {counters.step} of {settings.steps}, in {training.run}; {then}."
+            f"{what} at step {counters.step} of {settings.steps}, in {training.space.run}; {then}."
         ) from error
     except RuntimeError as error:
         said = str(error)
@@ -173,7 +173,7 @@ def _explained(training: Training) -> Iterator[None]:
             last = (
                 training.save()
                 if not settings.shard and training.world.first
-                else workspace.newest(training.run)
+                else training.space.newest()
             )
             raise MattaError(
                 f"Another process of the run has died at step {training.counters.step}; {last} holds what was reached: go on "

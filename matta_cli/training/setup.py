@@ -11,9 +11,11 @@ from matta_cli.data.split import Data
 from matta_cli.devices.device import PRECISIONS
 from matta_cli.devices.processes import World
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.losses import classes
 from matta_cli.models import tokenizer
-from matta_cli.models.ta import TA, load_ta
+from matta_cli.models.folders import load_ta
+from matta_cli.models.ta import TA
 from matta_cli.nested import view
 from matta_cli.progress import Listener, Progress
 from matta_cli.settings.recipe import Recipe
@@ -32,10 +34,10 @@ def opened(
     There is no Teacher where none is named and the recipe has no term for one (``teacher_mix = 0``:
     labels alone).
     """
-    ta = load_ta(out / "ta")
+    folder = Workspace(out).ta
+    ta = load_ta(folder)
     _check(recipe, ta, world)
     task = tasks_task.task(ta.adapter.task, recipe)
-    folder = out / "ta"
     if view.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
         raise MattaError(
             "--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time."

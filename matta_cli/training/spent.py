@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matta_cli.data.split import Data
-from matta_cli.files import workspace
+from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks.task import Task
 
@@ -17,7 +16,7 @@ def cost_of_run(out: Path, which: str, task: Task, data: Data) -> dict[str, Any]
     """What the training of the run in ``out`` took, to a checkpoint that was named, else to its
     end. See ``training``.
     """
-    steps, seconds = steps_and_seconds(out / "run", which)
+    steps, seconds = steps_and_seconds(Workspace(out), which)
     return training(task, data, steps, run_recipe(out).distill.batch_size, seconds)
 
 
@@ -36,11 +35,11 @@ def training(task: Task, data: Data, steps: int, batch_size: int, seconds: float
     }
 
 
-def steps_and_seconds(run: Path, which: str) -> tuple[int, float]:
+def steps_and_seconds(space: Workspace, which: str) -> tuple[int, float]:
     """The steps and device-seconds of a run to a checkpoint that was named, else to its end: only
     then is the best known.
     """
-    counters = counters_of(workspace.newest(run))
+    counters = counters_of(space.newest())
     steps, seconds = counters.get("step", 0), device_seconds(counters)
     if which.startswith("step-") and steps:
         named = int(which.removeprefix("step-"))
@@ -50,11 +49,3 @@ def steps_and_seconds(run: Path, which: str) -> tuple[int, float]:
 
 def device_seconds(counters: Mapping[str, Any]) -> float:
     return float(counters.get("seconds", 0.0)) * counters.get("processes", 1)
-
-
-def counters_of(folder: Path | None) -> dict[str, Any]:
-    return (
-        json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-        if folder is not None
-        else {}
-    )

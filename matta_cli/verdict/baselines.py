@@ -19,9 +19,11 @@ import torch
 from torch import nn
 
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.files import atomic, card, workspace
+from matta_cli.files import atomic, card
+from matta_cli.files.workspace import Workspace
 from matta_cli.models import save, tokenizer
-from matta_cli.models.ta import TA, load_ta, refuse_other_ta
+from matta_cli.models.folders import load_ta, refuse_other_ta
+from matta_cli.models.ta import TA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
@@ -117,15 +119,13 @@ def _wanted(
     recipe: Recipe, out: Path, kind: str, student: Mapping[str, Any], steps: int
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a baseline, and what makes it the same one again, as JSON has it."""
-    own = settings(
-        recipe, kind, steps, counters_of(workspace.newest(out / "run")).get("processes", 1)
-    )
+    own = settings(recipe, kind, steps, counters_of(Workspace(out).newest()).get("processes", 1))
     parts = {name: vars(getattr(own, name)) for name in ("data", "distill")}
     rest = {
         name: {k: v for k, v in table.items() if k not in _ELSEWHERE}
         for name, table in parts.items()
     }
-    digest = card.read_card(out / "ta")["lineage"]["digest"]
+    digest = card.read_card(Workspace(out).ta)["lineage"]["digest"]
     identity = {
         "kind": kind,
         "student": student["name"],
@@ -138,7 +138,7 @@ def _wanted(
 
 def folder_of(out: Path, kind: str, student: Mapping[str, Any]) -> Path:
     """Where the baseline of a Student lies: ``out/baselines/plain-width-0.25``."""
-    return out / "baselines" / f"{kind}-{Path(student['folder']).name}"
+    return Workspace(out).baselines / f"{kind}-{Path(student['folder']).name}"
 
 
 def train(
@@ -158,7 +158,7 @@ def train(
     that is finished is kept, one that was stopped goes on, one of another recipe or TA is made
     anew. Raises ``MattaError`` as ``distill`` does.
     """
-    ta, steps = load_ta(out / "ta"), steps_and_seconds(out / "run", which)[0]
+    ta, steps = load_ta(Workspace(out).ta), steps_and_seconds(Workspace(out), which)[0]
     recipe = run_recipe(out)
     recipe.distill.device = device
     labelled = task.task(ta.adapter.task, recipe).labelled
@@ -180,7 +180,7 @@ def train(
                 shutil.rmtree(folder)
             _prepare(ta, student, kind, folder, out, own.distill.seed)
             atomic.atomic_write(folder / CARD, json.dumps(identity, indent=1) + "\n")
-        last, _ = workspace.newest_sound(folder / "run")
+        last, _ = Workspace(folder).sound()
         if last is not None and counters_of(last)["step"] >= steps:
             listen(Progress(message=f"{told}: finished already."))
             continue
@@ -205,20 +205,18 @@ def finished(
     """The baselines of these Students that lie in ``out``, trained to their end from the TA and by
     the recipe there now.
     """
-    recipe, steps = run_recipe(out), steps_and_seconds(out / "run", which)[0]
+    recipe, steps = run_recipe(out), steps_and_seconds(Workspace(out), which)[0]
     found = []
     for student in students:
         for kind in TRAINED:
             folder = folder_of(out, kind, student)
             if _card(folder) != _wanted(recipe, out, kind, student, steps)[1]:
                 continue
-            last, _ = workspace.newest_sound(folder / "run")
+            last, _ = Workspace(folder).sound()
             counters = counters_of(last)
             if last is None or counters["step"] < steps:
                 continue
-            best, _ = workspace.chosen(
-                folder / "run", which if which in ("auto", "best") else "last"
-            )
+            best, _ = Workspace(folder).trained(which if which in ("auto", "best") else "last")
             size, seconds = recipe.distill.batch_size, device_seconds(counters)
             found.append(
                 Baseline(student["name"], kind, folder, best or last, steps, size, seconds)
@@ -232,7 +230,7 @@ def load(baseline: Baseline) -> TA:
     """
     ta = load_ta(baseline.checkpoint)
     refuse_other_ta(
-        card.read_card(baseline.folder / "ta")["lineage"]["digest"], ta, baseline.checkpoint
+        card.read_card(Workspace(baseline.folder).ta)["lineage"]["digest"], ta, baseline.checkpoint
     )
     return ta
 
@@ -250,13 +248,13 @@ def _prepare(
     """Write ``folder/ta``: the Student's untrained cut (or a fresh model of its sizes) as a TA of
     one width.
     """
-    model = ta.student(student["sizes"])
+    model = ta.student(student["sizes"]).dense()
     if kind == "scratch":
         fresh(model, seed)
     axes = sizes.nested_axes(ta.adapter, model, list(sizes.kinds(ta.base)))
-    with atomic.atomic_folder(folder / "ta", overwrite=True) as target:
+    with atomic.atomic_folder(Workspace(folder).ta, overwrite=True) as target:
         save.save_model(ta.adapter, model, target)
-        tokenizer.copy_companions(out / "ta", target)
+        tokenizer.copy_companions(Workspace(out).ta, target)
         lineage = {
             "source": ta.card["lineage"]["source"],
             "digest": atomic.digest(target),

@@ -18,9 +18,11 @@ from matta_cli.data.split import Columns, Data
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError, command
 from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals, score
-from matta_cli.measure.students import student_for_evaluation
-from matta_cli.models.ta import TA, load_student, load_ta
+from matta_cli.measure.students import measurable
+from matta_cli.models.folders import load_student, load_ta
+from matta_cli.models.ta import TA
 from matta_cli.nested import view
 from matta_cli.progress import Listener, quiet
 from matta_cli.report import story, write
@@ -75,7 +77,7 @@ def remake(
     result = _exported(out)
     result["notes"] = story.notes_of(result)  # alarms are sounded anew, if they still hold
     recipe = Recipe()
-    where = out / "students" / "recipe.toml"
+    where = Workspace(out).students / "recipe.toml"
     recipe.update(read_toml(where), str(where))
     if device is not None:
         recipe.distill.device = device
@@ -124,7 +126,7 @@ def remake(
                 ),
                 "curve": [
                     [step, values["1"]]
-                    for step, values in log.evaluations(baseline.folder / "run", primary)
+                    for step, values in log.evaluations(Workspace(baseline.folder), primary)
                     if values.get("1") is not None
                 ],
             }
@@ -148,14 +150,14 @@ def remake(
 
 def _exported(out: Path) -> dict[str, Any]:
     try:
-        result = json.loads((out / "report.json").read_text(encoding="utf-8"))
+        result = json.loads(Workspace(out).report.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MattaError(
             f"There is no report in {out}: run `{command('export', out)}` first."
         ) from None
     except ValueError as error:
         raise MattaError(
-            f"{out / 'report.json'} is damaged ({error}): run `{command('export', out)}` again."
+            f"{Workspace(out).report} is damaged ({error}): run `{command('export', out)}` again."
         ) from None
     missing = [
         m["folder"]
@@ -173,10 +175,10 @@ class _Measured:
     def __init__(self, recipe: Recipe, out: Path, say: Say) -> None:
         self.recipe, self.say = recipe, say
         self.device = pick(recipe.distill.device)
-        self.ta = load_ta(out / "ta")
+        self.ta = load_ta(Workspace(out).ta)
         self.task: Task = tasks_task.task(self.ta.adapter.task, recipe)
         self.data: Data = self.task.data(
-            out / "ta", self.ta.model, training=view.has_statistics(self.ta.model)
+            Workspace(out).ta, self.ta.model, training=view.has_statistics(self.ta.model)
         )
         if budget.asked(recipe):  # as in the export: not on the examples that sizes were chosen by
             chose = score.chooses(self.task, self.ta.model, self.data, torch.device("cpu"))
@@ -196,7 +198,7 @@ class _Measured:
     def student(self, ta: TA, which: float | Sizes) -> nn.Module:
         """A dense Student of a TA."""
         size, cpu = self.recipe.distill.batch_size, torch.device("cpu")
-        return student_for_evaluation(self.task, ta, which, self.data.train, size, cpu)
+        return measurable(self.task, ta.student(which), self.data.train, size, cpu)
 
 
 def _pairs(

@@ -1,0 +1,110 @@
+"""What lies in a folder: a TA, a Student, what a run has reached."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matta_cli.adapter import Axis
+from matta_cli.errors import MattaError, command
+from matta_cli.files.card import read_card
+from matta_cli.files.workspace import Workspace, counters_of
+from matta_cli.models import plugins
+from matta_cli.models.source import open_source
+from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
+from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.resolve import tomllib
+
+
+def ta_folder(folder: str | Path) -> Path:
+    """Where the TA lies that a folder stands for: itself, or for an output folder the last
+    checkpoint, else its ``ta``.
+    """
+    folder = Path(folder)
+    if not (folder / "matta.json").exists() and Workspace(folder).converted:
+        return Workspace(folder).current_ta()
+    return folder
+
+
+def load_ta(folder: str | Path) -> TA:
+    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if
+    it has been).
+    """
+    folder = ta_folder(folder)
+    if not folder.is_dir():
+        raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
+    card = read_card(folder)
+    adapter = plugins.adapter(card["adapter"], folder)
+    model = adapter.load(open_source(f"local-dir:{folder}"))
+    axes: list[Axis] = card["axes"]
+    found = {axis.name: axis.size for axis in adapter.axes(model)}
+    if any(found.get(axis.name) != axis.size for axis in axes):
+        raise MattaError(
+            f"{folder}: the weights and matta.json disagree on the axes; convert the model again."
+        )
+    ta = TA(adapter, model, axes, card["base"], card)
+    unshared = sorted((folder / UNSHARED).glob("width-*"))
+    if not unshared:
+        return ta
+    copies = {
+        float(path.name.removeprefix("width-")): adapter.load(open_source(f"local-dir:{path}"))
+        for path in unshared
+    }
+    return UnsharedTA.of(ta, copies)
+
+
+def load_student(folder: str | Path) -> nn.Module:
+    """The dense Student (or TA) in a folder, by its adapter. In eval mode on the CPU."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MattaError(f"There is no folder {str(folder)!r}.")
+    card = read_card(folder)
+    return plugins.adapter(card["adapter"], folder).load(open_source(f"local-dir:{folder}"))
+
+
+def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
+    """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
+    if ta.card["lineage"]["digest"] != digest:
+        raise MattaError(
+            f"{folder} trained another TA than the one that was converted since: distill again with --overwrite."
+        )
+
+
+@dataclass(frozen=True)
+class Reached:
+    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it
+    was trained by.
+    """
+
+    folder: Path
+    ta: TA
+    counters: dict[str, Any]
+    recipe: Recipe
+
+
+def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
+    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged
+    ones are named by ``say``.
+
+    Raises ``MattaError`` where there is none, or where it trained another TA than the one in
+    ``out/ta``.
+    """
+    space = Workspace(out)
+    space.mend()
+    last, damaged = space.trained(which)
+    for path in damaged:
+        say(f"{path} is damaged and is left out.")
+    if last is None:
+        raise MattaError(
+            f"There is no trained TA in {space.run}: run `{command('distill', out)}` first."
+        )
+    ta = load_ta(last)
+    refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
+    counters = counters_of(last)
+    recipe = Recipe()
+    recipe.update(tomllib.loads(counters["recipe"]), str(last))
+    return Reached(last, ta, counters, recipe)
