@@ -15,16 +15,13 @@ from matta_cli.nested.sizes import full_sizes, grown_sizes, sources
 _NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
-# Reordering and growing
-
-
 def _places(groups: Tensor, length: int) -> Tensor:
     """The places of these groups, each of which is ``length`` long."""
     return (groups[:, None] * length + torch.arange(length)).flatten()
 
 
 def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
-    """The whole dimension's index after ordering the axis's groups of ``step`` units by ``order``."""
+    """The index of a whole dimension after ordering the axis's groups of units by ``order``."""
     units = _places(order, axis.step * slice_.unit)
     index = torch.arange(total)
     for block in range(slice_.blocks):
@@ -35,11 +32,10 @@ def _units(slice_: Slice, axis: Axis, order: Tensor, total: int) -> Tensor:
 
 @torch.no_grad()
 def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]) -> None:
-    """Permute axes in place so that group ``orders[name][0]`` comes first. The function is
-    unchanged.
+    """Permute axes in place so that group ``orders[name][0]`` comes first.
 
-    orders: axis name -> int64 [size / step], a permutation. Layers stay where they are: theirs goes
-    into ``Axis.order``.
+    The function is unchanged. orders: axis name -> int64 [size / step], a permutation. Layers stay
+    where they are: theirs goes into ``Axis.order``.
     """
     tensors = tensors_of(model)
     for axis in axes:
@@ -52,34 +48,28 @@ def reorder(model: nn.Module, axes: Sequence[Axis], orders: Mapping[str, Tensor]
 
 
 def growable(model: nn.Module, axis: Axis) -> bool:
-    """Whether new units can leave the function unchanged: a norm over the axis would see them, and
-    so forbids it.
-    """
+    """Whether new units can leave the function unchanged: a norm over the axis would see them."""
     if axis.layers:
         return bool(axis.slices)
     modules = dict(model.named_modules())
-    owners = (modules.get(place.tensor.rpartition(".")[0]) for place in axis.slices)
-    has_reader = any(place.outgoing for place in axis.slices)
-    return has_reader and not any(
-        isinstance(owner, _NORMS) or "RMSNorm" in type(owner).__name__ for owner in owners
-    )
+    owners = [modules.get(place.tensor.rpartition(".")[0]) for place in axis.slices]
+    norms = [o for o in owners if isinstance(o, _NORMS) or "RMSNorm" in type(o).__name__]
+    return not norms and any(place.outgoing for place in axis.slices)
 
 
 def _spread(
     tensor: Tensor, shape: Sequence[int], dim: int, chosen: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Values for new units: normal at the tensor's own mean and spread; one value per unit is taken
-    from chosen units.
+    """Values for new units: normal, at the tensor's own mean and spread.
 
-    Vectors (biases, BatchNorm scales and variances) are resampled together, so that a variance
-    stays positive.
+    Vectors (biases, BatchNorm scales and variances) are taken from the units ``chosen``: so the
+    values of one unit stay together, and a variance stays positive.
     """
     if tensor.dim() == 1:
         return tensor.index_select(dim, chosen)
-    spread = tensor.float().std(correction=0)
-    return (torch.randn(shape, generator=generator) * spread + tensor.float().mean()).to(
-        tensor.dtype
-    )
+    own = tensor.float()
+    drawn = torch.randn(shape, generator=generator) * own.std(correction=0) + own.mean()
+    return drawn.to(tensor.dtype)
 
 
 @torch.no_grad()
@@ -102,44 +92,60 @@ def grow(
     """
     generator = torch.Generator().manual_seed(seed)
     sizes = full_sizes(axes) | dict(sizes)
-    # tensor -> where units are appended, copied from which
-    places: dict[str, list[tuple[Axis, Slice, Tensor]]] = {}
-    copies: dict[tuple[str, int], list[int]] = {}  # layer -> its copies
-    silent: set[str] = set()
-    own = dict(sizes)
+    plan = _Growth()
+    own: Sizes = sizes
     for axis in axes:
-        new = sizes[axis.name] - axis.size
-        if new == 0:
+        size = sizes[axis.name]
+        if size == axis.size:
             continue
-        if new < 0 or sizes[axis.name] % axis.step or not growable(model, axis):
-            raise MattaError(
-                f"Axis {axis.name!r} cannot grow from {axis.size} to {sizes[axis.name]} and keep the function."
-            )
+        if size < axis.size or size % axis.step or not growable(model, axis):
+            what = f"Axis {axis.name!r} cannot grow from {axis.size} to {size}"
+            raise MattaError(f"{what} and keep the function.")
         if axis.layers:
-            for after, before in list(enumerate(sources(axis, sizes[axis.name])))[axis.size :]:
-                copies.setdefault((axis.layers, before), []).append(after)
-            silent |= {place.tensor for place in axis.slices}
-            own = grown_sizes(axes, sizes, sizes[axis.name])
-            continue
-        chosen = torch.randint(axis.size, (new,), generator=generator)
-        for place in axis.slices:
-            places.setdefault(place.tensor, []).append((axis, place, chosen))
+            plan.copy_layers(axis, size)
+            own = grown_sizes(axes, sizes, size)
+        else:
+            chosen = torch.randint(axis.size, (size - axis.size,), generator=generator)
+            for place in axis.slices:
+                plan.places.setdefault(place.tensor, []).append((axis, place, chosen))
 
     grown = adapter.build(model, own)
     targets = tensors_of(grown)
     for name, tensor in tensors_of(model).items():
-        value = _appended(tensor.detach().cpu(), places.get(name, ()), generator)
+        value = _appended(tensor.detach().cpu(), plan.places.get(name, ()), generator)
         targets[name].copy_(value)
-        for (path, before), afters in copies.items():
-            start = f"{path}.{before}."
-            for after in afters if name.startswith(start) else ():
-                within = name.removeprefix(start)
-                targets[f"{path}.{after}.{within}"].copy_(
-                    torch.zeros_like(value) if within in silent else value
-                )
+        for copied, silent in plan.copies_of(name):
+            targets[copied].copy_(torch.zeros_like(value) if silent else value)
         if consume:
             tensor.data = torch.empty(0, dtype=tensor.dtype)
     return grown.eval()
+
+
+class _Growth:
+    """Where units are appended, and which layers are copied.
+
+    places: tensor -> (axis, slice, the units that vectors are taken from).
+    """
+
+    def __init__(self) -> None:
+        self.places: dict[str, list[tuple[Axis, Slice, Tensor]]] = {}
+        self.copies: dict[str, list[str]] = {}  # a layer's path -> those of its copies
+        self.silent: set[str] = set()  # tensors within a layer that are zero in its copies
+
+    def copy_layers(self, axis: Axis, size: int) -> None:
+        for after, before in list(enumerate(sources(axis, size)))[axis.size :]:
+            copies = self.copies.setdefault(f"{axis.layers}.{before}.", [])
+            copies.append(f"{axis.layers}.{after}.")
+        self.silent |= {place.tensor for place in axis.slices}
+
+    def copies_of(self, name: str) -> list[tuple[str, bool]]:
+        """The names of a tensor in the copies of its layer, and whether it is zero there."""
+        copies = []
+        for layer, others in self.copies.items():
+            if name.startswith(layer):
+                within = name.removeprefix(layer)
+                copies += [(other + within, within in self.silent) for other in others]
+        return copies
 
 
 def _appended(
@@ -161,10 +167,8 @@ def _appended(
             shape = [*tensor.shape]
             shape[dim] = new
             draw = _spread(own, shape, dim, _places(chosen, place.unit), generator)
-            pieces += [
-                tensor.narrow(dim, at, end - at),
-                torch.zeros_like(draw) if place.outgoing else draw,
-            ]
+            pieces.append(tensor.narrow(dim, at, end - at))
+            pieces.append(torch.zeros_like(draw) if place.outgoing else draw)
             at = end
         pieces.append(tensor.narrow(dim, at, tensor.shape[dim] - at))
         tensor = torch.cat(pieces, dim)

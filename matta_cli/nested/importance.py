@@ -21,16 +21,12 @@ def _per_unit(values: Tensor, axis: Axis, place: Slice) -> Tensor:
 
 
 def _by_unit(places: Tensor, axis: Axis, place: Slice) -> Tensor:
-    """One number per unit [size] of one per place of a slice's dimension: blocks, and the places of
-    a unit, are summed.
+    """One number per unit [size], from one per place of a slice's dimension.
+
+    Blocks, and the places of a unit, are summed.
     """
-    length = place.blocks * axis.size * place.unit
-    return (
-        places[place.start :]
-        .narrow(0, 0, length)
-        .view(place.blocks, axis.size, place.unit)
-        .sum((0, 2))
-    )
+    own = places[place.start : place.start + place.blocks * axis.size * place.unit]
+    return own.view(place.blocks, axis.size, place.unit).sum((0, 2))
 
 
 def _grouped(scores: Tensor, axis: Axis) -> Tensor:
@@ -48,33 +44,27 @@ def _summed(axis: Axis, names: Collection[str], values: Values) -> Tensor:
     that it has.
     """
     if not axis.layers:
-        here = [(place, values(place.tensor)) for place in axis.slices if place.tensor in names]
-        return _grouped(
-            torch.stack([_per_unit(v, axis, place) for place, v in here if v is not None]).sum(0),
-            axis,
-        )
+        own = [(place, values(place.tensor)) for place in axis.slices if place.tensor in names]
+        units = [_per_unit(value, axis, place) for place, value in own if value is not None]
+        return _grouped(torch.stack(units).sum(0), axis)
     adds = {place.tensor for place in axis.slices}
-    found = torch.zeros(axis.size)
+    sums = torch.zeros(axis.size)
     for i in range(axis.size):
         start = f"{axis.layers}.{i}."
-        own = [
-            name
-            for name in names
-            if name.startswith(start) and (not adds or name.removeprefix(start) in adds)
-        ]
-        found[i] = sum(float(v.sum()) for v in map(values, own) if v is not None)
-    return found
+        within = [name.removeprefix(start) for name in names if name.startswith(start)]
+        there = [values(start + name) for name in within if not adds or name in adds]
+        sums[i] = sum(float(value.sum()) for value in there if value is not None)
+    return sums
 
 
 def magnitude(model: nn.Module, axes: Sequence[Axis]) -> dict[str, Tensor]:
-    """Group magnitude: the norm of all weights of a unit, over all its slices. axis -> float32
-    [size / step].
-    """
+    """The norm of all weights of a unit, over all its slices: axis -> float32 [size / step]."""
     parameters = dict(model.named_parameters())
-    return {
-        a.name: _summed(a, parameters, lambda n: parameters[n].detach().float().pow(2)).sqrt()
-        for a in axes
-    }
+
+    def squares(name: str) -> Tensor:
+        return parameters[name].detach().float().pow(2)
+
+    return {axis.name: _summed(axis, parameters, squares).sqrt() for axis in axes}
 
 
 def by_gradient(
@@ -121,63 +111,72 @@ def activation(
     forward: Callable[[nn.Module, Any], Any],
     present: Callable[[Any], Tensor | None] = lambda batch: None,
 ) -> dict[str, Tensor]:
-    """Mean absolute activation of a unit times the norm of its outgoing weights: how much it adds
-    to what reads it.
+    """How much a unit adds to what reads it: axis -> float32 [size / step].
 
-    The activations are the inputs of the modules that own the outgoing weights. An axis whose
-    readers are not modules with one input falls back to magnitude. A layer's score is how much it
-    turns what passes by it: 1 less the cosine of its input and output, the mean over positions
-    (block influence; Men et al. 2024, arXiv 2403.03853).
-    present: which positions of a batch are no padding, bool [B, L], where some are. axis -> float32
-    [size / step].
+    That is its mean absolute activation times the norm of its outgoing weights. The activations
+    are the inputs of the modules that own the outgoing weights. An axis whose readers are not
+    modules with one input, and one of layers, falls back to magnitude.
+    present: which positions of a batch are no padding, bool [B, L], where some are.
     """
+    watch = _Watch()
     modules = dict(model.named_modules())
-    sums: dict[tuple[str, str], Tensor] = {}
-    hooks = []
-    mask: Tensor | None = None
-
-    def seen_of(x: Tensor) -> Tensor:
-        """Activations [..., C] as float32 [positions that are no padding, C]."""
-        x = x.detach().float()
-        return x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.flatten(0, -2)
-
-    def watch(axis: Axis, place: Slice) -> Callable[..., None]:
-        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            x = inputs[0]
-            x = x.movedim(1, -1) if isinstance(_module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
-            units = _by_unit(seen_of(x).abs().mean(0), axis, place)
-            key = (axis.name, place.tensor)
-            sums[key] = sums[key] + units if key in sums else units
-
-        return hook
-
     for axis in axes:
         for place in axis.slices if not axis.layers else ():
             owner = modules.get(place.tensor.rpartition(".")[0])
             if place.outgoing and owner is not None and _is_input(owner, place.dim):
-                hooks.append(owner.register_forward_pre_hook(watch(axis, place)))
+                watch.add(owner, axis, place)
     was_training = model.training
     model.eval()
     try:
         for batch in batches:
-            mask = present(batch)
+            watch.present = present(batch)
             forward(model, batch)
     finally:
-        for handle in hooks:
-            handle.remove()
+        watch.end()
         model.train(was_training)
 
     scores = magnitude(model, axes)
     parameters = dict(model.named_parameters())
     for axis in axes:
-        seen = [p for p in axis.slices if (axis.name, p.tensor) in sums]
-        if seen:
-            norms = [_per_unit(parameters[p.tensor].float().pow(2), axis, p).sqrt() for p in seen]
-            total = torch.stack(
-                [sums[axis.name, p.tensor] * norm for p, norm in zip(seen, norms, strict=True)]
-            ).sum(0)
-            scores[axis.name] = _grouped(total, axis)
+        adds = []
+        for place in axis.slices:
+            if (axis.name, place.tensor) in watch.sums:
+                weights = parameters[place.tensor].float().pow(2)
+                norm = _per_unit(weights, axis, place).sqrt()
+                adds.append(watch.sums[axis.name, place.tensor] * norm)
+        if adds:
+            scores[axis.name] = _grouped(torch.stack(adds).sum(0), axis)
     return scores
+
+
+class _Watch:
+    """Sums the mean absolute activations of units over the batches of a model's forwards."""
+
+    def __init__(self) -> None:
+        self.sums: dict[tuple[str, str], Tensor] = {}  # (axis, tensor that reads it) -> [size]
+        self.present: Tensor | None = None
+        self._handles: list[Any] = []
+
+    def add(self, owner: nn.Module, axis: Axis, place: Slice) -> None:
+        """Watch what a module reads."""
+        key = (axis.name, place.tensor)
+
+        def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            x = inputs[0]
+            x = x.movedim(1, -1) if isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
+            units = _by_unit(self._rows(x).abs().mean(0), axis, place)
+            self.sums[key] = self.sums[key] + units if key in self.sums else units
+
+        self._handles.append(owner.register_forward_pre_hook(hook))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Activations [..., C] as float32 [positions that are no padding, C]."""
+        x, mask = x.detach().float(), self.present
+        return x[mask] if mask is not None and x.shape[:-1] == mask.shape else x.flatten(0, -2)
+
+    def end(self) -> None:
+        for handle in self._handles:
+            handle.remove()
 
 
 @torch.no_grad()
@@ -191,37 +190,36 @@ def removal(
     loss: Callable[[Tensor, Tensor, Any], Tensor],
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, Tensor]:
-    """What the outputs lose when one group of units goes, or one layer: axis -> float32 [size /
-    step], for ``some`` axes.
+    """What the outputs lose when one group of units goes, or one layer, for ``some`` axes.
 
-    As many forwards as there are groups, for each batch. loss: of outputs against those of the
-    whole model, least where they are equal. An axis with one group has nothing to compare. The
-    model is the same afterwards.
+    Returns axis -> float32 [size / step]. It takes as many forwards as there are groups, for each
+    batch. loss: of outputs against those of the whole model, least where they are equal. An axis
+    with one group has nothing to compare. The model is the same afterwards.
     """
     whole = [forward(model, batch) for batch in batches]
-    least = sum(float(loss(out, out, batch)) for out, batch in zip(whole, batches, strict=True))
+
+    def total(outputs: Sequence[Tensor]) -> float:
+        pairs = zip(outputs, whole, batches, strict=True)
+        return sum(float(loss(out, expected, batch)) for out, expected, batch in pairs)
+
+    least = total(whole)
     scores = {}
     for axis in some:
         count = axis.size // axis.step
-        found = torch.zeros(count)
+        scores[axis.name] = torch.zeros(count)
         for group in range(count if count > 1 else 0):
             others = [g for g in range(count) if g != group]
-            moved = [
-                replace(a, order=(*others, group)) if a is axis and a.layers else a for a in axes
-            ]
+            last = replace(axis, order=(*others, group)) if axis.layers else axis
             swap = torch.arange(count)
             swap[[group, -1]] = swap[[-1, group]]
             # the last group is what a Student leaves out
             grow.reorder(model, [axis], {axis.name: swap})
+            moved = [last if a is axis else a for a in axes]
             view = StudentView(adapter, model, moved, {axis.name: axis.size - axis.step}).eval()
-            losses = [
-                float(loss(forward(view, batch), out, batch))
-                for out, batch in zip(whole, batches, strict=True)
-            ]
+            outputs = [forward(view, batch) for batch in batches]
             grow.reorder(model, [axis], {axis.name: swap})
-            found[group] = (sum(losses) - least) / len(batches)
+            scores[axis.name][group] = (total(outputs) - least) / len(batches)
             tick()
-        scores[axis.name] = found
     return scores
 
 

@@ -18,10 +18,9 @@ def full_sizes(axes: Sequence[Axis]) -> dict[str, int]:
 
 
 def scaled(base: int, width: float, step: int = 1, multiple: int = 1) -> int:
-    """``width`` x ``base`` units, rounded to whole steps (and, for 64 units and more, to
-    ``multiple``); at least one step.
+    """``width`` x ``base`` units in whole steps; of 64 units and more also in ``multiple``.
 
-    Width 1.0 is always exactly the base, whatever the multiple.
+    It is one step at least. Width 1.0 is always exactly the base, whatever the multiple.
     """
     if width == 1.0:
         return base
@@ -38,15 +37,15 @@ def sizes_at(
     multiple: int = 1,
     shares: Mapping[str, float] | None = None,
 ) -> dict[str, int]:
-    """The sizes of a width (1.0 = the base). An axis that could not grow stays at the size it has.
+    """The sizes of a width (1.0 = the base). An axis that could not grow stays at its size.
 
     shares: by kind of axis, what it is scaled by in place of the width.
     """
-    scale = {axis.name: (shares or {}).get(kind(axis.name), width) for axis in axes}
-    return {
-        axis.name: min(axis.size, scaled(base[axis.name], scale[axis.name], axis.step, multiple))
-        for axis in axes
-    }
+    sizes = {}
+    for axis in axes:
+        share = (shares or {}).get(kind(axis.name), width)
+        sizes[axis.name] = min(axis.size, scaled(base[axis.name], share, axis.step, multiple))
+    return sizes
 
 
 def kind(name: str) -> str:
@@ -54,43 +53,36 @@ def kind(name: str) -> str:
     return re.sub(r"\.?\d+", "", name)
 
 
+def kinds(sizes: Sizes) -> dict[str, list[int]]:
+    """Sizes by kind of axis."""
+    by_kind: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        by_kind.setdefault(kind(name), []).append(size)
+    return by_kind
+
+
 def nested_axes(adapter: Adapter, model: nn.Module, wanted: Sequence[str] = ()) -> list[Axis]:
-    """The axes of the kinds ``wanted`` (none: the adapter's default). Raises ``MattaError`` for a
-    kind that there is not.
+    """The axes of the kinds ``wanted``; of none: those that the adapter nests by default.
+
+    Raises ``MattaError`` for a kind that the model does not have.
     """
     axes = adapter.axes(model)
     there = list(dict.fromkeys(kind(axis.name) for axis in axes))
-    missing = [name for name in wanted if name not in there]
-    if missing:
-        raise MattaError(
-            f"--axes {missing[0]!r} is not an axis of this model; it has {', '.join(there)}."
-        )
-    chosen = wanted or [name for name in adapter.default if name in there] or there
-    return [axis for axis in axes if kind(axis.name) in chosen]
-
-
-def kinds(sizes: Sizes) -> dict[str, list[int]]:
-    """Sizes by kind of axis."""
-    found: dict[str, list[int]] = {}
-    for name, size in sizes.items():
-        found.setdefault(kind(name), []).append(size)
-    return found
+    for name in wanted:
+        if name not in there:
+            known = ", ".join(there)
+            raise MattaError(f"--axes {name!r} is not an axis of this model; it has {known}.")
+    nested = wanted or [name for name in adapter.default if name in there] or there
+    return [axis for axis in axes if kind(axis.name) in nested]
 
 
 # Layers
 
 
 def layer_of(name: str, layers: str) -> int | None:
-    """The number of the layer that a tensor belongs to, in the list of that path; None where it
-    belongs to none.
-    """
-    found = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
-    return int(found[1]) if found else None
-
-
-def _numbered(axis: Axis, before: int, after: int) -> str:
-    """The name of a layer's axis where the layer has another number."""
-    return re.sub(rf"(?<!\d){before}(?!\d)", str(after), axis.name, count=1)
+    """The number of a tensor's layer in the list of that path; None where it is in none."""
+    match = re.match(rf"{re.escape(layers)}\.(\d+)\.", name)
+    return int(match[1]) if match else None
 
 
 def depth(axes: Sequence[Axis]) -> Axis | None:
@@ -99,15 +91,12 @@ def depth(axes: Sequence[Axis]) -> Axis | None:
 
 
 def kept_layers(axis: Axis, size: int) -> list[int]:
-    """The numbers of the layers that a Student of so many keeps, in the order that they have in the
-    model.
-    """
+    """The numbers of the layers that a Student of ``size`` layers keeps, in the model's order."""
     return sorted((axis.order or range(axis.size))[:size])
 
 
 def sources(axis: Axis, size: int) -> list[int]:
-    """Of each layer of a model that has grown to ``size`` layers, the one that it is, or for a new
-    one that it is a copy of.
+    """For each layer of a model grown to ``size`` layers, the layer whose weights it begins with.
 
     New layers come after the others, as copies of the last ones in the same order.
     """
@@ -115,31 +104,8 @@ def sources(axis: Axis, size: int) -> list[int]:
     return [*range(axis.size), *(axis.size - 1 - (new - 1 - k) % axis.size for k in range(new))]
 
 
-def _renamed(
-    axes: Sequence[Axis], layers: Axis, chosen: Sequence[int], values: Sizes
-) -> dict[str, int]:
-    """Values by name of axis, as a model names them whose layers are those ``chosen`` from this
-    one's.
-    """
-    found: dict[str, int] = {}
-    for axis in axes:
-        number = (
-            layer_of(axis.slices[0].tensor, layers.layers)
-            if axis.slices and not axis.layers
-            else None
-        )
-        places = [after for after, before in enumerate(chosen) if before == number]
-        for after in places:
-            found[_numbered(axis, chosen[after], after)] = values.get(axis.name, axis.size)
-        if number is None:
-            found[axis.name] = len(chosen) if axis is layers else values.get(axis.name, axis.size)
-    return found
-
-
 def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
-    """A Student's sizes by its own names: layers that are left out are gone, the others numbered
-    anew.
-    """
+    """A Student's sizes by its own names: layers that are left out are gone, others renumbered."""
     layers = depth(axes)
     if layers is None:
         return dict(sizes)
@@ -147,13 +113,27 @@ def own_sizes(axes: Sequence[Axis], sizes: Sizes) -> dict[str, int]:
 
 
 def grown_sizes(axes: Sequence[Axis], sizes: Sizes, count: int) -> dict[str, int]:
-    """``sizes`` by the names of a model of ``count`` layers: each new layer has those of the layer
-    that it is a copy of.
-    """
+    """``sizes`` by the names of a model of ``count`` layers: a copied layer has its source's."""
     layers = depth(axes)
     if layers is None:
         return dict(sizes)
-    return {
-        **_renamed(axes, layers, sources(layers, count), sizes),
-        layers.name: sizes.get(layers.name, layers.size),
-    }
+    renamed = _renamed(axes, layers, sources(layers, count), sizes)
+    return {**renamed, layers.name: sizes.get(layers.name, layers.size)}
+
+
+def _renamed(
+    axes: Sequence[Axis], layers: Axis, origins: Sequence[int], sizes: Sizes
+) -> dict[str, int]:
+    """Sizes by the names of a model whose layers come from the layers ``origins`` of this one."""
+    renamed: dict[str, int] = {}
+    for axis in axes:
+        size, number = sizes.get(axis.name, axis.size), None
+        if axis.slices and not axis.layers:
+            number = layer_of(axis.slices[0].tensor, layers.layers)
+        if number is None:
+            renamed[axis.name] = len(origins) if axis is layers else size
+        for after, before in enumerate(origins):
+            if before == number:
+                name = re.sub(rf"(?<!\d){before}(?!\d)", str(after), axis.name, count=1)
+                renamed[name] = size
+    return renamed

@@ -18,14 +18,14 @@ from matta_cli.nested.sizes import own_sizes
 
 
 class StudentView:
-    """A Student run on views of a live model: call it like the model; gradients reach the model's
-    own tensors.
+    """A Student run on views of a live model, whose own tensors its gradients reach.
 
-    The dense skeleton lives on the meta device and outside any module tree, so wrappers of the
-    model do not see it. Buffers (BatchNorm statistics) are copies: a narrow forward must not write
-    into those of wider ones. Put the Student's own statistics in ``buffers`` after
-    ``recompute_statistics``. With ``live``, for the whole model alone, they are the model's own,
-    and a forward updates them. With ``head``, the name of the linear layer that makes the outputs,
+    It is called like the model. The dense skeleton lives on the meta device and outside any module
+    tree, so wrappers of the model do not see it. Buffers (BatchNorm statistics) are copies: a
+    narrow forward must not write into those of wider ones. Put the Student's own statistics in
+    ``buffers`` after ``recompute_statistics``. With ``live``, for the whole model alone, they are
+    the model's own, and a forward updates them. With ``head``, the name of the linear layer that
+    makes the outputs,
     that layer is left out: a call gives what it reads, and ``output`` the layer's tensors.
     """
 
@@ -39,13 +39,7 @@ class StudentView:
         head: str = "",
         live: bool = False,
     ) -> None:
-        self.model, self.axes, self.sizes, self.head, self.live = (
-            model,
-            axes,
-            dict(sizes),
-            head,
-            live,
-        )
+        self.model, self.head, self.live = model, head, live
         with torch.device("meta"):
             self.skeleton = adapter.build(model, own_sizes(axes, sizes))
         if head:
@@ -73,12 +67,11 @@ class StudentView:
         return state
 
     def module(self) -> nn.Module:
-        """The Student as an ordinary module whose tensors are these views, for what calls more than
-        ``forward``, such as ``generate`` of transformers. In eval mode; no gradient reaches the
-        model.
+        """The Student as an ordinary module, in eval mode, whose tensors are these views.
 
-        Copies are buffers, and tensors that are cut into several pieces (a fused qkv with fewer
-        heads).
+        It serves what calls more than ``forward``, such as ``generate`` of transformers. No
+        gradient reaches the model. Copies are buffers, and tensors that are cut into several pieces
+        (a fused qkv with fewer heads).
         """
         module = copy.deepcopy(self.skeleton)  # on the meta device: nothing but names and shapes
         state = self.state()
@@ -121,14 +114,14 @@ class StudentView:
                 module.p = 0.0
 
     def recompute(self) -> None:
-        """Keep no activations inside repeated blocks: the backward pass makes them again (Chen et
-        al. 2016, 1604.06174).
+        """Keep no activations inside repeated blocks: the backward pass makes them again.
+
+        Chen et al. 2016, arXiv 1604.06174. Raises ``MattaError`` where there are no such blocks.
         """
         blocks = repeated_blocks(self.skeleton)
         if not blocks:
-            raise MattaError(
-                "Activation checkpointing is not supported for this model: it has no repeated blocks."
-            )
+            what = "Activation checkpointing is not supported for this model"
+            raise MattaError(f"{what}: it has no repeated blocks.")
         for block in blocks:
             _recompute(block)
 
@@ -150,40 +143,36 @@ def _runner(skeleton: nn.Module) -> Any:
 
 
 def without(model: nn.Module, name: str) -> nn.Module:
-    """``model`` with the layer ``name`` replaced by an identity. Shares all else with ``model``,
-    which stays as it is.
-    """
-    found = copy.copy(model)
-    found._modules = dict(model._modules)
+    """``model`` with an identity for the layer ``name``; it shares all else with ``model``."""
+    body = copy.copy(model)
+    body._modules = dict(model._modules)
     child, _, rest = name.partition(".")
-    setattr(found, child, without(model.get_submodule(child), rest) if rest else nn.Identity())
-    return found
+    setattr(body, child, without(model.get_submodule(child), rest) if rest else nn.Identity())
+    return body
 
 
 def repeated_blocks(model: nn.Module) -> list[nn.Module]:
-    """The model's layers: the children, all of one class, of its outermost lists of two or more
-    modules with parameters.
+    """The model's layers: the children of its outermost lists of modules of one class.
+
+    A list has two modules or more, and they have parameters.
     """
-    found: list[nn.Module] = []
+    blocks: list[nn.Module] = []
     stack = [model]
     while stack:
         module = stack.pop()
         children = list(module.children())
-        if (
-            isinstance(module, (nn.ModuleList, nn.Sequential))
-            and len(children) > 1
-            and len({type(c) for c in children}) == 1
-        ):
-            if any(True for _ in children[0].parameters()):
-                found += children
-        else:
+        is_list = isinstance(module, (nn.ModuleList, nn.Sequential)) and len(children) > 1
+        if not is_list or len({type(child) for child in children}) > 1:
             stack += children
-    return found
+        elif any(True for _ in children[0].parameters()):
+            blocks += children
+    return blocks
 
 
 def _recompute(block: nn.Module) -> None:
-    """Checkpoint a block of a skeleton. The tensors of the call are kept for the second pass: by
-    then the skeleton is empty.
+    """Checkpoint a block of a skeleton.
+
+    The tensors of the call are kept for the second pass: by then the skeleton is empty.
     """
     plain = block.forward
 
@@ -208,13 +197,9 @@ def _recompute(block: nn.Module) -> None:
 def materialize(
     adapter: Adapter, model: nn.Module, axes: Sequence[Axis], sizes: Sizes
 ) -> nn.Module:
-    """The same Student as a dense module of its own: the slices, copied out. In eval mode, on
-    ``model``'s device.
-    """
+    """The same Student as a dense module of its own, in eval mode, on ``model``'s device."""
     view = StudentView(adapter, model, axes, sizes)
-    student = adapter.build(model, own_sizes(axes, sizes))
-    device = next(model.parameters()).device
-    student.to(device)
+    student = adapter.build(model, own_sizes(axes, sizes)).to(next(model.parameters()).device)
     with torch.no_grad():
         targets = tensors_of(student)
         for name, tensor in view.state().items():
@@ -222,27 +207,26 @@ def materialize(
     return student.eval()
 
 
+def _norms(model: nn.Module) -> list[Any]:
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    return [norm for norm in norms if norm.track_running_stats]
+
+
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model carries BatchNorm statistics, which every Student needs of its own."""
-    return any(
-        isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-        for m in model.modules()
-    )
+    return bool(_norms(model))
 
 
 @torch.no_grad()
 def recompute_statistics(model: nn.Module, batches: Sequence[Any], forward: Any) -> None:
-    """Set a dense model's BatchNorm statistics to the exact average over ``batches``;
+    """Set a dense model's BatchNorm statistics to the exact average over ``batches``.
+
     ``forward(model, batch)`` runs it.
     """
-    norms = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
-    ]
+    norms = _norms(model)
     if not norms:
         return
-    momenta = [m.momentum for m in norms]
+    momenta = [norm.momentum for norm in norms]
     model.eval()  # only the norms train: dropout would disturb the statistics
     for norm in norms:
         norm.reset_running_stats()
