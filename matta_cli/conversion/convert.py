@@ -1,33 +1,38 @@
-"""convert: base -> TA. Order each axis by importance, grow it, prove that width 1.0 is still the
-base, save.
+"""convert: from a base to a TA.
+
+Each axis is ordered by importance and grown; that width 1.0 is still the base is proven.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
+from matta_cli.adapter import Source
 from matta_cli.conversion.ordering import ORDERS, importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic, card
+from matta_cli.files import atomic
+from matta_cli.files.card import read_card, write_card
 from matta_cli.files.workspace import Workspace
-from matta_cli.models import load, plugins, save
+from matta_cli.models import plugins
+from matta_cli.models.load import own_memory
+from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested import grow
-from matta_cli.nested import importance as nested_importance
-from matta_cli.nested import sizes as nested_sizes
-from matta_cli.nested.sizes import full_sizes, grown_sizes, nested_axes, scaled
+from matta_cli.nested.importance import order as importance_order
+from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
-from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task as tasks_task
+from matta_cli.settings.recipe import ConvertSettings, Recipe
+from matta_cli.tasks.task import task as open_task
 
 
 @dataclass
@@ -43,35 +48,28 @@ class Converted:
 
 
 def parse_sizes(lines: Sequence[str], kinds: Sequence[str]) -> dict[str, dict[str, float]]:
-    """``0.5: depth=0.75 mlp=0.5`` as shares by width and kind of axis. Raises ``MattaError`` for
-    anything else.
+    """``0.5: depth=0.75 mlp=0.5`` as shares by width and kind of axis.
+
+    Raises ``MattaError`` for anything else.
     """
-    found: dict[str, dict[str, float]] = {}
+    by_width: dict[str, dict[str, float]] = {}
     for line in lines:
+        text, _, rest = line.partition(":")
         try:
-            width, _, rest = line.partition(":")
-            shares = {
-                name: float(value)
-                for name, _, value in (part.partition("=") for part in rest.split())
-            }
-            key = f"{float(width):g}"
+            width, parts = float(text), [part.partition("=") for part in rest.split()]
+            shares = {name: float(share) for name, _, share in parts}
         except ValueError:
-            raise MattaError(
-                f"convert.sizes {line!r} is not understood: write it as '0.5: depth=0.75 mlp=0.5'."
-            ) from None
+            hint = "write it as '0.5: depth=0.75 mlp=0.5'"
+            raise MattaError(f"convert.sizes {line!r} is not understood: {hint}.") from None
         unknown = [name for name in shares if name not in kinds]
         if unknown:
-            raise MattaError(
-                f"convert.sizes {line!r}: {unknown[0]!r} is not nested here; {', '.join(kinds)} are."
-            )
-        if float(width) >= 1 or not all(
-            0 < share <= 1 for share in (float(width), *shares.values())
-        ):
-            raise MattaError(
-                f"convert.sizes {line!r} is not possible: a width is below 1, a share above 0 and up to 1."
-            )
-        found[key] = shares
-    return found
+            nested = f"{unknown[0]!r} is not nested here; {', '.join(kinds)} are"
+            raise MattaError(f"convert.sizes {line!r}: {nested}.")
+        if width >= 1 or not all(0 < share <= 1 for share in (width, *shares.values())):
+            limits = "a width is below 1, a share above 0 and up to 1"
+            raise MattaError(f"convert.sizes {line!r} is not possible: {limits}.")
+        by_width[f"{width:g}"] = shares
+    return by_width
 
 
 def convert(
@@ -83,178 +81,193 @@ def convert(
     model_config: Path | None = None,
     listen: Listener = quiet,
 ) -> Converted:
-    """Grow ``recipe.convert.source`` into a TA in ``out/ta`` whose width 1.0 gives the source's
-    outputs.
+    """Grow ``recipe.convert.source`` into a TA in ``out/ta`` whose width 1.0 is the source.
 
     Raises ``MattaError`` where the source cannot be opened, no adapter fits it, or the difference
     at width 1.0 exceeds ``recipe.convert.tolerance``; nothing is left behind then.
     """
     settings = recipe.convert
     if not settings.source:
-        raise MattaError(
-            "No model is named: pass a folder, a hub id, a timm name or a state dict to `matta convert`."
-        )
+        what = "pass a folder, a hub id, a timm name or a state dict to `matta convert`"
+        raise MattaError(f"No model is named: {what}.")
     if not 1.0 <= settings.expand <= 64:
-        raise MattaError(
-            f"--expand {settings.expand:g} is not possible: it is the TA's width, from 1.0 to 64."
-        )
+        limits = "it is the TA's width, from 1.0 to 64"
+        raise MattaError(f"--expand {settings.expand:g} is not possible: {limits}.")
     if settings.order not in ORDERS:
         raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
     space = Workspace(out)
     atomic.refuse_existing(space.ta, overwrite)
     with space.alone() if space.run.exists() else nullcontext():
-        return _convert(recipe, space, overwrite, allow_pickle, model_config, listen)
+        source = _source(settings, model_config, allow_pickle)
+        return _convert(recipe, space, source, overwrite, listen)
+
+
+def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: bool) -> Source:
+    source = open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
+    source = replace(source, example=settings.example, task=settings.task)
+    if not settings.weights:
+        return source
+    if not source.builder:
+        owner = "a function that builds the model (pkg.mod:build)"
+        raise MattaError(f"--weights belongs to {owner}, not to {source.name!r}.")
+    return replace(source, tensors=open_weights(settings.weights, allow_pickle=allow_pickle))
 
 
 def _convert(
-    recipe: Recipe,
-    space: Workspace,
-    overwrite: bool,
-    allow_pickle: bool,
-    model_config: Path | None,
-    listen: Listener,
+    recipe: Recipe, space: Workspace, source: Source, overwrite: bool, listen: Listener
 ) -> Converted:
-    settings = recipe.convert
-    source = open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
-    source = replace(source, example=settings.example, task=settings.task)
-    if settings.weights:
-        if not source.builder:
-            raise MattaError(
-                f"--weights belongs to a function that builds the model (pkg.mod:build), not to {source.name!r}."
-            )
-        source = replace(source, tensors=open_weights(settings.weights, allow_pickle=allow_pickle))
+    settings, name = recipe.convert, source.name
     adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
     base = adapter.load(source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
-    load.own_memory(base)
-    # a task of its own may come from what it asks for
-    base_axes = nested_axes(adapter, base, settings.axes)
-    task = tasks_task.task(adapter.task, recipe)
+    own_memory(base)
+    axes = nested_axes(adapter, base, settings.axes)
+    # the adapter's load says which task the model has, where it knows several
+    task = open_task(adapter.task, recipe)
     notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
-    if not base_axes:
-        raise MattaError(
-            f"{source.name}: the adapter {adapter.name!r} found nothing in this model that can be nested."
-        )
-
+    if not axes:
+        what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
+        raise MattaError(f"{name}: {what}.")
+    shares = parse_sizes(settings.sizes, list(kinds(full_sizes(axes))))
+    card = {"multiple": settings.multiple, "sizes": shares}
+    ta = TA(adapter, base, axes, full_sizes(axes), card)
     settings_left = _settings_file(recipe, adapter.task)
     may_write = _may_write_settings(space)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
-        if source.beside is not None:
-            copy_companions(source.beside, folder)
-        if settings.tokenizer:
-            tokenizer = open_source(settings.tokenizer)
-            if tokenizer.beside is None or not copy_companions(tokenizer.beside, folder):
-                raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
-
-        sizes = full_sizes(base_axes)
-        shares = parse_sizes(settings.sizes, list(nested_sizes.kinds(sizes)))
-        ta = TA(
-            adapter, base, base_axes, dict(sizes), {"multiple": settings.multiple, "sizes": shares}
-        )
+        _copy_companions(source, settings, folder)
         batches = probe(task, ta, folder)
         if batches is None and recipe.data.train:
-            notes.append(
-                f"{recipe.data.train!r} was not read: {source.name} brings no tokenizer; --tokenizer names one."
-            )
-        order = settings.order
-        if order == "auto":
-            order = "activation" if batches else "magnitude"
-        if order not in ("magnitude", "none") and not batches:
-            raise MattaError(
-                f"--order {order} needs calibration data: pass --data, or choose --order magnitude."
-            )
+            hint = f"{name} brings no tokenizer; --tokenizer names one"
+            notes.append(f"{recipe.data.train!r} was not read: {hint}.")
+        order = _order(settings.order, bool(batches))
         # from here on the base itself is made into the TA
         proof = prove(task, base, batches or [task.example(base)])
-        scores = importance(task, adapter, base, base_axes, order, batches or [], listen)
-        orders = {
-            axis.name: nested_importance.order(scores[axis.name], layers=bool(axis.layers))
-            for axis in base_axes
-            if scores
-        }
-        grow.reorder(base, base_axes, orders)
-        ranked = {
-            axis.name: scores[axis.name] if axis.layers else scores[axis.name][orders[axis.name]]
-            for axis in base_axes
-            if scores
-        }
-
-        stuck = [axis.name for axis in base_axes if not grow.growable(base, axis)]
-        for axis in base_axes:
-            if axis.name not in stuck and settings.expand > 1:
-                sizes[axis.name] = max(
-                    axis.size, scaled(axis.size, settings.expand, axis.step, settings.multiple)
-                )
-        if stuck and settings.expand > 1:
-            notes.append(
-                f"{', '.join(stuck)} cannot grow without changing the function (a norm spans it): left at base size."
-            )
-        ta.model = grow.grow(adapter, base, base_axes, sizes, settings.seed, consume=True)
-        ta.axes = nested_axes(adapter, ta.model, settings.axes)
-        depth = nested_sizes.depth(ta.axes)
-        if depth is not None:
-            ta.base = grown_sizes(base_axes, ta.base, depth.size)
-            first = orders[depth.name].tolist() if orders else range(ta.base[depth.name])
-            kept = (*first, *range(ta.base[depth.name], depth.size))  # what has grown comes last
-            ta.axes = [replace(axis, order=kept) if axis is depth else axis for axis in ta.axes]
-
+        scores = importance(task, adapter, base, axes, order, batches or [], listen)
+        ranked = _grow(ta, settings, scores, notes)
         difference = largest_difference(task, ta.at(1.0), proof)
         if difference > settings.tolerance:
             raise MattaError(
-                f"Width 1.0 of the TA differs from {source.name} by {difference:.1e} (relative), more than the tolerance "
-                f"{settings.tolerance:.0e}: the adapter {adapter.name!r} does not describe this model right."
+                f"Width 1.0 of the TA differs from {name} by {difference:.1e} (relative), more "
+                f"than the tolerance {settings.tolerance:.0e}: the adapter {adapter.name!r} does "
+                "not describe this model right."
             )
-        reason = save.save_model(adapter, ta.model, folder)
-        if reason:
-            notes.append(f"The TA is saved in matta's own format: {reason}.")
-        else:
-            adapter.export(ta.model, folder)
-        (folder / IMPORTANCE).parent.mkdir()
-        save_file(ranked, str(folder / IMPORTANCE))
-        lineage = {"source": source.name, "digest": atomic.digest(folder)}
-        card.write_card(
-            folder,
-            adapter,
-            ta.axes,
-            ta.base,
-            lineage,
-            settings=atomic.text_digest(settings_left),
-            expand=settings.expand,
-            multiple=settings.multiple,
-            sizes=shares,
-            order=order,
-            difference=difference,
-            **({"example": settings.example} if settings.example else {}),
-        )
-        ta.card = card.read_card(folder)
-        atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
-        atomic.atomic_write(folder / "README.md", _readme(ta, source.name, difference))
-    widths = [
-        width for width in sorted({*recipe.export.widths, 1.0, ta.widest}) if width <= ta.widest
-    ]
-    last, _ = space.sound()
-    if last is not None and card.read_card(last)["lineage"]["digest"] != lineage["digest"]:
-        notes.append(
-            f"The run in {space.run} trained another TA than this one: distill again with --overwrite."
-        )
+        ta.card = {**card, "order": order, "difference": difference}
+        _save(ta, recipe, name, ranked, settings_left, folder, notes)
     if may_write:
         atomic.atomic_write(space.settings, settings_left)
-    else:
-        notes.append(f"{space.settings} has been edited and stays as it is.")
+    _remark(space, ta, may_write, notes)
+    there = sorted({*recipe.export.widths, 1.0, ta.widest})
+    widths = [width for width in there if width <= ta.widest]
     return Converted(ta, space.ta, order, difference, widths, notes)
 
 
-def _readme(ta: TA, source: str, difference: float) -> str:
-    stock = ta.student(full_sizes(ta.axes)).stock
-    how = (
-        ta.adapter.loader.format(folder=repr("this/folder"))
-        if stock
-        else "matta_cli.load_student('this/folder')"
-    )
+def _copy_companions(source: Source, settings: ConvertSettings, folder: Path) -> None:
+    if source.beside is not None:
+        copy_companions(source.beside, folder)
+    if settings.tokenizer:
+        tokenizer = open_source(settings.tokenizer)
+        if tokenizer.beside is None or not copy_companions(tokenizer.beside, folder):
+            raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
+
+
+def _order(wanted: str, calibrated: bool) -> str:
+    """The order of units that a setting comes to, with calibration data or without."""
+    if wanted == "auto":
+        return "activation" if calibrated else "magnitude"
+    if wanted not in ("magnitude", "none") and not calibrated:
+        hint = "pass --data, or choose --order magnitude"
+        raise MattaError(f"--order {wanted} needs calibration data: {hint}.")
+    return wanted
+
+
+def _grow(
+    ta: TA, settings: ConvertSettings, scores: Mapping[str, Tensor], notes: list[str]
+) -> dict[str, Tensor]:
+    """Order the units of a TA that is still the base, and grow it; empties the base.
+
+    Returns the scores of each axis in the new order; those of layers by number.
+    """
+    base, axes = ta.model, ta.axes
+    orders, ranked = {}, {}
+    for axis in axes if scores else ():
+        own = scores[axis.name]
+        orders[axis.name] = importance_order(own, layers=bool(axis.layers))
+        ranked[axis.name] = own if axis.layers else own[orders[axis.name]]
+    grow.reorder(base, axes, orders)
+
+    sizes = full_sizes(axes)
+    stuck = [axis.name for axis in axes if not grow.growable(base, axis)]
+    for axis in axes:
+        if axis.name not in stuck and settings.expand > 1:
+            size = scaled(axis.size, settings.expand, axis.step, settings.multiple)
+            sizes[axis.name] = max(axis.size, size)
+    if stuck and settings.expand > 1:
+        why = "cannot grow without changing the function (a norm spans it): left at base size"
+        notes.append(f"{', '.join(stuck)} {why}.")
+    ta.model = grow.grow(ta.adapter, base, axes, sizes, settings.seed, consume=True)
+    ta.axes = nested_axes(ta.adapter, ta.model, settings.axes)
+    layers = depth(ta.axes)
+    if layers is not None:
+        ta.base = grown_sizes(axes, ta.base, layers.size)
+        count = ta.base[layers.name]
+        first = orders[layers.name].tolist() if orders else range(count)
+        kept = (*first, *range(count, layers.size))  # what has grown comes last
+        ta.axes = [replace(axis, order=kept) if axis is layers else axis for axis in ta.axes]
+    return ranked
+
+
+def _save(
+    ta: TA,
+    recipe: Recipe,
+    source: str,
+    ranked: dict[str, Tensor],
+    settings_left: str,
+    folder: Path,
+    notes: list[str],
+) -> None:
+    """Write the TA, its card, the scores of its units and a README into ``folder``."""
+    reason = save_model(ta.adapter, ta.model, folder)
+    if reason:
+        notes.append(f"The TA is saved in matta's own format: {reason}.")
+    else:
+        ta.adapter.export(ta.model, folder)
+    (folder / IMPORTANCE).parent.mkdir()
+    save_file(ranked, str(folder / IMPORTANCE))
+    more = {"settings": atomic.text_digest(settings_left), "expand": recipe.convert.expand}
+    more |= ta.card
+    if recipe.convert.example:
+        more["example"] = recipe.convert.example
+    lineage = {"source": source, "digest": atomic.digest(folder)}
+    write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
+    ta.card = read_card(folder)
+    atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))
+    atomic.atomic_write(folder / "README.md", _readme(ta))
+
+
+def _remark(space: Workspace, ta: TA, wrote_settings: bool, notes: list[str]) -> None:
+    """Note what else lies in the folder and does not belong to this TA, or was left alone."""
+    last, _ = space.sound()
+    digest = ta.card["lineage"]["digest"]
+    if last is not None and read_card(last)["lineage"]["digest"] != digest:
+        again = "distill again with --overwrite"
+        notes.append(f"The run in {space.run} trained another TA than this one: {again}.")
+    if not wrote_settings:
+        notes.append(f"{space.settings} has been edited and stays as it is.")
+
+
+def _readme(ta: TA) -> str:
+    source, difference = ta.card["lineage"]["source"], ta.card["difference"]
+    loader = "matta_cli.load_student({folder})"
+    if ta.student(full_sizes(ta.axes)).stock:
+        loader = ta.adapter.loader
     return (
-        f"# Teaching Assistant of {source}\n\nMade by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its "
-        f"nested weights is the base (largest relative difference {difference:.1e}); the whole is width {ta.widest:g}.\n\n"
-        f"It loads with `{how}`, and `matta.json` holds its axes.\n"
+        f"# Teaching Assistant of {source}\n\n"
+        f"Made by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its nested "
+        f"weights is the base (largest relative difference {difference:.1e}); the whole is width "
+        f"{ta.widest:g}.\n\n"
+        f"It loads with `{loader.format(folder=repr('this/folder'))}`, and `matta.json` holds its "
+        "axes.\n"
     )
 
 
@@ -264,19 +277,22 @@ def _settings_file(recipe: Recipe, task: str) -> str:
     left.data, left.distill, left.export = copy.deepcopy(recipe.data), recipe.distill, recipe.export
     if task == "causal_lm" and not left.data.train:
         left.data.train, left.data.config = "Salesforce/wikitext", "wikitext-103-raw-v1"
-    header = "Settings of `matta distill` and `matta export` for this folder. Flags come first, then ./matta.toml, then this file."
+    header = (
+        "Settings of `matta distill` and `matta export` for this folder. "
+        "Flags come first, then ./matta.toml, then this file."
+    )
     return left.text(("data", "distill", "export"), header=header)
 
 
 def _may_write_settings(space: Workspace) -> bool:
-    """Whether ``out/matta.toml`` is missing, or still as ``convert`` left it: one that was edited
-    is the user's own.
+    """Whether ``matta.toml`` is missing, or still as ``convert`` left it.
+
+    One that was edited is the user's own.
     """
-    path = space.settings
-    if not path.exists():
+    if not space.settings.exists():
         return True
     try:
-        left = card.read_card(space.ta).get("settings")
+        left = read_card(space.ta).get("settings")
     except MattaError:
         return False
-    return left == atomic.text_digest(path.read_text(encoding="utf-8"))
+    return left == atomic.text_digest(space.settings.read_text(encoding="utf-8"))

@@ -1,7 +1,8 @@
-"""inspect: what a TA holds: its axes, the importance of their units, and what each width comes to."""
+"""inspect: what a TA holds: its axes, the importance of its units, what each width comes to."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from matta_cli.adapter import Sizes
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.folders import load_ta
 from matta_cli.models.ta import IMPORTANCE, TA
-from matta_cli.nested import grow
-from matta_cli.nested import sizes as nested_sizes
+from matta_cli.nested.grow import growable
+from matta_cli.nested.sizes import kind, kinds
+from matta_cli.report.schema import AxisStrip
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -27,76 +29,68 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     # as it was converted
     folder = Workspace(folder).ta if Workspace(folder).converted else folder
     ta = load_ta(folder)
-    where = _scores_file(folder)
-    loaded = load_file(str(where)) if where is not None else {}
-    scores = {axis.name: loaded[axis.name].tolist() for axis in ta.axes if axis.name in loaded}
-    kinds = []
-    for kind in nested_sizes.kinds(ta.base):
-        axes = [axis for axis in ta.axes if nested_sizes.kind(axis.name) == kind]
-        kinds.append(
-            {
-                "kind": kind,
-                "axes": len(axes),
-                "base": [ta.base[axis.name] for axis in axes],
-                "ta": [axis.size for axis in axes],
-                "step": axes[0].step,
-                "grows": all(grow.growable(ta.model, axis) for axis in axes),
-            }
-        )
+    lineage = ta.card["lineage"]
     usual = [width for width in (0.25, 0.5, 0.75) if width <= ta.widest]
-    shown = sorted({*(widths or usual), 1.0, ta.widest})
     return {
         "folder": str(folder),
         "adapter": ta.adapter.name,
         "task": ta.adapter.task,
-        "source": ta.card["lineage"]["source"],
-        "student": ta.card["lineage"].get("student"),
+        "source": lineage["source"],
+        "student": lineage.get("student"),
         "order": ta.card.get("order", "none"),
-        "axes": kinds,
-        "importance": scores,
-        "widths": menu(ta, shown),
+        "axes": [_kind(ta, name) for name in kinds(ta.base)],
+        "importance": _scores(ta, folder),
+        "widths": menu(ta, sorted({*(widths or usual), 1.0, ta.widest})),
     }
 
 
-def strips(
-    ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64
-) -> list[dict[str, Any]]:
-    """Each axis of a TA: its size at the base and in the TA, what each of ``students`` keeps, and
-    the importance of its units.
+def _kind(ta: TA, name: str) -> dict[str, Any]:
+    """The axes of one kind together."""
+    axes = [axis for axis in ta.axes if kind(axis.name) == name]
+    return {
+        "kind": name,
+        "axes": len(axes),
+        "base": [ta.base[axis.name] for axis in axes],
+        "ta": [axis.size for axis in axes],
+        "step": axes[0].step,
+        "grows": all(growable(ta.model, axis) for axis in axes),
+    }
 
-    importance: of the base's units as ``convert`` ordered them (of layers by number), the means of
-    ``cells`` parts at most; empty where ``folder`` knows none.
+
+def strips(ta: TA, folder: Path, students: Mapping[str, Sizes], cells: int = 64) -> list[AxisStrip]:
+    """Each axis of a TA with what each of ``students`` keeps, for a report.
+
+    Its importance is that of the base's units as ``convert`` ordered them (of layers by number),
+    the means of ``cells`` parts at most; empty where ``folder`` knows none.
     """
-    where = _scores_file(folder)
-    loaded = load_file(str(where)) if where is not None else {}
-    found = []
+    scores = _scores(ta, folder)
+    axes = []
     for axis in ta.axes:
-        scores = loaded[axis.name].tolist() if axis.name in loaded else []
-        count = min(cells, len(scores))
-        parts = [
-            scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)
-        ]
-        found.append(
-            {
-                "name": axis.name,
-                "kind": nested_sizes.kind(axis.name),
-                "base": ta.base[axis.name],
-                "ta": axis.size,
-                "step": axis.step,
-                "layers": bool(axis.layers),
-                "importance": [sum(part) / len(part) for part in parts],
-                "kept": {name: sizes.get(axis.name, axis.size) for name, sizes in students.items()},
-            }
-        )
-    return found
+        kept = {name: sizes.get(axis.name, axis.size) for name, sizes in students.items()}
+        importance = _means(scores.get(axis.name, []), cells)
+        own = (axis.name, kind(axis.name), ta.base[axis.name], axis.size, axis.step)
+        axes.append(AxisStrip(*own, bool(axis.layers), importance, kept))
+    return axes
 
 
-def _scores_file(folder: Path) -> Path | None:
-    """The file of importance scores that ``convert`` left for a folder, if it is there."""
+def _scores(ta: TA, folder: Path) -> dict[str, list[float]]:
+    """The importance scores that ``convert`` left for a folder, by axis; empty without any."""
     places = [folder / IMPORTANCE]
     # of a run's checkpoint
     places += [Workspace(parent).ta / IMPORTANCE for parent in folder.resolve().parents[:3]]
-    return next((place for place in places if place.exists()), None)
+    for place in places:
+        if place.exists():
+            scores = load_file(str(place))
+            there = [axis.name for axis in ta.axes if axis.name in scores]
+            return {name: scores[name].tolist() for name in there}
+    return {}
+
+
+def _means(scores: Sequence[float], parts: int) -> list[float]:
+    """The means of so many parts of the scores, or of as many as there are scores."""
+    count = min(parts, len(scores))
+    ends = [i * len(scores) // count for i in range(count + 1)] if count else [0]
+    return [sum(scores[a:b]) / (b - a) for a, b in itertools.pairwise(ends)]
 
 
 def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
@@ -121,15 +115,10 @@ def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
 
 def picture(scores: Sequence[float], columns: int = 32) -> str:
     """Scores as a line of bars, each the mean of its part, as high as it is large."""
-    count = min(columns, len(scores))
-    parts = [
-        scores[i * len(scores) // count : (i + 1) * len(scores) // count] for i in range(count)
-    ]
-    means = [sum(part) / len(part) for part in parts]
+    means = _means(scores, columns)
     top = max(max(means), 1e-30)
-    return "".join(
-        _BARS[min(len(_BARS) - 1, int(max(0.0, mean) / top * len(_BARS)))] for mean in means
-    )
+    heights = [int(max(0.0, mean) / top * len(_BARS)) for mean in means]
+    return "".join(_BARS[min(len(_BARS) - 1, height)] for height in heights)
 
 
 def numbers(found: list[int]) -> str:

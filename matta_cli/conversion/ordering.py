@@ -16,11 +16,7 @@ from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.tasks.task import Task
 
 REMOVAL_BYTES = 1 << 28  # of the base's outputs, against which removals are measured
-
-
 REMOVED = 128  # groups of an axis, each of which costs a forward
-
-
 ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
 
@@ -33,10 +29,10 @@ def importance(
     batches: Sequence[dict[str, Tensor]],
     listen: Listener = quiet,
 ) -> dict[str, Tensor]:
-    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step]; empty
-    for ``none``.
+    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step].
 
-    ``activation`` says little of layers, and of channels that a norm spans, since all of them
+    It is empty for ``none``. ``activation`` says little of layers, and of channels that a norm
+    spans, since all of them
     change when one goes: those are scored by what the outputs lose without them, where they are
     ``REMOVED`` groups or fewer.
     """
@@ -55,20 +51,16 @@ def importance(
         def tick() -> None:
             nonlocal done
             done += 1
-            listen(
-                Progress(
-                    done, steps, per_second=done / (time.perf_counter() - started), unit="forwards"
-                )
-            )
+            speed = done / (time.perf_counter() - started)
+            listen(Progress(done, steps, per_second=speed, unit="forwards"))
 
         def counted(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
             tick()
             return task.forward(model, batch)
 
-        found = activation(model, rest, batches, counted, task.present) if rest else {}
-        return found | removal(
-            adapter, model, axes, some, few, task.forward, task.distill_loss, tick
-        )
+        scores = activation(model, rest, batches, counted, task.present) if rest else {}
+        measures = (task.forward, task.distill_loss, tick)
+        return scores | removal(adapter, model, axes, some, few, *measures)
 
     def loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         return task.objective(Logits(task.forward(model, batch)), batch, [Term("truth", 1.0)])[0]

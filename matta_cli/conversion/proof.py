@@ -10,13 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.errors import MattaError
-from matta_cli.models import tokenizer
 from matta_cli.models.ta import TA
+from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.tasks.task import Task
 
 CALIBRATION_BATCHES = 8
-
-
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 
 
@@ -24,11 +22,7 @@ def probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
     """Batches of the user's data for calibration and proof, or None where no data is named."""
     if not task.recipe.data.train:
         return None
-    if (
-        task.name == "causal_lm"
-        and not task.recipe.convert.tokenizer
-        and not tokenizer.has_tokenizer(folder)
-    ):
+    if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not has_tokenizer(folder):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     train = task.data(folder, ta.model).train
     size = min(task.recipe.distill.batch_size, len(train))
@@ -42,18 +36,18 @@ Proof = list[tuple[dict[str, Tensor], Tensor]]  # inputs, and what the base make
 
 @torch.no_grad()
 def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> Proof:
-    """Examples of the batches with the base's outputs: as many as ``PROOF_BYTES`` of outputs hold,
-    one at least.
+    """Examples of the batches with the base's outputs: ``PROOF_BYTES`` of these, one at least.
+
+    Raises ``MattaError`` for outputs that are not finite.
     """
-    found: Proof = []
+    proof: Proof = []
     for batch in as_many_as_fit(task, base, batches, PROOF_BYTES):
         outputs = task.forward(base, batch).clone()
         if not torch.isfinite(outputs).all():
-            raise MattaError(
-                "The model's outputs are not finite: its weights hold NaN or infinity."
-            )
-        found.append((batch, outputs))
-    return found
+            why = "its weights hold NaN or infinity"
+            raise MattaError(f"The model's outputs are not finite: {why}.")
+        proof.append((batch, outputs))
+    return proof
 
 
 @torch.no_grad()
@@ -61,24 +55,21 @@ def as_many_as_fit(
     task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float
 ) -> list[dict[str, Tensor]]:
     """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
-    found = []
-    each = (
-        task.forward(model, {name: tensor[:1] for name, tensor in batches[0].items()}).numel() * 4
-    )
+    few = []
+    one = {name: tensor[:1] for name, tensor in batches[0].items()}
+    each = task.forward(model, one).numel() * 4
     for batch in batches:
         count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
-        found.append({name: tensor[:count] for name, tensor in batch.items()})
+        few.append({name: tensor[:count] for name, tensor in batch.items()})
         room -= count * each
         if room < each:
             break
-    return found
+    return few
 
 
 @torch.no_grad()
 def largest_difference(task: Task, student: Any, proof: Proof) -> float:
-    """The largest difference of a model's outputs from the base's, relative to the largest output
-    of the base.
-    """
+    """The largest difference of outputs from the base's, relative to its largest output."""
     worst, scale = 0.0, 1e-12
     for batch, expected in proof:
         worst = max(worst, (expected - task.forward(student, dict(batch))).abs().max().item())

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and the sums that say whether they still are."""
+"""Files and folders that appear whole or not at all, and sums that tell whether they still are."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def atomic_write(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` that takes its place on success and disappears on failure."""
+    """A temporary file beside ``path`` that takes its place on success, and else disappears."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temp = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -47,8 +47,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``path`` that takes its place on success and disappears on failure,
-    and folders made for it.
+    """A temporary folder beside ``path`` that takes its place on success.
+
+    On failure it disappears, and with it the folders above that were made for it. Raises
+    ``MattaError`` where ``path`` is there and may not be replaced.
     """
     refuse_existing(path, overwrite)
     new = [parent for parent in path.parents if not parent.exists()]
@@ -96,18 +98,17 @@ def is_sound(folder: Path) -> bool:
     """Whether every file of a sealed folder is there and as it was written."""
     try:
         lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
-        return bool(lines) and all(
-            _sha256(folder / name) == value
-            for value, name in (line.split("  ", 1) for line in lines)
-        )
+        sums = [line.split("  ", 1) for line in lines]
+        return bool(sums) and all(_sha256(folder / name) == value for value, name in sums)
     except (OSError, ValueError):
         return False
 
 
 @contextlib.contextmanager
 def alone(folder: Path, said: str) -> Iterator[None]:
-    """Hold a folder's lock, which the system frees however the process ends. Raises ``MattaError``
-    if another one holds it.
+    """Hold a folder's lock, which the system frees however the process ends.
+
+    Raises ``MattaError`` where another process holds it; ``said`` begins its sentence.
     """
     from filelock import FileLock, Timeout
 

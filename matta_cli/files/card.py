@@ -11,6 +11,7 @@ from typing import Any
 from matta_cli.adapter import Adapter, Axis
 from matta_cli.errors import MattaError
 from matta_cli.files.atomic import atomic_write
+from matta_cli.version import __version__
 
 FORMAT = 1
 
@@ -23,9 +24,7 @@ def write_card(
     lineage: Mapping[str, Any],
     **more: Any,
 ) -> None:
-    """``matta.json``: what makes a stock checkpoint a TA or a Student."""
-    from matta_cli.version import __version__
-
+    """Write ``matta.json``. ``more``: whatever else the folder has to say of itself."""
     card = {
         "format": FORMAT,
         "matta": __version__,
@@ -40,23 +39,21 @@ def write_card(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """``matta.json`` of a folder. Raises ``MattaError`` where it is missing, broken or of a newer
-    format.
+    """``matta.json`` of a folder.
+
+    Raises ``MattaError`` where it is missing, broken or of a newer format.
     """
     path = folder / "matta.json"
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         if card["format"] > FORMAT:
-            raise MattaError(
-                f"{path} has format {card['format']}; this matta reads up to {FORMAT}: upgrade matta."
-            )
+            known = f"this matta reads up to {FORMAT}: upgrade matta"
+            raise MattaError(f"{path} has format {card['format']}; {known}.")
         card["axes"] = [Axis.restored(axis) for axis in card["axes"]]
     except FileNotFoundError:
-        raise MattaError(
-            f"{folder} is not a folder written by matta (it has no matta.json)."
-        ) from None
+        what = f"{folder} is not a folder written by matta (it has no matta.json)."
+        raise MattaError(what) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise MattaError(
-            f"{path} is damaged ({error}); write it again with the command that made it."
-        ) from None
+        what = f"{path} is damaged ({error}); write it again with the command that made it."
+        raise MattaError(what) from None
     return card

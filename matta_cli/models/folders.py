@@ -16,14 +16,13 @@ from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
+from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import tomllib
 
 
 def ta_folder(folder: str | Path) -> Path:
-    """Where the TA lies that a folder stands for: itself, or for an output folder the last
-    checkpoint, else its ``ta``.
-    """
+    """Where the TA lies that a folder stands for: itself, or the latest one of an output folder."""
     folder = Path(folder)
     if not (folder / "matta.json").exists() and Workspace(folder).converted:
         return Workspace(folder).current_ta()
@@ -31,8 +30,10 @@ def ta_folder(folder: str | Path) -> Path:
 
 
 def load_ta(folder: str | Path) -> TA:
-    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder (trained, if
-    it has been).
+    """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder.
+
+    Of an output folder it is the trained one, if there is one. Raises ``MattaError`` where there is
+    no TA, or what is there is damaged.
     """
     folder = ta_folder(folder)
     if not folder.is_dir():
@@ -41,20 +42,16 @@ def load_ta(folder: str | Path) -> TA:
     adapter = plugins.adapter(card["adapter"], folder)
     model = adapter.load(open_source(f"local-dir:{folder}"))
     axes: list[Axis] = card["axes"]
-    found = {axis.name: axis.size for axis in adapter.axes(model)}
-    if any(found.get(axis.name) != axis.size for axis in axes):
-        raise MattaError(
-            f"{folder}: the weights and matta.json disagree on the axes; convert the model again."
-        )
+    there = full_sizes(adapter.axes(model))
+    if any(there.get(axis.name) != axis.size for axis in axes):
+        what = "the weights and matta.json disagree on the axes; convert the model again"
+        raise MattaError(f"{folder}: {what}.")
     ta = TA(adapter, model, axes, card["base"], card)
-    unshared = sorted((folder / UNSHARED).glob("width-*"))
-    if not unshared:
-        return ta
-    copies = {
-        float(path.name.removeprefix("width-")): adapter.load(open_source(f"local-dir:{path}"))
-        for path in unshared
-    }
-    return UnsharedTA.of(ta, copies)
+    unshared = {}
+    for path in sorted((folder / UNSHARED).glob("width-*")):
+        width = float(path.name.removeprefix("width-"))
+        unshared[width] = adapter.load(open_source(f"local-dir:{path}"))
+    return UnsharedTA.of(ta, unshared) if unshared else ta
 
 
 def load_student(folder: str | Path) -> nn.Module:
@@ -69,16 +66,15 @@ def load_student(folder: str | Path) -> nn.Module:
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
     """Raise ``MattaError`` if the TA of a run did not come from the TA that lies beside it now."""
     if ta.card["lineage"]["digest"] != digest:
+        again = "distill again with --overwrite"
         raise MattaError(
-            f"{folder} trained another TA than the one that was converted since: distill again with --overwrite."
+            f"{folder} trained another TA than the one that was converted since: {again}."
         )
 
 
 @dataclass(frozen=True)
 class Reached:
-    """What a run has come to: a checkpoint's folder, its TA, its counters, and the recipe that it
-    was trained by.
-    """
+    """What a run has come to: a checkpoint's folder, its TA and counters, and the run's recipe."""
 
     folder: Path
     ta: TA
@@ -87,11 +83,10 @@ class Reached:
 
 
 def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
-    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name. Damaged
-    ones are named by ``say``.
+    """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name.
 
-    Raises ``MattaError`` where there is none, or where it trained another TA than the one in
-    ``out/ta``.
+    Damaged ones are named by ``say``. Raises ``MattaError`` where there is none, or where it
+    trained another TA than the one in ``out/ta``.
     """
     space = Workspace(out)
     space.mend()
@@ -99,9 +94,8 @@ def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) 
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
-        raise MattaError(
-            f"There is no trained TA in {space.run}: run `{command('distill', out)}` first."
-        )
+        first = f"run `{command('distill', out)}` first"
+        raise MattaError(f"There is no trained TA in {space.run}: {first}.")
     ta = load_ta(last)
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)

@@ -15,23 +15,23 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, command
-
-if TYPE_CHECKING:
-    from matta_cli.adapter import Adapter, Source
+from matta_cli.files.cache import cache as cache_folder
 
 
 @cache
-def _found(group: str) -> dict[str, list[EntryPoint]]:
-    """Entry points by name, sorted. Two of one name are both kept: which one is meant is not for
-    matta to say.
+def _installed(group: str) -> dict[str, list[EntryPoint]]:
+    """Entry points by name, sorted.
+
+    Two of one name are both kept: which one is meant is not for matta to say.
     """
-    found: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
-        found.setdefault(entry.name, []).append(entry)
-    return found
+        by_name.setdefault(entry.name, []).append(entry)
+    return by_name
 
 
 def _origin(entry: EntryPoint) -> str:
@@ -40,33 +40,34 @@ def _origin(entry: EntryPoint) -> str:
 
 def origins() -> dict[str, str]:
     """Name of each installed adapter -> the object that provides it. Imports nothing."""
-    return {name: entries[0].value for name, entries in _found("matta.adapters").items()}
+    return {name: entries[0].value for name, entries in _installed("matta.adapters").items()}
 
 
 def load_class(group: str, name: str) -> type:
-    found = _found(group)
+    """The class of an entry point.
+
+    Raises ``MattaError`` where there is none of the name, or several, or it does not import.
+    """
+    there = _installed(group)
     word = group.removeprefix("matta.").removesuffix("s")
-    if name not in found:
-        close = difflib.get_close_matches(name, list(found), 1)
+    if name not in there:
+        close = difflib.get_close_matches(name, list(there), 1)
         hint = f"did you mean {close[0]!r}? Installed" if close else "installed"
-        raise MattaError(f"There is no {word} {name!r}; {hint}: {', '.join(found) or 'none'}.")
-    entry, *others = found[name]
+        raise MattaError(f"There is no {word} {name!r}; {hint}: {', '.join(there) or 'none'}.")
+    entry, *others = there[name]
     if others:
-        each = " and ".join(_origin(e) for e in found[name])
-        raise MattaError(
-            f"There are several {word}s of the name {name!r}: {each}. Uninstall all but one."
-        )
+        several = f"There are several {word}s of the name {name!r}"
+        each = " and ".join(_origin(e) for e in there[name])
+        raise MattaError(f"{several}: {each}. Uninstall all but one.")
     try:
         return entry.load()
     except Exception as error:
-        raise MattaError(
-            f"The {word} {name!r} ({_origin(entry)}) does not import: {_said(error)}."
-        ) from error
+        what = f"The {word} {name!r} ({_origin(entry)})"
+        raise MattaError(f"{what} does not import: {_said(error)}.") from error
 
 
 def adapter(spec: str, folder: Path | None = None) -> Adapter:
-    """A fresh adapter by its name, or by where its class is: ``FILE.py:Class``,
-    ``package.module:Class``.
+    """A fresh adapter by its name, or by where its class is (``FILE.py:Class``, ``pkg.mod:Class``).
 
     folder: where the ``matta.json`` lies that says so; without it the user does. A relative file is
     looked for in the working directory, and then in the folders above ``folder``, so that a project
@@ -76,18 +77,17 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
     where, colon, name = spec.rpartition(":")
     if not colon:
         if spec.endswith(".py"):
-            raise MattaError(
-                f"--adapter {spec!r} is a file: name the class in it too, as in {spec}:MyAdapter."
-            )
-        found = _made(load_class("matta.adapters", spec), f"The adapter {spec!r}")
-        found.name = found.spec = spec
-        return found
+            hint = f"name the class in it too, as in {spec}:MyAdapter"
+            raise MattaError(f"--adapter {spec!r} is a file: {hint}.")
+        made = _made(load_class("matta.adapters", spec), f"The adapter {spec!r}")
+        made.name = made.spec = spec
+        return made
     path = _file(where, spec, folder) if where.endswith(".py") else None
     key = f"{path or where}:{name}"
     if folder is not None and key not in _vouched():
         raise MattaError(
-            f"{folder} was made with the adapter {spec!r}, which is code that nobody has named on this machine: if you "
-            f"trust it, run `{command('adapters', key)}` and then this again."
+            f"{folder} was made with the adapter {spec!r}, which is code that nobody has named on "
+            f"this machine: if you trust it, run `{command('adapters', key)}` and then this again."
         )
     try:
         module = _module(path, path.stat().st_mtime_ns) if path else importlib.import_module(where)
@@ -95,35 +95,26 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
         raise MattaError(f"The adapter {spec!r} does not import: {_said(error)}.") from error
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
-        from matta_cli.adapter import Adapter
-
-        there = [
-            n
-            for n, c in vars(module).items()
-            if isinstance(c, type) and issubclass(c, Adapter) and c is not Adapter
-        ]
-        raise MattaError(
-            f"{where!r} has no class {name!r}; its adapters: {', '.join(there) or 'none'}."
-        )
-    found = _made(cls, f"The adapter {spec!r}")
-    found.name, found.spec = found.name or name, spec
+        classes = {n: c for n, c in vars(module).items() if isinstance(c, type)}
+        there = [n for n, c in classes.items() if issubclass(c, Adapter) and c is not Adapter]
+        known = ", ".join(there) or "none"
+        raise MattaError(f"{where!r} has no class {name!r}; its adapters: {known}.")
+    made = _made(cls, f"The adapter {spec!r}")
+    made.name, made.spec = made.name or name, spec
     if folder is None:
         _vouch(key)
-    return found
+    return made
 
 
 def _made(cls: Any, what: str) -> Adapter:
-    from matta_cli.adapter import Adapter
-
     if not (isinstance(cls, type) and issubclass(cls, Adapter)):
         raise MattaError(f"{what} is no subclass of matta_cli.adapter.Adapter.")
     if missing := sorted(cls.__abstractmethods__):
         raise MattaError(f"{what} lacks {', '.join(missing)}.")
     # one of many kinds of model sets it in load
-    if cls.task and cls.task not in _found("matta.tasks"):
-        raise MattaError(
-            f"{what} has the task {cls.task!r}; there are {', '.join(_found('matta.tasks'))}."
-        )
+    tasks = _installed("matta.tasks")
+    if cls.task and cls.task not in tasks:
+        raise MattaError(f"{what} has the task {cls.task!r}; there are {', '.join(tasks)}.")
     try:
         return cls()
     except Exception as error:
@@ -139,15 +130,15 @@ def _file(where: str, spec: str, folder: Path | None) -> Path:
             return path.resolve()
     if folder is None:
         raise MattaError(f"There is no file {where!r} for --adapter {spec!r}.")
-    raise MattaError(
-        f"{folder} was made with the adapter {spec!r}, but that file is gone: put it back, or run where it is."
-    )
+    gone = "but that file is gone: put it back, or run where it is"
+    raise MattaError(f"{folder} was made with the adapter {spec!r}, {gone}.")
 
 
 @cache
 def _module(path: Path, modified: int) -> ModuleType:
-    """A file as a module, which may import what lies beside it; once for each version of it, or
-    classes would differ.
+    """A file as a module, which may import what lies beside it.
+
+    It is imported once for each version of the file, or classes would differ.
     """
     if str(path.parent) not in sys.path:
         # last, so that a file beside it takes no installed package's place
@@ -166,13 +157,11 @@ def _module(path: Path, modified: int) -> ModuleType:
 
 
 def _record() -> Path:
-    from matta_cli.files import cache
-
-    return cache.cache().parent / "adapters.txt"
+    return cache_folder().parent / "adapters.txt"
 
 
 def _vouched() -> list[str]:
-    """Files and modules, with their classes, that the user has named as adapters on this machine."""
+    """The files and modules that the user has named as adapters on this machine, with classes."""
     return _record().read_text(encoding="utf-8").splitlines() if _record().exists() else []
 
 
@@ -184,9 +173,8 @@ def _vouch(key: str) -> None:
         with _record().open("a", encoding="utf-8") as file:
             file.write(key + "\n")
     except OSError as error:
-        raise MattaError(
-            f"{_record()} cannot be written ({error.strerror}): set MATTA_CACHE to a folder of yours."
-        ) from error
+        what = f"{_record()} cannot be written ({error.strerror})"
+        raise MattaError(f"{what}: set MATTA_CACHE to a folder of yours.") from error
 
 
 def _said(error: Exception) -> str:
@@ -205,7 +193,7 @@ def problems() -> list[str]:
 
 def _asked() -> tuple[dict[str, Adapter], list[str]]:
     working, broken = {}, []
-    for name in _found("matta.adapters"):
+    for name in _installed("matta.adapters"):
         try:
             working[name] = adapter(name)
         except MattaError as error:
@@ -214,7 +202,7 @@ def _asked() -> tuple[dict[str, Adapter], list[str]]:
 
 
 def knows(adapter: Adapter, source: Source) -> bool:
-    """``adapter.matches(source)``; an adapter that fails at the question does not know the answer."""
+    """``adapter.matches(source)``; an adapter that fails at the question does not know it."""
     try:
         return adapter.matches(source)
     except Exception:
@@ -229,10 +217,7 @@ def detect(source: Source) -> Adapter:
         return matching[0]
     names = ", ".join(a.name for a in matching)
     if matching:
-        raise MattaError(
-            f"{source.name}: several adapters fit ({names}); choose one with --adapter."
-        )
-    sentence = (
-        f"{source.name}: no installed adapter ({', '.join(working)}) knows this architecture."
-    )
-    raise MattaError(" ".join([sentence, *broken]))
+        several = f"several adapters fit ({names}); choose one with --adapter"
+        raise MattaError(f"{source.name}: {several}.")
+    none = f"no installed adapter ({', '.join(working)}) knows this architecture."
+    raise MattaError(" ".join([f"{source.name}: {none}", *broken]))

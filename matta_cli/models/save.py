@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +26,7 @@ def save_model(
     *,
     own: bool = False,
 ) -> str:
-    """Write a model into a folder: in the stock library's format, or where that cannot express its
-    sizes in matta's own.
+    """Write a model in the stock library's format, or where that has no such sizes in matta's own.
 
     state: the values of its tensors, where ``model`` is as ``build`` gave it. They are written one
     by one, so that views of a larger model need no second copy in memory but of one tensor at a
@@ -51,19 +51,14 @@ def _save_own(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     adapter.save(adapter.build(model, smallest), folder / TEMPLATE)
     for weights in (folder / TEMPLATE).glob("*.safetensors"):
         weights.unlink()
-    sizes = full_sizes(axes)
-    (folder / TEMPLATE / "sizes.json").write_text(
-        json.dumps(sizes, indent=1) + "\n", encoding="utf-8"
-    )
+    sizes = json.dumps(full_sizes(axes), indent=1) + "\n"
+    (folder / TEMPLATE / "sizes.json").write_text(sizes, encoding="utf-8")
     kept: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         kept.setdefault(id(tensor), name)  # of tied tensors the first name
     own = model.state_dict()
-    save_file(
-        {name: own[name].contiguous() for name in kept.values()},
-        str(folder / "model.safetensors"),
-        {"format": "pt"},
-    )
+    tensors = {name: own[name].contiguous() for name in kept.values()}
+    save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
 
 
 @torch.no_grad()
@@ -84,9 +79,8 @@ def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
             for name, entry in entries.items():
                 tensor = values[name].detach().to("cpu", named[name].dtype).contiguous()
                 if list(tensor.shape) != entry["shape"]:
-                    raise MattaError(
-                        f"The tensor {name} was saved with shape {entry['shape']}, not {list(tensor.shape)}."
-                    )
+                    shapes = f"{entry['shape']}, not {list(tensor.shape)}"
+                    raise MattaError(f"The tensor {name} was saved with shape {shapes}.")
                 file.seek(start + entry["data_offsets"][0])
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return True
@@ -103,8 +97,6 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 def weights_digest(model: nn.Module) -> str:
     """sha256 over a model's tensors, by name."""
-    import hashlib
-
     total = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         total.update(name.encode())

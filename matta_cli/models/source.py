@@ -17,31 +17,24 @@ from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-
-
 _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
-
-
 _WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
-
-
 # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 TEMPLATE = "template"
-
-
 # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
 _OTHER_FOLDERS = "[!0-9]*/*"
+_BESIDE_WEIGHTS = ("*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja")
 
 
 def open_source(
     text: str, *, model_config: Path | None = None, allow_pickle: bool = False
 ) -> Source:
-    """Find and open what ``text`` names: a local folder comes first, then a local file, a builder,
-    a timm name, a hub id.
+    """Find and open what ``text`` names.
 
+    A local folder comes first, then a local file, a builder, a timm name, a hub id.
     model_config: the user's ``--config``, a JSON file about the architecture, for sources that do
-    not bring their own.
-    allow_pickle: whether a file may run code while it is opened (whole pickled modules need that).
+    not bring their own. allow_pickle: whether a file may run code while it is opened (whole pickled
+    modules need that).
 
     Raises ``MattaError`` where nothing of that name is found or the file cannot be opened.
     """
@@ -82,14 +75,12 @@ def _open_own(folder: Path, text: str) -> Source:
     """A folder of matta's own format."""
     sizes = read_json(folder / TEMPLATE / "sizes.json")
     config = read_json(folder / TEMPLATE / "config.json")
-    found = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
-    return replace(found, sizes=sizes, beside=folder)
+    source = _open_file(folder / "model.safetensors", text, config, allow_pickle=False)
+    return replace(source, sizes=sizes, beside=folder)
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State dict keys as the bare module has them, without what ``torch.compile`` and DDP put
-    before them.
-    """
+    """A state dict by the bare module's names, without what torch.compile and DDP put before."""
     named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
     while named and all(key.startswith("module.") for key in named):
         named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
@@ -106,31 +97,26 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
         except (SafetensorError, OSError) as error:
             raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
     if path.suffix not in _FILES:
-        raise MattaError(
-            f"{text!r} is not a model file: matta opens {', '.join(_FILES)}, or a folder."
-        )
+        opens = f"matta opens {', '.join(_FILES)}, or a folder"
+        raise MattaError(f"{text!r} is not a model file: {opens}.")
     opened = _torch_load(path, text, allow_pickle)
     while isinstance(opened, Mapping):
         if opened and all(isinstance(value, Tensor) for value in opened.values()):
             return Source(name=text, config=config, tensors=strip_prefixes(opened))
-        inner = [
-            opened[key] for key in _WRAPPED if isinstance(opened.get(key), (Mapping, nn.Module))
-        ]
+        values = [opened.get(key) for key in _WRAPPED]
+        inner = [value for value in values if isinstance(value, (Mapping, nn.Module))]
         if not inner:
             keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"
-            raise MattaError(
-                f"{text!r} holds a dictionary with {keys}, but no state dict (tensors by name)."
-            )
+            what = f"{text!r} holds a dictionary with {keys}"
+            raise MattaError(f"{what}, but no state dict (tensors by name).")
         opened = inner[0]
     if isinstance(opened, nn.Module):
         return Source(name=text, config=config, module=_unwrapped(opened))
-    raise MattaError(
-        f"{text!r} holds a {type(opened).__name__}, but a state dict (tensors by name) is needed."
-    )
+    what = f"{text!r} holds a {type(opened).__name__}"
+    raise MattaError(f"{what}, but a state dict (tensors by name) is needed.")
 
 
 def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
-    damaged = f"{text!r} is damaged, or not a file that torch.save wrote"
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\x03\x04"  # only this format can be mapped into memory
@@ -141,21 +127,22 @@ def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
             return torch.load(path, map_location="cpu", weights_only=not allow_pickle, mmap=zipped)
     except Exception as error:
         # what torch.load raises on a foreign file is open-ended, with the flag even more so
-        message = str(error)
-        if "TorchScript" in message:
-            raise MattaError(
-                f"{text!r} is a TorchScript archive: save the model's state dict instead."
-            ) from error
-        if code := refused_code(error):
-            raise MattaError(
-                f"{text!r} holds more than a state dict, and opening it runs code that it names ({code}): save "
-                "model.state_dict() instead, or, if you trust its author, convert it with --allow-pickle."
-            ) from error
-        if isinstance(error, (ImportError, AttributeError)):
-            raise MattaError(
-                f"{text!r} needs code that is not installed here: {message.splitlines()[0]}."
-            ) from error
-        raise MattaError(f"{damaged}.") from error
+        raise MattaError(f"{text!r} {_why_unopened(error)}.") from error
+
+
+def _why_unopened(error: Exception) -> str:
+    """What is wrong with a file that torch.load does not open, and what to do."""
+    if "TorchScript" in str(error):
+        return "is a TorchScript archive: save the model's state dict instead"
+    if code := refused_code(error):
+        return (
+            f"holds more than a state dict, and opening it runs code that it names ({code}): save "
+            "model.state_dict() instead, or, if you trust its author, convert it with "
+            "--allow-pickle"
+        )
+    if isinstance(error, (ImportError, AttributeError)):
+        return f"needs code that is not installed here: {str(error).splitlines()[0]}"
+    return "is damaged, or not a file that torch.save wrote"
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
@@ -170,48 +157,36 @@ def _unwrapped(module: nn.Module) -> nn.Module:
 
 
 def _download(name: str, text: str) -> Path:
-    """The hub's model folder ``name``, downloaded: JSON, tokenizer files, and safetensors (pickles
-    only if there are none).
-    """
+    """The hub's model folder ``name``, downloaded; pickled weights only if there are no others."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-    kinds = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja"]
-    others = [_OTHER_FOLDERS]
+    def get(weights: str) -> Path:
+        wanted = [*_BESIDE_WEIGHTS, weights]
+        found = snapshot_download(name, allow_patterns=wanted, ignore_patterns=[_OTHER_FOLDERS])
+        return Path(found)
+
+    nowhere = f"{text!r} is neither a local folder nor file"
     try:
-        folder = Path(
-            snapshot_download(
-                name, allow_patterns=[*kinds, "*.safetensors"], ignore_patterns=others
-            )
-        )
-        if not any(folder.glob("*.safetensors")):
-            folder = Path(
-                snapshot_download(
-                    name, allow_patterns=[*kinds, "pytorch_model*.bin"], ignore_patterns=others
-                )
-            )
+        folder = get("*.safetensors")
+        return folder if any(folder.glob("*.safetensors")) else get("pytorch_model*.bin")
     except HFValidationError:
-        raise MattaError(
-            f"{text!r} is neither a local folder or file, nor a timm name, nor can it be a hub id."
-        ) from None
+        what = f"{text!r} is neither a local folder or file, nor a timm name"
+        raise MattaError(f"{what}, nor can it be a hub id.") from None
     except GatedRepoError:
-        raise MattaError(
-            f"{text!r} is gated on the hub: ask for access on its page and log in with `hf auth login`."
-        ) from None
+        hint = "ask for access on its page and log in with `hf auth login`"
+        raise MattaError(f"{text!r} is gated on the hub: {hint}.") from None
     except RepositoryNotFoundError:
-        raise MattaError(
-            f"{text!r} is neither a local folder nor file, and the hub has no such model (or it is private: `hf auth login`)."
-        ) from None
+        none = "the hub has no such model (or it is private: `hf auth login`)"
+        raise MattaError(f"{nowhere}, and {none}.") from None
     except Exception as error:
         # the hub's client raises its own, its HTTP library's and the system's errors
-        raise MattaError(
-            f"{text!r} is neither a local folder nor file, and the hub could not be reached: pass a local path, "
-            "or try again online."
-        ) from error
-    return folder
+        hint = "the hub could not be reached: pass a local path, or try again online"
+        raise MattaError(f"{nowhere}, and {hint}.") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises ``MattaError`` where there is none."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError:
@@ -224,12 +199,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _looks_like_path(name: str) -> bool:
-    return (
-        name.startswith((".", "/", "~"))
-        or name.endswith((*_FILES, "/"))
-        or "\\" in name
-        or name.count("/") > 1
-    )
+    if name.startswith((".", "/", "~")) or name.endswith((*_FILES, "/")):
+        return True
+    return "\\" in name or name.count("/") > 1
 
 
 def _is_timm_name(name: str) -> bool:

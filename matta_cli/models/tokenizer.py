@@ -33,13 +33,17 @@ _COMPANIONS = (
     "[0-9]_*/*.json",
 )
 
+_AGAIN = "convert again with --tokenizer"
+_TOKENIZER = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("spiece.model", "*.tiktoken"),
+)
+
 
 def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy what belongs to a checkpoint besides its weights (tokenizer, preprocessing, pooling,
-    ...). Returns the names.
-    """
-    found = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
-    names = sorted(path.relative_to(source).as_posix() for path in found)
+    """Copy the tokenizer, preprocessing, pooling and the like of a checkpoint; return the names."""
+    there = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
+    names = sorted(path.relative_to(source).as_posix() for path in there)
     for name in names:
         if (source / name).resolve() != (target / name).resolve():
             (target / name).parent.mkdir(exist_ok=True)
@@ -49,16 +53,7 @@ def copy_companions(source: Path, target: Path) -> list[str]:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a folder holds a tokenizer's files."""
-    names = (
-        "tokenizer.json",
-        "tokenizer.model",
-        "vocab.json",
-        "vocab.txt",
-        "merges.txt",
-        "spiece.model",
-        "*.tiktoken",
-    )
-    return any(path.is_file() for pattern in names for path in folder.glob(pattern))
+    return any(path.is_file() for pattern in _TOKENIZER for path in folder.glob(pattern))
 
 
 def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
@@ -72,25 +67,19 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     # without its files, transformers makes up a tokenizer of one token from the model's config.json
     own = has_tokenizer(folder)
     if not own and not given:
-        raise MattaError(
-            f"There is no tokenizer in {str(folder)!r}: convert again with --tokenizer FOLDER_OR_HUB_ID."
-        )
+        raise MattaError(f"There is no tokenizer in {str(folder)!r}: {_AGAIN} FOLDER_OR_HUB_ID.")
     where = str(folder) if own else given
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where)
     except Exception as error:  # transformers raises what its backends raise
-        raise MattaError(
-            f"The tokenizer in {where!r} cannot be opened: convert again with --tokenizer FOLDER_OR_HUB_ID. ({said(error)})"
-        ) from error
+        what = f"The tokenizer in {where!r} cannot be opened"
+        raise MattaError(f"{what}: {_AGAIN} FOLDER_OR_HUB_ID. ({said(error)})") from error
     if len(tokenizer) < 2:
-        raise MattaError(
-            f"The tokenizer in {where!r} has {len(tokenizer)} tokens: convert again with --tokenizer."
-        )
+        what = f"The tokenizer in {where!r} has {len(tokenizer)} tokens"
+        raise MattaError(f"{what}: {_AGAIN}.")
     if len(tokenizer) > vocabulary:
-        raise MattaError(
-            f"The tokenizer has {len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}: pass the model's own "
-            "with --tokenizer."
-        )
+        sizes = f"{len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}"
+        raise MattaError(f"The tokenizer has {sizes}: pass the model's own with --tokenizer.")
     return tokenizer
 
 
@@ -101,10 +90,7 @@ def tokenizer_digest(tokenizer: Any) -> str:
     # one written in Python has no serialized form but its files
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_vocabulary(folder)
-        files = [
-            [path.name, hashlib.sha256(path.read_bytes()).hexdigest()]
-            for path in sorted(Path(folder).iterdir())
-        ]
-    return atomic.text_digest(
-        json.dumps([type(tokenizer).__name__, files, sorted(tokenizer.get_added_vocab().items())])
-    )
+        paths = sorted(Path(folder).iterdir())
+        files = [[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] for path in paths]
+    added = sorted(tokenizer.get_added_vocab().items())
+    return atomic.text_digest(json.dumps([type(tokenizer).__name__, files, added]))

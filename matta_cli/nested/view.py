@@ -25,8 +25,8 @@ class StudentView:
     narrow forward must not write into those of wider ones. Put the Student's own statistics in
     ``buffers`` after ``recompute_statistics``. With ``live``, for the whole model alone, they are
     the model's own, and a forward updates them. With ``head``, the name of the linear layer that
-    makes the outputs,
-    that layer is left out: a call gives what it reads, and ``output`` the layer's tensors.
+    makes the outputs, that layer is left out: a call gives what it reads, and ``output`` the
+    layer's tensors.
     """
 
     def __init__(

@@ -529,7 +529,7 @@ def _report(
         "models": entries,
         "notes": notes,
         "training": {"steps": trained["step"], "seconds": trained["seconds"], "curve": curve},
-        "axes": inspect.strips(ta, Workspace(out).ta, students),
+        "axes": [vars(strip) for strip in inspect.strips(ta, Workspace(out).ta, students)],
         "lineage": lineage,
         "recipe": recipe.text(),
     }
