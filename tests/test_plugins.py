@@ -272,11 +272,11 @@ def typed(tmp_path, monkeypatch):
     sys.path.insert(0, str(tmp_path / "site"))
 
     def run_line(line: str):
-        plugins._found.cache_clear()
+        plugins._installed.cache_clear()
         return CliRunner().invoke(app, line.split())
 
     yield run_line
-    plugins._found.cache_clear()
+    plugins._installed.cache_clear()
 
 
 def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
