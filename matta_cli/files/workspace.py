@@ -129,8 +129,8 @@ class Workspace:
         raise MattaError(f"{path} is {state}; {self.run} has {there}.")
 
     def current_ta(self) -> Path:
-        """The last checkpoint of the run, else the TA as it was converted."""
-        return self.newest() or self.ta
+        """The last sound checkpoint of the run, else the TA as it was converted."""
+        return self.sound()[0] or self.ta
 
     # A run that is replaced lies beside its successor until that has a checkpoint
 
