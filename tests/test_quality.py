@@ -15,9 +15,10 @@ from matta_adapters.mlp_ranker import Ranker
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
-from benchmarks.quality import page, problems, study, training
+from benchmarks.quality import page, study, training
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
 from benchmarks.quality.arms import SHARE, Arm, variants
+from benchmarks.quality.problem import QUICK_SHARE, Missing
 from benchmarks.quality.problems import PROBLEMS
 from benchmarks.quality.training import Run, spread
 from matta_cli.models import plugins
@@ -299,7 +300,7 @@ def test_the_new_units_learn_at_a_rate_of_their_own():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_too_large_for_a_cpu_is_left_out_there():
-    with pytest.raises(problems.Missing, match="too large for a CPU"):
+    with pytest.raises(Missing, match="too large for a CPU"):
         PROBLEMS["lm_large"].data([Path("/")])
 
 
@@ -312,7 +313,7 @@ def test_models_from_scratch_take_a_share_of_their_steps_in_the_quick_run(tmp_pa
     problem = replace(VIT, make=make)
     for quick in (False, True, False):
         problem.recipe(tmp_path, {}, 0, quick=quick)
-    assert told == [(False, 400, 1.0), (True, 50, problems.QUICK_SHARE), (False, 400, 1.0)]
+    assert told == [(False, 400, 1.0), (True, 50, QUICK_SHARE), (False, 400, 1.0)]
 
 
 def test_the_search_shows_gains_over_its_own_reference(tmp_path):

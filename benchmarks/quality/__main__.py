@@ -27,7 +27,8 @@ from statistics import fmean
 from benchmarks import common
 from benchmarks.quality import page, peers, study
 from benchmarks.quality.arms import Arm, arms, variants
-from benchmarks.quality.problems import PROBLEMS, Missing, Problem
+from benchmarks.quality.problem import Missing, Problem
+from benchmarks.quality.problems import PROBLEMS
 
 ROOT = Path(__file__).parents[2]
 KINDS = {

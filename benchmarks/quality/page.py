@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.quality import peers
 from benchmarks.quality.arms import NAMES, PEER_WIDTH, SHARE, Arm
-from benchmarks.quality.problems import Problem
+from benchmarks.quality.problem import Problem
 from matta_cli.files import atomic
 from matta_cli.measure import intervals
 from matta_cli.models import plugins

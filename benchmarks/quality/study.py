@@ -18,7 +18,8 @@ import torch
 from benchmarks import common
 from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
-from benchmarks.quality.problems import PROBLEMS, test_of
+from benchmarks.quality.problem import test_of
+from benchmarks.quality.problems import PROBLEMS
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one, spread
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import kinds
@@ -47,7 +48,7 @@ class Cell:
         """
         problem = PROBLEMS[self.problem]
         known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
-        own = {name: getattr(problem, name) for name in known} | {"made": problem.made()}
+        own = {name: getattr(problem, name) for name in known} | {"made": problem.made}
         recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
         arm = {
             k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")
