@@ -30,6 +30,7 @@ from matta_cli.data import sampling
 from matta_cli.data.split import Columns, Data
 from matta_cli.devices.device import precision
 from matta_cli.devices.processes import World
+from matta_cli.files.workspace import Workspace
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.measure import intervals, score
 from matta_cli.models.folders import load_ta
@@ -112,76 +113,94 @@ def difference(
     return {name: found[name] for name in ("value", "low", "high")}
 
 
+class _Seed:
+    """The runs of one seed: nested ones, by Students in a step, and separate ones, by width."""
+
+    def __init__(self, recipe: Recipe, out: Path, per_step: list[int], seed: int) -> None:
+        self.recipe, self.out = recipe, out
+        recipe.convert.seed = recipe.distill.seed = seed
+        convert(recipe, out, overwrite=True)
+        device = common.device()
+        self.task, ta, teacher, self.data = opened(recipe, out, device, World(), quiet)
+        assert isinstance(teacher, ModelTeacher)
+        self.teacher = teacher
+        self.families = {count: self._family(count) for count in per_step}
+        self.alone = {}
+        for width in recipe.distill.widths:
+            dense = ta.student(width).dense()
+            self.alone[width] = Alone(recipe, self.task, dense, teacher, self.data)
+
+    def _family(self, count: int) -> Training:
+        own, space = Recipe(), Workspace(self.out)
+        own.convert, own.data, own.export = (
+            self.recipe.convert,
+            self.recipe.data,
+            self.recipe.export,
+        )
+        vars(own.distill).update({**vars(self.recipe.distill), "students_per_step": count})
+        ta = load_ta(space.ta)
+        device = common.device()
+        return Training(own, space, self.task, ta, self.teacher, self.data, device, World())
+
+    def train(self) -> dict[str, float]:
+        """Take all steps, the runs in turns. Returns the seconds of each."""
+        steps = range(self.recipe.distill.steps)
+
+        def together(run: Training) -> Callable[[int], Any]:
+            batches = run.batches(steps)
+            return lambda step: run.take(step, next(batches))
+
+        runs: dict[str, Callable[[int], Any]] = {}
+        runs |= {f"family_{count}": together(run) for count, run in self.families.items()}
+        runs |= {f"alone_{width:g}": run for width, run in self.alone.items()}
+        seconds = dict.fromkeys(runs, 0.0)
+        for step in steps:
+            for name, run in runs.items():
+                started = _now()
+                run(step)
+                seconds[name] += _now() - started
+        return seconds
+
+    def columns(self, model: Any) -> Any:
+        return tables(self.task, model, self.data, self.recipe)
+
+
 def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[str, Any]:
     """All runs of one seed: their seconds and what their Students come to."""
-    device = common.device()
-    recipe.convert.seed = recipe.distill.seed = seed
-    convert(recipe, out, overwrite=True)
-    task, ta, teacher, data = opened(recipe, out, device, World(), quiet)
-    assert isinstance(teacher, ModelTeacher)
-
-    def family(count: int) -> Training:
-        own = Recipe()
-        own.convert, own.data, own.export = recipe.convert, recipe.data, recipe.export
-        vars(own.distill).update({**vars(recipe.distill), "students_per_step": count})
-        return Training(own, out / "run", task, load_ta(out / "ta"), teacher, data, device, World())
-
-    families = {count: family(count) for count in per_step}
-    alone = {
-        width: Alone(recipe, task, ta.student(width).dense(), teacher, data)
-        for width in recipe.distill.widths
-    }
-
-    def together(count: int) -> Callable[[int], Any]:
-        run = families[count]
-        batches = run.batches(range(recipe.distill.steps))
-        return lambda step: run.take(step, next(batches))
-
-    runs: dict[str, Callable[[int], Any]] = {
-        f"family_{count}": together(count) for count in per_step
-    }
-    runs |= {f"alone_{width:g}": run for width, run in alone.items()}
-    seconds = dict.fromkeys(runs, 0.0)
-    for step in range(recipe.distill.steps):
-        for name, run in runs.items():
-            started = _now()
-            run(step)
-            seconds[name] += _now() - started
-
-    separate = sum(seconds[f"alone_{width:g}"] for width in alone)
-    teaching = sum(run.teacher_seconds for run in alone.values())
-    resamples = recipe.export.bootstrap
-    separately = {width: tables(task, run.model, data, recipe) for width, run in alone.items()}
-    found: dict[str, Any] = {
-        "seed": seed,
-        "seconds": seconds,
-        "teacher_seconds_of_the_four": teaching,
-        "families": {},
-    }
-    found["separate"] = {
-        f"{width:g}": intervals.intervals(task, own, resamples) for width, own in separately.items()
-    }
-    for count, run in families.items():
-        updates = Counter(
-            f"{w:g}" for step in range(recipe.distill.steps) for w in run.step.widths(step)
-        )
+    runs = _Seed(recipe, out, per_step, seed)
+    seconds, task, resamples = runs.train(), runs.task, recipe.export.bootstrap
+    separate = sum(seconds[f"alone_{width:g}"] for width in runs.alone)
+    teaching = sum(run.teacher_seconds for run in runs.alone.values())
+    shared = separate - teaching * (1 - 1 / len(runs.alone))
+    separately = {width: runs.columns(run.model) for width, run in runs.alone.items()}
+    of_separate, families = {}, {}
+    for width, own in separately.items():
+        of_separate[f"{width:g}"] = intervals.intervals(task, own, resamples)
+    for count, run in runs.families.items():
+        drawn = [run.step.widths(step) for step in range(recipe.distill.steps)]
+        updates = Counter(f"{width:g}" for widths in drawn for width in widths)
         students = {}
         for width, theirs in separately.items():
-            own = tables(task, run.ta.student(width).dense(), data, recipe)
-            gap = difference(task, own, theirs, resamples)
+            own = runs.columns(run.ta.student(width).dense())
             students[f"{width:g}"] = {
                 "updates": updates[f"{width:g}"],
                 "metrics": intervals.intervals(task, own, resamples),
-                "difference": gap,
+                "difference": difference(task, own, theirs, resamples),
             }
-        found["families"][str(count)] = {
-            "ratio": seconds[f"family_{count}"] / separate,
-            "ratio_shared_teacher": seconds[f"family_{count}"]
-            / (separate - teaching * (1 - 1 / len(alone))),
+        taken = seconds[f"family_{count}"]
+        families[str(count)] = {
+            "ratio": taken / separate,
+            "ratio_shared_teacher": taken / shared,
             "students": students,
-            "ta": intervals.intervals(task, tables(task, run.ta.model, data, recipe), resamples),
+            "ta": intervals.intervals(task, runs.columns(run.ta.model), resamples),
         }
-    return found
+    return {
+        "seed": seed,
+        "seconds": seconds,
+        "teacher_seconds_of_the_four": teaching,
+        "families": families,
+        "separate": of_separate,
+    }
 
 
 def main() -> None:
@@ -205,13 +224,10 @@ def main() -> None:
         seeds = range(1 if options.quick else options.seeds)
         found = [measure(recipe, Path(temp), options.students_per_step, seed) for seed in seeds]
     first = str(options.students_per_step[0])
-    ratios = {
-        kind: {
-            count: statistics.mean(seed["families"][count][kind] for seed in found)
-            for count in found[0]["families"]
-        }
-        for kind in ("ratio", "ratio_shared_teacher")
-    }
+    ratios: dict[str, dict[str, float]] = {"ratio": {}, "ratio_shared_teacher": {}}
+    for kind, of_kind in ratios.items():
+        for count in found[0]["families"]:
+            of_kind[count] = statistics.mean(seed["families"][count][kind] for seed in found)
     ratio = ratios["ratio"][first]
     common.result(
         "family_cost",

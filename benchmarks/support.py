@@ -261,18 +261,21 @@ def main() -> None:
     for text in ARCHITECTURES:
         sys.stderr.write(f"{text}\n")
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]
-    versions = f"transformers {transformers.__version__}, timm {timm.__version__}, torch {torch.__version__.partition('+')[0]}"
+    versions = f"transformers {transformers.__version__}, timm {timm.__version__}"
+    versions += f", torch {torch.__version__.partition('+')[0]}"
     print("\n".join([*lines, "", f"Tried with {versions}."]))
 
 
 EXPLAINED = (
     "**cut**: a Student at half of these axes, run on views, gives what its dense copy gives.",
     "**lossless**: reordering the units leaves the outputs as they are.",
-    "**grow**: adding units (or layers) leaves the outputs as they are; `no` where a norm sees them.",
-    "**stock alone**, **stock all**: what loads a Student at half of these axes, or at half of all of the architecture's: a "
-    "library, `matta` for `matta_cli.load_student` by design, `no` where the library's format cannot express it (matta's own "
-    "does).",
-    "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not asked.",
+    "**grow**: adding units (or layers) leaves the outputs as they are; `no` where a norm sees "
+    "them.",
+    "**stock alone**, **stock all**: what loads a Student at half of these axes, or at half of all "
+    "of the architecture's: a library, `matta` for `matta_cli.load_student` by design, `no` where "
+    "the library's format cannot express it (matta's own does).",
+    "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not "
+    "asked.",
 )
 
 if __name__ == "__main__":

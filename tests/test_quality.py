@@ -15,7 +15,7 @@ from matta_adapters.mlp_ranker import Ranker
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
-from benchmarks.quality import page, study, training
+from benchmarks.quality import gains, page, study, tables, training
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
 from benchmarks.quality.arms import SHARE, Arm, variants
 from benchmarks.quality.problem import QUICK_SHARE, Missing
@@ -53,7 +53,7 @@ def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
 def test_gain_is_relative_paired_and_positive_where_it_is_better():
     plain, ours = [0.80, 0.82, 0.78], [0.82, 0.83, 0.81]
     errors = [{(s, ""): 1 - v for s, v in enumerate(values)} for values in (ours, plain)]
-    found = page.gain(VIT, "top1", *errors)
+    found = gains.gain(VIT, "top1", *errors)
     # errors of plain: 0.2 in the mean
     each = [100 * (a - b) / 0.2 for a, b in zip(ours, plain, strict=True)]
     assert found.value == pytest.approx(sum(each) / 3) and found.value > 0
@@ -64,15 +64,15 @@ def test_gain_is_relative_paired_and_positive_where_it_is_better():
     def values(*of: float, seeds=(0, 1)) -> dict[tuple[int, str], float]:
         return {(seed, "base"): value for seed, value in zip(seeds, of, strict=True)}
 
-    assert page.gain(
+    assert gains.gain(
         LM, "perplexity", values(40.0, 41.0), values(50.0, 50.0)
     ).value == pytest.approx(19.0)
-    assert page.gain(
+    assert gains.gain(
         LM, "next_token_accuracy", values(0.3, 0.3), values(0.2, 0.2)
     ).value == pytest.approx(50.0)
-    few = page.gain(LM, "last_word_accuracy", values(0.002, 0.004), values(0.0, 0.002))
+    few = gains.gain(LM, "last_word_accuracy", values(0.002, 0.004), values(0.0, 0.002))
     assert few.value == pytest.approx(200), "a seed without any right answer counts like the others"
-    one = page.gain(VIT, "top1", values(0.1, 0.1, seeds=(0, 5)), values(0.2, 0.2, seeds=(0, 6)))
+    one = gains.gain(VIT, "top1", values(0.1, 0.1, seeds=(0, 5)), values(0.2, 0.2, seeds=(0, 6)))
     assert one is None, "one common seed has no interval"
 
 
@@ -84,9 +84,9 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     found["base"] = [record("base", s, 0.80 + s / 100 + 0.05 * (-1) ** s) for s in seeds]
 
     def word(arm: str) -> str:
-        return page.verdict(
-            page.gain(
-                VIT, "top1", *(page.values(VIT, found[a], "top1", "1") for a in (arm, "plain"))
+        return gains.verdict(
+            gains.gain(
+                VIT, "top1", *(gains.values(VIT, found[a], "top1", "1") for a in (arm, "plain"))
             )
         )
 
@@ -139,7 +139,7 @@ def test_pairs_share_the_base_where_they_can():
     matta = [{**record("matta", s, 0.9), "base": f"here {s}"} for s in range(2)]
     elsewhere = [{**record("two-stage", s, 0.9), "base": f"elsewhere {s}"} for s in range(2)]
     exact, loose = (
-        page.gain(VIT, "top1", *(page.values(VIT, r, "top1", "1") for r in (ours, plain)))
+        gains.gain(VIT, "top1", *(gains.values(VIT, r, "top1", "1") for r in (ours, plain)))
         for ours in (matta, elsewhere)
     )
     assert exact.value == pytest.approx(50) and not exact.loose and "†" not in str(exact)
@@ -166,9 +166,9 @@ def test_a_seed_run_on_two_machines_is_one_draw():
     )
     again = [[{**r, "base": "made anew"} for r in records] for records in (plain, matta)]
 
-    def gain(ours: list[dict], theirs: list[dict]) -> page.Gain:
-        return page.gain(
-            VIT, "top1", *(page.values(VIT, records, "top1", "1") for records in (ours, theirs))
+    def gain(ours: list[dict], theirs: list[dict]) -> gains.Gain:
+        return gains.gain(
+            VIT, "top1", *(gains.values(VIT, records, "top1", "1") for records in (ours, theirs))
         )
 
     assert gain(matta + again[1], plain + again[0]) == pytest.approx(gain(matta, plain))
@@ -353,7 +353,7 @@ def test_the_search_shows_gains_over_its_own_reference(tmp_path):
 def test_two_arms_side_by_side_are_means_over_the_seeds_of_both():
     """Else a gain and the two means beside it would contradict each other."""
     plain = [record("plain", seed, value) for seed, value in enumerate((0.80, 0.70, 0.30))]
-    [row] = page._claims(
+    [row] = tables.claims(
         VIT, {"plain": plain, "matta": [record("matta", seed, 0.85) for seed in range(2)]}
     )
     assert row[2:4] == ["0.2500", "0.1500"]

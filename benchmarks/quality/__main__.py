@@ -1,5 +1,4 @@
-"""The paper's claims, tested: MatTA beside plain distillation and every other way to train the same
-Students.
+"""The paper's claims, tested: MatTA beside every other way to train the same Students.
 
 Every arm starts from the same base and takes the same steps on the same data (again: as much
 compute); learning rates are chosen for every arm from the same grid, on ``dev``, on a seed of its
@@ -8,9 +7,10 @@ as soon as it is done: the same command, run again, goes on. Writes the page and
 plots: docs/results.md, or where --out says. ``--recipe`` runs the search for the recipe instead
 (docs/recipe.md).
 
-    python -m benchmarks.quality --data FOLDER                 # everything, five seeds python -m
-    benchmarks.quality --data FOLDER --quick         # less of it, two seeds, to stdout: nine
-    minutes on two cores
+    python -m benchmarks.quality --data FOLDER            # everything, five seeds
+    python -m benchmarks.quality --data FOLDER --quick    # less of it, two seeds, to stdout
+
+The quick form takes nine minutes on two cores.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from benchmarks import common
-from benchmarks.quality import page, peers, study
+from benchmarks.quality import gains, page, peers, study
 from benchmarks.quality.arms import Arm, arms, variants
 from benchmarks.quality.problem import Missing, Problem
 from benchmarks.quality.problems import PROBLEMS
@@ -58,15 +59,9 @@ CONFIRMED = ("matta", "spread of the new units' weights x 2")
 def of(problem: Problem, quick: bool) -> list[Arm]:
     """The arms of a problem."""
     expand = float(problem.convert.get("expand", 2.0))
-    found = arms(
-        problem.widths,
-        problem.size,
-        expand,
-        problem.labelled,
-        peers.applies(problem.name),
-        problem.optimizers,
-    )
-    return [arm for arm in found if arm.name in (QUICK if quick else problem.only or [arm.name])]
+    others = (peers.applies(problem.name), problem.optimizers)
+    every = arms(problem.widths, problem.size, expand, problem.labelled, *others)
+    return [arm for arm in every if arm.name in (QUICK if quick else problem.only or [arm.name])]
 
 
 def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
@@ -88,9 +83,9 @@ def results(
 ) -> list[study.Cell]:
     """What an arm's results are: none as long as its learning rate is not chosen."""
     rate = problem.middle if quick else chosen(problem, arm, store)
-    return (
-        [] if rate is None else [study.Cell(problem.name, arm, seed, rate, quick) for seed in seeds]
-    )
+    if rate is None:
+        return []
+    return [study.Cell(problem.name, arm, seed, rate, quick) for seed in seeds]
 
 
 def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
@@ -106,13 +101,11 @@ def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
     for cell in tuning(problem, own):
         if not store.of(cell):
             return None
-        found = store.of(cell)[0]["widths"]
-        values.setdefault(cell.rate, []).extend(
-            found[f"{width:g}"]["dev"][metric] for width in widths
-        )
-    return (max if page.higher(problem, metric) else min)(
-        values, key=lambda rate: fmean(values[rate])
-    )
+        measured = store.of(cell)[0]["widths"]
+        of_widths = [measured[f"{width:g}"]["dev"][metric] for width in widths]
+        values.setdefault(cell.rate, []).extend(of_widths)
+    best = max if gains.higher(problem, metric) else min
+    return best(values, key=lambda rate: fmean(values[rate]))
 
 
 def in_turn(cells: Sequence[Sequence[study.Cell]]) -> list[study.Cell]:
@@ -133,129 +126,122 @@ def tuned_for(problems: Iterable[Problem], store: study.Store) -> float:
     return float(sum(record["seconds"] for cell in cells.values() for record in store.of(cell)))
 
 
-def main() -> None:
+def _options() -> Any:
+    """What was typed, and the parser that refuses what cannot be meant."""
     arguments = common.parser(__doc__)
-    arguments.add_argument("--task", choices=[*KINDS, "all"], default="all")
-    arguments.add_argument("--seeds", type=int, default=5, help="of the results; default: 5")
-    arguments.add_argument(
-        "--data", type=Path, action="append", default=[], help="folder that holds folders of data"
-    )
-    arguments.add_argument(
-        "--cache", type=Path, default=None, help="for bases and Teachers; default: a folder in /tmp"
-    )
+    add = arguments.add_argument
+    add("--task", choices=[*KINDS, "all"], default="all")
+    add("--seeds", type=int, default=5, help="of the results; default: 5")
+    add("--data", type=Path, action="append", default=[], help="folder that holds folders of data")
+    add("--cache", type=Path, help="for bases and Teachers; default: a folder in /tmp")
     # cells share a GPU in turns: with more of them, none ends
     jobs = 2 if common.device().type == "cuda" else os.cpu_count()
-    arguments.add_argument(
-        "--jobs",
-        type=int,
-        default=jobs,
-        help="cells at a time, each on one thread; default: %(default)s",
-    )
-    arguments.add_argument(
-        "--again",
-        action="store_true",
-        help="run what there are results of again, from bases made here",
-    )
-    arguments.add_argument(
-        "--arms", help="only these, by their names in arms.py: plain,matta,...; default: all"
-    )
-    arguments.add_argument(
-        "--recipe",
-        action="store_true",
-        help="search for the recipe: variants of MatTA, on dev, on the tasks that have all arms",
-    )
-    arguments.add_argument(
-        "--out", type=Path, default=None, help="where the page goes; default: docs (quick: nowhere)"
-    )
+    said = "cells at a time, each on one thread; default: %(default)s"
+    add("--jobs", type=int, default=jobs, help=said)
+    said = "run what there are results of again, from bases made here"
+    add("--again", action="store_true", help=said)
+    add("--arms", help="only these, by their names in arms.py: plain,matta,...; default: all")
+    said = "search for the recipe: variants of MatTA, on dev, on the tasks that have all arms"
+    add("--recipe", action="store_true", help=said)
+    add("--out", type=Path, help="where the page goes; default: docs (quick: nowhere)")
     options = arguments.parse_args()
     if options.recipe and options.quick:
-        arguments.error(
-            "--recipe has no quick form: it takes minutes a task, and --arms takes names of variants"
-        )
-    names = [name for task in KINDS if options.task in (task, "all") for name in KINDS[task]]
-    cache = options.cache or Path(tempfile.gettempdir()) / "matta-quality"
+        why = "it takes minutes a task, and --arms takes names of variants"
+        arguments.error(f"--recipe has no quick form: {why}")
+    options.error = arguments.error
+    return options
 
-    def say(text: str) -> None:
-        sys.stderr.write(f"{text}\n")
 
-    problems = []
-    for name in names:
-        try:
-            PROBLEMS[name].data(options.data)
-            if PROBLEMS[name].quick or not options.quick:
-                problems.append(PROBLEMS[name])
-        except Missing as missing:
-            say(f"{name} is left out: {missing}.")
-    seeds = range(min(2, options.seeds) if options.quick else options.seeds)
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
-    def run(store: study.Store, cells: list[study.Cell], again: bool = False) -> None:
-        study.run_all(cells, store, cache, options.data, options.jobs, say, again)
 
-    every = list(PROBLEMS.values())  # the page shows all that there is, whatever was run now
-    some = {
-        p.name: variants(p.size, p.adapter) if options.recipe else of(p, options.quick)
-        for p in every
-    }
-    # names may have commas, with a space after
-    wanted = set(re.split(",(?! )", options.arms)) if options.arms else None
-    if unknown := sorted((wanted or set()) - {arm.name for own in some.values() for arm in own}):
-        arguments.error(
-            f"--arms {unknown[0]} is not known: {','.join(arm.name for arm in some['lm'])}"
-        )
-    asked = {
-        p.name: [a for a in some[p.name] if wanted is None or a.name in wanted] for p in problems
-    }
-    if options.recipe:
-        store = study.Store(SCREENED)
-        for problem in (problem for problem in problems if not problem.only):
-            run(
-                store,
-                [cell for arm in asked[problem.name] for cell in screening(problem, arm)],
-                options.again,
-            )
-        found = {
-            p.name: store.found({arm.name: screening(p, arm) for arm in some[p.name]})
-            for p in every
+class Study:
+    """The problems whose data is here, and the arms that were asked for."""
+
+    def __init__(self, options: Any) -> None:
+        self.options, self.quick = options, options.quick
+        self.cache = options.cache or Path(tempfile.gettempdir()) / "matta-quality"
+        self.docs = options.out or ROOT / "docs"
+        self.every = list(PROBLEMS.values())  # the page shows all that there is, run now or not
+        self.problems = self._present()
+        some = {p.name: variants(p.size, p.adapter) for p in self.every}
+        self.some = some if options.recipe else {p.name: of(p, self.quick) for p in self.every}
+        # names may have commas, with a space after
+        wanted = set(re.split(",(?! )", options.arms)) if options.arms else None
+        known = {arm.name for own in self.some.values() for arm in own}
+        if unknown := sorted((wanted or set()) - known):
+            names = ",".join(arm.name for arm in self.some["lm"])
+            options.error(f"--arms {unknown[0]} is not known: {names}")
+        self.asked = {
+            name: [arm for arm in own if wanted is None or arm.name in wanted]
+            for name, own in self.some.items()
         }
-        page.write_recipe(options.out or ROOT / "docs", every, some, found)
+
+    def _present(self) -> list[Problem]:
+        task, present = self.options.task, []
+        for name in (name for kind in KINDS if task in (kind, "all") for name in KINDS[kind]):
+            try:
+                PROBLEMS[name].data(self.options.data)
+                if PROBLEMS[name].quick or not self.quick:
+                    present.append(PROBLEMS[name])
+            except Missing as missing:
+                say(f"{name} is left out: {missing}.")
+        return present
+
+    def run(self, store: study.Store, cells: list[study.Cell], again: bool = False) -> None:
+        """Run the cells that the store does not have."""
+        study.run_all(cells, store, self.cache, self.options.data, self.options.jobs, say, again)
+
+    def recipe(self) -> None:
+        """Try variants of the recipe, and put their table into docs/recipe.md."""
+        store = study.Store(SCREENED)
+        for problem in (problem for problem in self.problems if not problem.only):
+            cells = [cell for arm in self.asked[problem.name] for cell in screening(problem, arm)]
+            self.run(store, cells, self.options.again)
+        records = {}
+        for p in self.every:
+            records[p.name] = store.found({a.name: screening(p, a) for a in self.some[p.name]})
+        page.write_recipe(self.docs, self.every, self.some, records)
+
+    def results(self, store: study.Store) -> None:
+        """Run the arms, and write the page."""
+        asked = {}
+        for name, own in self.asked.items():
+            asked[name] = [arm for arm in own if not arm.peer or peers.installed(arm.peer)]
+        if not self.quick:
+            self.run(store, in_turn([self._grid(p, asked[p.name]) for p in self.problems]))
+        seeds = range(min(2, self.options.seeds) if self.quick else self.options.seeds)
+        cells = []
+        for p in self.problems:
+            each = (results(p, arm, seeds, store, self.quick) for arm in asked[p.name])
+            cells.append([cell for own in each for cell in own])
+        self.run(store, in_turn(cells), self.options.again)
+        there, records = store.seeds(), {}
+        for p in self.every:
+            own = {a.name: results(p, a, there, store, self.quick) for a in self.some[p.name]}
+            records[p.name] = store.found(own)
+        seconds = 0.0 if self.quick else tuned_for(self.every, store)
+        said = page.text(self.every, self.some, records, self.quick, seconds)
+        if self.quick:
+            print(said)
+        if self.options.out or not self.quick:
+            page.write(self.docs, self.every, self.some, records, said)
+
+    def _grid(self, problem: Problem, asked: Sequence[Arm]) -> list[study.Cell]:
+        """What chooses the learning rates of the arms that are asked for."""
+        tuned = {arm.tuned_as for arm in asked}
+        arms = [arm for arm in self.some[problem.name] if arm.name in tuned]
+        return [cell for arm in arms for cell in tuning(problem, arm)]
+
+
+def main() -> None:
+    own = Study(_options())
+    if own.options.recipe:
+        own.recipe()
         return
     with tempfile.TemporaryDirectory() as temp:
-        store = study.Store(Path(temp) / "quick.jsonl" if options.quick else RESULTS)
-        asked = {
-            name: [a for a in own if not a.peer or peers.installed(a.peer)]
-            for name, own in asked.items()
-        }
-        if not options.quick:
-            tuned = {name: {a.tuned_as for a in own} for name, own in asked.items()}
-            grids = [
-                [c for a in some[p.name] if a.name in tuned[p.name] for c in tuning(p, a)]
-                for p in problems
-            ]
-            run(store, in_turn(grids))
-        run(
-            store,
-            in_turn(
-                [
-                    [c for a in asked[p.name] for c in results(p, a, seeds, store, options.quick)]
-                    for p in problems
-                ]
-            ),
-            options.again,
-        )
-        there = store.seeds()
-        found = {
-            p.name: store.found(
-                {arm.name: results(p, arm, there, store, options.quick) for arm in some[p.name]}
-            )
-            for p in every
-        }
-        said = page.text(
-            every, some, found, options.quick, 0.0 if options.quick else tuned_for(every, store)
-        )
-        if options.quick:
-            print(said)
-        if options.out or not options.quick:
-            page.write(options.out or ROOT / "docs", every, some, found, said)
+        own.results(study.Store(Path(temp) / "quick.jsonl" if own.quick else RESULTS))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ IMAGES = 4000  # that the ViT learns from
 
 
 def _arrays(source: Path, made: Path) -> None:
-    """Fashion-MNIST cut into what the ViT learns from, dev, what only the Teacher sees, and test."""
+    """Fashion-MNIST cut into what the ViT learns from, dev, what the Teacher sees, and test."""
 
     def bytes_of(name: str, header: int) -> np.ndarray:
         path = next(source.rglob(f"{name}*"))

@@ -32,7 +32,8 @@ _NOTHING = "its fastnas says: The model does not contain any configurable hyperp
 # What a peer does not prune, by problem, in the words of what happened when it was tried.
 _REFUSES = {
     "torch-pruning": {
-        "lm": "its dependency graph does not see through transformers' Conv1D, of which GPT-2 is made"
+        "lm": "its dependency graph does not see through transformers' Conv1D, of which "
+        "GPT-2 is made"
     },
     "modelopt": dict.fromkeys(("lm", "ranker", "ranker_time", "lambdarank", "encoder"), _NOTHING),
 }

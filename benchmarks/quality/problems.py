@@ -26,7 +26,8 @@ PROBLEMS = {
         Problem(
             "lm",
             "GPT-2 on WikiText-2",
-            "an under-trained Student goes on from a base; related Teacher, a file by `matta teach`",
+            "an under-trained Student goes on from a base; related Teacher, a file by "
+            "`matta teach`",
             lm,
             "8034c46b",
             ("wikitext-2",),
@@ -40,7 +41,8 @@ PROBLEMS = {
         Problem(
             "lm_large",
             "GPT-2 of 14 M parameters on the Linux kernel's documentation",
-            "an under-trained Student goes on from a base; related Teacher of 55 M parameters, online; bf16 on a GPU",
+            "an under-trained Student goes on from a base; related Teacher of 55 M parameters, "
+            "online; bf16 on a GPU",
             lm_large,
             "49fd6854",
             ("linux-doc-6.12",),
@@ -71,7 +73,8 @@ PROBLEMS = {
         Problem(
             "vit_long",
             "ViT on Fashion-MNIST, at length",
-            "little domain data, read 16 times; unrelated Teacher (a convolutional network), a file of logits",
+            "little domain data, read 16 times; unrelated Teacher (a convolutional network), a "
+            "file of logits",
             vit,
             "a46a6df4",
             ("fashion-mnist",),
@@ -88,7 +91,8 @@ PROBLEMS = {
         Problem(
             "ranker",
             "Ranker on MovieLens-100K, split at random",
-            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
+            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file "
+            "of scores",
             movielens(False),
             "d9bdc317",
             ("ml-100k",),
@@ -104,7 +108,8 @@ PROBLEMS = {
             "ranker_time",
             "Ranker on MovieLens-100K, split by time",
             "each user's latest ratings are held out; "
-            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file of scores",
+            "unrelated Teacher (boosted trees that read more features, and wide rankers), a file "
+            "of scores",
             movielens(True),
             "d9bdc317",
             ("ml-100k",),
@@ -132,8 +137,9 @@ PROBLEMS = {
         Problem(
             "encoder",
             "all-MiniLM-L6-v2 on 500 pairs of the STS benchmark",
-            "a pretrained model, compressed; the model itself is the Teacher, so at width 1 there is nothing but drift to "
-            "learn; all seeds start from it, and differ in the order of the data",
+            "a pretrained model, compressed; the model itself is the Teacher, so at width 1 there "
+            "is nothing but drift to learn; all seeds start from it, and differ in the order of "
+            "the data",
             encoder,
             "fbc076a0",
             ("all-MiniLM-L6-v2", "stsbenchmark"),

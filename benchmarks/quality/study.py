@@ -18,13 +18,15 @@ import torch
 from benchmarks import common
 from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
-from benchmarks.quality.problem import test_of
+from benchmarks.quality.problem import Problem, test_of
 from benchmarks.quality.problems import PROBLEMS
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one, spread
+from matta_cli.data.split import Data
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import kinds
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.task import Task
+from matta_cli.tasks.task import task as open_task
 from matta_cli.training.teacher import ModelTeacher
 from matta_cli.verdict import baselines
 
@@ -43,36 +45,30 @@ class Cell:
     quick: bool = False
 
     def key(self) -> str:
-        """What makes it the same one again: a digest of the problem, how its data and models are
-        made, and all settings.
-        """
+        """What makes it the same one again: a digest of the problem and of all settings."""
         problem = PROBLEMS[self.problem]
         known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
         own = {name: getattr(problem, name) for name in known} | {"made": problem.made}
         recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
-        arm = {
-            k: v for k, v in asdict(self.arm).items() if v and k not in ("name", "label", "truth")
-        }
-        defaults = {
-            k: v for table in (recipe.convert, recipe.distill) for k, v in vars(table).items() if v
-        }
-        text = json.dumps(
-            [self.problem, own, arm, self.seed, self.rate, self.quick, defaults],
-            sort_keys=True,
-            default=str,
-        )
+        changes = {k: v for k, v in asdict(self.arm).items() if v}
+        arm = {k: v for k, v in changes.items() if k not in ("name", "label", "truth")}
+        every = {**vars(recipe.convert), **vars(recipe.distill)}
+        defaults = {name: value for name, value in every.items() if value}
+        parts = [self.problem, own, arm, self.seed, self.rate, self.quick, defaults]
+        text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def digest(base: Path) -> str:
-    """Of a base's weights. The same code and seed give others where kernels round otherwise: on
-    another machine, say.
+    """Of a base's weights.
+
+    The same code and seed give others where kernels round otherwise: on another machine, say.
     """
     return hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest()[:8]
 
 
 def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
-    """Train a cell and measure its Students: on dev where settings are chosen by it, else on test."""
+    """Train a cell and measure its Students: on dev where settings are chosen by it, or on test."""
     torch.set_num_threads(1)
     problem, arm = PROBLEMS[cell.problem], cell.arm
     recipe = problem.recipe(cache, problem.data(folders), cell.seed, quick=cell.quick)
@@ -87,52 +83,23 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     splits = {"dev": data.held_out}
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
-        splits = {
-            "test": tasks_task.task(task.name, test)
-            .data(Path(recipe.convert.source), ta.model, training=False)
-            .held_out
-        }
-    runs: list[tuple[Recipe, TA, Any]]
-    width, steps = arm.width or problem.size, recipe.distill.steps
-    if arm.alone:
-        own = baselines.settings(recipe, arm.alone, steps)
-        student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
-        runs = [(own, student, None if arm.alone == "base" else teacher)]
-    elif arm.two_stage:
-        whole, small = of_one(ta.adapter, ta.model, list(kinds(ta.base))), alone(ta, width)
-        stages = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
-        runs = [(stages[0], whole, teacher), (stages[1], small, ModelTeacher(task, whole.model))]
-    else:
-        runs = [(recipe, ta, teacher)]
-    if arm.share:
-        apart = sum(
-            Run(baselines.settings(recipe, "plain", steps), task, alone(ta, w), teacher, data).flops
-            for w in problem.widths
-        )
-        runs[0][0].distill.steps = max(
-            1, round(arm.share * steps * apart / Run(recipe, task, ta, teacher, data).flops)
-        )
-    if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
-        reference = Run(changed(recipe, distill={"widths": [width]}), task, ta, teacher, data).flops
-        each = sum(Run(own, task, model, source, data).flops for own, model, source in runs)
-        for own, _, _ in runs:
-            own.distill.steps = max(1, round(steps * reference / each))
+        own, base = open_task(task.name, test), Path(recipe.convert.source)
+        splits = {"test": own.data(base, ta.model, training=False).held_out}
+    stages = _stages(problem, arm, recipe, (task, ta, teacher, data))
     done = []
-    for own, model, source in runs:
+    for own_recipe, model, source in stages:
         if isinstance(source, ModelTeacher):
             source.model.eval().requires_grad_(False)
-        done.append(Run(own, task, model, source, data, arm.average, arm.rate)())
-    _, trained, _ = runs[-1]
-    if arm.alone or arm.two_stage:
-        sizes = {f"{width:g}": trained.widest}
-    else:
-        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest} | {
-            "TA": ta.widest
-        }
-    each = {
-        size: measured(task, trained, size, data, splits) for size in dict.fromkeys(sizes.values())
-    }
-    found = {name: each[size] for name, size in sizes.items()}
+        done.append(Run(own_recipe, task, model, source, data, arm.average, arm.rate)())
+    last, trained, _ = stages[-1]
+    width = arm.width or problem.size
+    sizes = {f"{width:g}": trained.widest}
+    if not (arm.alone or arm.two_stage):
+        sizes = {f"{one:g}": one for one in recipe.distill.widths if one <= ta.widest}
+        sizes["TA"] = ta.widest
+    each = {}
+    for size in dict.fromkeys(sizes.values()):
+        each[size] = measured(task, trained, size, data, splits)
     return {
         "key": cell.key(),
         "problem": cell.problem,
@@ -141,13 +108,47 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
         "rate": cell.rate,
         "quick": cell.quick,
         "device": common.where(),
-        "steps": runs[-1][0].distill.steps,
-        "seconds": round(sum(run.seconds for run in done), 2),
-        "flops": sum(run.flops * run.recipe.distill.steps for run in done),
-        "widths": found,
+        "steps": last.distill.steps,
+        "seconds": round(sum(one.seconds for one in done), 2),
+        "flops": sum(one.flops * one.recipe.distill.steps for one in done),
+        "widths": {name: each[size] for name, size in sizes.items()},
         "base": digest(Path(recipe.convert.source)),
         **({"peer": peers.named(arm.peer)} if arm.peer else {}),
     }
+
+
+Stage = tuple[Recipe, TA, Any]  # a training: its settings, its TA, its Teacher
+
+
+def _stages(
+    problem: Problem, arm: Arm, recipe: Recipe, opened: tuple[Task, TA, Any, Data]
+) -> list[Stage]:
+    """The trainings of an arm, one after the other, with as many steps as the arm may take."""
+    task, ta, teacher, data = opened
+    width, steps = arm.width or problem.size, recipe.distill.steps
+    plain = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
+    stages: list[Stage] = [(recipe, ta, teacher)]
+    if arm.alone:
+        own = baselines.settings(recipe, arm.alone, steps)
+        student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
+        stages = [(own, student, None if arm.alone == "base" else teacher)]
+    elif arm.two_stage:
+        whole, small = of_one(ta.adapter, ta.model, list(kinds(ta.base))), alone(ta, width)
+        stages = [(plain[0], whole, teacher), (plain[1], small, ModelTeacher(task, whole.model))]
+
+    def flops(own: Recipe, model: TA, source: Any) -> float:
+        return Run(own, task, model, source, data).flops
+
+    if arm.share:
+        apart = sum(flops(plain[0], alone(ta, w), teacher) for w in problem.widths)
+        share = arm.share * steps * apart / flops(recipe, ta, teacher)
+        stages[0][0].distill.steps = max(1, round(share))
+    if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
+        reference = flops(changed(recipe, distill={"widths": [width]}), ta, teacher)
+        each = sum(flops(*stage) for stage in stages)
+        for own, _, _ in stages:
+            own.distill.steps = max(1, round(steps * reference / each))
+    return stages
 
 
 def run_all(
@@ -159,10 +160,10 @@ def run_all(
     say: Callable[[str], None],
     again: bool = False,
 ) -> None:
-    """Run the cells that the store does not have, several at a time, each on one thread. again: all
-    of them.
+    """Run the cells that the store does not have, several at a time, each on one thread.
 
-    Those that share a GPU take turns on it: a record's seconds are then its part of them.
+    again: all of them. Those that share a GPU take turns on it: a record's seconds are then its
+    part of them.
     """
     missing = [
         cell
@@ -187,7 +188,7 @@ def run_all(
 
 
 class Store:
-    """Records of cells in a file, one JSON object a line. What was interrupted goes on from here."""
+    """Records of cells in a file, one JSON object a line; what was interrupted goes on from it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

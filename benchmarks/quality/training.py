@@ -20,6 +20,7 @@ from matta_cli.adapter import Sizes
 from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
 from matta_cli.devices.processes import World
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models import plugins, save
@@ -95,7 +96,7 @@ class Run:
         self.recipe, self.data, self.seconds = recipe, data, 0.0
         device = common.device()
         self.training = Training(
-            recipe, Path(), task, ta, teacher, data, device, World(), count_flops=True
+            recipe, Workspace(Path()), task, ta, teacher, data, device, World(), count_flops=True
         )
         assert self.training.flops is not None
         self.flops = self.training.flops  # of one step
