@@ -20,6 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 
 Sizes = Mapping[str, int]
+PROGRAM = "torch.export.load({folder} + '/student.pt2').module()"  # see ``Adapter.loader``
 
 
 @dataclass(frozen=True)
@@ -28,15 +29,14 @@ class Slice:
 
     tensor: name of a parameter or buffer, as in ``model.state_dict()``. Of tied tensors, name one.
     dim: the dimension that shrinks.
-    blocks: the axis lies this many times, one after the other, in the dimension (3 for a fused q,
-    k, v).
+    blocks: the axis lies this many times, one after the other, in the dimension (3 for a fused
+        q, k, v).
     start: where the first block begins; what lies outside the blocks always stays.
     outgoing: whether this tensor *reads* the axis's units (the weight after the activation) rather
-    than producing them.
-        Growth zeroes the outgoing weights of new units, so the function does not change; importance
-        weighs by them.
+        than producing them. Growth zeroes the outgoing weights of new units, so the function does
+        not change; importance weighs by them.
     unit: how many places, one after the other, each unit takes here (4 in the queries, where four
-    heads share one key).
+        heads share one key).
     """
 
     tensor: str
@@ -52,19 +52,16 @@ class Axis:
     """One index space that can shrink, such as the hidden units of one block's MLP.
 
     name: unique in the model; the layer's number belongs in it, once (``mlp.0``). Axes that differ
-    in digits only are of one
-        kind.
+        in digits only are of one kind.
     size: how many units the model has.
     slices: every place where the units appear.
     step: sizes are whole multiples of this, and units move in groups of it (a head's width, say).
     layers: for the axis of depth: the path of the list whose numbered children are its units
-    (``transformer.h``). Its slices
-        then name tensors *within* a layer: those that add the layer's result to what passes by it.
-        Growth zeroes them in new layers, which so start as the identity; without any, the axis
-        cannot grow.
+        (``transformer.h``). Its slices then name tensors *within* a layer: those that add the
+        layer's result to what passes by it. Growth zeroes them in new layers, which so start as
+        the identity; without any, the axis cannot grow.
     order: of such an axis: the layers' numbers, the most important first. A Student keeps the first
-    so many of them, in the
-        places that they have in the model. The engine sets it.
+        so many of them, in the places that they have in the model. The engine sets it.
     """
 
     name: str
@@ -108,19 +105,21 @@ class Source:
 
 
 class Adapter(ABC):
-    """What matta knows about one architecture. Register a subclass as an entry point of the group
-    ``matta.adapters``.
+    """What matta knows about one architecture.
+
+    Register a subclass as an entry point of the group ``matta.adapters``.
 
     name: what users type after ``--adapter``.
     task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
         ``sentence_embedding``; an adapter of many kinds of model sets it in ``load``.
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
-        (``{folder}`` stands for the folder, as a literal); empty where ``matta_cli.load_student``
-        is the only way.
+        (``{folder}`` stands for the folder, as a literal). ``PROGRAM`` where a ``torch.export``
+        program of the model can do it: matta writes that beside each Student. Empty where
+        ``matta_cli.load_student`` is the only way.
     spec: what finds the adapter again; matta sets it.
     notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the
-    user.
+        user.
     """
 
     name: str = ""
@@ -138,8 +137,9 @@ class Adapter(ABC):
 
     @abstractmethod
     def load(self, source: Source) -> nn.Module:
-        """The dense model, in float32 on the CPU, in eval mode. Raises ``MattaError`` where the
-        source does not fit.
+        """The dense model, in float32 on the CPU, in eval mode.
+
+        Raises ``MattaError`` where the source does not fit.
         """
 
     @abstractmethod
@@ -148,32 +148,25 @@ class Adapter(ABC):
 
     @abstractmethod
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
-        """A fresh dense module like ``model`` with these sizes; an axis that is not named keeps its
-        size.
+        """A fresh dense module like ``model`` with these sizes; its weights are arbitrary.
 
-        With fewer or more layers, ``sizes`` names the axes of the layers as the new module numbers
-        them. Its weights are arbitrary. Must work under ``torch.device("meta")`` and leave
-        ``model`` alone.
+        An axis that is not named keeps its size. With fewer or more layers, ``sizes`` names the
+        axes of the layers as the new module numbers them. Must work under
+        ``torch.device("meta")`` and leave ``model`` alone.
         """
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path) -> None:
-        """Write ``model`` into an existing folder, in the stock library's own format (safetensors,
-        never pickles).
+        """Write ``model`` into an existing folder, in the stock library's own format.
 
-        ``load(Source(folder=...))`` reads it back. Not called where ``unsupported`` gives a reason.
+        That is safetensors, never pickles. ``load(Source(folder=...))`` reads it back. Not called
+        where ``unsupported`` gives a reason.
         """
 
     def unsupported(self, model: nn.Module) -> str:
-        """Why the stock format cannot express this model's sizes, as a sentence; empty where it
-        can. ``model`` may be on meta.
+        """Why the stock format cannot express this model's sizes; empty where it can.
 
-        It begins with a small letter and has no full stop. matta then writes a format of its own
-        (see ``Source.sizes``).
+        It begins with a small letter and has no full stop; ``model`` may be on meta. matta then
+        writes a format of its own (see ``Source.sizes``).
         """
         return ""
-
-    def export(self, model: nn.Module, folder: Path) -> None:  # noqa: B027
-        """Add to a saved model what ``loader`` needs besides, where that is too much for every
-        checkpoint of a run.
-        """

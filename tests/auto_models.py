@@ -1,5 +1,6 @@
-"""Builders of tiny models, as users write them: ``matta convert auto_models:plain_cnn --adapter
-auto ...``.
+"""Builders of tiny models, as users write them.
+
+``matta convert auto_models:plain_cnn --adapter auto ...`` calls one.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 
 
 def trained(model: nn.Module) -> nn.Module:
-    """``model`` with no tensor left as libraries initialise it: zeros in a head would hide what is
-    wrong before it.
+    """``model`` with no tensor left as libraries initialise it.
+
+    Zeros in a head would hide what is wrong before it.
     """
     torch.manual_seed(0)
     for name, tensor in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
@@ -130,7 +132,7 @@ def plain_cnn() -> nn.Module:
 
 
 class Flattened(nn.Module):
-    """Its second convolution is flattened by a constant: that one cannot be nested, the others can."""
+    """Its second convolution is flattened by a constant: that one alone cannot be nested."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -164,9 +166,7 @@ def tied_llama() -> nn.Module:
 
 
 class FusedBlock(nn.Module):
-    """A gated MLP whose gate and value are one layer, after an attention whose q, k and v are; all
-    in one module.
-    """
+    """A gated MLP whose gate and value are one layer, after an attention whose q, k, v are."""
 
     def __init__(self, width: int = 16, heads: int = 2, hidden: int = 20) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ def fused() -> nn.Module:
 
 
 class Concatenated(nn.Module):
-    """Two branches side by side: what reads them has the second one's units after the first one's."""
+    """Two branches side by side: the second one's units lie after the first one's in what reads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -241,8 +241,9 @@ def grouped() -> nn.Module:
 
 
 class OwnNorm(nn.Module):
-    """Divides by the length over the channels, in a class that says nothing of norms: new units
-    would change it.
+    """Divides by the length over the channels, in a class that says nothing of norms.
+
+    New units would change it.
     """
 
     def __init__(self) -> None:
@@ -259,8 +260,9 @@ def own_norm() -> nn.Module:
 
 
 class Placed(nn.Module):
-    """Weighs its hidden units by their place: any prefix of them is a model, any other order is
-    another function.
+    """Weighs its hidden units by their place.
+
+    Any prefix of them is a model; any other order is another function.
     """
 
     def __init__(self) -> None:

@@ -1,5 +1,6 @@
-"""Every adapter runs the same suite on real, tiny models; stock libraries then load what it saved,
-without matta.
+"""Every adapter runs the same suite on real, tiny models.
+
+Stock libraries then load what it saved, without matta.
 """
 
 from __future__ import annotations
@@ -64,8 +65,9 @@ def gpt2(**changes) -> GPT2LMHeadModel:
 
 
 def llama(kind: str = "llama", **changes) -> nn.Module:
-    """Six query heads of 10 channels on three keys, 28 wide and so not the heads' width together;
-    odd MLP.
+    """Six query heads of 10 channels on three keys; odd MLP.
+
+    It is 30 wide, and so not as wide as its heads together.
     """
     torch.manual_seed(0)
     plain = {
@@ -256,9 +258,6 @@ def test_training_mode_and_dropout_survive_build(name):
     ]
 
 
-# --- the contract's test kit catches a wrong adapter ----------------------------------------------
-
-
 class Forgetful(MLPRanker):
     """An adapter that forgets one place where a hidden unit appears, as authors do."""
 
@@ -316,8 +315,6 @@ def test_kit_catches(adapter):
     with pytest.raises(AssertionError, match=r"\w+ \w+"):
         check_adapter(adapter(), model, batch)
 
-
-# --- stock libraries load what was saved, in a process that has no matta --------------------------
 
 STOCK = """
 import sys, torch, {library}
@@ -400,9 +397,9 @@ def test_vit_preprocessing_survives(tmp_path):
     ("dim", "hidden"), [(64, 13), (192, 101), (384, 999), (768, 2047), (49, 1), (49, 8)]
 )
 def test_mlp_ratio_round_trips(dim, hidden):
-    from matta_adapters.vit import _ratio
+    from matta_adapters.vit import mlp_ratio_of
 
-    assert int(dim * json.loads(json.dumps(_ratio(hidden, dim)))) == hidden
+    assert int(dim * json.loads(json.dumps(mlp_ratio_of(hidden, dim)))) == hidden
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-untied", "vit-token", "vit-odd"])
@@ -528,9 +525,6 @@ def _config_of(adapter: Adapter, model: nn.Module) -> dict:
     return {"num_heads": 2} if isinstance(adapter, ViT) else model.config.to_dict()
 
 
-# --- sources --------------------------------------------------------------------------------------
-
-
 def test_gpt2_state_dicts(tmp_path):
     model = gpt2(n_embd=64, n_head=1, n_inner=40)
     batch, tensors = inputs(model), model.state_dict()
@@ -626,9 +620,7 @@ def test_llama_axes(name):
     ("inner", "keys", "hidden"), [(13, None, None), (None, 1, None), (29, None, 24), (1, 2, 12)]
 )
 def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidden, tmp_path):
-    """An independent reference: transformers' own smaller model, filled with the corners of the
-    larger tensors.
-    """
+    """An independent reference: transformers' own model, with corners of the larger tensors."""
     model = MODELS[name]()
     own = model.config
     shared = own.num_attention_heads // own.num_key_value_heads
@@ -1017,9 +1009,6 @@ def test_detection(name, tmp_path):
 
 def test_name_known_to_timm_is_detected():
     assert plugins.detect(open_source("vit_tiny_patch16_224")).name == "vit"
-
-
-# --- files ----------------------------------------------------------------------------------------
 
 
 class Trap:

@@ -1,6 +1,4 @@
-"""The adapter auto: what it finds in architectures it has never heard of, what it leaves whole,
-what it refuses.
-"""
+"""The adapter auto: what it finds in any architecture, leaves whole, and refuses."""
 
 from __future__ import annotations
 
@@ -21,6 +19,7 @@ import torch
 import torch_pruning
 from matta_adapters import tracing
 from matta_adapters.auto import Auto
+from matta_adapters.calls import Inputs
 from matta_adapters.vit import ViT
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -33,6 +32,8 @@ from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
 from matta_cli.nested import grow, importance, view
 from matta_cli.settings.recipe import Recipe
+from matta_cli.students import programs
+from matta_cli.tasks import task as tasks_task
 from matta_cli.testing import check_adapter
 
 IMAGES, TOKENS = "1x3x32x32", "input_ids=1x9:int64"
@@ -114,9 +115,6 @@ def test_contract(name):
     check_adapter(adapter, model, kwargs or args)
 
 
-# --- what is found --------------------------------------------------------------------------------
-
-
 def test_vit_axes_are_those_of_the_hand_written_adapter():
     adapter, model = made("vit")
     found = by_name(adapter, model)
@@ -154,9 +152,7 @@ def test_vit_students_are_narrower_vits():
 
 
 def test_grouped_queries_are_llamas_own_with_fewer_heads():
-    """transformers' own model with 4 query heads instead of 8, of each key/value head the first
-    two.
-    """
+    """transformers' own model with 4 query heads for 8: of each key/value head the first two."""
     adapter, model = made("llama")
     found = by_name(adapter, model)
     axis = found["model.layers.1.self_attn.q_proj"]
@@ -183,15 +179,13 @@ def test_grouped_queries_are_llamas_own_with_fewer_heads():
 
 
 def test_a_group_without_end_is_bounded(monkeypatch):
-    """torch-pruning's own walk never returns here; where nothing is known of attention, the layers
-    are named.
-    """
-    monkeypatch.setattr(tracing, "_grouped_queries", lambda *_: None)
+    """torch-pruning's own walk never returns here; it is bounded, and the layers are named."""
+    monkeypatch.setattr(tracing, "grouped_queries", lambda *_: None)
     config = {**auto_models.llama().config.to_dict(), "num_attention_heads": 4}
     began = time.monotonic()
     found = tracing.nest(
         LlamaForCausalLM(LlamaConfig(**config)).eval(),
-        tracing.Inputs(kwargs={"input_ids": torch.randint(2, (2, 9))}),
+        Inputs(kwargs={"input_ids": torch.randint(2, (2, 9))}),
         "llama",
     )
     assert time.monotonic() - began < 60
@@ -201,9 +195,7 @@ def test_a_group_without_end_is_bounded(monkeypatch):
 
 
 def pruned(model: nn.Module, name: str, layer: str, kept: int) -> nn.Module:
-    """torch-pruning's own surgery on a copy: all output channels of a layer from ``kept`` on are
-    removed.
-    """
+    """torch-pruning's own surgery on a copy: output channels from ``kept`` on are removed."""
     twin = copy.deepcopy(model).requires_grad_(True)
     args, kwargs = batch(name)
     graph = torch_pruning.DependencyGraph()
@@ -314,9 +306,6 @@ def test_concatenated_units_lie_behind_one_another():
     assert torch.allclose(outputs(grown, "concatenated"), outputs(model, "concatenated"), atol=1e-5)
 
 
-# --- what is left whole, by name ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "axes", "note"),
     [
@@ -346,8 +335,9 @@ def test_a_group_norm_moves_in_its_groups():
 
 
 def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
-    """Two towers meet in a product, which no layer reads: importance by activation falls back to
-    magnitude there.
+    """Two towers meet in a product, which no layer reads.
+
+    Importance by activation falls back to magnitude there.
     """
     adapter, model = made("TwoTowers")
     axes = adapter.axes(model)
@@ -356,9 +346,6 @@ def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
     )
     assert torch.equal(scores["left.2"], importance.magnitude(model, axes)["left.2"])
     assert not torch.equal(scores["left.0"], importance.magnitude(model, axes)["left.0"])
-
-
-# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -459,9 +446,6 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
     )
 
 
-# --- sources --------------------------------------------------------------------------------------
-
-
 def test_an_example_can_be_a_function():
     adapter = Auto()
     model = adapter.load(source("flattened", example="auto_models:two_images"))
@@ -501,8 +485,9 @@ def test_timm_and_transformers_models_need_no_builder(tmp_path):
 
 
 def test_arguments_that_timm_does_not_keep_are_asked_for(tmp_path):
-    """As releases before 1.0.30 are: what they do not tell is refused where it changes the model,
-    activations included.
+    """As releases before 1.0.30 are: what they do not tell is refused where it matters.
+
+    It matters where it changes the model, activations included.
     """
     for arguments, sentence in (
         ({}, ""),
@@ -531,13 +516,12 @@ def test_a_teacher_that_a_function_builds():
     assert model.num_classes == 10 and model.pretrained_cfg["input_size"] == [1, 8, 8]
 
 
-# --- end to end -----------------------------------------------------------------------------------
-
 PROGRAM = """
 import sys, torch
 images = torch.load({images!r})
 torch.save(torch.export.load({path!r}).module()(images), {out!r})
-assert not [name for name in sys.modules if name.startswith(("matta", "my_pkg", "auto_models", "timm"))]
+others = ("matta", "my_pkg", "auto_models", "timm")
+assert not [name for name in sys.modules if name.startswith(others)]
 """
 
 
@@ -642,8 +626,10 @@ def test_convert(name, tmp_path, monkeypatch):
         and done.difference < 1e-5
     )
     assert ta.widest == 2.0 and ta.adapter.axes(ta.model) == ta.axes
-    program = torch.export.load("out/ta/student.pt2").module()
     args, kwargs = batch(name)
+    given = {"image": args[0]} if args else kwargs
+    programs.save_pt2(tasks_task.task(ta.adapter.task, recipe), ta.model, given, Path("ta.pt2"))
+    program = torch.export.load("ta.pt2").module()
     with torch.no_grad():
         assert torch.allclose(
             program(*args, **kwargs), outputs(ta.model, name), rtol=1e-4, atol=1e-4

@@ -1,3 +1,1 @@
-"""The adapters that come with matta. Each is registered as an entry point, exactly as an outsider's
-would be.
-"""
+"""The adapters that come with matta: entry points, exactly as an outsider's would be."""

@@ -1,12 +1,12 @@
-"""BERT encoders as Hugging Face transformers has them (``BertModel``: BERT, MiniLM, BGE, E5), alone
-or in the folder of sentence-transformers. What nests: the hidden units of each block's MLP, the
-heads of each block, and the blocks. Not the
-residual stream: its channels, in their order, are the embedding.
+"""BERT encoders as Hugging Face transformers has them (``BertModel``: BERT, MiniLM, BGE, E5).
+
+They come alone or in the folder of sentence-transformers. What nests: the hidden units of each
+block's MLP, the heads of each block, and the blocks. Not the residual stream: its channels, in
+their order, are the embedding.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import re
 from collections.abc import Mapping
@@ -15,19 +15,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from matta_adapters.skeleton import fill, read_config, skeleton, some
-from matta_adapters.stock import built, opened, quiet
-from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
+from matta_adapters import shapes
+from matta_adapters.shapes import makes, reads
+from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_adapters.stock import Transformers, empty, opened
+from matta_cli.adapter import Axis, Sizes, Source
 from matta_cli.errors import MattaError
 
-# What checkpoints carry besides the encoder: heads of other tasks, and a constant that old versions
-# saved as a tensor
+_HEADS = {"cls", "classifier", "qa_outputs"}  # of other tasks
+# What checkpoints carry besides the encoder: such heads, and a constant of old versions.
 _OTHERS = re.compile(r"(cls|classifier|qa_outputs)\.|embeddings\.position_ids$")
-# the modules of sentence-transformers after which an encoder is all there is
+# The modules of sentence-transformers after which an encoder is all there is.
 _STEPS = ("Transformer", "Pooling", "Normalize")
+_QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
+_DECODER = "is a BERT decoder (is_decoder, add_cross_attention), which embeds no sentences"
 
 
-class Bert(Adapter):
+class Bert(Transformers):
     """Any ``BertModel``: a folder of transformers or sentence-transformers, a bare state dict, or
     an opened module.
 
@@ -37,66 +41,25 @@ class Bert(Adapter):
 
     name = "bert"
     task = "sentence_embedding"
-    default = ("mlp",)
     loader = "transformers.AutoModel.from_pretrained({folder})"
-
-    def matches(self, source: Source) -> bool:
-        if source.folder is not None:
-            return read_config(source.folder).get("model_type") == "bert"
-        if source.tensors is not None:
-            names = {key.removeprefix("bert.") for key in source.tensors}
-            return {
-                "embeddings.word_embeddings.weight",
-                "encoder.layer.0.attention.self.query.weight",
-            } <= names
-        return source.module is not None and any(
-            c.__name__ == "BertModel" for c in type(source.module).__mro__
-        )
-
-    def load(self, source: Source) -> nn.Module:
-        self.notes = []
-        if not self.matches(source):
-            raise MattaError(
-                f"{source.name!r} is not a BERT encoder: no model_type 'bert' and no tensors of that form."
-            )
-        if source.folder is not None:
-            model: Any = self._from_folder(source.folder, source)
-        elif source.tensors is not None:
-            model = self._from_tensors(source.tensors, source)
-        else:
-            model = copy.deepcopy(source.module)
-        if model.config.is_decoder or model.config.add_cross_attention:
-            raise MattaError(
-                f"{source.name!r} is a BERT decoder (is_decoder, add_cross_attention), which embeds no sentences."
-            )
-        return model.cpu().float().eval()
+    classes = {"bert": "BertModel"}
+    unknown = "is not a BERT encoder: no model_type 'bert' and no tensors of that form"
+    tensors = ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight")
+    bodies = ("bert.", "")
+    refused = {"is_decoder": _DECODER, "add_cross_attention": _DECODER}
 
     def axes(self, model: Any) -> list[Axis]:
         """mlp.I, heads.I (in channels, whole heads at a time), depth."""
-        mlps, heads = [], []
-        for i, layer in enumerate(model.encoder.layer):
-            path = f"encoder.layer.{i}"
-            slices = (
-                Slice(f"{path}.intermediate.dense.weight", 0),
-                Slice(f"{path}.intermediate.dense.bias", 0),
-                Slice(f"{path}.output.dense.weight", 1, outgoing=True),
-            )
-            mlps.append(Axis(f"mlp.{i}", layer.intermediate.dense.weight.shape[0], slices))
-            own, out = (
-                layer.attention.self,
-                Slice(f"{path}.attention.output.dense.weight", 1, outgoing=True),
-            )
-            parts = [f"{path}.attention.self.{part}" for part in ("query", "key", "value")]
-            inner = [
-                Slice(f"{part}.{tensor}", 0) for part in parts for tensor in ("weight", "bias")
-            ]
-            heads.append(
-                Axis(
-                    f"heads.{i}", own.query.weight.shape[0], (*inner, out), own.attention_head_size
-                )
-            )
-        # a block's norms come after the sum, so that no block can start as the identity
-        return [*mlps, *heads, Axis("depth", len(model.encoder.layer), (), layers="encoder.layer")]
+        mlps, heads, layers = [], [], model.encoder.layer
+        for i, layer in enumerate(layers):
+            path, attention = f"encoder.layer.{i}", layer.attention.self
+            mlp = makes(model, path, "intermediate.dense") + reads(model, path, "output.dense")
+            mlps.append(Axis(f"mlp.{i}", layer.intermediate.dense.weight.shape[0], tuple(mlp)))
+            inner = makes(model, path, *_QKV) + reads(model, path, "attention.output.dense")
+            size, step = attention.query.weight.shape[0], attention.attention_head_size
+            heads.append(Axis(f"heads.{i}", size, tuple(inner), step))
+        # A block's norms come after the sum, so that no block can start as the identity.
+        return [*mlps, *heads, Axis("depth", len(layers), (), layers="encoder.layer")]
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         student = skeleton(self, model, sizes)
@@ -105,51 +68,37 @@ class Bert(Adapter):
             attention.all_head_size = attention.query.weight.shape[0]
             attention.num_attention_heads = attention.all_head_size // attention.attention_head_size
         student.config.num_hidden_layers = len(student.encoder.layer)
-        widths = _widths(student)
+        widths = set(_widths(student))
         if len(widths) == 1:
             (student.config.intermediate_size,) = widths
         return student
 
     def unsupported(self, model: Any) -> str:
-        if len(_widths(model)) > 1:
-            shown = ", ".join(
-                str(layer.intermediate.dense.weight.shape[0]) for layer in model.encoder.layer
-            )
-            return f"a transformers BERT has one intermediate_size for all blocks, which per-layer MLP widths ({shown}) are not"
+        config = model.config
+        if uneven := shapes.one_for_all("a transformers BERT", "intermediate_size", _widths(model)):
+            return uneven
         heads = [layer.attention.self.num_attention_heads for layer in model.encoder.layer]
-        if set(heads) != {model.config.num_attention_heads}:
+        if set(heads) != {config.num_attention_heads}:
             return (
-                f"a transformers BERT that is {model.config.hidden_size} wide has {model.config.num_attention_heads} heads in "
-                f"every block, not {', '.join(map(str, heads))}: its heads share out the width"
+                f"a transformers BERT that is {config.hidden_size} wide has "
+                f"{config.num_attention_heads} heads in every block, not "
+                f"{', '.join(map(str, heads))}: its heads share out the width"
             )
         return ""
 
-    def save(self, model: Any, folder: Path) -> None:
-        with quiet():
-            model.save_pretrained(folder)
-
-    def _from_folder(self, folder: Path, source: Source) -> nn.Module:
+    def _from_folder(self, folder: Path, source: Source) -> Any:
         from transformers import BertModel
 
-        name = source.name
-        pooling = self._pooling(folder, name)
-        model, report = opened(BertModel, source)
-        missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
-        unexpected = sorted(key for key in report["unexpected_keys"] if not _OTHERS.search(key))
-        wrong = [f"{key} is missing" for key in missing] + [
-            f"{key} is not a BERT's" for key in unexpected
-        ]
-        if wrong:
-            raise MattaError(f"{name!r} does not fit a BERT encoder: {some(wrong)}.")
-        if any(key.startswith("pooler.") for key in report["missing_keys"]):
+        pooling = self._pooling(folder, source.name)
+        words = ("a BERT encoder", "a BERT's")
+        model, missing, unexpected = opened(BertModel, source, *words, _OTHERS, ("pooler.",))
+        if missing:
             model.pooler = None  # transformers made up random weights for it
-        heads = sorted(
-            {key.partition(".")[0] for key in report["unexpected_keys"]}
-            & {"cls", "classifier", "qa_outputs"}
-        )
+        heads = sorted({key.partition(".")[0] for key in unexpected} & _HEADS)
         if heads:
             self.notes.append(
-                f"The head of another task ({', '.join(heads)}) is left out: the encoder alone is nested."
+                f"The head of another task ({', '.join(heads)}) is left out: "
+                "the encoder alone is nested."
             )
         if pooling:
             model.config.sentence_pooling = pooling
@@ -162,101 +111,82 @@ class Bert(Adapter):
         such pooling and a norm.
         """
         known = str(read_config(folder).get("sentence_pooling", ""))
+        listed = folder / "modules.json"
         try:
-            steps = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+            steps = json.loads(listed.read_text(encoding="utf-8"))
             paths = {step["type"].rpartition(".")[2]: step["path"] for step in steps}
         except OSError:
             if not known:
                 self.notes.append(
-                    "An embedding is the mean over a sentence's tokens (assumed: there is no 1_Pooling)."
+                    "An embedding is the mean over a sentence's tokens "
+                    "(assumed: there is no 1_Pooling)."
                 )
             return known
         except (ValueError, KeyError, TypeError, AttributeError):
+            raise MattaError(f"{str(listed)!r} is damaged: it lists no modules.") from None
+        if others := sorted(paths.keys() - set(_STEPS)):
             raise MattaError(
-                f"{str(folder / 'modules.json')!r} is damaged: it lists no modules."
-            ) from None
-        others = sorted(paths.keys() - set(_STEPS))
-        if others:
-            raise MattaError(
-                f"{name!r} ends in {', '.join(others)}, which the bert adapter does not know: only {_STEPS}."
+                f"{name!r} ends in {', '.join(others)}, which the bert adapter does not know: "
+                f"only {_STEPS}."
             )
-        config = read_config(folder / paths["Pooling"]) if "Pooling" in paths else {}
-        mode = config.get("pooling_mode") or [
-            key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
-            for key, used in config.items()
-            if key.startswith("pooling_mode_") and used
-        ]
-        mode = mode if isinstance(mode, str) else "+".join(mode)
+        mode = _mode(read_config(folder / paths["Pooling"]) if "Pooling" in paths else {})
         if mode not in ("", "mean", "cls"):
             raise MattaError(
-                f"{name!r} pools by {mode}, which is not supported: only the mean over tokens, or the first one."
+                f"{name!r} pools by {mode}, which is not supported: "
+                "only the mean over tokens, or the first one."
             )
         return "cls" if mode == "cls" else ""
 
-    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
         from transformers import BertConfig, BertModel
 
-        named = {
-            key.removeprefix("bert."): tensor
-            for key, tensor in tensors.items()
-            if not _OTHERS.search(key)
-        }
-        _, model = built(
-            source,
-            lambda: (
-                BertConfig(**source.config) if source.config else self._config(named, source.name)
-            ),
-            lambda config: BertModel(config, add_pooling_layer="pooler.dense.weight" in named),
+        kept = {key: tensor for key, tensor in tensors.items() if not _OTHERS.search(key)}
+        named = {key.removeprefix("bert."): tensor for key, tensor in kept.items()}
+        pooler = "pooler.dense.weight" in named
+        model = empty(
+            lambda: BertConfig(**(source.config or self._told(named, source.name))),
+            lambda config: BertModel(config, add_pooling_layer=pooler),
+            f"{source.name!r}: transformers cannot build a model from its --config",
         )
-        if source.sizes:
-            return fill(self.build(model, source.sizes), named, source.name)
-        sizes = {}
-        for axis in self.axes(model):
-            if axis.layers:
-                continue
-            weight = named.get(axis.slices[0].tensor)
-            sizes[axis.name] = axis.size if weight is None else weight.shape[0]
+        sizes = source.sizes or shapes.stored_sizes(self.axes(model), named, ("mlp.", "heads."))
         return fill(self.build(model, sizes), named, source.name)
 
-    def _config(self, named: Mapping[str, Tensor], name: str) -> Any:
+    def _told(self, named: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         """The configuration that the shapes tell; what they do not tell goes into the notes."""
-        from transformers import BertConfig
-
-        embeddings = [
-            named.get(f"embeddings.{part}_embeddings.weight")
-            for part in ("word", "position", "token_type")
-        ]
+        kinds = ("word", "position", "token_type")
+        embeddings = [named.get(f"embeddings.{kind}_embeddings.weight") for kind in kinds]
         inner = named.get("encoder.layer.0.intermediate.dense.weight")
-        if inner is None or any(tensor is None for tensor in embeddings):
+        tables = [tensor.shape for tensor in embeddings if tensor is not None]
+        if inner is None or len(tables) < len(kinds):
             raise MattaError(
                 f"{name!r} looks like a BERT, but its embeddings or its first MLP are missing."
             )
-        (vocab, width), (positions, _), (types, _) = (
-            tensor.shape for tensor in embeddings if tensor is not None
-        )
-        if width % 64:
-            raise MattaError(
-                f"{name!r} is {width} wide, which is no multiple of 64, so its number of heads cannot be told from the "
-                "tensors: pass its config.json with --config."
-            )
-        layers = 1 + max(
-            int(m.group(1)) for key in named if (m := re.match(r"encoder\.layer\.(\d+)\.", key))
-        )
-        self.notes.append(
-            f"Read off the tensors: {layers} layers, {width} wide, {width // 64} heads (assumed: 64 per head), MLP "
-            f"{inner.shape[0]}, vocabulary {vocab}, {positions} positions, GELU and mean pooling assumed. If that is wrong, "
-            "pass --config config.json."
-        )
-        return BertConfig(
-            vocab_size=vocab,
-            hidden_size=width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 64,
-            intermediate_size=inner.shape[0],
-            max_position_embeddings=positions,
-            type_vocab_size=types,
-        )
+        (vocab, width), (positions, _), (types, _) = tables
+        heads, layers = shapes.heads_of(width, name), shapes.count_layers(named, "encoder.layer")
+        told = f"MLP {inner.shape[0]}, vocabulary {vocab}, {positions} positions"
+        told += ", GELU and mean pooling assumed"
+        self.notes.append(shapes.read_off(layers, width, told))
+        return {
+            "vocab_size": vocab,
+            "hidden_size": width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "intermediate_size": inner.shape[0],
+            "max_position_embeddings": positions,
+            "type_vocab_size": types,
+        }
 
 
-def _widths(model: Any) -> set[int]:
-    return {layer.intermediate.dense.weight.shape[0] for layer in model.encoder.layer}
+def _mode(config: Mapping[str, Any]) -> str:
+    """What a Pooling of sentence-transformers does; several modes with a plus between them."""
+    modes = config.get("pooling_mode") or [
+        key.removeprefix("pooling_mode_").removesuffix("_token").removesuffix("_tokens")
+        for key, used in config.items()
+        if key.startswith("pooling_mode_") and used
+    ]
+    return modes if isinstance(modes, str) else "+".join(modes)
+
+
+def _widths(model: Any) -> list[int]:
+    """The hidden units of each block's MLP."""
+    return [layer.intermediate.dense.weight.shape[0] for layer in model.encoder.layer]

@@ -1,5 +1,6 @@
-"""Embeddings and an MLP that score one row. What nests: the width of each embedding and of each
-hidden layer.
+"""Embeddings and an MLP that score one row.
+
+What nests: the width of each embedding and of each hidden layer.
 """
 
 from __future__ import annotations
@@ -20,8 +21,7 @@ from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
 ARCHITECTURE = "matta_mlp_ranker"
-# What a layer between the Linears may be, and the settings that define it; those named here go into
-# config.json.
+# What a layer between the Linears may be, and the settings of it that go into config.json.
 _NORMS: dict[str, tuple[str, ...]] = {"BatchNorm1d": ("eps", "momentum"), "LayerNorm": ("eps",)}
 _BETWEEN: dict[str, tuple[str, ...]] = {
     "ReLU": (),
@@ -39,8 +39,9 @@ _BETWEEN: dict[str, tuple[str, ...]] = {
     "Identity": (),
     "Dropout": ("p",),
 }
-_MADE_OF = f"a ranker is made of Linear, {', '.join(_NORMS | _BETWEEN)}"
-# {"layer": "Linear", "out": 32}, {"layer": "ReLU"}, ... : what nn.Sequential is made of
+_KINDS = _NORMS | _BETWEEN
+_MADE_OF = f"a ranker is made of Linear, {', '.join(_KINDS)}"
+# {"layer": "Linear", "out": 32}, {"layer": "ReLU"}, ... : what nn.Sequential is made of.
 Layer = dict[str, Any]
 
 
@@ -57,37 +58,28 @@ class Ranker(nn.Module):
         self, fields: Sequence[tuple[int, int]], dense: int, layers: Sequence[Layer]
     ) -> None:
         super().__init__()
-        self.fields: list[tuple[int, int]] = [
-            (int(cardinality), int(width)) for cardinality, width in fields
-        ]
+        self.fields = [(int(cardinality), int(width)) for cardinality, width in fields]
         self.dense = dense
-        self.embeddings = nn.ModuleList(
-            nn.Embedding(cardinality, width) for cardinality, width in self.fields
-        )
+        self.embeddings = nn.ModuleList(nn.Embedding(*field) for field in self.fields)
         width, modules = sum(width for _, width in self.fields) + dense, []
         for layer in layers:
             settings = {key: value for key, value in layer.items() if key not in ("layer", "out")}
-            if layer["layer"] == "Linear":
+            kind = layer["layer"]
+            if kind == "Linear":
                 modules.append(nn.Linear(width, layer["out"], **settings))
                 width = layer["out"]
             else:
-                modules.append(
-                    getattr(nn, layer["layer"])(
-                        *((width,) if layer["layer"] in _NORMS else ()), **settings
-                    )
-                )
+                sizes = (width,) if kind in _NORMS else ()
+                modules.append(getattr(nn, kind)(*sizes, **settings))
         self.mlp = nn.Sequential(*modules)
 
     def forward(self, dense: Tensor | None = None, categorical: Tensor | None = None) -> Tensor:
-        """Scores [rows] of ``dense`` [rows, dense] (float) and ``categorical`` [rows, fields]
-        (integers).
-        """
+        """Scores [rows] of ``dense`` [rows, dense] and ``categorical`` [rows, fields]."""
         parts = []
         if self.fields:
             if categorical is None:
-                raise ValueError(
-                    f"This ranker has {len(self.fields)} categorical features, but got none."
-                )
+                count = len(self.fields)
+                raise ValueError(f"This ranker has {count} categorical features, but got none.")
             parts = [embedding(categorical[:, k]) for k, embedding in enumerate(self.embeddings)]
         if self.dense:
             if dense is None:
@@ -96,8 +88,8 @@ class Ranker(nn.Module):
         return self.mlp(torch.cat(parts, dim=1)).squeeze(1)
 
     def layers(self) -> list[Layer]:
-        """The MLP as data: ``Ranker(self.fields, self.dense, self.layers())`` has the same layers."""
-        return [_describe(module) for module in self.mlp]
+        """The MLP as data: ``Ranker(fields, dense, layers())`` has the same layers."""
+        return [_described(module) for module in self.mlp]
 
 
 class MLPRanker(Adapter):
@@ -113,21 +105,19 @@ class MLPRanker(Adapter):
         if source.folder is not None:
             return read_config(source.folder).get("architecture") == ARCHITECTURE
         if source.tensors is not None:
-            mlp = all(re.fullmatch(r"(embeddings|mlp)\.\d+\.\w+", key) for key in source.tensors)
-            plain = all(re.fullmatch(r"\d+\.\w+", key) for key in source.tensors)
-            return (
-                bool(source.tensors)
-                and (mlp or plain)
-                and any(key.endswith(".weight") for key in source.tensors)
-            )
+            names = list(source.tensors)
+            mlp = all(re.fullmatch(r"(embeddings|mlp)\.\d+\.\w+", name) for name in names)
+            plain = all(re.fullmatch(r"\d+\.\w+", name) for name in names)
+            return (mlp or plain) and any(name.endswith(".weight") for name in names)
         return isinstance(source.module, (nn.Sequential, Ranker))
 
     def load(self, source: Source) -> nn.Module:
         self.notes = []
         if not self.matches(source):
             raise MattaError(
-                f"{source.name!r} is not an MLP ranker: its tensors are not named embeddings.0.weight, mlp.0.weight, ... "
-                "nor 0.weight, 2.weight, ... as in an nn.Sequential."
+                f"{source.name!r} is not an MLP ranker: its tensors are not named "
+                "embeddings.0.weight, mlp.0.weight, ... nor 0.weight, 2.weight, ... "
+                "as in an nn.Sequential."
             )
         if source.folder is not None:
             return self._from_folder(source.folder, source.name)
@@ -137,24 +127,24 @@ class MLPRanker(Adapter):
         return _from_module(source.module, source.name)
 
     def axes(self, model: nn.Module) -> list[Axis]:
+        """embedding.K, hidden.I."""
         assert isinstance(model, Ranker)
-        found: list[Axis] = []
+        axes: list[Axis] = []
         offset = 0
         for k, (_, width) in enumerate(model.fields):
             read = Slice("mlp.0.weight", 1, start=offset, outgoing=True)
-            found.append(Axis(f"embedding.{k}", width, (Slice(f"embeddings.{k}.weight", 1), read)))
+            axes.append(Axis(f"embedding.{k}", width, (Slice(f"embeddings.{k}.weight", 1), read)))
             offset += width
         tensors = model.state_dict()
         linear = [n for n, module in enumerate(model.mlp) if isinstance(module, nn.Linear)]
+        kinds = ("weight", "bias", "running_mean", "running_var")
         for i, (first, following) in enumerate(itertools.pairwise(linear)):
-            kinds = ("weight", "bias", "running_mean", "running_var")
             names = [f"mlp.{n}.{kind}" for n in range(first, following) for kind in kinds]
             slices = [Slice(name, 0) for name in names if name in tensors]
             slices.append(Slice(f"mlp.{following}.weight", 1, outgoing=True))
-            found.append(
-                Axis(f"hidden.{i}", tensors[f"mlp.{first}.weight"].shape[0], tuple(slices))
-            )
-        return found
+            size = tensors[f"mlp.{first}.weight"].shape[0]
+            axes.append(Axis(f"hidden.{i}", size, tuple(slices)))
+        return axes
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         assert isinstance(model, Ranker)
@@ -193,90 +183,97 @@ class MLPRanker(Adapter):
         return fill(model, tensors, name)
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
-        """Read the layers off names and shapes. What leaves no tensor (activation, dropout) is
-        assumed and noted.
-        """
-        named = {
-            key if key.startswith(("embeddings.", "mlp.")) else f"mlp.{key}": tensor
-            for key, tensor in tensors.items()
-        }
-        unknown = [key for key in source.config if key not in ("activation", "dropout")]
-        if unknown:
-            raise MattaError(
-                f"--config has {unknown[0]!r}, but of a ranker only 'activation' and 'dropout' can be given."
-            )
-        activation = _named(str(source.config.get("activation", "ReLU")))
-        p = source.config.get("dropout", 0.0)
-        if not isinstance(p, (int, float)) or not 0 <= p < 1:
-            raise MattaError(f"--config says dropout {p!r}; it is a number from 0 up to 1.")
+        """Read the layers off names and shapes.
 
-        numbers = sorted({int(key.split(".")[1]) for key in named if key.startswith("mlp.")})
-        layers: list[Layer] = []
-        renumbered: dict[int, int] = {}
-        # an activation is due before the next Linear; the numbering says it comes first
-        pending, gap = False, False
-        for before, n in zip([-1, *numbers], numbers, strict=False):
-            weight = named.get(f"mlp.{n}.weight")
-            linear = weight is not None and weight.ndim == 2
-            gap = n > before + 1
-            if pending and (linear or gap):
-                layers += [{"layer": activation}]
-                pending = False
-            if weight is None or weight.ndim not in (1, 2):
-                raise MattaError(
-                    f"{source.name!r}: layer {n} is no Linear, BatchNorm1d or LayerNorm (they have a weight)."
-                )
-            bias = f"mlp.{n}.bias" in named
-            if linear:
-                if layers and p:
-                    layers += [{"layer": "Dropout", "p": float(p)}]
-                renumbered[n] = len(layers)
-                layers += [
-                    {"layer": "Linear", "out": weight.shape[0]} | ({} if bias else {"bias": False})
-                ]
-                pending = True
-            else:
-                renumbered[n] = len(layers)
-                layers += [
-                    {"layer": "BatchNorm1d" if f"mlp.{n}.running_mean" in named else "LayerNorm"}
-                ]
-                if not bias:
-                    raise MattaError(
-                        f"{source.name!r}: layer {n} has a weight of one dimension and no bias: it is no norm."
-                    )
+        What leaves no tensor (activation, dropout) is assumed and noted.
+        """
+        name = source.name
+        activation, dropout = _settings(source.config)
+        whole = ("embeddings.", "mlp.")
+        named = {key if key.startswith(whole) else f"mlp.{key}": t for key, t in tensors.items()}
+        mlp = {key: tensor for key, tensor in named.items() if key.startswith("mlp.")}
+        layers, state = _layers_of(mlp, activation, dropout, name)
         if len([layer for layer in layers if layer["layer"] == "Linear"]) > 1:
             if "activation" not in source.config:
                 self.notes.append(
-                    'The activation is assumed to be ReLU; --config with {"activation": "GELU"} says otherwise.'
+                    "The activation is assumed to be ReLU; "
+                    '--config with {"activation": "GELU"} says otherwise.'
                 )
             if "dropout" not in source.config:
                 self.notes.append(
                     'Dropout is assumed to be 0; --config with {"dropout": 0.1} says otherwise.'
                 )
-        named = {
-            (
-                f"mlp.{renumbered[int(key.split('.')[1])]}.{key.split('.')[2]}"
-                if key.startswith("mlp.")
-                else key
-            ): tensor
-            for key, tensor in named.items()
-        }
-        embeddings = [key for key in named if key.startswith("embeddings.")]
-        fields = [
-            tuple(named[key].shape)
-            for key in sorted(embeddings, key=lambda key: int(key.split(".")[1]))
-        ]
-        if any(len(shape) != 2 for shape in fields) or "mlp.0.weight" not in named:
+        embeddings = {key: tensor for key, tensor in named.items() if key not in mlp}
+        order = sorted(embeddings, key=lambda key: int(key.split(".")[1]))
+        fields = [tuple(embeddings[key].shape) for key in order]
+        if any(len(shape) != 2 for shape in fields) or "mlp.0.weight" not in state:
             raise MattaError(
-                f"{source.name!r}: an embedding is a matrix, and the MLP starts with mlp.0.weight."
+                f"{name!r}: an embedding is a matrix, and the MLP starts with mlp.0.weight."
             )
-        dense = named["mlp.0.weight"].shape[-1] - sum(width for _, width in fields)
-        if dense < 0:
+        wide, read = sum(width for _, width in fields), state["mlp.0.weight"].shape[-1]
+        if read < wide:
             raise MattaError(
-                f"{source.name!r}: the embeddings are {sum(width for _, width in fields)} wide together, but the first Linear "
-                f"reads {named['mlp.0.weight'].shape[-1]} features."
+                f"{name!r}: the embeddings are {wide} wide together, but the first Linear reads "
+                f"{read} features."
             )
-        return fill(_ranker(fields, dense, layers, source.name), named, source.name)
+        return fill(_ranker(fields, read - wide, layers, name), {**embeddings, **state}, name)
+
+
+def _settings(config: Mapping[str, Any]) -> tuple[str, float]:
+    """The activation and the dropout that ``--config`` gives; without it ReLU and none."""
+    unknown = [key for key in config if key not in ("activation", "dropout")]
+    if unknown:
+        raise MattaError(
+            f"--config has {unknown[0]!r}, but of a ranker only 'activation' and 'dropout' "
+            "can be given."
+        )
+    activation, dropout = str(config.get("activation", "ReLU")), config.get("dropout", 0.0)
+    known = {kind.lower(): kind for kind in _BETWEEN if kind != "Dropout"}
+    if activation.lower() not in known:
+        raise MattaError(
+            f"--config says activation {activation!r}; known: {', '.join(known.values())}."
+        )
+    if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+        raise MattaError(f"--config says dropout {dropout!r}; it is a number from 0 up to 1.")
+    return known[activation.lower()], float(dropout)
+
+
+def _layers_of(
+    tensors: Mapping[str, Tensor], activation: str, dropout: float, name: str
+) -> tuple[list[Layer], dict[str, Tensor]]:
+    """The layers of an MLP with these tensors, and these by the numbers that the layers have."""
+    parts: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        _, number, kind = key.split(".")
+        parts.setdefault(int(number), {})[kind] = tensor
+    layers: list[Layer] = []
+    state: dict[str, Tensor] = {}
+    # An activation is due before the next Linear; a gap in the numbers says that it comes earlier.
+    due, before = False, -1
+    for n, own in sorted(parts.items()):
+        weight, bias = own.get("weight"), "bias" in own
+        linear = weight is not None and weight.ndim == 2
+        if due and (linear or n > before + 1):
+            layers.append({"layer": activation})
+            due = False
+        if weight is None or weight.ndim not in (1, 2):
+            raise MattaError(
+                f"{name!r}: layer {n} is no Linear, BatchNorm1d or LayerNorm (they have a weight)."
+            )
+        if not linear and not bias:
+            raise MattaError(
+                f"{name!r}: layer {n} has a weight of one dimension and no bias: it is no norm."
+            )
+        if linear and layers and dropout:
+            layers.append({"layer": "Dropout", "p": dropout})
+        state |= {f"mlp.{len(layers)}.{kind}": tensor for kind, tensor in own.items()}
+        if linear:
+            layers.append({"layer": "Linear", "out": weight.shape[0], **_bias(bias)})
+            due = True
+        else:
+            layers.append({"layer": "BatchNorm1d" if "running_mean" in own else "LayerNorm"})
+        before = n
+    return layers, state
 
 
 def _from_module(module: nn.Module, name: str) -> nn.Module:
@@ -284,54 +281,43 @@ def _from_module(module: nn.Module, name: str) -> nn.Module:
     if isinstance(module, Ranker):
         return copy.deepcopy(module).cpu().float().eval()
     assert isinstance(module, nn.Sequential)
-    first = next((layer for layer in module if isinstance(layer, nn.Linear)), None)
     layers = []
     for layer in module:
         try:
-            layers.append(_describe(layer))
+            layers.append(_described(layer))
         except KeyError:
             raise MattaError(f"{name!r} has a {type(layer).__name__}; {_MADE_OF}.") from None
-    ranker = _ranker([], first.in_features if first else 0, layers, name)
-    return fill(
-        ranker, {f"mlp.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}, name
-    )
+    dense = next((layer.in_features for layer in module if isinstance(layer, nn.Linear)), 0)
+    tensors = {f"mlp.{key}": tensor.cpu() for key, tensor in module.state_dict().items()}
+    return fill(_ranker([], dense, layers, name), tensors, name)
 
 
 def _ranker(fields: Sequence[Any], dense: int, layers: Sequence[Layer], name: str) -> Ranker:
-    if any(layer["layer"] not in ("Linear", *_NORMS, *_BETWEEN) for layer in layers):
+    kinds = [layer["layer"] for layer in layers]
+    if not {"Linear", *_KINDS} >= set(kinds):
         raise MattaError(f"{name!r}: {_MADE_OF}.")
-    if not layers or layers[0]["layer"] != "Linear":
+    if not kinds or kinds[0] != "Linear":
         raise MattaError(
             f"{name!r} must start with a Linear (put a norm of the inputs into the data instead)."
         )
-    if layers[-1]["layer"] != "Linear":
+    if kinds[-1] != "Linear":
         raise MattaError(
-            f"{name!r} must end with a Linear, not with {layers[-1]['layer']}: matta trains on plain scores."
+            f"{name!r} must end with a Linear, not with {kinds[-1]}: matta trains on plain scores."
         )
     if layers[-1]["out"] != 1:
         raise MattaError(f"{name!r} has {layers[-1]['out']} outputs; a ranker has 1, the score.")
     return Ranker(fields, dense, layers)
 
 
-def _describe(module: nn.Module) -> Layer:
+def _described(module: nn.Module) -> Layer:
     """A layer as data. Raises ``KeyError`` for layers that a ranker is not made of."""
-    kind = type(module).__name__
+    kind, tensors = type(module).__name__, dict(module.named_parameters())
     if isinstance(module, nn.Linear):
-        return {"layer": "Linear", "out": module.out_features} | (
-            {} if module.bias is not None else {"bias": False}
-        )
-    if isinstance(module, (nn.BatchNorm1d, nn.LayerNorm)) and (
-        module.weight is None or module.bias is None
-    ):
+        return {"layer": "Linear", "out": module.out_features, **_bias("bias" in tensors)}
+    if kind in _NORMS and tensors.keys() != {"weight", "bias"}:
         raise KeyError(kind)
-    return {"layer": kind} | {key: getattr(module, key) for key in (_NORMS | _BETWEEN)[kind]}
+    return {"layer": kind} | {key: getattr(module, key) for key in _KINDS[kind]}
 
 
-def _named(activation: str) -> str:
-    """The class name of an activation, whatever the case it is written in."""
-    known = {name.lower(): name for name in _BETWEEN if name != "Dropout"}
-    if activation.lower() not in known:
-        raise MattaError(
-            f"--config says activation {activation!r}; known: {', '.join(known.values())}."
-        )
-    return known[activation.lower()]
+def _bias(there: bool) -> Layer:
+    return {} if there else {"bias": False}

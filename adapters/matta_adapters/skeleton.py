@@ -1,6 +1,4 @@
-"""What the built-in adapters share: a copy of a module at other sizes, filling it with a state
-dict, its config.json.
-"""
+"""What the built-in adapters share: a copy of a module at other sizes, and filling it."""
 
 from __future__ import annotations
 
@@ -18,14 +16,14 @@ from matta_cli.errors import MattaError
 
 
 def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
-    """A deep copy of ``model`` whose tensors have the shapes that ``sizes`` give, on the current
-    default device, and no values: memory that nobody has written to costs nothing yet.
+    """A deep copy of ``model`` whose tensors have the shapes that ``sizes`` give, and no values.
 
+    It lies on the current default device; memory that nobody has written to costs nothing yet.
     Everything else (configuration, dropout, attention implementation, ties between tensors) is the
     model's own, and no time goes into initialising weights that are overwritten anyway. Layers are
     left out at the end, or added as copies of the last one. The attributes of plain layers that
-    repeat a shape (``out_features``) are set; those of the architecture's own
-    modules keep their old value: the adapter sets them.
+    repeat a shape (``out_features``) are set; those of the architecture's own modules keep their
+    old value: the adapter sets them.
     """
     for axis in adapter.axes(model):
         depth = sizes.get(axis.name, axis.size)
@@ -38,99 +36,94 @@ def skeleton(adapter: Adapter, model: nn.Module, sizes: Sizes) -> Any:
 
 def shaped(model: nn.Module, axes: Iterable[Axis], sizes: Sizes) -> Any:
     """The same with all layers, for axes that are known already."""
-    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(
-        model.named_buffers(remove_duplicate=False)
-    )
-    # other buffers are constants: copied
+    tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    tensors |= dict(model.named_buffers(remove_duplicate=False))
+    # Buffers that are not in the state dict are constants: they are copied.
     tensors = {name: tensors[name] for name in model.state_dict() if name in tensors}
     shapes = {id(tensor): list(tensor.shape) for tensor in tensors.values()}
     for axis in axes:
+        change = sizes.get(axis.name, axis.size) - axis.size
         for s in () if axis.layers else axis.slices:
-            shapes[id(tensors[s.tensor])][s.dim] += (
-                s.blocks * s.unit * (sizes.get(axis.name, axis.size) - axis.size)
-            )
+            shapes[id(tensors[s.tensor])][s.dim] += s.blocks * s.unit * change
     memo: dict[int, object] = {}
     for tensor in tensors.values():
         fresh: Tensor = torch.empty(shapes[id(tensor)], dtype=tensor.dtype)
         if isinstance(tensor, nn.Parameter):
             fresh = nn.Parameter(fresh, requires_grad=tensor.requires_grad)
         memo.setdefault(id(tensor), fresh)
-    found = copy.deepcopy(model, memo)
-    for module in found.modules():
-        _repeat_shape(module)
-    return found
+    made, was = copy.deepcopy(model, memo), dict(model.named_modules())
+    for name, module in made.named_modules():
+        _repeat_shape(module, was[name])
+    return made
 
 
 def _with_layers(model: nn.Module, path: str, layers: list[nn.Module]) -> nn.Module:
-    """``model`` with other layers in the list at ``path``. Shares all else with ``model``, which
-    stays as it is.
-    """
-    found = copy.copy(model)
+    """``model`` with other layers in the list at ``path``; it shares all else with ``model``."""
+    made = copy.copy(model)
     if not path:
-        found._modules = {str(i): layer for i, layer in enumerate(layers)}
-        return found
+        made._modules = {str(i): layer for i, layer in enumerate(layers)}
+        return made
     child, _, rest = path.partition(".")
-    found._modules = dict(model._modules)
-    found._modules[child] = _with_layers(model.get_submodule(child), rest, layers)
-    return found
+    made._modules = dict(model._modules)
+    made._modules[child] = _with_layers(model.get_submodule(child), rest, layers)
+    return made
 
 
-def _repeat_shape(module: nn.Module) -> None:
-    """Set the attributes of a plain layer that repeat the shape of its weight."""
-    weight: Any = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor):
+def _repeat_shape(module: Any, was: Any) -> None:
+    """Set the attributes of a layer that repeat the shape of its weight, where that has changed."""
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor) or weight.shape == was.weight.shape:
         return
-    found: dict[str, Any] = {}
     if isinstance(module, nn.Linear):
-        found = {"out_features": weight.shape[0], "in_features": weight.shape[1]}
+        module.out_features, module.in_features = weight.shape
     elif isinstance(module, nn.Embedding):
-        found = {"num_embeddings": weight.shape[0], "embedding_dim": weight.shape[1]}
-    elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        found = {"out_channels": weight.shape[0], "in_channels": weight.shape[1] * module.groups}
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-        found = {"num_features": weight.shape[0]}
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        found = {"normalized_shape": tuple(weight.shape)}
+        module.num_embeddings, module.embedding_dim = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        first, second = weight.shape[:2]
+        if 1 < module.groups == module.in_channels == module.out_channels:
+            # Depthwise: there is one group for each channel, so they shrink together.
+            module.groups = module.in_channels = module.out_channels = first
+        elif module.transposed:
+            module.in_channels, module.out_channels = first, second * module.groups
+        else:
+            module.out_channels, module.in_channels = first, second * module.groups
     elif {"nx", "nf"} <= set(vars(module)):  # transformers' Conv1D
-        found = {"nx": weight.shape[0], "nf": weight.shape[1]}
-    for name, value in found.items():
-        setattr(module, name, value)
+        module.nx, module.nf = weight.shape
+    elif hasattr(module, "normalized_shape"):
+        module.normalized_shape = tuple(weight.shape)
+    else:
+        for name in ("num_features", "num_channels", "num_parameters"):
+            if hasattr(module, name):
+                setattr(module, name, len(weight))
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Module:
-    """Load ``tensors`` into ``model`` as float32 and set it to eval mode. ``name`` is the user's
-    name for the source.
+    """Load ``tensors`` into ``model`` as float32 and set it to eval mode.
 
-    Raises ``MattaError`` naming the first few tensors that are missing, not known, or of another
-    shape.
+    ``name`` is the user's name for the source. Raises ``MattaError`` naming the first few tensors
+    that are missing, not known, or of another shape.
     """
     own = model.state_dict()
     wrong = [f"{key} is missing" for key in own if key not in tensors]
     wrong += [f"{key} is not one of the architecture's" for key in tensors if key not in own]
-    wrong += [
-        f"{key} has shape {list(tensors[key].shape)}, not {list(own[key].shape)}"
-        for key in own
-        if key in tensors and tensors[key].shape != own[key].shape
-    ]
+    for key in own:
+        if key in tensors and tensors[key].shape != own[key].shape:
+            given, needed = list(tensors[key].shape), list(own[key].shape)
+            wrong.append(f"{key} has shape {given}, not {needed}")
     if wrong:
         raise MattaError(
             f"{name!r} does not fit: {some(wrong)}. Is this the right --adapter (and --config)?"
         )
-    model.load_state_dict(
-        {
-            key: tensor.float() if tensor.is_floating_point() else tensor
-            for key, tensor in tensors.items()
-        }
-    )
+    state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
+    model.load_state_dict(state)
     return model.eval()
 
 
 def some(items: Iterable[str], limit: int = 3) -> str:
     """The first few of many, as text."""
     items = list(items)
-    return "; ".join(items[:limit]) + (
-        f"; and {len(items) - limit} more" if len(items) > limit else ""
-    )
+    more = f"; and {len(items) - limit} more" if len(items) > limit else ""
+    return "; ".join(items[:limit]) + more
 
 
 def read_config(folder: Path) -> dict[str, Any]:

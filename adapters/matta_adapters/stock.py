@@ -1,69 +1,172 @@
-"""What the adapters of transformers models share: loading a folder, and doing so in silence."""
+"""What the adapters of transformers models share: matching, opening, checking and saving."""
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from matta_adapters.skeleton import some
-from matta_cli.adapter import Source
+from matta_adapters.shapes import stored_sizes
+from matta_adapters.skeleton import fill, read_config, some
+from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 
 
-def from_folder(cls: Any, source: Source, old_buffers: re.Pattern[str]) -> nn.Module:
-    """The model of transformers' class ``cls`` in a checkpoint folder, float32.
+class Transformers(Adapter):
+    """An adapter of models that transformers loads and saves.
 
-    Raises ``MattaError`` where tensors are missing, or unknown and not ``old_buffers``, which old
-    checkpoints carry.
+    classes: the model types of config.json that it knows, and the class of each.
+    unknown: what is said of a source that does not match, as the end of a sentence.
+    tensors: names by which a state dict is known; bodies: what each of them may begin with.
+    refused: settings of a configuration that cannot be nested -> why, as the end of a sentence.
     """
-    loaded, report = opened(cls, source)
-    wrong = [f"{key} is missing" for key in sorted(report["missing_keys"])]
-    wrong += [
-        f"{key} is not one of its tensors"
-        for key in sorted(report["unexpected_keys"])
-        if not old_buffers.search(key)
-    ]
-    if wrong:
-        raise MattaError(f"{source.name!r} does not fit a {cls.__name__}: {some(wrong)}.")
-    return loaded.float()
+
+    default = ("mlp",)
+    classes: Mapping[str, str]
+    unknown: str
+    tensors: tuple[str, ...]
+    bodies: tuple[str, ...]
+    refused: Mapping[str, str]
+
+    def matches(self, source: Source) -> bool:
+        if source.folder is not None:
+            return read_config(source.folder).get("model_type") in self.classes
+        if source.tensors is not None:
+            names = set(source.tensors)
+            return any(names >= {f"{body}{n}" for n in self.tensors} for body in self.bodies)
+        return any(c.__name__ in self.classes.values() for c in type(source.module).__mro__)
+
+    def load(self, source: Source) -> nn.Module:
+        self.notes = []
+        if not self.matches(source):
+            raise MattaError(f"{source.name!r} {self.unknown}.")
+        if source.folder is not None:
+            model = self._from_folder(source.folder, source)
+        elif source.tensors is not None:
+            model = self._from_tensors(source.tensors, source)
+        else:
+            model = copy.deepcopy(source.module)
+        for setting, why in self.refused.items():
+            if getattr(model.config, setting, None):
+                raise MattaError(f"{source.name!r} {why}.")
+        return model.cpu().float().eval()
+
+    def save(self, model: Any, folder: Path) -> None:
+        with quiet():
+            model.save_pretrained(folder)
+
+    @abstractmethod
+    def _from_folder(self, folder: Path, source: Source) -> Any:
+        """The model in a folder of transformers."""
+
+    @abstractmethod
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
+        """The model that a state dict fits."""
 
 
-def opened(cls: Any, source: Source) -> tuple[Any, Any]:
-    """What transformers makes of a checkpoint folder, and its report: the tensors that were
-    missing, and those not expected.
+class CausalLM(Transformers):
+    """An adapter of language models: a body (``transformer.h.0...``) and ``lm_head``.
+
+    embedding: the name of the tensor that the head may be tied to.
+    old: the tensors that checkpoints of old releases carry, which hold no weights.
+    """
+
+    task = "causal_lm"
+    loader = "transformers.AutoModelForCausalLM.from_pretrained({folder})"
+    embedding: str
+    old: re.Pattern[str]
+
+    def _from_folder(self, folder: Path, source: Source) -> Any:
+        import transformers
+
+        kind = self.classes[read_config(folder)["model_type"]]
+        own = getattr(transformers, kind)
+        model, _, _ = opened(own, source, f"a {kind}", "one of its tensors", self.old)
+        return model
+
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
+        body, _, embedding_name = self.embedding.partition(".")
+        kept = {key: tensor for key, tensor in tensors.items() if not self.old.search(key)}
+        whole = (f"{body}.", "lm_head.")
+        named = {k if k.startswith(whole) else f"{body}.{k}": t for k, t in kept.items()}
+        embedding, head = named.get(self.embedding), named.get("lm_head.weight")
+        untied = embedding is not None and head is not None and not _equal(head, embedding)
+        model = self._empty(named, untied, source)
+        if model.config.tie_word_embeddings and embedding is not None:
+            if untied:
+                raise MattaError(
+                    f"{source.name!r} has a head of its own (lm_head.weight), but --config ties it "
+                    f"to {embedding_name}."
+                )
+            named["lm_head.weight"] = embedding
+        model.tie_weights()  # part of the initialisation that was skipped
+        if source.sizes:
+            return fill(self.build(model, source.sizes), named, source.name)
+        widths = stored_sizes(self.axes(model), named, ("mlp.",))
+        if len(set(widths.values())) > 1:
+            model = self.build(model, widths)
+        return fill(model, named, source.name)
+
+    @abstractmethod
+    def _empty(self, named: Mapping[str, Tensor], untied: bool, source: Source) -> Any:
+        """The model that these tensors fit, without weights. untied: it has a head of its own."""
+
+
+def opened(
+    kind: Any,
+    source: Source,
+    what: str,
+    own: str,
+    others: re.Pattern[str],
+    optional: tuple[str, ...] = (),
+) -> tuple[Any, list[str], list[str]]:
+    """The model of transformers' class ``kind`` in a folder, tensors missing, and not expected.
+
+    what: the model in words; own: what its tensors are. others: what a checkpoint may carry
+    besides; optional: how the names begin of those that it need not have. Raises ``MattaError``
+    where transformers cannot load the folder, or its tensors are not those of the model.
     """
     try:
         with quiet():
-            return cls.from_pretrained(str(source.folder), output_loading_info=True)
+            model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
+    missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    wrong = [f"{key} is missing" for key in missing if not key.startswith(optional)]
+    wrong += [f"{key} is not {own}" for key in unexpected if not others.search(key)]
+    if wrong:
+        raise MattaError(f"{source.name!r} does not fit {what}: {some(wrong)}.")
+    return model, missing, unexpected
 
 
-def built(
-    source: Source, config: Callable[[], Any], model: Callable[[Any], Any]
-) -> tuple[Any, Any]:
-    """A config and the model of it, without weights. Raises ``MattaError`` where transformers
-    cannot make them.
+def empty(config: Callable[[], Any], model: Callable[[Any], Any], failing: str) -> Any:
+    """A model of a configuration, without weights: no time goes into random ones.
+
+    Raises ``MattaError`` that begins with ``failing`` where transformers cannot make them.
     """
     try:
         made = config()
-        with no_init():
-            return made, model(made)
+        with _no_init():
+            return model(made)
     except MattaError:
         raise
     except Exception as error:  # transformers and its checks of configurations raise their own
-        raise MattaError(
-            f"{source.name!r}: transformers cannot build a model from its --config: {said(error)}"
-        ) from error
+        raise MattaError(f"{failing}: {said(error)}") from error
 
 
-def no_init() -> AbstractContextManager[None]:
-    """No time for random weights that are about to be overwritten (seconds for a GPT-2 Medium)."""
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and one.equal(other)
+
+
+def _no_init() -> AbstractContextManager[None]:
+    """Seconds are saved so for a GPT-2 Medium."""
     try:
         where = importlib.import_module("transformers.initialization")
     except ImportError:  # before transformers 5

@@ -9,19 +9,29 @@ from __future__ import annotations
 import copy
 import json
 import math
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from matta_adapters import shapes
+from matta_adapters.shapes import makes, reads
 from matta_adapters.skeleton import fill, read_config, skeleton
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
 _NAMES = ("vit_", "deit", "flexivit_", "test_vit")
+_FIRST = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.norm1.weight"}
+_NEEDED = ("pos_embed", "head.weight", "blocks.0.mlp.fc1.weight")
+# Arguments of timm that are true where a tensor is there. Not every timm knows all of them.
+_OPTIONAL = {
+    "pre_norm": "norm_pre.weight",
+    "qk_norm": "blocks.0.attn.q_norm.weight",
+    "scale_attn_norm": "blocks.0.attn.norm.weight",
+    "scale_mlp_norm": "blocks.0.mlp.norm.weight",
+}
 
 
 class ViT(Adapter):
@@ -38,16 +48,10 @@ class ViT(Adapter):
         if source.folder is not None:
             return str(read_config(source.folder).get("architecture", "")).startswith(_NAMES)
         if source.tensors is not None:
-            return {
-                "patch_embed.proj.weight",
-                "blocks.0.attn.qkv.weight",
-                "blocks.0.norm1.weight",
-            } <= set(source.tensors)
+            return set(source.tensors) >= _FIRST
         if source.module is not None:
-            classes = [
-                (c.__module__.split(".")[0], c.__name__) for c in type(source.module).__mro__
-            ]
-            return ("timm", "VisionTransformer") in classes
+            kinds = [(c.__module__.split(".")[0], c.__name__) for c in type(source.module).__mro__]
+            return ("timm", "VisionTransformer") in kinds
         return source.name.startswith(_NAMES)
 
     def load(self, source: Source) -> nn.Module:
@@ -60,61 +64,45 @@ class ViT(Adapter):
             model: Any = self._from_tensors(source.tensors, source)
         elif source.module is not None:
             model = copy.deepcopy(source.module).cpu().float()
-            # built from the class, not by timm.create_model
             if not getattr(model, "pretrained_cfg", None):
-                model.pretrained_cfg = timm.create_model(
-                    "vit_base_patch16_224", depth=1
-                ).pretrained_cfg
+                # It was built from the class, not by timm.create_model.
+                stock = timm.create_model("vit_base_patch16_224", depth=1)
+                model.pretrained_cfg = stock.pretrained_cfg
         else:
-            model = _create(
-                f"local-dir:{source.folder}" if source.folder else source.name, source.name
-            )
+            where = f"local-dir:{source.folder}" if source.folder else source.name
+            model = _create(where, source.name)
         _check(model, source.name)
         _set_input(model)
         return model.float().eval()
 
     def axes(self, model: Any) -> list[Axis]:
-        """mlp.I, heads.I (in channels, whole heads at a time), hidden (in steps of a head), depth."""
-        found = []
+        """mlp.I, heads.I (in channels, by whole heads), hidden (in steps of a head), depth."""
+        axes = []
         for i, (path, mlp) in enumerate(_mlps(model)):
-            slices = [Slice(f"{path}.fc1.weight", 0), Slice(f"{path}.fc1.bias", 0)]
-            slices += [Slice(f"{path}.norm.{name}", 0) for name, _ in mlp.norm.named_parameters()]
-            slices.append(Slice(f"{path}.fc2.weight", 1, outgoing=True))
-            found.append(Axis(f"mlp.{i}", mlp.fc1.weight.shape[0], tuple(slices)))
+            slices = makes(model, path, "fc1", "norm") + reads(model, path, "fc2")
+            axes.append(Axis(f"mlp.{i}", mlp.fc1.weight.shape[0], tuple(slices)))
         if not _is_plain(model):
-            return found
+            return axes
         step = model.blocks[0].attn.head_dim
         for i, block in enumerate(model.blocks):
-            own, path = block.attn, f"blocks.{i}.attn"
-            slices = [
-                Slice(f"{path}.qkv.{name}", 0, blocks=3) for name, _ in own.qkv.named_parameters()
-            ]
-            slices += [Slice(f"{path}.norm.{name}", 0) for name, _ in own.norm.named_parameters()]
-            slices.append(Slice(f"{path}.proj.weight", 1, outgoing=True))
-            found.append(Axis(f"heads.{i}", own.proj.weight.shape[1], tuple(slices), step=step))
-        found.append(
-            Axis("hidden", model.patch_embed.proj.weight.shape[0], tuple(_stream(model)), step=step)
-        )
+            path = f"blocks.{i}.attn"
+            slices = makes(model, path, "qkv", blocks=3)
+            slices += makes(model, path, "norm") + reads(model, path, "proj")
+            axes.append(Axis(f"heads.{i}", block.attn.proj.weight.shape[1], tuple(slices), step))
+        width = model.patch_embed.proj.weight.shape[0]
+        axes.append(Axis("hidden", width, tuple(_stream(model)), step))
         names = [name for name, _ in model.blocks[0].named_parameters()]
-        writers = [name for name in names if name.startswith(("attn.proj.", "mlp.fc2."))]
-        found.append(
-            Axis(
-                "depth",
-                len(model.blocks),
-                tuple(Slice(name, 0) for name in writers),
-                layers="blocks",
-            )
-        )
-        return found
+        added = [Slice(n, 0) for n in names if n.startswith(("attn.proj.", "mlp.fc2."))]
+        axes.append(Axis("depth", len(model.blocks), tuple(added), layers="blocks"))
+        return axes
 
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         student = skeleton(self, model, sizes)
         for block in student.blocks if _is_plain(student) else ():
             block.attn.attn_dim = block.attn.proj.weight.shape[1]
             block.attn.num_heads = block.attn.attn_dim // block.attn.head_dim
-        student.embed_dim = student.num_features = student.head_hidden_size = (
-            student.patch_embed.proj.weight.shape[0]
-        )
+        width = student.patch_embed.proj.weight.shape[0]
+        student.embed_dim = student.num_features = student.head_hidden_size = width
         return student
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -126,30 +114,24 @@ class ViT(Adapter):
         import timm
 
         widths = [mlp.fc1.weight.shape[0] for _, mlp in _mlps(model)]
-        architecture = _config(model)["architecture"]
-        if len(set(widths)) > 1:
-            shown = ", ".join(map(str, widths))
-            return f"a timm {architecture} has one mlp_ratio for all blocks, which per-layer MLP widths ({shown}) are not"
-        heads = (
-            {block.attn.proj.weight.shape[1] for block in model.blocks}
-            if _is_plain(model)
-            else {model.embed_dim}
-        )
-        if heads != {model.embed_dim}:
-            found = ", ".join(map(str, sorted(heads)))
-            return (
-                f"a timm {architecture} has as many channels in its heads ({found}) as in its residual stream "
-                f"({model.embed_dim})"
-            )
+        architecture = model.pretrained_cfg["architecture"]
+        blocks = model.blocks if _is_plain(model) else ()
+        heads = {block.attn.proj.weight.shape[1] for block in blocks} or {model.embed_dim}
+        kind = f"a timm {architecture}"
+        reason = shapes.one_for_all(kind, "mlp_ratio", widths)
+        reason = reason or shapes.heads_as_wide(kind, heads, model.embed_dim)
+        if reason:
+            return reason
         with torch.device("meta"):
             stock = _anatomy(timm.create_model(architecture, **_arguments(model)))
         own = _anatomy(model)
-        differing = [name for name in {**own, **stock} if own.get(name) != stock.get(name)]
-        return (
-            f"timm cannot rebuild this {architecture} from its arguments: {differing[0]} would differ"
-            if differing
-            else ""
-        )
+        for name in {**own, **stock}:
+            if own.get(name) != stock.get(name):
+                return (
+                    f"timm cannot rebuild this {architecture} from its arguments: "
+                    f"{name} would differ"
+                )
+        return ""
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
         import timm
@@ -157,18 +139,13 @@ class ViT(Adapter):
         config = dict(source.config)
         given = dict(config.get("model_args", {} if "architecture" in config else config))
         given |= {key: config[key] for key in ("num_classes", "global_pool") if key in config}
-        distilled = "head_dist.weight" in tensors
-        stock = "deit_base_distilled_patch16_224" if distilled else "vit_base_patch16_224"
-        architecture = config.get("architecture", stock)
-        args = (
-            self._shapes(tensors, given, source.name, assume_heads="architecture" not in config)
-            | given
-        )
+        kind = "deit_base_distilled" if "head_dist.weight" in tensors else "vit_base"
+        architecture = config.get("architecture", f"{kind}_patch16_224")
+        args = self._told(tensors, given, source.name, stock="architecture" not in config)
+        args |= {**given, "pretrained_cfg_overlay": config.get("pretrained_cfg")}
         try:
             with torch.device("meta"):
-                model = timm.create_model(
-                    architecture, pretrained_cfg_overlay=config.get("pretrained_cfg"), **args
-                )
+                model: Any = timm.create_model(architecture, **args)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise MattaError(
                 f"timm cannot build {architecture} for {source.name!r}: {error}"
@@ -176,86 +153,55 @@ class ViT(Adapter):
         _check(model, source.name)
         _set_input(model)
         if "pretrained_cfg" not in config:
-            mean, std = (tuple(_config(model)[key]) for key in ("mean", "std"))
+            mean, std = (tuple(model.pretrained_cfg[key]) for key in ("mean", "std"))
             self.notes.append(
                 f"Images are normalised with mean {mean} and standard deviation {std} (assumed)."
             )
-        if source.sizes:
-            return fill(self.build(model, source.sizes), tensors, source.name)
-        sizes = {}
-        for axis in self.axes(model):
-            if not axis.name.startswith("mlp."):
-                continue  # timm's own arguments say the others
-            weight = tensors.get(axis.slices[0].tensor)
-            sizes[axis.name] = axis.size if weight is None else weight.shape[0]
+        # timm's own arguments say the sizes of the other kinds.
+        sizes = source.sizes or shapes.stored_sizes(self.axes(model), tensors, ("mlp.",))
         return fill(self.build(model, sizes), tensors, source.name)
 
-    def _shapes(
-        self,
-        tensors: Mapping[str, Tensor],
-        given: Mapping[str, Any],
-        name: str,
-        *,
-        assume_heads: bool,
+    def _told(
+        self, tensors: Mapping[str, Tensor], given: Mapping[str, Any], name: str, *, stock: bool
     ) -> dict[str, Any]:
-        """Arguments of ``timm.create_model`` that the shapes tell; what they do not tell goes into
-        the notes.
+        """Arguments of ``timm.create_model`` that the shapes tell; what they do not tell is noted.
+
+        stock: the architecture is assumed, too.
         """
-        missing = [
-            key
-            for key in ("pos_embed", "head.weight", "blocks.0.mlp.fc1.weight")
-            if key not in tensors
-        ]
+        missing = [key for key in _NEEDED if key not in tensors]
         if missing:
             raise MattaError(
-                f"{name!r} looks like a timm vision transformer, but has no {missing[0]}: matta needs that form."
+                f"{name!r} looks like a timm vision transformer, but has no {missing[0]}: "
+                "matta needs that form."
             )
         if "attn_pool.latent" in tensors and "global_pool" not in given:
             raise MattaError(f"{name!r} pools by attention: pass its config.json with --config.")
-        dim, channels, *patch = tensors["patch_embed.proj.weight"].shape
-        if assume_heads and "num_heads" not in given:
-            if dim % 64:
-                raise MattaError(
-                    f"{name!r} is {dim} wide, which is no multiple of 64, so its number of heads cannot be told from the "
-                    "tensors: pass its config.json with --config."
-                )
+        width, channels, *patch = tensors["patch_embed.proj.weight"].shape
+        args: dict[str, Any] = {}
+        if stock and "num_heads" not in given:
+            args["num_heads"] = shapes.heads_of(width, name)
             self.notes.append(
-                f"{dim // 64} attention heads (assumed: 64 wide each). If not, pass --config config.json."
+                f"{args['num_heads']} attention heads (assumed: {shapes.HEAD} wide each). "
+                "If not, pass --config config.json."
             )
-        inner = tensors["blocks.0.mlp.fc1.weight"].shape[0]
-        class_token, registers = (
-            "cls_token" in tensors,
-            tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
-        )
-        prefix = class_token + registers + ("dist_token" in tensors)
-        args: dict[str, Any] = {
+        token, norm = "cls_token" in tensors, "fc_norm.weight" in tensors
+        registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
+        args |= {
             "patch_size": tuple(patch),
             "in_chans": channels,
             "num_classes": tensors["head.weight"].shape[0],
-            "embed_dim": dim,
-            "depth": 1
-            + max(int(m.group(1)) for key in tensors if (m := re.match(r"blocks\.(\d+)\.", key))),
-            "mlp_ratio": _ratio(inner, dim),
-            "class_token": class_token,
+            "embed_dim": width,
+            "depth": shapes.count_layers(tensors, "blocks"),
+            "mlp_ratio": mlp_ratio_of(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+            "class_token": token,
             "reg_tokens": registers,
             "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
-            "global_pool": "token" if class_token and "fc_norm.weight" not in tensors else "avg",
-            "fc_norm": "fc_norm.weight" in tensors,
+            "global_pool": "token" if token and not norm else "avg",
+            "fc_norm": norm,
+            **_optional(tensors),
         }
-        optional = {
-            "qk_norm": "blocks.0.attn.q_norm.weight",
-            "scale_attn_norm": "blocks.0.attn.norm.weight",
-            "scale_mlp_norm": "blocks.0.mlp.norm.weight",
-            "pre_norm": "norm_pre.weight",
-        }
-        # not every timm knows all of them
-        args |= {key: True for key, tensor in optional.items() if tensor in tensors}
-        if assume_heads and dim % 64 == 0:
-            args["num_heads"] = dim // 64
-        if "blocks.0.ls1.gamma" in tensors:
-            # only whether there is layer scale matters: its values are loaded
-            args["init_values"] = 1e-5
         if "img_size" not in given:
+            prefix = token + registers + ("dist_token" in tensors)
             args |= self._grid(tensors["pos_embed"].shape[1], prefix, patch, name)
         if "global_pool" not in given:
             pool = "the class token" if args["global_pool"] == "token" else "the average token"
@@ -263,18 +209,20 @@ class ViT(Adapter):
             self.notes.append(f"Images are {size} large, and {pool} is classified (assumed).")
         return args
 
-    def _grid(self, length: int, prefix: int, patch: list[int], name: str) -> dict[str, Any]:
-        for patches, beside in ((length - prefix, False), (length, True)):
+    def _grid(self, length: int, prefix: int, patch: Sequence[int], name: str) -> dict[str, Any]:
+        """How large the images are, by the number of position embeddings.
+
+        prefix: how many tokens there are besides the patches; ``patch``: height and width of one.
+        """
+        for patches, beside in ((length - prefix, False), (length, prefix > 0)):
             side = math.isqrt(max(patches, 0))
             if side and side * side == patches:
-                if beside and prefix:
+                if beside:
                     self.notes.append(
-                        "The position embeddings leave out the class token (assumed: they form a square)."
+                        "The position embeddings leave out the class token "
+                        "(assumed: they form a square)."
                     )
-                return {
-                    "img_size": (side * patch[0], side * patch[1]),
-                    "no_embed_class": beside and prefix > 0,
-                }
+                return {"img_size": (side * patch[0], side * patch[1]), "no_embed_class": beside}
         raise MattaError(
             f"{name!r} has {length} position embeddings, which is no square image: "
             "pass its config.json (with img_size) with --config."
@@ -283,11 +231,9 @@ class ViT(Adapter):
 
 def _mlps(model: Any) -> list[tuple[str, Any]]:
     """Path and module of every MLP whose width timm's ``mlp_ratio`` sets."""
-    found = [(f"blocks.{i}.mlp", block.mlp) for i, block in enumerate(model.blocks)]
+    mlps = [(f"blocks.{i}.mlp", block.mlp) for i, block in enumerate(model.blocks)]
     pool: Any = getattr(model, "attn_pool", None)
-    if hasattr(pool, "mlp"):
-        found.append(("attn_pool.mlp", pool.mlp))
-    return found
+    return [*mlps, ("attn_pool.mlp", pool.mlp)] if hasattr(pool, "mlp") else mlps
 
 
 def _is_plain(model: Any) -> bool:
@@ -317,34 +263,31 @@ def _stream(model: Any) -> Iterator[Slice]:
             yield Slice(name, 0)
 
 
-def _config(model: Any) -> dict[str, Any]:
-    return model.pretrained_cfg
-
-
 def _check(model: nn.Module, name: str) -> None:
     from timm.layers import Mlp, PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
     if not isinstance(model, VisionTransformer) or type(model.patch_embed) is not PatchEmbed:
         raise MattaError(
-            f"{name!r} is a {type(model).__name__} with a stem of its own, which the vit adapter does not know."
+            f"{name!r} is a {type(model).__name__} with a stem of its own, "
+            "which the vit adapter does not know."
         )
     mlps = [getattr(block, "mlp", block) for block in model.blocks]
     odd = [type(mlp).__name__ for mlp in mlps if type(mlp) is not Mlp]
     if odd:
         raise MattaError(
-            f"{name!r} has {odd[0]} in its blocks: the vit adapter nests plain MLPs (Linear, activation, Linear)."
+            f"{name!r} has {odd[0]} in its blocks: "
+            "the vit adapter nests plain MLPs (Linear, activation, Linear)."
         )
     if not isinstance(model.head, nn.Linear):
         raise MattaError(
-            f"{name!r} has no classification head (num_classes is 0): fine-tune it on your classes first."
+            f"{name!r} has no classification head (num_classes is 0): "
+            "fine-tune it on your classes first."
         )
 
 
 def _set_input(model: Any) -> None:
-    """Make the preprocessing that timm derives from ``pretrained_cfg`` that of this very model, not
-    of its namesake.
-    """
+    """Make the preprocessing that timm derives from ``pretrained_cfg`` that of this very model."""
     channels, cfg = model.patch_embed.proj.weight.shape[1], dict(model.pretrained_cfg)
     cfg |= {"input_size": (channels, *model.patch_embed.img_size), "num_classes": model.num_classes}
     for key in ("mean", "std"):
@@ -360,18 +303,23 @@ def _create(name: str, shown: str) -> nn.Module:
         return timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, its hub client and its downloader each raise their own
         sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        help_ = (
-            ""
-            if name.startswith("local-dir:")
-            else " If the hub cannot be reached, pass a local folder or state dict."
-        )
-        raise MattaError(f"timm cannot load {shown!r}: {sentence[:300]}.{help_}") from error
+        hint = " If the hub cannot be reached, pass a local folder or state dict."
+        hint = "" if name.startswith("local-dir:") else hint
+        raise MattaError(f"timm cannot load {shown!r}: {sentence[:300]}.{hint}") from error
+
+
+def _optional(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of timm that add tensors, where these are there."""
+    args: dict[str, Any] = {name: True for name, key in _OPTIONAL.items() if key in tensors}
+    if "blocks.0.ls1.gamma" in tensors:
+        args["init_values"] = 1e-5  # only that there are some matters: their values are loaded
+    return args
 
 
 def _arguments(model: Any) -> dict[str, Any]:
     """Arguments that make ``timm.create_model(architecture, ...)`` build this very module."""
     known = {k: v for k, v in getattr(model, "_model_args", {}).items() if _is_json(v)}
-    pos, patch = model.pos_embed, model.patch_embed
+    patch, block = model.patch_embed, model.blocks[0]
     derived: dict[str, Any] = {
         "img_size": tuple(patch.img_size),
         "patch_size": tuple(patch.patch_size),
@@ -380,44 +328,35 @@ def _arguments(model: Any) -> dict[str, Any]:
         "global_pool": model.global_pool,
         "embed_dim": model.embed_dim,
         "depth": len(model.blocks),
-        "num_heads": model.blocks[0].attn.num_heads,
-        "mlp_ratio": _ratio(model.blocks[0].mlp.fc1.weight.shape[0], model.embed_dim),
-        "qkv_bias": model.blocks[0].attn.qkv.bias is not None,
+        "num_heads": block.attn.num_heads,
+        "mlp_ratio": mlp_ratio_of(block.mlp.fc1.weight.shape[0], model.embed_dim),
+        "qkv_bias": block.attn.qkv.bias is not None,
         "class_token": model.cls_token is not None,
         "reg_tokens": model.num_reg_tokens,
         "no_embed_class": model.no_embed_class,
-        "pos_embed": "none" if pos is None else "learn",
+        "pos_embed": "none" if model.pos_embed is None else "learn",
         "fc_norm": not isinstance(model.fc_norm, nn.Identity),
         "dynamic_img_size": model.dynamic_img_size,
+        **_optional(model.state_dict()),
     }
-    block, none = model.blocks[0], nn.Identity()
-    # timm keeps them from 1.0.30 on
-    norms = {"pre_norm": model.norm_pre, "qk_norm": getattr(block.attn, "q_norm", none)}
-    norms |= {
-        "scale_attn_norm": getattr(block.attn, "norm", none),
-        "scale_mlp_norm": block.mlp.norm,
-    }
-    derived |= {name: True for name, norm in norms.items() if not isinstance(norm, nn.Identity)}
-    if hasattr(block.ls1, "gamma"):
-        derived["init_values"] = known.get("init_values") or 1e-5
-    return known | derived
+    if known.get("init_values") and "init_values" in derived:
+        derived["init_values"] = known["init_values"]
+    return known | derived  # timm keeps its arguments itself from 1.0.30 on
 
 
 def _anatomy(model: nn.Module) -> dict[str, Any]:
-    """What decides the function besides the weights: shapes, activations, norms (not dropout: it is
-    off when serving).
+    """What decides the function besides the weights: shapes, activations, norms.
+
+    Dropout is not among it: it is off when serving.
     """
-    parts: dict[str, Any] = {
-        name: tuple(tensor.shape) for name, tensor in model.state_dict().items()
-    }
-    return parts | {
-        name: repr(part)
-        for name, part in model.named_modules()
-        if name.endswith(("act", "norm", "norm1", "norm2"))
-    }
+    parts: dict[str, Any] = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for name, part in model.named_modules():
+        if name.endswith(("act", "norm", "norm1", "norm2")):
+            parts[name] = repr(part)
+    return parts
 
 
-def _ratio(hidden: int, dim: int) -> float:
+def mlp_ratio_of(hidden: int, dim: int) -> float:
     """An ``mlp_ratio`` for which timm's ``int(dim * mlp_ratio)`` is ``hidden`` exactly."""
     return hidden / dim if int(dim * (hidden / dim)) == hidden else (hidden + 0.5) / dim
 

@@ -26,13 +26,13 @@ class Block(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """Classifies grey images of ``side`` x ``side`` pixels. hidden: the hidden units of each block."""
+    """Classifies grey images of ``side`` x ``side`` pixels; ``hidden``: units of each block."""
 
     def __init__(self, side: int, width: int, hidden: list[int], num_classes: int) -> None:
         super().__init__()
-        # num_classes: what the task asks a model for
-        self.side, self.num_classes = side, num_classes
-        # this too
+        self.side = side
+        # What the task asks a model for.
+        self.num_classes = num_classes
         self.pretrained_cfg = {"input_size": (1, side, side), "mean": (0.5,), "std": (0.5,)}
         self.stem = nn.Linear(side * side, width)
         self.blocks = nn.ModuleList(Block(width, h) for h in hidden)
@@ -62,19 +62,16 @@ class GatedMLPAdapter(Adapter):
     def matches(self, source: Source) -> bool:
         if source.folder is not None:
             config = source.folder / "config.json"
-            return (
-                config.is_file() and json.loads(config.read_text()).get("architecture") == self.name
-            )
-        return source.tensors is not None and {"stem.weight", "blocks.0.gate.weight"} <= set(
-            source.tensors
-        )
+            if not config.is_file():
+                return False
+            return json.loads(config.read_text()).get("architecture") == self.name
+        needed = {"stem.weight", "blocks.0.gate.weight"}
+        return source.tensors is not None and needed <= set(source.tensors)
 
     def load(self, source: Source) -> nn.Module:
-        tensors = (
-            dict(source.tensors)
-            if source.tensors
-            else load_file(source.folder / "model.safetensors")
-        )
+        tensors = source.tensors
+        if tensors is None:
+            tensors = load_file(source.folder / "model.safetensors")
         blocks = sum(name.endswith(".up.bias") for name in tensors)
         try:
             hidden = [len(tensors[f"blocks.{i}.up.bias"]) for i in range(blocks)]
@@ -82,9 +79,8 @@ class GatedMLPAdapter(Adapter):
             model = GatedMLP(round(pixels**0.5), width, hidden, len(tensors["head.bias"]))
             model.load_state_dict(tensors)
         except (KeyError, RuntimeError) as error:
-            raise MattaError(
-                f"{source.name!r} is no GatedMLP: {' '.join(str(error).split())}"
-            ) from error
+            reason = " ".join(str(error).split())
+            raise MattaError(f"{source.name!r} is no GatedMLP: {reason}") from error
         return model.float().eval()
 
     def axes(self, model: nn.Module) -> list[Axis]:
@@ -102,7 +98,6 @@ class GatedMLPAdapter(Adapter):
         return GatedMLP(**config)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        (folder / "config.json").write_text(
-            json.dumps({"architecture": self.name, **model.config()})
-        )
+        config = {"architecture": self.name, **model.config()}
+        (folder / "config.json").write_text(json.dumps(config))
         save_file(model.state_dict(), folder / "model.safetensors")

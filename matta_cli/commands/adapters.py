@@ -34,7 +34,7 @@ def adapters(
                 raise
             console.say(str(error))
             continue
-        what = (type(adapter).__doc__ or "").strip().partition("\n")[0]
+        what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
         found.append(
             {"name": adapter.name, "task": adapter.task or "any", "origin": origin, "what": what}
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matta_cli.adapter import Source
+from matta_cli.adapter import PROGRAM, Source
 from matta_cli.conversion.ordering import ORDERS, importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
 from matta_cli.errors import MattaError
@@ -230,8 +230,6 @@ def _save(
     reason = save_model(ta.adapter, ta.model, folder)
     if reason:
         notes.append(f"The TA is saved in matta's own format: {reason}.")
-    else:
-        ta.adapter.export(ta.model, folder)
     (folder / IMPORTANCE).parent.mkdir()
     save_file(ranked, str(folder / IMPORTANCE))
     more = {"settings": atomic.text_digest(settings_left), "expand": recipe.convert.expand}
@@ -259,8 +257,8 @@ def _remark(space: Workspace, ta: TA, wrote_settings: bool, notes: list[str]) ->
 def _readme(ta: TA) -> str:
     source, difference = ta.card["lineage"]["source"], ta.card["difference"]
     loader = "matta_cli.load_student({folder})"
-    if ta.student(full_sizes(ta.axes)).stock:
-        loader = ta.adapter.loader
+    if ta.adapter.loader != PROGRAM and ta.student(full_sizes(ta.axes)).stock:
+        loader = ta.adapter.loader  # a program is written of Students alone
     return (
         f"# Teaching Assistant of {source}\n\n"
         f"Made by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its nested "

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli.adapter import Adapter, Sizes
+from matta_cli.adapter import PROGRAM, Sizes
 from matta_cli.conversion import inspect
 from matta_cli.data.split import Batch, Data
 from matta_cli.devices.device import pick
@@ -37,7 +37,7 @@ from matta_cli.report import numbers, search_table, story, write
 from matta_cli.search.run import check, search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.programs import PROGRAMS, Listening, call_names
+from matta_cli.students.programs import PROGRAMS, Listening, call_names, save_pt2
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.task import Task
 from matta_cli.training import log, teacher_file
@@ -201,6 +201,10 @@ def export(
                 )
             target = folder / one.folder
             _save(ta, one, buffers, target, last, lineage, own=own, dtype=dtype)
+            if loader == PROGRAM:
+                save_pt2(
+                    task, load_student(target), cost.repeated(probe, 3), target / PROGRAMS["pt2"][0]
+                )
             for name in formats:
                 if name in PROGRAMS and not (target / PROGRAMS[name][0]).exists():
                     say(f"Writing {PROGRAMS[name][0]} of {one.name}.")
@@ -272,15 +276,13 @@ def _save(
     dtype: torch.dtype,
 ) -> None:
     folder.mkdir()
-    reason = ta.student(one.which).save(folder, buffers, own=own, dtype=dtype)
+    ta.student(one.which).save(folder, buffers, own=own, dtype=dtype)
     tokenizer.copy_companions(last, folder)
     with torch.device("meta"):
         student = ta.adapter.build(ta.model, own_sizes(ta.axes, ta.sizes(one.which)))
     axes = nested_axes(ta.adapter, student, list(kinds(ta.base)))
     lineage = {**lineage, "student": one.name, "width": one.width}
     card.write_card(folder, ta.adapter, axes, full_sizes(axes), lineage)
-    if not reason and not own and type(ta.adapter).export is not Adapter.export:
-        ta.adapter.export(load_student(folder), folder)
 
 
 def _parity(

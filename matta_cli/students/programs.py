@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_cli.adapter import PROGRAM
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
 from matta_cli.tasks.task import Task, raw
@@ -146,6 +147,6 @@ def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
 
 # what is written beside a Student's checkpoint: its file, what writes it, what loads it
 PROGRAMS: dict[str, tuple[str, Callable[[Task, nn.Module, Batch, Path], None], str]] = {
-    "pt2": ("student.pt2", save_pt2, "torch.export.load({folder} + '/student.pt2').module()"),
+    "pt2": ("student.pt2", save_pt2, PROGRAM),
     "onnx": ("student.onnx", save_onnx, "onnxruntime.InferenceSession({folder} + '/student.onnx')"),
 }

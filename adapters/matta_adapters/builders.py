@@ -1,0 +1,199 @@
+"""Where any model comes from, and the function with arguments that makes another like it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import json
+import sys
+from collections.abc import Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from matta_adapters.skeleton import read_config
+from matta_cli.adapter import Source
+from matta_cli.errors import MattaError, said
+
+_TIMM = "timm:create_model"
+
+
+def opened(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
+    """The model of a source, and the builder with its arguments that makes another like it.
+
+    Raises ``MattaError`` where the model cannot be opened, or not be built again.
+    """
+    name = source.name
+    if source.builder:
+        return called(source.builder, {}, None), source.builder, {}
+    if source.tensors is not None:
+        raise MattaError(
+            f"{name!r} holds tensors only: name the function that builds the model, and pass them "
+            f"with --weights: matta convert my_pkg.models:build --weights {name} --adapter auto "
+            "--example 1x3x224x224."
+        )
+    model = copy.deepcopy(source.module) if source.module is not None else _stock(source)
+    _without_cache(model)
+    builder, arguments = _stock_builder(model)
+    if builder == _TIMM and not hasattr(model, "_model_args"):
+        arguments = _told(model, source, arguments)
+    if not builder:
+        raise MattaError(
+            f"{name!r} is a {type(model).__name__}, which its checkpoint alone cannot build again: "
+            "name the function that builds it, my_pkg.models:build, and pass its state dict with "
+            "--weights."
+        )
+    return model, builder, arguments
+
+
+def called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> nn.Module:
+    """A fresh model. folder: the folder that names the builder, where that was not the user."""
+    library, _, what = builder.partition(":")
+    try:
+        if builder == _TIMM:
+            import timm
+
+            model = timm.create_model(**arguments)
+        elif library == "transformers" and "config" in arguments:
+            import transformers
+
+            kind: Any = getattr(transformers, what)
+            if not issubclass(kind, transformers.PreTrainedModel):
+                raise TypeError(f"{what} is no model")
+            model = kind(kind.config_class.from_dict(dict(arguments["config"])))
+        else:
+            model = imported(builder, folder)()
+        _without_cache(model)
+    except MattaError:
+        raise
+    except Exception as error:  # it is the user's code that runs
+        kind = type(error).__name__
+        raise MattaError(f"{builder} does not build: {kind}: {said(error)}") from error
+    if not isinstance(model, nn.Module):
+        kind = type(model).__name__
+        raise MattaError(f"{builder} gives a {kind}, but a torch.nn.Module is needed.")
+    return model
+
+
+def imported(name: str, folder: Path | None) -> Any:
+    """The function that ``pkg.mod:fn`` names, from what is installed or the current directory.
+
+    A folder may come from anywhere, and must not bring code along that runs: code that lies with it
+    is refused, and so is the standard library, none of whose functions builds a model.
+    """
+    module, _, function = name.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    if folder is not None and _comes_with(folder, module):
+        raise MattaError(
+            f"{folder} names the builder {name}, which is not the code of a model of yours: "
+            "it is not run."
+        )
+    try:
+        build = getattr(importlib.import_module(module), function)
+    except ModuleNotFoundError as error:
+        missing, hint = error.name or module, ""
+        if module.startswith(missing):
+            hint = " here (run matta from the folder that holds it, or install it)"
+        raise MattaError(
+            f"{name} does not import: there is no module {missing!r}{hint}."
+        ) from error
+    except AttributeError as error:
+        raise MattaError(f"{name} does not import: {error}.") from error
+    except Exception as error:  # the user's module runs while it is imported
+        raise MattaError(f"{name} does not import: {type(error).__name__}: {error}") from error
+    if not callable(build):
+        raise MattaError(f"{name} is no function, but of type {type(build).__name__}.")
+    return build
+
+
+def _comes_with(folder: Path, module: str) -> bool:
+    """Whether a module is no code of the user's: it lies with the folder, or is of the library."""
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        return True
+    origin = _origin(module)
+    return origin is not None and origin.is_relative_to(_outermost(folder))
+
+
+def _origin(module: str) -> Path | None:
+    """The file of a module, found without running any of its packages."""
+    path: Any = None
+    spec = None
+    for depth in range(module.count(".") + 1):
+        spec = PathFinder.find_spec(".".join(module.split(".")[: depth + 1]), path)
+        if spec is None:
+            return None
+        path = spec.submodule_search_locations
+    assert spec is not None
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
+    return Path(places[0]).resolve() if places else None
+
+
+def _outermost(folder: Path) -> Path:
+    """All that may have come with a folder: it, or what holds it below the current directory."""
+    folder, here = folder.resolve(), Path.cwd().resolve()
+    parts = folder.relative_to(here).parts if folder.is_relative_to(here) else ()
+    return here / parts[0] if parts else folder
+
+
+def _stock(source: Source) -> nn.Module:
+    """A model that timm or transformers loads."""
+    folder = source.folder
+    config = read_config(folder) if folder is not None else {}
+    try:
+        if folder is None or "architecture" in config:
+            import timm
+
+            where = f"local-dir:{folder}" if folder else source.name
+            return timm.create_model(where, pretrained=True)
+        if config.get("architectures"):
+            import transformers
+
+            kind = getattr(transformers, config["architectures"][0])
+            return kind.from_pretrained(str(folder))
+    except Exception as error:  # the stock libraries raise whatever their own dependencies raise
+        raise MattaError(f"{source.name!r} cannot be loaded: {said(error)}") from error
+    raise MattaError(
+        f"{source.name!r} is neither a timm nor a transformers folder: "
+        "name a function, my_pkg.models:build."
+    )
+
+
+def _stock_builder(model: Any) -> tuple[str, dict[str, Any]]:
+    """How timm or transformers builds a model like this one; empty for others."""
+    library = type(model).__module__.partition(".")[0]
+    if library == "transformers" and hasattr(model, "config"):
+        config = json.loads(model.config.to_json_string(use_diff=False))
+        return f"transformers:{type(model).__name__}", {"config": config}
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    if library == "timm" and architecture:
+        given = {"num_classes": model.num_classes, **getattr(model, "_model_args", {})}
+        return _TIMM, {"model_name": architecture, **json.loads(json.dumps(given))}
+    return "", {}
+
+
+def _told(model: Any, source: Source, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a timm model that its folder and its input tell.
+
+    Releases before 1.0.30 do not keep them. Raises ``MattaError`` where they build another model.
+    """
+    config = read_config(source.folder) if source.folder is not None else {}
+    size = model.pretrained_cfg.get("input_size") or ()
+    told = {**arguments, **({"in_chans": size[0]} if size else {}), **config.get("model_args", {})}
+    again = called(_TIMM, told, None)
+    own, other = ({k: v.shape for k, v in m.state_dict().items()} for m in (model, again))
+    if own != other or repr(again) != repr(model):  # which shows activations and pooling, too
+        raise MattaError(
+            f"{source.name!r} was made with arguments that this release of timm does not keep: "
+            "install timm 1.0.30 or later, or name a function that builds it, "
+            "my_pkg.models:build, and pass its state dict with --weights."
+        )
+    return told
+
+
+def _without_cache(model: Any) -> None:
+    """Nothing here reads a cache of keys and values, which tracing does not see through."""
+    if hasattr(getattr(model, "config", None), "use_cache"):
+        model.config.use_cache = False
