@@ -148,6 +148,18 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
     assert all(atomic.is_sound(p) for p in last.parent.iterdir())
 
 
+def test_a_copy_of_a_checkpoint_is_none(folder):
+    """Only ``step-N`` is one; what somebody has put beside it neither counts nor ends a command."""
+    convert(settings(), Path("out"))
+    last = distill(settings(steps=6, save_every=2), Path("out"))
+    shutil.copytree(last, last.with_name("step-60-backup"))
+    shutil.rmtree(last)
+    assert Workspace(Path("out")).newest() == last.with_name("step-4")
+    assert distill(settings(steps=6, save_every=2), Path("out"), resume=True) == last
+    export(settings(), Path("out"))
+    assert last.with_name("step-60-backup").is_dir()
+
+
 def test_two_runs_in_one_folder_are_refused(folder):
     convert(settings(), Path("out"))
     distill(settings(), Path("out"))

@@ -181,8 +181,9 @@ def counters_of(checkpoint: Path | None) -> dict[str, Any]:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.is_dir()]
-    return sorted(found, key=step_of)
+    named = [p for p in (run / "checkpoints").glob("step-*") if p.is_dir()]
+    # a copy that somebody has put beside them ("step-60-backup") is none
+    return sorted((p for p in named if p.name.removeprefix("step-").isdecimal()), key=step_of)
 
 
 def _newest(run: Path) -> Path | None:
