@@ -27,6 +27,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
+from matta_cli.tasks.task import Metric
 from matta_cli.training import loop, objective, plan
 from matta_cli.training.run import distill
 
@@ -377,6 +378,20 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
     recipe.export.checkpoint = "step-7"
     with pytest.raises(MattaError, match="step-7 is not there; out/run has step-"):
         export(recipe, Path("out"), overwrite=True)
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_the_first_of_several_that_measure_alike_is_the_best(folder, higher, monkeypatch):
+    """Also where lower is better; and what is no number is never the best."""
+    given = iter([[2.0, 2.0, 1.0, 1.0, 3.0], [2.0, float("nan"), 3.0, 3.0, 1.0]][higher])
+    monkeypatch.setattr(loop, "measure", lambda *_: {"0.5": {"auc": next(given)}})
+    recipe = settings(steps=5, eval_every=1, keep=1, best=0.5)
+    convert(recipe, Path("out"))
+    metrics = (Metric("auc", "AUC", higher),)
+    monkeypatch.setattr("matta_cli.tasks.ranking.task.Ranking.metrics", metrics)
+    last = distill(recipe, Path("out"))
+    assert json.loads((last / "trainer.json").read_text())["best_step"] == 3
+    assert {path.name for path in last.parent.iterdir()} == {"step-3", "step-5"}
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,8 @@ class Training:
         value = evaluation.get(f"{width:g}", {}).get(primary.name) if width else None
         if value is None or not math.isfinite(value):
             return False
-        if counters.best_value is not None and (value > counters.best_value) != primary.higher:
+        best = counters.best_value
+        if best is not None and not (value > best if primary.higher else value < best):
             return False
         counters.best_value, counters.best_step = value, counters.step
         return True
