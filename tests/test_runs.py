@@ -532,7 +532,7 @@ def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
 
 
 def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(folder, monkeypatch):
-    recipe = settings(micro_batch=2, steps=50)
+    recipe = settings(micro_batch=2, steps=53, eval_every=5)
     out = Path("matta-out")
     convert(recipe, out)
     parts = []
@@ -543,10 +543,15 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
 
     found = plan.plan(recipe, out)
     assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
-    assert found["rows_per_step"] == 32 and found["rows"] == 32 * 50
+    assert found["rows_per_step"] == 32 and found["rows"] == 32 * 53
     whole = plan.plan(settings(steps=50), out)
     assert parts[7:] == [1, 1, 1, 1]
-    assert found["model_flops"] == 50 * found["model_flops_per_step"] == whole["model_flops"] > 0
+    # after every fifth step; a run of 53 is evaluated at its end besides
+    assert whole["evaluations"] == 10 and found["evaluations"] == 11
+    kept = plan.plan(settings(steps=50, save_every=25, keep=0), out)
+    assert kept["disk_bytes"] == 2 * kept["checkpoint_bytes"]
+    assert found["model_flops"] == 53 * found["model_flops_per_step"] > 0
+    assert found["model_flops_per_step"] == whole["model_flops_per_step"]
     teacher = found["teacher_bytes"]
     assert (
         found["standing_bytes"]

@@ -34,7 +34,7 @@ from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.numbers import plain
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import DistillSettings, Recipe
 from matta_cli.tasks.task import Task
 from matta_cli.training import optimizer
 from matta_cli.training.log import Log
@@ -56,6 +56,12 @@ class Counters:
     best_step: int = 0
     loss_scale: dict[str, Any] = field(default_factory=dict)
     processes: int = 1
+
+
+def intervals(settings: DistillSettings) -> tuple[int, int]:
+    """The steps between evaluations, and between checkpoints. Both come after the last one, too."""
+    eval_every = settings.eval_every or max(1, settings.steps // 10)
+    return eval_every, settings.save_every or eval_every
 
 
 class Training:
@@ -113,8 +119,7 @@ class Training:
     def run_steps(self, listen: Listener) -> Path:
         """Train from where the counters are to the end. Returns the last checkpoint."""
         settings, counters = self.recipe.distill, self.counters
-        eval_every = settings.eval_every or max(1, settings.steps // 10)
-        save_every = settings.save_every or eval_every
+        eval_every, save_every = intervals(settings)
         steps = range(counters.step, settings.steps)
         saved = self.space.newest() if self.world.first else None
         if settings.steps < counters.step:

@@ -21,7 +21,7 @@ from matta_cli.measure import cost, score
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
 from matta_cli.training import optimizer, setup
-from matta_cli.training.loop import Training
+from matta_cli.training.loop import Training, intervals
 from matta_cli.training.teacher import ModelTeacher
 
 # timed rounds, after a step to warm up; seconds after which no other round begins
@@ -54,7 +54,7 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     device = pick(processes.local(settings.device))
     task, ta, teacher, data = setup.opened(recipe, out, device, World(), listen)
     frozen = teacher.model if isinstance(teacher, ModelTeacher) else None
-    evaluations = settings.steps // (settings.eval_every or max(1, settings.steps // 10))
+    evaluations, checkpoints = (-(-settings.steps // every) for every in intervals(settings))
     with tempfile.TemporaryDirectory() as temp:
         training = Training(
             recipe,
@@ -123,7 +123,7 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
         "peak_memory_bytes": peak.bytes,
         "checkpoint_bytes": weights + state,
         "disk_bytes": (weights + state)
-        * (min(settings.keep or evaluations, evaluations) + bool(settings.best)),
+        * (min(settings.keep or checkpoints, checkpoints) + bool(settings.best)),
         "step_seconds": per_step,
         "evaluations": evaluations,
         "evaluation_seconds": evaluation,
