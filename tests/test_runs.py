@@ -380,6 +380,17 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
         export(recipe, Path("out"), overwrite=True)
 
 
+@pytest.mark.parametrize("detach", [True, False])
+def test_a_ta_without_a_loss_of_its_own_moves_where_its_students_teach_it(folder, detach):
+    """With ta_weight 0 its own units learn through the Students' term, unless that is detached."""
+    recipe = settings(widths=[0.5], ta_weight=0.0, detach_ta=detach, lr=0.01, weight_decay=0.5)
+    convert(recipe, Path("out"))
+    before = load_ta("out/ta").model.state_dict()["mlp.0.weight"]  # [32, 4]: the base has 16
+    after = load_ta(distill(recipe, Path("out"))).model.state_dict()["mlp.0.weight"]
+    assert not torch.equal(before[:8], after[:8])
+    assert torch.equal(before[8:], after[8:]) == detach
+
+
 @pytest.mark.parametrize("higher", [True, False])
 def test_the_first_of_several_that_measure_alike_is_the_best(folder, higher, monkeypatch):
     """Also where lower is better; and what is no number is never the best."""

@@ -301,7 +301,10 @@ class Training:
 
     def _trained(self, step: int) -> dict[str, int]:
         """The sizes of the TA that had a part in a step: widths nest, so those of the widest."""
-        if self.recipe.distill.ta_weight > 0 or self.ta.copies:
+        settings = self.recipe.distill
+        # what teaches without being detached is taught by its Students
+        taught = settings.ta_weight > 0 or (not settings.detach_ta and self.step.ramp(step) > 0)
+        if taught or self.ta.copies:
             return sizes.full_sizes(self.ta.axes)
         return self.ta.sizes(max(self.step.widths(step)))
 
