@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from matta_cli.adapter import Axis, Slice
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Logits, Term, TopK
@@ -441,6 +442,94 @@ def test_slices_without_a_part_in_a_step_stay_as_they_are():
     assert not torch.equal(weight[:, :16], before[:, :16]) and not torch.equal(
         after[:, :16], moment[:, :16]
     )
+
+
+RATE, DECAY = 0.1, 0.5
+
+
+def soap(weight, gradients, masks):
+    """SOAP (arXiv 2409.11321, algorithm 3) of one matrix, whose rows move where the mask says so.
+
+    Its statistics are those of all gradients, which are zero where a step had no part.
+    """
+    beta, (rows, columns) = 0.95, weight.shape
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    sides = [weight.new_zeros(rows, rows), weight.new_zeros(columns, columns)]
+    bases: list = []
+    for step, (gradient, mask) in enumerate(zip(gradients, masks, strict=True)):
+        if step:
+            into = bases[0].T @ gradient @ bases[1]
+            first = beta * first + (1 - beta) * gradient
+            second = beta * second + (1 - beta) * into**2
+            moved = (bases[0].T @ first @ bases[1]) / (second.sqrt() + 1e-8)
+            unbiased = math.sqrt(1 - beta**step) / (1 - beta**step)
+            moved = weight - RATE * unbiased * bases[0] @ moved @ bases[1].T
+            weight = torch.where(mask, moved * (1 - RATE * DECAY), weight)
+        own = (gradient @ gradient.T, gradient.T @ gradient)
+        sides = [beta * side + (1 - beta) * new for side, new in zip(sides, own, strict=True)]
+        bases = bases or [torch.linalg.eigh(side)[1].flip(1) for side in sides]
+        if step and step % 10 == 0:  # one round of power iteration
+            for at, side in enumerate(sides):
+                order = (bases[at] * (side @ bases[at])).sum(0).argsort(descending=True)
+                second = second.index_select(at, order)
+                bases[at] = torch.linalg.qr(side @ bases[at][:, order])[0]
+    return weight
+
+
+def shampoo(weight, gradients, masks):
+    """Shampoo (arXiv 1802.09568) of one matrix, grafted to RMSProp (2002.11803), likewise.
+
+    Moments are of rows, and stay as they are where a step has no part in them.
+    """
+    rows, columns = weight.shape
+    sides = [1e-6 * torch.eye(n, dtype=weight.dtype) for n in (rows, columns)]
+    roots = [torch.eye(n, dtype=weight.dtype) for n in (rows, columns)]
+    squares, grafted, momentum = (torch.zeros_like(weight) for _ in range(3))
+    for step, (gradient, mask) in enumerate(zip(gradients, masks, strict=True), 1):
+        stay = lambda new, old, mask=mask: torch.where(mask, new, old)  # noqa: E731
+        squares = stay(0.999 * squares + 0.001 * gradient**2, squares)
+        own = (gradient @ gradient.T, gradient.T @ gradient)
+        sides = [0.999 * side + 0.001 * new for side, new in zip(sides, own, strict=True)]
+        if step % 10 == 0:
+            for at, side in enumerate(sides):
+                values, vectors = torch.linalg.eigh(side)
+                values = values.clamp(min=0) + 1e-6 * values.max()
+                roots[at] = vectors @ torch.diag(values**-0.25) @ vectors.T
+        plain = RATE * gradient / (squares.sqrt() + 1e-10)
+        shaped = roots[0] @ gradient @ roots[1]
+        shaped = shaped * plain.norm() / shaped.norm()
+        grafted = stay(0.9 * grafted + 0.1 * plain, grafted)
+        momentum = stay(0.9 * momentum + 0.1 * shaped, momentum)
+        now, new = (momentum, shaped) if step >= 10 else (grafted, plain)
+        weight = stay(weight * (1 - RATE * DECAY) - (0.9 * now + 0.1 * new), weight)
+    return weight
+
+
+# the packages' eigenbases are float32, and their roots come from Newton's iteration
+@pytest.mark.parametrize(("reference", "bound"), [(soap, 1e-6), (shampoo, 3e-3)])
+def test_a_narrow_step_of_an_optimizer_that_mixes_units(reference, bound):
+    """Against the papers' own steps in float64, with a half or the whole of a layer's units."""
+    torch.manual_seed(0)
+    recipe = Recipe()
+    values = {"optimizer": reference.__name__, "lr": RATE, "weight_decay": DECAY}
+    recipe.update({"distill": values}, "test")
+    layer = torch.nn.Linear(16, 20, bias=False, dtype=torch.float64)
+    axes = [Axis("mlp", 20, (Slice("weight", 0),))]
+    ta = TA(plugins.adapter("gpt2"), layer, axes, {"mlp": 20}, {"multiple": 1})
+    optimizer = make_optimizer(recipe, layer, [], torch.device("cpu"))
+    widths = [1.0, 0.5, 1.0, 1.0, *[0.5] * 9, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5, *[1.0] * 6]
+    masks = [torch.arange(20)[:, None] < 20 * width for width in widths]
+    mix = torch.eye(20, dtype=torch.float64) + 0.3 * normal(0, 20, 20)
+    gradients = [mask * (mix @ normal(1 + n, 20, 16)) for n, mask in enumerate(masks)]
+    start = layer.weight.detach().clone()
+    for width, gradient in zip(widths, gradients, strict=True):
+        before = layer.weight.detach().clone()
+        layer.weight.grad = gradient.clone()
+        with untouched(ta, ta.sizes(width), optimizer):
+            optimizer.step()
+        assert torch.equal(layer.weight[int(20 * width) :], before[int(20 * width) :])
+    expected = reference(start, gradients, masks)
+    assert (layer.weight - expected).abs().max() < bound < (expected - start).abs().max() / 100
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -104,9 +104,11 @@ def learning_rate(recipe: Recipe, step: int) -> float:
 
 @contextmanager
 def untouched(ta: TA, trained: dict[str, int], optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Take a step within: weights and optimizer state beyond the sizes ``trained`` are as before.
+    """Take a step within: the weights beyond the sizes ``trained``, and their moments, stay as before.
 
-    Their gradient is zero, but decay and momentum would move them all the same.
+    Their gradient is zero, but decay and momentum would move them all the same. What an optimizer
+    knows about a matrix as a whole (the statistics and roots of Shampoo and SOAP, and SOAP's
+    moments, which lie in their eigenbases) is not theirs alone: it has seen a gradient with zeros.
     """
     kept: list[tuple[Tensor, Tensor, Tensor]] = []
     if any(trained[axis.name] < axis.size for axis in ta.axes):
@@ -115,13 +117,26 @@ def untouched(ta: TA, trained: dict[str, int], optimizer: torch.optim.Optimizer)
             # layers that were left out have none
             if name in plan.parts and parameter.grad is not None:
                 mask = plan.mask(name, parameter)
-                state = optimizer.state.get(parameter, {}).values()
-                same = [t for t in state if isinstance(t, Tensor) and t.shape == parameter.shape]
+                moments = _moments(optimizer.state.get(parameter, {}), plan.parts[name])
+                same = [t for t in moments if t.shape == parameter.shape]
                 kept += [(t, t.detach().clone(), mask) for t in (parameter, *same)]
     yield
     with torch.no_grad():
         for tensor, before, mask in kept:
             tensor.copy_(torch.where(mask, tensor, before))
+
+
+def _moments(state: dict[str, Any], cuts: list[tuple[int, Any]]) -> list[Tensor]:
+    """The tensors of a parameter's state that speak of each of its numbers, units being cut off.
+
+    cuts: the dimensions in which units are cut off, and where.
+    """
+    bases = state.get("Q") or []  # SOAP's, one for each dimension, and empty for one that is large
+    if any(len(bases[dim]) for dim, _ in cuts if bases):
+        return []
+    grafted = vars(state["graft"]) if "graft" in state else {}  # Shampoo's
+    values = (*state.values(), *grafted.values())
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 # What a checkpoint keeps: tensors and numbers by their path in the state, never a pickle
