@@ -10,6 +10,7 @@ import torch
 from matta_cli.errors import MattaError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32", "tf32")
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick(name: str) -> torch.device:
@@ -20,16 +21,13 @@ def pick(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise MattaError(
-            f"Device {name!r} is not available here; pass --device cpu or leave it out."
-        ) from None
+        instead = "pass --device cpu or leave it out"
+        raise MattaError(f"Device {name!r} is not available here; {instead}.") from None
     return device
 
 
 def resolved(name: str, device: torch.device) -> str:
-    """The precision that ``auto`` stands for: bf16 on a CUDA card that has it, fp16 on one that has
-    not, else fp32.
-    """
+    """The precision that ``auto`` stands for: fp32; on CUDA bf16, fp16 on a card without bf16."""
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -39,41 +37,39 @@ def resolved(name: str, device: torch.device) -> str:
 
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
-    """Autocast to bf16 or fp16, for forward passes; weights stay float32. Products of float32 are
-    those of ``products``.
+    """Autocast to bf16 or fp16 within, for forward passes; weights stay float32.
+
+    Products of float32 are those of ``products``.
     """
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(resolved(name, device))
-    with (
-        products(name, device),
-        torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None),
-    ):
+    dtype = _HALF.get(resolved(name, device))
+    cast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    with products(name, device), cast:
         yield
 
 
 @contextmanager
 def products(name: str, device: torch.device) -> Iterator[None]:
-    """How products of float32 are computed, forward and backward: in TensorFloat-32 where the
-    precision is tf32.
+    """Compute products of float32 within, forward and backward, as the precision has it.
 
-    In fp32 they are in float32, convolutions too, which torch by itself computes in TensorFloat-32.
-    Who has set this in torch's newer way (``fp32_precision``) keeps what was set: torch lets nobody
-    read it in the older one.
+    That is in TensorFloat-32 for tf32. For fp32 it is in float32, convolutions too, which torch by
+    itself computes in TensorFloat-32. Who has set this in torch's newer way (``fp32_precision``)
+    keeps what was set: torch lets nobody read it in the older one.
     """
-    name = resolved(name, device)
+    name, cudnn = resolved(name, device), torch.backends.cudnn
     try:
-        before, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        before, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:
         before = ""
     if not before:
         yield
         return
     torch.set_float32_matmul_precision("high" if name == "tf32" else before)
-    torch.backends.cudnn.allow_tf32 = name == "tf32" if name in ("fp32", "tf32") else convolutions
+    cudnn.allow_tf32 = name == "tf32" if name in ("fp32", "tf32") else convolutions
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        torch.backends.cudnn.allow_tf32 = convolutions
+        cudnn.allow_tf32 = convolutions
 
 
 def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
@@ -81,8 +77,7 @@ def scaler(name: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=resolved(name, device) == "fp16")
 
 
-# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets; longer
-# names first.
+# Dense peak of the tensor cores in bf16 or fp16, FLOP/s, from the vendor's data sheets.
 _PEAKS = {
     "H100 PCIe": 756e12,
     "H100 NVL": 835e12,
@@ -103,10 +98,8 @@ _PEAKS = {
 
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """The most FLOP/s that a CUDA card can do in this precision; None where that is not known."""
-    if device.type != "cuda" or resolved(precision, device) not in ("bf16", "fp16"):
+    if device.type != "cuda" or resolved(precision, device) not in _HALF:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next(
-        (peak for part, peak in sorted(_PEAKS.items(), key=lambda p: -len(p[0])) if part in name),
-        None,
-    )
+    card = torch.cuda.get_device_name(device)
+    names = sorted(_PEAKS, key=len, reverse=True)  # an "A10G" is no "A10"
+    return next((_PEAKS[name] for name in names if name in card), None)

@@ -1,4 +1,7 @@
-"""The processes of a run, one for each device."""
+"""The processes of a run, one for each device.
+
+torchrun starts them, or ``launch`` does, and says in the environment who is who.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from matta_cli.errors import MattaError
 
-# Processes: one per device, started by torchrun, which says in the environment who is who
-
-
 _BUCKET = 1 << 24  # values that are exchanged at a time
-
-
 _RUN = "matta"  # what ``launch`` calls its processes, in their environment
+
+# FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an
+# output or a weight's view so
+warnings.filterwarnings("ignore", message=".*returned a view tensor")
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,9 @@ class World:
             dist.barrier()
 
     def share_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum gradients over the processes.
+        """Sum gradients over the processes: once a step, after its last backward pass.
 
-        Once a step, after its last backward pass: a step has one per model, and
-        DistributedDataParallel would reduce in each.
+        A step has one pass for each model, and DistributedDataParallel would reduce in each.
         """
         if self.size == 1:
             return
@@ -78,14 +79,17 @@ class World:
         _reduce(bucket)
 
 
-# FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an
-# output or a weight's view so
-warnings.filterwarnings("ignore", message=".*returned a view tensor")
+def _reduce(bucket: list[Tensor]) -> None:
+    if not bucket:
+        return
+    flat = torch.cat([gradient.flatten() for gradient in bucket])
+    dist.all_reduce(flat)
+    for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+        gradient.copy_(part.view_as(gradient))
 
 
 class Unit(nn.Module):
-    """A model sharded over the processes (FSDP2): inside ``forward(call)`` its parameters are
-    whole, and ``call`` uses them.
+    """A model sharded over the processes (FSDP2), whose parameters are whole inside ``forward``.
 
     One unit for the whole TA, since a Student's views cut across its layers: weights are whole
     while a model runs, and gradients, optimizer state and what lies between are sharded.
@@ -97,16 +101,14 @@ class Unit(nn.Module):
         fully_shard(self, mesh=_mesh(device))
 
     def forward(self, call: Callable[[], Any]) -> Any:
+        """What ``call`` returns, which uses the parameters."""
         return call()
 
 
 def shard_layers(model: nn.Module, layers: Iterable[nn.Module], device: torch.device) -> None:
-    """Shard a model that is called as it is, such as a Teacher, layer by layer: one layer is whole
-    at a time.
-    """
-    for layer in layers:
-        fully_shard(layer, mesh=_mesh(device))
-    fully_shard(model, mesh=_mesh(device))
+    """Shard a model that is called as it is, such as a Teacher: one layer is whole at a time."""
+    for module in (*layers, model):
+        fully_shard(module, mesh=_mesh(device))
 
 
 def _mesh(device: torch.device) -> DeviceMesh:
@@ -114,8 +116,9 @@ def _mesh(device: torch.device) -> DeviceMesh:
 
 
 def gathered(tensor: Tensor) -> Tensor:
-    """A tensor of a sharded model as a whole one on the CPU; every process has to ask. Others as
-    they are.
+    """A tensor of a sharded model as a whole one on the CPU; others as they are.
+
+    Every process has to ask.
     """
     return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
@@ -127,47 +130,32 @@ def scatter(into: Tensor, whole: Tensor) -> None:
     into.copy_(whole)
 
 
-def _reduce(bucket: list[Tensor]) -> None:
-    if not bucket:
-        return
-    flat = torch.cat([gradient.flatten() for gradient in bucket])
-    dist.all_reduce(flat)
-    for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def local(name: str) -> str:
-    """The device of this process: with ``auto`` and ``cuda``, each process of a machine takes the
-    GPU of its number.
+    """The device of this process: of ``auto`` and ``cuda`` the GPU of its number on this machine.
 
     Raises ``MattaError`` where ``launch`` has started more processes than there are GPUs, and for
     one GPU by its number, which several processes of a machine cannot share. Others who start
     several may have given each a GPU of its own, the only one that it sees.
     """
-    if name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-        raise MattaError(
-            f"--device {name} is one GPU, and there are several processes: with --device cuda each takes its own."
-        )
-    if (
-        name not in ("auto", "cuda")
-        or "LOCAL_RANK" not in os.environ
-        or not torch.cuda.is_available()
-    ):
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if name.startswith("cuda:") and processes > 1:
+        several = "there are several processes: with --device cuda each takes its own"
+        raise MattaError(f"--device {name} is one GPU, and {several}.")
+    alone = name not in ("auto", "cuda") or "LOCAL_RANK" not in os.environ
+    if alone or not torch.cuda.is_available():
         return name
-    there, wanted = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if wanted > there and os.environ.get("TORCHELASTIC_RUN_ID") == _RUN:
-        raise MattaError(
-            f"--devices {wanted} is not possible: this machine has {there} GPU{'s' * (there > 1)}."
-        )
+    there = torch.cuda.device_count()
+    if processes > there and os.environ.get("TORCHELASTIC_RUN_ID") == _RUN:
+        has = f"this machine has {there} GPU{'s' * (there > 1)}"
+        raise MattaError(f"--devices {processes} is not possible: {has}.")
     return f"cuda:{int(os.environ['LOCAL_RANK']) % there}"
 
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started (this one alone, where it did not)."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not {"RANK", "MASTER_ADDR"} <= set(
-        os.environ
-    ):
+    named = {"RANK", "MASTER_ADDR"} <= set(os.environ)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not named:
         yield World()
         return
     if device.type == "cuda":
@@ -182,10 +170,9 @@ def joined(device: torch.device) -> Iterator[World]:
 
 def launch(count: int, arguments: list[str]) -> int:
     """Run ``python -m matta_cli`` with ``arguments`` in ``count`` processes of this machine.
-    Returns the exit code.
 
     This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself
-    starts matta.
+    starts matta. Returns the exit code.
     """
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -199,11 +186,11 @@ def launch(count: int, arguments: list[str]) -> int:
                 min_nodes=1,
                 max_nodes=1,
                 nproc_per_node=count,
+                run_id=_RUN,
                 rdzv_backend="c10d",
                 rdzv_endpoint="localhost:0",
-                max_restarts=0,
-                run_id=_RUN,
                 monitor_interval=0.5,
+                max_restarts=0,
                 logs_specs=DefaultLogsSpecs(log_dir=logs),
             )
             elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)

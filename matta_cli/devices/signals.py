@@ -11,11 +11,10 @@ from typing import Any
 
 @contextmanager
 def interruptible() -> Iterator[list[int]]:
-    """A list that Ctrl-C and SIGTERM fill, so that a run stops between steps; a second one stops at
-    once, saving nothing.
+    """A list that Ctrl-C and SIGTERM fill, so that a run can stop between two of its steps.
 
-    Only between steps do weights, BatchNorm statistics, optimizer and log agree on how many steps
-    they hold.
+    Only there do weights, BatchNorm statistics, optimizer and log agree on how many steps they
+    hold. A second signal stops at once, and saves nothing.
     """
     pressed: list[int] = []
 
