@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,10 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data import sampling
 from matta_cli.data.split import Columns, Data
 from matta_cli.devices.device import precision
-from matta_cli.devices.processes import World
 from matta_cli.files.workspace import Workspace
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.measure import intervals, score
 from matta_cli.models.folders import load_ta
-from matta_cli.progress import quiet
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import Task
 from matta_cli.training import optimizer
@@ -60,7 +59,7 @@ class Alone:
         )
         self.device = common.device()
         self.optimizer = optimizer.make_optimizer(
-            recipe, model.to(self.device).train(), [], self.device
+            recipe.distill, model.to(self.device).train(), [], self.device
         )
         self.order: dict[int, torch.Tensor] = {}
         self.teacher_seconds = 0.0
@@ -86,7 +85,7 @@ class Alone:
         torch.stack([v.float() for v in values.values()]).tolist()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = optimizer.learning_rate(self.recipe, step)
+            group["lr"] = optimizer.learning_rate(settings, step)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -120,10 +119,10 @@ class _Seed:
         self.recipe, self.out = recipe, out
         recipe.convert.seed = recipe.distill.seed = seed
         convert(recipe, out, overwrite=True)
-        device = common.device()
-        self.task, ta, teacher, self.data = opened(recipe, out, device, World(), quiet)
+        self.setup = opened(recipe, out, common.device())
+        self.task, self.data = self.setup.task, self.setup.data
+        ta, teacher = self.setup.ta, self.setup.teacher
         assert isinstance(teacher, ModelTeacher)
-        self.teacher = teacher
         self.families = {count: self._family(count) for count in per_step}
         self.alone = {}
         for width in recipe.distill.widths:
@@ -138,9 +137,7 @@ class _Seed:
             self.recipe.export,
         )
         vars(own.distill).update({**vars(self.recipe.distill), "students_per_step": count})
-        ta = load_ta(space.ta)
-        device = common.device()
-        return Training(own, space, self.task, ta, self.teacher, self.data, device, World())
+        return Training(replace(self.setup, recipe=own, ta=load_ta(space.ta)), space)
 
     def train(self) -> dict[str, float]:
         """Take all steps, the runs in turns. Returns the seconds of each."""

@@ -63,8 +63,9 @@ def gradients(name: str, device: torch.device, **settings: Any) -> dict[str, Ten
     recipe, ta, teacher, batch = tools(name, **settings)
     ta.model.to(device)
     task = tasks_task.task(ta.adapter.task, recipe)
-    step = Step(recipe, task, ta, ModelTeacher(task, teacher.to(device)), device)
-    step(to(batch, device), [0, 1, 2, 3], 1)
+    batch = to(batch, device)
+    step = Step(recipe.distill, task, ta, ModelTeacher(task, teacher.to(device)), batch, device)
+    step(batch, [0, 1, 2, 3], 1)
     return {name: p.grad.double() for name, p in ta.model.named_parameters() if p.grad is not None}
 
 

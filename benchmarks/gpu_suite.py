@@ -101,10 +101,11 @@ class Speed:
         shape, generator = (self.size, self.length), torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocabulary, shape, generator=generator)
         batch = {"input_ids": ids.to(self.device)}
-        optimizer = make_optimizer(recipe, self.ta.model, [], self.device)
+        optimizer = make_optimizer(recipe.distill, self.ta.model, [], self.device)
 
         def made(own: Recipe) -> Step:
-            return Step(own, task, self.ta, ModelTeacher(task, self.teacher), self.device)
+            teacher = ModelTeacher(task, self.teacher)
+            return Step(own.distill, task, self.ta, teacher, batch, self.device)
 
         def gradients(step: Step) -> None:
             step(batch, [], 1)

@@ -69,7 +69,7 @@ def one(variant: str, quick: bool) -> dict[str, int]:
     ta = common.grown("gpt2", common.gpt2(*own, length, VOCABULARY))
     ta.model.to(device).train()
     task = tasks_task.task("causal_lm", recipe)
-    optimizer = make_optimizer(recipe, ta.model, [], device)
+    optimizer = make_optimizer(recipe.distill, ta.model, [], device)
     ids = torch.randint(VOCABULARY, (size, length), generator=torch.Generator().manual_seed(0)).to(
         device
     )
@@ -89,8 +89,8 @@ def one(variant: str, quick: bool) -> dict[str, int]:
             ].backward()
     else:
         teacher = common.gpt2(*theirs, length, VOCABULARY).to(device).requires_grad_(False)
-        step = Step(recipe, task, ta, ModelTeacher(task, teacher), device)
-        step.prepare({"input_ids": ids})
+        whole = {"input_ids": ids}
+        step = Step(recipe.distill, task, ta, ModelTeacher(task, teacher), whole, device)
 
         def gradients() -> None:
             over = task.counts({"input_ids": ids})

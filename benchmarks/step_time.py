@@ -50,7 +50,7 @@ def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool
         step(batch, list(range(size)), 0)
         ta.model.zero_grad(set_to_none=True)
 
-    eager = Step(recipe, task, ta, ModelTeacher(task, teacher), device)
+    eager = Step(recipe.distill, task, ta, ModelTeacher(task, teacher), batch, device)
     taken = common.alternating({"matta": lambda: run(eager), **parts.named()}, 5 if quick else 9)
     pair = taken["matta"], [taken[part] for part in parts.named()]
     found: dict[str, Any] = {
@@ -61,7 +61,7 @@ def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool
     found |= {"chunked": eager.chunked, "holds": found["ratio"] <= BOUND}
     if compiled:
         recipe.distill.compile = "inductor"
-        step = Step(recipe, task, ta, eager.teacher, device)
+        step = Step(recipe.distill, task, ta, eager.teacher, batch, device)
         started = time.perf_counter()
         run(step)
         found["compilation_s"] = time.perf_counter() - started

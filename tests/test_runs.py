@@ -28,7 +28,7 @@ from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
 from matta_cli.tasks.task import Metric
-from matta_cli.training import loop, objective, plan
+from matta_cli.training import checkpoint, loop, objective, plan
 from matta_cli.training.run import distill
 
 
@@ -481,14 +481,14 @@ def test_a_full_memory_says_what_took_it_and_what_helps(folder, monkeypatch):
 
 def test_a_full_disk_keeps_the_last_checkpoint(folder, monkeypatch):
     convert(settings(), Path("out"))
-    own = loop.save_file
+    own = checkpoint.save_file
 
     def full(tensors, name):
         if "step-6" in name:
             raise OSError(28, "No space left on device")
         own(tensors, name)
 
-    monkeypatch.setattr(loop, "save_file", full)
+    monkeypatch.setattr(checkpoint, "save_file", full)
     with pytest.raises(
         MattaError,
         match=r"The disk is full at step 6 of 8, in out/run; out/run/checkpoints/step-4 is kept",
@@ -554,20 +554,18 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
 
     found = plan.plan(recipe, out)
     assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
-    assert found["rows_per_step"] == 32 and found["rows"] == 32 * 53
+    assert found.items_per_step == 32 and found.json()["rows"] == 32 * 53
     whole = plan.plan(settings(steps=50), out)
     assert parts[7:] == [1, 1, 1, 1]
     # after every fifth step; a run of 53 is evaluated at its end besides
-    assert whole["evaluations"] == 10 and found["evaluations"] == 11
+    assert whole.evaluations == 10 and found.evaluations == 11
     kept = plan.plan(settings(steps=50, save_every=25, keep=0), out)
-    assert kept["disk_bytes"] == 2 * kept["checkpoint_bytes"]
-    assert found["model_flops"] == 53 * found["model_flops_per_step"] > 0
-    assert found["model_flops_per_step"] == whole["model_flops_per_step"]
-    teacher = found["teacher_bytes"]
-    assert (
-        found["standing_bytes"]
-        == found["ta_bytes"] + found["gradient_bytes"] + found["optimizer_bytes"] + teacher
-    )
+    assert kept.disk_bytes == 2 * kept.checkpoint_bytes
+    assert found.model_flops == 53 * found.model_flops_per_step > 0
+    assert found.model_flops_per_step == whole.model_flops_per_step
+    teacher = found.teacher_bytes
+    weights = found.ta_bytes + found.gradient_bytes
+    assert found.standing_bytes == weights + found.optimizer_bytes + teacher
     lines = dict(plan.rows(found))
     assert lines["model FLOPs in all"].endswith("at 100 TFLOP/s a device")
     assert "with the Teacher" in lines["weights, gradients, optimizer"]

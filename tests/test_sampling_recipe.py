@@ -194,7 +194,7 @@ def test_whole_numbers_pass_for_floats(here):
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     recipe = Recipe()
     recipe.update({"distill": {"lr": 0.2, "steps": 100, "warmup": 0.1}}, "test")
-    rates = [learning_rate(recipe, step) for step in range(100)]
+    rates = [learning_rate(recipe.distill, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
     # halfway: (1 + 0.1) / 2 of the peak
     assert rates[10] == pytest.approx(0.2) and rates[55] == pytest.approx(0.11)

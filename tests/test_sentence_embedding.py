@@ -33,9 +33,9 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
+from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.run import distill
 from matta_cli.training.teach import teach
-from matta_cli.training.teacher_file import FileTeacher
 
 THINGS = ["cat", "dog", "mat", "fire", "house", "tree", "river", "song"]
 DEEDS = ["sat on", "ran from", "saw", "made", "lost", "found"]

@@ -20,7 +20,8 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import objective
 from matta_cli.training.objective import Step
-from matta_cli.training.optimizer import OPTIMIZERS, make_optimizer, restore, state_of, untouched
+from matta_cli.training.optimizer import OPTIMIZERS, make_optimizer, untouched
+from matta_cli.training.state import restore, state_of
 from matta_cli.training.teacher import ModelTeacher
 
 N, D, V, TAU = 6, 5, 11, 2.0
@@ -167,12 +168,17 @@ def tools(**settings):
     return recipe, task, ta, gpt2(24, seed=3).requires_grad_(False), batch
 
 
+def made(recipe, task, ta, teacher, batch):
+    teacher = teacher if isinstance(teacher, ModelTeacher) else ModelTeacher(task, teacher)
+    return Step(recipe.distill, task, ta, teacher, batch, torch.device("cpu"))
+
+
 def gradients(parts=1, **settings):
     """The TA's gradients after one step in ``parts``, and the step's terms."""
     recipe, task, ta, teacher, batch = tools(**settings)
     if not recipe.distill.shared:
         ta = UnsharedTA.start(ta, recipe.distill.widths)
-    step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
+    step = made(recipe, task, ta, teacher, batch)
     found: dict = {}
     over = task.counts(batch)
     for rows in torch.arange(4).split(4 // parts):
@@ -268,7 +274,7 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
             )
         )
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))(batch, [0, 1, 2, 3], 5)
+    made(recipe, task, ta, teacher, batch)(batch, [0, 1, 2, 3], 5)
     expected = {"fp32": (False, "highest"), "tf32": (True, "high"), "bf16": before}
     assert seen == {(*expected[precision], False)}
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
@@ -376,8 +382,7 @@ def test_unshared_students_leave_the_ta_alone():
 def test_hidden_states_follow_the_teacher():
     """The term is the relative distance in closed form, and trains the projection."""
     recipe, task, ta, teacher, batch = tools(hidden_weight=0.5)
-    own = ModelTeacher(task, copy.deepcopy(teacher))
-    step = Step(recipe, task, ta, own, torch.device("cpu"))
+    step = made(recipe, task, ta, copy.deepcopy(teacher), batch)
     found = step(batch, [0, 1, 2, 3], 0)
     hidden = lambda model: model.transformer(batch["input_ids"])[0]  # noqa: E731
     projection = step.projection.weight
@@ -409,7 +414,7 @@ def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():
     ta.model.__class__ = Capped
     del ta.model.forward
     with pytest.raises(MattaError, match="not those of one last linear layer"):
-        Step(recipe, task, ta, own, torch.device("cpu")).prepare(batch)
+        made(recipe, task, ta, own, batch)
 
 
 def test_slices_without_a_part_in_a_step_stay_as_they_are():
@@ -419,8 +424,8 @@ def test_slices_without_a_part_in_a_step_stay_as_they_are():
     recipe, task, ta, teacher, batch = tools(
         ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5
     )
-    step = Step(recipe, task, ta, ModelTeacher(task, teacher), torch.device("cpu"))
-    optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+    step = made(recipe, task, ta, teacher, batch)
+    optimizer = make_optimizer(recipe.distill, ta.model, [], torch.device("cpu"))
     steps = range(40)
     narrow = next(n for n in steps if step.widths(n) == [0.25] and n > 0)
     wide = next(n for n in steps if step.widths(n) == [1.0])
@@ -516,7 +521,7 @@ def test_a_narrow_step_of_an_optimizer_that_mixes_units(reference, bound):
     layer = torch.nn.Linear(16, 20, bias=False, dtype=torch.float64)
     axes = [Axis("mlp", 20, (Slice("weight", 0),))]
     ta = TA(plugins.adapter("gpt2"), layer, axes, {"mlp": 20}, {"multiple": 1})
-    optimizer = make_optimizer(recipe, layer, [], torch.device("cpu"))
+    optimizer = make_optimizer(recipe.distill, layer, [], torch.device("cpu"))
     widths = [1.0, 0.5, 1.0, 1.0, *[0.5] * 9, 1.0, 0.5, 0.5, 1.0, 1.0, 0.5, *[1.0] * 6]
     masks = [torch.arange(20)[:, None] < 20 * width for width in widths]
     mix = torch.eye(20, dtype=torch.float64) + 0.3 * normal(0, 20, 20)
@@ -547,7 +552,7 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
 
     device = torch.device("cpu")
     start = copy.deepcopy(ta.model)
-    optimizer = make_optimizer(recipe, ta.model, [], device)
+    optimizer = make_optimizer(recipe.distill, ta.model, [], device)
     run(optimizer, ta.model, 13)
     moved = [
         (a - b).abs().max().item()
@@ -557,7 +562,7 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     tensors, numbers = state_of(optimizer)
     stopped = copy.deepcopy(ta.model)
     run(optimizer, ta.model, 12)
-    again = make_optimizer(recipe, stopped, [], device)
+    again = make_optimizer(recipe.distill, stopped, [], device)
     restore(again, {k: v.clone() for k, v in tensors.items()}, numbers)
     run(again, stopped, 12)
     assert all(
@@ -569,7 +574,7 @@ def test_vectors_are_not_decayed():
     recipe, _, ta, _, _ = tools(weight_decay=0.1)
     for name in ("adamw", "muon"):
         recipe.distill.optimizer = name
-        optimizer = make_optimizer(recipe, ta.model, [], torch.device("cpu"))
+        optimizer = make_optimizer(recipe.distill, ta.model, [], torch.device("cpu"))
         decayed = {
             id(p)
             for group in optimizer.param_groups

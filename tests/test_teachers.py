@@ -12,16 +12,19 @@ import pytest
 import torch
 from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from matta_cli.api import judge
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.main import app
 from matta_cli.models import plugins
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
 from matta_cli.training.run import distill
-from matta_cli.training.teach import _said, teach
+from matta_cli.training.teach import Dictation, teach
 from matta_cli.training.teacher import CHANCE_EXAMPLES, check_teacher
 
 
@@ -223,6 +226,35 @@ def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatc
         distill(recipe, Path("out"), overwrite=True)
 
 
+@pytest.mark.parametrize("then", ["train", pytest.param("measure", marks=pytest.mark.slow)])
+def test_a_run_leaves_the_ta_as_it_was_converted(tmp_path, monkeypatch, then):
+    """A model without a tokenizer learns with its Teacher's: checkpoints hold it, and all find it."""
+    recipe, size = text_folder(tmp_path, monkeypatch)
+    for path in Path("base").glob("*token*"):
+        path.unlink()
+    convert(recipe, Path("out"), overwrite=True)
+    before = {path: path.read_bytes() for path in Path("out/ta").rglob("*") if path.is_file()}
+    recipe.distill.save_every = 2
+    last = distill(recipe, Path("out"))
+    if then == "train":
+        shutil.rmtree(last)
+        distill(recipe, Path("out"), resume=True)
+        teach(recipe, Path("out"), Path("said"), k=size - 1)
+        recipe.distill.teacher = "said"
+        shutil.rmtree("teacher")  # from here on there is no Teacher to bring the tokenizer
+        assert distill(recipe, Path("out"), overwrite=True) == last
+        held = [last]
+    else:
+        export(recipe, Path("out"))
+        judge(["base"], "out")
+        done = CliRunner(env={"CI": "1"}).invoke(app, ["eval", "--out", "out"])
+        assert done.exit_code == 0, done.stderr
+        held = [Path("out/students/width-0.5"), Path("out/baselines/base-width-0.5/ta")]
+    assert all((folder / "tokenizer.json").exists() for folder in held)
+    after = {path: path.read_bytes() for path in Path("out/ta").rglob("*") if path.is_file()}
+    assert after == before and not any("token" in path.name for path in after)
+
+
 @pytest.fixture
 def images(tmp_path, monkeypatch):
     import timm
@@ -404,7 +436,7 @@ def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
     recipe, _ = images
     teach(recipe, Path("out"), Path("once"))
     monkeypatch.setattr(training_teach, "_SHARD", 16 * 4 * 4)  # 16 images of 4 logits, about
-    said, calls = _said, []
+    said, calls = Dictation.said, []
 
     def pressed(*args, **kwargs):
         calls.append(1)
@@ -413,7 +445,7 @@ def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
         return said(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_teach, "_said", pressed)
+        patch.setattr(Dictation, "said", pressed)
         with pytest.raises(Interrupted, match=r"after \d of \d+ shards; the same command goes on"):
             teach(recipe, Path("out"), Path("said"))
     whole = sorted(p.name for p in Path("said").glob("shard-*"))
@@ -476,8 +508,8 @@ def test_a_teacher_is_run_before_the_run(folder, weak):
         good.mlp[0].weight.copy_(torch.eye(16, 4))
         good.mlp[2].weight.zero_()[0, 0] = 1.0
     good.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
-    check_teacher(recipe, task, good, 1, split, torch.device("cpu"))
+    check_teacher(recipe.distill, task, good, 1, split, torch.device("cpu"))
     assert sum(seen) == (recipe.distill.batch_size if weak else min(len(split), CHANCE_EXAMPLES))
     wide = Ranker([], 5, [{"layer": "Linear", "out": 1}])
     with pytest.raises(MattaError, match=r"The Teacher 'teacher\.pt' does not run on this data"):
-        check_teacher(recipe, task, wide, 1, split, torch.device("cpu"))
+        check_teacher(recipe.distill, task, wide, 1, split, torch.device("cpu"))

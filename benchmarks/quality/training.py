@@ -19,19 +19,17 @@ from benchmarks import common
 from matta_cli.adapter import Sizes
 from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
-from matta_cli.devices.processes import World
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models import plugins, save
 from matta_cli.models.ta import TA
 from matta_cli.nested import sizes
-from matta_cli.progress import quiet
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.task import Task
 from matta_cli.training.loop import Training
-from matta_cli.training.setup import opened
+from matta_cli.training.setup import Setup, opened
 from matta_cli.training.teacher import ModelTeacher, Teacher
 from matta_cli.verdict import baselines
 
@@ -89,15 +87,11 @@ class Run:
     ) -> None:
         task = tasks_task.task(task.name, recipe)
         teacher = (
-            ModelTeacher(task, teacher.model, teacher.folder)
-            if isinstance(teacher, ModelTeacher)
-            else teacher
+            ModelTeacher(task, teacher.model) if isinstance(teacher, ModelTeacher) else teacher
         )
         self.recipe, self.data, self.seconds = recipe, data, 0.0
-        device = common.device()
-        self.training = Training(
-            recipe, Workspace(Path()), task, ta, teacher, data, device, World(), count_flops=True
-        )
+        setup = Setup(recipe, task, ta, teacher, data, common.device())
+        self.training = Training(setup, Workspace(Path()), count_flops=True)
         assert self.training.flops is not None
         self.flops = self.training.flops  # of one step
         self.average: AveragedModel | None = None
@@ -177,7 +171,8 @@ def converted(recipe: Recipe) -> tuple[Task, TA, Any, Data]:
     """The TA of a recipe, and what it is trained with."""
     with TemporaryDirectory() as temp:
         convert(recipe, Path(temp))
-        return opened(recipe, Path(temp), common.device(), World(), quiet)
+        setup = opened(recipe, Path(temp), common.device())
+        return setup.task, setup.ta, setup.teacher, setup.data
 
 
 def measured(

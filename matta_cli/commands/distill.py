@@ -166,7 +166,7 @@ def distill(
         with console.training_progress() as listen:
             found = plan(recipe, out, devices or 1, listen=listen)
         if json:
-            console.data(found)
+            console.data(found.json())
         else:
             console.table(["what", "how much"], rows(found))
         return

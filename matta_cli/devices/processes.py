@@ -79,6 +79,9 @@ class World:
         _reduce(bucket)
 
 
+ALONE = World()
+
+
 def _reduce(bucket: list[Tensor]) -> None:
     if not bucket:
         return
@@ -156,7 +159,7 @@ def joined(device: torch.device) -> Iterator[World]:
     """The processes that torchrun started (this one alone, where it did not)."""
     named = {"RANK", "MASTER_ADDR"} <= set(os.environ)
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or not named:
-        yield World()
+        yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

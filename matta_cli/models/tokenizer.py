@@ -11,6 +11,8 @@ from typing import Any
 
 from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic
+from matta_cli.files.card import read_card
+from matta_cli.files.workspace import Workspace
 
 _COMPANIONS = (
     "tokenizer*.json",
@@ -40,24 +42,47 @@ _TOKENIZER = (
 )
 
 
-def copy_companions(source: Path, target: Path) -> list[str]:
-    """Copy the tokenizer, preprocessing, pooling and the like of a checkpoint; return the names."""
+def companions(source: Path) -> dict[str, Path]:
+    """The tokenizer, preprocessing, pooling and the like of a checkpoint: name in it -> file."""
     there = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
-    names = sorted(path.relative_to(source).as_posix() for path in there)
-    for name in names:
-        if (source / name).resolve() != (target / name).resolve():
+    return {path.relative_to(source).as_posix(): path for path in sorted(there)}
+
+
+def copy_companions(source: Path, target: Path) -> list[str]:
+    """Copy what belongs to a checkpoint besides its weights; return the names."""
+    files = companions(source)
+    for name, path in files.items():
+        if path.resolve() != (target / name).resolve():
             (target / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(source / name, target / name)
-    return names
+            shutil.copyfile(path, target / name)
+    return list(files)
+
+
+def home(folder: Path) -> Path:
+    """Where the tokenizer of a model's folder lies: in it, or, of a TA without one, in its run.
+
+    A TA that was converted without a tokenizer is trained with its Teacher's, which each checkpoint
+    holds.
+    """
+    space = Workspace(folder.parent)
+    last = space.newest() if folder == space.ta and not _holds(folder) else None
+    if last is None or not _holds(last):
+        return folder
+    ours = read_card(last)["lineage"] == read_card(folder)["lineage"]
+    return last if ours else folder
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer's files."""
+    """Whether a model's folder, or its ``home``, holds a tokenizer's files."""
+    return _holds(home(folder))
+
+
+def _holds(folder: Path) -> bool:
     return any(path.is_file() for pattern in _TOKENIZER for path in folder.glob(pattern))
 
 
 def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
-    """The tokenizer in a model's folder, else the one that ``convert.tokenizer`` names.
+    """The tokenizer of a model's folder (its ``home``), else that which ``convert.tokenizer`` names.
 
     Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary``
     for its tokens.
@@ -68,7 +93,7 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     own = has_tokenizer(folder)
     if not own and not given:
         raise MattaError(f"There is no tokenizer in {str(folder)!r}: {_AGAIN} FOLDER_OR_HUB_ID.")
-    where = str(folder) if own else given
+    where = str(home(folder)) if own else given
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where)
     except Exception as error:  # transformers raises what its backends raise

@@ -402,7 +402,7 @@ def _measure(
         say("The Teacher is a file of outputs: the report goes without it.")
     elif recipe.distill.teacher:
         try:
-            teacher, source = load_teacher(recipe, task, ta, device)
+            teacher, source = load_teacher(recipe.distill, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.beside)
         except MattaError as error:
             # the run is over: a Teacher that has gone away must not lose the export

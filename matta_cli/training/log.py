@@ -7,10 +7,11 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
-from types import TracebackType
+from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files.atomic import atomic_write
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import Recipe
 
@@ -23,9 +24,8 @@ def check(names: list[str]) -> None:
         if name not in SINKS:
             raise MattaError(f"--log-to {name!r} is not known: {', '.join(SINKS)}.")
         if importlib.util.find_spec(SINKS[name]) is None:
-            raise MattaError(
-                f"--log-to {name} needs the package {SINKS[name]}: pip install 'matta[{name}]'."
-            )
+            needed = f"the package {SINKS[name]}: pip install 'matta[{name}]'"
+            raise MattaError(f"--log-to {name} needs {needed}.")
 
 
 def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, float]]]:
@@ -49,8 +49,7 @@ def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, floa
 
 
 class Log:
-    """Writes each step's record, whole, to ``metrics.jsonl`` and as scalars to the recipe's other
-    logs.
+    """Writes each step's record to ``metrics.jsonl``, and as scalars to the recipe's other logs.
 
     done: the steps that lie before; what other logs hold beyond them is taken back where they allow
     it. Only the ``first`` process of a run writes.
@@ -65,43 +64,35 @@ class Log:
     def __enter__(self) -> Log:
         if not self.first:
             return self
-        from matta_cli.files.atomic import atomic_write
-
-        self.space.run.mkdir(parents=True, exist_ok=True)
+        run, names = self.space.run, self.recipe.distill.log_to
+        run.mkdir(parents=True, exist_ok=True)
         atomic_write(self.space.recipe, self.recipe.text())
         self.file = self.space.log.open("a", encoding="utf-8")
-        names = self.recipe.distill.log_to
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 
-            self.board = SummaryWriter(
-                str(self.space.run / "tensorboard"), purge_step=self.done + 1 if self.done else None
-            )
+            after = self.done + 1 if self.done else None
+            self.board = SummaryWriter(str(run / "tensorboard"), purge_step=after)
         if "wandb" in names:
-            import wandb
-
-            known = self.space.run / "wandb-id"
-            name = (
-                known.read_text(encoding="utf-8").strip()
-                if known.exists() and self.done
-                else uuid.uuid4().hex
-            )
-            atomic_write(known, name + "\n")
-            try:
-                self.wandb = wandb.init(
-                    project="matta",
-                    id=name,
-                    resume="allow",
-                    dir=str(self.space.run),
-                    config=asdict(self.recipe),
-                    settings=wandb.Settings(silent=True, console="off"),
-                )
-            except wandb.Error as error:
-                said = str(error).splitlines()[0].rstrip(".")
-                raise MattaError(
-                    f"--log-to wandb: {said}. Log in with `wandb login`, or set WANDB_MODE=offline."
-                ) from None
+            self._start_wandb(run)
         return self
+
+    def _start_wandb(self, run: Path) -> None:
+        """A run of wandb, or the one that was begun: its id lies in the run's folder."""
+        import wandb
+
+        known = run / "wandb-id"
+        began = known.exists() and self.done
+        name = known.read_text(encoding="utf-8").strip() if began else uuid.uuid4().hex
+        atomic_write(known, name + "\n")
+        silent, config = wandb.Settings(silent=True, console="off"), asdict(self.recipe)
+        more = {"resume": "allow", "dir": str(run), "config": config, "settings": silent}
+        try:
+            self.wandb = wandb.init(project="matta", id=name, **more)
+        except wandb.Error as error:
+            said = str(error).splitlines()[0].rstrip(".")
+            ways = "Log in with `wandb login`, or set WANDB_MODE=offline"
+            raise MattaError(f"--log-to wandb: {said}. {ways}.") from None
 
     def write(self, record: dict[str, Any]) -> None:
         """One step's record: ``step``, and numbers, nested by name."""
@@ -109,8 +100,6 @@ class Log:
             return
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
-        if self.board is None and self.wandb is None:
-            return
         flat = dict(scalars(record))
         step = int(flat.pop("step"))
         if self.board is not None:
@@ -119,12 +108,7 @@ class Log:
         if self.wandb is not None:
             self.wandb.log(flat, step=step)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self.file is not None:
             self.file.close()
         if self.board is not None:

@@ -1,61 +1,42 @@
-"""The loop over the steps, and what a checkpoint holds."""
+"""The loop over the steps of a run."""
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 import signal
 import time
 from collections.abc import Generator, Iterable
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from matta_cli.adapter import Sizes
 from matta_cli.data import sampling
 from matta_cli.data.loader import loader
-from matta_cli.data.split import Batch, Data
+from matta_cli.data.split import Batch
 from matta_cli.devices.device import peak_flops
-from matta_cli.devices.processes import World, gathered
+from matta_cli.devices.processes import gathered
 from matta_cli.devices.signals import interruptible
 from matta_cli.errors import Interrupted, MattaError, command
-from matta_cli.files import atomic
-from matta_cli.files.card import write_card
-from matta_cli.files.workspace import Workspace, step_of
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure.students import measure
-from matta_cli.models import tokenizer
-from matta_cli.models.save import save_model
-from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
+from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.numbers import plain
-from matta_cli.settings.recipe import DistillSettings, Recipe
-from matta_cli.tasks.task import Task
-from matta_cli.training import optimizer
+from matta_cli.settings.recipe import DistillSettings
+from matta_cli.training import checkpoint, optimizer
+from matta_cli.training.checkpoint import Counters
 from matta_cli.training.log import Log
 from matta_cli.training.objective import Step
-from matta_cli.training.teacher import Teacher
+from matta_cli.training.setup import Setup
+from matta_cli.training.state import state_of
 
-
-@dataclass
-class Counters:
-    """What a run has come to, besides its tensors. best: (value, step) of the checkpoint that is
-    kept for its metric.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    bad_in_a_row: int = 0
-    bad_steps: int = 0
-    best_value: float | None = None
-    best_step: int = 0
-    loss_scale: dict[str, Any] = field(default_factory=dict)
-    processes: int = 1
+Parts = list[tuple[Batch, list[int]]]  # the batches of a step, and the numbers of their examples
 
 
 def intervals(settings: DistillSettings) -> tuple[int, int]:
@@ -65,51 +46,38 @@ def intervals(settings: DistillSettings) -> tuple[int, int]:
 
 
 class Training:
-    """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop
-    over the steps.
-    """
+    """A run: the models, the optimizer and the counters, which a checkpoint holds, and the loop."""
 
-    def __init__(
-        self,
-        recipe: Recipe,
-        space: Workspace,
-        task: Task,
-        ta: TA,
-        teacher: Teacher | None,
-        data: Data,
-        device: torch.device,
-        world: World,
-        *,
-        count_flops: bool = False,
-    ) -> None:
-        self.recipe, self.space, self.task, self.ta, self.data = recipe, space, task, ta, data
-        self.device, self.world, self.counters = device, world, Counters(processes=world.size)
-        if not recipe.distill.shared and not ta.copies:
-            ta = self.ta = UnsharedTA.start(ta, recipe.distill.widths)
-        for model in (ta.model, *ta.copies.values()):
+    def __init__(self, setup: Setup, space: Workspace, *, count_flops: bool = False) -> None:
+        """space: where the run lies. count_flops: also where the device's peak is not known."""
+        self.recipe, self.settings, self.space = setup.recipe, setup.settings, space
+        self.task, self.data = setup.task, setup.data
+        self.device, self.world, self.companions = setup.device, setup.world, setup.companions
+        settings, ta, device = setup.settings, setup.ta, setup.device
+        if not settings.shared and not ta.copies:
+            ta = UnsharedTA.start(ta, settings.widths)
+        self.ta = ta
+        self.models = [ta.model, *ta.copies.values()]
+        for model in self.models:
             model.to(device)
+        self.counters = Counters(processes=self.world.size)
         self.damaged: set[Path] = set()  # checkpoints of the run that do not count
-        self.step = Step(recipe, task, ta, teacher, device)
-        first = {
-            name: tensor.to(device)
-            for name, tensor in data.train.batch(self.drawn(0, {})[0]).items()
-        }
-        self.peak = peak_flops(device, recipe.distill.precision)
-        each = recipe.distill.batch_size // world.size
+        first = self._first(0)
+        if settings.compile and "group" in first:
+            why = "each batch has another number of rows, and needs a graph"
+            raise MattaError(f"--compile is not supported for queries: {why}.")
+        self.step = Step(settings, self.task, ta, setup.teacher, first, device)
+        self.peak = peak_flops(device, settings.precision)
         # of this process, in a step
+        each = settings.batch_size // self.world.size
         self.flops = each * self.step.flops(first) if count_flops or self.peak else None
-        self.step.prepare(first)
-        if recipe.distill.compile and "group" in first:
-            raise MattaError(
-                "--compile is not supported for queries: each batch has another number of rows, and needs a graph."
-            )
-        if recipe.distill.shard:
-            self.step.shard(world.size)
-        self.extra = [p for model in ta.copies.values() for p in model.parameters()]
+        if settings.shard:
+            self.step.shard(self.world.size)
+        extra = [p for model in ta.copies.values() for p in model.parameters()]
         if self.step.projection is not None:
-            self.extra += list(self.step.projection.parameters())
-        self.optimizer = optimizer.make_optimizer(recipe, ta.model, self.extra, device)
-        self.parameters = [p for p in [*ta.model.parameters(), *self.extra] if p.requires_grad]
+            extra += self.step.projection.parameters()
+        self.optimizer = optimizer.make_optimizer(settings, ta.model, extra, device)
+        self.parameters = [p for p in [*ta.model.parameters(), *extra] if p.requires_grad]
 
     @property
     def again(self) -> str:
@@ -118,31 +86,19 @@ class Training:
 
     def run_steps(self, listen: Listener) -> Path:
         """Train from where the counters are to the end. Returns the last checkpoint."""
-        settings, counters = self.recipe.distill, self.counters
-        eval_every, save_every = intervals(settings)
-        steps = range(counters.step, settings.steps)
+        settings, counters = self.settings, self.counters
         saved = self.space.newest() if self.world.first else None
         if settings.steps < counters.step:
-            raise MattaError(
-                f"There is nothing to train: --steps is {settings.steps}, and the run is at step {counters.step}."
-            )
-        if not steps:  # and the settings of a run that is finished stay what they were
-            listen(
-                Progress(
-                    message=f"The run is finished, at step {counters.step}: nothing was trained, no setting changed."
-                )
-            )
+            asked = f"--steps is {settings.steps}, and the run is at step {counters.step}"
+            raise MattaError(f"There is nothing to train: {asked}.")
+        if settings.steps == counters.step:
+            # and the settings of a run that is finished stay what they were
+            done = f"The run is finished, at step {counters.step}"
+            listen(Progress(message=f"{done}: nothing was trained, no setting changed."))
             return saved or self.space.checkpoint(counters.step)
-        began, before = time.perf_counter(), counters.seconds
-        graphs = 0
-        if settings.compile:
-            listen(
-                Progress(message=f"Compiling {len(self.step.models)} graphs, one for each width.")
-            )
-            first = self.data.train.batch(self.drawn(counters.step, {})[0])
-            first = {name: tensor.to(self.device) for name, tensor in first.items()}
-            graphs = self.step.warm_up(first)
-            listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
+        steps = range(counters.step, settings.steps)
+        began = time.perf_counter() - counters.seconds
+        graphs = self._compile(listen) if settings.compile else 0
         with (
             closing(self.batches(steps)) as stream,
             interruptible() as pressed,
@@ -150,76 +106,103 @@ class Training:
         ):
             for step in steps:
                 started = time.perf_counter()
-                batches = next(stream)
+                parts = next(stream)
                 waited = time.perf_counter() - started
-                record = self.take(step, batches)
-                counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
+                record = self.take(step, parts)
+                counters.step, counters.seconds = step + 1, time.perf_counter() - began
                 stop = self._agree(bool(pressed))
-                taken = time.perf_counter() - started
-                per_second = (
-                    self.world.size * sum(self.task.items(batch) for batch, _ in batches) / taken
-                )
-                record |= {f"{self.data.unit}_per_second": per_second, "waiting": waited / taken}
-                end = step + 1 == settings.steps
-                due = (step + 1) % save_every == 0 or end or stop
-                if (step + 1) % eval_every == 0 or end:
-                    ta = self._whole()
-                    if self.world.first:
-                        record["evaluation"] = measure(
-                            self.recipe.distill, self.task, ta, self.data, self.device
-                        )
-                        due = self._is_best(record["evaluation"]) or due
-                    due = self._agree(due)
+                told = self._progress(record, parts, time.perf_counter() - started, waited)
+                record |= {f"{told.unit}_per_second": told.per_second, "waiting": told.waiting}
+                due = self._evaluate(record) or stop
                 if settings.compile:
-                    record["graphs"] = self.step.graphs()
-                    if record["graphs"] > graphs:
-                        graphs = record["graphs"]
-                        said = f"A graph was compiled again at step {step + 1}: that is a bug of matta, please report it."
-                        listen(Progress(message=said))
-                used = self.flops / taken / self.peak if self.flops and self.peak else None
-                record |= {} if used is None else {"utilisation": used}
+                    graphs = self._compiled(record, graphs, listen)
+                if told.utilisation is not None:
+                    record["utilisation"] = told.utilisation
                 log.write(plain(record))
-                listen(
-                    Progress(
-                        step + 1,
-                        settings.steps,
-                        record["terms"],
-                        per_second,
-                        self.data.unit,
-                        waited / taken,
-                        used,
-                    )
-                )
+                listen(told)
                 if due:
                     saved = self.save() or saved
                 if stop:
                     self.world.wait()
+                    where = f"Stopped at step {counters.step} of {settings.steps}; saved {saved}"
                     number = pressed[0] if pressed else signal.SIGTERM
-                    raise Interrupted(
-                        f"Stopped at step {step + 1} of {settings.steps}; saved {saved}. Go on with `{self.again}`.",
-                        128 + number,
-                    )
+                    raise Interrupted(f"{where}. Go on with `{self.again}`.", 128 + number)
             self.world.wait()
         if counters.bad_steps:
-            listen(
-                Progress(
-                    message=f"{counters.bad_steps} of {counters.step} steps were skipped: their loss was not finite."
-                )
-            )
+            skipped = f"{counters.bad_steps} of {counters.step} steps were skipped"
+            listen(Progress(message=f"{skipped}: their loss was not finite."))
         return saved or self.space.checkpoint(counters.step)
 
-    def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
-        """The numbers of this process's examples of a step, ``micro_batch`` at a time. order: a
-        cache.
+    def _progress(
+        self, record: dict[str, Any], parts: Parts, taken: float, waited: float
+    ) -> Progress:
+        """What is told of a step that took so many seconds, some of them waiting for its data."""
+        done, steps = self.counters.step, self.settings.steps
+        speed = self.world.size * sum(self.task.items(batch) for batch, _ in parts) / taken
+        used = self.flops / taken / self.peak if self.flops and self.peak else None
+        return Progress(done, steps, record["terms"], speed, self.data.unit, waited / taken, used)
+
+    def _compile(self, listen: Listener) -> int:
+        """Compile all graphs before the first step. Returns how many there are."""
+        began = time.perf_counter()
+        count = f"{len(self.step.models)} graphs, one for each width"
+        listen(Progress(message=f"Compiling {count}."))
+        graphs = self.step.warm_up(self._first(self.counters.step))
+        listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
+        return graphs
+
+    def _compiled(self, record: dict[str, Any], before: int, listen: Listener) -> int:
+        """How many graphs there are after a step, put into its record; more are reported."""
+        graphs = record["graphs"] = self.step.graphs()
+        if graphs > before:
+            again = f"A graph was compiled again at step {self.counters.step}"
+            listen(Progress(message=f"{again}: that is a bug of matta, please report it."))
+        return max(graphs, before)
+
+    def _evaluate(self, record: dict[str, Any]) -> bool:
+        """Measure the models after a step that it is time for, and put that into its record.
+
+        Returns whether to save: it is time for that, or the best yet. Every process has to ask; the
+        first one measures.
         """
-        settings = self.recipe.distill
-        chosen = self.world.part(
-            sampling.indices(settings.seed, step, settings.batch_size, len(self.data.train), order)
-        )
-        size = settings.micro_batch or len(chosen)
+        step, end = self.counters.step, self.counters.step == self.settings.steps
+        eval_every, save_every = intervals(self.settings)
+        due = step % save_every == 0 or end
+        if step % eval_every and not end:
+            return due
+        ta = self._whole()
+        if self.world.first:
+            record["evaluation"] = measure(self.settings, self.task, ta, self.data, self.device)
+            due = self._is_best(record["evaluation"]) or due
+        return self._agree(due)
+
+    def _is_best(self, evaluation: dict[str, dict[str, float]]) -> bool:
+        """Whether the named width measures better than ever before in this run."""
+        width, primary, counters = self.settings.best, self.task.metrics[0], self.counters
+        value = evaluation.get(f"{width:g}", {}).get(primary.name) if width else None
+        if value is None or not math.isfinite(value):
+            return False
+        best = counters.best_value
+        if best is not None and not (value > best if primary.higher else value < best):
+            return False
+        counters.best_value, counters.best_step = value, counters.step
+        return True
+
+    def _agree(self, pressed: bool) -> bool:
+        """Whether any process says so: all stop, and save, after the same step."""
+        return bool(self.world.total(torch.tensor(float(pressed), device=self.device)) > 0)
+
+    def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
+        """The numbers of this process's examples of a step, ``micro_batch`` at a time.
+
+        order: a cache.
+        """
+        s, count = self.settings, len(self.data.train)
+        chosen = self.world.part(sampling.indices(s.seed, step, s.batch_size, count, order))
+        size = s.micro_batch or len(chosen)
         return [chosen[start : start + size] for start in range(0, len(chosen), size)]
 
-    def batches(self, steps: Iterable[int]) -> Generator[list[tuple[Batch, list[int]]], None, None]:
+    def batches(self, steps: Iterable[int]) -> Generator[Parts, None, None]:
         """The batches of each step, with the numbers of their examples."""
         ahead: dict[int, Tensor] = {}
         order: dict[int, Tensor] = {}
@@ -229,41 +212,32 @@ class Training:
             for step in steps:
                 yield [(next(batches), part) for part in self.drawn(step, order)]
 
-    def take(self, step: int, batches: list[tuple[Batch, list[int]]]) -> dict[str, Any]:
-        """Train on one step's batches, if its loss and gradients are finite. Returns the log's
-        record.
+    def _first(self, step: int) -> Batch:
+        """A step's first batch, on the device."""
+        return self._here(self.data.train.batch(self.drawn(step, {})[0]))
+
+    def _here(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def take(self, step: int, parts: Parts) -> dict[str, Any]:
+        """Train on one step's batches, if its loss and gradients are finite.
+
+        Returns the log's record. Raises ``MattaError`` after too many steps in a row that are not.
         """
-        settings, counters, scaler = self.recipe.distill, self.counters, self.step.scaler
+        settings, counters, scaler = self.settings, self.counters, self.step.scaler
         sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
         self.ta.model.train()
-        buffers = [
-            b for model in (self.ta.model, *self.ta.copies.values()) for b in model.buffers()
-        ]
         # a bad batch must not stay in the statistics
+        buffers = [buffer for model in self.models for buffer in model.buffers()]
         before = [buffer.clone() for buffer in buffers]
-        over = self._counts([batch for batch, _ in batches])
-        sums: dict[tuple[str, str], Tensor] = {}
-        for batch, rows in batches:
-            found = self.step(
-                {name: tensor.to(self.device) for name, tensor in batch.items()}, rows, step, over
-            )
-            for model, terms in found.items():
-                for name, value in terms.items():
-                    sums[model, name] = (
-                        sums[model, name] + value if (model, name) in sums else value
-                    )
-        if not settings.shard:
-            self.world.share_gradients(self.parameters)
-        values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
-        record: dict[str, dict[str, float]] = {model: {} for model, _ in sums}
-        for (model, name), value in zip(sums, values, strict=True):
-            record[model][name] = value
+        terms = self._gradients(step, parts)
         scaler.unscale_(self.optimizer)
         norm = float(gathered(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)))
-        if math.isfinite(norm) and all(map(math.isfinite, values)):
+        numbers = [norm, *(value for values in terms.values() for value in values.values())]
+        if all(map(math.isfinite, numbers)):
             counters.bad_in_a_row = 0
             for group in self.optimizer.param_groups:
-                group["lr"] = optimizer.learning_rate(self.recipe, step)
+                group["lr"] = optimizer.learning_rate(settings, step)
             with optimizer.untouched(self.ta, self._trained(step), self.optimizer):
                 scaler.step(self.optimizer)
         else:
@@ -276,128 +250,88 @@ class Training:
         scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         if counters.bad_in_a_row >= settings.max_bad_steps:
-            last = self.space.newest()
-            raise MattaError(
-                f"The loss or its gradient is not finite at step {step}, the last {counters.bad_in_a_row} in a row; "
-                f"{f'{last} is kept' if last else 'nothing was saved'}. Try a lower --lr."
-            )
+            self._give_up(step)
+        rest = {"ramp": self.step.ramp(step), "gradient_norm": norm, "skipped": counters.bad_steps}
         lr = self.optimizer.param_groups[0]["lr"]
-        return {
-            "step": step + 1,
-            "lr": lr,
-            "terms": record,
-            "ramp": self.step.ramp(step),
-            "gradient_norm": norm,
-            "skipped": counters.bad_steps,
-        }
+        return {"step": step + 1, "lr": lr, "terms": terms, **rest}
+
+    def _gradients(self, step: int, parts: Parts) -> dict[str, dict[str, float]]:
+        """Add up the gradients of a step's batches, on all processes; return the terms by model."""
+        over = self._counts([batch for batch, _ in parts])
+        sums: dict[tuple[str, str], Tensor] = {}
+        for batch, rows in parts:
+            for model, terms in self.step(self._here(batch), rows, step, over).items():
+                for name, value in terms.items():
+                    key = model, name
+                    sums[key] = sums[key] + value if key in sums else value
+        if not self.settings.shard:
+            self.world.share_gradients(self.parameters)
+        values = self.world.total(torch.stack([value.float() for value in sums.values()])).tolist()
+        record: dict[str, dict[str, float]] = {}
+        for (model, name), value in zip(sums, values, strict=True):
+            record.setdefault(model, {})[name] = value
+        return record
 
     def _counts(self, batches: list[Batch]) -> dict[str, float]:
         """What the step's losses are averaged over, on all processes."""
         each = [self.task.counts(batch) for batch in batches]
-        total = self.world.total(
-            torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device).sum(0)
-        )
+        counts = torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device)
+        total = self.world.total(counts.sum(0))
         return {"labels": float(total[0]), "outputs": float(total[1])}
 
-    def _trained(self, step: int) -> dict[str, int]:
+    def _trained(self, step: int) -> Sizes:
         """The sizes of the TA that had a part in a step: widths nest, so those of the widest."""
-        settings = self.recipe.distill
         # what teaches without being detached is taught by its Students
-        taught = settings.ta_weight > 0 or (not settings.detach_ta and self.step.ramp(step) > 0)
-        if taught or self.ta.copies:
+        attached = not self.settings.detach_ta and self.step.ramp(step) > 0
+        if self.settings.ta_weight > 0 or attached:
             return sizes.full_sizes(self.ta.axes)
         return self.ta.sizes(max(self.step.widths(step)))
 
-    def _agree(self, pressed: bool) -> bool:
-        """Whether any process was asked to stop: all stop after the same step."""
-        return bool(self.world.total(torch.tensor(float(pressed), device=self.device)) > 0)
-
-    def _is_best(self, evaluation: dict[str, dict[str, float]]) -> bool:
-        """Whether the named width measures better than ever before in this run."""
-        width, primary, counters = self.recipe.distill.best, self.task.metrics[0], self.counters
-        value = evaluation.get(f"{width:g}", {}).get(primary.name) if width else None
-        if value is None or not math.isfinite(value):
-            return False
-        best = counters.best_value
-        if best is not None and not (value > best if primary.higher else value < best):
-            return False
-        counters.best_value, counters.best_step = value, counters.step
-        return True
+    def _give_up(self, step: int) -> None:
+        last, bad = self.space.newest(), self.counters.bad_in_a_row
+        raise MattaError(
+            f"The loss or its gradient is not finite at step {step}, the last {bad} in a row; "
+            f"{f'{last} is kept' if last else 'nothing was saved'}. Try a lower --lr."
+        )
 
     def _whole(self) -> TA:
         """The TA; of a sharded one a copy that is not (every process has to ask)."""
         ta = self.ta
-        if not self.recipe.distill.shard:
+        if not self.settings.shard:
             return ta
         state = {name: gathered(tensor) for name, tensor in ta.model.state_dict().items()}
         model = ta.adapter.build(ta.model, {})
         model.load_state_dict(state)
         return TA(ta.adapter, model.to(self.device), ta.axes, ta.base, ta.card)
 
-    # Checkpoints: a stock TA folder, plus what resuming needs
-
     def save(self) -> Path | None:
-        """Write ``checkpoints/step-N`` whole: the TA as a stock folder, the optimizer's tensors,
-        the counters.
+        """Write a checkpoint, whole, and remove those that are not kept.
 
         Every process calls this; the first one writes, and gets the folder.
         """
-        ta, counters, recipe = self._whole(), self.counters, self.recipe
-        path = self.space.checkpoint(counters.step)
+        ta, counters, space = self._whole(), self.counters, self.space
         counters.loss_scale = self.step.scaler.state_dict()
-        tensors, numbers = optimizer.state_of(self.optimizer)
+        tensors, numbers = state_of(self.optimizer)
         if self.step.projection is not None:
             tensors["projection"] = self.step.projection.weight.detach().clone()
         if not self.world.first:
             return None
-        with atomic.atomic_folder(path, overwrite=True) as folder:
-            save_model(ta.adapter, ta.model, folder)
-            tokenizer.copy_companions(self.space.ta, folder)
-            card = {
-                k: v
-                for k, v in ta.card.items()
-                if k not in ("format", "matta", "adapter", "task", "axes", "base", "lineage")
-            }
-            more = {**card, "steps": counters.step}
-            write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **more)
-            for width, model in ta.copies.items():
-                target = folder / UNSHARED / f"width-{width:g}"
-                target.mkdir(parents=True)
-                save_model(ta.adapter, model, target)
-            (folder / "optimizer").mkdir()
-            save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
-            trainer = json.dumps(
-                {**asdict(counters), "optimizer": numbers, "recipe": recipe.text(("distill",))}
-            )
-            (folder / "trainer.json").write_text(trainer + "\n", encoding="utf-8")
-            atomic.seal(folder)
+        path = space.checkpoint(counters.step)
+        trainer = {
+            **asdict(counters),
+            "optimizer": numbers,
+            "recipe": self.recipe.text(["distill"]),
+        }
+        checkpoint.write(path, ta, self.companions, tensors, trainer)
         self.damaged.discard(path)
-        if recipe.distill.keep:
-            sound = [p for p in self.space.checkpoints() if p not in self.damaged]
-            passed = [p for p in self.damaged if step_of(p) < counters.step]
-            for old in [*sound[: -recipe.distill.keep], *passed]:
-                if old.name != f"step-{counters.best_step}":
-                    shutil.rmtree(old, ignore_errors=True)
+        checkpoint.prune(space, counters, self.settings.keep, self.damaged)
         return path
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The TA's weights have been loaded from it already."""
-        stored = json.loads((folder / "trainer.json").read_text(encoding="utf-8"))
-        tensors = load_file(str(folder / "optimizer" / "state.safetensors"))
-        if self.step.projection is not None:
-            if "projection" not in tensors:
-                raise MattaError(
-                    f"{folder} was trained without distill.hidden_weight: leave it out, or start again."
-                )
-            with torch.no_grad():
-                self.step.projection.weight.copy_(tensors.pop("projection"))
-        try:
-            optimizer.restore(self.optimizer, tensors, stored["optimizer"])
-        except (KeyError, RuntimeError):
-            raise MattaError(
-                f"{folder} was trained with another optimizer than {self.recipe.distill.optimizer!r}."
-            ) from None
-        known = {f: stored[f] for f in Counters.__dataclass_fields__ if f in stored}
-        self.counters = Counters(**known | {"processes": self.world.size})
+        projection = self.step.projection
+        weight = None if projection is None else projection.weight
+        checkpoint.restore(folder, self.optimizer, self.settings.optimizer, weight)
+        self.counters = Counters.stored(folder, self.world.size)
         if self.counters.loss_scale:
             self.step.scaler.load_state_dict(self.counters.loss_scale)

@@ -7,204 +7,209 @@ import statistics
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from matta_cli.data.split import Batch
 from matta_cli.devices import processes
 from matta_cli.devices.device import pick, resolved
-from matta_cli.devices.processes import World
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, score
 from matta_cli.progress import Listener, Progress, quiet
+from matta_cli.report.numbers import duration, in_bytes
 from matta_cli.settings.recipe import Recipe
-from matta_cli.training import optimizer, setup
-from matta_cli.training.loop import Training, intervals
+from matta_cli.training import setup
+from matta_cli.training.loop import Parts, Training, intervals
+from matta_cli.training.state import size_of, state_of
 from matta_cli.training.teacher import ModelTeacher
 
 # timed rounds, after a step to warm up; seconds after which no other round begins
 TIMED, LONGEST = 3, 60.0
 
-
 # parts of a step (``micro_batch`` each) that are run; the rest of it takes as much time as the
 # second of them
 FEW = 2
-
 
 # a round number by which FLOPs are told as time, for a device that is not at hand
 FLOPS_SHOWN = 100e12
 
 
-def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) -> dict[str, Any]:
-    """What ``distill`` would do with this recipe on ``count`` devices like this one. Writes
-    nothing.
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do and cost. Bytes are bytes, times are seconds.
 
-    Where ``micro_batch`` divides a step into more than two parts, the time of a step is put
-    together from one part and two. Bytes are bytes, times are seconds. With several devices a step
-    is timed on one device's part of the batch, without the exchange between devices, and memory is
-    that of a run that is not sharded. Raises ``MattaError`` for all that ``distill`` refuses.
+    items: what a step holds, and the run, in the data's ``unit``. Of the TA and the Teacher, the
+    latter None where it is a file. standing: weights, gradients, optimizer and Teacher together.
+    """
+
+    device: str
+    devices: int
+    precision: str
+    data: str
+    unit: str
+    steps: int
+    examples_per_step: int
+    items_per_step: int
+    items: int
+    teacher_parameters: int | None
+    teacher_bytes: int | None
+    ta_parameters: int
+    ta_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    logits_bytes: int
+    logits_whole: bool
+    standing_bytes: int
+    peak_memory_bytes: int | None
+    checkpoint_bytes: int
+    disk_bytes: int
+    step_seconds: float
+    evaluations: int
+    evaluation_seconds: float
+    seconds: float
+    model_flops_per_step: float | None
+    model_flops: float | None
+
+    def json(self) -> dict[str, Any]:
+        """The plan as JSON has it, where items are called by their unit."""
+        values = asdict(self)
+        unit = values.pop("unit")
+        named = {"items_per_step": f"{unit}_per_step", "items": unit}
+        return {named.get(name, name): value for name, value in values.items()}
+
+
+def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) -> Plan:
+    """What ``distill`` would do with this recipe on ``count`` devices like this one.
+
+    Writes nothing. Where ``micro_batch`` divides a step into more than two parts, the time of a
+    step is put together from one part and two. With several devices a step is timed on one device's
+    part of the batch, without the exchange between devices, and memory is that of a run that is not
+    sharded. Raises ``MattaError`` for all that ``distill`` refuses.
     """
     recipe = copy.deepcopy(recipe)
     settings = recipe.distill
-    each = settings.batch_size // count
     setup.check_count(settings.batch_size, count)
-    settings.batch_size, settings.shard, settings.log_to = each, False, []
+    settings.batch_size //= count
+    settings.shard, settings.log_to = False, []
     device = pick(processes.local(settings.device))
-    task, ta, teacher, data = setup.opened(recipe, out, device, World(), listen)
-    frozen = teacher.model if isinstance(teacher, ModelTeacher) else None
-    evaluations, checkpoints = (-(-settings.steps // every) for every in intervals(settings))
+    made = setup.opened(recipe, out, device, listen=listen)
+    task, data = made.task, made.data
+    frozen = made.teacher.model if isinstance(made.teacher, ModelTeacher) else None
     with tempfile.TemporaryDirectory() as temp:
-        training = Training(
-            recipe,
-            Workspace(Path(temp)),
-            task,
-            ta,
-            teacher,
-            data,
-            device,
-            World(),
-            count_flops=True,
-        )
-        stream = training.batches(range(1))
-        with closing(stream):
-            batches = next(stream)
-        lengths = [1, FEW] if len(batches) > FEW else [len(batches)]
-        taken: dict[int, list[float]] = {length: [] for length in lengths}
+        training = Training(made, Workspace(Path(temp)), count_flops=True)
+        with closing(training.batches(range(1))) as stream:
+            parts = next(stream)
         with cost.peak(device) as peak:
-            _timed(training, batches[: lengths[-1]], listen, "one to warm up")
-            began = time.perf_counter()
-            for turn in range(TIMED):
-                if turn and time.perf_counter() - began > LONGEST:
-                    break
-                for length, times in taken.items():
-                    times.append(
-                        _timed(training, batches[:length], listen, f"{turn + 1} of {TIMED}")
-                    )
-        items = sum(task.items(batch) for batch, _ in batches)
-        outputs = task.counts(batches[0][0])["outputs"]
-        state = sum(
-            t.numel() * t.element_size() for t in optimizer.state_of(training.optimizer)[0].values()
-        )
-        size, examples = (
-            settings.micro_batch or each,
-            min(settings.eval_examples or 10**9, len(data.held_out[0])),
-        )
-        timed = min(size, examples)
+            step = _step_seconds(training, parts, listen)
+        evaluation = _evaluation_seconds(training)
+    evaluations, checkpoints = (-(-settings.steps // every) for every in intervals(settings))
+    kept = min(settings.keep or checkpoints, checkpoints) + bool(settings.best)
+    items = sum(task.items(batch) for batch, _ in parts) * count
+    flops = training.flops * count if training.flops else None
+    ta, state = _bytes(made.ta.model), size_of(state_of(training.optimizer)[0].values())
+    teacher = None if frozen is None else _bytes(frozen)
+    logits = task.counts(parts[0][0])["outputs"] * task.outputs(made.ta.model) * 4
+    return Plan(
+        device=str(device),
+        devices=count,
+        precision=resolved(settings.precision, device),
+        data=data.description,
+        unit=data.unit,
+        steps=settings.steps,
+        examples_per_step=settings.batch_size * count,
+        items_per_step=items,
+        items=items * settings.steps,
+        teacher_parameters=None if frozen is None else cost.parameters(frozen),
+        teacher_bytes=teacher,
+        ta_parameters=cost.parameters(made.ta.model),
+        ta_bytes=ta,
+        gradient_bytes=ta,
+        optimizer_bytes=state,
+        logits_bytes=int(logits),
+        logits_whole=not training.step.chunked,
+        standing_bytes=2 * ta + state + (teacher or 0),
+        peak_memory_bytes=peak.bytes,
+        checkpoint_bytes=ta + state,
+        disk_bytes=(ta + state) * kept,
+        step_seconds=step,
+        evaluations=evaluations,
+        evaluation_seconds=evaluation,
+        seconds=step * settings.steps + evaluation * evaluations,
+        model_flops_per_step=flops,
+        model_flops=flops * settings.steps if flops else None,
+    )
+
+
+def _step_seconds(training: Training, parts: Parts, listen: Listener) -> float:
+    """Seconds of a step of these parts, of which few are run."""
+
+    def timed(length: int, which: str) -> float:
+        listen(Progress(message=f"Timing a step, {which}."))
         started = time.perf_counter()
-        score.columns(task, ta.model.eval(), data.held_out[0], size, device, timed)
-        evaluation = (time.perf_counter() - started) / timed * examples * (len(settings.widths) + 1)
+        training.take(0, parts[:length])
+        if training.device.type == "cuda":
+            torch.cuda.synchronize(training.device)
+        return time.perf_counter() - started
+
+    lengths = [1, FEW] if len(parts) > FEW else [len(parts)]
+    taken: dict[int, list[float]] = {length: [] for length in lengths}
+    timed(lengths[-1], "one to warm up")
+    began = time.perf_counter()
+    for turn in range(TIMED):
+        if turn and time.perf_counter() - began > LONGEST:
+            break
+        for length, times in taken.items():
+            times.append(timed(length, f"{turn + 1} of {TIMED}"))
     medians = [statistics.median(times) for times in taken.values()]
     rest = max(0.0, medians[-1] - medians[0]) if len(lengths) > 1 else 0.0
-    per_step = medians[-1] + rest * (len(batches) - lengths[-1])
-    flops = training.flops * count if training.flops else None
-    weights = _bytes(ta.model)
-    standing = 2 * weights + state + (_bytes(frozen) if frozen is not None else 0)
-    logits = int(outputs * task.outputs(ta.model) * 4)
-    return {
-        "device": str(device),
-        "devices": count,
-        "precision": resolved(settings.precision, device),
-        "data": data.description,
-        "steps": settings.steps,
-        "examples_per_step": each * count,
-        f"{data.unit}_per_step": items * count,
-        f"{data.unit}": items * count * settings.steps,
-        "teacher_parameters": cost.parameters(frozen) if frozen is not None else None,
-        "teacher_bytes": _bytes(frozen) if frozen is not None else None,
-        "ta_parameters": cost.parameters(ta.model),
-        "ta_bytes": weights,
-        "gradient_bytes": weights,
-        "optimizer_bytes": state,
-        "logits_bytes": logits,
-        "logits_whole": not training.step.chunked,
-        "standing_bytes": standing,
-        "peak_memory_bytes": peak.bytes,
-        "checkpoint_bytes": weights + state,
-        "disk_bytes": (weights + state)
-        * (min(settings.keep or checkpoints, checkpoints) + bool(settings.best)),
-        "step_seconds": per_step,
-        "evaluations": evaluations,
-        "evaluation_seconds": evaluation,
-        "seconds": per_step * settings.steps + evaluation * evaluations,
-        "model_flops_per_step": flops,
-        "model_flops": flops * settings.steps if flops else None,
-    }
+    return medians[-1] + rest * (len(parts) - lengths[-1])
 
 
-def _timed(
-    training: Training, batches: list[tuple[Batch, list[int]]], listen: Listener, which: str
-) -> float:
-    """Seconds of a step of these parts."""
-    listen(Progress(message=f"Timing a step, {which}."))
+def _evaluation_seconds(training: Training) -> float:
+    """Seconds of an evaluation, from those of the TA on a few examples."""
+    settings, split = training.settings, training.data.held_out[0]
+    size = settings.micro_batch or settings.batch_size
+    examples = min(settings.eval_examples or 10**9, len(split))
+    timed = min(size, examples)
     started = time.perf_counter()
-    training.take(0, batches)
-    if training.device.type == "cuda":
-        torch.cuda.synchronize(training.device)
-    return time.perf_counter() - started
+    score.columns(training.task, training.ta.model.eval(), split, size, training.device, timed)
+    each = (time.perf_counter() - started) / timed
+    return each * examples * (len(settings.widths) + 1)
 
 
-def rows(found: dict[str, Any]) -> list[list[str]]:
+def rows(plan: Plan) -> list[list[str]]:
     """A plan as lines of a table, for people."""
-    unit = next(
-        key
-        for key in found
-        if key.endswith("_per_step") and not key.startswith(("examples", "model"))
-    ).split("_")[0]
-    size = lambda value: "-" if value is None else _size(value)  # noqa: E731
-    count = lambda value: "-" if value is None else f"{value:,}"  # noqa: E731
-    whole = "whole in memory" if found["logits_whole"] else "never whole in memory"
+    size, each = in_bytes, "on each device"
+    teacher = "-" if plan.teacher_parameters is None else f"{plan.teacher_parameters:,}"
+    whole = "whole in memory" if plan.logits_whole else "never whole in memory"
+    step = f"{plan.examples_per_step:,} examples ({plan.items_per_step:,} {plan.unit})"
     lines = [
-        ["data", found["data"]],
-        [
-            "steps",
-            f"{found['steps']:,} of {found['examples_per_step']:,} examples ({found[f'{unit}_per_step']:,} {unit})",
-        ],
-        [f"{unit} in all", count(found[unit])],
-        ["device", f"{found['devices']} x {found['device']}, {found['precision']}"],
-        [
-            "Teacher",
-            f"{count(found['teacher_parameters'])} parameters, {size(found['teacher_bytes'])}",
-        ],
-        [
-            "TA",
-            f"{count(found['ta_parameters'])} parameters, {size(found['ta_bytes'])}, gradients as much",
-        ],
-        ["optimizer state", size(found["optimizer_bytes"])],
-        ["logits of one model", f"{size(found['logits_bytes'])}, {whole}"],
-        [
-            "weights, gradients, optimizer",
-            f"{size(found['standing_bytes'])} with the Teacher, on each device",
-        ],
-        ["peak memory", f"{size(found['peak_memory_bytes'])} on each device"],
-        ["a checkpoint", size(found["checkpoint_bytes"])],
-        ["disk in all", size(found["disk_bytes"])],
-        ["a step", f"{found['step_seconds']:.3g} s"],
-        ["an evaluation", f"{found['evaluation_seconds']:.3g} s, {found['evaluations']} of them"],
-        ["time in all", _duration(found["seconds"])],
+        ["data", plan.data],
+        ["steps", f"{plan.steps:,} of {step}"],
+        [f"{plan.unit} in all", f"{plan.items:,}"],
+        ["device", f"{plan.devices} x {plan.device}, {plan.precision}"],
+        ["Teacher", f"{teacher} parameters, {size(plan.teacher_bytes)}"],
+        ["TA", f"{plan.ta_parameters:,} parameters, {size(plan.ta_bytes)}, gradients as much"],
+        ["optimizer state", size(plan.optimizer_bytes)],
+        ["logits of one model", f"{size(plan.logits_bytes)}, {whole}"],
+        ["weights, gradients, optimizer", f"{size(plan.standing_bytes)} with the Teacher, {each}"],
+        ["peak memory", f"{size(plan.peak_memory_bytes)} {each}"],
+        ["a checkpoint", size(plan.checkpoint_bytes)],
+        ["disk in all", size(plan.disk_bytes)],
+        ["a step", f"{plan.step_seconds:.3g} s"],
+        ["an evaluation", f"{plan.evaluation_seconds:.3g} s, {plan.evaluations} of them"],
+        ["time in all", duration(plan.seconds)],
     ]
-    if found["model_flops_per_step"]:
-        total, rate = found["model_flops"], FLOPS_SHOWN * found["devices"]
-        lines.append(["model FLOPs of a step", f"{found['model_flops_per_step']:.3g}"])
-        told = f"{_duration(total / rate)} at {FLOPS_SHOWN / 1e12:g} TFLOP/s a device"
-        lines.append(["model FLOPs in all", f"{total:.3g}: {told}"])
+    if plan.model_flops_per_step and plan.model_flops:
+        seconds = plan.model_flops / FLOPS_SHOWN / plan.devices
+        told = f"{duration(seconds)} at {FLOPS_SHOWN / 1e12:g} TFLOP/s a device"
+        lines.append(["model FLOPs of a step", f"{plan.model_flops_per_step:.3g}"])
+        lines.append(["model FLOPs in all", f"{plan.model_flops:.3g}: {told}"])
     return lines
 
 
-def _bytes(model: torch.nn.Module) -> int:
-    return sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(round(seconds), 3600)
-    minutes, seconds = divmod(rest, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+def _bytes(model: nn.Module) -> int:
+    return size_of([*model.parameters(), *model.buffers()])

@@ -3,85 +3,152 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
 from matta_cli.data.split import Data
 from matta_cli.devices.device import PRECISIONS
-from matta_cli.devices.processes import World
+from matta_cli.devices.processes import ALONE, World
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
 from matta_cli.losses import classes
 from matta_cli.models import tokenizer
 from matta_cli.models.folders import load_ta
 from matta_cli.models.ta import TA
-from matta_cli.nested import view
-from matta_cli.progress import Listener, Progress
-from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task as tasks_task
+from matta_cli.nested.view import has_statistics
+from matta_cli.progress import Listener, Progress, quiet
+from matta_cli.settings.recipe import DistillSettings, Recipe
 from matta_cli.tasks.task import Task
+from matta_cli.tasks.task import task as task_named
 from matta_cli.training import log, optimizer, teacher_file
-from matta_cli.training.teacher import ModelTeacher, asks_teacher, check_teacher, load_teacher
-from matta_cli.training.teacher_file import FileTeacher
+from matta_cli.training import teacher as teachers
+from matta_cli.training.file_teacher import FileTeacher
+from matta_cli.training.teacher import ModelTeacher, Teacher
+
+
+@dataclass
+class Setup:
+    """What a run works with, on which device, and beside which other processes.
+
+    ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
+    none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
+    companions: what belongs to the TA besides its weights (name -> content): its own files, and of
+    a TA without a tokenizer the Teacher's.
+    """
+
+    recipe: Recipe
+    task: Task
+    ta: TA
+    teacher: Teacher | None
+    data: Data
+    device: torch.device
+    world: World = ALONE
+    companions: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> DistillSettings:
+        """The settings of the training itself."""
+        return self.recipe.distill
 
 
 def opened(
-    recipe: Recipe, out: Path, device: torch.device, world: World, listen: Listener
-) -> tuple[Task, TA, ModelTeacher | FileTeacher | None, Data]:
-    """What a run works with, checked: the task, the TA as it was converted, the Teacher, the data.
+    recipe: Recipe, out: Path, device: torch.device, world: World = ALONE, listen: Listener = quiet
+) -> Setup:
+    """What the run of the TA in ``out`` works with.
 
-    There is no Teacher where none is named and the recipe has no term for one (``teacher_mix = 0``:
-    labels alone).
+    Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is at
+    chance, and data that is missing or does not fit.
     """
-    folder = Workspace(out).ta
-    ta = load_ta(folder)
-    _check(recipe, ta, world)
-    task = tasks_task.task(ta.adapter.task, recipe)
-    if view.has_statistics(ta.model) and min(_parts(recipe, world)) < 2:
-        raise MattaError(
-            "--batch-size 1 is not possible: the model has BatchNorm, which needs 2 examples or more at a time."
-        )
-    if not recipe.distill.teacher and not asks_teacher(recipe.distill, task):
-        data = task.data(folder, ta.model)
-        listen(Progress(message=f"Data: {data.description}"))
-        return task, ta, None, data
-    if teacher_file.is_file(recipe.distill.teacher):
-        data = task.data(folder, ta.model)
-        listen(Progress(message=f"Data: {data.description}"))
-        said = FileTeacher(recipe.distill.teacher, task, data, task.outputs(ta.model))
-        said.check(recipe)
-        return task, ta, said, data
-    model, source = load_teacher(recipe, task, ta, device)
-    if (
-        source.beside is not None
-        and task.name == "causal_lm"
-        and not tokenizer.has_tokenizer(folder)
-    ):
-        folder = source.beside  # the same vocabulary, so the Teacher's tokenizer is the model's
-    data = task.data(folder, ta.model)
+    settings, folder = recipe.distill, Workspace(out).ta
+    ta, home = load_ta(folder), tokenizer.home(folder)
+    _check_ranges(settings)
+    _check(settings, ta, world)
+    task = task_named(ta.adapter.task, recipe)
+    if has_statistics(ta.model) and min(_parts(settings, world)) < 2:
+        needed = "the model has BatchNorm, which needs 2 examples or more at a time"
+        raise MattaError(f"--batch-size 1 is not possible: {needed}.")
+    by_file = bool(settings.teacher) and teacher_file.is_file(settings.teacher)
+    model = None
+    if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
+        model, source = teachers.load_teacher(settings, task, ta, device)
+        if task.name == "causal_lm" and not tokenizer.has_tokenizer(folder) and source.beside:
+            home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
+    data = task.data(home, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
-    check_teacher(recipe, task, model, task.outputs(ta.model), data.held_out[0], device)
-    return task, ta, ModelTeacher(task, model, folder), data
+    teacher: Teacher | None = None
+    if model is not None:
+        teacher = ModelTeacher(task, model)
+        outputs = task.outputs(ta.model)
+        teachers.check_teacher(settings, task, model, outputs, data.held_out[0], device)
+    elif by_file:
+        teacher = said = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
+        if not settings.allow_weak_teacher:
+            said.check()
+    files = tokenizer.companions(folder) | tokenizer.companions(home)
+    companions = {name: path.read_bytes() for name, path in files.items()}
+    return Setup(recipe, task, ta, teacher, data, device, world, companions)
 
 
-def _parts(recipe: Recipe, world: World) -> set[int]:
+def _parts(settings: DistillSettings, world: World) -> set[int]:
     """The numbers of examples that go through the models at a time."""
-    each = recipe.distill.batch_size // world.size
-    size = recipe.distill.micro_batch or each
+    each = settings.batch_size // world.size
+    size = settings.micro_batch or each
     return {min(size, each), each % size or size}
 
 
-def _check(recipe: Recipe, ta: TA, world: World) -> None:
-    """Settings that make no sense, each with a sentence, before anything is loaded."""
-    s = recipe.distill
-    for name, value in (
-        ("steps", s.steps),
-        ("batch-size", s.batch_size),
-        ("lr", s.lr),
-        ("max-bad-steps", s.max_bad_steps),
-        ("temperature", s.temperature),
-    ):
+def check_count(batch_size: int, devices: int) -> None:
+    """Raise ``MattaError`` where a batch cannot be divided among the devices."""
+    if batch_size % devices:
+        among = f"among {devices} devices: take a multiple"
+        raise MattaError(f"--batch-size {batch_size} cannot be divided {among}.")
+
+
+def _check(s: DistillSettings, ta: TA, world: World) -> None:
+    """Raise ``MattaError`` for settings that make no sense together, or for this TA."""
+    log.check(s.log_to)
+    if not s.widths:
+        raise MattaError("There are no widths to train: name some in distill.widths.")
+    for width in s.widths:
+        ta.sizes(width)
+    chances = len(s.sampling) == len(s.widths) and all(0 < w < math.inf for w in s.sampling)
+    if s.sampling and not chances:
+        needed = f"it is one number above 0 for each of {s.widths}"
+        raise MattaError(f"distill.sampling {s.sampling} is not possible: {needed}.")
+    if s.best and s.best not in s.widths:
+        widths = ", ".join(f"{w:g}" for w in s.widths)
+        raise MattaError(f"distill.best {s.best:g} is not one of the widths {widths}.")
+    if s.ta_width:
+        ta.sizes(s.ta_width)
+        if not s.detach_ta:
+            why = "it then teaches at its whole width"
+            raise MattaError(f"distill.ta_width is not supported with detach_ta = false: {why}.")
+    views = s.checkpoint_activations or s.compile or not s.dropout
+    if not s.shared and (views or s.hidden_weight or s.logits == "chunked"):
+        others = "hidden_weight, logits = 'chunked', checkpoint_activations, compile and "
+        others += "dropout = false"
+        raise MattaError(
+            f"distill.shared = false is an ablation: {others} are not supported with it."
+        )
+    if s.shard and world.size == 1:
+        ways = "pass --devices 2 or more, start it with torchrun, or pass --no-shard"
+        raise MattaError(f"distill.shard needs several devices: {ways}.")
+    ablation = not s.shared or not s.detach_ta or s.ta_weight == 0
+    if s.shard and (ablation or s.optimizer != "adamw" or s.hidden_weight or s.compile):
+        others = "another optimizer than adamw, with shared = false, detach_ta = false, "
+        others += "ta_weight = 0, hidden_weight or compile"
+        raise MattaError(f"distill.shard is not supported with {others}.")
+    check_count(s.batch_size, world.size)
+    if s.compile and len(_parts(s, world)) > 1:
+        uneven = f"--micro-batch {s.micro_batch} does not divide the batch"
+        raise MattaError(f"--compile needs batches of one size: {uneven}.")
+
+
+def _check_ranges(s: DistillSettings) -> None:
+    """Raise ``MattaError`` for a setting that makes no sense by itself."""
+    for name in ("steps", "batch-size", "lr", "max-bad-steps", "temperature"):
+        value = getattr(s, name.replace("-", "_"))
         if not value > 0:
             raise MattaError(f"--{name} {value:g} is not possible: it must be above 0.")
     for name in ("teacher_mix", "ramp", "warmup"):
@@ -90,23 +157,16 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
                 f"distill.{name} {getattr(s, name):g} is not possible: it is a share from 0 to 1."
             )
     for name in (
-        "student_weight",
-        "ta_weight",
-        "ta_student_weight",
-        "hidden_weight",
-        "weight_decay",
-        "clip",
-        "micro_batch",
-        "keep",
-        "save_every",
-        "eval_every",
-        "eval_examples",
+        *("student_weight", "ta_weight", "ta_student_weight", "hidden_weight", "weight_decay"),
+        *("clip", "micro_batch", "keep", "save_every", "eval_every", "eval_examples"),
         "relation_weight",
     ):
         if not 0 <= getattr(s, name) < math.inf:
             raise MattaError(
                 f"distill.{name} {getattr(s, name):g} is not possible: it must be 0 or more."
             )
+    # looked up only where one is wanted: that takes a second
+    backends = torch._dynamo.list_backends(None) if s.compile else []
     for name, known in (
         ("ranking_loss", ("pointwise", "pairwise", "listwise")),
         ("divergence", classes.DIVERGENCES),
@@ -114,79 +174,15 @@ def _check(recipe: Recipe, ta: TA, world: World) -> None:
         ("logits", ("auto", "chunked", "whole")),
         ("precision", PRECISIONS),
         ("optimizer", optimizer.OPTIMIZERS),
-        ("compile", ("", *_backends(s.compile))),
+        ("compile", ("", *backends)),
     ):
         if getattr(s, name) not in known:
-            flag = (
-                f"--{name.replace('_', '-')}"
-                if name in ("ranking_loss", "precision", "optimizer")
-                else f"distill.{name}"
-            )
-            raise MattaError(
-                f"{flag} {getattr(s, name)!r} is not known: {', '.join(k for k in known if k)}."
-            )
-    log.check(s.log_to)
-    if not s.widths:
-        raise MattaError("There are no widths to train: name some in distill.widths.")
-    for width in s.widths:
-        ta.sizes(width)
+            flags = ("ranking_loss", "precision", "optimizer")
+            flag = f"--{name.replace('_', '-')}" if name in flags else f"distill.{name}"
+            listed = ", ".join(word for word in known if word)
+            raise MattaError(f"{flag} {getattr(s, name)!r} is not known: {listed}.")
     if s.students_per_step < 1:
         raise MattaError(
-            f"distill.students_per_step {s.students_per_step} is not possible: a step has 1 Student or more."
+            f"distill.students_per_step {s.students_per_step} is not possible: "
+            "a step has 1 Student or more."
         )
-    if s.sampling and (
-        len(s.sampling) != len(s.widths) or not all(0 < w < math.inf for w in s.sampling)
-    ):
-        raise MattaError(
-            f"distill.sampling {s.sampling} is not possible: it is one number above 0 for each of {s.widths}."
-        )
-    if s.best and s.best not in s.widths:
-        raise MattaError(
-            f"distill.best {s.best:g} is not one of the widths {', '.join(f'{w:g}' for w in s.widths)}."
-        )
-    if s.ta_width:
-        ta.sizes(s.ta_width)
-        if not s.detach_ta:
-            raise MattaError(
-                "distill.ta_width is not supported with detach_ta = false: it then teaches at its whole width."
-            )
-    own_views = (
-        s.hidden_weight
-        or s.logits == "chunked"
-        or s.checkpoint_activations
-        or s.compile
-        or not s.dropout
-    )
-    if not s.shared and own_views:
-        raise MattaError(
-            "distill.shared = false is an ablation: hidden_weight, logits = 'chunked', checkpoint_activations, compile and "
-            "dropout = false are not supported with it."
-        )
-    if s.shard and world.size == 1:
-        raise MattaError(
-            "distill.shard needs several devices: pass --devices 2 or more, start it with torchrun, or pass --no-shard."
-        )
-    own_way = s.optimizer != "adamw" or not s.shared or not s.detach_ta or s.ta_weight == 0
-    if s.shard and (own_way or s.hidden_weight or s.compile):
-        raise MattaError(
-            "distill.shard is not supported with another optimizer than adamw, with shared = false, detach_ta = false, "
-            "ta_weight = 0, hidden_weight or compile."
-        )
-    check_count(s.batch_size, world.size)
-    if s.compile and len(_parts(recipe, world)) > 1:
-        raise MattaError(
-            f"--compile needs batches of one size: --micro-batch {s.micro_batch} does not divide the batch."
-        )
-
-
-def check_count(batch_size: int, devices: int) -> None:
-    """Raise ``MattaError`` where a batch cannot be divided among the devices."""
-    if batch_size % devices:
-        raise MattaError(
-            f"--batch-size {batch_size} cannot be divided among {devices} devices: take a multiple."
-        )
-
-
-def _backends(wanted: str) -> list[str]:
-    """torch.compile's backends, looked up only where one is wanted: that takes a second."""
-    return torch._dynamo.list_backends(None) if wanted else []

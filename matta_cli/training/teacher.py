@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matta_cli import adapter
+from matta_cli.adapter import Source
 from matta_cli.data.split import Batch, Split
 from matta_cli.errors import MattaError, said
 from matta_cli.losses.targets import Logits, Target
@@ -18,26 +17,34 @@ from matta_cli.measure import score
 from matta_cli.models import load
 from matta_cli.models.ta import TA
 from matta_cli.nested import view
-from matta_cli.settings.recipe import DistillSettings, Recipe
+from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
 
 CHANCE_EXAMPLES = 256
 
+# from a batch, and the numbers of its examples in the split, to what is said about them
+Teacher = Callable[[Batch, list[int]], Target]
+
 
 def load_teacher(
-    recipe: Recipe, task: Task, ta: TA, device: torch.device
-) -> tuple[nn.Module, adapter.Source]:
-    """The frozen Teacher on ``device``. Raises ``MattaError`` if its outputs are not the TA's or
-    its weights are broken.
+    settings: DistillSettings, task: Task, ta: TA, device: torch.device
+) -> tuple[nn.Module, Source]:
+    """The frozen Teacher on ``device``, and where it came from.
+
+    Raises ``MattaError`` if its outputs are not the TA's or its weights are broken.
     """
-    name = recipe.distill.teacher
+    name = settings.teacher
     if not name:
-        raise MattaError(
-            "No Teacher is named: pass --teacher with a local folder, a hub id, a timm name or a state dict."
-        )
+        forms = "a local folder, a hub id, a timm name or a state dict"
+        raise MattaError(f"No Teacher is named: pass --teacher with {forms}.")
     example = ta.card.get("example", "")
     teacher, source = load.load_model(name, ta.adapter.task, adapter=ta.adapter, example=example)
-    _refuse_broken(name, teacher)
+    for tensor, values in teacher.named_parameters():
+        if not torch.isfinite(values).all():
+            raise MattaError(f"Teacher {name!r}: its weight {tensor!r} holds NaN or infinity.")
+    if all(not p.any() for p in teacher.parameters() if p.dim() > 1):
+        empty = "all its weight matrices are zero: the file holds no trained model"
+        raise MattaError(f"Teacher {name!r}: {empty}.")
     try:
         teacher = task.fit_teacher(teacher, source.beside, ta.model)
     except MattaError as error:
@@ -45,104 +52,98 @@ def load_teacher(
     return teacher.to(device).eval().requires_grad_(False), source
 
 
-def _refuse_broken(name: str, teacher: nn.Module) -> None:
-    """Raise ``MattaError`` for weights that are not finite, or a matrix of nothing but zeros."""
-    for tensor, values in teacher.named_parameters():
-        if not torch.isfinite(values).all():
-            raise MattaError(f"Teacher {name!r}: its weight {tensor!r} holds NaN or infinity.")
-    if all(not p.any() for p in teacher.parameters() if p.dim() > 1):
-        raise MattaError(
-            f"Teacher {name!r}: all its weight matrices are zero: the file holds no trained model."
-        )
-
-
 def check_teacher(
-    recipe: Recipe, task: Task, teacher: nn.Module, outputs: int, split: Split, device: torch.device
+    settings: DistillSettings,
+    task: Task,
+    teacher: nn.Module,
+    outputs: int,
+    split: Split,
+    device: torch.device,
 ) -> None:
-    """Refuse a Teacher that does not run on the data, or is no better than guessing on the first
-    examples.
+    """Refuse a Teacher that does not run on the data, or is no better than guessing.
+
+    The first examples of the data say so; where it may be weak, one batch has to run.
     """
-    settings = recipe.distill
-    enough = settings.batch_size if settings.allow_weak_teacher else CHANCE_EXAMPLES
+    name, weak, size = settings.teacher, settings.allow_weak_teacher, settings.batch_size
     try:
-        table = score.columns(task, teacher, split, settings.batch_size, device, enough)
+        enough = size if weak else CHANCE_EXAMPLES
+        table = score.columns(task, teacher, split, size, device, enough)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         # whatever its own code makes of it
-        raise MattaError(
-            f"The Teacher {settings.teacher!r} does not run on this data: {said(error)}."
-        ) from error
-    sentence = None if settings.allow_weak_teacher else task.at_chance(table, outputs)
+        why = f"does not run on this data: {said(error)}"
+        raise MattaError(f"The Teacher {name!r} {why}.") from error
+    if not weak:
+        refuse_guessing(f"The Teacher {name!r}", task.at_chance(table, outputs))
+
+
+def refuse_guessing(who: str, sentence: str | None) -> None:
+    """Raise ``MattaError`` if a task has a sentence on what is no better than guessing."""
     if sentence:
-        raise MattaError(
-            f"The Teacher {settings.teacher!r} is too weak: {sentence.rstrip('.')}. Pass --allow-weak-teacher to go on."
-        )
+        weak = f"is too weak: {sentence.rstrip('.')}"
+        raise MattaError(f"{who} {weak}. Pass --allow-weak-teacher to go on.")
 
 
-# a batch, and the numbers of its examples in the split
-Teacher = Callable[[Batch, list[int]], Target]
+def asks_teacher(settings: DistillSettings, task: Task) -> bool:
+    """Whether any term of the loss needs the Teacher."""
+    return not task.labelled or settings.teacher_mix > 0 or settings.hidden_weight > 0
 
 
 def head(model: nn.Module) -> str:
     """The name of the linear layer that makes a model's outputs; empty where there is none."""
-    found: Any = None
+    layer: Any = None
     for getter in ("get_output_embeddings", "get_classifier"):
         try:
-            found = found or getattr(model, getter)()
+            layer = layer or getattr(model, getter)()
         except (AttributeError, NotImplementedError):
             continue
-    if not isinstance(found, nn.Linear):
-        found = next((m for m in reversed(list(model.modules())) if isinstance(m, nn.Linear)), None)
-    return (
-        next((name for name, module in model.named_modules() if module is found), "")
-        if found is not None
-        else ""
-    )
+    if not isinstance(layer, nn.Linear):
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        layer = linear[-1] if linear else None
+    return next((name for name, module in model.named_modules() if module is layer), "")
 
 
 @torch.no_grad()
 def is_product(
     task: Task, whole: Any, hidden: Any, output: tuple[Tensor, Tensor | None], batch: Batch
 ) -> bool:
-    """Whether a model's logits are its last linear layer's outputs and nothing is done to them (no
-    capping, no scaling).
+    """Whether a model's logits are what its last linear layer makes of hidden states.
+
+    They are not where anything is done to them afterwards, such as capping or scaling. whole: the
+    model. hidden: the model without that layer. output: the layer's weight and bias.
     """
     try:
         expected, got = task.forward(whole, batch), F.linear(task.forward(hidden, batch), *output)
     except (RuntimeError, IndexError, ValueError):
         return False
-    return expected.numel() == got.numel() and torch.allclose(
-        expected.flatten(), got.flatten(), rtol=1e-3, atol=1e-3
-    )
+    if expected.numel() != got.numel():
+        return False
+    return torch.allclose(expected.flatten(), got.flatten(), rtol=1e-3, atol=1e-3)
 
 
 class ModelTeacher:
     """A frozen model as the Teacher of a step."""
 
-    def __init__(self, task: Task, model: nn.Module, folder: Path | None = None) -> None:
-        self.task, self.model, self.folder = task, model, folder
+    def __init__(self, task: Task, model: nn.Module) -> None:
+        self.task, self.model = task, model
+        # what is run, and the layer that makes logits of what it gives, if that is left out
+        self.body = model
         self.output: tuple[Tensor, Tensor | None] | None = None
 
     def split_head(self, batch: Batch) -> bool:
-        """From now on give hidden states and the output matrix, not logits, if those are their
-        product. Returns whether.
+        """From now on give hidden states and the output matrix, if the logits are their product.
+
+        Returns whether they are.
         """
         name = head(self.model)
-        if not name:
-            return False
-        layer: Any = self.model.get_submodule(name)
-        body, output = view.without(self.model, name), (layer.weight, layer.bias)
-        if not is_product(self.task, self.model, body, output, batch):
-            return False
-        self.model, self.output = body, output
-        return True
+        if self.output is None and name:
+            layer: Any = self.model.get_submodule(name)
+            body, output = view.without(self.model, name), (layer.weight, layer.bias)
+            if is_product(self.task, self.model, body, output, batch):
+                self.body, self.output = body, output
+        return self.output is not None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, rows: list[int]) -> Logits:
         """Logits of a batch, detached."""
-        out = self.task.forward(self.model, batch)
+        out = self.task.forward(self.body, batch)
         return Logits(out) if self.output is None else Logits(out, *self.output)
-
-
-def asks_teacher(settings: DistillSettings, task: Task) -> bool:
-    """Whether any term of the loss needs the Teacher."""
-    return not task.labelled or settings.teacher_mix > 0 or settings.hidden_weight > 0

@@ -254,7 +254,7 @@ def _prepare(
     axes = sizes.nested_axes(ta.adapter, model, list(sizes.kinds(ta.base)))
     with atomic.atomic_folder(Workspace(folder).ta, overwrite=True) as target:
         save.save_model(ta.adapter, model, target)
-        tokenizer.copy_companions(Workspace(out).ta, target)
+        tokenizer.copy_companions(tokenizer.home(Workspace(out).ta), target)
         lineage = {
             "source": ta.card["lineage"]["source"],
             "digest": atomic.digest(target),

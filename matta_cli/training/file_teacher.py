@@ -1,0 +1,197 @@
+"""A file of what a larger model said, as the Teacher of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from matta_cli.data import sampling
+from matta_cli.data.split import Batch, Data
+from matta_cli.errors import MattaError
+from matta_cli.losses.targets import Logits, Target, TopK
+from matta_cli.tasks.task import Task
+from matta_cli.training.teacher import refuse_guessing
+from matta_cli.training.teacher_file import VALUES, read
+
+# examples on which the gate measures; of text, whose examples are many predictions, fewer
+_CHECKED, _CHECKED_TEXTS = 256, 16
+
+
+class FileTeacher:
+    """What a file says about a batch, looked up by the numbers of its examples."""
+
+    def __init__(self, name: str, task: Task, data: Data, outputs: int) -> None:
+        """Open a file for the task's training examples.
+
+        outputs: the model's. Raises ``MattaError`` for a file that does not fit them.
+        """
+        self.name, self.task, self.outputs, self.train = name, task, outputs, data.train
+        self.temperature, self.ranking = task.recipe.distill.temperature, task.name == "ranking"
+        self.table = read(Path(name).expanduser())
+        self.by = "id" if self.table.by_id else "row"
+        kinds = [kind for kind in VALUES if kind in self.table.values]
+        if len(kinds) != 1:
+            has = ", ".join(sorted(self.table.values)) or "none"
+            raise self._error(f"it needs one of the columns {', '.join(VALUES)}; it has {has}")
+        self.kind = kinds[0]
+        if task.embeds != (self.kind == "embedding"):
+            raise self._error(f"its column {self.kind!r} is nothing for the task {task.name}")
+        keys, places, counted = np.unique(self.table.key, return_index=True, return_counts=True)
+        if len(keys) < len(self.table.key):
+            raise self._error(f"the key {keys[counted > 1][0]} occurs {counted.max()} times")
+        self.keys, self.places = keys, places
+        self._check_card()
+        self._check_values(self._places(range(len(data.train))))
+
+    def _error(self, sentence: str) -> MattaError:
+        return MattaError(f"Teacher {self.name!r}: {sentence}.")
+
+    def _places(self, rows: Sequence[int]) -> np.ndarray:
+        """Where in the file the outputs of these examples are."""
+        wanted = self.train.keys(rows, ids=self.table.by_id)
+        at = np.searchsorted(self.keys, wanted)
+        missing = (at == len(self.keys)) | (self.keys[np.minimum(at, len(self.keys) - 1)] != wanted)
+        if missing.any():
+            count = f"{int(missing.sum()):,} of the {len(wanted):,} training examples"
+            first = f"the first is {self.by} {wanted[missing][0]}"
+            raise self._error(f"{count} are not in it, {first}")
+        return self.places[at]
+
+    def _check_card(self) -> None:
+        """Refuse a file that was made for another temperature, other outputs or other examples."""
+        card, wanted = self.table.card, self.temperature
+        if self.kind == "top_logits":
+            if "top_index" not in self.table.values:
+                raise self._error("it has top_logits, but no column top_index")
+            given = card.get("temperature", 1.0)
+            if given != wanted:
+                softened = f"its likeliest outputs are softened by the temperature {given:g}"
+                instead = f"distill.temperature is {wanted:g}: set that, or make the file again"
+                raise self._error(f"{softened}, but {instead}")
+        if "data" not in card:
+            return
+        if card["outputs"] != self.outputs and not self.task.embeds:
+            made = f"it was made for {card['outputs']:,} {self.task.output}"
+            raise self._error(f"{made}, the model has {self.outputs:,}")
+        if card["data"] != self.train.digest():
+            what = f"{card['description']}; tokenizer and sequence length included"
+            those = f"those of {self.task.recipe.data.train!r}: run `matta teach` again"
+            raise self._error(f"it was made for other examples ({what}) than {those}")
+
+    def _check_values(self, places: np.ndarray) -> None:
+        """Refuse values that no model could have said."""
+        if "data" in self.table.card:  # ``matta teach`` checked what it wrote
+            return
+        values = self.table.values[self.kind]
+        for start in range(0, len(places), 4096):
+            here = places[start : start + 4096]
+            given = np.asarray(values[here])
+            odd = ~np.isfinite(given.astype(np.float64)).reshape(len(given), -1).all(1)
+            if odd.any():
+                first = f"at {self.by} {self.table.key[here[odd.argmax()]]} first"
+                raise self._error(f"column {self.kind!r} has values that are not finite, {first}")
+            if sentence := self._wrong(given, here):
+                raise self._error(sentence)
+        if self.kind in ("logits", "score") and not np.asarray(values[places[: 1 << 16]]).any():
+            raise self._error("all its logits are zero: it holds no trained model's outputs")
+
+    def _wrong(self, given: np.ndarray, places: np.ndarray) -> str:
+        """What is wrong with these values, [n, ...] at ``places``; empty where nothing is."""
+        if self.kind == "embedding":
+            fine = given.ndim == 2 and given.any(1).all()
+            needed = "a list of numbers for each sentence, not all of them zero"
+            return "" if fine else f"column 'embedding' needs {needed}"
+        if self.kind == "top_logits":
+            return self._wrong_top(given, np.asarray(self.table.values["top_index"][places]))
+        if self.kind == "label":
+            return self._wrong_label(given)
+        column = f"column {self.kind!r}"
+        if self.ranking and given.size != len(given):
+            return f"{column} has several numbers for a row, a ranker gives one"
+        if not self.ranking and (given.ndim < 2 or given.shape[-1] != self.outputs):
+            count = given.shape[-1] if given.ndim > 1 else 1
+            has = f"the model has {self.outputs} classes"
+            return f"{column} has {count} numbers for an example, {has}"
+        if self.kind == "probabilities":
+            high = given > 1 if self.ranking else np.abs(given.sum(-1) - 1) > 1e-3
+            if given.min() < 0 or high.any():
+                return f"{column} has values that are no probabilities (0 to 1, summing to 1)"
+        return ""
+
+    def _wrong_label(self, given: np.ndarray) -> str:
+        if self.task.name == "causal_lm":
+            instead = "the text has them already; give logits"
+            return f"labels are not supported for language models: {instead}"
+        whole = given.astype(np.int64)
+        odd = (whole != given) | (whole < 0) | (whole >= self.outputs)
+        if self.ranking or not odd.any():
+            return ""
+        return f"label {given[odd][0]} is not one of the model's {self.outputs} classes"
+
+    def _wrong_top(self, given: np.ndarray, index: np.ndarray) -> str:
+        if self.ranking:
+            return "top_logits are not supported for rankers: give a score"
+        if given.shape != index.shape:
+            return "top_logits and top_index are of different sizes"
+        low, high, ordered = index.min(), index.max(), np.sort(index, -1)
+        if low < 0 or high >= self.outputs or (ordered[..., 1:] == ordered[..., :-1]).any():
+            return f"top_index must name different classes from 0 to {self.outputs - 1}"
+        return ""
+
+    def __call__(self, batch: Batch, rows: list[int]) -> Target:
+        """What the file says about the examples of these numbers, on the batch's device."""
+        places, device = self._places(rows), next(iter(batch.values())).device
+
+        def tensor(name: str) -> Tensor:
+            values = np.ascontiguousarray(self.table.values[name][places])
+            return torch.from_numpy(values).to(device)
+
+        given = tensor(self.kind)
+        if self.kind == "top_logits":
+            known, index = given.float().flatten(0, -2), tensor("top_index").long().flatten(0, -2)
+            if "rest" in self.table.values:
+                rest = tensor("rest").float().flatten()
+                whole = torch.cat([known, rest[:, None]], 1).logsumexp(1)
+                return TopK(known - whole[:, None], index, rest - whole)
+            left = torch.log1p(-known.double().exp().sum(1).clamp(max=1))
+            return TopK(known, index, left.float())
+        if self.kind == "label":
+            return given.float() if self.ranking else given.long()
+        given = given.float()
+        if self.kind == "probabilities":
+            given = torch.logit(given, 1e-6) if self.ranking else given.clamp(min=1e-12).log()
+        return Logits(given.flatten() if self.ranking else given)
+
+    def check(self) -> None:
+        """Raise ``MattaError`` if what the file says is no better than guessing.
+
+        Some training examples say so: of all, since the first ones may all be of one class.
+        """
+        limit = _CHECKED_TEXTS if self.task.name == "causal_lm" else _CHECKED
+        order = sampling.example_order(0, 0, len(self.train))[:limit].tolist()
+        columns: dict[str, list[np.ndarray]] = {}
+        for start in range(0, len(order), 8):
+            rows = order[start : start + 8]
+            batch = self.train.batch(rows)
+            for name, values in self.task.score(self._logits(batch, rows), batch).items():
+                columns.setdefault(name, []).append(values.numpy())
+        whole = {name: np.concatenate(parts) for name, parts in columns.items()}
+        sentence = self.task.at_chance(self.task.gathered(whole), self.outputs)
+        refuse_guessing(f"The Teacher {self.name!r}", sentence)
+
+    def _logits(self, batch: Batch, rows: list[int]) -> Tensor:
+        """Whole logits that say the same, for scoring."""
+        target = self(batch, rows)
+        if isinstance(target, TopK):
+            even = torch.full((len(target.rest), self.outputs), -float(np.log(self.outputs)))
+            # as it was before it was softened
+            whole = target.log_q(slice(None), even) * self.temperature
+            return whole.view(len(rows), -1, self.outputs)
+        if isinstance(target, Tensor):
+            return target if self.ranking else one_hot(target, self.outputs).float()
+        return target.whole()
