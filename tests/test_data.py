@@ -25,12 +25,13 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data import find
 from matta_cli.data import text as data_text
 from matta_cli.data.loader import loader
-from matta_cli.data.text import Paragraphs, Text, cut, hub, local
+from matta_cli.data.text import Text, cut, hub, local
 from matta_cli.errors import MattaError
 from matta_cli.files import cache as files_cache
 from matta_cli.models.folders import load_ta
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.causal_lm import task
+from matta_cli.tasks.causal_lm import examples, read
+from matta_cli.tasks.causal_lm.examples import Paragraphs
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.tasks.image_classification.examples import Images, Source
 from matta_cli.tasks.image_classification.task import ImageClassification
@@ -88,7 +89,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 def cache(tmp_path, monkeypatch) -> Path:
     """An empty cache, and no text that is too small for it."""
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(task, "_IN_MEMORY", 0)
+    monkeypatch.setattr(read, "_IN_MEMORY", 0)
     return tmp_path / "cache" / "tokens"
 
 
@@ -162,7 +163,7 @@ def test_the_tokens_are_those_of_the_whole_text(
     monkeypatch.setattr(data_text, "_PIECE", 500)
     monkeypatch.setattr(data_text, "_BATCH", 5000)
     if not on_disk:
-        monkeypatch.setattr(task, "_IN_MEMORY", 1 << 30)
+        monkeypatch.setattr(read, "_IN_MEMORY", 1 << 30)
     name, documents = corpus(tmp_path / "corpus")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     parts = cut_whole(documents)
@@ -215,12 +216,12 @@ def test_text_without_lines_is_cut_before_words(monkeypatch):
 
 
 def test_passages_of_endless_text_are_spread_over_it(monkeypatch):
-    monkeypatch.setattr(data_text, "_CANDIDATES", 600)
+    monkeypatch.setattr(examples, "_CANDIDATES", 600)
     seen = Paragraphs()
     for k in range(5000):
         seen.add("one two three four five six seven eight nine " + "abcdefghij"[k // 500] + ".")
     found = [passage[-1] for passage in seen.passages()]
-    assert len(found) <= 500 and len(seen.found) <= 600
+    assert len(found) <= 500 and len(seen.lines) <= 600
     counts = [found.count(letter) for letter in "abcdefghij"]
     assert min(counts) >= 0.8 * max(counts) and found == sorted(found)
     few = Paragraphs()
@@ -267,7 +268,7 @@ def test_text_is_tokenized_once(book, tokenizer_folder, cache, monkeypatch):
     first = opened(tokenizer_folder, train=str(book))
     # the tokenizer's content counts, not its folder
     copy = shutil.copytree(tokenizer_folder, book.parent / "checkpoint")
-    monkeypatch.setattr(task, "pieces", None)
+    monkeypatch.setattr(read, "pieces", None)
     again = opened(copy, train=str(book))
     assert (
         all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
@@ -336,7 +337,7 @@ def test_a_token_outside_the_vocabulary_is_refused(book, tokenizer_folder, cache
     with pytest.raises(
         MattaError, match=r"makes the token 29\d, but the model's vocabulary is 290"
     ):
-        CausalLM(recipe())._tokens(tokenizer, whole, small, 0)
+        read.tokens(tokenizer, whole, small.config.vocab_size, 0)
     assert not stored(cache)
 
 
@@ -406,7 +407,7 @@ def test_streaming_takes_what_the_run_needs(tmp_path, tokenizer_folder, cache, m
     assert opened(tokenizer_folder, **settings, max_tokens=50)[0].tolist() == whole["train"][:50]
     assert opened(tokenizer_folder, **settings, max_tokens=10**6)[0].tolist() == train.tolist()
     with monkeypatch.context() as patch:
-        patch.setattr(task, "pieces", None)
+        patch.setattr(read, "pieces", None)
         # from the cache, as on --resume
         assert opened(tokenizer_folder, **settings)[0].tolist() == train.tolist()
     assert (
@@ -428,10 +429,9 @@ def test_streaming_reads_no_further_than_needed(tokenizer_folder, cache):
             drawn.append(k)
             yield prose(20, k % 50), True
 
-    task, tokenizer = CausalLM(recipe()), AutoTokenizer.from_pretrained(tokenizer_folder)
-    found, passages = task._tokens(
-        tokenizer, Text("it", ["endless"], None, endless), gpt2(), 5000, Paragraphs()
-    )
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    text = Text("it", ["endless"], None, endless)
+    found, passages = read.tokens(tokenizer, text, 300, 5000, Paragraphs())
     assert len(found) == 5000 and len(drawn) * 1000 < 3 << 20 and passages
 
 

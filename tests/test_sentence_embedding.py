@@ -31,6 +31,7 @@ from matta_cli.models import plugins
 from matta_cli.nested import importance
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
+from matta_cli.tasks.sentence_embedding import read
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
 from matta_cli.training.file_teacher import FileTeacher
@@ -430,7 +431,7 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
 
     # datasets opens a local folder with the same call
     rows = find.hub_dataset(str(tmp_path))["validation"]
-    opened = found._columns("it", rows.column_names, rows.__getitem__)
+    opened = read.from_table("it", rows.column_names, rows.__getitem__, found.recipe.data)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
 
@@ -464,7 +465,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("\n".join(sentences(30)))
-    encode = task(train=str(text))._encoder(folder, bert())
+    encode = read.encoder(folder, bert(), task(train=str(text)).recipe)
     one, other = (
         Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1))
     )

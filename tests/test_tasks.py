@@ -14,7 +14,7 @@ from torch import nn
 
 from matta_cli.data import find
 from matta_cli.data.split import sample
-from matta_cli.data.text import Paragraphs, Text, cut
+from matta_cli.data.text import Text, cut
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes as losses_classes
 from matta_cli.losses import targets
@@ -28,6 +28,7 @@ from matta_cli.losses.rows import (
     pointwise_distill,
 )
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.causal_lm.examples import Paragraphs
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking

@@ -10,9 +10,9 @@ import numpy as np
 
 from benchmarks.quality.problem import Problem
 from matta_cli.models import plugins
+from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
-from matta_cli.tasks.task import Metric
 
 Record = dict[str, Any]
 Arms = Mapping[str, Sequence[Record]]  # arm -> its records, one for each seed

@@ -1,33 +1,27 @@
-"""From what the user typed to files, tables and hub datasets."""
+"""From what the user typed to files, tables and hub datasets, to train on and to measure on."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from matta_cli.errors import MattaError, said
 
 if TYPE_CHECKING:
     import numpy as np
 
-_SUFFIXES = (
-    ".txt",
-    ".md",
-    ".jsonl",
-    ".json",
-    ".csv",
-    ".tsv",
-    ".parquet",
-    ".npz",
-    ".svm",
-    ".libsvm",
-    ".train",
-    ".test",
-    ".gz",
-)
+    from matta_cli.settings.recipe import DataSettings
+
+_TEXT = (".txt", ".md", ".jsonl", ".json")
+_ROWS = (".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
+
+_AMBIGUOUS = "is neither a local file or folder nor a dataset on the hub: check --data."
+_OFFLINE = "on the hub, and nothing local has that name: pass --data with a local file or folder."
+
+T = TypeVar("T")
 
 
 def find(text: str, flag: str = "--data") -> Path | None:
@@ -37,56 +31,79 @@ def find(text: str, flag: str = "--data") -> Path | None:
     names the setting in it.
     """
     if not text:
-        raise MattaError(
-            f"There is no data: pass {flag} with a file, a folder or a hub dataset id."
-        )
+        missing = f"pass {flag} with a file, a folder or a hub dataset id."
+        raise MattaError(f"There is no data: {missing}")
     path = Path(text).expanduser()
     if path.exists():
         return path
-    if text.startswith((".", "/", "~")) or text.endswith((*_SUFFIXES, "/")) or text.count("/") > 1:
+    ends = (*_TEXT, *_ROWS, "/")
+    if text.startswith((".", "/", "~")) or text.endswith(ends) or text.count("/") > 1:
         raise MattaError(f"There is no file or folder {text!r}: check {flag}.")
     return None
 
 
-def no_streaming(streaming: bool, what: str) -> None:
+def no_streaming(settings: DataSettings, what: str) -> None:
     """Raise ``MattaError`` where ``data.streaming`` is set and the task has no use for it."""
-    if streaming:
+    if settings.streaming:
         raise MattaError(f"data.streaming is not supported for {what}: leave it out.")
 
 
 def empty(text: str, what: str) -> MattaError:
-    """The error for data that is there but holds nothing. ``what``: the kind of thing that was
-    looked for.
-    """
+    """The error for data that is there but holds none of ``what`` was looked for."""
     return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
-def no_column(text: str, column: str, setting: str, known: Sequence[str]) -> MattaError:
-    """The error for a column that is not there. ``setting`` is the recipe's setting that names it,
-    if any does.
-    """
+def check_column(text: str, column: str, setting: str, known: Iterable[str]) -> None:
+    """Raise ``MattaError`` unless data has a column. ``setting``: of the recipe, that names it."""
+    known = list(known)
+    if column in known:
+        return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
     shown = ", ".join(name if name == name.strip() else repr(name) for name in known)
-    return MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
+    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:
-    """Where the held-out last tenth of ``count`` things begins: at least one is held out, and at
-    least one is left.
+    """Where the held-out last tenth of ``count`` things begins; at least one is, and one is left.
+
+    Raises ``MattaError`` where there are fewer than two.
     """
     if count < 2:
-        raise MattaError(
-            f"{text!r} holds {count} {what}: too little to hold some out, so pass --held-out with other data."
-        )
+        few = f"{text!r} holds {count} {what}: too little to hold some out"
+        raise MattaError(f"{few}, so pass --held-out with other data.")
     return count - max(1, count // 10)
 
 
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV, TSV, JSONL or Parquet file: numbers as numbers (missing ones NaN),
-    everything else as objects.
+def to_train_and_measure(
+    settings: DataSettings,
+    training: bool,
+    opened: Callable[[str, str, bool], tuple[T | None, T | None]],
+    divided: Callable[[T], tuple[T, T]],
+) -> tuple[T | None, T]:
+    """What to train on (None unless ``training``) and what to measure on.
 
-    Raises ``MattaError`` where the file cannot be read.
+    opened: of a name and the flag that gave it, what is there to train on and the held-out part
+    that comes with it, either of which may be missing; the first is asked for where the third
+    argument is true. divided: something without its last tenth, and that tenth.
+    """
+    if settings.held_out:
+        only, own = opened(settings.held_out, "--held-out", False)
+        train = opened(settings.train, "--data", True)[0] if training else None
+        held_out = only if own is None else own
+    else:
+        train, held_out = opened(settings.train, "--data", training)
+        if held_out is None and train is not None:
+            train, held_out = divided(train)
+    assert held_out is not None
+    return (train if training else None), held_out
+
+
+def read_table(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a CSV, TSV, JSONL or Parquet file.
+
+    Numbers are numbers (missing ones NaN), everything else is objects. Raises ``MattaError`` where
+    the file cannot be read.
     """
     import pyarrow as pa
     import pyarrow.csv
@@ -103,12 +120,16 @@ def read_table(path: Path) -> dict[str, np.ndarray]:
             table = pyarrow.csv.read_csv(path, parse_options=options)
         twice = [name for name, count in Counter(table.column_names).items() if count > 1]
         if twice:
-            raise MattaError(
-                f"{str(path)!r} has several columns {twice[0]!r}: give each a name of its own."
-            )
+            several = f"{str(path)!r} has several columns {twice[0]!r}"
+            raise MattaError(f"{several}: give each a name of its own.")
         return {name: table[name].to_numpy() for name in table.column_names}
     except (pa.ArrowException, OSError) as error:
-        raise MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: Exception) -> MattaError:
+    """The error for a file that pyarrow could not read."""
+    return MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}")
 
 
 def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
@@ -123,11 +144,11 @@ def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
 
 
 def hub_stream(name: str, config: str = "") -> tuple[dict[str, Any], str]:
-    """All splits of a hub dataset, or of a local folder that ``datasets`` opens, to be read on
-    demand; and their fingerprint.
+    """All splits of a hub dataset, to be read on demand, and their fingerprint.
 
-    It is what ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any
-    of the files is. Raises ``MattaError`` as ``hub_dataset`` does.
+    ``name`` may also be a local folder that ``datasets`` opens. The splits are what
+    ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any of the
+    files is. Raises ``MattaError`` as ``hub_dataset`` does.
     """
     import datasets
 
@@ -143,13 +164,9 @@ def _opening(name: str) -> Iterator[None]:
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError:
-        raise MattaError(
-            f"{name!r} is neither a local file or folder nor a dataset on the hub: check --data."
-        ) from None
+        raise MattaError(f"{name!r} {_AMBIGUOUS}") from None
     except ConnectionError:
-        raise MattaError(
-            f"Could not reach {name!r} on the hub, and nothing local has that name: pass --data with a local file or folder."
-        ) from None
+        raise MattaError(f"Could not reach {name!r} {_OFFLINE}") from None
     except Exception as error:
         # what datasets raises for a foreign or damaged repository is open-ended
         raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
@@ -167,3 +184,21 @@ def hub_held_out(splits: dict[str, Any], name: str, split: str) -> Any | None:
     if split:
         return hub_split(splits, name, split)
     return next((splits[known] for known in ("validation", "test") if known in splits), None)
+
+
+def hub_parts(
+    splits: dict[str, Any],
+    name: str,
+    settings: DataSettings,
+    training: bool,
+    opened: Callable[[Any], T],
+) -> tuple[T | None, T | None]:
+    """What to train on and what to measure on, of a hub dataset's splits, each ``opened``.
+
+    Without ``training``, the first is opened only where nothing is held out.
+    """
+    rows = hub_held_out(splits, name, settings.held_out_split)
+    held_out = None if rows is None else opened(rows)
+    if held_out is not None and not training:
+        return None, held_out
+    return opened(hub_split(splits, name, settings.split)), held_out

@@ -28,16 +28,16 @@ class _Steps:
 def loader(
     split: Split, drawn: Iterable[Sequence[int]], workers: int = 0, pin: bool = False
 ) -> Generator[Batch, None, None]:
-    """The batches of ``drawn``, one for each of its lists of examples, in its order, whatever the
-    number of ``workers``.
+    """The batches of ``drawn``: one for each of its lists of examples, in its order.
 
     workers: processes that fetch ahead, two batches each; 0: the calling process, on demand. They
     are forks, which share the split's arrays, and leave signals to the calling process, so that a
-    run that is stopped still gets the batch it waits for.
-    pin: batches in page-locked memory. ``drawn`` is asked ahead of time, so it must not draw from
-    torch's global generator. Raises ``MattaError`` at once where ``workers`` is negative or not
-    possible here, and at its batch what the split raises, and where a worker dies. Closing it ends
-    the workers.
+    run that is stopped still gets the batch it waits for. pin: batches in page-locked memory.
+    ``drawn`` is asked ahead of time, so it must not draw from torch's global generator. Closing
+    the generator ends the workers.
+
+    Raises ``MattaError`` at once where ``workers`` is negative or not possible here, and at its
+    batch what the split raises, and where a worker dies.
     """
     import multiprocessing
 
@@ -45,13 +45,11 @@ def loader(
     from torch.utils.data import DataLoader
 
     if workers < 0:
-        raise MattaError(
-            f"data.workers is {workers}, but it is a number of processes: 0 (none beside the run's own) or more."
-        )
+        meant = "a number of processes: 0 (none beside the run's own) or more"
+        raise MattaError(f"data.workers is {workers}, but it is {meant}.")
     if workers and "fork" not in multiprocessing.get_all_start_methods():
-        raise MattaError(
-            f"data.workers is {workers}, but this system cannot fork processes: set it to 0."
-        )
+        cannot = "this system cannot fork processes: set it to 0."
+        raise MattaError(f"data.workers is {workers}, but {cannot}")
     steps: Any = _Steps(split)
     order: Any = drawn
     batches = DataLoader(
@@ -68,6 +66,7 @@ def loader(
 
 
 def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, None]:
+    """The batches; an error among them is raised, and the workers end with the generator."""
     import multiprocessing
 
     others = set(multiprocessing.active_children())
@@ -81,8 +80,8 @@ def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, Non
         while own:  # one may wait for a lock that a dead one held
             own.pop().kill()
 
-    # Python's exit would wait for ever for a process that is deaf to its SIGTERM; what it leaves of
-    # this module is little
+    # Python's exit would wait for ever for a process that is deaf to its SIGTERM. When the
+    # generator is closed there, little may be left of this module, so the name is taken now.
     unregister = atexit.unregister
     atexit.register(end)
     try:
@@ -93,10 +92,10 @@ def _raising(batches: Iterable[Any], workers: int) -> Generator[Batch, None, Non
     except RuntimeError as error:
         if "exited unexpectedly" not in str(error) and "is killed by signal" not in str(error):
             raise
-        raise MattaError(
-            f"One of the {workers} processes that read the data died, perhaps for want of memory or of shared memory "
-            "(/dev/shm): lower data.workers or --batch-size."
-        ) from error
+        dead = f"One of the {workers} processes that read the data died"
+        why = "perhaps for want of memory or of shared memory (/dev/shm)"
+        hint = "lower data.workers or --batch-size."
+        raise MattaError(f"{dead}, {why}: {hint}") from error
     finally:
         unregister(end)
         end()

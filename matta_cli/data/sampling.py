@@ -1,6 +1,4 @@
-"""What a step draws. Everything is a pure function of (seed, step), so a resumed run draws what it
-would have drawn.
-"""
+"""What a step draws: a pure function of (seed, step), so a resumed run draws the same again."""
 
 from __future__ import annotations
 
@@ -18,8 +16,9 @@ def example_order(seed: int, epoch: int, count: int) -> torch.Tensor:
 def indices(
     seed: int, step: int, batch_size: int, count: int, order: dict[int, torch.Tensor]
 ) -> list[int]:
-    """The examples of a step: epochs follow one another without a gap. ``order`` caches the epochs
-    in use.
+    """The examples of a step: epochs of ``count`` follow one another without a gap.
+
+    ``order`` keeps the order of the epoch in use from one call to the next.
     """
     drawn = []
     for position in range(step * batch_size, (step + 1) * batch_size):

@@ -19,9 +19,7 @@ Columns = dict[str, "np.ndarray"]
 
 
 class Split(Protocol):
-    """Examples that can be fetched by number, so that the order of a run is a pure function of its
-    seed.
-    """
+    """Examples fetched by number, so that a run's order is a pure function of its seed."""
 
     def __len__(self) -> int:
         """How many examples there are (sequences, images, or queries/rows)."""
@@ -30,11 +28,10 @@ class Split(Protocol):
         """These examples as CPU tensors."""
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
-        """What a Teacher's file calls these examples: numbers in the user's data, int64, or the
-        names that it has (``ids``).
+        """What a Teacher's file calls these examples: numbers in the user's data, or their names.
 
-        One for each output: a query of a ranking has one for each of its rows. Raises
-        ``MattaError`` where there are no names.
+        int64, one for each output: a query of a ranking has one for each of its rows. ids: the
+        names that the user's data has; raises ``MattaError`` where there are none.
         """
 
     def digest(self) -> str:
@@ -46,9 +43,8 @@ class Data:
     """What a run trains on and is measured on.
 
     held_out: one or more splits; each is scored by itself (an LM has running text, and passages for
-    the last word).
-    description: one line for people: what it is, how much of it.
-    unit: what ``items`` counts in: "tokens", "images", "rows".
+    the last word). description: one line for people: what it is, how much of it. unit: what a
+    task's ``items`` counts in: "tokens", "images", "rows".
     """
 
     train: Split
@@ -89,34 +85,27 @@ def digest(parts: Iterable[str | np.ndarray]) -> str:
 
 def no_ids(what: str) -> MattaError:
     """The error for a Teacher's file that is keyed by id where examples have none."""
-    return MattaError(
-        f"A Teacher's file with a column 'id' is not supported for {what}: number its rows in a column 'row'."
-    )
+    unsupported = f"A Teacher's file with a column 'id' is not supported for {what}"
+    return MattaError(f"{unsupported}: number its rows in a column 'row'.")
 
 
-def sample(whole: Split, limit: int) -> Split:
-    """At most ``limit`` examples (0: all), always the same, in a fixed random order, so that any
-    first few represent all.
-
-    Image folders come sorted by class, so their first few would not.
-    """
+def sample(whole: Split, limit: int) -> Part:
+    """At most ``limit`` examples (0: all), always the same, in a fixed random order."""
     import numpy as np
 
+    # so that any first few represent all: image folders come sorted by class
     order = np.random.default_rng(0).permutation(len(whole))
     return Part(whole, order[:limit] if limit else order)
 
 
 def halves(split: Split) -> tuple[Part, Part]:
-    """Two parts of a split, each example in one of them, always the same: one to choose by, one to
-    report on.
+    """Two halves of a split, always the same: one to choose by, one to report on.
 
     Raises ``MattaError`` for a split of one example.
     """
     if len(split) < 2:
-        raise MattaError(
-            "There is one held-out example only: choosing sizes needs some to choose by and others to report on."
-        )
+        needed = "choosing sizes needs some to choose by and others to report on."
+        raise MattaError(f"There is one held-out example only: {needed}")
     order = sampling.example_order(0, 0, len(split)).tolist()
-    return Part(split, sorted(order[: len(order) // 2])), Part(
-        split, sorted(order[len(order) // 2 :])
-    )
+    half = len(order) // 2
+    return Part(split, sorted(order[:half])), Part(split, sorted(order[half:]))

@@ -24,8 +24,7 @@ from matta_cli.files.cache import cache
 
 FORMAT = 1  # also that of how text becomes tokens: another one is another key
 
-
-_BLOCK = 1 << 22
+_BLOCK = 1 << 22  # bytes that are checked at once
 
 
 def stored(
@@ -35,14 +34,13 @@ def stored(
     more: Callable[[], dict[str, Any]],
     limit: int = 0,
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Tokens ``dtype`` [n] on disk, and their card: from the cache, else of ``write``, whose arrays
-    are put end to end.
+    """Tokens ``dtype`` [n] on disk, and their card.
 
-    ``identity``: what JSON can hold; the tokens are its function. ``limit``: the first so many
-    tokens are enough (0: all); a file that holds more serves as well. ``more`` goes into the card
-    and is asked after the last array. What is damaged, short or of another key is made anew. Of
-    several processes one writes, and the others wait. Raises ``MattaError`` where the folder cannot
-    be written.
+    They come from the cache, else of ``write``, whose arrays are put end to end. ``identity``: what
+    JSON can hold; the tokens are its function. ``limit``: the first so many tokens are enough
+    (0: all); a file that holds more serves as well. ``more`` goes into the card and is asked after
+    the last array. What is damaged, short or of another key is made anew. Of several processes one
+    writes, and the others wait. Raises ``MattaError`` where the folder cannot be written.
     """
     from filelock import FileLock
 
@@ -60,11 +58,8 @@ def stored(
             for killed in folder.parent.glob(f".{key}.*"):
                 shutil.rmtree(killed, ignore_errors=True)
             with _writable(folder.parent), atomic.atomic_folder(folder, overwrite=True) as fresh:
-                card = {
-                    "identity": identity,
-                    **_write(fresh / "tokens.bin", dtype, write(), limit),
-                    **more(),
-                }
+                written = _write(fresh / "tokens.bin", dtype, write(), limit)
+                card = {"identity": identity, **written, **more()}
                 atomic.atomic_write(fresh / "card.json", json.dumps(card) + "\n")
         if not card["count"]:
             return np.zeros(0, dtype), card  # an empty file cannot be mapped
@@ -111,6 +106,5 @@ def _writable(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise MattaError(
-            f"The tokens cannot be kept in {folder}: {error.strerror or error}; set MATTA_CACHE to a folder with room."
-        ) from error
+        failed = f"The tokens cannot be kept in {folder}: {error.strerror or error}"
+        raise MattaError(f"{failed}; set MATTA_CACHE to a folder with room.") from error

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from matta_cli.losses.targets import Logits, Term, TopK
+from matta_cli.losses.targets import Counts, Logits, Losses, Target, Term, TopK
 
 IGNORED = -100  # a label that is not predicted
-
-
 DIVERGENCES = ("forward", "reverse", "js")
 
+# a divergence's gradient for its other side is that of its mirror image
+_MIRROR = {"forward": "reverse", "reverse": "forward", "js": "js"}
 
 # Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB), or,
 # where they are made from hidden states, enough for an efficient matrix product (16 MiB: at 32 a
@@ -26,7 +26,7 @@ DIVERGENCES = ("forward", "reverse", "js")
 _CHUNK, _PRODUCT_CHUNK, _CUDA_CHUNK = 1 << 21, 1 << 22, 1 << 26
 
 
-def counts(labels: Tensor) -> dict[str, float]:
+def counts(labels: Tensor) -> Counts:
     """What the losses of classes are averaged over: the labels that count, and all positions."""
     return {"labels": float((labels != IGNORED).sum()), "outputs": float(labels.numel())}
 
@@ -35,29 +35,32 @@ def of_classes(
     logits: Logits,
     labels: Tensor,
     terms: Sequence[Term],
-    over: dict[str, float],
+    over: Counts,
     temperature: float,
     divergence: str,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The weighted sum of terms, and each of them (detached), for ``logits`` [..., classes] and
-    ``labels`` int64 [...].
+) -> Losses:
+    """The weighted sum of terms, and each of them, for ``logits`` [..., classes].
 
-    Labels (and Teachers that gave only labels): cross-entropy. Teachers: the divergence of the
-    distributions softened by ``temperature``, times its square. Sums over rows are divided by
-    ``over`` (see ``counts``). Gradients reach the logits, and a target that requires them. All
-    terms share one pass over the rows, a few at a time, with gradients in closed form: a softmax
-    over a large vocabulary that autograd records would keep several float32 copies of all logits.
+    labels: int64 [...]. They (and Teachers that gave only labels) make a cross-entropy; Teachers
+    the divergence of the distributions softened by ``temperature``, times its square (Hinton et al.
+    2015, arXiv 1503.02531). Sums over rows are divided by ``over`` (see ``counts``). Gradients
+    reach the logits, and a target that requires them.
+
+    All terms share one pass over the rows, a few at a time, with gradients in closed form: a
+    softmax over a large vocabulary that autograd records would keep several float32 copies of all
+    logits.
     """
     parts = []
     tensors: list[Tensor | None] = [*logits.tensors]
     for term in terms:
-        hard = labels.flatten() if term.target is None else term.target
-        if isinstance(hard, Tensor):
-            parts.append(_Part(1 / max(1.0, over["labels"]), term.weight, hard.flatten(), 1.0, ""))
+        target = labels if term.target is None else term.target
+        if isinstance(target, Tensor):
+            scale = 1 / max(1.0, over["labels"])
+            parts.append(_Part(scale, term.weight, target.flatten(), 1.0, ""))
         else:
             scale = temperature**2 / max(1.0, over["outputs"])
-            parts.append(_Part(scale, term.weight, hard, temperature, divergence))
-        tensors += hard.tensors if isinstance(hard, Logits) else (None, None, None)
+            parts.append(_Part(scale, term.weight, target, temperature, divergence))
+        tensors += target.tensors if isinstance(target, Logits) else (None, None, None)
     total, values = _Summed.apply(logits, parts, *tensors)
     return total, dict(zip((term.name for term in terms), values.unbind(), strict=True))
 
@@ -68,7 +71,7 @@ class _Part:
 
     scale: float
     weight: float
-    target: Logits | TopK | Tensor
+    target: Target
     temperature: float
     divergence: str
 
@@ -76,8 +79,10 @@ class _Part:
 class _Gradient:
     """Gathers the gradient of ``Logits`` from that of their rows."""
 
-    def __init__(self, like: tuple[Tensor, Tensor | None, Tensor | None], prepared: Logits) -> None:
-        hidden, weight, bias = like
+    def __init__(self, logits: Target, prepared: Target) -> None:
+        # nothing else has tensors that require a gradient
+        assert isinstance(logits, Logits) and isinstance(prepared, Logits)
+        hidden, weight, bias = logits.tensors
         self.prepared, self.shape = prepared, hidden.shape
         self.hidden = torch.empty_like(hidden.flatten(0, -2))
         # in float32 whatever the product's type: it is a sum over all rows
@@ -85,6 +90,7 @@ class _Gradient:
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
     def add(self, here: slice, grad: Tensor) -> None:
+        """Take the gradient of the rows ``here``, float32 [n, classes]."""
         if self.weight is None or self.prepared.weight is None:
             self.hidden[here] = grad
             return
@@ -99,62 +105,55 @@ class _Gradient:
             self.weight += grad.T @ rows
 
     def times(self, factor: Tensor) -> list[Tensor | None]:
-        found = [self.hidden.view(self.shape), self.weight, self.bias]
-        return [None if g is None else g.mul_(factor) for g in found]
+        """The gradients of ``Logits.tensors``, scaled in place."""
+        gradients = [self.hidden.view(self.shape), self.weight, self.bias]
+        return [None if gradient is None else gradient.mul_(factor) for gradient in gradients]
 
 
 class _Summed(torch.autograd.Function):
-    """The weighted sum of parts, and the value of each, over all rows. Gradients are made in the
-    forward pass.
+    """The weighted sum of parts, and each one's value; the forward pass makes the gradients.
+
+    tensors: three each of the logits and of every part's target, so that autograd knows of them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        triples = [tensors[i : i + 3] for i in range(0, len(tensors), 3)]
-        wanted = [any(ctx.needs_input_grad[2 + i : 5 + i]) for i in range(0, len(tensors), 3)]
-        model = logits.prepared()
-        gradients: list[_Gradient | None] = [_Gradient(triples[0], model) if wanted[0] else None]  # type: ignore[arg-type]
-        targets: list[Logits | TopK | Tensor] = []
-        for part, triple, need in zip(parts, triples[1:], wanted[1:], strict=True):
-            targets.append(
-                part.target.prepared() if isinstance(part.target, Logits) else part.target
-            )
-            gradients.append(_Gradient(triple, targets[-1]) if need else None)  # type: ignore[arg-type]
+        needed = ctx.needs_input_grad[2:]
+        wanted = [any(needed[i : i + 3]) for i in range(0, len(tensors), 3)]
+        model, given = logits.prepared(), [part.target for part in parts]
+        targets = [t.prepared() if isinstance(t, Logits) else t for t in given]
+        own = _Gradient(logits, model) if wanted[0] else None
+        each = zip(parts, targets, wanted[1:], strict=True)
+        theirs = [_Gradient(part.target, t) if need else None for part, t, need in each]
         values = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
-        for here in chunks(model, *(p.target for p in parts if isinstance(p.target, Logits))):
-            z, own = model.part(here), None
+        for here in chunks(model, *given):
+            z, summed = model.part(here), None
             softened: dict[float, Tensor] = {}
-            for k, (part, target) in enumerate(zip(parts, targets, strict=True)):
-                if part.temperature not in softened:
-                    softened[part.temperature] = torch.log_softmax(z / part.temperature, -1)
-                log_p, factor = softened[part.temperature], part.weight * part.scale
+            for k, (part, target, back) in enumerate(zip(parts, targets, theirs, strict=True)):
+                tau, factor = part.temperature, part.weight * part.scale
+                if tau not in softened:
+                    softened[tau] = torch.log_softmax(z / tau, -1)
+                log_p = softened[tau]
                 if isinstance(target, Tensor):
                     value, grad = _cross_entropy(log_p, target[here], wanted[0])
                 else:
-                    if isinstance(target, TopK):
-                        log_q = target.log_q(here, log_p)
-                    else:
-                        log_q = torch.log_softmax(target.part(here).div_(part.temperature), -1)
-                    value, grad = _divergence(
-                        part.divergence, log_p, log_q, part.temperature, wanted[0]
-                    )
-                    back = gradients[k + 1]
-                    # a divergence's gradient for its other side is that of its mirror image
+                    log_q = _log_q(target, here, log_p, tau)
+                    value, grad = _divergence(part.divergence, log_p, log_q, tau, wanted[0])
                     if back is not None:
-                        mirrored = {"forward": "reverse", "reverse": "forward"}.get(
-                            part.divergence, part.divergence
-                        )
-                        theirs = _divergence(mirrored, log_q, log_p, part.temperature, True)[1]
-                        assert theirs is not None
-                        back.add(here, theirs.mul_(factor))
+                        mirror = _MIRROR[part.divergence]
+                        other = _divergence(mirror, log_q, log_p, tau, True)[1]
+                        assert other is not None
+                        back.add(here, other.mul_(factor))
                 values[k] += value * part.scale
-                if grad is not None:
-                    own = grad.mul_(factor) if own is None else own.add_(grad, alpha=factor)
-            if gradients[0] is not None and own is not None:
-                gradients[0].add(here, own)
-        ctx.gradients = gradients
+                if summed is None:
+                    summed = None if grad is None else grad.mul_(factor)
+                elif grad is not None:
+                    summed.add_(grad, alpha=factor)
+            if own is not None and summed is not None:
+                own.add(here, summed)
+        ctx.gradients = [own, *theirs]
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([part.weight for part in parts], device=values.device)
         return (values * weights).sum(), values
@@ -162,23 +161,30 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gradients, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
-        if gradients is None:
+        gathered, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
+        if gathered is None:
             raise RuntimeError("This loss has been differentiated before; compute it again.")
-        found: list[Tensor | None] = []
-        for gradient in gradients:
-            found += [None] * 3 if gradient is None else gradient.times(upstream)
-        return None, None, *found
+        gradients: list[Tensor | None] = []
+        for gradient in gathered:
+            gradients += [None] * 3 if gradient is None else gradient.times(upstream)
+        return None, None, *gradients
 
 
-def chunks(model: Logits, *others: Logits) -> list[slice]:
+def chunks(model: Logits, *others: Target) -> list[slice]:
     """The rows of ``prepared`` logits, so many at a time as memory is spared for."""
-    count, product = model.count, any(logits.weight is not None for logits in (model, *others))
-    most = (
-        _CUDA_CHUNK if model.hidden.device.type == "cuda" else _PRODUCT_CHUNK if product else _CHUNK
-    )
-    step = max(1, most // model.classes)
+    products = [t for t in (model, *others) if isinstance(t, Logits) and t.weight is not None]
+    most = _PRODUCT_CHUNK if products else _CHUNK
+    if model.hidden.device.type == "cuda":
+        most = _CUDA_CHUNK
+    count, step = model.count, max(1, most // model.classes)
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
+
+
+def _log_q(target: Logits | TopK, here: slice, log_p: Tensor, temperature: float) -> Tensor:
+    """A few rows of a target's softened log probabilities, [n, classes]."""
+    if isinstance(target, TopK):
+        return target.log_q(here, log_p)
+    return torch.log_softmax(target.part(here).div_(temperature), -1)
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, Tensor | None]:
@@ -196,11 +202,10 @@ def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, T
 def _divergence(
     kind: str, log_p: Tensor, log_q: Tensor, temperature: float, need: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed divergence of the model's rows ``log_p`` from the target's ``log_q``, and its gradient
-    for the model's logits.
+    """Summed divergence of the model's rows from the target's, and its gradient for the logits.
 
-    forward: KL(q || p), the paper's. reverse: KL(p || q) (Gu et al. 2024, arXiv 2306.08543). js:
-    Jensen-Shannon.
+    log_p: [n, classes], of the model; log_q: of the target. forward: KL(q || p), the paper's.
+    reverse: KL(p || q) (Gu et al. 2024, arXiv 2306.08543). js: Jensen-Shannon.
     """
     if kind == "forward":
         q = log_q.exp()

@@ -1,12 +1,14 @@
-"""Losses of rows: cosines of embeddings; pointwise, pairwise and listwise losses of ranking."""
+"""Losses of rows: cosines of embeddings; pointwise, pairwise and listwise losses of ranking.
+
+All return a sum, which the caller divides by the number of sentences, rows, pairs or groups, and
+compute in float32.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-# Embeddings. Lengths do not matter. Both return a sum over the sentences, and compute in float32.
 
 
 def cosine_distance(own: Tensor, target: Tensor) -> Tensor:
@@ -15,19 +17,14 @@ def cosine_distance(own: Tensor, target: Tensor) -> Tensor:
 
 
 def relation(own: Tensor, target: Tensor) -> Tensor:
-    """Squared error of the cosines of each sentence with the others, averaged over the others,
-    summed over the sentences.
+    """Squared error of the cosines of each sentence with the others, summed over the sentences.
 
     own: [n, d], target: [n, e]: the numbers of coordinates may differ (Park et al. 2019, arXiv
-    1904.05068). 0 for one sentence.
+    1904.05068). It is averaged over the others; 0 for one sentence.
     """
     own, target = (F.normalize(e.float(), dim=-1) for e in (own, target))
     gap = own @ own.T - target @ target.T  # the diagonal is 0
     return gap.square().sum() / max(1, len(own) - 1)
-
-
-# Ranking. Every function returns a sum, which the caller divides by the number of rows, pairs or
-# groups.
 
 
 def pointwise(scores: Tensor, labels: Tensor) -> Tensor:
@@ -36,24 +33,18 @@ def pointwise(scores: Tensor, labels: Tensor) -> Tensor:
     Labels are relevance probabilities: grades above 1 count as 1, negative labels (LibSVM's -1) as
     0.
     """
-    return F.binary_cross_entropy_with_logits(
-        scores.float(), labels.float().clamp(0, 1), reduction="sum"
-    )
+    relevant = labels.float().clamp(0, 1)
+    return F.binary_cross_entropy_with_logits(scores.float(), relevant, reduction="sum")
 
 
 def pointwise_distill(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Binary cross-entropy of ``scores`` [rows] for the teacher's softened probabilities, less the
-    teacher's entropy.
-    """
-    return (
-        _bernoulli_kl(scores.float() / temperature, teacher.float() / temperature).sum()
-        * temperature**2
-    )
+    """Cross-entropy for the Teacher's softened probabilities [rows], less the Teacher's entropy."""
+    own, target = scores.float() / temperature, teacher.float() / temperature
+    return _bernoulli_kl(own, target).sum() * temperature**2
 
 
 def pairwise(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """RankNet's logistic loss, summed over all pairs of rows that share a group and differ in
-    label.
+    """RankNet's logistic loss, summed over the pairs of a group's rows that differ in label.
 
     scores, labels, group: [rows]; group holds integers in any order. Burges et al. 2005, "Learning
     to Rank using Gradient Descent".
@@ -64,12 +55,11 @@ def pairwise(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
 
 
 def pairwise_distill(scores: Tensor, teacher: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """RankNet with the teacher's soft preference sigmoid(margin / temperature) as the target, over
-    all pairs of a group.
+    """RankNet with the Teacher's soft preferences as targets, over all pairs of a group.
 
-    That is RankNet's own loss for uncertain pairs (Burges et al. 2005, section 3) less the
-    teacher's entropy. Rather than a squared difference of margins, because it is on the scale of
-    ``pairwise`` and does not ask for the teacher's units.
+    The preference is sigmoid(margin / temperature). That is RankNet's own loss for uncertain pairs
+    (Burges et al. 2005, section 3) less the Teacher's entropy. Rather than a squared difference of
+    margins, because it is on the scale of ``pairwise`` and does not ask for the Teacher's units.
     """
     i, j = pairs(group)
     margin, target = scores[i].float() - scores[j].float(), teacher[i].float() - teacher[j].float()
@@ -77,38 +67,24 @@ def pairwise_distill(scores: Tensor, teacher: Tensor, group: Tensor, temperature
 
 
 def listwise(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
-    """ListNet: cross-entropy of the softmax of scores for the softmax of labels in each group,
-    summed over the groups.
+    """ListNet: cross-entropy of the softmax of a group's scores for that of its labels.
 
-    scores, labels, group: [rows]. Cao et al. 2007, "Learning to Rank: From Pairwise Approach to
-    Listwise Approach".
+    scores, labels, group: [rows]. Summed over the groups. Cao et al. 2007, "Learning to Rank: From
+    Pairwise Approach to Listwise Approach".
     """
     log_p, log_q = _log_softmax(scores, group), _log_softmax(labels, group)
     return -(log_q.exp() * log_p).sum()
 
 
 def listwise_distill(scores: Tensor, teacher: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """KL(teacher || model) of softened scores with the rows of a group as the classes, summed over
-    the groups.
-    """
-    log_p, log_q = (
-        _log_softmax(scores / temperature, group),
-        _log_softmax(teacher / temperature, group),
-    )
+    """KL(Teacher || model) of softened scores; the rows of a group are the classes."""
+    log_p = _log_softmax(scores / temperature, group)
+    log_q = _log_softmax(teacher / temperature, group)
     return (log_q.exp() * (log_q - log_p)).sum() * temperature**2
 
 
-def _bernoulli_kl(logits: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || model) of Bernoulli distributions given by their logits, elementwise."""
-    target = teacher.sigmoid()
-    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
-    return cross - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
-
-
 def pairs(group: Tensor) -> tuple[Tensor, Tensor]:
-    """Row numbers (i, j) of all unordered pairs of different rows within a group, without a rows x
-    rows matrix.
-    """
+    """Row numbers (i, j) of all pairs within a group, without a matrix of rows x rows."""
     order = torch.argsort(group, stable=True)
     _, sizes = group[order].unique_consecutive(return_counts=True)
     position = torch.arange(len(group), device=group.device)
@@ -120,12 +96,18 @@ def pairs(group: Tensor) -> tuple[Tensor, Tensor]:
     return order[first], order[second]
 
 
+def _bernoulli_kl(logits: Tensor, teacher: Tensor) -> Tensor:
+    """KL(Teacher || model) of Bernoulli distributions given by their logits, elementwise."""
+    target = teacher.sigmoid()
+    cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return cross - F.binary_cross_entropy_with_logits(teacher, target, reduction="none")
+
+
 def _log_softmax(scores: Tensor, group: Tensor) -> Tensor:
     """log softmax over the rows of each group: [rows] -> [rows]."""
     scores = scores.float()
     values, index = group.unique(return_inverse=True)
-    top = torch.full((len(values),), -torch.inf, device=scores.device).scatter_reduce(
-        0, index, scores.detach(), "amax"
-    )
+    top = torch.full((len(values),), -torch.inf, device=scores.device)
+    top = top.scatter_reduce(0, index, scores.detach(), "amax")
     shifted = scores - top[index]
     return shifted - torch.zeros_like(top).index_add(0, index, shifted.exp()).log()[index]

@@ -1,9 +1,8 @@
-"""What a model is compared with: logits that need not stand whole in memory, top-k distributions,
-terms.
-"""
+"""What a model is compared with, and logits that need not stand whole in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,19 +11,25 @@ from torch import Tensor
 
 _NEVER = -1e4  # the log of a probability of nothing: times 0 it is 0, which -inf is not
 
+# What losses are averaged over: "labels" (those of the ground truth) and "outputs" (of a Teacher).
+Counts = dict[str, float]
+
+# The weighted sum of terms, a scalar, and each term by its name, detached and unweighted.
+Losses = tuple[Tensor, dict[str, Tensor]]
+
 
 @dataclass(frozen=True)
 class Logits:
-    """Logits [..., classes]: as they are (``hidden``), or as the product hidden [..., d] x weight
-    [classes, d] + bias.
+    """Logits [..., classes]: as they are (``hidden``), or as a product that makes them.
 
-    As a product they never need to stand whole in memory: losses make the rows that they are at.
+    The product is hidden [..., d] x weight [classes, d] + bias. It never needs to stand whole in
+    memory: losses make the rows that they are at. kept: its first rows, [rows, classes], where they
+    have been made already.
     """
 
     hidden: Tensor
     weight: Tensor | None = None
     bias: Tensor | None = None
-    # the product's first rows, [rows, classes], where they have been made already
     kept: Tensor | None = None
 
     @property
@@ -34,10 +39,12 @@ class Logits:
 
     @property
     def classes(self) -> int:
+        """The number of logits in a row."""
         return self.hidden.shape[-1] if self.weight is None else self.weight.shape[0]
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """All that a gradient may reach."""
         return self.hidden, self.weight, self.bias
 
     def whole(self) -> Tensor:
@@ -45,17 +52,16 @@ class Logits:
         return self.hidden if self.weight is None else F.linear(self.hidden, self.weight, self.bias)
 
     def detach(self) -> Logits:
-        hidden, weight, bias = (None if t is None else t.detach() for t in self.tensors)
-        assert hidden is not None
-        return Logits(hidden, weight, bias, self.kept)
+        """The same, outside the graph that gradients go through."""
+        weight, bias = (None if t is None else t.detach() for t in (self.weight, self.bias))
+        return Logits(self.hidden.detach(), weight, bias, self.kept)
 
     @torch.no_grad()
     def keep(self, size: int) -> Logits:
-        """The same, with the first rows of the product made now and kept, for several losses to
-        read: up to ``size`` bytes.
+        """The same, with as many rows of the product made now as ``size`` bytes hold.
 
-        They are kept in the type that products are computed in here, so that reading them changes
-        nothing.
+        Several losses then read them. They are kept in the type that products are computed in here,
+        so that reading them changes nothing.
         """
         if self.weight is None or not size:
             return self
@@ -66,18 +72,15 @@ class Logits:
         return Logits(*self.tensors, made)
 
     def prepared(self) -> Logits:
-        """Detached, as [rows, ...], in the type that products are computed in here (autocast's, if
-        that is on).
-        """
+        """Detached, as [rows, ...], in the type of products here (autocast's, if that is on)."""
         hidden, weight, bias = self.detach().tensors
         hidden = hidden.flatten(0, -2)
         if weight is None:
             return Logits(hidden)
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        return Logits(
-            hidden.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype), self.kept
-        )
+        bias = None if bias is None else bias.to(dtype)
+        return Logits(hidden.to(dtype), weight.to(dtype), bias, self.kept)
 
     def part(self, here: slice) -> Tensor:
         """A fresh float32 copy of some rows of ``prepared`` logits."""
@@ -90,12 +93,11 @@ class Logits:
 
 @dataclass(frozen=True)
 class TopK:
-    """A softened distribution of which only the k likeliest classes are known, and the mass of all
-    others together.
+    """A softened distribution of which only the k likeliest classes are known.
 
-    log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the others'
-    mass. Divergences from it are those of k + 1 outcomes: among the others a model may do as it
-    likes.
+    log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the mass of
+    all other classes together. Divergences from it are those of k + 1 outcomes: among the others a
+    model may do as it likes.
     """
 
     log_probs: Tensor
@@ -113,16 +115,24 @@ class TopK:
         return (log_p + (rest - others)).clamp_(min=_NEVER).scatter_(1, index, known)
 
 
-# a Tensor holds labels: int64 classes, or float relevance of a ranking
+# A Tensor holds labels: int64 classes, or float relevance of a ranking.
 Target = Logits | TopK | Tensor
 
 
 @dataclass(frozen=True)
 class Term:
-    """One part of a model's loss: its name, its weight, and whom it follows (None: the batch's own
-    labels).
-    """
+    """One part of a model's loss. target: whom it follows; None: the batch's own labels."""
 
     name: str
     weight: float
     target: Target | None = None
+
+
+def weighted(terms: Sequence[Term], value: Callable[[Term], Tensor], start: Tensor) -> Losses:
+    """The weighted sum of each term's ``value``, a scalar. ``start``: a zero to add them to."""
+    total, values = start, {}
+    for term in terms:
+        one = value(term)
+        total = total + term.weight * one
+        values[term.name] = one.detach()
+    return total, values

@@ -1,57 +1,40 @@
-"""A task is what is trained and measured: data -> batches, losses, metrics. It belongs to the kind
-of output.
-"""
+"""A task is what is trained and measured; it belongs to the kind of output."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.data.split import Batch, Columns, Data
+from matta_cli.data.split import Batch, Columns, Data, Split
 from matta_cli.errors import MattaError
-from matta_cli.losses.targets import Logits, Term
+from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.plugins import load_class
+from matta_cli.report.schema import Metric
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from matta_cli.settings.recipe import Recipe
 
 
-def raw(output: Any) -> Tensor:
-    """The tensor that a module's output stands for: its logits, the last hidden states of an
-    encoder, or itself.
-    """
-    for name in ("logits", "last_hidden_state"):
-        output = getattr(output, name, output)
-    return output
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of the report. ``higher`` says which direction is better; None: neither, it should
-    be 1.
-    """
-
-    name: str
-    label: str
-    higher: bool | None
-
-
 class Task(ABC):
-    """One kind of output. ``metrics[0]`` is the primary one."""
+    """One kind of output.
+
+    metrics: the primary one first. output: what ``outputs`` counts, for people. alike: what
+    ``agreement`` is a share of, for people. labelled: whether there is ground truth to learn;
+    without, the Teacher is all that is followed. embeds: whether outputs are coordinates rather
+    than logits: a Teacher may then have another number of them.
+    """
 
     name: str = ""
-    output: str = "outputs"  # what ``outputs`` counts, for people
-    alike: str = "same prediction"  # what ``agreement`` is a share of, for people
+    output: str = "outputs"
+    alike: str = "same prediction"
     metrics: tuple[Metric, ...] = ()
-    # whether there is ground truth to learn; without, the Teacher is all that is followed
     labelled = True
-    # whether outputs are coordinates rather than logits: a Teacher may then have another number of
-    # them
     embeds = False
 
     def __init__(self, recipe: Recipe) -> None:
@@ -59,29 +42,42 @@ class Task(ABC):
 
     @abstractmethod
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
-        """Open the recipe's data for ``model``, whose folder holds what belongs to it (tokenizer,
-        preprocessing).
+        """Open the recipe's data for ``model``.
 
-        Raises ``MattaError`` where no data is named, nothing is there, it is empty, or it does not
-        fit the model. With ``training=False`` only the held-out splits are needed (``train`` may
-        then be a held-out split).
+        ``folder`` is the model's own, which holds what belongs to it (tokenizer, preprocessing).
+        With ``training=False`` only the held-out splits are needed (``train`` may then be one of
+        them). Raises ``MattaError`` where no data is named, nothing is there, it is empty, or it
+        does not fit the model.
         """
+
+    def described(
+        self, train: Split, size: str, held_out: Sequence[Split], measured: str, unit: str
+    ) -> Data:
+        """The data, with a description of it.
+
+        size: how much there is to train on, in words; empty: that is not told. measured: what the
+        first held-out split is of, in words.
+        """
+        named = self.recipe.data
+        told = f"{named.held_out or named.train}: held out {len(held_out[0]):,} {measured}"
+        if size:
+            told = f"{named.train}: {size}; {told}"
+        return Data(train, tuple(held_out), told, unit)
 
     @abstractmethod
     def outputs(self, model: nn.Module) -> int:
         """The number of outputs (vocabulary, classes, scores) that a Teacher must share."""
 
     def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
-        """The Teacher as it must be called on ``model``'s batches. ``folder`` is the Teacher's own,
-        where it has one.
+        """The Teacher as it must be called on ``model``'s batches.
 
-        Raises ``MattaError`` with both numbers where its outputs or inputs are not the model's.
+        ``folder`` is the Teacher's own, where it has one. Raises ``MattaError`` with both numbers
+        where its outputs or inputs are not the model's.
         """
         theirs, ours = self.outputs(teacher), self.outputs(model)
         if theirs != ours:
-            raise MattaError(
-                f"The Teacher has {theirs:,} {self.output}, the model {ours:,}: they must be the same to distil."
-            )
+            numbers = f"The Teacher has {theirs:,} {self.output}, the model {ours:,}"
+            raise MattaError(f"{numbers}: they must be the same to distil.")
         return teacher
 
     @abstractmethod
@@ -90,33 +86,24 @@ class Task(ABC):
 
     @abstractmethod
     def example(self, model: nn.Module, size: int = 4) -> Batch:
-        """A made-up batch of inputs of the right form, always the same, for proofs and timings
-        where there is no data.
-        """
+        """A made-up batch of inputs, always the same: for proofs and timings without data."""
 
     def present(self, batch: Batch) -> Tensor | None:
         """Which positions of a batch are no padding, bool [B, L]; None where none is."""
         return None
 
     @abstractmethod
-    def counts(self, batch: Batch) -> dict[str, float]:
-        """What the terms are averaged over: ``labels`` (those of the ground truth) and ``outputs``
-        (those of a Teacher).
-        """
+    def counts(self, batch: Batch) -> Counts:
+        """What the terms are averaged over: ``labels`` and ``outputs``."""
 
     @abstractmethod
     def objective(
-        self,
-        logits: Logits,
-        batch: Batch,
-        terms: Sequence[Term],
-        over: dict[str, float] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of the terms of a model's loss, a scalar, and each term by name,
-        detached and unweighted.
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
+    ) -> Losses:
+        """The weighted sum of the terms of a model's loss, a scalar, and each term by name.
 
-        over: the ``counts`` to divide by, where the batch is a part of something larger; the sum
-        over the parts is then the mean over the whole.
+        The terms by name are detached and unweighted. over: the ``counts`` to divide by, where the
+        batch is a part of something larger; the sum over the parts is then the mean over the whole.
         """
 
     def loss(self, logits: Tensor, batch: Batch) -> Tensor:
@@ -124,60 +111,74 @@ class Task(ABC):
         return self.objective(Logits(logits), batch, [Term("truth", 1.0)])[0]
 
     def distill_loss(self, logits: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        """The loss of whole logits against a (detached) teacher's logits, a scalar on the scale of
-        ``loss``.
-        """
-        return self.objective(
-            Logits(logits), batch, [Term("teacher", 1.0, Logits(teacher.detach()))]
-        )[0]
+        """The loss of whole logits against a Teacher's, a scalar on the scale of ``loss``."""
+        term = Term("teacher", 1.0, Logits(teacher.detach()))
+        return self.objective(Logits(logits), batch, [term])[0]
 
-    @abstractmethod
     def items(self, batch: Batch) -> int:
-        """How many of ``Data.unit`` a batch holds."""
+        """How many of ``Data.unit`` a batch holds; unless a task says otherwise, its rows."""
+        return len(next(iter(batch.values())))
 
     @abstractmethod
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per-example columns (one row per example of the batch) from which ``summarize`` computes
-        the metrics.
-        """
+        """Columns from which ``summarize`` computes the metrics, a row for each example."""
 
     def gathered(self, columns: Columns) -> Columns:
-        """The columns of all examples of a split. What takes all of them at once, such as a search,
-        is worked out here.
-        """
+        """A split's columns, with what takes all examples at once, such as a search, worked out."""
         return columns
 
     @abstractmethod
     def summarize(self, columns: Columns) -> dict[str, float]:
-        """The metrics that these columns allow. Called again on resampled rows for the bootstrap
-        interval.
-        """
+        """The metrics that these columns, or resampled rows of them, allow."""
 
     def right(self, columns: Columns) -> Columns:
-        """Of the metrics that are a share of examples got right: metric -> 0 or 1 per example that
-        counts.
-        """
+        """Metric -> 0 or 1 per example that counts, of metrics that are a share got right."""
         return {}
 
     @abstractmethod
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per-example columns of what a model says, in which ``agreement`` compares two; empty
-        where that is not done.
-        """
+        """Columns of what a model says, for ``agreement``; none where two are not compared."""
 
-    @abstractmethod
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        """What two models' answers to the same examples have in common: of ``of`` things in each
-        example the ``same``.
+        """What two models' answers to the same examples have in common.
+
+        Of ``of`` things in each example the ``same``. Here the answers are one column, [n] or
+        [n, things], whose values are compared.
         """
+        [column] = ours
+        return agreeing(ours[column] == theirs[column])
 
     @abstractmethod
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        """A sentence with both numbers if a model with these columns is no better than guessing,
-        else None.
-        """
+        """A sentence with both numbers if these columns are no better than guessing, else None."""
 
 
 def task(name: str, recipe: Recipe) -> Task:
     """A task by name, with the recipe's settings."""
     return load_class("matta.tasks", name)(recipe)
+
+
+def raw(output: Any) -> Tensor:
+    """A module's logits, the last hidden states of an encoder, or the output itself."""
+    for name in ("logits", "last_hidden_state"):
+        output = getattr(output, name, output)
+    return output
+
+
+def config(model: Any, name: str) -> Any:
+    """A value of the config of a transformers model; None where there is none."""
+    return getattr(getattr(model, "config", None), name, None)
+
+
+def agreeing(same: np.ndarray) -> Columns:
+    """``Task.agreement`` of answers that are the same where ``same`` [n] or [n, things] is true."""
+    import numpy as np
+
+    if same.ndim == 1:
+        same = same[:, None]
+    return {"same": same.sum(1).astype(float), "of": np.full(len(same), float(same.shape[1]))}
+
+
+def above(share: float, chance: float, count: int) -> bool:
+    """Whether a share of ``count`` exceeds chance by more than two standard errors."""
+    return share > chance + 2 * math.sqrt(chance * (1 - chance) / max(1, count))

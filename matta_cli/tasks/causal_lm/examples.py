@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,16 @@ from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 
+_PASSAGES = 500  # passages taken from held-out paragraphs
+_CANDIDATES = 1 << 14  # lines that are held to choose them from
+_WORDS = 10  # words of a paragraph that makes a passage
+_TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
+
 
 class Packed:
-    """Tokens cut into sequences of ``length``. ``shorter``: too few tokens for one make one shorter
-    sequence.
+    """Tokens cut into sequences of ``length``, or a ``shorter`` one where there are too few.
+
+    Raises ``MattaError`` where there are too few for that.
     """
 
     def __init__(
@@ -23,11 +30,10 @@ class Packed:
     ) -> None:
         if shorter:
             length = min(length, len(tokens))
-        if len(tokens) < max(2, length):
-            raise MattaError(
-                f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {max(2, length):,}: pass more text, or a "
-                "smaller --sequence-length."
-            )
+        least = max(2, length)
+        if len(tokens) < least:
+            few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {least:,}"
+            raise MattaError(f"{few}: pass more text, or a smaller --sequence-length.")
         self.tokens, self.length = tokens, length
 
     def __len__(self) -> int:
@@ -48,12 +54,12 @@ class Packed:
 
 
 class Passages:
-    """Passages whose last word is to be predicted, as LAMBADA defines it (Paperno et al. 2016,
-    arXiv 1606.06031).
+    """Passages whose last word is to be predicted, as LAMBADA defines it.
 
     The last word is what follows the last space; it counts if every one of its tokens is the
-    likeliest given all before it. Longer passages than ``length`` tokens lose their beginning.
-    Passages without a space, or whose last word is longer than that, are left out.
+    likeliest given all before it (Paperno et al. 2016, arXiv 1606.06031). Longer passages than
+    ``length`` tokens lose their beginning. Passages without a space, or whose last word is longer
+    than that, are left out.
     """
 
     def __init__(self, tokenizer: Any, texts: Sequence[str], length: int) -> None:
@@ -77,9 +83,7 @@ class Passages:
         return split.digest([tokens for tokens, _ in self.rows])
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """``input_ids`` int64 [B, L] padded on the right (a causal model never looks there),
-        ``target`` bool [B, L].
-        """
+        """``input_ids`` and ``target``, padded on the right: a causal model never looks there."""
         rows = [self.rows[i] for i in indices]
         ids = torch.full((len(rows), max(len(tokens) for tokens, _ in rows)), self.padding)
         target = torch.zeros_like(ids, dtype=torch.bool)
@@ -89,9 +93,41 @@ class Passages:
         return {"input_ids": ids, "target": target}
 
 
+class Paragraphs:
+    """At most 500 passages from the lines of text that have ten words or more.
+
+    They are evenly spread, of however much text. What follows the last word (a full stop, a
+    quotation mark) is taken off; a passage that then does not end in a word of letters is left out.
+    A longer one than 16,384 characters loses its beginning.
+    """
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.count, self.every = 0, 1
+
+    def add(self, text: str) -> None:
+        """Look through whole lines of a document."""
+        for line in text.splitlines():
+            line = re.sub(r"[\W_]+$", "", line[-_TAIL:]).strip()
+            word = line.rpartition(" ")[2]
+            if len(line.split()) < _WORDS or not re.fullmatch(r"[^\W\d_]+([-'’][^\W\d_]+)*", word):
+                continue
+            if self.count % self.every == 0:
+                self.lines.append(line)
+            self.count += 1
+            if len(self.lines) > _CANDIDATES:  # every second one stands for both
+                self.lines, self.every = self.lines[::2], 2 * self.every
+
+    def passages(self) -> list[str]:
+        """The passages of all text that was added."""
+        if len(self.lines) <= _PASSAGES:
+            return self.lines
+        return [self.lines[i] for i in np.linspace(0, len(self.lines) - 1, _PASSAGES).astype(int)]
+
+
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without any that would begin or end it."""
     if not texts:
         return []
-    return tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False)[
-        "input_ids"
-    ]
+    options = {"add_special_tokens": False, "return_attention_mask": False}
+    return tokenizer(list(texts), **options)["input_ids"]

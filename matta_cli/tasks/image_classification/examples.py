@@ -17,17 +17,18 @@ from torch import Tensor, nn
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.tasks.task import config
 
 _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images. labels: int64 [N]. read: the image of a number, as PIL. classes: their
-    names, where there are any.
+    """Labelled images.
 
-    names: the images' paths, where they are files. numbers: int64 [N], where these are a part of
-    the user's images.
+    labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are
+    any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
+    of the user's images.
     """
 
     labels: np.ndarray
@@ -36,6 +37,12 @@ class Source:
     names: np.ndarray | None = None
     numbers: np.ndarray | None = None
 
+    def part(self, indices: np.ndarray) -> Source:
+        """The images of these numbers, int64 [n]."""
+        names = None if self.names is None else self.names[indices]
+        labels, read = self.labels[indices], self.read
+        return Source(labels, lambda i: read(int(indices[i])), self.classes, names, indices)
+
 
 class Preparation:
     """From a PIL image to the model's pixels, uint8 [C, H, W], and from those to its input."""
@@ -43,41 +50,38 @@ class Preparation:
     def __init__(self, folder: Path, model: Any) -> None:
         from timm.data import create_transform, resolve_model_data_config
 
-        config = resolve_model_data_config(model)
-        channels, *size = config["input_size"]
-        if hasattr(getattr(model, "config", None), "image_size"):  # a model of transformers
+        settings = resolve_model_data_config(model)
+        channels, *size = settings["input_size"]
+        if config(model, "image_size") is not None:  # a model of transformers
             channels, side = model.config.num_channels, model.config.image_size
             size = [side, side] if isinstance(side, int) else list(side)
-            config |= {"crop_pct": 1.0, "crop_mode": "squash"}
+            settings |= {"crop_pct": 1.0, "crop_mode": "squash"}
             file = folder / "preprocessor_config.json"
             stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            config |= {
-                key: stored[f"image_{key}"] for key in ("mean", "std") if f"image_{key}" in stored
-            }
+            known = [key for key in ("mean", "std") if f"image_{key}" in stored]
+            settings |= {key: stored[f"image_{key}"] for key in known}
         elif hasattr(getattr(model, "patch_embed", None), "img_size"):
             # what it was built for, not what its namesake was
-            channels, size = (
-                model.patch_embed.proj.weight.shape[1],
-                list(model.patch_embed.img_size or size),
-            )
+            channels = model.patch_embed.proj.weight.shape[1]
+            size = list(model.patch_embed.img_size or size)
         self.shape: tuple[int, int, int] = (channels, size[0], size[1])
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if self.mode is None:
-            raise MattaError(
-                f"The model reads images of {channels} channels; matta reads images of 1, 3 or 4."
-            )
-        self.fit = create_transform(
-            **config | {"input_size": self.shape}, is_training=False, normalize=False
-        )
-        self.mean, self.std = (_per_channel(config[key], channels) for key in ("mean", "std"))
+            reads = f"The model reads images of {channels} channels"
+            raise MattaError(f"{reads}; matta reads images of 1, 3 or 4.")
+        settings["input_size"] = self.shape
+        self.fit = create_transform(**settings, is_training=False, normalize=False)
+        self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
 
     def pixels(self, image: Any) -> np.ndarray:
+        """An image of any size and mode as uint8 [C, H, W]."""
         image = image.convert(self.mode)
         if image.size != (self.shape[2], self.shape[1]):
             return np.asarray(self.fit(image))
         return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
 
     def input(self, pixels: np.ndarray) -> Tensor:
+        """Pixels uint8 [..., C, H, W] as float32, normalised."""
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
 
 
@@ -97,15 +101,11 @@ class Renormalized(nn.Module):
         return self.model(image * self.scale + self.shift)
 
 
-def size_text(shape: tuple[int, int, int]) -> str:
-    return "x".join(str(n) for n in shape)
-
-
 class Images:
-    """Labelled images as a split. Pixels are prepared when first asked for, and kept if all of them
-    need less than 1 GiB.
+    """Labelled images as a split.
 
-    What is kept lies in memory that forked workers share: there is one copy, and what one of them
+    Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB. What is
+    kept lies in memory that forked workers share: there is one copy, and what one of them
     prepared is there for all. Two that prepare the same image write the same bytes.
     """
 
@@ -128,10 +128,8 @@ class Images:
                 self.kept[i] = self._read(int(i))
                 self.known[i] = True
             pixels = self.kept[chosen]
-        return {
-            "image": self.prepare.input(pixels),
-            "label": torch.from_numpy(self.source.labels[chosen]),
-        }
+        label = torch.from_numpy(self.source.labels[chosen])
+        return {"image": self.prepare.input(pixels), "label": label}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         """Numbers in the user's data; ids are paths within the folder of images."""
@@ -156,14 +154,13 @@ class Images:
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    """Zeros that a process shares with those it forks; pages take memory once they are written."""
-    return np.frombuffer(
-        mmap.mmap(-1, math.prod(shape) * np.dtype(dtype).itemsize), dtype=dtype
-    ).reshape(shape)
+    """Zeros that a process shares with those it forks; pages take memory once written."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return np.frombuffer(mmap.mmap(-1, size), dtype=dtype).reshape(shape)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
-    """Statistics as [C, 1, 1]; for another number of channels than they were made for, their mean."""
+    """Statistics as [C, 1, 1]; for another number of channels than theirs, their mean."""
     if len(values) != channels:
         values = [sum(values) / len(values)] * channels
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

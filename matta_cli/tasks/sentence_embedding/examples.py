@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,57 +13,47 @@ from matta_cli.data import find, split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 
-LINES, TABLES = (".txt", ".md"), (".csv", ".tsv", ".jsonl", ".parquet")
-
-
-LONGEST = 512  # tokens of a sentence, where nothing says less
-
-
 # of the highest score: pairs from there on are searched for (4 of 5 in the STS benchmark)
 _ALIKE = 0.8
-
-
-WORDS = 8  # words of a text that is cut in two
-
-
-GRAIN = 8  # lengths of batches are multiples of this
+_WORDS = 8  # words of a text that is cut in two
+_GRAIN = 8  # lengths of batches are multiples of this
+_AT_ONCE = 1 << 12  # sentences that are tokenized at once
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Sentences, or pairs of them, as the user's data has them; ``score`` [n] says how alike a pair
-    is.
-    """
+    """Sentences, or pairs of them and a score [n] of how alike they are, as the user has them."""
 
     first: list[str]
     second: list[str] | None = None
     score: np.ndarray | None = None
 
     def part(self, rows: slice) -> Texts:
-        second, score = (None if part is None else part[rows] for part in (self.second, self.score))
-        return Texts(self.first[rows], second, score)  # type: ignore[arg-type]
+        """Some of the sentences or pairs."""
+        second = None if self.second is None else self.second[rows]
+        return Texts(self.first[rows], second, None if self.score is None else self.score[rows])
 
     def all(self) -> list[str]:
         """Every sentence in its place, both of a pair one after the other."""
-        return (
-            self.first
-            if self.second is None
-            else [s for pair in zip(self.first, self.second, strict=True) for s in pair]
-        )
+        if self.second is None:
+            return self.first
+        return [s for pair in zip(self.first, self.second, strict=True) for s in pair]
 
     def sentences(self) -> dict[str, int]:
         """The sentences that are not blank, once each -> the place of the first of them."""
-        found: dict[str, int] = {}
+        places: dict[str, int] = {}
         for place, sentence in enumerate(self.all()):
             if sentence.strip():
-                found.setdefault(sentence.strip(), place)
-        return found
+                places.setdefault(sentence.strip(), place)
+        return places
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """How sentences become tokens. fixed: all batches have the greatest length, for graphs that are
-    compiled once.
+    """How sentences become tokens, ``length`` of them at most.
+
+    lower: in lower case. fixed: all batches have the greatest length, for graphs that are compiled
+    once.
     """
 
     tokenizer: Any
@@ -73,24 +62,21 @@ class Encoder:
     fixed: bool = False
 
     def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each sentence, int32, with those that begin and end it; what is too long is
-        cut.
-        """
-        found: list[np.ndarray] = []
-        for start in range(0, len(sentences), 1 << 12):
-            part = [s.lower() if self.lower else s for s in sentences[start : start + (1 << 12)]]
-            ids = self.tokenizer(
-                part, truncation=True, max_length=self.length, return_attention_mask=False
-            )["input_ids"]
-            found += [np.array(row, np.int32) for row in ids]
-        return found
+        """The tokens of each sentence, int32, cut to the length, with those that begin and end."""
+        options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
+        rows: list[np.ndarray] = []
+        for start in range(0, len(sentences), _AT_ONCE):
+            part = sentences[start : start + _AT_ONCE]
+            part = [sentence.lower() if self.lower else sentence for sentence in part]
+            rows += [
+                np.array(row, np.int32) for row in self.tokenizer(part, **options)["input_ids"]
+            ]
+        return rows
 
     def batch(self, rows: Sequence[np.ndarray]) -> Batch:
-        """``input_ids`` and ``attention_mask`` int64 [n, L], L a multiple of 8 but for the longest
-        possible.
-        """
+        """``input_ids`` and ``attention_mask``; L is a multiple of 8, or the greatest length."""
         longest = self.length if self.fixed else max(map(len, rows))
-        length = min(self.length, -(-longest // GRAIN) * GRAIN)
+        length = min(self.length, -(-longest // _GRAIN) * _GRAIN)
         ids = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0)
         mask = torch.zeros_like(ids)
         for k, row in enumerate(rows):
@@ -114,9 +100,9 @@ class Sentences:
         return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        return self.encode.batch(
-            [self.tokens[self.ends[i - 1] if i else 0 : self.ends[i]] for i in indices]
-        )
+        starts = [self.ends[i - 1] if i else 0 for i in indices]
+        rows = [self.tokens[start : self.ends[i]] for start, i in zip(starts, indices, strict=True)]
+        return self.encode.batch(rows)
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:
@@ -128,25 +114,29 @@ class Sentences:
 
 
 class Pairs:
-    """Pairs of sentences as a split. Texts that are no pairs are cut in two: does the first half
-    find the second?
+    """Pairs of sentences as a split.
+
+    Texts that are no pairs are cut in two: does the first half find the second? what: which of both
+    it is, for people. score: float64 [n], NaN where nobody scored. alike: bool [n]. Raises
+    ``MattaError`` where there are none, or their scores do not tell them apart.
     """
 
     def __init__(self, texts: Texts, encode: Encoder, name: str) -> None:
         first, second, score = texts.first, texts.second, texts.score
         self.what = "pairs of sentences"
         if second is None:
-            cut = [words for text in texts.sentences() if len(words := text.split()) >= WORDS]
-            first = [" ".join(words[: len(words) // 2]) for words in cut]
-            second = [" ".join(words[len(words) // 2 :]) for words in cut]
-            self.what = "sentences, whose first half is to find the second (no scored pairs: pass some with --held-out)"
+            whole = [text.split() for text in texts.sentences()]
+            whole = [words for words in whole if len(words) >= _WORDS]
+            first = [" ".join(words[: len(words) // 2]) for words in whole]
+            second = [" ".join(words[len(words) // 2 :]) for words in whole]
+            self.what = "sentences, whose first half is to find the second "
+            self.what += "(no scored pairs: pass some with --held-out)"
         if not first:
-            raise find.empty(name, f"pairs of sentences, nor text of {WORDS} words to cut in two")
-        self.score = np.full(len(first), np.nan) if score is None else score
+            raise find.empty(name, f"pairs of sentences, nor text of {_WORDS} words to cut in two")
         if score is not None and (not np.isfinite(score).all() or score.min() == score.max()):
-            raise MattaError(
-                f"The scores of {name!r} are missing in places, or all the same: pairs must differ in how alike they are."
-            )
+            same = f"The scores of {name!r} are missing in places, or all the same"
+            raise MattaError(f"{same}: pairs must differ in how alike they are.")
+        self.score = np.full(len(first), np.nan) if score is None else score
         self.alike = np.ones(len(first), bool) if score is None else score >= _ALIKE * score.max()
         self.encode, self.first, self.second = encode, encode(first), encode(second)
 
@@ -156,35 +146,11 @@ class Pairs:
     def batch(self, indices: Sequence[int]) -> Batch:
         chosen = list(indices)
         batch = self.encode.batch([rows[i] for rows in (self.first, self.second) for i in chosen])
-        score, alike = (
-            torch.from_numpy(self.score[chosen]).float(),
-            torch.from_numpy(self.alike[chosen]),
-        )
-        return batch | {"score": score, "alike": alike}
+        batch["score"] = torch.from_numpy(self.score[chosen]).float()
+        return batch | {"alike": torch.from_numpy(self.alike[chosen])}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         return np.asarray(indices, dtype=np.int64)
 
     def digest(self) -> str:
         return split.digest([*self.first, *self.second, self.score])
-
-
-def read_benchmark(path: Path) -> Texts | None:
-    """A file of the STS benchmark in its own form: tab-separated, no header, no quotes, the score
-    fifth, then the sentences.
-    """
-    try:
-        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").split("\n") if line]
-        if not rows or min(map(len, rows)) < 7:
-            return None
-        return Texts(
-            [row[5] for row in rows],
-            [row[6] for row in rows],
-            np.array([float(row[4]) for row in rows]),
-        )
-    except (UnicodeDecodeError, OSError, ValueError):
-        return None
-
-
-def strings(values: Iterable[Any]) -> list[str]:
-    return ["" if value is None else str(value) for value in values]

@@ -1,12 +1,9 @@
-"""Sentence embeddings: any text -> embeddings like the Teacher's; similarity of pairs, and
-retrieval.
-"""
+"""Sentence embeddings: embeddings like the Teacher's; similarity of pairs, and retrieval."""
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +16,25 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.rows import cosine_distance, relation
-from matta_cli.losses.targets import Logits, Term
-from matta_cli.models.tokenizer import open_tokenizer
+from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
+from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.sentence_embedding.examples import (
-    LINES,
-    LONGEST,
-    TABLES,
-    Encoder,
-    Pairs,
-    Sentences,
-    Texts,
-    read_benchmark,
-    strings,
-)
-from matta_cli.tasks.task import Metric, Task, raw
+from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences
+from matta_cli.tasks.sentence_embedding.read import LONGEST, config_of, encoder, read_texts
+from matta_cli.tasks.task import Task, above, agreeing, raw
 
 # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
 _TIE = 1e-5
+_ROWS = 512  # sentences that are compared with all others at once
+
+_METRICS = {"spearman": "Spearman of cosine and score", "pearson": "Pearson"}
+_METRICS["recall@1"] = "retrieval recall@1"
 
 
 class SentenceEmbedding(Task):
-    """Embeddings of sentences. There is no ground truth: the Teacher alone is followed, in its
-    cosines and coordinates.
+    """Embeddings of sentences.
+
+    There is no ground truth: the Teacher alone is followed, in its cosines and coordinates.
 
     Batches of sentences: ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L], padded on
     the right. Batches of P pairs: the same of the P first sentences, then of the P second ones;
@@ -57,40 +50,29 @@ class SentenceEmbedding(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.dims = sorted(set(recipe.distill.output_dims), reverse=True)
-        kinds = (
-            ("spearman", "Spearman of cosine and score"),
-            ("pearson", "Pearson"),
-            ("recall@1", "retrieval recall@1"),
-        )
-        self.metrics = tuple(
-            Metric(_at(name, d), label if d is None else f"{label}, first {d}", higher=True)
-            for d in (None, *self.dims)
-            for name, label in kinds
-        )
+        self.parts = (None, *self.dims)  # the whole embedding, and its first numbers
+        metrics = []
+        for d in self.parts:
+            which = "" if d is None else f", first {d}"
+            metrics += [Metric(_at(n, d), f"{label}{which}", True) for n, label in _METRICS.items()]
+        self.metrics = tuple(metrics)
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
-        find.no_streaming(settings.streaming, "sentence embeddings")
+        find.no_streaming(settings, "sentence embeddings")
         width = self.outputs(model)
         if any(not 0 < d < width for d in self.dims):
-            raise MattaError(
-                f"distill.output_dims {self.dims} is not possible: embeddings have {width} numbers; name fewer."
-            )
-        train, held_out = self._texts(training)
-        encode = self._encoder(folder, model)
-        name = settings.held_out or settings.train
-        pairs = Pairs(held_out, encode, name)
+            numbers = f"embeddings have {width} numbers; name fewer."
+            raise MattaError(f"distill.output_dims {self.dims} is not possible: {numbers}")
+        train, held_out = read_texts(settings, training)
+        encode = encoder(folder, model, self.recipe)
+        pairs = Pairs(held_out, encode, settings.held_out or settings.train)
         split = sample(pairs, settings.eval_examples)
-        description = f"{name}: held out {len(split):,} {pairs.what}"
         if train is None:
-            return Data(split, (split,), description, "sentences")
+            return self.described(split, "", [split], pairs.what, "sentences")
         sentences = Sentences(train.sentences(), encode, settings.train)
-        return Data(
-            sentences,
-            (split,),
-            f"{settings.train}: {len(sentences):,} sentences; {description}",
-            "sentences",
-        )
+        size = f"{len(sentences):,} sentences"
+        return self.described(sentences, size, [split], pairs.what, "sentences")
 
     def outputs(self, model: nn.Module) -> int:
         config: Any = model.config
@@ -98,37 +80,30 @@ class SentenceEmbedding(Task):
 
     def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
         """Embeddings may be of another width than the model's; the tokens must be the same."""
-        theirs, ours = (int(config.vocab_size) for config in (_config(teacher), _config(model)))
+        own, other = config_of(model), config_of(teacher)
+        theirs, ours = int(other.vocab_size), int(own.vocab_size)
         if theirs != ours:
-            raise MattaError(
-                f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}: they must be the same, or the "
-                "Teacher a file of its embeddings."
-            )
-        positions, needed = (
-            _config(teacher).max_position_embeddings,
-            self.recipe.data.sequence_length,
-        )
-        needed = needed or min(LONGEST, _config(model).max_position_embeddings)
+            numbers = f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}"
+            hint = "they must be the same, or the Teacher a file of its embeddings."
+            raise MattaError(f"{numbers}: {hint}")
+        needed = self.recipe.data.sequence_length or min(LONGEST, own.max_position_embeddings)
+        positions = other.max_position_embeddings
         if positions < needed:
-            raise MattaError(
-                f"The Teacher has {positions:,} positions, the model uses {needed:,}: set --sequence-length."
-            )
+            numbers = f"The Teacher has {positions:,} positions, the model uses {needed:,}"
+            raise MattaError(f"{numbers}: set --sequence-length.")
         return teacher
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
-        """Embeddings [B, width], as long as they come: the mean over the tokens, or the first one's
-        hidden state.
-        """
-        hidden = raw(
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        ).float()
+        """Embeddings [B, width]: the mean over the tokens, or the first one's hidden state."""
+        mask = batch["attention_mask"]
+        hidden = raw(model(input_ids=batch["input_ids"], attention_mask=mask)).float()
         if getattr(model.config, "sentence_pooling", "mean") == "cls":
             return hidden[:, 0]
-        mask = batch["attention_mask"][..., None].float()
-        return (hidden * mask).sum(1) / mask.sum(1)
+        weights = mask[..., None].float()
+        return (hidden * weights).sum(1) / weights.sum(1)
 
     def example(self, model: nn.Module, size: int = 4) -> Batch:
-        config, generator = _config(model), torch.Generator().manual_seed(0)
+        config, generator = config_of(model), torch.Generator().manual_seed(0)
         length = min(int(config.max_position_embeddings), 32)
         ids = torch.randint(int(config.vocab_size), (size, length), generator=generator)
         mask = torch.arange(length) < torch.arange(length, 0, -1)[:size, None]
@@ -137,97 +112,78 @@ class SentenceEmbedding(Task):
     def present(self, batch: Batch) -> Tensor:
         return batch["attention_mask"].bool()
 
-    def counts(self, batch: Batch) -> dict[str, float]:
+    def counts(self, batch: Batch) -> Counts:
         return {"labels": 0.0, "outputs": float(len(batch["input_ids"]))}
 
     def objective(
-        self,
-        logits: Logits,
-        batch: Batch,
-        terms: Sequence[Term],
-        over: dict[str, float] | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cosine distance from the target where both have as many coordinates, and the relational
-        loss of the whole embedding and of every one of ``distill.output_dims``, averaged. The first
-        numbers of a Teacher's embedding mean nothing by themselves, so the first ones of the
-        model's take on the similarities of its whole.
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
+    ) -> Losses:
+        """Cosine distance from the target, and the relational loss.
 
-        Sentences are compared within the batch that is given: ``micro_batch`` examples, on each
-        device.
+        The first where both have as many coordinates; the second of the whole embedding and of
+        every one of ``distill.output_dims``, averaged. The first numbers of a Teacher's embedding
+        mean nothing by themselves, so the first ones of the model's take on the similarities of its
+        whole. Sentences are compared within the batch that is given: ``micro_batch`` examples, on
+        each device.
         """
-        over, own = over or self.counts(batch), logits.whole()
-        total, found = own.sum() * 0, {}
-        for term in terms:
-            if not isinstance(term.target, Logits):
-                raise MattaError(
-                    "Sentence embeddings are learned from a Teacher's embeddings alone, not from labels."
-                )
-            target = term.target.whole()
-            value = relation(own, target)
-            for d in self.dims:
-                value = value + relation(own[:, :d], target)
-            value = value * (self.recipe.distill.relation_weight / (1 + len(self.dims)))
-            if own.shape[1] == target.shape[1]:
-                value = value + cosine_distance(own, target)
-            value = value / max(1.0, over["outputs"])
-            total = total + term.weight * value
-            found[term.name] = value.detach()
-        return total, found
+        counts, own = over or self.counts(batch), logits.whole()
+        weight = self.recipe.distill.relation_weight / len(self.parts)
 
-    def items(self, batch: Batch) -> int:
-        return len(batch["input_ids"])
+        def value(term: Term) -> Tensor:
+            if not isinstance(term.target, Logits):
+                taught = "Sentence embeddings are learned from a Teacher's embeddings alone"
+                raise MattaError(f"{taught}, not from labels.")
+            target = term.target.whole()
+            total = relation(own, target)
+            for d in self.dims:
+                total = total + relation(own[:, :d], target)
+            total = total * weight
+            if own.shape[1] == target.shape[1]:
+                total = total + cosine_distance(own, target)
+            return total / max(1.0, counts["outputs"])
+
+        return weighted(terms, value, own.sum() * 0)
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per pair: both embeddings [n, width] (``first``, ``second``), ``score`` and ``alike``.
-        Nothing for lone sentences.
-        """
-        if "score" not in batch:
+        """Per pair: ``first`` and ``second`` embedding, ``score``, ``alike``; else no columns."""
+        columns = self.answers(logits, batch)
+        if not columns:
             return {}
-        first, second = logits.detach().float().chunk(2)
-        return {
-            "first": first,
-            "second": second,
-            "score": batch["score"].double(),
-            "alike": batch["alike"],
-        }
+        return {**columns, "score": batch["score"].double(), "alike": batch["alike"]}
 
     def gathered(self, columns: Columns) -> Columns:
-        """Per pair: ``cosine``, and ``found`` (whether no other second sentence is nearer to the
-        first), of the whole embedding and of its first numbers; ``score`` and ``alike``.
+        """Per pair: ``score``, ``alike``, and of the embedding and its parts ``cosine``, ``found``.
+
+        ``found`` says whether no other second sentence is nearer to the first.
         """
         if "first" not in columns:
             return columns
         table = {"score": columns["score"], "alike": columns["alike"]}
-        for d in (None, *self.dims):
+        for d in self.parts:
             first, second = (_normalized(columns[name][:, :d]) for name in ("first", "second"))
             cosine = (first * second).sum(1)
-            nearest = np.concatenate(
-                [(first[i : i + 512] @ second.T).max(1) for i in range(0, len(first), 512)]
-            )
+            nearest = np.concatenate([near.max(1) for near in _cosines(first, second)])
             table |= {_at("cosine", d): cosine, _at("found", d): cosine >= nearest - _TIE}
         return table
 
     def right(self, columns: Columns) -> Columns:
         alike = columns["alike"].astype(bool)
-        return (
-            {_at("recall@1", d): columns[_at("found", d)][alike] for d in (None, *self.dims)}
-            if alike.any()
-            else {}
-        )
+        if not alike.any():
+            return {}
+        return {_at("recall@1", d): columns[_at("found", d)][alike] for d in self.parts}
 
     def summarize(self, columns: Columns) -> dict[str, float]:
-        """Correlations of cosine and score, where pairs have scores; the share of alike pairs that
-        are found.
-        """
-        found, right = {}, self.right(columns)
-        for d in (None, *self.dims):
-            if np.isfinite(columns["score"]).all():
-                cosine, score = columns[_at("cosine", d)], columns["score"]
-                found[_at("spearman", d)] = _correlation(_ranks(cosine), _ranks(score))
-                found[_at("pearson", d)] = _correlation(cosine, score)
-            if _at("recall@1", d) in right:
-                found[_at("recall@1", d)] = float(right[_at("recall@1", d)].mean())
-        return found
+        """Correlations of cosine and score, where pairs have scores; the share of pairs found."""
+        values, right = {}, self.right(columns)
+        score = columns["score"]
+        for d in self.parts:
+            if np.isfinite(score).all():
+                cosine = columns[_at("cosine", d)]
+                values[_at("spearman", d)] = _correlation(_ranks(cosine), _ranks(score))
+                values[_at("pearson", d)] = _correlation(cosine, score)
+            if right:
+                values[_at("recall@1", d)] = float(right[_at("recall@1", d)].mean())
+        return values
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         if "score" not in batch:
@@ -236,138 +192,26 @@ class SentenceEmbedding(Task):
         return {"first": first, "second": second}
 
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        """Of each pair's first sentence: whether the same second sentence, of all, is the nearest;
-        for any two widths.
-        """
-        same = (_nearest(ours) == _nearest(theirs)).astype(float)
-        return {"same": same, "of": np.ones_like(same)}
+        """Of each pair's first sentence: whether the same second one, of all, is the nearest."""
+        return agreeing(_nearest(ours) == _nearest(theirs))
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         if "cosine" not in columns:
             return None
         if not np.isfinite(columns["cosine"]).all():
             return "its embeddings are not finite numbers."
-        found, count = self.summarize(columns), len(columns["score"])
-        if "spearman" in found:
+        values, count = self.summarize(columns), len(columns["score"])
+        if "spearman" in values:
             # the standard error where cosine and score are independent
-            error = 1 / math.sqrt(max(1, count - 1))
-            if found["spearman"] > 2 * error:
+            spearman, error = values["spearman"], 1 / math.sqrt(max(1, count - 1))
+            if spearman > 2 * error:
                 return None
-            return f"the Spearman correlation of {count:,} pairs is {found['spearman']:.3f}, and guessing gives 0 ({error:.3f})."
-        chance, asked = 1 / count, int(columns["alike"].sum())
-        error = math.sqrt(chance * (1 - chance) / max(1, asked))
-        if count == 1 or found.get("recall@1", 1.0) > chance + 2 * error:
+            told = f"the Spearman correlation of {count:,} pairs is {spearman:.3f}"
+            return f"{told}, and guessing gives 0 ({error:.3f})."
+        recall, chance, asked = values.get("recall@1"), 1 / count, int(columns["alike"].sum())
+        if count == 1 or recall is None or above(recall, chance, asked):
             return None
-        return f"it finds {found['recall@1']:.3f} of {asked:,} sentences, and guessing finds {chance:.3f}."
-
-    def _texts(self, training: bool) -> tuple[Texts | None, Texts]:
-        """What to train on (None unless ``training``) and what to measure on."""
-        settings = self.recipe.data
-        if settings.held_out:
-            only, own = self._open(settings.held_out, "--held-out")
-            return (self._open(settings.train, "--data")[0] if training else None), own or only
-        train, held_out = self._open(settings.train, "--data")
-        if held_out is None:
-            start = find.last_tenth(len(train.first), settings.train, "sentences")
-            train, held_out = train.part(slice(start)), train.part(slice(start, None))
-        return (train if training else None), held_out
-
-    def _open(self, text: str, flag: str) -> tuple[Texts, Texts | None]:
-        """What ``text`` names, and its own held-out split if it has one."""
-        path, settings = find.find(text, flag), self.recipe.data
-        if path is not None:
-            files = (
-                sorted(p for p in path.rglob("*") if p.suffix in (*LINES, *TABLES))
-                if path.is_dir()
-                else [path]
-            )
-            if not files:
-                raise find.empty(text, f"text ({', '.join((*LINES, *TABLES))})")
-            read = [self._file(file) for file in files]
-            # of several files, which need not be alike, the sentences are all that counts
-            return (
-                read[0] if len(read) == 1 else Texts([s for part in read for s in part.all()])
-            ), None
-        splits = find.hub_dataset(text, settings.config)
-        opened = [
-            find.hub_split(splits, text, settings.split),
-            find.hub_held_out(splits, text, settings.held_out_split),
-        ]
-        train, held_out = (
-            None if s is None else self._columns(text, s.column_names, s.__getitem__)
-            for s in opened
-        )
-        assert train is not None
-        return train, held_out
-
-    def _file(self, path: Path) -> Texts:
-        if path.suffix in (".csv", ".tsv") and (found := read_benchmark(path)):
-            return found
-        if path.suffix in TABLES:
-            table = find.read_table(path)
-            return self._columns(str(path), list(table), table.__getitem__)
-        try:
-            return Texts(path.read_text(encoding="utf-8").split("\n"))
-        except (UnicodeDecodeError, OSError):
-            raise MattaError(
-                f"{str(path)!r} is not a text file in UTF-8, one sentence in each line."
-            ) from None
-
-    def _columns(self, name: str, known: Sequence[str], column: Callable[[str], Any]) -> Texts:
-        """A table's pairs where it has both of ``data.sentences``, else its ``data.text``."""
-        settings = self.recipe.data
-        if len(settings.sentences) != 2:
-            raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
-        if not set(settings.sentences) <= set(known):
-            if settings.text not in known:
-                raise find.no_column(
-                    name, settings.text, "data.text, or data.sentences for pairs,", known
-                )
-            return Texts(strings(column(settings.text)))
-        first, second = (strings(column(sentence)) for sentence in settings.sentences)
-        if settings.score not in known:
-            return Texts(first, second)
-        try:
-            return Texts(first, second, np.asarray(column(settings.score), dtype=np.float64))
-        except (TypeError, ValueError):
-            raise MattaError(
-                f"Column {settings.score!r} of {name!r} (data.score) does not hold numbers."
-            ) from None
-
-    def _encoder(self, folder: Path, model: nn.Module) -> Encoder:
-        """The tokenizer in the model's folder, else the recipe's, as sentence-transformers would
-        use it.
-        """
-        tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, _config(model).vocab_size)
-        try:
-            card = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            card = {}
-        positions, length = (
-            int(_config(model).max_position_embeddings),
-            self.recipe.data.sequence_length,
-        )
-        if length > positions or 0 < length < 3:
-            raise MattaError(
-                f"--sequence-length is {length:,}, but the model has {positions:,} positions, and 3 are needed."
-            )
-        length = length or min(
-            positions, tokenizer.model_max_length, int(card.get("max_seq_length") or LONGEST)
-        )
-        return Encoder(
-            tokenizer,
-            length,
-            bool(card.get("do_lower_case")),
-            fixed=bool(self.recipe.distill.compile),
-        )
-
-
-def _config(model: nn.Module) -> Any:
-    if not hasattr(model, "config"):
-        raise MattaError(
-            "Sentence encoders are models of transformers, with a config: this one has none."
-        )
-    return model.config
+        return f"it finds {recall:.3f} of {asked:,} sentences, and guessing finds {chance:.3f}."
 
 
 def _at(name: str, dims: int | None) -> str:
@@ -378,12 +222,15 @@ def _normalized(rows: np.ndarray) -> np.ndarray:
     return F.normalize(torch.from_numpy(rows), dim=-1).numpy()
 
 
+def _cosines(first: np.ndarray, second: np.ndarray) -> Iterator[np.ndarray]:
+    """The cosines of all first sentences with all second ones, a few rows at a time."""
+    return (first[i : i + _ROWS] @ second.T for i in range(0, len(first), _ROWS))
+
+
 def _nearest(columns: Columns) -> np.ndarray:
     """Of each first sentence the number of the second one that is nearest, int64 [n]."""
     first, second = _normalized(columns["first"]), _normalized(columns["second"])
-    return np.concatenate(
-        [(first[i : i + 512] @ second.T).argmax(1) for i in range(0, len(first), 512)]
-    )
+    return np.concatenate([near.argmax(1) for near in _cosines(first, second)])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

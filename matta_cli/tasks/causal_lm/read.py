@@ -1,0 +1,105 @@
+"""From the recipe's data to text, and from text to tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from matta_cli.data import find
+from matta_cli.data.text import Text, batches, cut, first, hub, jsonl, local, pieces
+from matta_cli.data.tokens import stored
+from matta_cli.errors import MattaError
+from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.causal_lm.examples import Paragraphs, encode
+
+# bytes of text whose tokens are kept in memory; those of more are kept on disk
+_IN_MEMORY = 1 << 26
+
+
+def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text]:
+    """Text to train on (None unless ``training``) and to measure on."""
+    if settings.max_tokens < 0:
+        meant = "a number of tokens, or 0."
+        raise MattaError(f"data.max_tokens is {settings.max_tokens}, but it is {meant}")
+
+    def opened(text: str, flag: str, training: bool) -> tuple[Text | None, Text | None]:
+        path = find.find(text, flag)
+        if path is None or (settings.streaming and path.is_dir()):
+            return _hub(str(path or text), text, settings, training)
+        if settings.streaming and flag == "--data":
+            what = "data.streaming is for datasets of the hub and folders that `datasets` opens"
+            hint = "leave data.streaming out (matta never holds the text of a file in memory)."
+            raise MattaError(f"{what}, but {text!r} is a file: {hint}")
+        return local(path, settings.text, text), None
+
+    divided = first if settings.streaming else cut
+    return find.to_train_and_measure(settings, training, opened, divided)
+
+
+def _hub(
+    where: str, text: str, settings: DataSettings, training: bool
+) -> tuple[Text | None, Text | None]:
+    """A hub dataset, or a folder that is streamed: what to train on, and what is held out."""
+    if settings.streaming:
+        splits, fingerprint = find.hub_stream(where, settings.config)
+    else:
+        splits, fingerprint = find.hub_dataset(text, settings.config), ""
+
+    def opened(rows: Any) -> Text:
+        identity = [text, str(rows.split), fingerprint or rows._fingerprint]
+        return hub(rows, settings.text, text, identity)
+
+    return find.hub_parts(splits, text, settings, training, opened)
+
+
+def read_passages(text: str) -> list[str]:
+    """The passages of the JSONL file that ``text`` names; none where it is empty."""
+    if not text:
+        return []
+    path = find.find(text, "--passages")
+    if path is None:
+        raise MattaError(f"There is no file {text!r}: check --passages.")
+    return list(jsonl(path, "text", ""))
+
+
+def tokens(
+    tokenizer: Any, text: Text, vocabulary: int, limit: int, seen: Paragraphs | None = None
+) -> tuple[np.ndarray, list[str]]:
+    """All of a text as one row of tokens [n], at most ``limit`` (0: all).
+
+    With ``seen`` also passages of what was read. Each document is followed by the end-of-text token
+    if there is one. Tokens are uint16 where the vocabulary allows. Raises ``MattaError`` where the
+    tokenizer makes tokens outside the ``vocabulary``.
+    """
+    dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+    def arrays() -> Iterator[np.ndarray]:
+        for batch in batches(pieces(text.read())):
+            ids: list[int] = []
+            encoded = encode(tokenizer, [piece for piece, _ in batch])
+            for own, (piece, last) in zip(encoded, batch, strict=True):
+                ids += own + (end if last else [])
+                if seen is not None:
+                    seen.add(piece)
+            if max(ids, default=0) >= vocabulary:
+                made = f"The tokenizer makes the token {max(ids):,}"
+                known = f"the model's vocabulary is {vocabulary:,}"
+                raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")
+            yield np.array(ids, dtype)
+
+    def passages() -> dict[str, Any]:
+        return {} if seen is None else {"passages": seen.passages()}
+
+    if text.size is not None and text.size < _IN_MEMORY:
+        row = np.concatenate(list(arrays()))[: limit or None]
+        return row, passages().get("passages", [])
+    identity: list[Any] = [text.identity, tokenizer_digest(tokenizer), tokenizer.eos_token_id]
+    if seen is not None:
+        # with the limit, on which the passages depend: a longer file would hold others
+        identity = [identity, limit]
+    row, card = stored(identity, dtype, arrays, passages, limit)
+    return row, card.get("passages", [])
