@@ -1,5 +1,6 @@
-"""Data as streams: token files, hub datasets on demand, workers. What is read must not depend on
-how it is read.
+"""Data as streams: token files, hub datasets on demand, workers.
+
+What is read must not depend on how it is read.
 """
 
 from __future__ import annotations
@@ -115,9 +116,6 @@ def opened(folder: Path, **data: object):
 
 def stored(cache: Path) -> list[Path]:
     return sorted(path for path in cache.iterdir() if path.is_dir()) if cache.exists() else []
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 def corpus(folder: Path) -> tuple[str, list[str]]:
@@ -254,9 +252,6 @@ def test_a_pipe_is_refused(tmp_path, tokenizer_folder):
         opened(tokenizer_folder, train=str(tmp_path / "pipe"))
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def book(tmp_path) -> Path:
     path = tmp_path / "book.txt"
@@ -348,10 +343,12 @@ def test_a_large_corpus_takes_little_memory(tmp_path, tokenizer_folder):
 import resource, sys
 from pathlib import Path
 import test_data
-found = test_data.CausalLM(test_data.recipe(train=sys.argv[1])).data(Path(sys.argv[2]), test_data.gpt2())
-for start in range(0, len(found.train), 4096):
-    found.train.batch([start])
-print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "darwin" else 1024))
+task = test_data.CausalLM(test_data.recipe(train=sys.argv[1]))
+train = task.data(Path(sys.argv[2]), test_data.gpt2()).train
+for start in range(0, len(train), 4096):
+    train.batch([start])
+unit = 1 if sys.platform == "darwin" else 1024
+print(len(train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit)
 """
     peaks = {}
     for megabytes in (1, 100):
@@ -372,13 +369,8 @@ print(len(found.train), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1
     assert peaks[100] - peaks[1] < 50, peaks
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def dataset(folder: Path, **splits: int) -> str:
-    """A folder that ``datasets`` opens: JSONL rows with a number in their text, so that each can be
-    told.
-    """
+    """A folder that ``datasets`` opens: JSONL rows, each told by the number in its text."""
     folder.mkdir(exist_ok=True)
     for name, count in splits.items():
         rows = [json.dumps({"n": k, "text": f"{name} {k} {prose(1, k)}"}) for k in range(count)]
@@ -485,9 +477,6 @@ def test_streaming_errors(tmp_path, tokenizer_folder, cache, book):
             MattaError, match=f"data.streaming is not supported for {what}: leave it out"
         ):
             kind(recipe(train=name, streaming=True)).data(tmp_path, torch.nn.Linear(1, 1))
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 class Numbers:

@@ -1,5 +1,7 @@
-"""Properties of every adapter on random models, sizes and orders: view = dense Student = the stock
-library's own smaller model; nesting; reordering and its inverse; growth and its cut.
+"""Properties of every adapter on random models, sizes and orders.
+
+View = dense Student = the stock library's own smaller model; nesting; reordering and its inverse;
+growth and its cut.
 """
 
 from __future__ import annotations
@@ -35,10 +37,8 @@ from matta_cli.tasks.task import raw
 ROUNDS = settings(
     max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-IDS, PIXELS = (
-    torch.arange(14).view(2, 7) % 11,
-    torch.linspace(-2, 2, 2 * 3 * 16 * 16).view(2, 3, 16, 16),
-)
+IDS = torch.arange(14).view(2, 7) % 11
+PIXELS = torch.linspace(-2, 2, 2 * 3 * 16 * 16).view(2, 3, 16, 16)
 LAYERS = {
     "gpt2": "transformer.h",
     "llama": "model.layers",
@@ -238,10 +238,8 @@ def test_sizes_of_each_layer_by_itself_leave_out_what_they_say(
             type(layers)(stay) if isinstance(layers, nn.ModuleList) else nn.Sequential(*stay),
         )
         if name in ("gpt2", "llama"):
-            silenced.config.num_hidden_layers, silenced.config.use_cache = (
-                len(stay),
-                False,
-            )  # layers keep their places in a cache
+            silenced.config.num_hidden_layers = len(stay)
+            silenced.config.use_cache = False  # layers keep their places in a cache
     view = StudentView(adapter, model, axes, sizes).eval()
     torch.testing.assert_close(outputs(view, name), outputs(silenced, name), rtol=1e-4, atol=1e-4)
 
@@ -281,10 +279,8 @@ def test_reordering_and_its_inverse_is_the_identity(
         a.name: torch.tensor(data.draw(st.permutations(range(a.size // a.step)), a.name))
         for a in axes
     }
-    before, expected = (
-        {key: tensor.clone() for key, tensor in tensors(model).items()},
-        outputs(model, name),
-    )
+    before = {key: tensor.clone() for key, tensor in tensors(model).items()}
+    expected = outputs(model, name)
     grow.reorder(model, axes, orders)
     torch.testing.assert_close(outputs(model, name), expected, rtol=1e-4, atol=1e-4)
     grow.reorder(model, axes[::-1], {key: order.argsort() for key, order in orders.items()})

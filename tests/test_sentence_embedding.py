@@ -1,5 +1,6 @@
-"""Sentence embeddings on a tiny real BERT: losses and metrics against float64 closed forms and
-scipy, data, and a whole run.
+"""Sentence embeddings on a tiny real BERT: losses, metrics, data, and a whole run.
+
+Losses and metrics are compared with float64 closed forms and with scipy.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ DEEDS = ["sat on", "ran from", "saw", "made", "lost", "found"]
 
 def sentence(generator: np.random.Generator) -> str:
     one, other = generator.choice(THINGS, 2)
-    return f"the {one} {generator.choice(DEEDS)} the {other} and then it {generator.choice(DEEDS)} one more"
+    deed, next_ = generator.choice(DEEDS), generator.choice(DEEDS)
+    return f"the {one} {deed} the {other} and then it {next_} one more"
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -169,9 +171,6 @@ def test_importance_leaves_padding_out() -> None:
     torch.testing.assert_close(scores["mlp.0"], real.abs().mean(0) * rows, rtol=1e-4, atol=1e-6)
 
 
-# --- losses ---------------------------------------------------------------------------------------
-
-
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -197,9 +196,7 @@ def test_the_relation_does_not_see_a_rotation() -> None:
 
 @pytest.mark.parametrize(("dims", "wide"), [([], False), ([2, 4], False), ([], True)])
 def test_the_objective(dims: list[int], wide: bool) -> None:
-    """The cosine only where widths are equal; the relation averaged over the whole and the first
-    numbers of the embedding.
-    """
+    """The cosine only where widths are equal; the relation averaged over whole and parts."""
     own, teacher, ta = (
         drawn(5, 6).requires_grad_(),
         drawn(5, 9 if wide else 6, seed=1),
@@ -222,9 +219,6 @@ def test_the_objective(dims: list[int], wide: bool) -> None:
     assert own.grad is not None and torch.isfinite(own.grad).all() and own.grad.any()
     with pytest.raises(MattaError, match="not from labels"):
         found.objective(Logits(own), batch, [Term("truth", 1.0)])
-
-
-# --- metrics --------------------------------------------------------------------------------------
 
 
 def table(
@@ -276,8 +270,9 @@ def test_a_second_sentence_that_occurs_twice_is_found() -> None:
 
 
 def test_resampled_pairs_are_searched_among_all() -> None:
-    """An interval of the recall is that of the search in the whole split: with fewer to search in,
-    it would be easier.
+    """An interval of the recall is that of the search in the whole split.
+
+    With fewer sentences to search in, it would be easier.
     """
     first, score = drawn(60, 4), np.arange(60.0)
     found, columns = table(first, first + 0.8 * drawn(60, 4, seed=1), score, np.ones(60, bool))
@@ -305,9 +300,6 @@ def test_chance() -> None:
         found.at_chance(unscored | {"found": np.zeros(400, bool)}, 16)
     )
     assert "finite" in str(found.at_chance(columns | {"cosine": columns["cosine"] * np.nan}, 16))
-
-
-# --- data and model -------------------------------------------------------------------------------
 
 
 def test_batches_embed_as_one_sentence_at_a_time(folder: Path, tmp_path: Path) -> None:
@@ -481,9 +473,6 @@ def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
         "score",
         "alike",
     }
-
-
-# --- whole runs -----------------------------------------------------------------------------------
 
 
 def recipe(folder: Path, tmp_path: Path, **distill: Any) -> Recipe:

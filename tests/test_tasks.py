@@ -52,9 +52,6 @@ def columns(task, model, split, size=3):
     return {name: np.concatenate(parts) for name, parts in gathered.items()}
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def softmax(x: np.ndarray) -> np.ndarray:
     e = np.exp(x - x.max(-1, keepdims=True))
     return e / e.sum(-1, keepdims=True)
@@ -181,9 +178,6 @@ def test_ranking_losses_have_gradients_even_without_pairs():
     assert not scores.grad.any()
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def test_sample_is_fixed_and_spread(tmp_path):
     class Numbers:
         def __len__(self):
@@ -221,8 +215,6 @@ def test_find_says_what_is_missing(tmp_path):
     with pytest.raises(MattaError, match="pass --data with a file"):
         find.find("")
 
-
-# --------------------------------------------------------------------------------------------------
 
 WORDS = [
     "the",
@@ -477,9 +469,6 @@ def test_parquet_text_and_evaluation_only(tmp_path, tokenizer_folder):
     assert [len(split) for split in data.held_out] == [2, 2]
 
 
-# --------------------------------------------------------------------------------------------------
-
-
 def vit(classes: int = 6, channels: int = 1) -> nn.Module:
     import timm
 
@@ -654,9 +643,6 @@ def test_large_image_sets_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "_IN_MEMORY", 0)
     read = task.data(tmp_path, vit()).train.batch(range(20))
     assert torch.equal(kept["image"], read["image"]) and torch.equal(kept["label"], read["label"])
-
-
-# --------------------------------------------------------------------------------------------------
 
 
 class Scorer(nn.Module):

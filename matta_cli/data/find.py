@@ -49,12 +49,12 @@ def no_streaming(settings: DataSettings, what: str) -> None:
 
 
 def empty(text: str, what: str) -> MattaError:
-    """The error for data that is there but holds none of ``what`` was looked for."""
+    """The error for data that is there but holds nothing of the kind ``what``."""
     return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
 def check_column(text: str, column: str, setting: str, known: Iterable[str]) -> None:
-    """Raise ``MattaError`` unless data has a column. ``setting``: of the recipe, that names it."""
+    """Raise ``MattaError`` unless a column is known; ``setting`` is the one that names it."""
     known = list(known)
     if column in known:
         return

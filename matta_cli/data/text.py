@@ -13,10 +13,10 @@ from typing import Any
 from matta_cli.data import find
 from matta_cli.errors import MattaError, said
 
-READ = (".txt", ".md", ".jsonl", ".parquet")
+_READ = (".txt", ".md", ".jsonl", ".parquet")
 
 # documents held out of a stream that has no held-out split: its last tenth is not known
-FIRST = 1000
+_FIRST = 1000
 
 _CHUNK = 1 << 20  # characters that are read at once
 _PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
@@ -55,7 +55,7 @@ def local(path: Path, column: str, name: str) -> Text:
         raise MattaError(f"{name!r} {twice}: save it to a file first.")
     files = [path]
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in READ and p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.suffix in _READ and p.is_file())
     status = [(str(file.resolve()), file.stat()) for file in files]
     size = sum(now.st_size for _, now in status)
     identity = ["files", column, *([file, now.st_size, now.st_mtime_ns] for file, now in status)]
@@ -79,7 +79,7 @@ def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
     return Text(name, ["hub", column, *identity], size, read)
 
 
-def first(text: Text, count: int = FIRST) -> tuple[Text, Text]:
+def first(text: Text, count: int = _FIRST) -> tuple[Text, Text]:
     """The documents after the first ``count`` to train on, and those, to be held out."""
     few = f"its first {count:,} documents are held out, and it has no more than those"
     hint = "pass --held-out with other text, or leave data.streaming out."
@@ -181,7 +181,7 @@ def batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
 
 
 def _no_text(name: str) -> MattaError:
-    return find.empty(name, f"text ({', '.join(READ)})")
+    return find.empty(name, f"text ({', '.join(_READ)})")
 
 
 def _nonblank(chunks: Iterable[Chunk], error: MattaError) -> Iterator[Chunk]:
@@ -211,7 +211,7 @@ def _file(path: Path, column: str) -> Iterator[Chunk]:
                 while chunk := file.read(_CHUNK):
                     yield chunk, False
         except (UnicodeDecodeError, OSError):
-            reads = f"matta reads {', '.join(READ)}."
+            reads = f"matta reads {', '.join(_READ)}."
             raise MattaError(f"{str(path)!r} is not a text file in UTF-8; {reads}") from None
         yield "", True
 

@@ -27,8 +27,11 @@ from matta_cli.tasks.task import Task, above, agreeing, raw
 _TIE = 1e-5
 _ROWS = 512  # sentences that are compared with all others at once
 
-_METRICS = {"spearman": "Spearman of cosine and score", "pearson": "Pearson"}
-_METRICS["recall@1"] = "retrieval recall@1"
+_METRICS = {
+    "spearman": "Spearman of cosine and score",
+    "pearson": "Pearson",
+    "recall@1": "retrieval recall@1",
+}
 
 
 class SentenceEmbedding(Task):
