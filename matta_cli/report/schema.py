@@ -92,7 +92,7 @@ class Program:
 
 
 @dataclass(frozen=True)
-class Found:
+class Searched:
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
     trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
@@ -131,7 +131,7 @@ class ModelEntry:
     metrics: dict[str, Interval] = field(default_factory=dict)
     training: Training | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
-    found: Found | None = None
+    searched: Searched | None = None
 
     def latency(self, batch: int) -> float | None:
         """The median seconds of a forward at a batch size; None where it was not measured."""
@@ -400,8 +400,8 @@ def _entry_to_json(model: ModelEntry) -> dict[str, Any]:
         value["training"] = vars(model.training)
     if model.curve:
         value["curve"] = model.curve
-    if model.found is not None:
-        value |= vars(model.found)
+    if model.searched is not None:
+        value |= vars(model.searched)
     return value
 
 
@@ -435,7 +435,7 @@ def _entry_from_json(value: Mapping[str, Any]) -> ModelEntry:
         metrics={name: found for name, found in metrics.items() if found is not None},
         training=None if training is None else _numbers(Training, training),
         curve=[(step, number) for step, number in value.get("curve") or []],
-        found=_made(Found, value) if "front" in value else None,
+        searched=_made(Searched, value) if "front" in value else None,
     )
 
 
