@@ -1,9 +1,9 @@
 """The report: one dict of numbers in; a headline, alarms, a table and Markdown out. The web page is
 drawn in ``page``.
 
-Nothing here measures, prints or imports torch. Every sentence is computed from the numbers, and
-claims a difference only where two 95 % intervals do not overlap; where they overlap but are wide,
-it says that nothing can be said.
+Nothing here measures, prints or imports torch. Every sentence is computed from the numbers. What is
+said of two models is the verdict of their comparison on the same examples. Without one (in a file
+of an older matta) a difference is claimed only where two 95 % intervals do not overlap.
 """
 
 from __future__ import annotations
@@ -26,10 +26,6 @@ from matta_cli.report.numbers import (
 )
 
 Dict = dict[str, Any]
-
-
-# Two overlapping intervals that would hide a difference of this share of the value say nothing.
-BLIND = 0.10
 
 
 # A worse Student that loses no more than this share is preferred to a larger one that loses less.
@@ -117,28 +113,6 @@ def by_size(models: list[Dict]) -> list[Dict]:
 # --- what may be claimed --------------------------------------------------------------------------
 
 
-def _verdict(a: Value, b: Value, metric: Dict) -> str:
-    """a against b: better, worse, level (the intervals overlap), blind (they overlap, and are
-    wide), unknown (none).
-    """
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return "unknown"
-    if a.low > b.high:
-        return "better" if metric.get("higher") else "worse"
-    if a.high < b.low:
-        return "worse" if metric.get("higher") else "better"
-    return "blind" if _hidden(a, b) > BLIND else "level"
-
-
-def _hidden(a: Value, b: Value) -> float:
-    """The largest difference, as a share of the value, that two overlapping intervals could hide."""
-    if a.low is None or a.high is None or b.low is None or b.high is None:
-        return math.inf
-    width = (a.high - a.low + b.high - b.low) / 2
-    scale = max(abs(a.value), abs(b.value))
-    return 0.0 if width == 0 else width / scale if scale else math.inf
-
-
 class Pair(NamedTuple):
     """Two models on the same examples: what ``a`` gains over ``b`` (above zero is better, whatever
     the metric's direction).
@@ -160,6 +134,20 @@ BETTER, SAME, NO_WORSE, WORSE, WIDE = (
     "worse",
     "too wide to say",
 )
+
+
+# Two models that were not compared on the same examples: their intervals overlap; they have none.
+UNTOLD, UNKNOWN = "untold", "unknown"
+
+
+_SAYS = {
+    BETTER: "{a} is better than {b} in {label}",
+    SAME: "{a} is no different from {b} in {label}",
+    NO_WORSE: "{a} is no worse than {b} in {label}",
+    WORSE: "{a} is worse than {b} in {label}",
+    WIDE: "The interval is too wide to say whether {a} is better or worse than {b} in {label}",
+    UNTOLD: "Without a comparison on the same examples it cannot be told whether {a} is better or worse than {b} in {label}",
+}
 
 
 def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
@@ -199,14 +187,24 @@ def pair_of(report: Dict, a: Dict, b: Dict, metric: Dict) -> Pair | None:
     return None
 
 
-def _against(report: Dict, a: Dict, b: Dict, metric: Dict) -> str:
-    """``_verdict`` of two models: from the same examples where they were compared on them, else
-    from their own intervals.
+def claim(report: Dict, a: Dict, b: Dict, metric: Dict) -> str:
+    """What may be said of ``a`` against ``b`` in a metric: a verdict, ``UNTOLD`` or ``UNKNOWN``.
+
+    The verdict of the comparison on the same examples; without one, what two intervals that do not
+    overlap say. Nothing is better or worse in a metric that has no direction.
     """
+    if metric.get("higher") is None:
+        return UNKNOWN
     if pair := pair_of(report, a, b, metric):
-        return {BETTER: "better", WORSE: "worse", WIDE: "blind"}.get(pair.verdict, "level")
+        return pair.verdict
     ours, theirs = value_of(a, metric), value_of(b, metric)
-    return _verdict(ours, theirs, metric) if ours and theirs else "unknown"
+    if not ours or not theirs or None in (*ours, *theirs):
+        return UNKNOWN
+    if metric["higher"]:
+        above, below = ours.low > theirs.high, ours.high < theirs.low
+    else:
+        above, below = ours.high < theirs.low, ours.low > theirs.high
+    return BETTER if above else WORSE if below else UNTOLD
 
 
 def rivals(report: Dict, role: str = "plain") -> list[tuple[Dict, Dict, Pair]]:
@@ -223,6 +221,12 @@ def rivals(report: Dict, role: str = "plain") -> list[tuple[Dict, Dict, Pair]]:
 
 def by_how_much(report: Dict, pair: Pair) -> str:
     """``by 0.012 (0.5 %; 95 %: 0.004 to 0.020)``, or the interval alone where that says nothing."""
+    gain = _gain(report, pair)
+    return f"by {gain.lstrip('+−')}" if pair.verdict in (BETTER, WORSE) else gain
+
+
+def _gain(report: Dict, pair: Pair) -> str:
+    """A gain with its sign, its share of the other's value and its interval."""
     metric = metrics_of(report)[0]
     gains = [p for _, _, p in rivals(report)] or [pair]
     places = places_for(
@@ -236,29 +240,21 @@ def by_how_much(report: Dict, pair: Pair) -> str:
         f"{percent(abs(pair.gain / other.value))}; " if other and other.value and pair.gain else ""
     )
     span = f"{signed(pair.low, places)} to {signed(pair.high, places)}"
-    if pair.verdict in (BETTER, WORSE):
-        return f"by {number(abs(pair.gain), places)} ({share}95 %: {span})"
     return f"{signed(pair.gain, places)} ({share}95 %: {span})"
 
 
 def sentence_of(report: Dict, student: Dict, baseline: Dict, pair: Pair) -> str:
     """A plain verdict on a Student against a baseline of its size."""
-    label, than, much = (
-        label_of(metrics_of(report)[0]),
-        name_of(baseline),
-        by_how_much(report, pair),
-    )
+    label, much = label_of(metrics_of(report)[0]), by_how_much(report, pair)
+    says = _SAYS[pair.verdict].format(a=name_of(student), b=name_of(baseline), label=label)
     margin = number(pair.margin, places_for([pair.margin]))
     return {
-        BETTER: f"{name_of(student)} is better than {than} in {label}, {much}.",
-        SAME: f"{name_of(student)} is no different from {than} in {label}: {much}, within ±{margin}.",
-        NO_WORSE: f"{name_of(student)} is no worse than {than} in {label}: {much}, a loss of {margin} at most.",
-        WORSE: f"{name_of(student)} is worse than {than} in {label}, {much}.",
-    }.get(
-        pair.verdict,
-        f"The interval is too wide to say whether {name_of(student)} is better or worse than {than} in {label}: {much}, "
-        f"where a loss above {margin} would count.",
-    )
+        BETTER: f"{says}, {much}.",
+        SAME: f"{says}: {much}, within ±{margin}.",
+        NO_WORSE: f"{says}: {much}, a loss of {margin} at most.",
+        WORSE: f"{says}, {much}.",
+        WIDE: f"{says}: {much}, where a loss above {margin} would count.",
+    }[pair.verdict]
 
 
 def worth(report: Dict) -> str:
@@ -317,7 +313,7 @@ def headliner(report: Dict) -> Pick | None:
             ours,
             theirs,
             student["parameters"] / base["parameters"],
-            _verdict(ours, theirs, metric),
+            claim(report, student, base, metric),
         )
         for student in by_size(models_of(report, "student"))
         if (ours := value_of(student, metric))
@@ -325,13 +321,14 @@ def headliner(report: Dict) -> Pick | None:
     smaller = [p for p in picks if p.ratio < 1 - SAME_SIZE]
     if not smaller:
         return picks[-1] if picks else None
-    if good := [p for p in smaller if p.verdict in ("better", "level")]:
+    if good := [p for p in smaller if p.verdict in (BETTER, SAME, NO_WORSE)]:
         return good[0]
-    if worse := [p for p in smaller if p.verdict == "worse"]:
-        losses = [abs(p.ours.value - theirs.value) / (abs(theirs.value) or 1.0) for p in worse]
-        near = [p for p, loss in zip(worse, losses, strict=True) if loss <= NEAR]
-        return near[0] if near else worse[losses.index(min(losses))]
-    return smaller[-1]
+    worse = [p for p in smaller if p.verdict == WORSE]
+    losses = [abs(p.ours.value - theirs.value) / (abs(theirs.value) or 1.0) for p in worse]
+    if near := [p for p, loss in zip(worse, losses, strict=True) if loss <= NEAR]:
+        return near[0]
+    unclear = [p for p in smaller if p.verdict != WORSE]
+    return unclear[-1] if unclear else worse[losses.index(min(losses))]
 
 
 def _called(model: Dict) -> str:
@@ -375,14 +372,24 @@ def headline(report: Dict) -> str:
     pair = f"{number(s.value, decimals)} against {number(b.value, decimals)}"
     gap = abs(s.value - b.value)
     by = number(gap, decimals) + (f" ({percent(gap / abs(b.value))})" if b.value else "")
+    loss = _margin(report, pick)
     tail = {
-        "better": f"and is better than the base: {label} {pair}, beyond the 95 % intervals.",
-        "level": f"and is no worse than the base in {label}, within the 95 % intervals.",
-        "worse": f"and is worse than the base in {label} by {by}.",
-        "blind": f"but the 95 % intervals are too wide to tell its {label} from the base's.",
-        "unknown": f"with {label} {pair} (no intervals were measured, so no difference is claimed).",
+        BETTER: f"and is better than the base: {label} {pair}, beyond the 95 % intervals.",
+        SAME: f"and is no different from the base in {label}, within {loss}.",
+        NO_WORSE: f"and is no worse than the base in {label}: it loses {loss} at most.",
+        WORSE: f"and is worse than the base in {label} by {by}.",
+        WIDE: f"but the 95 % interval is too wide to say whether it is worse than the base in {label}.",
+        UNTOLD: f"with {label} {pair}; without a comparison on the same examples no difference can be told.",
+        UNKNOWN: f"with {label} {pair} (no intervals were measured, so no difference is claimed).",
     }[pick.verdict]
     return f"{_called(pick.student)} {_size(pick.ratio)} {tail}"
+
+
+def _margin(report: Dict, pick: Pick) -> str:
+    """The loss that does not count, as a share of the base's value."""
+    pair = pair_of(report, pick.student, pick.base, metrics_of(report)[0])
+    value = pick.theirs.value
+    return percent(pair.margin / abs(value)) if pair and value else "the margin"
 
 
 def findings(report: Dict) -> list[str]:
@@ -397,11 +404,10 @@ def findings(report: Dict) -> list[str]:
     label, decimals = label_of(metric), decimals_of(report, metric)
     if pick:
         ours, theirs = pick.ours, pick.theirs
-        hides = f"; a difference of {percent(_hidden(ours, theirs))} could hide in the intervals"
-        pair = f"{shown(ours, decimals)} against the base's {shown(theirs, decimals)}"
-        found.append(
-            f"{label[:1].upper() + label[1:]} is {pair}{hides if pick.verdict == 'level' else ''}."
-        )
+        values = f"{shown(ours, decimals)} against the base's {shown(theirs, decimals)}"
+        pair = pair_of(report, pick.student, pick.base, metric)
+        gain = f"; the gain on the same examples is {_gain(report, pair)}" if pair else ""
+        found.append(f"{label[:1].upper() + label[1:]} is {values}{gain}.")
         fast = []
         for batch in _batches(report):
             quick, usual = latency_of(pick.student, batch), latency_of(pick.base, batch)
@@ -415,9 +421,7 @@ def findings(report: Dict) -> list[str]:
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
     if pairs := _pairs(report, metric):
-        better = sum(
-            _against(report, student, cut, metric) == "better" for student, _, cut, _ in pairs
-        )
+        better = sum(claim(report, student, cut, metric) == BETTER for student, _, cut, _ in pairs)
         _, small, _, cut = pairs[0]
         found.append(
             f"Training beat the untrained cut, beyond the intervals, at {better} of {len(pairs)} "
@@ -427,13 +431,14 @@ def findings(report: Dict) -> list[str]:
     ta, base = models_of(report, "ta"), models_of(report, "base")
     if ta and base and (t := value_of(ta[0], metric)) and (today := value_of(base[0], metric)):
         says = {
-            "better": "better than the base",
-            "worse": "worse than the base",
-            "level": "level with the base",
+            BETTER: "better than",
+            SAME: "no different from",
+            NO_WORSE: "no worse than",
+            WORSE: "worse than",
         }
-        if verdict := says.get(_verdict(t, today, metric)):
-            pair = f"{shown(t, decimals)} against {shown(today, decimals)}"
-            found.append(f"The Teaching Assistant is {verdict}: {label} {pair}.")
+        if how := says.get(claim(report, ta[0], base[0], metric)):
+            values = f"{shown(t, decimals)} against {shown(today, decimals)}"
+            found.append(f"The Teaching Assistant is {how} the base: {label} {values}.")
     return found
 
 
@@ -465,11 +470,7 @@ def alarms(report: Dict) -> list[str]:
                 "do not serve it before you know why."
             )
     found += [sentence_of(report, *rival) for rival in rivals(report) if rival[2].verdict == WORSE]
-    if unclear := [rival for rival in rivals(report) if rival[2].verdict == WIDE]:
-        widest = max(unclear, key=lambda rival: rival[2].high - rival[2].low)
-        also = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
-        more = f" Nor can it be said of {_list(also)}." if also else ""
-        found.append(f"{sentence_of(report, *widest)}{more} Evaluate on more data.")
+    found += _unclear(report, rivals(report)) + _unclear(report, _against_base(report))
     students, bases = by_size(models_of(report, "student")), models_of(report, "base")
     for metric in metrics_of(report):
         # other metrics mostly repeat what it says of noise
@@ -481,9 +482,7 @@ def alarms(report: Dict) -> list[str]:
         for large, value in scored:
             smaller = [(m, v) for m, v in scored if m["parameters"] < large["parameters"]]
             # one alarm for each larger Student, against the best of the smaller ones
-            if ahead := [
-                (m, v) for m, v in smaller if _against(report, large, m, metric) == "worse"
-            ]:
+            if ahead := [(m, v) for m, v in smaller if claim(report, large, m, metric) == WORSE]:
                 small, best = (max if metric.get("higher") else min)(
                     ahead, key=lambda pair: pair[1].value
                 )
@@ -493,16 +492,12 @@ def alarms(report: Dict) -> list[str]:
                 )
 
         for student, ours, untrained, cut in _pairs(report, metric) if primary else []:
-            if (verdict := _against(report, student, untrained, metric)) not in (
-                "better",
-                "unknown",
-            ):
-                how = (
-                    "worse than" if verdict == "worse" else "no better, within the intervals, than"
-                )
+            verdict = claim(report, student, untrained, metric)
+            if verdict not in (BETTER, UNKNOWN):
+                says = _SAYS[verdict].format(a=name_of(student), b="its untrained cut", label=label)
                 found.append(
-                    f"{name_of(student)} is {how} its untrained cut in {label}: {shown(ours, decimals)} against "
-                    f"{shown(cut, decimals)}; it cannot be said that training helped."
+                    f"{says}: {shown(ours, decimals)} against {shown(cut, decimals)}; "
+                    "it cannot be said that training helped."
                 )
 
         # At the base's own width there is no smaller cut to beat: level is fine, worse is not.
@@ -510,7 +505,7 @@ def alarms(report: Dict) -> list[str]:
             if (
                 student.get("width") == 1.0
                 and reference
-                and _verdict(value, reference, metric) == "worse"
+                and claim(report, student, bases[0], metric) == WORSE
             ):
                 found.append(
                     f"{name_of(student)} has the base's size but is worse in {label}: {shown(value, decimals)} against "
@@ -518,24 +513,39 @@ def alarms(report: Dict) -> list[str]:
                 )
 
         # Against the base; in a report without one, against the largest Student.
-        against = reference or (scored[-1][1] if len(scored) > 1 else None)
-        others = scored if reference else scored[:-1]
-        wide = [
-            (m, _hidden(v, against))
-            for m, v in others
-            if against and _verdict(v, against, metric) == "blind"
-        ]
-        if wide and primary:
-            than = name_of(bases[0]) if reference else name_of(scored[-1][0])
-            found.append(
-                f"The intervals of {label} are too wide to tell {_list([name_of(m) for m, _ in wide])} from {than}: "
-                f"a difference of {percent(max(h for _, h in wide))} could hide in them. Evaluate on more data."
-            )
-        if against and others and all(_verdict(v, against, metric) == "unknown" for _, v in others):
+        against = bases[0] if reference else scored[-1][0] if len(scored) > 1 else None
+        others = [m for m, _ in (scored if reference else scored[:-1])]
+        directed = metric.get("higher") is not None
+        if (
+            directed
+            and against
+            and others
+            and all(claim(report, m, against, metric) == UNKNOWN for m in others)
+        ):
             found.append(
                 f"No interval was measured for {label}: no difference in it can be called real."
             )
     return found
+
+
+def _against_base(report: Dict) -> list[tuple[Dict, Dict, Pair]]:
+    """Each Student with the base and their comparison in the first metric, by size."""
+    found = []
+    for student in by_size(models_of(report, "student")) if metrics_of(report) else []:
+        for base in models_of(report, "base"):
+            if pair := pair_of(report, student, base, metrics_of(report)[0]):
+                found.append((student, base, pair))
+    return found
+
+
+def _unclear(report: Dict, compared: list[tuple[Dict, Dict, Pair]]) -> list[str]:
+    """One alarm for all comparisons that are too wide to say anything, about the widest."""
+    if not (unclear := [one for one in compared if one[2].verdict == WIDE]):
+        return []
+    widest = max(unclear, key=lambda one: one[2].high - one[2].low)
+    also = [name_of(student) for student, _, _ in unclear if student is not widest[0]]
+    more = f" Nor can it be said of {_list(also)}." if also else ""
+    return [f"{sentence_of(report, *widest)}{more} Evaluate on more data."]
 
 
 def _list(names: list[str]) -> str:
@@ -572,7 +582,8 @@ def columns_of(report: Dict) -> list[tuple[str, list[tuple[str, str]]]]:
             (number(v.value, places), interval_of(v, places)) if v else (MISSING, "")
             for v in values
         ]
-        columns.append((f"{label_of(metric)} {'↑' if metric.get('higher') else '↓'}", cells))
+        way = {True: " ↑", False: " ↓"}.get(metric.get("higher"), "")
+        columns.append((f"{label_of(metric)}{way}", cells))
     gains = [_reference(report, m) for m in models]
     places = places_for([(p.high - p.low) / 2 for p in gains if p])
     spans = [f"[{signed(p.low, places)}, {signed(p.high, places)}]" if p else "" for p in gains]
@@ -685,8 +696,8 @@ def notes_of(report: Dict) -> list[str]:
 
 def reading(report: Dict) -> str:
     """How to read the table, in one line."""
-    up = [label_of(m) for m in metrics_of(report) if m.get("higher")]
-    down = [label_of(m) for m in metrics_of(report) if not m.get("higher")]
+    up = [label_of(m) for m in metrics_of(report) if m.get("higher") is True]
+    down = [label_of(m) for m in metrics_of(report) if m.get("higher") is False]
     better = [
         f"{_list(names)}: {way} is better"
         for names, way in ((up, "higher"), (down, "lower"))
