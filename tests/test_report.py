@@ -376,6 +376,19 @@ def test_headline_turns_with_the_metric(good):
     assert "is better than the base" in story.headline(good)
 
 
+def test_a_metric_without_a_direction_is_never_better_or_worse(good):
+    calibration = {"name": "cal", "label": "calibration", "higher": None}
+    good["metrics"].append(calibration)
+    for m, value in zip(good["models"], (1.0, 0.95, 1.0, 1.1, 1.3, 1.0, 0.5, 0.5), strict=True):
+        m["metrics"]["cal"] = {"value": value, "low": value - 0.01, "high": value + 0.01}
+    page, text = Page(html(good)).text, write.markdown(good)
+    assert story.alarms(good) == [] and "calibration" in page
+    assert "calibration" in story.rows(good)[0] and "calibration:" not in text
+    good["metrics"] = [calibration]
+    for said in (Page(html(good)).text, write.markdown(good)):
+        assert not re.search("better|worse|beat|budget|No interval|no intervals", said)
+
+
 def test_faster_is_said_only_beyond_the_spread(good):
     assert "1.6x at batch 1" in write.markdown(good)
     # a slow run is no faster than the base's usual one

@@ -281,9 +281,9 @@ def pareto(report: Dict, axis: _Axis, width: int, height: int) -> str:
     left = 18.0 + 6.6 * max(map(len, y_names))
     x = _Scale(xs, left, right, _wide_range(xs), 0.08, int((right - left) / 80))
     out = _frame(x, y, [unit(t, True) for t in x.ticks], y_names)
-    way = "higher is better ↑" if metric.get("higher") else "lower is better ↓"
+    way = {True: ", higher is better ↑", False: ", lower is better ↓"}.get(metric.get("higher"), "")
     out.append(
-        _title(left, 14, f"{short(label_of(metric), 28)}, {way}{' (log scale)' if y.log else ''}")
+        _title(left, 14, f"{short(label_of(metric), 28)}{way}{' (log scale)' if y.log else ''}")
     )
     out.append(_title(right, height - 6, f"{what}{' (log scale)' if x.log else ''} →", "end"))
 

@@ -212,7 +212,7 @@ def _budget(report: Dict) -> str:
     without.
     """
     students = by_size(models_of(report, "student"))
-    if not metrics_of(report) or len(students) < 2:
+    if not metrics_of(report) or metrics_of(report)[0].get("higher") is None or len(students) < 2:
         return ""
     metric = metrics_of(report)[0]
     places, verdicts = (

@@ -370,6 +370,8 @@ def headline(report: Dict) -> str:
     label, decimals = label_of(metric), decimals_of(report, metric)
     s, b = pick.ours, pick.theirs
     pair = f"{number(s.value, decimals)} against {number(b.value, decimals)}"
+    if metric.get("higher") is None:
+        return f"{_called(pick.student)} {_size(pick.ratio)} with {label} {pair}."
     gap = abs(s.value - b.value)
     by = number(gap, decimals) + (f" ({percent(gap / abs(b.value))})" if b.value else "")
     loss = _margin(report, pick)
@@ -420,7 +422,8 @@ def findings(report: Dict) -> list[str]:
                 )
         if fast:
             found.append(f"{_called(pick.student)} is faster than the base: {_list(fast)}.")
-    if pairs := _pairs(report, metric):
+    pairs = _pairs(report, metric) if metric.get("higher") is not None else []
+    if pairs:
         better = sum(claim(report, student, cut, metric) == BETTER for student, _, cut, _ in pairs)
         _, small, _, cut = pairs[0]
         found.append(
