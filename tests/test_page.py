@@ -7,6 +7,7 @@ from browser import FOUND, Browser
 from test_report import judged_report, named
 
 from matta_cli.report import write
+from matta_cli.report.schema import Report
 
 pytestmark = pytest.mark.skipif(FOUND is None, reason="there is no Chromium here")
 
@@ -27,7 +28,7 @@ def page(tmp_path_factory):
         pair["a"] = long if pair["a"] == "width 0.5" else pair["a"]
     for model in judged["models"]:
         model["of"] = long if model.get("of") == "width 0.5" else model.get("of")
-    write.write(judged, folder)
+    write.write(Report.from_json(judged), folder)
     return folder / "report.html"
 
 
@@ -47,7 +48,7 @@ def test_it_fits_and_is_readable(browser, page, width, dark):
     ink = browser.run("getComputedStyle(document.body).color.match(/\\d+/g).map(Number)")
     assert (sum(light) < 200) == dark and abs(sum(light) - sum(ink)) > 450
     faint = []  # WCAG 2.1, 1.4.3: text has a contrast of 4.5 or more with what it stands on
-    for chosen in (".hint", ".verdict", "td small", "svg .tick", ".tiles span", ".found li"):
+    for chosen in (".hint", ".verdict", "td small", "svg .tick", ".tiles span", ".findings li"):
         found = browser.run(f"({CONTRAST})({chosen!r})")
         faint += [(chosen, found)] if found is None or found < 4.5 else []
     assert faint == []

@@ -2,15 +2,35 @@
 
 import copy
 import json
+import math
 import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from matta_cli.report import numbers, story, write
-from matta_cli.report.page import html
+from matta_cli.report import numbers, page, search_table, story, table, write
+from matta_cli.report.schema import Report, Role
+
+
+def tell(data):
+    """The story of a report that is JSON, as files have it."""
+    return story.tell(Report.from_json(data))
+
+
+def html(data):
+    return page.html(tell(data))
+
+
+def markdown(data):
+    return write.markdown(tell(data))
+
+
+def rows(data):
+    return table.rows(Report.from_json(data))
+
 
 PERPLEXITY = {"name": "ppl", "label": "perplexity", "higher": False}
 ACCURACY = {"name": "acc", "label": "accuracy", "higher": True}
@@ -194,6 +214,61 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.words).split())
 
 
+def stored(name):
+    path = Path(__file__).parent / "reports" / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["today", "search"])
+def test_a_report_comes_back_from_its_file(name):
+    assert Report.from_json(stored(name)).to_json() == stored(name)
+    again = Report.from_json(stored(name))
+    assert again == Report.from_json(again.to_json())
+
+
+def test_a_report_has_what_its_file_holds():
+    report, found = Report.from_json(stored("today")), Report.from_json(stored("search"))
+    student = report.model("width 0.5")
+    assert student.role is Role.STUDENT and student.cost.parameters == 14688
+    assert student.latency(2) == 0.001 and student.latency(4) is None
+    assert student.programs["onnx"].parity.max_difference == 2.4e-07
+    assert report.model("plain distillation 0.5").curve[0][0] == 2
+    assert report.run.curve[0][1]["TA"] == pytest.approx(0.678, abs=1e-3)
+    assert report.margin == 0.01 and report.pairs[0].verdict == "too wide to say"
+    assert report.model("TA").searched is None and not report.choices
+    assert found.model("params-24k").searched.shown and found.choices[0].model == "params-24k"
+    assert search_table.choices(found) == [
+        "params-24k: mlp 112 (x2), depth 2; it uses 99.1 % of its parameters; "
+        "the stock library loads it."
+    ]
+    headers, cells = search_table.front_rows(found)
+    assert headers[4] == "latency b2" and [row[4] for row in cells] == ["~1.10 ms", "1.20 ms"]
+    with pytest.raises(KeyError):
+        report.model("width 3")
+
+
+def test_a_file_of_an_older_version_opens(tmp_path):
+    report = Report.from_json(stored("older"))
+    assert [metric.label for metric in report.metrics] == ["perplexity"]
+    names = ["base", "width 0.5", "width 0.25", "untrained cut 0.5"]
+    assert [model.name for model in report.models] == names
+    half, quarter = report.model("width 0.5"), report.model("width 0.25")
+    assert half.role is quarter.role is Role.STUDENT and half.curve == []
+    assert half.latency(1) is half.latency(8) is None and quarter.cost.parameters is None
+    assert quarter.measured(report.primary) is None
+    assert math.isnan(quarter.metrics["perplexity"].value)
+    assert [axis.importance for axis in report.axes] == [[]]
+    assert report.pair(half, report.base, report.primary) is None
+    assert "no difference can be told" in story.tell(report).headline
+    write.write(report, tmp_path)
+    written = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert Report.from_json(written).to_json() == written == report.to_json()
+    assert written["models"][2]["metrics"]["perplexity"]["value"] is None
+    words = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    for text in (words, (tmp_path / "report.md").read_text(encoding="utf-8")):
+        assert not re.search(r"\b(None|nan)\b", text)
+
+
 def test_numbers_are_compact_and_never_round_to_a_thousand():
     assert numbers.count(12_345_678) == "12.3 M"
     assert numbers.count(999_999) == "1.00 M"
@@ -205,7 +280,7 @@ def test_numbers_are_compact_and_never_round_to_a_thousand():
 
 
 def test_rows_give_every_column_in_order(good):
-    headers, table = story.rows(good)
+    headers, table = rows(good)
     assert headers == [
         "model",
         "width",
@@ -237,8 +312,8 @@ def test_rows_give_every_column_in_order(good):
 
 
 def test_every_value_of_the_table_is_in_all_formats(good):
-    headers, table = story.rows(good)
-    page, text = Page(html(good)).text, re.sub(r"\\(.)", r"\1", write.markdown(good))
+    headers, table = rows(good)
+    page, text = Page(html(good)).text, re.sub(r"\\(.)", r"\1", markdown(good))
     for value in [*headers, *(cell for row in table for cell in row)]:
         assert value in page
         assert value in text
@@ -282,7 +357,7 @@ def test_a_hostile_name_stays_a_name(good):
     assert page.tags.count("script") == 1
     assert [a for a in page.attributes if a[1].startswith("on")] == []
     assert 'alert("1")' in page.text
-    text = write.markdown(good)
+    text = markdown(good)
     outside = re.sub(r"(?ms)^(`{3,})\w*\n.*?^\1$", "", text)  # code blocks show text as it is
     assert "<script" not in outside
     assert not re.search(r"(?<!\\)\]\(", outside)
@@ -300,18 +375,18 @@ def compare(data, a, b, word, gain, low, high, metric="ppl", margin=0.2):
 
 def test_headline_claims_no_more_than_the_intervals(good):
     """Models that were never compared on the same examples, as in older files."""
-    assert story.headline(good) == (
+    assert tell(good).headline == (
         "The Student of width 0.5 has 64 % of the base's parameters with perplexity 20.00 against 20.10; "
         "without a comparison on the same examples no difference can be told."
     )
     score(good, "width 0.5", "ppl", 22.1, 22.0, 22.2)
     score(good, "width 0.25", "ppl", 40.0, 39.9, 40.1)
-    assert story.headline(good).endswith("and is worse than the base in perplexity by 2.00 (10 %).")
+    assert tell(good).headline.endswith("and is worse than the base in perplexity by 2.00 (10 %).")
     score(good, "width 0.5", "ppl", 18.0, 17.9, 18.1)
-    assert "is better than the base: perplexity 18.00 against 20.10" in story.headline(good)
+    assert "is better than the base: perplexity 18.00 against 20.10" in tell(good).headline
     for name in ("width 0.5", "width 0.25"):
         score(good, name, "ppl", 20.0, None, None)
-    assert "no difference is claimed" in story.headline(good)
+    assert "no difference is claimed" in tell(good).headline
 
 
 @pytest.mark.parametrize(
@@ -346,7 +421,7 @@ def test_headline_says_the_verdict_of_the_same_examples(good, word, gain, low, h
     del good["models"][3]  # the smaller Student
     score(good, "width 0.5", "ppl", 20.1 - gain, 19.8, 20.6)
     compare(good, "width 0.5", "base", word, gain, low, high, margin=0.201)
-    assert tail in story.headline(good)
+    assert tail in tell(good).headline
 
 
 def test_overlapping_intervals_hide_no_loss(good):
@@ -354,14 +429,14 @@ def test_overlapping_intervals_hide_no_loss(good):
     score(good, "base", "ppl", 20.0, 19.5, 20.5)
     for name in ("width 0.25", "width 0.5"):
         score(good, name, "ppl", 20.9, 20.4, 21.4)
-    said = story.headline(good) + " ".join(story.findings(good) + story.alarms(good))
+    said = tell(good).headline + " ".join(tell(good).findings + tell(good).alarms)
     assert "no worse" not in said
     for name in ("width 0.25", "width 0.5"):
         compare(good, name, "base", "worse", -0.9, -1.1, -0.7)
-    assert "is worse than the base in perplexity by 0.90 (4.5 %)" in story.headline(good)
+    assert "is worse than the base in perplexity by 0.90 (4.5 %)" in tell(good).headline
     for pair in good["pairs"]:
         pair.update(verdict="too wide to say", low=-2.0, high=0.2)
-    assert "too wide to say whether" in story.headline(good)
+    assert "too wide to say whether" in tell(good).headline
     one_alarm(
         good,
         "too wide to say whether width 0.25 is better or worse than base in perplexity: −0.9 (4.5 %",
@@ -372,8 +447,8 @@ def test_overlapping_intervals_hide_no_loss(good):
 def test_headline_turns_with_the_metric(good):
     good["metrics"] = [ACCURACY]
     score(good, "width 0.25", "acc", 0.6, 0.59, 0.61)
-    assert "width 0.25" in story.headline(good)
-    assert "is better than the base" in story.headline(good)
+    assert "width 0.25" in tell(good).headline
+    assert "is better than the base" in tell(good).headline
 
 
 def test_a_metric_without_a_direction_is_never_better_or_worse(good):
@@ -381,32 +456,32 @@ def test_a_metric_without_a_direction_is_never_better_or_worse(good):
     good["metrics"].append(calibration)
     for m, value in zip(good["models"], (1.0, 0.95, 1.0, 1.1, 1.3, 1.0, 0.5, 0.5), strict=True):
         m["metrics"]["cal"] = {"value": value, "low": value - 0.01, "high": value + 0.01}
-    page, text = Page(html(good)).text, write.markdown(good)
-    assert story.alarms(good) == [] and "calibration" in page
-    assert "calibration" in story.rows(good)[0] and "calibration:" not in text
+    page, text = Page(html(good)).text, markdown(good)
+    assert tell(good).alarms == [] and "calibration" in page
+    assert "calibration" in rows(good)[0] and "calibration:" not in text
     good["metrics"] = [calibration]
-    for said in (Page(html(good)).text, write.markdown(good)):
+    for said in (Page(html(good)).text, markdown(good)):
         assert not re.search("better|worse|beat|budget|No interval|no intervals", said)
 
 
 def test_faster_is_said_only_beyond_the_spread(good):
-    assert "1.6x at batch 1" in write.markdown(good)
+    assert "1.6x at batch 1" in markdown(good)
     # a slow run is no faster than the base's usual one
     named(good, "width 0.5")["latency"]["1"]["p95"] = 0.0124
-    assert "at batch 1 (" not in write.markdown(good)
-    assert "1.6x at batch 8" in write.markdown(good)
+    assert "at batch 1 (" not in markdown(good)
+    assert "1.6x at batch 8" in markdown(good)
 
 
 def test_no_alarm_on_a_good_report(good):
-    assert story.alarms(good) == []
-    assert "Look at this first" not in html(good) + write.markdown(good)
+    assert tell(good).alarms == []
+    assert "Look at this first" not in html(good) + markdown(good)
 
 
 def one_alarm(data, *words):
-    found = story.alarms(data)
+    found = tell(data).alarms
     assert len(found) == 1, found
     assert all(word in found[0] for word in words), found
-    assert found[0].split(";")[0] in write.markdown(data)
+    assert found[0].split(";")[0] in markdown(data)
     assert found[0] in Page(html(data)).text
 
 
@@ -414,7 +489,7 @@ def test_alarm_larger_but_worse(good):
     score(good, "width 0.5", "acc", 0.40, 0.396, 0.404)
     one_alarm(good, "width 0.5 is larger than width 0.25 but worse in accuracy")
     score(good, "width 0.5", "acc", 0.437, 0.433, 0.441)  # worse, but within the intervals
-    assert story.alarms(good) == []
+    assert tell(good).alarms == []
 
 
 def test_alarm_larger_but_worse_where_lower_is_better(good):
@@ -438,7 +513,7 @@ def test_alarm_no_better_than_the_untrained_cut(good):
         "width 0.25 is no worse than its untrained cut in perplexity: 25.00 [24.80, 25.20] against 25.10",
     )
     good["pairs"][0].update(verdict="better", low=0.05)
-    assert story.alarms(good) == []
+    assert tell(good).alarms == []
     del good["pairs"]
     score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
     one_alarm(good, "width 0.25 is worse than its untrained cut")
@@ -447,7 +522,7 @@ def test_alarm_no_better_than_the_untrained_cut(good):
 def test_at_the_base_width_level_is_fine_and_worse_is_not(good):
     score(good, "width 1", "ppl", 20.1, 19.9, 20.3)
     good["models"].append(model("untrained cut 1", "cut", 1.0, 12.3, 20.1, 0.5))
-    assert story.alarms(good) == []
+    assert tell(good).alarms == []
     score(good, "base", "ppl", 19.0, 18.9, 19.1)
     one_alarm(good, "width 1 has the base's size but is worse in perplexity")
 
@@ -457,25 +532,23 @@ def test_alarm_interval_absent(good):
     for m in good["models"]:
         for value in m["metrics"].values():
             value["low"] = value["high"] = None
-    assert [a for a in story.alarms(good) if "No interval was measured for accuracy" in a]
+    assert [a for a in tell(good).alarms if "No interval was measured for accuracy" in a]
 
 
 def test_noise_is_an_alarm_in_the_first_metric_only(good):
     compare(good, "width 1", "base", "too wide to say", 0.0, -0.2, 0.2, "acc", 0.005)
     score(good, "untrained cut 0.25", "acc", 0.45, 0.446, 0.454)  # better than its Student
-    assert story.alarms(good) == []
+    assert tell(good).alarms == []
     good["metrics"].reverse()
-    assert ["its untrained cut in accuracy" in a for a in story.alarms(good)] == [False, True]
-    assert "too wide to say whether width 1 is better" in story.alarms(good)[0]
+    assert ["its untrained cut in accuracy" in a for a in tell(good).alarms] == [False, True]
+    assert "too wide to say whether width 1 is better" in tell(good).alarms[0]
 
 
 def test_an_alarm_is_not_repeated_as_a_note(good):
     score(good, "untrained cut 0.25", "ppl", 20.0, 19.9, 20.1)
-    (alarm,) = story.alarms(good)
+    (alarm,) = tell(good).alarms
     good["notes"].append(alarm)
-    assert (
-        Page(html(good)).text.count(alarm) == write.markdown(good).count(alarm.split(";")[0]) == 1
-    )
+    assert Page(html(good)).text.count(alarm) == markdown(good).count(alarm.split(";")[0]) == 1
     assert "a note of mine" in Page(html(good)).text
 
 
@@ -506,10 +579,10 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
         else:
             del m[key]
     Page(html(good))
-    headers, table = story.rows(good)
+    headers, table = rows(good)
     assert all(len(row) == len(headers) for row in table)
-    assert "None" not in write.markdown(good)
-    story.alarms(good)
+    assert "None" not in markdown(good)
+    assert isinstance(tell(good).alarms, list)
 
 
 @pytest.mark.parametrize(
@@ -529,7 +602,7 @@ def test_copes_with_parts_of_models_missing(good, key, gone):
 )
 def test_copes_with_parts_of_the_report_missing(good, gone):
     del good[gone]
-    assert "None" not in write.markdown(good) + Page(html(good)).text
+    assert "None" not in markdown(good) + Page(html(good)).text
 
 
 @pytest.mark.parametrize("keep", ["Teacher", "base", "TA", "width 0.5", "untrained cut 0.5"])
@@ -537,10 +610,11 @@ def test_a_report_of_one_model(good, keep):
     good["models"] = [named(good, keep)]
     page = Page(html(good)).text
     assert keep in page
-    assert named(good, keep)["parameters"] and numbers.count(
+    assert (
         named(good, keep)["parameters"]
-    ) in story.headline(good)
-    assert story.alarms(good) == []
+        and numbers.count(named(good, keep)["parameters"]) in tell(good).headline
+    )
+    assert tell(good).alarms == []
 
 
 @pytest.mark.parametrize(
@@ -559,7 +633,7 @@ def test_odd_numbers_draw_without_error(good, values):
 def test_write_is_three_files_and_clean_json(good, tmp_path):
     score(good, "base", "ppl", float("nan"), None, None)
     before = copy.deepcopy({**good, "models": []})
-    write.write(good, tmp_path / "new")
+    write.write(Report.from_json(good), tmp_path / "new")
     assert sorted(p.name for p in (tmp_path / "new").iterdir()) == [
         "report.html",
         "report.json",
@@ -583,8 +657,8 @@ def verdict(data, name, word, gain, low, high):
 
 
 def test_the_verdict_is_said_in_every_format(judged):
-    assert story.alarms(judged) == []
-    headers, table = story.rows(judged)
+    assert tell(judged).alarms == []
+    headers, table = rows(judged)
     row = dict(zip(headers, next(r for r in table if r[0] == "width 0.25"), strict=True))
     assert row["gain over plain"] == "+2.00 [+1.50, +2.60]" and row["verdict"] == "better"
     assert row["training"] == "81 s 307 k tokens, one run for all"
@@ -593,7 +667,7 @@ def test_the_verdict_is_said_in_every_format(judged):
         "worse at 1. The nested run took 81 s of a device for all its Students and the TA, these 3 runs 92 s."
     )
     page = Page(html(judged)).text
-    assert said in write.markdown(judged) and said in page
+    assert said in markdown(judged) and said in page
     assert (
         "width 0.25 is better than plain distillation 0.25 in perplexity, by 2.00 (7.4 %; 95 %: +1.50 to +2.60)."
         in page
@@ -647,7 +721,7 @@ def test_models_compared_on_the_same_examples_are_not_judged_by_their_own_interv
     one_alarm(judged, "width 0.5 is larger than width 0.25 but worse in accuracy")
     score(judged, "width 0.5", "acc", 0.40, 0.396, 0.404)
     judged["pairs"][-1]["verdict"] = "no different"
-    assert story.alarms(judged) == []
+    assert tell(judged).alarms == []
 
 
 @pytest.mark.parametrize("gone", ["gain", "low", "margin", "verdict", "a", "metric"])
@@ -658,7 +732,7 @@ def test_copes_with_parts_of_comparisons_missing(judged, gone):
         axis["importance"] = axis["kept"] = None
     for m in judged["models"]:
         m["curve"] = m["training"] = None
-    assert "None" not in write.markdown(judged) + Page(html(judged)).text
+    assert "None" not in markdown(judged) + Page(html(judged)).text
 
 
 def test_importing_it_loads_no_torch():

@@ -20,13 +20,22 @@ from matta_cli.errors import Interrupted, MattaError
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.folders import load_student, load_ta
-from matta_cli.report import story
+from matta_cli.report import claims, story
+from matta_cli.report.schema import Report
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.training.run import distill
 from matta_cli.verdict import baselines, judge
 
 STEPS = 60
+
+
+def tell(result):
+    return story.tell(Report.from_json(result))
+
+
+def of_role(result, role):
+    return [model for model in result["models"] if model["role"] == role]
 
 
 def ranker(width, seed=0):
@@ -116,10 +125,10 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     replace_weights(last, tensors)
     export(settings(), here, overwrite=True)
     result = judge.remake(here)
-    found = {student["name"]: p.verdict for student, _, p in story.rivals(result)}
-    assert found["width 0.5"] == story.WORSE
-    assert found["width 0.25"] in (story.BETTER, story.SAME, story.NO_WORSE)
-    alarms = story.alarms(result)
+    found = {one.student.name: one.verdict for one in tell(result).rivals}
+    assert found["width 0.5"] == claims.WORSE
+    assert found["width 0.25"] in (claims.BETTER, claims.SAME, claims.NO_WORSE)
+    alarms = tell(result).alarms
     assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
     assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
     for name in ("report.md", "report.html", "students/width-0.5/README.md"):
@@ -130,8 +139,8 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
 
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
-    assert len(story.rivals(result)) == 2
-    assert not [alarm for alarm in story.alarms(result) if "worse" in alarm]
+    assert len(tell(result).rivals) == 2
+    assert not [alarm for alarm in tell(result).alarms if "worse" in alarm]
 
 
 @pytest.mark.slow
@@ -140,7 +149,7 @@ def test_two_copies_of_one_model_are_no_different(here):
     student = load_student(here / "students" / "width-0.5")
     replace_weights(Workspace(plain).newest(), student.state_dict())
     found = pair(judge.remake(here), "width 0.5", "plain distillation 0.5")
-    assert found["verdict"] == story.SAME
+    assert found["verdict"] == claims.SAME
     assert found["gain"] == found["low"] == found["high"] == 0 and found["p"] == 1
 
 
@@ -231,9 +240,9 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
     assert again["pairs"] == before["pairs"]
     recipe = here / "run" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("lr = 0.02", "lr = 0.01"))
-    assert not story.rivals(judge.remake(here)), "baselines of another recipe are no baselines"
+    assert not tell(judge.remake(here)).rivals, "baselines of another recipe are no baselines"
     result = judge.remake(here, ["plain"])
-    assert len(story.rivals(result)) == 2 and not story.models_of(result, "alone")
+    assert len(tell(result).rivals) == 2 and not of_role(result, "alone")
     assert (
         pair(result, "width 0.5", "plain distillation 0.5")["gain"]
         != pair(before, "width 0.5", "plain distillation 0.5")["gain"]
@@ -290,7 +299,7 @@ def test_costs_are_those_of_the_runs(here):
 
 
 def test_baselines_take_as_many_steps_as_the_students_did(here):
-    (student, *_) = story.models_of(written(here), "student")
+    (student, *_) = of_role(written(here), "student")
     baselines.train(here, ["plain"], [student], which="step-30")
     (found,) = baselines.finished(here, [student], "step-30")
     assert found.steps == 30 and found.checkpoint.name == "step-30"
@@ -306,7 +315,7 @@ def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
     Path("teacher.pt").unlink()
     shutil.rmtree(here / "baselines")
     result = judge.remake(here, ["base"])
-    assert len(story.models_of(result, "alone")) == 2
+    assert len(of_role(result, "alone")) == 2
     with pytest.raises(MattaError, match=r"teacher\.pt"):
         judge.remake(here, ["plain"])
 
@@ -347,17 +356,17 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
 @pytest.mark.parametrize(
     ("low", "high", "margin", "sure", "word"),
     [
-        (0.1, 0.3, 0.05, True, story.BETTER),
-        (0.1, 0.3, 0.05, False, story.NO_WORSE),
-        (0.01, 0.03, 0.05, False, story.SAME),
-        (0.0, 0.0, 0.0, True, story.SAME),
-        (-0.04, 0.04, 0.05, True, story.SAME),
-        (-0.04, 0.2, 0.05, True, story.NO_WORSE),
-        (-0.04, -0.01, 0.05, True, story.SAME),
-        (-0.3, -0.1, 0.05, True, story.WORSE),
-        (-0.3, -0.01, 0.05, False, story.WORSE),
-        (-0.3, 0.3, 0.05, True, story.WIDE),
+        (0.1, 0.3, 0.05, True, claims.BETTER),
+        (0.1, 0.3, 0.05, False, claims.NO_WORSE),
+        (0.01, 0.03, 0.05, False, claims.SAME),
+        (0.0, 0.0, 0.0, True, claims.SAME),
+        (-0.04, 0.04, 0.05, True, claims.SAME),
+        (-0.04, 0.2, 0.05, True, claims.NO_WORSE),
+        (-0.04, -0.01, 0.05, True, claims.SAME),
+        (-0.3, -0.1, 0.05, True, claims.WORSE),
+        (-0.3, -0.01, 0.05, False, claims.WORSE),
+        (-0.3, 0.3, 0.05, True, claims.WIDE),
     ],
 )
 def test_the_words(low, high, margin, sure, word):
-    assert story.judged(low, high, margin, sure) == word
+    assert claims.judged(low, high, margin, sure) == word

@@ -107,12 +107,13 @@ def export(
 
 def show(result: dict[str, Any], out: Path, json: bool) -> None:
     """Print a report: the table (or JSON) on stdout, its notes and its path on stderr."""
-    from matta_cli.report import story
+    from matta_cli.report import table
+    from matta_cli.report.schema import Report
 
     if json:
         console.data(result)
     else:
-        headers, rows = story.rows(result)
+        headers, rows = table.rows(Report.from_json(result))
         batch = f"latency b{result['batch_size']}"
         others = [m["label"] for m in result["metrics"][:0:-1]]
         spare = [

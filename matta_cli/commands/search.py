@@ -49,6 +49,7 @@ def search(
         console.say(f"Settings from {path}.")
 
     from matta_cli.report import search_table
+    from matta_cli.report.schema import Report
     from matta_cli.search.run import search as run
     from matta_cli.settings import budget
 
@@ -60,11 +61,12 @@ def search(
         )
     with console.training_progress() as listen:
         result, _ = run(recipe, out, budget.asked(recipe), listen=listen)
+    report = Report.from_json(result)
     if json:
         console.data(result)
     else:
-        console.table(*search_table.front_rows(result), spare=["bytes", "MACs", "sizes"])
-    for line in search_table.choices(result):
+        console.table(*search_table.front_rows(report), spare=["bytes", "MACs", "sizes"])
+    for line in search_table.choices(report):
         console.say(line)
     for note in result["notes"]:
         console.say(f"Note: {note}")

@@ -1,16 +1,18 @@
-"""A report as data: what was measured of each model, and JSON both ways.
+"""A report as data: what was measured of each model.
 
-``report.json`` and ``search.json`` hold it. Files that an older matta wrote open, too: what they
-do not have takes its default, and a number that is none is missing.
+``report.json`` and ``search.json`` hold it. Files that an older matta wrote open, too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
+
+from matta_cli.report.numbers import finite, plain
+from matta_cli.report.stored import Stored
 
 FORMAT = 1
 
@@ -29,16 +31,25 @@ class Role(str, Enum):
 
 
 @dataclass(frozen=True)
-class Metric:
+class Metric(Stored):
     """A measure of quality. ``higher`` says which direction is better; None: neither."""
 
     name: str
     label: str
-    higher: bool | None
+    higher: bool | None = None
+
+    @property
+    def way(self) -> str:
+        """An arrow in the direction that is better."""
+        return {True: " ↑", False: " ↓", None: ""}[self.higher]
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Metric:
+        return super().from_json({**value, "label": value.get("label") or value.get("name")})
 
 
 @dataclass(frozen=True)
-class Interval:
+class Interval(Stored):
     """A value, and the ends of its 95 % interval where one was measured."""
 
     value: float
@@ -47,15 +58,18 @@ class Interval:
 
 
 @dataclass(frozen=True)
-class Timing:
+class Timing(Stored):
     """Seconds of a forward: median and 95th percentile."""
 
     median: float | None = None
     p95: float | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        return {name: value for name, value in super().to_json().items() if value is not None}
+
 
 @dataclass
-class Cost:
+class Cost(Stored):
     """What a model costs to serve. latency: by batch. macs: of one example. None: not measured."""
 
     parameters: int | None = None
@@ -66,7 +80,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Stored):
     """What training took. items: in the report's unit. seconds: of one device."""
 
     steps: int | None = None
@@ -76,7 +90,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Parity:
+class Parity(Stored):
     """How far a reloaded checkpoint's outputs are from those of the nested view."""
 
     exact: bool | None = None
@@ -84,15 +98,22 @@ class Parity:
 
 
 @dataclass(frozen=True)
-class Program:
+class Program(Stored):
     """A program beside a Student's checkpoint: the expression that loads it, and its parity."""
 
     loader: str
     parity: Parity
 
+    def to_json(self) -> dict[str, Any]:
+        return {"loader": self.loader, **self.parity.to_json()}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Program:
+        return super().from_json({"parity": value, **value})
+
 
 @dataclass(frozen=True)
-class Searched:
+class Searched(Stored):
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
     trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
@@ -108,7 +129,7 @@ class Searched:
 
 
 @dataclass
-class ModelEntry:
+class ModelEntry(Stored):
     """One model of a report.
 
     of: the Student that a cut or a baseline is compared with. folder: below the output folder.
@@ -117,7 +138,7 @@ class ModelEntry:
     """
 
     name: str
-    role: Role
+    role: Role = Role.STUDENT
     width: float | None = None
     of: str | None = None
     folder: str | None = None
@@ -133,14 +154,40 @@ class ModelEntry:
     curve: list[tuple[int, float]] = field(default_factory=list)
     searched: Searched | None = None
 
+    def timing(self, batch: int) -> Timing:
+        """The seconds of a forward at a batch size; empty where it was not measured."""
+        return self.cost.latency.get(batch, Timing())
+
     def latency(self, batch: int) -> float | None:
         """The median seconds of a forward at a batch size; None where it was not measured."""
-        timing = self.cost.latency.get(batch)
-        return timing.median if timing is not None else None
+        return self.timing(batch).median
+
+    def measured(self, metric: Metric) -> Interval | None:
+        """Its value of a metric if there is one; with both ends of its interval, or none."""
+        known = self.metrics.get(metric.name)
+        if known is None or not finite(known.value):
+            return None
+        ends = finite(known.low) and finite(known.high)
+        return known if ends else Interval(known.value)
+
+    def to_json(self) -> dict[str, Any]:
+        value = super().to_json()
+        value |= value.pop("cost") | (value.pop("searched") or {})
+        dropped = {name for name in ("of", "training", "curve") if not value[name]}
+        if self.role is not Role.STUDENT:
+            dropped |= {"sizes", "layers", "programs"}
+        if self.searched:  # of a search, which writes no programs and does not measure memory
+            dropped |= {"programs", "peak_memory"}
+        return {name: item for name, item in value.items() if name not in dropped}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> ModelEntry:
+        searched = value if "front" in value else None
+        return super().from_json({**value, "cost": value, "searched": searched})
 
 
 @dataclass(frozen=True)
-class Pair:
+class Pair(Stored):
     """Two models on the same examples: what ``a`` gains over ``b`` in a metric.
 
     A gain above zero is better, whatever the metric's direction. low, high: its 95 % interval.
@@ -161,7 +208,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class AxisStrip:
+class AxisStrip(Stored):
     """An axis: its size at the base and in the TA, the importance of its units, what is kept.
 
     importance: means over parts of the axis, the most important first (of layers by number).
@@ -179,7 +226,7 @@ class AxisStrip:
 
 
 @dataclass(frozen=True)
-class Choice:
+class Choice(Stored):
     """The Student of a budget. limits and used (the share of each limit) by the cost's name."""
 
     budget: str
@@ -191,7 +238,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Machine:
+class Machine(Stored):
     """What was measured on."""
 
     name: str = ""
@@ -200,19 +247,30 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Stored):
     """The run that made the Students: its steps, its seconds, its evaluations (step, by model)."""
 
     steps: int | None = None
     seconds: float | None = None
     curve: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
+    def to_json(self) -> dict[str, Any]:
+        curve = [{"step": step, "values": plain(values)} for step, values in self.curve]
+        return {**super().to_json(), "curve": curve}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Run:
+        points = value.get("curve") or []
+        curve = [(point.get("step"), point.get("values") or {}) for point in points]
+        return super().from_json({**value, "curve": curve})
+
 
 @dataclass
-class Report:
+class Report(Stored):
     """All that an export, a search or a verdict has to say.
 
-    metrics: the primary one first. costs and choices: of a search. searched: its numbers.
+    metrics: the primary one first. margin: the share of a value that may be lost. costs and
+    choices: of a search. searched: its numbers.
     """
 
     task: str = ""
@@ -245,10 +303,20 @@ class Report:
         """The models of these roles, in the report's order."""
         return [model for model in self.models if model.role in roles]
 
+    def by_size(self, *roles: Role) -> list[ModelEntry]:
+        """The models of these roles whose parameters are known, the smallest first."""
+        sized = [model for model in self.of(*(roles or Role)) if model.cost.parameters is not None]
+        return sorted(sized, key=lambda model: model.cost.parameters or 0)
+
     @property
     def students(self) -> list[ModelEntry]:
         """The Students, in the report's order."""
         return self.of(Role.STUDENT)
+
+    @property
+    def base(self) -> ModelEntry | None:
+        """The user's model, if it was measured."""
+        return next(iter(self.of(Role.BASE)), None)
 
     def model(self, name: str) -> ModelEntry:
         """The model of that name. Raises ``KeyError`` where there is none."""
@@ -258,187 +326,29 @@ class Report:
         raise KeyError(name)
 
     def pair(self, a: ModelEntry, b: ModelEntry, metric: Metric) -> Pair | None:
-        """The comparison of two models on the same examples, if there is one."""
+        """The comparison of two models on the same examples, if there is one with numbers."""
         wanted = (a.name, b.name, metric.name)
-        return next((p for p in self.pairs if (p.a, p.b, p.metric) == wanted), None)
-
-    # JSON
+        for pair in self.pairs:
+            if (pair.a, pair.b, pair.metric) == wanted:
+                numbers = (pair.gain, pair.low, pair.high, pair.margin)
+                return pair if all(map(math.isfinite, numbers)) else None
+        return None
 
     def to_json(self) -> dict[str, Any]:
-        """The report as ``report.json`` (or ``search.json``) has it; NaN becomes null."""
-        value: dict[str, Any] = {
-            "format": FORMAT,
-            "created": self.created,
-            "matta": self.matta,
-            "task": self.task,
-            "adapter": self.adapter,
-            "data": self.data,
-            "unit": self.unit,
-            "device": vars(self.device),
-            "metrics": [vars(metric) for metric in self.metrics],
-            "batch_size": self.batch_size,
-            "models": [_entry_to_json(model) for model in self.models],
-            "notes": self.notes,
-            "lineage": self.lineage,
-            "recipe": self.recipe,
-        }
-        if self.run is not None:
-            curve = [{"step": step, "values": values} for step, values in self.run.curve]
-            value["training"] = {**vars(self.run), "curve": curve}
-            value["axes"] = [vars(axis) for axis in self.axes]
-        if self.margin is not None:
-            value |= {"margin": self.margin, "pairs": [vars(pair) for pair in self.pairs]}
-        if self.searched:
-            choices = [vars(choice) for choice in self.choices]
-            value |= {"costs": self.costs, "choices": choices, "search": self.searched}
-        return plain(value)
+        value = {"format": FORMAT, **super().to_json()}
+        value["training"], value["search"] = value.pop("run"), value.pop("searched")
+        dropped = {"training", "axes"} if self.run is None else set()
+        dropped |= {"margin", "pairs"} if self.margin is None else set()
+        dropped |= set() if self.searched else {"costs", "choices", "search"}
+        return {name: item for name, item in value.items() if name not in dropped}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:
-        """The report that ``to_json`` made this of, in this version of matta or an older one."""
-        ran = value.get("training")
-        return cls(
-            **{k: str(value.get(k) or "") for k in ("task", "adapter", "data", "unit", "matta")},
-            created=str(value.get("created") or ""),
-            device=_made(Machine, value.get("device")),
-            metrics=[_metric(metric) for metric in value.get("metrics") or []],
-            batch_size=value.get("batch_size"),
-            models=[_entry_from_json(model) for model in value.get("models") or []],
-            notes=[str(note) for note in value.get("notes") or []],
-            run=None if ran is None else _run(ran),
-            axes=[_made(AxisStrip, axis) for axis in value.get("axes") or []],
-            margin=finite(value.get("margin")),
-            pairs=[pair for found in value.get("pairs") or [] if (pair := _pair(found))],
-            costs=list(value.get("costs") or []),
-            choices=[_made(Choice, choice) for choice in value.get("choices") or []],
-            searched=dict(value.get("search") or {}),
-            lineage=dict(value.get("lineage") or {}),
-            recipe=str(value.get("recipe") or ""),
-        )
+        run, searched = value.get("training"), value.get("search")
+        return super().from_json({**value, "run": run, "searched": searched})
 
 
-def plain(value: Any) -> Any:
-    """What JSON can hold: a number that is NaN or infinite is null, and every key is text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, Enum):
-        return value.value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def finite(value: Any) -> Any:
-    """A number as it is; None where it is none, or not finite."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        return None
-    return value
-
-
-def _made(cls: type, value: Mapping[str, Any] | None) -> Any:
-    """An object of those of the values that are its fields."""
-    known = cls.__dataclass_fields__  # type: ignore[attr-defined]
-    return cls(**{name: item for name, item in (value or {}).items() if name in known})
-
-
-def _numbers(cls: type, value: Mapping[str, Any] | None) -> Any:
-    """The same, where all fields are numbers that may be missing."""
-    return _made(cls, {name: finite(item) for name, item in (value or {}).items()})
-
-
-def _metric(value: Mapping[str, Any]) -> Metric:
-    name = str(value["name"])
-    return Metric(name, str(value.get("label") or name), value.get("higher"))
-
-
-def _pair(value: Mapping[str, Any]) -> Pair | None:
-    numbers = (finite(value.get(name)) for name in ("gain", "low", "high", "margin"))
-    return None if any(number is None for number in numbers) else _made(Pair, value)
-
-
-def _run(value: Mapping[str, Any]) -> Run:
-    curve = [(point["step"], dict(point["values"])) for point in value.get("curve") or []]
-    return Run(finite(value.get("steps")), finite(value.get("seconds")), curve)
-
-
-def _interval(value: Mapping[str, Any]) -> Interval | None:
-    middle = finite(value.get("value"))
-    ends = [end for end in (finite(value.get("low")), finite(value.get("high"))) if end is not None]
-    if middle is None:
-        return None
-    return Interval(middle, *sorted(ends)) if len(ends) == 2 else Interval(middle)
-
-
-def _parity(value: Mapping[str, Any] | None) -> Parity | None:
-    return (
-        None if value is None else Parity(value.get("exact"), finite(value.get("max_difference")))
-    )
-
-
-_OF_COST = ("parameters", "bytes", "macs", "peak_memory")
-
-
-def _entry_to_json(model: ModelEntry) -> dict[str, Any]:
-    value: dict[str, Any] = {
-        "name": model.name,
-        "role": model.role,
-        "width": model.width,
-        "folder": model.folder,
-        "loader": model.loader,
-        "stock": model.stock,
-        "parity": None if model.parity is None else vars(model.parity),
-        **{name: getattr(model.cost, name) for name in _OF_COST},
-        "latency": {str(n): _timing_to_json(t) for n, t in model.cost.latency.items()},
-        "metrics": {name: vars(interval) for name, interval in model.metrics.items()},
-    }
-    if model.of is not None:
-        value["of"] = model.of
-    if model.role is Role.STUDENT:
-        programs = {n: {"loader": p.loader, **vars(p.parity)} for n, p in model.programs.items()}
-        value |= {"sizes": model.sizes, "layers": model.layers, "programs": programs}
-    if model.training is not None:
-        value["training"] = vars(model.training)
-    if model.curve:
-        value["curve"] = model.curve
-    if model.searched is not None:
-        value |= vars(model.searched)
-    return value
-
-
-def _timing_to_json(timing: Timing) -> dict[str, float | None]:
-    return {name: value for name, value in vars(timing).items() if value is not None}
-
-
-def _entry_from_json(value: Mapping[str, Any]) -> ModelEntry:
-    role = Role(value.get("role") or Role.STUDENT)
-    latency = {int(n): _numbers(Timing, t) for n, t in (value.get("latency") or {}).items()}
-    programs = value.get("programs") or {}
-    metrics = {name: _interval(found or {}) for name, found in (value.get("metrics") or {}).items()}
-    training = value.get("training")
-    cost = Cost(latency=latency, **{name: finite(value.get(name)) for name in _OF_COST})
-    return ModelEntry(
-        name=str(value.get("name") or role.value),
-        role=role,
-        width=finite(value.get("width")),
-        of=value.get("of"),
-        folder=value.get("folder"),
-        loader=str(value.get("loader") or ""),
-        stock=bool(value.get("stock")),
-        parity=_parity(value.get("parity")),
-        sizes=dict(value.get("sizes") or {}),
-        layers=value.get("layers"),
-        programs={
-            n: Program(str(p.get("loader") or ""), _parity(p) or Parity())
-            for n, p in programs.items()
-        },
-        cost=cost,
-        metrics={name: found for name, found in metrics.items() if found is not None},
-        training=None if training is None else _numbers(Training, training),
-        curve=[(step, number) for step, number in value.get("curve") or []],
-        searched=_made(Searched, value) if "front" in value else None,
-    )
-
-
-def scored(models: Iterable[ModelEntry], metric: Metric) -> list[tuple[ModelEntry, Interval]]:
+def scored(models: list[ModelEntry], metric: Metric) -> list[tuple[ModelEntry, Interval]]:
     """The models that have a value of a metric, with it."""
-    return [(m, m.metrics[metric.name]) for m in models if metric.name in m.metrics]
+    known = [(model, model.measured(metric)) for model in models]
+    return [(model, value) for model, value in known if value is not None]

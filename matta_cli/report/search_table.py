@@ -1,65 +1,49 @@
-"""The table of a search."""
+"""The table of a search, and what it chose."""
 
 from __future__ import annotations
 
-from matta_cli.report.numbers import MISSING, count, finite, in_bytes, in_seconds
-from matta_cli.report.story import (
-    Dict,
-    decimals_of,
-    label_of,
-    latency_of,
-    metrics_of,
-    models_of,
-    name_of,
-    shown,
-    value_of,
-)
-
-# --- a search -------------------------------------------------------------------------------------
+from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds
+from matta_cli.report.schema import ModelEntry, Report, Searched
+from matta_cli.report.values import decimals_of, shown
 
 
-def front_rows(report: Dict) -> tuple[list[str], list[list[str]]]:
-    """The Students that a search found, as a table: each is on the front, or the choice of a
-    budget.
-    """
-    metrics = metrics_of(report)
-    headers = ["Student", "parameters", "bytes", "MACs"]
-    timed = any(m.get("latency") or m.get("guessed_latency") for m in models_of(report))
-    headers += [f"latency b{report['batch_size']}"] * timed
-    headers += [label_of(metric) for metric in metrics[:1]] + ["front", "loads with", "sizes"]
+def front_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+    """The Students of a search: each is on the front, or the choice of a budget."""
+    own = [model.searched or Searched() for model in report.models]
+    batch = report.batch_size or 1
+    timed = any(m.cost.latency for m in report.models) or any(one.guessed_latency for one in own)
+    headers = ["Student", "parameters", "bytes", "MACs"] + [f"latency b{batch}"] * timed
+    headers += [metric.label for metric in report.metrics[:1]] + ["front", "loads with", "sizes"]
     rows = []
-    for model in models_of(report):
-        seconds = latency_of(model, report["batch_size"])
-        guess = model.get("guessed_latency")
-        row = [
-            name_of(model),
-            count(model["parameters"]),
-            in_bytes(model["bytes"]),
-            count(model["macs"]),
-        ]
-        row += [
-            in_seconds(seconds) if seconds else f"~{in_seconds(guess)}" if guess else MISSING
-        ] * timed
-        for metric in metrics[:1]:
-            value = value_of(model, metric)
+    for model, one in zip(report.models, own, strict=True):
+        cost = model.cost
+        row = [model.name, count(cost.parameters), in_bytes(cost.bytes), count(cost.macs)]
+        row += [_latency(model, one, batch)] * timed
+        for metric in report.metrics[:1]:
+            value = model.measured(metric)
             row.append(shown(value, decimals_of(report, metric)) if value else MISSING)
-        rows.append([*row, "yes" if model["front"] else "no", model["loads"], model["shown"]])
+        rows.append([*row, "yes" if one.front else "no", one.loads, one.shown])
     return headers, rows
 
 
-def choices(report: Dict) -> list[str]:
-    """A sentence for each budget of a search: what was chosen, how far from the budget it is, and
-    what loads it.
-    """
+def _latency(model: ModelEntry, one: Searched, batch: int) -> str:
+    """Measured, or guessed."""
+    if seconds := model.latency(batch):
+        return in_seconds(seconds)
+    return f"~{in_seconds(one.guessed_latency)}" if one.guessed_latency else MISSING
+
+
+def choices(report: Report) -> list[str]:
+    """Of each budget of a search: what was chosen, how much of it that uses, what loads it."""
     found = []
-    models = {name_of(model): model for model in models_of(report)}
-    for choice in report.get("choices") or []:
-        model = models[choice["model"]]
+    for choice in report.choices:
+        model = report.model(choice.model)
         used = " and ".join(
             f"{100 * share:.1f} % of its {cost.replace('macs', 'MACs')}"
-            for cost, share in choice["used"].items()
+            for cost, share in choice.used.items()
         )
-        what = f"width {model['width']:g}" if finite(model.get("width")) else model["shown"]
-        by = "the stock library loads it" if choice["stock"] else "matta_cli.load_student loads it"
-        found.append(f"{choice['budget']}: {what}; it uses {used}; {by}.")
+        sizes = model.searched.shown if model.searched else ""
+        what = sizes if model.width is None else f"width {model.width:g}"
+        by = "the stock library" if choice.stock else "matta_cli.load_student"
+        found.append(f"{choice.budget}: {what}; it uses {used}; {by} loads it.")
     return found

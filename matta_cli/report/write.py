@@ -1,4 +1,4 @@
-"""The report's files."""
+"""The report's files: JSON, Markdown and a web page."""
 
 from __future__ import annotations
 
@@ -8,78 +8,50 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from matta_cli.report.numbers import plain
-from matta_cli.report.story import (
-    Dict,
-    alarms,
-    facts_of,
-    findings,
-    headline,
-    loadable,
-    name_of,
-    notes_of,
-    reading,
-    rows,
-)
+from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
-# --- Markdown -------------------------------------------------------------------------------------
+from matta_cli.files.atomic import atomic_write
+from matta_cli.report import page
+from matta_cli.report.schema import Report
+from matta_cli.report.story import Story, tell
+from matta_cli.report.table import rows
 
 
-def _md(text: Any) -> str:
+def write(report: Report, folder: Path | str) -> None:
+    """report.json, report.md and report.html, each whole or not at all."""
+    folder, story = Path(folder), tell(report)
+    text = json.dumps(report.to_json(), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(folder / "report.json", text + "\n")
+    atomic_write(folder / "report.md", markdown(story))
+    atomic_write(folder / "report.html", page.html(story))
+
+
+def markdown(story: Story) -> str:
+    """The report as Markdown."""
+    texts = Environment(
+        loader=PackageLoader("matta_cli.report"),
+        finalize=_escaped,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    texts.filters |= {"fence": _fence, "raw": Markup}
+    headers, cells = rows(story.report)
+    return texts.get_template("report.md").render(story=story, headers=headers, rows=cells)
+
+
+def _escaped(text: Any) -> Any:
     """Names and data are the user's: they must not become markup, or break out of a table cell."""
-    one_line = " ".join(str(text).split())
+    if isinstance(text, Markup):
+        return text
+    one_line = escape(" ".join(str(text).split()), quote=False)
     # A bracket makes a link only before ( [ or : so intervals stay readable in the raw text.
-    return re.sub(r"([\\`*_|#~]|\](?=[(\[:]))", r"\\\1", escape(one_line, quote=False))
+    return re.sub(r"([\\`*_|#~]|\](?=[(\[:]))", r"\\\1", one_line)
 
 
-def _fence(text: str, language: str = "") -> str:
+def _fence(text: str, language: str) -> Markup:
+    """A block of code that nothing in it can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
-
-
-def markdown(report: Dict) -> str:
-    parts = ["# matta report", f"**{_md(headline(report))}**"]
-    if warned := alarms(report):
-        parts += ["## Look at this first", "\n".join(f"- ⚠ {_md(text)}" for text in warned)]
-    if found := findings(report):
-        parts.append("\n".join(f"- {_md(text)}" for text in found))
-    headers, table = rows(report)
-    if table:
-        rule = ["---"] + ["---:"] * (len(headers) - 1)
-        cells = [[_md(h) for h in headers], rule, *([_md(cell) for cell in row] for row in table)]
-        parts += [
-            "## Models",
-            "\n".join("| " + " | ".join(row) + " |" for row in cells),
-            _md(reading(report)),
-        ]
-    if loading := loadable(report):
-        parts.append("## Load one")
-        for model, known, lines in loading:
-            parts += [f"{_md(name_of(model))} ({', '.join(known)}):", _fence(lines, "python")]
-    if notes := notes_of(report):
-        parts += ["## Notes", "\n".join(f"- {_md(note)}" for note in notes)]
-    if facts := facts_of(report):
-        parts += [
-            "## How it was made",
-            "\n".join(f"- {what}: {_md(value)}" for what, value in facts),
-        ]
-    if recipe := report.get("recipe"):
-        parts += ["### Recipe", _fence(str(recipe), "toml")]
-    return "\n\n".join(parts) + "\n"
-
-
-def write(report: Dict, folder: Path | str) -> None:
-    """report.json, report.md and report.html, each whole or not at all."""
-    # here, because that module imports torch and this one must not
-    from matta_cli.files.atomic import atomic_write
-    from matta_cli.report.page import html  # here, because that module imports this one
-
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    atomic_write(
-        folder / "report.json",
-        json.dumps(plain(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n",
-    )
-    atomic_write(folder / "report.md", markdown(report))
-    atomic_write(folder / "report.html", html(report))
+    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")

@@ -20,6 +20,7 @@ from matta_cli.measure import cost, intervals
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report import page
 from matta_cli.report.numbers import plain
+from matta_cli.report.schema import Report
 from matta_cli.search.search import Search, import_optuna
 from matta_cli.settings.budget import NEAR, Budget
 from matta_cli.settings.recipe import Recipe
@@ -96,7 +97,7 @@ def search(
             atomic.atomic_write(
                 folder / "search.json", json.dumps(plain(result), indent=1, allow_nan=False) + "\n"
             )
-            atomic.atomic_write(folder / "search.html", page.html(result))
+            atomic.atomic_write(folder / "search.html", page.render(Report.from_json(result)))
     return result, chosen
 
 

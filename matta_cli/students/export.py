@@ -34,6 +34,7 @@ from matta_cli.nested.sizes import full_sizes, kinds, nested_axes, own_sizes
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, quiet
 from matta_cli.report import numbers, search_table, story, write
+from matta_cli.report.schema import Report
 from matta_cli.search.run import check, search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
@@ -167,7 +168,7 @@ def export(
     if targets:
         found, chosen = search(recipe, out, targets, measured=False, listen=listen)
         wanted += [_Wanted(one.budget.name, one.sizes, one.width) for one in chosen]
-        notes += [*search_table.choices(found), *found["notes"]]
+        notes += [*search_table.choices(Report.from_json(found)), *found["notes"]]
     device = pick(recipe.distill.device)
     task = tasks_task.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model, training=has_statistics(ta.model))
@@ -238,7 +239,7 @@ def export(
             )
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
         # before the Students appear: what fails here leaves none without their report
-        write.write(result, out)
+        write.write(Report.from_json(result), out)
     return result
 
 
@@ -535,7 +536,7 @@ def _report(
         "lineage": lineage,
         "recipe": recipe.text(),
     }
-    result["notes"] = [*notes, *story.alarms(result)]
+    result["notes"] = [*notes, *story.tell(Report.from_json(result)).alarms]
     return result
 
 

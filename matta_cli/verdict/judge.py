@@ -25,7 +25,8 @@ from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.ta import TA
 from matta_cli.nested import view
 from matta_cli.progress import Listener, quiet
-from matta_cli.report import story, write
+from matta_cli.report import claims, story, write
+from matta_cli.report.schema import Report
 from matta_cli.settings import budget
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml
@@ -75,7 +76,9 @@ def remake(
     """
     baselines.check(kinds, margin or 0.0)
     result = _exported(out)
-    result["notes"] = story.notes_of(result)  # alarms are sounded anew, if they still hold
+    result["notes"] = story.tell(
+        Report.from_json(result)
+    ).notes  # alarms are sounded anew, if they still hold
     recipe = Recipe()
     where = Workspace(out).students / "recipe.toml"
     recipe.update(read_toml(where), str(where))
@@ -134,16 +137,14 @@ def remake(
     result["models"] = rows
     result["margin"] = recipe.export.margin
     result["pairs"] = _pairs(measured, rows, result["metrics"])
-    result["notes"] += story.alarms(result)
-    write.write(result, out)
+    told = story.tell(Report.from_json(result))
+    told.report.notes += told.alarms
+    result["notes"] = told.report.notes
+    write.write(told.report, out)
     for student in students:
         card = out / student["folder"] / "README.md"
         text = card.read_text(encoding="utf-8").partition(_VERDICT)[0]
-        said = [
-            story.sentence_of(result, *rival)
-            for rival in story.rivals(result)
-            if rival[0] is student
-        ]
+        said = [rival.sentence for rival in told.rivals if rival.student.name == student["name"]]
         atomic.atomic_write(card, text + (_VERDICT + said[0] + "\n" if said else ""))
     return result
 
@@ -266,9 +267,9 @@ def _pairs(
                 }
                 sure = p < 0.05
                 verdict = (
-                    story.judged(low, high, margin, sure)
+                    claims.judged(low, high, margin, sure)
                     if math.isfinite(pair["gain"])
-                    else story.WIDE
+                    else claims.WIDE
                 )
                 found.append({**pair, "verdict": verdict})
     return found

@@ -1,0 +1,112 @@
+"""What a person should look at before trusting the numbers of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matta_cli.report.claims import BETTER, UNKNOWN, WIDE, WORSE, Comparison, claim, compared, says
+from matta_cli.report.findings import with_cuts
+from matta_cli.report.schema import Metric, Report, Role, scored
+from matta_cli.report.values import decimals_of, listed, shown
+
+
+def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
+    """The sentences; none when all is well. rivals: Students against plain distillation."""
+    found = _parity(report)
+    found += [one.sentence for one in rivals if one.verdict == WORSE]
+    found += _unclear(rivals) + _unclear(compared(report, Role.BASE))
+    for metric in report.metrics:
+        if metric.higher is not None:
+            found += _larger_but_worse(report, metric)
+            # other metrics mostly repeat what the first one says of noise
+            found += _no_better_than_cut(report, metric) if metric is report.primary else []
+            found += _harmed(report, metric) + _unmeasured(report, metric)
+    return found
+
+
+def _parity(report: Report) -> list[str]:
+    found = []
+    for model in report.students:
+        if model.parity and model.parity.exact is False:
+            gap = model.parity.max_difference
+            by = "" if gap is None else f" (largest difference {gap:.3g})"
+            found.append(
+                f"{model.name}: the exported checkpoint does not give exactly the outputs of the "
+                f"trained slice{by}; do not serve it before you know why."
+            )
+    return found
+
+
+def _unclear(comparisons: Sequence[Comparison]) -> list[str]:
+    """One alarm for all comparisons that are too wide to say anything, about the widest."""
+    unclear = [one for one in comparisons if one.verdict == WIDE]
+    if not unclear:
+        return []
+    widest = max(unclear, key=lambda one: one.pair.high - one.pair.low)
+    also = [one.student.name for one in unclear if one is not widest]
+    more = f" Nor can it be said of {listed(also)}." if also else ""
+    return [f"{widest.sentence}{more} Evaluate on more data."]
+
+
+def _larger_but_worse(report: Report, metric: Metric) -> list[str]:
+    """One alarm for each larger Student, against the best of the smaller ones that beat it."""
+    found, decimals = [], decimals_of(report, metric)
+    students = scored(report.by_size(Role.STUDENT), metric)
+    for large, value in students:
+        size = large.cost.parameters or 0
+        smaller = [one for one in students if (one[0].cost.parameters or 0) < size]
+        ahead = [one for one in smaller if claim(report, large, one[0], metric) == WORSE]
+        if ahead:
+            best = max if metric.higher else min
+            small, better = best(ahead, key=lambda one: one[1].value)
+            values = f"{shown(value, decimals)} against {shown(better, decimals)}"
+            found.append(
+                f"{large.name} is larger than {small.name} but worse in {metric.label}: {values}."
+            )
+    return found
+
+
+def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
+    found, decimals = [], decimals_of(report, metric)
+    for (student, ours), (cut, theirs) in with_cuts(report, metric):
+        verdict = claim(report, student, cut, metric)
+        if verdict not in (BETTER, UNKNOWN):
+            said = says(verdict, student.name, "its untrained cut", metric)
+            values = f"{shown(ours, decimals)} against {shown(theirs, decimals)}"
+            found.append(f"{said}: {values}; it cannot be said that training helped.")
+    return found
+
+
+def _harmed(report: Report, metric: Metric) -> list[str]:
+    """At the base's own width there is no smaller cut to beat: level is fine, worse is not."""
+    found, base, decimals = [], report.base, decimals_of(report, metric)
+    theirs = base.measured(metric) if base else None
+    for student, ours in scored(report.by_size(Role.STUDENT), metric):
+        if (
+            base
+            and theirs
+            and student.width == 1.0
+            and claim(report, student, base, metric) == WORSE
+        ):
+            values = f"{shown(ours, decimals)} against {shown(theirs, decimals)}"
+            found.append(
+                f"{student.name} has the base's size but is worse in {metric.label}: {values}; "
+                "training did it harm."
+            )
+    return found
+
+
+def _unmeasured(report: Report, metric: Metric) -> list[str]:
+    """Nothing can be said of Students against the base, or without it against the largest."""
+    students = [model for model, _ in scored(report.by_size(Role.STUDENT), metric)]
+    against = report.base if report.base and report.base.measured(metric) else None
+    if against is None and len(students) > 1:
+        against = students.pop()
+    if against and students:
+        verdicts = {claim(report, student, against, metric) for student in students}
+        if verdicts == {UNKNOWN}:
+            return [
+                f"No interval was measured for {metric.label}: no difference in it can be called "
+                "real."
+            ]
+    return []

@@ -1,0 +1,161 @@
+"""What may be claimed of two models: the verdict of their comparison on the same examples.
+
+Without one (in a file of an older matta) a difference is claimed only where the 95 % intervals of
+the two do not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matta_cli.report.numbers import duration, number, percent, places_for, signed
+from matta_cli.report.schema import Interval, Metric, ModelEntry, Pair, Report, Role
+from matta_cli.report.values import listed, seconds_of
+
+BETTER = "better"
+SAME = "no different"
+NO_WORSE = "no worse"
+WORSE = "worse"
+WIDE = "too wide to say"
+VERDICTS = (BETTER, SAME, NO_WORSE, WORSE, WIDE)
+
+# of two models that were not compared: their intervals overlap, or they have none
+UNTOLD, UNKNOWN = "untold", "unknown"
+
+_SAYS = {
+    BETTER: "{} is better than {}",
+    SAME: "{} is no different from {}",
+    NO_WORSE: "{} is no worse than {}",
+    WORSE: "{} is worse than {}",
+    WIDE: "The interval is too wide to say whether {} is better or worse than {}",
+    UNTOLD: "Without a comparison on the same examples it cannot be told whether {} is better or "
+    "worse than {}",
+}
+
+
+def says(verdict: str, a: str, b: str, metric: Metric) -> str:
+    """What a verdict says of ``a`` against ``b``, without its numbers and its full stop."""
+    return f"{_SAYS[verdict].format(a, b)} in {metric.label}"
+
+
+def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
+    """What the 95 % interval of a gain says, where losing ``margin`` (0 or more) does not count.
+
+    sure: whether chance alone is ruled out for all comparisons that were made at once: to be called
+    better a model needs that, to be called worse it does not.
+    """
+    if low > 0 and sure:
+        return BETTER
+    if low >= -margin:
+        return SAME if high <= margin else NO_WORSE
+    return WORSE if high < 0 else WIDE
+
+
+def verdict_of(pair: Pair) -> str:
+    """The verdict of a comparison, made anew where a file has none."""
+    known = pair.verdict in VERDICTS
+    return pair.verdict if known else judged(pair.low, pair.high, pair.margin, sure=False)
+
+
+def claim(report: Report, a: ModelEntry, b: ModelEntry, metric: Metric) -> str:
+    """What may be said of ``a`` against ``b``: a verdict, ``UNTOLD`` or ``UNKNOWN``.
+
+    Nothing is better or worse in a metric that has no direction.
+    """
+    if metric.higher is None:
+        return UNKNOWN
+    if pair := report.pair(a, b, metric):
+        return verdict_of(pair)
+    ours, theirs = a.measured(metric), b.measured(metric)
+    return _apart(ours, theirs, metric) if ours and theirs else UNKNOWN
+
+
+def _apart(ours: Interval, theirs: Interval, metric: Metric) -> str:
+    """What two intervals say that were not measured for a comparison."""
+    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
+        return UNKNOWN
+    if ours.low > theirs.high:
+        return BETTER if metric.higher else WORSE
+    if ours.high < theirs.low:
+        return WORSE if metric.higher else BETTER
+    return UNTOLD
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A Student against another model, on the same examples. places: decimals of the gain."""
+
+    student: ModelEntry
+    other: ModelEntry
+    metric: Metric
+    pair: Pair
+    places: int
+
+    @property
+    def verdict(self) -> str:
+        return verdict_of(self.pair)
+
+    @property
+    def gain(self) -> str:
+        """``+0.50 (1.2 %; 95 %: +0.20 to +0.80)``; the share is of the other's value."""
+        pair, value = self.pair, self.other.measured(self.metric)
+        share = f"{percent(abs(pair.gain / value.value))}; " if value and value.value else ""
+        ends = f"{signed(pair.low, self.places)} to {signed(pair.high, self.places)}"
+        return f"{signed(pair.gain, self.places)} ({share if pair.gain else ''}95 %: {ends})"
+
+    @property
+    def by_how_much(self) -> str:
+        """``by 0.50 (1.2 %; ...)`` where there is a difference; else the gain."""
+        return f"by {self.gain.lstrip('+−')}" if self.verdict in (BETTER, WORSE) else self.gain
+
+    @property
+    def sentence(self) -> str:
+        """The verdict in words, with its numbers."""
+        said = says(self.verdict, self.student.name, self.other.name, self.metric)
+        margin = number(self.pair.margin, places_for([self.pair.margin]))
+        tail = {
+            SAME: f": {self.gain}, within ±{margin}.",
+            NO_WORSE: f": {self.gain}, a loss of {margin} at most.",
+            WIDE: f": {self.gain}, where a loss above {margin} would count.",
+        }
+        return said + tail.get(self.verdict, f", {self.by_how_much}.")
+
+
+def compared(report: Report, role: Role) -> list[Comparison]:
+    """Each Student, by size, against its model of a role (or the base), in the first metric."""
+    metric = report.primary
+    if metric is None or metric.higher is None:
+        return []
+    found = []
+    for student in report.by_size(Role.STUDENT):
+        for other in report.of(role):
+            if role is Role.BASE or other.of == student.name:
+                pair = report.pair(student, other, metric)
+                found += [(student, other, pair)] if pair else []
+    places = gain_places([pair for _, _, pair in found])
+    return [Comparison(student, other, metric, pair, places) for student, other, pair in found]
+
+
+def gain_places(pairs: Sequence[Pair]) -> int:
+    """Decimals that show two digits of the narrowest interval of some gains."""
+    halves = [(pair.high - pair.low) / 2 for pair in pairs if pair.high > pair.low]
+    return places_for(halves or [pair.margin for pair in pairs])
+
+
+def worth(rivals: Sequence[Comparison]) -> str:
+    """One sentence: what nesting came to against distilling each size alone; empty without any."""
+    if not rivals:
+        return ""
+    counts = [(word, sum(one.verdict == word for one in rivals)) for word in VERDICTS]
+    said = [f"{word} at {n}" for word, n in counts if n]
+    said[0] += f" of {len(rivals)} size{'s' if len(rivals) > 1 else ''}"
+    start = "Against plain distillation of the same size, start, data and steps"
+    sentence = f"{start}: {listed(said)}."
+    run = seconds_of(rivals[0].student)
+    alone = [seconds for one in rivals if (seconds := seconds_of(one.other)) is not None]
+    if run is not None and len(alone) == len(rivals):
+        many = f"these {len(alone)} runs" if len(alone) > 1 else "that run"
+        sentence += f" The nested run took {duration(run)} of a device for all its Students and "
+        sentence += f"the TA, {many} {duration(sum(alone))}."
+    return sentence

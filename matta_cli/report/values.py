@@ -1,0 +1,42 @@
+"""The values of a report as all of its texts show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matta_cli.report.numbers import finite, number, places_for
+from matta_cli.report.schema import Interval, Metric, ModelEntry, Report, scored
+
+
+def decimals_of(report: Report, metric: Metric) -> int:
+    """Decimals of a metric: the narrowest interval shows two digits of its half width."""
+    values = [value for _, value in scored(report.models, metric)]
+    spans = [v.high - v.low for v in values if v.low is not None and v.high is not None]
+    if any(span > 0 for span in spans):
+        return places_for([span / 2 for span in spans])
+    sizes = [abs(value.value) for value in values if value.value]
+    return min(5, max(0, 2 - math.floor(math.log10(max(sizes))))) if sizes else 3
+
+
+def span(value: Interval, decimals: int) -> str:
+    """``[19.90, 20.30]``; nothing where no interval was measured."""
+    if value.low is None or value.high is None:
+        return ""
+    return f"[{number(value.low, decimals)}, {number(value.high, decimals)}]"
+
+
+def shown(value: Interval, decimals: int) -> str:
+    """``20.10 [19.90, 20.30]``."""
+    return f"{number(value.value, decimals)} {span(value, decimals)}".strip()
+
+
+def seconds_of(model: ModelEntry) -> float | None:
+    """The device-seconds of its training; a Student's are those of the run that made them all."""
+    seconds = model.training.seconds if model.training else None
+    return seconds if finite(seconds) else None
+
+
+def listed(names: Sequence[str]) -> str:
+    """``a, b and c``."""
+    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
