@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from matta_cli.report.claims import BETTER, UNKNOWN, WIDE, WORSE, Comparison, claim, compared, says
 from matta_cli.report.findings import with_cuts
-from matta_cli.report.schema import Metric, Report, Role, scored
-from matta_cli.report.values import decimals_of, listed, shown
+from matta_cli.report.schema import Metric, Report, Role
+from matta_cli.report.values import both, listed
 
 
 def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
@@ -30,10 +30,9 @@ def _parity(report: Report) -> list[str]:
         if model.parity and model.parity.exact is False:
             gap = model.parity.max_difference
             by = "" if gap is None else f" (largest difference {gap:.3g})"
-            found.append(
-                f"{model.name}: the exported checkpoint does not give exactly the outputs of the "
-                f"trained slice{by}; do not serve it before you know why."
-            )
+            not_exact = "the exported checkpoint does not give exactly the outputs of the trained"
+            why = "do not serve it before you know why."
+            found.append(f"{model.name}: {not_exact} slice{by}; {why}")
     return found
 
 
@@ -50,63 +49,48 @@ def _unclear(comparisons: Sequence[Comparison]) -> list[str]:
 
 def _larger_but_worse(report: Report, metric: Metric) -> list[str]:
     """One alarm for each larger Student, against the best of the smaller ones that beat it."""
-    found, decimals = [], decimals_of(report, metric)
-    students = scored(report.by_size(Role.STUDENT), metric)
-    for large, value in students:
+    found, sign = [], 1.0 if metric.higher else -1.0
+    students = report.scored(metric, Role.STUDENT)
+    for large in students:
         size = large.cost.parameters or 0
-        smaller = [one for one in students if (one[0].cost.parameters or 0) < size]
-        ahead = [one for one in smaller if claim(report, large, one[0], metric) == WORSE]
+        smaller = [one for one in students if (one.cost.parameters or 0) < size]
+        ahead = [one for one in smaller if claim(report, large, one, metric) == WORSE]
         if ahead:
-            best = max if metric.higher else min
-            small, better = best(ahead, key=lambda one: one[1].value)
-            values = f"{shown(value, decimals)} against {shown(better, decimals)}"
-            found.append(
-                f"{large.name} is larger than {small.name} but worse in {metric.label}: {values}."
-            )
+            best = max(ahead, key=lambda one: sign * one.metrics[metric.name].value)
+            values = f"{metric.label}: {both(report, metric, large, best)}"
+            found.append(f"{large.name} is larger than {best.name} but worse in {values}.")
     return found
 
 
 def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
-    found, decimals = [], decimals_of(report, metric)
-    for (student, ours), (cut, theirs) in with_cuts(report, metric):
+    found = []
+    for student, cut in with_cuts(report, metric):
         verdict = claim(report, student, cut, metric)
         if verdict not in (BETTER, UNKNOWN):
             said = says(verdict, student.name, "its untrained cut", metric)
-            values = f"{shown(ours, decimals)} against {shown(theirs, decimals)}"
+            values = both(report, metric, student, cut)
             found.append(f"{said}: {values}; it cannot be said that training helped.")
     return found
 
 
 def _harmed(report: Report, metric: Metric) -> list[str]:
     """At the base's own width there is no smaller cut to beat: level is fine, worse is not."""
-    found, base, decimals = [], report.base, decimals_of(report, metric)
-    theirs = base.measured(metric) if base else None
-    for student, ours in scored(report.by_size(Role.STUDENT), metric):
-        if (
-            base
-            and theirs
-            and student.width == 1.0
-            and claim(report, student, base, metric) == WORSE
-        ):
-            values = f"{shown(ours, decimals)} against {shown(theirs, decimals)}"
-            found.append(
-                f"{student.name} has the base's size but is worse in {metric.label}: {values}; "
-                "training did it harm."
-            )
+    found, base = [], report.base
+    for student in report.scored(metric, Role.STUDENT):
+        if base and student.width == 1.0 and claim(report, student, base, metric) == WORSE:
+            values = f"{metric.label}: {both(report, metric, student, base)}"
+            harm = f"has the base's size but is worse in {values}; training did it harm."
+            found.append(f"{student.name} {harm}")
     return found
 
 
 def _unmeasured(report: Report, metric: Metric) -> list[str]:
     """Nothing can be said of Students against the base, or without it against the largest."""
-    students = [model for model, _ in scored(report.by_size(Role.STUDENT), metric)]
+    students = report.scored(metric, Role.STUDENT)
     against = report.base if report.base and report.base.measured(metric) else None
     if against is None and len(students) > 1:
         against = students.pop()
-    if against and students:
-        verdicts = {claim(report, student, against, metric) for student in students}
-        if verdicts == {UNKNOWN}:
-            return [
-                f"No interval was measured for {metric.label}: no difference in it can be called "
-                "real."
-            ]
+    if against and {claim(report, one, against, metric) for one in students} == {UNKNOWN}:
+        none = f"No interval was measured for {metric.label}"
+        return [f"{none}: no difference in it can be called real."]
     return []

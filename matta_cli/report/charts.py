@@ -10,7 +10,7 @@ from typing import Any
 
 from matta_cli.report.claims import BETTER, NO_WORSE, SAME, WIDE, WORSE, Comparison
 from matta_cli.report.numbers import count, finite, in_seconds, number, signed
-from matta_cli.report.schema import Metric, ModelEntry, Report, Role, scored
+from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.svg import (
     Chart,
     Line,
@@ -24,7 +24,7 @@ from matta_cli.report.svg import (
     spaced,
     wide_range,
 )
-from matta_cli.report.values import decimals_of, shown
+from matta_cli.report.values import decimals_of, short, shown
 
 # what each role is called in a key, in the key's order
 KINDS = {
@@ -64,15 +64,10 @@ AXES = (
 )
 
 
-def short(text: str, most: int = 24) -> str:
-    """A text that is cut where it is too long."""
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | None:
     """Quality against a cost, a point for each model; None where no model has both."""
     metric = report.metrics[0]
-    known = [(m, v, axis.read(m)) for m, v in scored(list(models), metric)]
+    known = [(m, v, axis.read(m)) for m in models if (v := m.measured(metric))]
     known = [one for one in known if finite(one[2])]
     if not known:
         return None

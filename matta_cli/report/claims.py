@@ -23,20 +23,22 @@ VERDICTS = (BETTER, SAME, NO_WORSE, WORSE, WIDE)
 # of two models that were not compared: their intervals overlap, or they have none
 UNTOLD, UNKNOWN = "untold", "unknown"
 
-_SAYS = {
-    BETTER: "{} is better than {}",
-    SAME: "{} is no different from {}",
-    NO_WORSE: "{} is no worse than {}",
-    WORSE: "{} is worse than {}",
-    WIDE: "The interval is too wide to say whether {} is better or worse than {}",
-    UNTOLD: "Without a comparison on the same examples it cannot be told whether {} is better or "
-    "worse than {}",
+THAN = {
+    BETTER: "better than",
+    SAME: "no different from",
+    NO_WORSE: "no worse than",
+    WORSE: "worse than",
 }
 
 
 def says(verdict: str, a: str, b: str, metric: Metric) -> str:
     """What a verdict says of ``a`` against ``b``, without its numbers and its full stop."""
-    return f"{_SAYS[verdict].format(a, b)} in {metric.label}"
+    if verdict in THAN:
+        return f"{a} is {THAN[verdict]} {b} in {metric.label}"
+    open_ = f"whether {a} is better or worse than {b} in {metric.label}"
+    if verdict == WIDE:
+        return f"The interval is too wide to say {open_}"
+    return f"Without a comparison on the same examples it cannot be told {open_}"
 
 
 def judged(low: float, high: float, margin: float, sure: bool = True) -> str:

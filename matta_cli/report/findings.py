@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import (
-    BETTER,
-    NO_WORSE,
-    SAME,
-    WORSE,
-    Comparison,
-    claim,
-    compared,
-    worth,
-)
+from matta_cli.report.claims import BETTER, THAN, Comparison, claim, compared, worth
 from matta_cli.report.headline import Pick
 from matta_cli.report.numbers import in_seconds, number
-from matta_cli.report.schema import Interval, Metric, ModelEntry, Report, Role, scored
-from matta_cli.report.values import decimals_of, listed, shown
-
-Scored = tuple[ModelEntry, Interval]
+from matta_cli.report.schema import Metric, ModelEntry, Report, Role
+from matta_cli.report.values import both, decimals_of, listed, shown
 
 
 def findings(report: Report, best: Pick | None, rivals: Sequence[Comparison]) -> list[str]:
@@ -28,8 +17,7 @@ def findings(report: Report, best: Pick | None, rivals: Sequence[Comparison]) ->
     if metric is None:
         return []
     found = [worth(rivals)]
-    if best:
-        found += [_against_base(report, metric, best), _faster(report, best)]
+    found += [_against_base(report, metric, best), _faster(report, best)] if best else []
     if metric.higher is not None:
         found += [_trained(report, metric), _ta(report, metric)]
     return [sentence for sentence in found if sentence]
@@ -57,32 +45,22 @@ def _faster(report: Report, best: Pick) -> str:
 
 
 def _trained(report: Report, metric: Metric) -> str:
-    pairs = with_cuts(report, metric)
+    pairs, decimals = with_cuts(report, metric), decimals_of(report, metric)
     if not pairs:
         return ""
-    better = sum(claim(report, ours, cut, metric) == BETTER for (ours, _), (cut, _) in pairs)
-    decimals = decimals_of(report, metric)
-    after, before = [number(value.value, decimals) for _, value in pairs[0]]
+    better = sum(claim(report, student, cut, metric) == BETTER for student, cut in pairs)
+    after, before = (number(m.metrics[metric.name].value, decimals) for m in pairs[0])
     widths = f"width{'s' if len(pairs) > 1 else ''}"
     beat = f"Training beat the untrained cut, beyond the intervals, at {better} of {len(pairs)}"
     return f"{beat} {widths}; at the smallest, {metric.label} went from {before} to {after}."
 
 
 def _ta(report: Report, metric: Metric) -> str:
-    ta, base = next(iter(scored(report.of(Role.TA), metric)), None), report.base
-    today = base.measured(metric) if base else None
-    if ta is None or base is None or today is None:
+    ta, base = next(iter(report.of(Role.TA)), None), report.base
+    how = THAN.get(claim(report, ta, base, metric)) if ta and base else None
+    if not ta or not base or not how:
         return ""
-    words = {
-        BETTER: "better than",
-        SAME: "no different from",
-        NO_WORSE: "no worse than",
-        WORSE: "worse than",
-    }
-    if not (how := words.get(claim(report, ta[0], base, metric))):
-        return ""
-    decimals = decimals_of(report, metric)
-    values = f"{shown(ta[1], decimals)} against {shown(today, decimals)}"
+    values = both(report, metric, ta, base)
     return f"The Teaching Assistant is {how} the base: {metric.label} {values}."
 
 
@@ -91,16 +69,16 @@ def batches(report: Report) -> list[int]:
     return sorted({batch for model in report.models for batch in model.cost.latency})
 
 
-def with_cuts(report: Report, metric: Metric) -> list[tuple[Scored, Scored]]:
+def with_cuts(report: Report, metric: Metric) -> list[tuple[ModelEntry, ModelEntry]]:
     """Each Student with its untrained cut, by size, where both have a value of a metric.
 
     At width 1.0 there is none: that cut is the base itself.
     """
-    cuts = [one for one in scored(report.of(Role.CUT), metric) if one[0].width != 1.0]
+    cuts = [cut for cut in report.scored(metric, Role.CUT) if cut.width != 1.0]
     found = []
-    for student, ours in scored(report.by_size(Role.STUDENT), metric):
-        own = [one for one in cuts if one[0].of == student.name]
+    for student in report.scored(metric, Role.STUDENT):
+        own = [cut for cut in cuts if cut.of == student.name]
         if student.width is not None:  # older files name no Student
-            own += [(m, v) for m, v in cuts if m.of is None and m.width == student.width]
-        found += [((student, ours), cut) for cut in own[:1]]
+            own += [cut for cut in cuts if cut.of is None and cut.width == student.width]
+        found += [(student, cut) for cut in own[:1]]
     return found

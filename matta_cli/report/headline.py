@@ -37,11 +37,8 @@ class Pick:
     def called(self) -> str:
         """``The Student of width 0.5``."""
         width = self.student.width
-        return (
-            f"The Student “{self.student.name}”"
-            if width is None
-            else f"The Student of width {width:g}"
-        )
+        which = f"“{self.student.name}”" if width is None else f"of width {width:g}"
+        return f"The Student {which}"
 
 
 def pick(report: Report) -> Pick | None:

@@ -19,7 +19,7 @@ def finite(value: Any) -> TypeGuard[float]:
 
 
 def _scaled(value: Any, units: list[tuple[float, str]], tick: bool = False) -> str:
-    """Three significant digits and a unit; `tick` drops trailing zeros (10 M rather than 10.0 M)."""
+    """Three significant digits and a unit. tick: 10 M rather than 10.0 M."""
     if not finite(value):
         return MISSING
     if value == 0:

@@ -7,15 +7,14 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from matta_cli.report import charts
 from matta_cli.report.numbers import count, in_bytes, in_seconds, number, percent
-from matta_cli.report.schema import ModelEntry, Report, Role, scored
+from matta_cli.report.render import template
+from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.story import Story, created, tell
 from matta_cli.report.svg import Chart
 from matta_cli.report.table import Column, training_of
@@ -32,17 +31,10 @@ def render(report: Report) -> str:
 def html(story: Story) -> str:
     """The page of a story."""
     report = story.report
-    pages = Environment(
-        loader=PackageLoader("matta_cli.report"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    pages.filters |= {"pairwise": pairwise, "count": count, "short": charts.short}
     about = ("matta", report.task, report.adapter, created(report)[:10])
     axes = [axis for axis in report.axes if axis.base]
     drawn = [axis for axis in axes if axis.importance][:STRIPS] or axes[:STRIPS]
-    return pages.get_template("page.html").render(
+    return template("page.html").render(
         story=story,
         report=report,
         over=" · ".join(part for part in about if part),
@@ -133,7 +125,7 @@ def _plots(report: Report) -> Plots | None:
     metric = report.primary
     if metric is None:
         return None
-    known = [model for model, _ in scored(report.models, metric)]
+    known = [model for model in report.models if model.measured(metric)]
     # Untrained cuts are often so bad that they flatten everything else: the same plot without.
     trained = [model for model in known if model.role is not Role.CUT]
     found = []
@@ -154,20 +146,25 @@ def _budget(story: Story) -> dict[str, Any] | None:
         return None
     places = decimals_of(report, metric)
     verdicts = {one.student.name: one.verdict for one in story.rivals}
-    rows = [
-        {
-            "name": student.name,
-            "quality": value.value,
-            "shown": shown(value, places),
-            "verdict": verdicts.get(student.name, ""),
-            "costs": [cost.read(student) for cost in _COSTS],
-        }
-        for student, value in scored(report.by_size(Role.STUDENT), metric)
-    ]
-    costs = [{cost.read(student) for student in report.students} - {None} for cost in _COSTS]
-    kinds = [(i, cost) for i, cost in enumerate(_COSTS) if len(costs[i]) > 1]
-    if len(rows) < 2 or not kinds:
+    students = report.scored(metric, Role.STUDENT)
+    kinds = []  # a budget of what all Students cost alike decides nothing
+    for at, cost in enumerate(_COSTS):
+        if len({cost.read(student) for student in students} - {None}) > 1:
+            kinds.append((at, cost))
+    if len(students) < 2 or not kinds:
         return None
+    rows = []
+    for student in students:
+        value = student.metrics[metric.name]
+        rows.append(
+            {
+                "name": student.name,
+                "quality": value.value,
+                "shown": shown(value, places),
+                "verdict": verdicts.get(student.name, ""),
+                "costs": [cost.read(student) for cost in _COSTS],
+            }
+        )
     told = {
         "label": metric.label,
         "higher": metric.higher,

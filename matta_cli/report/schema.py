@@ -308,6 +308,10 @@ class Report(Stored):
         sized = [model for model in self.of(*(roles or Role)) if model.cost.parameters is not None]
         return sorted(sized, key=lambda model: model.cost.parameters or 0)
 
+    def scored(self, metric: Metric, *roles: Role) -> list[ModelEntry]:
+        """Those of them that have a value of a metric."""
+        return [model for model in self.by_size(*roles) if model.measured(metric)]
+
     @property
     def students(self) -> list[ModelEntry]:
         """The Students, in the report's order."""
@@ -346,9 +350,3 @@ class Report(Stored):
     def from_json(cls, value: Mapping[str, Any]) -> Report:
         run, searched = value.get("training"), value.get("search")
         return super().from_json({**value, "run": run, "searched": searched})
-
-
-def scored(models: list[ModelEntry], metric: Metric) -> list[tuple[ModelEntry, Interval]]:
-    """The models that have a value of a metric, with it."""
-    known = [(model, model.measured(metric)) for model in models]
-    return [(model, value) for model, value in known if value is not None]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from matta_cli.report.numbers import finite, number, places_for
-from matta_cli.report.schema import Interval, Metric, ModelEntry, Report, scored
+from matta_cli.report.numbers import MISSING, finite, number, places_for
+from matta_cli.report.schema import Interval, Metric, ModelEntry, Report
 
 
 def decimals_of(report: Report, metric: Metric) -> int:
     """Decimals of a metric: the narrowest interval shows two digits of its half width."""
-    values = [value for _, value in scored(report.models, metric)]
+    values = [value for model in report.models if (value := model.measured(metric))]
     spans = [v.high - v.low for v in values if v.low is not None and v.high is not None]
     if any(span > 0 for span in spans):
         return places_for([span / 2 for span in spans])
@@ -31,10 +31,21 @@ def shown(value: Interval, decimals: int) -> str:
     return f"{number(value.value, decimals)} {span(value, decimals)}".strip()
 
 
+def both(report: Report, metric: Metric, a: ModelEntry, b: ModelEntry) -> str:
+    """``20.90 [20.40, 21.40] against 20.00 [19.50, 20.50]``."""
+    places, values = decimals_of(report, metric), (a.measured(metric), b.measured(metric))
+    return " against ".join(shown(value, places) if value else MISSING for value in values)
+
+
 def seconds_of(model: ModelEntry) -> float | None:
     """The device-seconds of its training; a Student's are those of the run that made them all."""
     seconds = model.training.seconds if model.training else None
     return seconds if finite(seconds) else None
+
+
+def short(text: str, most: int = 24) -> str:
+    """A text that is cut where it is too long."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def listed(names: Sequence[str]) -> str:
