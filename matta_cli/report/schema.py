@@ -171,8 +171,9 @@ class ModelEntry(Stored):
         return known if ends else Interval(known.value)
 
     def to_json(self) -> dict[str, Any]:
-        value = super().to_json()
-        value |= value.pop("cost") | (value.pop("searched") or {})
+        value: dict[str, Any] = {}
+        for name, item in super().to_json().items():
+            value |= (item or {}) if name in ("cost", "searched") else {name: item}
         dropped = {name for name in ("of", "training", "curve") if not value[name]}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
@@ -339,12 +340,13 @@ class Report(Stored):
         return None
 
     def to_json(self) -> dict[str, Any]:
-        value = {"format": FORMAT, **super().to_json()}
-        value["training"], value["search"] = value.pop("run"), value.pop("searched")
+        names = {"run": "training", "searched": "search"}
+        value = {names.get(name, name): item for name, item in super().to_json().items()}
         dropped = {"training", "axes"} if self.run is None else set()
         dropped |= {"margin", "pairs"} if self.margin is None else set()
         dropped |= set() if self.searched else {"costs", "choices", "search"}
-        return {name: item for name, item in value.items() if name not in dropped}
+        kept = {name: item for name, item in value.items() if name not in dropped}
+        return {"format": FORMAT, **kept}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:
