@@ -55,6 +55,17 @@ def test_it_fits_and_is_readable(browser, page, width, dark):
     small = "[...document.querySelectorAll('svg text')].filter(e => e.getClientRects().length)"
     assert browser.run(f"Math.min(...{small}.map(e => e.getBoundingClientRect().height))") >= 11
 
+    chart = "[...document.querySelectorAll('.chart')].filter(e => e.getClientRects().length)"
+    assert browser.run(f"{chart}.flatMap({COVERED})") == []
+
+
+COVERED = """chart => {
+  const names = [...chart.querySelectorAll('svg .name, svg .tick')];
+  const seen = names.filter(e => e.getClientRects().length).map(e => [e.textContent, e.getBoundingClientRect()]);
+  const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 4 || b.bottom <= a.top + 4;
+  return seen.flatMap(([text, a], i) => seen.slice(i + 1).filter(([, b]) => !apart(a, b)).map(([other]) => text + ' ' + other));
+}"""
+
 
 CONTRAST = """selector => {
   const element = [...document.querySelectorAll(selector)].find(e => e.getClientRects().length);

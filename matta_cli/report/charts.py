@@ -101,9 +101,10 @@ def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | 
             chart.band = (bar[0], max(1.0, bar[1] - bar[0]))
     chart.points = [point for _, point in points]
     for role in _LINES:
-        some = sorted((point.x, point.y) for model, point in points if model.role is role)
+        some = [(m.cost.parameters or 0, p.x, p.y) for m, p in points if m.role is role]
         if len(some) > 1:
-            chart.lines.append(Line(role.value, some, _SHIFT.get(role, 0.0)))
+            line = [(px, py) for _, px, py in sorted(some)]
+            chart.lines.append(Line(role.value, line, _SHIFT.get(role, 0.0)))
     for only in ("wide", "narrow"):
         chart.names += beside(chart, _wanted(points, only), only)
     return chart
@@ -120,9 +121,10 @@ def _wanted(points: Sequence[tuple[ModelEntry, Point]], only: str) -> list[tuple
             students.append((point, f"{model.width:g}" if tight else model.name))
     ends = []
     for role in _LINES[:-1]:  # one name for the line of each
-        if some := [point for model, point in points if model.role is role]:
-            end = (min if role is Role.CUT else max)(some, key=lambda point: point.x)
-            ends.append((end, KINDS[role].partition(",")[0] + "s" * (role is Role.CUT)))
+        if some := [(point.x, model.name, point) for model, point in points if model.role is role]:
+            _, name, end = (min if role is Role.CUT else max)(some, key=lambda one: one[0])
+            every = KINDS[role].partition(",")[0] + "s" * (role is Role.CUT)
+            ends.append((end, every if len(some) > 1 else name))
     return [(point, short(name)) for point, name in (*single, *students, *ends)]
 
 

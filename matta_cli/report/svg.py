@@ -164,12 +164,12 @@ class _Box(NamedTuple):
     y1: float
 
     def within(self, other: _Box) -> bool:
-        across = self.x0 > other.x0 and self.x1 < other.x1
-        return across and self.y0 > other.y0 and self.y1 < other.y1
+        between = self.x0 > other.x0 and self.x1 < other.x1
+        return between and self.y0 > other.y0 and self.y1 < other.y1
 
     def meets(self, other: _Box) -> bool:
-        across = min(self.x1, other.x1) > max(self.x0, other.x0)
-        return across and min(self.y1, other.y1) > max(self.y0, other.y0)
+        abreast = min(self.x1, other.x1) > max(self.x0, other.x0)
+        return abreast and min(self.y1, other.y1) > max(self.y0, other.y0)
 
 
 # where a name may stand beside its mark: pixels across, pixels down, which end of it stands there
