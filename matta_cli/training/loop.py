@@ -97,7 +97,7 @@ class Training:
             listen(Progress(message=f"{done}: nothing was trained, no setting changed."))
             return saved or self.space.checkpoint(counters.step)
         steps = range(counters.step, settings.steps)
-        began = time.perf_counter() - counters.seconds
+        began, before = time.perf_counter(), counters.seconds
         graphs = self._compile(listen) if settings.compile else 0
         with (
             closing(self.batches(steps)) as stream,
@@ -109,7 +109,7 @@ class Training:
                 parts = next(stream)
                 waited = time.perf_counter() - started
                 record = self.take(step, parts)
-                counters.step, counters.seconds = step + 1, time.perf_counter() - began
+                counters.step, counters.seconds = step + 1, before + time.perf_counter() - began
                 stop = self._agree(bool(pressed))
                 told = self._progress(record, parts, time.perf_counter() - started, waited)
                 record |= {f"{told.unit}_per_second": told.per_second, "waiting": told.waiting}

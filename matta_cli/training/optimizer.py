@@ -46,7 +46,7 @@ def make_optimizer(
         how = "pip install 'matta[optimizers]'"
         raise MattaError(f"The optimizer {name!r} needs pytorch-optimizer: {how}.") from None
     if name == "muon":
-        adamw = {"use_muon": False, "lr": lr, "betas": (0.9, 0.999), "eps": 1e-8}
+        adamw = {"lr": lr, "use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         looked_up = {id(p) for module in embeddings for p in module.parameters()}
         own = [p for p in matrices["params"] if p.dim() == 2 and id(p) not in looked_up]
