@@ -237,8 +237,10 @@ def test_processes_share_no_gpu(monkeypatch):
 
 def test_who_sets_precision_in_torchs_newer_way_keeps_it():
     code = (
-        "import torch\nfrom matta_cli.devices import device\ntorch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
-        "with device.precision('tf32', torch.device('cpu')):\n    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
+        "import torch\nfrom matta_cli.devices import device\n"
+        "torch.backends.cudnn.conv.fp32_precision = 'ieee'\n"
+        "with device.precision('tf32', torch.device('cpu')):\n"
+        "    assert torch.backends.cudnn.conv.fp32_precision == 'ieee'\n"
     )
     # torch keeps this for the whole process
     subprocess.run([sys.executable, "-c", code], check=True)

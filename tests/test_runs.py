@@ -353,7 +353,7 @@ def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
 
 @pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
-    """Old checkpoints go, except the one that measured best; export takes it unless told otherwise."""
+    """Old checkpoints go, but not the one that measured best; export takes it if not told else."""
     # from the ninth step on the loss is climbed
     monkeypatch.setattr(loop.optimizer, "learning_rate", lambda _, step: 0.05 if step < 8 else -0.1)
     recipe = settings(

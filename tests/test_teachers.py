@@ -228,7 +228,7 @@ def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatc
 
 @pytest.mark.parametrize("then", ["train", pytest.param("measure", marks=pytest.mark.slow)])
 def test_a_run_leaves_the_ta_as_it_was_converted(tmp_path, monkeypatch, then):
-    """A model without a tokenizer learns with its Teacher's: checkpoints hold it, and all find it."""
+    """A model without a tokenizer learns with its Teacher's: checkpoints hold it, all find it."""
     recipe, size = text_folder(tmp_path, monkeypatch)
     for path in Path("base").glob("*token*"):
         path.unlink()
