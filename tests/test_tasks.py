@@ -733,6 +733,18 @@ def test_libsvm_queries(tmp_path, qid, base):
     assert torch.equal(only.held_out[0].batch([0])["dense"], data.held_out[0].batch([0])["dense"])
 
 
+def test_libsvm_of_the_home_folder_counts_columns_alike(tmp_path, monkeypatch):
+    """Only the training file says that columns count from 0, also where it is not trained on."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_libsvm(tmp_path / "rank.train", qid=True, base=0)
+    (tmp_path / "rank.test").write_text("1 qid:1 2:0.5\n0 qid:1 3:0.25\n")
+    task = Ranking(recipe(train="~/rank.train", held_out="~/rank.test", eval_examples=0))
+    for training in (True, False):
+        data = task.data(tmp_path, Scorer([], 4), training=training)
+        dense = data.held_out[0].batch([0])["dense"].tolist()
+        assert dense == [[0, 0, 0.5, 0], [0, 0, 0, 0.25]]
+
+
 @pytest.mark.parametrize("kind", ["pointwise", "pairwise", "listwise"])
 def test_ranking_losses_are_chosen_by_the_recipe(tmp_path, kind):
     write_libsvm(tmp_path / "rank.train", qid=True)

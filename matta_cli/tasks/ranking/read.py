@@ -22,9 +22,9 @@ def read_rows(settings: DataSettings, model: Any, training: bool) -> tuple[Rows,
     given, held_out, paths = settings.train, settings.held_out, []
     if training or not held_out:
         paths.append(_path(given, "--data"))
-    elif given and Path(given).is_file() and Path(given).suffix not in _TABLES:
+    elif (beside := Path(given).expanduser()).is_file() and beside.suffix not in _TABLES:
         # LibSVM: only together do files tell whether columns count from 0 or from 1
-        paths.append(Path(given))
+        paths.append(beside)
     if held_out:
         paths.append(_path(held_out, "--held-out"))
     tables = [path for path in paths if path.suffix in _TABLES]
