@@ -23,11 +23,11 @@ from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
 from matta_cli.models.folders import load_ta
+from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
-from matta_cli.tasks.task import Metric
 from matta_cli.training import checkpoint, loop, objective, plan
 from matta_cli.training.run import distill
 
