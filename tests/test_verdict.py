@@ -24,6 +24,7 @@ from matta_cli.report import claims, story
 from matta_cli.report.schema import Report
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
+from matta_cli.training import log
 from matta_cli.training.run import distill
 from matta_cli.verdict import baselines, judge
 
@@ -370,3 +371,12 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
 )
 def test_the_words(low, high, margin, sure, word):
     assert claims.judged(low, high, margin, sure) == word
+
+
+def test_a_half_written_last_line_of_the_log_is_left_out(here):
+    """What a machine that lost its power leaves behind."""
+    before = log.evaluations(Workspace(here), "auc")
+    assert [step for step, _ in before] == [30, 60]
+    with Workspace(here).log.open("a", encoding="utf-8") as file:
+        file.write('{"step": 61, "evaluation": {"0.2')
+    assert log.evaluations(Workspace(here), "auc") == before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import uuid
@@ -29,23 +30,21 @@ def check(names: list[str]) -> None:
 
 
 def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, float]]]:
-    """What the evaluations of a run in training gave: step, and by model the metric, where a model
-    has it.
-    """
-    log = space.log
-    records = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
-    return [
-        (
-            record["step"],
-            {
-                model: found[metric]
-                for model, found in record["evaluation"].items()
-                if metric in found
-            },
-        )
-        for record in records
-        if "evaluation" in record
-    ]
+    """The evaluations of a run in training: each step's values of a metric, by model."""
+    found = []
+    for record in _records(space.log):
+        if "evaluation" in record:
+            models = record["evaluation"].items()
+            values = {name: own[metric] for name, own in models if metric in own}
+            found.append((record["step"], values))
+    return found
+
+
+def _records(log: Path) -> Iterator[dict[str, Any]]:
+    """The records of a log, without a line that a killed process left half-written."""
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
 
 
 class Log:
