@@ -303,7 +303,7 @@ def test_baselines_take_as_many_steps_as_the_students_did(here):
     (student, *_) = of_role(written(here), "student")
     baselines.train(here, ["plain"], [student], which="step-30")
     (found,) = baselines.finished(here, [student], "step-30")
-    assert found.steps == 30 and found.checkpoint.name == "step-30"
+    assert found.spent.steps == 30 and found.checkpoint.name == "step-30"
     log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
     assert {other.kind for other in baselines.finished(here, [student], "last")} == {
@@ -380,3 +380,18 @@ def test_a_half_written_last_line_of_the_log_is_left_out(here):
     with Workspace(here).log.open("a", encoding="utf-8") as file:
         file.write('{"step": 61, "evaluation": {"0.2')
     assert log.evaluations(Workspace(here), "auc") == before
+
+
+def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here):
+    space = Workspace(here)
+    assert [path.name for path in space.checkpoints()] == ["step-30", "step-60"]
+    weights = space.checkpoint(60) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    result = export(settings(), here, overwrite=True)
+    (student, *_) = story.models_of(result, "student")
+    assert result["training"]["steps"] == student["training"]["steps"] == 30
+    assert student["training"]["seconds"] == result["training"]["seconds"] > 0
+    assert not baselines.finished(here, [student]), "those that are there took 60 steps"
+    baselines.train(here, ["plain"], [student])
+    (found,) = baselines.finished(here, [student])
+    assert found.kind == "plain" and found.spent.steps == 30

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli.adapter import PROGRAM, Sizes
+from matta_cli.adapter import Adapter, Sizes
 from matta_cli.conversion import inspect
 from matta_cli.data.split import Batch, Data
 from matta_cli.devices.device import pick
@@ -34,15 +34,14 @@ from matta_cli.nested.sizes import full_sizes, kinds, nested_axes, own_sizes
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, quiet
 from matta_cli.report import numbers, search_table, story, write
-from matta_cli.report.schema import Report
 from matta_cli.search.run import check, search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.programs import PROGRAMS, Listening, call_names, save_pt2
+from matta_cli.settings.resolve import run_recipe
+from matta_cli.students.programs import PROGRAMS, Listening, call_names
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.task import Task
-from matta_cli.training import log, teacher_file
-from matta_cli.training.spent import cost_of_run
+from matta_cli.training import log, spent, teacher_file
 from matta_cli.training.teacher import load_teacher
 from matta_cli.version import __version__
 
@@ -168,7 +167,7 @@ def export(
     if targets:
         found, chosen = search(recipe, out, targets, measured=False, listen=listen)
         wanted += [_Wanted(one.budget.name, one.sizes, one.width) for one in chosen]
-        notes += [*search_table.choices(Report.from_json(found)), *found["notes"]]
+        notes += [*search_table.choices(found), *found["notes"]]
     device = pick(recipe.distill.device)
     task = tasks_task.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model, training=has_statistics(ta.model))
@@ -202,10 +201,6 @@ def export(
                 )
             target = folder / one.folder
             _save(ta, one, buffers, target, last, lineage, own=own, dtype=dtype)
-            if loader == PROGRAM:
-                save_pt2(
-                    task, load_student(target), cost.repeated(probe, 3), target / PROGRAMS["pt2"][0]
-                )
             for name in formats:
                 if name in PROGRAMS and not (target / PROGRAMS[name][0]).exists():
                     say(f"Writing {PROGRAMS[name][0]} of {one.name}.")
@@ -239,7 +234,7 @@ def export(
             )
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
         # before the Students appear: what fails here leaves none without their report
-        write.write(Report.from_json(result), out)
+        write.write(result, out)
     return result
 
 
@@ -277,13 +272,15 @@ def _save(
     dtype: torch.dtype,
 ) -> None:
     folder.mkdir()
-    ta.student(one.which).save(folder, buffers, own=own, dtype=dtype)
+    reason = ta.student(one.which).save(folder, buffers, own=own, dtype=dtype)
     tokenizer.copy_companions(last, folder)
     with torch.device("meta"):
         student = ta.adapter.build(ta.model, own_sizes(ta.axes, ta.sizes(one.which)))
     axes = nested_axes(ta.adapter, student, list(kinds(ta.base)))
     lineage = {**lineage, "student": one.name, "width": one.width}
     card.write_card(folder, ta.adapter, axes, full_sizes(axes), lineage)
+    if not reason and not own and type(ta.adapter).export is not Adapter.export:
+        ta.adapter.export(load_student(folder), folder)
 
 
 def _parity(
@@ -403,7 +400,7 @@ def _measure(
         say("The Teacher is a file of outputs: the report goes without it.")
     elif recipe.distill.teacher:
         try:
-            teacher, source = load_teacher(recipe.distill, task, ta, device)
+            teacher, source = load_teacher(recipe, task, ta, device)
             add("Teacher", "teacher", teacher, None, source.beside)
         except MattaError as error:
             # the run is over: a Teacher that has gone away must not lose the export
@@ -513,10 +510,11 @@ def _report(
         {"step": step, "values": values}
         for step, values in log.evaluations(Workspace(out), primary)
     ]
-    spent = cost_of_run(out, recipe.export.checkpoint, task, data)
+    took = spent.of_run(Workspace(out), recipe.export.checkpoint)
+    training = spent.training(task, data, took, run_recipe(out).distill.batch_size)
     for entry in entries:
         if entry["role"] in ("student", "ta"):
-            entry["training"] = spent
+            entry["training"] = training
     students = {entry["name"]: entry["sizes"] for entry in entries if entry["role"] == "student"}
     result = {
         "format": 1,
@@ -536,7 +534,7 @@ def _report(
         "lineage": lineage,
         "recipe": recipe.text(),
     }
-    result["notes"] = [*notes, *story.tell(Report.from_json(result)).alarms]
+    result["notes"] = [*notes, *story.alarms(result)]
     return result
 
 

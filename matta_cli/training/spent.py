@@ -2,50 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from matta_cli.data.split import Data
 from matta_cli.files.workspace import Workspace, counters_of
-from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks.task import Task
 
 
-def cost_of_run(out: Path, which: str, task: Task, data: Data) -> dict[str, Any]:
-    """What the training of the run in ``out`` took, to a checkpoint that was named, else to its
-    end. See ``training``.
+@dataclass(frozen=True)
+class Spent:
+    """What a run took to a checkpoint. seconds: of one device, if several had shared the work."""
+
+    steps: int
+    seconds: float
+    processes: int = 1
+
+
+def of_run(space: Workspace, which: str = "last") -> Spent:
+    """What a run took to the checkpoint that ``which`` names, else to its last sound one.
+
+    ``auto`` and ``best`` take the whole run: only at its end it is known which one is the best.
     """
-    steps, seconds = steps_and_seconds(Workspace(out), which)
-    return training(task, data, steps, run_recipe(out).distill.batch_size, seconds)
-
-
-def training(task: Task, data: Data, steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
-    """What training took, as a report has it. items: in the data's unit, from what the first
-    examples hold.
-    """
-    count = min(64, len(data.train))
-    each = task.items(data.train.batch(range(count))) / count
-    examples = steps * batch_size
-    return {
-        "steps": steps,
-        "examples": examples,
-        "items": round(each * examples),
-        "seconds": seconds,
-    }
-
-
-def steps_and_seconds(space: Workspace, which: str) -> tuple[int, float]:
-    """The steps and device-seconds of a run to a checkpoint that was named, else to its end: only
-    then is the best known.
-    """
-    counters = counters_of(space.newest())
-    steps, seconds = counters.get("step", 0), device_seconds(counters)
+    counters = counters_of(space.sound()[0])
+    steps, processes = counters.get("step", 0), counters.get("processes", 1)
+    seconds = float(counters.get("seconds", 0.0)) * processes
     if which.startswith("step-") and steps:
         named = int(which.removeprefix("step-"))
-        return named, seconds * named / steps
-    return steps, seconds
+        return Spent(named, seconds * named / steps, processes)
+    return Spent(steps, seconds, processes)
 
 
-def device_seconds(counters: Mapping[str, Any]) -> float:
-    return float(counters.get("seconds", 0.0)) * counters.get("processes", 1)
+def training(task: Task, data: Data, spent: Spent, batch_size: int) -> dict[str, Any]:
+    """What training took, as a report has it. items: in the data's unit, as in the first examples."""
+    count = min(64, len(data.train))
+    each = task.items(data.train.batch(range(count))) / count
+    examples = spent.steps * batch_size
+    return {
+        "steps": spent.steps,
+        "examples": examples,
+        "items": round(each * examples),
+        "seconds": spent.seconds,
+    }

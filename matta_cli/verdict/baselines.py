@@ -20,7 +20,7 @@ from torch import nn
 
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.files import atomic, card
-from matta_cli.files.workspace import Workspace
+from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import save, tokenizer
 from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.models.ta import TA
@@ -30,7 +30,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
 from matta_cli.training.run import distill
-from matta_cli.training.spent import counters_of, device_seconds, steps_and_seconds
+from matta_cli.training.spent import Spent, of_run
 
 CARD = "baseline.json"
 
@@ -62,10 +62,9 @@ _ELSEWHERE = (
 
 @dataclass
 class Baseline:
-    """A trained baseline of the Student ``name``, and what its training took. seconds: of one
-    device.
+    """A trained baseline of the Student ``name``, and what its training took.
 
-    checkpoint: the one that stands for it, the best where the Students' was chosen so. steps: of
+    checkpoint: the one that stands for it, the best where the Students' was chosen so. spent: by
     the whole run.
     """
 
@@ -73,9 +72,8 @@ class Baseline:
     kind: str
     folder: Path
     checkpoint: Path
-    steps: int
+    spent: Spent
     batch_size: int
-    seconds: float
 
 
 def check(kinds: Sequence[str], margin: float) -> None:
@@ -116,10 +114,10 @@ def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recip
 
 
 def _wanted(
-    recipe: Recipe, out: Path, kind: str, student: Mapping[str, Any], steps: int
+    recipe: Recipe, out: Path, kind: str, student: Mapping[str, Any], run: Spent
 ) -> tuple[Recipe, dict[str, Any]]:
     """The recipe of a baseline, and what makes it the same one again, as JSON has it."""
-    own = settings(recipe, kind, steps, counters_of(Workspace(out).newest()).get("processes", 1))
+    own = settings(recipe, kind, run.steps, run.processes)
     parts = {name: vars(getattr(own, name)) for name in ("data", "distill")}
     rest = {
         name: {k: v for k, v in table.items() if k not in _ELSEWHERE}
@@ -158,7 +156,7 @@ def train(
     that is finished is kept, one that was stopped goes on, one of another recipe or TA is made
     anew. Raises ``MattaError`` as ``distill`` does.
     """
-    ta, steps = load_ta(Workspace(out).ta), steps_and_seconds(Workspace(out), which)[0]
+    ta, run = load_ta(Workspace(out).ta), of_run(Workspace(out), which)
     recipe = run_recipe(out)
     recipe.distill.device = device
     labelled = task.task(ta.adapter.task, recipe).labelled
@@ -168,7 +166,7 @@ def train(
     wanted = [(s, k) for s in students for k in TRAINED if k in kinds and (k != "base" or labelled)]
     for number, (student, kind) in enumerate(wanted, 1):
         folder = folder_of(out, kind, student)
-        own, identity = _wanted(recipe, out, kind, student, steps)
+        own, identity = _wanted(recipe, out, kind, student, run)
         told = f"{folder.name} ({number} of {len(wanted)})"
         if _card(folder) != identity:
             if folder.exists():
@@ -181,12 +179,12 @@ def train(
             _prepare(ta, student, kind, folder, out, own.distill.seed)
             atomic.atomic_write(folder / CARD, json.dumps(identity, indent=1) + "\n")
         last, _ = Workspace(folder).sound()
-        if last is not None and counters_of(last)["step"] >= steps:
+        if last is not None and counters_of(last)["step"] >= run.steps:
             listen(Progress(message=f"{told}: finished already."))
             continue
         listen(
             Progress(
-                message=f"{told}: {'going on' if last else 'training'}, {steps:,} steps. It is {KINDS[kind]}."
+                message=f"{told}: {'going on' if last else 'training'}, {run.steps:,} steps. It is {KINDS[kind]}."
             )
         )
         try:
@@ -205,22 +203,20 @@ def finished(
     """The baselines of these Students that lie in ``out``, trained to their end from the TA and by
     the recipe there now.
     """
-    recipe, steps = run_recipe(out), steps_and_seconds(Workspace(out), which)[0]
+    recipe, run = run_recipe(out), of_run(Workspace(out), which)
     found = []
     for student in students:
         for kind in TRAINED:
             folder = folder_of(out, kind, student)
-            if _card(folder) != _wanted(recipe, out, kind, student, steps)[1]:
+            if _card(folder) != _wanted(recipe, out, kind, student, run)[1]:
                 continue
             last, _ = Workspace(folder).sound()
-            counters = counters_of(last)
-            if last is None or counters["step"] < steps:
+            took = of_run(Workspace(folder))
+            if last is None or took.steps < run.steps:
                 continue
             best, _ = Workspace(folder).trained(which if which in ("auto", "best") else "last")
-            size, seconds = recipe.distill.batch_size, device_seconds(counters)
-            found.append(
-                Baseline(student["name"], kind, folder, best or last, steps, size, seconds)
-            )
+            size = recipe.distill.batch_size
+            found.append(Baseline(student["name"], kind, folder, best or last, took, size))
     return found
 
 

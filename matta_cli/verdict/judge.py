@@ -124,9 +124,7 @@ def remake(
                 "parity": None,
                 **{key: student[key] for key in _COSTS},
                 "metrics": intervals.intervals(task, tables, recipe.export.bootstrap),
-                "training": spent.training(
-                    task, data, baseline.steps, baseline.batch_size, baseline.seconds
-                ),
+                "training": spent.training(task, data, baseline.spent, baseline.batch_size),
                 "curve": [
                     [step, values["1"]]
                     for step, values in log.evaluations(Workspace(baseline.folder), primary)
