@@ -24,7 +24,7 @@ from matta_cli.report import claims, story
 from matta_cli.report.schema import Report
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.export import export
-from matta_cli.training import log
+from matta_cli.training import log, spent
 from matta_cli.training.run import distill
 from matta_cli.verdict import baselines, judge
 
@@ -395,3 +395,18 @@ def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here)
     baselines.train(here, ["plain"], [student])
     (found,) = baselines.finished(here, [student])
     assert found.kind == "plain" and found.spent.steps == 30
+
+
+def test_only_widths_that_no_term_trains_are_called_untrained(here):
+    recipe = settings()
+    recipe.export.widths = [0.5, 1.0, 2.0]
+    notes = export(recipe, here, overwrite=True)["notes"]
+    assert [note for note in notes if "never trained" in note] == [
+        "Width 1 was never trained (0.25, 0.5, 2 were): train what you export."
+    ]
+    ta = load_ta(here)
+    assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5, 2.0]
+    recipe.distill.ta_width = 1.5
+    assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5, 1.5]
+    recipe.distill.ta_weight = 0.0
+    assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5]

@@ -38,6 +38,7 @@ from matta_cli.settings.budget import COSTS, NEAR, Budget
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task
 from matta_cli.tasks.task import Task
+from matta_cli.training.spent import trained_widths
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
 
@@ -104,8 +105,7 @@ class Search:
             raise MattaError(
                 "The run had distill.shared = false: there are no nested weights to search sizes in."
             )
-        taught = [used.distill.ta_width or ta.widest] if used.distill.ta_weight > 0 else []
-        self.space = Space(ta, sorted({*used.distill.widths, *taught}), settings.sizes)
+        self.space = Space(ta, trained_widths(used.distill, ta), settings.sizes)
         self.training_seconds = float(reached.counters["seconds"])
         self.device = device.pick(recipe.distill.device)
         ta.model.to(self.device).eval()

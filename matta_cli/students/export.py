@@ -142,11 +142,12 @@ def export(
     atomic.refuse_existing(Workspace(out).students, overwrite)
     run = reached(out, recipe.export.checkpoint, say)
     last, ta, trained, used = run.folder, run.ta, run.counters, run.recipe
-    menu = ", ".join(f"{w:g}" for w in used.distill.widths)
+    known = spent.trained_widths(used.distill, ta)
+    menu = ", ".join(f"{w:g}" for w in known)
     notes = [
         f"Width {w:g} was never trained ({menu} were): train what you export."
         for w in widths
-        if w not in used.distill.widths
+        if w not in known
     ]
     for width in widths:
         kept = ta.student(width).layers

@@ -1,4 +1,4 @@
-"""What the training of a run took."""
+"""What a run trained, and what that took."""
 
 from __future__ import annotations
 
@@ -7,7 +7,15 @@ from typing import Any
 
 from matta_cli.data.split import Data
 from matta_cli.files.workspace import Workspace, counters_of
+from matta_cli.models.ta import TA
+from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
+
+
+def trained_widths(settings: DistillSettings, ta: TA) -> list[float]:
+    """The widths that a run trains: its Students', and the TA's own unless its weight is 0."""
+    own = [settings.ta_width or ta.widest] if settings.ta_weight > 0 else []
+    return sorted({*settings.widths, *own})
 
 
 @dataclass(frozen=True)
