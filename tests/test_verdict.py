@@ -19,13 +19,17 @@ from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
+from matta_cli.measure.score import at_a_time
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.report import claims, story
 from matta_cli.report.schema import Report
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import DistillSettings, Recipe
 from matta_cli.students.export import export
+from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.training import log, spent
 from matta_cli.training.run import distill
+from matta_cli.training.teacher import check_teacher
 from matta_cli.verdict import baselines, judge
 
 STEPS = 60
@@ -410,3 +414,36 @@ def test_only_widths_that_no_term_trains_are_called_untrained(here):
     assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5, 1.5]
     recipe.distill.ta_weight = 0.0
     assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5]
+
+
+def test_as_many_examples_are_measured_at_a_time_as_a_device_trains(here, monkeypatch):
+    """A GPU that trains, ``micro_batch`` at a time, does not run out of memory when it measures."""
+    recipe = settings()
+    recipe.distill.micro_batch = 16
+    seen, own = [], Ranking.score
+
+    def score(self, logits, batch):
+        seen.append(len(logits))
+        return own(self, logits, batch)
+
+    monkeypatch.setattr(Ranking, "score", score)
+    export(recipe, here, overwrite=True)
+    assert set(seen) <= {16, 600 % 16}
+    seen.clear()
+    judge.remake(here)
+    assert set(seen) <= {16, 600 % 16}
+    seen.clear()
+    ta, task = load_ta(here), tasks_task.task("ranking", recipe)
+    held_out = task.data(here / "ta", ta.model).held_out[0]
+    check_teacher(recipe.distill, task, ta.model, 1, held_out, torch.device("cpu"))
+    assert set(seen) == {16}
+
+
+@pytest.mark.parametrize(
+    ("batch", "micro", "processes", "expected"),
+    [(64, 0, 1, 64), (64, 16, 1, 16), (64, 0, 4, 16), (16, 64, 1, 16), (4, 0, 1, 8), (4, 2, 1, 2)],
+)
+def test_how_many_examples_are_measured_at_a_time(batch, micro, processes, expected):
+    own = DistillSettings()
+    own.batch_size, own.micro_batch = batch, micro
+    assert at_a_time(own, processes) == expected

@@ -221,7 +221,7 @@ def _names(asked: Asked, out: Path) -> list[str]:
 def _score(
     recipe: Recipe, task: Task, subject: Subject, splits: Sequence[Split], device: torch.device
 ) -> _Scored:
-    size, limit = max(8, recipe.distill.batch_size), recipe.data.eval_examples
+    size, limit = score.at_a_time(recipe.distill), recipe.data.eval_examples
     both = [
         score.columns_and_answers(task, subject.fitted, split, size, device, limit)
         for split in splits
@@ -240,7 +240,7 @@ def _data(
     for s in normed:
         assert s.ta is not None
         s.model = students.measurable(
-            task, s.ta.student(s.width), data.train, recipe.distill.batch_size, device
+            task, s.ta.student(s.width), data.train, score.at_a_time(recipe.distill), device
         )
     return data
 
@@ -321,7 +321,7 @@ def _harness(recipe: Recipe, asked: Asked, subject: Subject) -> dict[str, Any]:
         tokenizer,
         asked.tasks,
         asked.task_data,
-        max(8, recipe.distill.batch_size),
+        score.at_a_time(recipe.distill),
         asked.task_limit,
     )
 

@@ -13,7 +13,20 @@ from torch import Tensor
 from matta_cli.data.split import Batch, Columns, Data, Split, halves
 from matta_cli.devices.device import products
 from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
+
+FEWEST = 8  # examples that go through a model together, where a step has no more than a few
+
+
+def at_a_time(settings: DistillSettings, processes: int = 1) -> int:
+    """How many examples go through a model at a time when it is measured.
+
+    As many as a device trains at a time: what fits into its memory then does so now. processes: of
+    the run, which share a step's examples.
+    """
+    each = max(FEWEST, settings.batch_size // processes)
+    return min(settings.micro_batch or each, each)
 
 
 def columns(

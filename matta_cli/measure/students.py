@@ -48,10 +48,15 @@ def own_statistics(
 
 
 def measure(
-    settings: DistillSettings, task: Task, ta: TA, data: Data, device: torch.device
+    settings: DistillSettings,
+    task: Task,
+    ta: TA,
+    data: Data,
+    device: torch.device,
+    processes: int = 1,
 ) -> dict[str, dict[str, float]]:
     """The task's metrics of the TA and of each width, by name."""
-    size, limit = settings.micro_batch or settings.batch_size, settings.eval_examples
+    size, limit = score.at_a_time(settings, processes), settings.eval_examples
 
     def metrics(model: nn.Module) -> dict[str, float]:
         tables = [score.columns(task, model, split, size, device, limit) for split in data.held_out]

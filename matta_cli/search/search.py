@@ -27,7 +27,7 @@ from matta_cli.files import atomic
 from matta_cli.measure import score as measure_score
 from matta_cli.measure import students
 from matta_cli.measure.cost import repeated
-from matta_cli.measure.score import chooses
+from matta_cli.measure.score import at_a_time, chooses
 from matta_cli.models import folders
 from matta_cli.nested import view
 from matta_cli.report import numbers
@@ -108,6 +108,7 @@ class Search:
         self.space = Space(ta, trained_widths(used.distill, ta), settings.sizes)
         self.training_seconds = float(reached.counters["seconds"])
         self.device = device.pick(recipe.distill.device)
+        self.size = at_a_time(recipe.distill, reached.counters.get("processes", 1))
         ta.model.to(self.device).eval()
         self.task: Task = task.task(ta.adapter.task, recipe)
         self.metric = self.task.metrics[0]
@@ -156,15 +157,13 @@ class Search:
         """
         if not self.normed:
             return self.ta.at(sizes).eval()
-        size = self.recipe.distill.batch_size
         return students.measurable(
-            self.task, self.ta.student(sizes), self.data.train, size, self.device
+            self.task, self.ta.student(sizes), self.data.train, self.size, self.device
         )
 
     def columns(self, sizes: Sizes, part: split.Part) -> Any:
-        size = max(8, self.recipe.distill.batch_size)
         return measure_score.columns(
-            self.task, self.model(sizes), part, size, self.device, self.examples
+            self.task, self.model(sizes), part, self.size, self.device, self.examples
         )
 
     def value(self, sizes: Sizes, width: float | None = None) -> float:

@@ -170,6 +170,7 @@ def export(
         wanted += [_Wanted(one.budget.name, one.sizes, one.width) for one in chosen]
         notes += [*search_table.choices(found), *found["notes"]]
     device = pick(recipe.distill.device)
+    size = score.at_a_time(recipe.distill, trained.get("processes", 1))
     task = tasks_task.task(ta.adapter.task, recipe)
     data = task.data(last, ta.model, training=has_statistics(ta.model))
     if targets:  # what is reported is measured on other examples than sizes were chosen by
@@ -180,9 +181,7 @@ def export(
     with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
         for one in wanted:  # one by one, from views: no second copy of the weights is in memory
             view = ta.at(one.which).eval()
-            buffers = own_statistics(
-                task, ta.student(one.which), data.train, recipe.distill.batch_size
-            )
+            buffers = own_statistics(task, ta.student(one.which), data.train, size)
             if isinstance(view, nn.Module):
                 # a Student that shares no weights, in the ablation of that
                 view.load_state_dict(buffers, strict=False)
@@ -216,7 +215,7 @@ def export(
         say("Reloading every Student in a fresh process.")
         parity = _parity(ta, cuts, folder, probe, task)
         entries = _measure(
-            recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say
+            recipe, task, data, ta, base_ta, cuts, folder, out, last, parity, device, say, size
         )
         for budget in targets:
             entry = next(e for e in entries if e["name"] == budget.name)
@@ -367,6 +366,7 @@ def _measure(
     parity: dict[str, dict[str, Any]],
     device: torch.device,
     say: Say,
+    size: int,
 ) -> list[dict[str, Any]]:
     """One entry of the report per model: Teacher, TA, base, Students, and their untrained cuts."""
     entries: list[dict[str, Any]] = []
@@ -381,7 +381,7 @@ def _measure(
         **more: Any,
     ) -> None:
         dense[name] = model.to(device).eval()
-        size = cost.weight_bytes(where) if where is not None else 0
+        weights = cost.weight_bytes(where) if where is not None else 0
         entries.append(
             {
                 "name": name,
@@ -392,7 +392,7 @@ def _measure(
                 "stock": False,
                 "parity": None,
                 "parameters": cost.parameters(model),
-                "bytes": size or None,
+                "bytes": weights or None,
                 **more,
             }
         )
@@ -456,27 +456,23 @@ def _measure(
     example = data.held_out[0].batch(range(min(recipe.export.batch_size, len(data.held_out[0]))))
     inputs = {name: tensor.to(device) for name, tensor in example.items()}
     say("Measuring latency.")
-    sizes = sorted({1, recipe.export.batch_size, 4 * recipe.export.batch_size})
+    batches = sorted({1, recipe.export.batch_size, 4 * recipe.export.batch_size})
     with cost.threads(recipe.export.threads):
-        taken = {size: cost.latencies(task, dense, cost.repeated(inputs, size)) for size in sizes}
+        taken = {n: cost.latencies(task, dense, cost.repeated(inputs, n)) for n in batches}
     one = cost.repeated(inputs, 1)
     for entry in entries:
-        name, size = entry["name"], max(8, recipe.distill.batch_size)
+        name = entry["name"]
         say(f"Measuring {name}.")
         # made when its turn comes, and let go; the same shapes cost the same
         if entry["role"] == "cut":
             which = next(cut.wanted.which for cut in cuts if cut.wanted.name == entry["of"])
             model = measurable(
-                task,
-                base_ta.student(which),
-                data.train,
-                recipe.distill.batch_size,
-                torch.device("cpu"),
+                task, base_ta.student(which), data.train, size, torch.device("cpu")
             ).to(device)
             timed_as = entry["of"]
         else:
             model, timed_as = dense[name], name
-        entry["latency"] = {str(n): taken[n][timed_as] for n in sizes}
+        entry["latency"] = {str(n): taken[n][timed_as] for n in batches}
         entry["macs"] = cost.macs(task, model, one)
         entry["peak_memory"] = cost.peak_memory(
             task, model, cost.repeated(inputs, recipe.export.batch_size)

@@ -172,7 +172,9 @@ class Training:
             return due
         ta = self._whole()
         if self.world.first:
-            record["evaluation"] = measure(self.settings, self.task, ta, self.data, self.device)
+            record["evaluation"] = measure(
+                self.settings, self.task, ta, self.data, self.device, self.world.size
+            )
             due = self._is_best(record["evaluation"]) or due
         return self._agree(due)
 

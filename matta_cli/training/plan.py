@@ -171,7 +171,7 @@ def _step_seconds(training: Training, parts: Parts, listen: Listener) -> float:
 def _evaluation_seconds(training: Training) -> float:
     """Seconds of an evaluation, from those of the TA on a few examples."""
     settings, split = training.settings, training.data.held_out[0]
-    size = settings.micro_batch or settings.batch_size
+    size = score.at_a_time(settings)
     examples = min(settings.eval_examples or 10**9, len(split))
     timed = min(size, examples)
     started = time.perf_counter()

@@ -81,7 +81,8 @@ def opened(
     if model is not None:
         teacher = ModelTeacher(task, model)
         outputs = task.outputs(ta.model)
-        teachers.check_teacher(settings, task, model, outputs, data.held_out[0], device)
+        split = data.held_out[0]
+        teachers.check_teacher(settings, task, model, outputs, split, device, world.size)
     elif by_file:
         teacher = said = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
         if not settings.allow_weak_teacher:

@@ -59,14 +59,16 @@ def check_teacher(
     outputs: int,
     split: Split,
     device: torch.device,
+    processes: int = 1,
 ) -> None:
     """Refuse a Teacher that does not run on the data, or is no better than guessing.
 
     The first examples of the data say so; where it may be weak, one batch has to run.
     """
-    name, weak, size = settings.teacher, settings.allow_weak_teacher, settings.batch_size
+    name, weak = settings.teacher, settings.allow_weak_teacher
+    size = score.at_a_time(settings, processes)
+    enough = settings.batch_size if weak else CHANCE_EXAMPLES
     try:
-        enough = size if weak else CHANCE_EXAMPLES
         table = score.columns(task, teacher, split, size, device, enough)
     except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         # whatever its own code makes of it

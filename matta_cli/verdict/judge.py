@@ -182,22 +182,24 @@ class _Measured:
         if budget.asked(recipe):  # as in the export: not on the examples that sizes were chosen by
             chose = score.chooses(self.task, self.ta.model, self.data, torch.device("cpu"))
             self.data = score.reported(self.data, chose)
+        processes = spent.of_run(Workspace(out)).processes
+        self.size = score.at_a_time(recipe.distill, processes)
         self.tables: dict[str, list[Columns]] = {}
 
     def add(self, name: str, model: nn.Module) -> None:
         """Score a dense model on every held-out split."""
         self.say(f"Measuring {name}.")
-        size, limit = max(8, self.recipe.distill.batch_size), self.recipe.data.eval_examples
+        limit = self.recipe.data.eval_examples
         model = model.to(self.device).eval()
         self.tables[name] = [
-            score.columns(self.task, model, split, size, self.device, limit)
+            score.columns(self.task, model, split, self.size, self.device, limit)
             for split in self.data.held_out
         ]
 
     def student(self, ta: TA, which: float | Sizes) -> nn.Module:
         """A dense Student of a TA."""
-        size, cpu = self.recipe.distill.batch_size, torch.device("cpu")
-        return measurable(self.task, ta.student(which), self.data.train, size, cpu)
+        cpu = torch.device("cpu")
+        return measurable(self.task, ta.student(which), self.data.train, self.size, cpu)
 
 
 def _pairs(
