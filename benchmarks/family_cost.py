@@ -104,6 +104,12 @@ def tables(task: Task, model: nn.Module, data: Data, recipe: Recipe) -> list[Col
     ]
 
 
+def _measured(task: Task, own: list[Columns], resamples: int) -> dict[str, dict[str, Any]]:
+    """The metrics of one model, with their intervals."""
+    found = intervals.intervals(task, own, resamples)
+    return {name: vars(interval) for name, interval in found.items()}
+
+
 def difference(
     task: Task, ours: list[Columns], theirs: list[Columns], resamples: int
 ) -> dict[str, float]:
@@ -172,7 +178,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
     separately = {width: runs.columns(run.model) for width, run in runs.alone.items()}
     of_separate, families = {}, {}
     for width, own in separately.items():
-        of_separate[f"{width:g}"] = intervals.intervals(task, own, resamples)
+        of_separate[f"{width:g}"] = _measured(task, own, resamples)
     for count, run in runs.families.items():
         drawn = [run.step.widths(step) for step in range(recipe.distill.steps)]
         updates = Counter(f"{width:g}" for widths in drawn for width in widths)
@@ -181,7 +187,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
             own = runs.columns(run.ta.student(width).dense())
             students[f"{width:g}"] = {
                 "updates": updates[f"{width:g}"],
-                "metrics": intervals.intervals(task, own, resamples),
+                "metrics": _measured(task, own, resamples),
                 "difference": difference(task, own, theirs, resamples),
             }
         taken = seconds[f"family_{count}"]
@@ -189,7 +195,7 @@ def measure(recipe: Recipe, out: Path, per_step: list[int], seed: int) -> dict[s
             "ratio": taken / separate,
             "ratio_shared_teacher": taken / shared,
             "students": students,
-            "ta": intervals.intervals(task, runs.columns(run.ta.model), resamples),
+            "ta": _measured(task, runs.columns(run.ta.model), resamples),
         }
     return {
         "seed": seed,

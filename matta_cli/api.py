@@ -105,7 +105,7 @@ def export(
 
     Budgets (``target_params=["60M"]`` and the like) stand for the widths, where none are given.
     """
-    from matta_cli.students.export import export as run
+    from matta_cli.family import export as run
 
     if widths is None and any(
         value for name, value in settings.items() if name.startswith("target_")
@@ -117,7 +117,8 @@ def export(
         | {name: value for name, value in settings.items() if name not in of_search},
         "search": {name: value for name, value in settings.items() if name in of_search},
     }
-    return run(resolve(flags, Path(out), ran=True, origin=_SAID)[0], Path(out), overwrite=overwrite)
+    recipe = resolve(flags, Path(out), ran=True, origin=_SAID)[0]
+    return run(recipe, Path(out), overwrite=overwrite).to_json()
 
 
 def judge(
@@ -133,4 +134,4 @@ def judge(
     """
     from matta_cli.verdict.judge import remake
 
-    return remake(Path(out), baselines, margin=margin)
+    return remake(Path(out), baselines, margin=margin).to_json()

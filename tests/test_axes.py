@@ -19,6 +19,7 @@ from matta_cli.conversion import inspect
 from matta_cli.conversion.convert import convert, parse_sizes
 from matta_cli.conversion.ordering import importance
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.main import app
 from matta_cli.models import load, plugins, source
 from matta_cli.models.folders import load_student, load_ta
@@ -27,7 +28,6 @@ from matta_cli.nested.importance import activation, by_gradient, magnitude, remo
 from matta_cli.nested.sizes import full_sizes, kinds, own_sizes, sizes_at
 from matta_cli.nested.view import materialize
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
 
@@ -94,13 +94,10 @@ def test_all_axes_from_convert_to_export(folder):
     ta = convert(recipe, Path("out")).ta
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
-    entries = {entry["width"]: entry for entry in report["models"] if entry["role"] == "student"}
-    kept = ta.student(0.5).layers
-    assert entries[0.5]["layers"] == kept and len(kept) == 2 and entries[0.5]["stock"]
-    assert any(
-        f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's" in note
-        for note in report["notes"]
-    )
+    entry, kept = report.model("width 0.5"), ta.student(0.5).layers
+    assert entry.layers == kept and len(kept) == 2 and entry.stock
+    said = f"Width 0.5 keeps layers {inspect.numbers(kept)} of the base's"
+    assert any(said in note for note in report.notes)
     student = timm.create_model("local-dir:out/students/width-0.5", pretrained=True)
     assert (
         len(student.blocks) == 2
@@ -120,10 +117,8 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
     convert(recipe, Path("out"))
     distill(recipe, Path("out"))
     report = export(recipe, Path("out"))
-    half = next(
-        entry for entry in report["models"] if entry["role"] == "student" and entry["width"] == 0.5
-    )
-    assert not half["stock"] and half["loader"].startswith("matta_cli.load_student")
+    half = report.model("width 0.5")
+    assert not half.stock and half.loader.startswith("matta_cli.load_student")
     teacher, _ = load.load_model("out", "image_classification")  # the TA in it, also as a Teacher
     assert [block.attn.num_heads for block in teacher.blocks] == [4] * 4
     student = load_student("out/students/width-0.5")

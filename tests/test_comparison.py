@@ -96,7 +96,7 @@ def test_interval_of_a_mean_is_the_normal_one_and_narrower_than_unpaired():
     assert found["low"] == pytest.approx(each.mean() - half, abs=0.07 * half)
     assert found["high"] == pytest.approx(each.mean() + half, abs=0.07 * half)
     single = intervals.intervals(CausalLM(Recipe()), [a], 200)["next_token_accuracy"]
-    assert single["high"] - single["low"] > 1.5 * (found["high"] - found["low"])
+    assert single.high - single.low > 1.5 * (found["high"] - found["low"])
 
 
 def test_bootstrap_of_a_ratio_is_scipys():

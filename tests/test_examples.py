@@ -22,10 +22,10 @@ from torch.distributed.run import get_args_parser
 
 import matta_cli
 from matta_cli.conversion.convert import convert
+from matta_cli.family import export
 from matta_cli.nested.sizes import own_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
-from matta_cli.students.export import export
 from matta_cli.training.run import distill
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -73,7 +73,7 @@ def run_example(name: str, folder: Path, file: str = "matta.toml", **data: Any) 
     assert read == [EXAMPLES / name / file]
     convert(recipe, out)
     distill(recipe, out)
-    report = export(recipe, out)
+    report = export(recipe, out).to_json()
 
     ta = matta_cli.load_ta(out)
     students = [

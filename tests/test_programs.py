@@ -26,6 +26,7 @@ from transformers import (
 
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.models import plugins
 from matta_cli.models.folders import load_student
 from matta_cli.models.save import save_model
@@ -34,7 +35,6 @@ from matta_cli.nested.sizes import full_sizes, nested_axes, sizes_at
 from matta_cli.nested.view import StudentView, materialize
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import programs
-from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
 
@@ -184,9 +184,9 @@ def recipe(folder: Path, **more: object) -> Recipe:
 @pytest.mark.slow
 def test_programs_beside_a_checkpoint(trained: Path) -> None:
     report = export(recipe(trained, format=["pt2", "onnx"]), trained / "out", overwrite=True)
-    entry = next(e for e in report["models"] if e["role"] == "student")
-    assert entry["stock"] and set(entry["programs"]) == {"pt2", "onnx"}
-    assert all(made["max_difference"] < 1e-5 for made in entry["programs"].values())
+    (entry,) = report.students
+    assert entry.stock and set(entry.programs) == {"pt2", "onnx"}
+    assert all(made.parity.max_difference < 1e-5 for made in entry.programs.values())
     folder = trained / "out/students/width-0.5"
     card = (folder / "README.md").read_text()
     for text in (
@@ -207,12 +207,9 @@ def test_programs_beside_a_checkpoint(trained: Path) -> None:
 @pytest.mark.slow
 def test_the_own_format_where_it_is_wanted(trained: Path) -> None:
     report = export(recipe(trained, format=["matta"]), trained / "out", overwrite=True)
-    entry = next(e for e in report["models"] if e["role"] == "student")
-    assert (
-        not entry["stock"]
-        and entry["loader"].startswith("matta_cli.load_student")
-        and entry["parity"]["exact"]
-    )
+    (entry,) = report.students
+    assert not entry.stock and entry.loader.startswith("matta_cli.load_student")
+    assert entry.parity.exact
     folder = trained / "out/students/width-0.5"
     assert (folder / "template").is_dir() and not (folder / "config.json").exists()
 
@@ -226,8 +223,8 @@ def test_half_the_bits(trained: Path, dtype: str) -> None:
     half = load_file(str(trained / "out/students/width-0.5/model.safetensors"))
     for name, tensor in whole.items():
         assert torch.equal(half[name], tensor.to(getattr(torch, dtype)))
-    entry = next(e for e in report["models"] if e["role"] == "student")
-    assert entry["parity"]["exact"] and entry["bytes"] < 0.6 * sum(t.nbytes for t in whole.values())
+    (entry,) = report.students
+    assert entry.parity.exact and entry.cost.bytes < 0.6 * sum(t.nbytes for t in whole.values())
 
 
 @pytest.mark.parametrize(

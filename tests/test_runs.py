@@ -19,13 +19,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
 from matta_cli.models.folders import load_ta
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
 from matta_cli.training import checkpoint, loop, objective, plan
@@ -369,12 +369,10 @@ def test_the_best_checkpoint_is_kept_and_exported(folder, monkeypatch):
         p.name for p in Path("out/run/checkpoints").iterdir()
     } == names and last.name == "step-12"
     report = export(recipe, Path("out"))
-    assert report["training"]["steps"] == best < 12
-    assert any(
-        f"Step {best} was the best by the AUC of width 0.5" in note for note in report["notes"]
-    )
+    assert report.run.steps == best < 12
+    assert any(f"Step {best} was the best by the AUC of width 0.5" in note for note in report.notes)
     recipe.export.checkpoint = "last"
-    assert export(recipe, Path("out"), overwrite=True)["training"]["steps"] == 12
+    assert export(recipe, Path("out"), overwrite=True).run.steps == 12
     recipe.export.checkpoint = "step-7"
     with pytest.raises(MattaError, match="step-7 is not there; out/run has step-"):
         export(recipe, Path("out"), overwrite=True)

@@ -24,6 +24,7 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data import find
 from matta_cli.data.split import sample
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.losses.rows import cosine_distance, relation
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.measure import intervals
@@ -31,7 +32,6 @@ from matta_cli.measure import score as measure_score
 from matta_cli.models import plugins
 from matta_cli.nested import importance
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.export import export
 from matta_cli.tasks.sentence_embedding import read
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
@@ -277,9 +277,9 @@ def test_resampled_pairs_are_searched_among_all() -> None:
     first, score = drawn(60, 4), np.arange(60.0)
     found, columns = table(first, first + 0.8 * drawn(60, 4, seed=1), score, np.ones(60, bool))
     interval = intervals.intervals(found, [columns], 200)["recall@1"]
-    assert interval["low"] < interval["value"] < interval["high"]
-    middle = (interval["low"] + interval["high"]) / 2
-    assert middle == pytest.approx(interval["value"], abs=0.05)
+    assert interval.low < interval.value < interval.high
+    middle = (interval.low + interval.high) / 2
+    assert middle == pytest.approx(interval.value, abs=0.05)
 
 
 def test_chance() -> None:
@@ -514,7 +514,7 @@ def test_a_whole_run(folder: Path, texts: Path) -> None:
     settings, out = recipe(folder, texts, output_dims=[8]), texts / "out"
     assert convert(settings, out).order == "activation"
     distill(settings, out)
-    report = export(settings, out)
+    report = export(settings, out).to_json()
     entries = {entry["name"]: entry for entry in report["models"]}
     assert [metric["name"] for metric in report["metrics"]][:1] == ["spearman"]
     assert {"spearman/8", "recall@1/8"} <= set(entries["width 0.5"]["metrics"])

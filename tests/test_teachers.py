@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 from matta_cli.api import judge
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.family import export
 from matta_cli.main import app
 from matta_cli.models import plugins
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.export import export
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
 from matta_cli.training.run import distill

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import ModelCard, constants
 from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
@@ -17,14 +18,16 @@ from sklearn.metrics import roc_auc_score
 from matta_cli.conversion.convert import convert
 from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.family import export
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
+from matta_cli.measure import intervals
 from matta_cli.measure.score import at_a_time
 from matta_cli.models.folders import load_student, load_ta
-from matta_cli.report import claims, story
-from matta_cli.report.schema import Report
-from matta_cli.settings.recipe import DistillSettings, Recipe
-from matta_cli.students.export import export
+from matta_cli.report import claims
+from matta_cli.report.schema import Report, Role
+from matta_cli.settings.recipe import DataSettings, DistillSettings, Recipe
+from matta_cli.students import card
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.training import log, spent
@@ -33,14 +36,6 @@ from matta_cli.training.teacher import check_teacher
 from matta_cli.verdict import baselines, judge
 
 STEPS = 60
-
-
-def tell(result):
-    return story.tell(Report.from_json(result))
-
-
-def of_role(result, role):
-    return [model for model in result["models"] if model["role"] == role]
 
 
 def ranker(width, seed=0):
@@ -103,12 +98,20 @@ def here(exported, tmp_path, monkeypatch):
     return Path("out")
 
 
-def pair(result, a, b, metric="auc"):
-    return next(p for p in result["pairs"] if (p["a"], p["b"], p["metric"]) == (a, b, metric))
+def pair(report, a, b, metric="auc"):
+    return next(p for p in report.pairs if (p.a, p.b, p.metric) == (a, b, metric))
 
 
 def written(out):
-    return json.loads((out / "report.json").read_text())
+    return Report.from_json(json.loads((out / "report.json").read_text()))
+
+
+def rivals(report):
+    """The Students' verdicts against plain distillation, by name."""
+    roles = {model.name: model.role for model in report.models}
+    primary = report.primary.name
+    against = (p for p in report.pairs if p.metric == primary and roles[p.b] is Role.PLAIN)
+    return {p.a: p.verdict for p in against if roles[p.a] is Role.STUDENT}
 
 
 def replace_weights(folder, tensors):
@@ -130,10 +133,10 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     replace_weights(last, tensors)
     export(settings(), here, overwrite=True)
     result = judge.remake(here)
-    found = {one.student.name: one.verdict for one in tell(result).rivals}
+    found = rivals(result)
     assert found["width 0.5"] == claims.WORSE
     assert found["width 0.25"] in (claims.BETTER, claims.SAME, claims.NO_WORSE)
-    alarms = tell(result).alarms
+    alarms = result.notes
     assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
     assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
     for name in ("report.md", "report.html", "students/width-0.5/README.md"):
@@ -144,8 +147,8 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
 
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
-    assert len(tell(result).rivals) == 2
-    assert not [alarm for alarm in tell(result).alarms if "worse" in alarm]
+    assert len(rivals(result)) == 2
+    assert not [note for note in result.notes if "worse" in note]
 
 
 @pytest.mark.slow
@@ -154,8 +157,8 @@ def test_two_copies_of_one_model_are_no_different(here):
     student = load_student(here / "students" / "width-0.5")
     replace_weights(Workspace(plain).newest(), student.state_dict())
     found = pair(judge.remake(here), "width 0.5", "plain distillation 0.5")
-    assert found["verdict"] == claims.SAME
-    assert found["gain"] == found["low"] == found["high"] == 0 and found["p"] == 1
+    assert found.verdict == claims.SAME
+    assert found.gain == found.low == found.high == 0 and found.p == 1
 
 
 def test_differences_are_those_of_an_independent_auc(here):
@@ -170,11 +173,10 @@ def test_differences_are_those_of_an_independent_auc(here):
 
     ours = auc(load_student(here / "students" / "width-0.25"))
     theirs = auc(load_ta(Workspace(here / "baselines" / "plain-width-0.25").newest()).model)
-    assert pair(result, "width 0.25", "plain distillation 0.25")["gain"] == pytest.approx(
-        ours - theirs, abs=1e-6
-    )
+    gain = pair(result, "width 0.25", "plain distillation 0.25").gain
+    assert gain == pytest.approx(ours - theirs, abs=1e-6)
     loss = pair(result, "width 0.25", "plain distillation 0.25", "auc_loss")
-    assert loss["gain"] == pytest.approx(ours - theirs, abs=1e-6), "a lower loss is a gain"
+    assert loss.gain == pytest.approx(ours - theirs, abs=1e-6), "a lower loss is a gain"
 
 
 def test_plain_is_plain_distillation(here):
@@ -242,16 +244,14 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
     again = judge.remake(here, ["plain", "base"], listen=lambda event: said.append(event.message))
     assert {p: p.stat().st_mtime_ns for p in weights} == weights
     assert sum("finished already" in message for message in said) == 4
-    assert again["pairs"] == before["pairs"]
+    assert again.pairs == before.pairs
     recipe = here / "run" / "recipe.toml"
     recipe.write_text(recipe.read_text().replace("lr = 0.02", "lr = 0.01"))
-    assert not tell(judge.remake(here)).rivals, "baselines of another recipe are no baselines"
+    assert not rivals(judge.remake(here)), "baselines of another recipe are no baselines"
     result = judge.remake(here, ["plain"])
-    assert len(tell(result).rivals) == 2 and not of_role(result, "alone")
-    assert (
-        pair(result, "width 0.5", "plain distillation 0.5")["gain"]
-        != pair(before, "width 0.5", "plain distillation 0.5")["gain"]
-    )
+    assert len(rivals(result)) == 2 and not result.of(Role.ALONE)
+    gains = [pair(r, "width 0.5", "plain distillation 0.5").gain for r in (result, before)]
+    assert gains[0] != gains[1]
 
 
 @pytest.mark.slow
@@ -284,27 +284,21 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
 
 def test_costs_are_those_of_the_runs(here):
     result = written(here)
-    named = {m["name"]: m for m in result["models"]}
+    named = {model.name: model for model in result.models}
     trainer = json.loads((Workspace(here).newest() / "trainer.json").read_text())
-    assert (
-        named["width 0.25"]["training"]["seconds"]
-        == trainer["seconds"]
-        == named["TA"]["training"]["seconds"]
-    )
+    seconds = [named[name].training.seconds for name in ("width 0.25", "TA")]
+    assert seconds == [trainer["seconds"]] * 2
     for name in ("width 0.5", "plain distillation 0.5", "trained alone 0.5"):
-        assert named[name]["training"]["examples"] == named[name]["training"]["items"] == STEPS * 64
-    assert named["plain distillation 0.5"]["parameters"] == named["width 0.5"]["parameters"]
-    assert named["plain distillation 0.5"]["latency"] == named["width 0.5"]["latency"]
-    (axis,) = result["axes"]
-    assert (axis["base"], axis["ta"], axis["kept"]["width 0.5"]) == (16, 32, 8)
-    assert (
-        axis["importance"] == sorted(axis["importance"], reverse=True)
-        and len(axis["importance"]) == 16
-    )
+        training = named[name].training
+        assert training.examples == training.items == STEPS * 64
+    assert named["plain distillation 0.5"].cost == named["width 0.5"].cost
+    (axis,) = result.axes
+    assert (axis.base, axis.ta, axis.kept["width 0.5"]) == (16, 32, 8)
+    assert axis.importance == sorted(axis.importance, reverse=True) and len(axis.importance) == 16
 
 
 def test_baselines_take_as_many_steps_as_the_students_did(here):
-    (student, *_) = of_role(written(here), "student")
+    student = written(here).students[0]
     baselines.train(here, ["plain"], [student], which="step-30")
     (found,) = baselines.finished(here, [student], "step-30")
     assert found.spent.steps == 30 and found.checkpoint.name == "step-30"
@@ -320,7 +314,7 @@ def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
     Path("teacher.pt").unlink()
     shutil.rmtree(here / "baselines")
     result = judge.remake(here, ["base"])
-    assert len(of_role(result, "alone")) == 2
+    assert len(result.of(Role.ALONE)) == 2
     with pytest.raises(MattaError, match=r"teacher\.pt"):
         judge.remake(here, ["plain"])
 
@@ -392,9 +386,9 @@ def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here)
     weights = space.checkpoint(60) / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     result = export(settings(), here, overwrite=True)
-    (student, *_) = story.models_of(result, "student")
-    assert result["training"]["steps"] == student["training"]["steps"] == 30
-    assert student["training"]["seconds"] == result["training"]["seconds"] > 0
+    student = result.students[0]
+    assert result.run.steps == student.training.steps == 30
+    assert student.training.seconds == result.run.seconds > 0
     assert not baselines.finished(here, [student]), "those that are there took 60 steps"
     baselines.train(here, ["plain"], [student])
     (found,) = baselines.finished(here, [student])
@@ -404,7 +398,7 @@ def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here)
 def test_only_widths_that_no_term_trains_are_called_untrained(here):
     recipe = settings()
     recipe.export.widths = [0.5, 1.0, 2.0]
-    notes = export(recipe, here, overwrite=True)["notes"]
+    notes = export(recipe, here, overwrite=True).notes
     assert [note for note in notes if "never trained" in note] == [
         "Width 1 was never trained (0.25, 0.5, 2 were): train what you export."
     ]
@@ -435,7 +429,7 @@ def test_as_many_examples_are_measured_at_a_time_as_a_device_trains(here, monkey
     seen.clear()
     ta, task = load_ta(here), tasks_task.task("ranking", recipe)
     held_out = task.data(here / "ta", ta.model).held_out[0]
-    check_teacher(recipe.distill, task, ta.model, 1, held_out, torch.device("cpu"))
+    check_teacher(recipe, task, ta.model, 1, held_out, torch.device("cpu"))
     assert set(seen) == {16}
 
 
@@ -447,3 +441,65 @@ def test_how_many_examples_are_measured_at_a_time(batch, micro, processes, expec
     own = DistillSettings()
     own.batch_size, own.micro_batch = batch, micro
     assert at_a_time(own, processes) == expected
+
+
+def test_a_model_card_is_one_that_the_hub_understands(here):
+    model = ModelCard.load(here / "students" / "width-0.5" / "README.md")
+    report = written(here)
+    entry = report.model("width 0.5")
+    assert (model.data.library_name, model.data.pipeline_tag) == ("matta", "tabular-classification")
+    assert (model.data.base_model, model.data.datasets, model.data.license) == (None, None, None)
+    found = {result.metric_type: result for result in model.data.eval_results}
+    assert {name: result.metric_value for name, result in found.items()} == {
+        metric.name: entry.metrics[metric.name].value for metric in report.metrics
+    }
+    assert found["auc"].metric_name == "AUC" and found["auc"].dataset_name == report.data
+    for said in ("# Student width 0.5", "[distill]", report.lineage["ta"], "## Verdict"):
+        assert said in model.text
+
+
+def test_a_model_card_names_what_came_from_the_hub(here, monkeypatch):
+    """What lies in the hub's cache came from there, unless something local has that name."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", "hub")
+    for folder in ("models--openai--small", "datasets--rows", "models--here"):
+        (Path("hub") / folder).mkdir(parents=True)
+    report, data = written(here), DataSettings()
+    report.lineage["source"], data.train = "hf-hub:openai/small", "rows"
+    model = ModelCard(card.text(report.students[0], report, data))
+    assert (model.data.base_model, model.data.datasets) == ("openai/small", ["rows"])
+    assert model.data.eval_results[0].dataset_type == "rows"
+    Path("here").mkdir()
+    Path("here/README.md").write_text("---\nlicense: mit\n---\n")
+    report.lineage["source"], data.train = "here", "a/b/c.csv"
+    model = ModelCard(card.text(report.students[0], report, data))
+    assert (model.data.base_model, model.data.datasets, model.data.license) == (None, None, "mit")
+
+
+def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
+    """At every width, and the TA, also without any baseline; each family is corrected by itself."""
+    recipe = settings()
+    recipe.export.widths = [0.25, 0.5, 1.0]
+    report = export(recipe, here, overwrite=True)
+    assert written(here) == report and report.margin == 0.02
+    auc = [pair for pair in report.pairs if pair.metric == "auc"]
+    assert [(pair.a, pair.b) for pair in auc] == [
+        ("width 0.25", "untrained cut 0.25"),
+        ("width 0.5", "untrained cut 0.5"),
+        ("width 0.5", "width 0.25"),
+        ("width 1", "width 0.25"),
+        ("width 1", "width 0.5"),
+        ("width 0.25", "base"),
+        ("width 0.5", "base"),
+        ("width 1", "base"),
+        ("TA", "base"),
+    ]
+    assert [pair.p_holm for pair in auc[5:8]] == intervals.holm([pair.p for pair in auc[5:8]])
+    assert auc[8].p_holm == auc[8].p
+    for pair in auc:
+        ours, theirs = (report.model(name).metrics["auc"].value for name in (pair.a, pair.b))
+        assert pair.gain == pytest.approx(ours - theirs)
+        assert pair.margin == pytest.approx(0.02 * theirs) and pair.low <= pair.gain <= pair.high
+    gains = lambda pairs: {(pair.a, pair.b, pair.metric): pair.gain for pair in pairs}  # noqa: E731
+    assert gains(report.pairs).items() <= gains(judge.remake(here).pairs).items()
+    shutil.rmtree(here / "run" / "checkpoints")
+    assert not [pair for pair in judge.remake(here).pairs if pair.a == "TA"]

@@ -36,8 +36,8 @@ def demo(
     """
     from matta_cli.conversion.convert import convert
     from matta_cli.demo import prepare
+    from matta_cli.family import export
     from matta_cli.files.atomic import atomic_write
-    from matta_cli.students.export import export
     from matta_cli.training.run import distill
 
     out = out or Path(f"matta-demo-{adapter}")
@@ -60,4 +60,5 @@ def demo(
     )
     with console.training_progress() as listen:
         distill(recipe, out, overwrite=True, listen=listen)
-    show(export(recipe, out, overwrite=True, say=console.say), out, json)
+    result = export(recipe, out, overwrite=True, say=console.say)
+    show(result.to_json(), out, json)

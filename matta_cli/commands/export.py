@@ -77,8 +77,8 @@ def export(
     for path in read:
         console.say(f"Settings from {path}.")
 
+    from matta_cli.family import export as run
     from matta_cli.settings.budget import asked
-    from matta_cli.students.export import export as run
     from matta_cli.verdict.baselines import check
 
     flag = next(
@@ -102,7 +102,7 @@ def export(
 
         with console.training_progress() as listen:
             result = remake(out, kinds, say=console.say, listen=listen)
-    show(result, out, json)
+    show(result.to_json(), out, json)
 
 
 def show(result: dict[str, Any], out: Path, json: bool) -> None:

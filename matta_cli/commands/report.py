@@ -35,4 +35,4 @@ def report(
             say=console.say,
             listen=listen,
         )
-    show(result, out, json)
+    show(result.to_json(), out, json)

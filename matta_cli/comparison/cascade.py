@@ -116,7 +116,10 @@ def curve(
         "chosen": {
             "kind": kind,
             **shown[chosen],
-            "metrics": intervals.intervals(task, [best["columns"]], resamples),
+            "metrics": {
+                name: vars(own)
+                for name, own in intervals.intervals(task, [best["columns"]], resamples).items()
+            },
             "against": against,
         },
     }

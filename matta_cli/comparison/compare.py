@@ -133,7 +133,7 @@ def evaluation(
             "name": subject.name,
             "parameters": cost.parameters(subject.model),
             "macs": macs[subject.name],
-            "metrics": intervals.intervals(task, tables[subject.name], resamples),
+            "metrics": _intervals(task, tables[subject.name], resamples),
             "differences": differences.get(subject.name, {}),
             "agreement": {
                 which: found
@@ -289,6 +289,11 @@ def _references(
     return found
 
 
+def _intervals(task: Task, tables: list[Columns], resamples: int) -> dict[str, dict[str, Any]]:
+    found = intervals.intervals(task, tables, resamples)
+    return {name: vars(interval) for name, interval in found.items()}
+
+
 def _agreement(
     task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int
 ) -> dict[str, float]:
@@ -300,8 +305,7 @@ def _agreement(
             continue
         table = task.agreement(a, b)
         draws = [
-            s["same"].sum() / max(1.0, s["of"].sum())
-            for (s,) in intervals.resampled([table], resamples)
+            s["same"].sum() / max(1.0, s["of"].sum()) for s in intervals.resampled(table, resamples)
         ]
         low, high = np.percentile(draws, [2.5, 97.5])
         value = table["same"].sum() / max(1.0, table["of"].sum())

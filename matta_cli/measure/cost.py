@@ -1,6 +1,4 @@
-"""What a model costs: parameters, MACs, latency, peak memory. Measured on the machine at hand,
-never guessed.
-"""
+"""What a model costs: parameters, MACs, latency, memory, all measured on the machine at hand."""
 
 from __future__ import annotations
 
@@ -9,7 +7,7 @@ import gc
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +22,7 @@ from matta_cli.data.split import Batch
 from matta_cli.tasks.task import Task
 
 ROUNDS, WARMUP = 30, 3
-
-
-# rounds that are taken in any case, seconds after which no other one begins
-FEWEST, LONGEST = 5, 60.0
+FEWEST, LONGEST = 5, 60.0  # rounds that are taken in any case; seconds after which none begins
 
 
 def parameters(model: nn.Module) -> int:
@@ -36,25 +31,20 @@ def parameters(model: nn.Module) -> int:
 
 
 def macs(task: Task, model: Any, batch: Batch) -> int:
-    """Multiply-accumulates of one forward on ``batch`` (matrix products and convolutions), half of
-    torch's FLOP count.
+    """Multiply-accumulates of one forward on ``batch``: half of torch's FLOP count.
+
+    It counts matrix products and convolutions. model: a module, or a view of one.
     """
-    trained = [
-        p
-        for p in (model if isinstance(model, nn.Module) else model.model).parameters()
-        if p.requires_grad
-    ]
+    module = model if isinstance(model, nn.Module) else model.model
+    trained = [p for p in module.parameters() if p.requires_grad]
     # torch's counter looks for the gradients of a module's inputs, which no_grad leaves without
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
         # fused attention kernels of the CPU have no entry in torch's table of FLOPs; the plain one
         # is made of matrix products
-        with (
-            torch.no_grad(),
-            sdpa_kernel(SDPBackend.MATH),
-            FlopCounterMode(display=False) as counter,
-        ):
+        plain = sdpa_kernel(SDPBackend.MATH)
+        with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:
             task.forward(model.eval(), batch)
     finally:
         for parameter in trained:
@@ -79,17 +69,12 @@ def threads(count: int) -> Iterator[None]:
 
 
 def latencies(
-    task: Task,
-    candidates: Mapping[str, nn.Module],
-    batch: Batch,
-    rounds: int = ROUNDS,
-    tick: Callable[[], None] = lambda: None,
+    task: Task, candidates: Mapping[str, nn.Module], batch: Batch, rounds: int = ROUNDS
 ) -> dict[str, dict[str, float]]:
-    """Seconds per forward, median and 95th percentile, warmed up; models take turns so that drift
-    hits all alike.
+    """Seconds per forward of each model, warmed up: ``median`` and 95th percentile ``p95``.
 
-    Where ``rounds`` would take longer than a minute it stops earlier, after five of them at the
-    least.
+    Models take turns, so that drift hits all alike. Where ``rounds`` would take longer than a
+    minute it stops earlier, after five of them at the least.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     device, began = next(iter(batch.values())).device, time.perf_counter()
@@ -104,7 +89,6 @@ def latencies(
                     torch.cuda.synchronize(device)
                 if turn >= WARMUP:
                     times[name].append(time.perf_counter() - started)
-            tick()
     found = {}
     for name, taken in times.items():
         seconds = torch.tensor(taken, dtype=torch.float64)
@@ -114,57 +98,47 @@ def latencies(
 
 @dataclass
 class Peak:
-    """The most memory that was in use at once, in bytes: of the device on CUDA, of the process
-    elsewhere (None: unknown).
+    """The most memory in use at once, and what was in use before, in bytes; None: unknown.
+
+    It is that of the device on CUDA, of the process elsewhere.
     """
 
+    before: int = 0
     bytes: int | None = None
 
 
 @contextmanager
 def peak(device: torch.device) -> Iterator[Peak]:
     """Watch the memory while something runs; the answer is there afterwards."""
-    found = Peak()
+    watched = Peak()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        yield found
-        found.bytes = torch.cuda.max_memory_allocated(device)
+        watched.before = torch.cuda.memory_allocated(device)
+        yield watched
+        watched.bytes = torch.cuda.max_memory_allocated(device)
         return
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
+        watched.before = _status("VmRSS")
     except OSError:
-        yield found
+        yield watched
         return
-    yield found
-    found.bytes = _status("VmHWM")
+    yield watched
+    watched.bytes = _status("VmHWM")
 
 
 def peak_memory(task: Task, model: nn.Module, batch: Batch) -> int | None:
-    """Bytes of the weights plus the most that a forward on ``batch`` adds; None where the system
-    cannot tell.
+    """Bytes of the weights plus the most that a forward on ``batch`` adds; None: unknown.
 
-    On CUDA the allocator's peak; on Linux the rise of the process's peak resident memory, freed
-    memory returned first.
+    On CUDA that is the allocator's peak; on Linux the rise of the process's peak resident memory,
+    freed memory returned first.
     """
     weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
-    device = next(iter(batch.values())).device
-    gc.collect()
-    with torch.no_grad():
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
-            task.forward(model, batch)
-            return weights + torch.cuda.max_memory_allocated(device) - before
-        try:
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-            Path("/proc/self/clear_refs").write_text("5")
-            before = _status("VmRSS")
-            task.forward(model, batch)
-            return weights + max(0, _status("VmHWM") - before)
-        except OSError:
-            return None
+    with torch.no_grad(), peak(next(iter(batch.values())).device) as watched:
+        task.forward(model, batch)
+    return None if watched.bytes is None else weights + max(0, watched.bytes - watched.before)
 
 
 def _status(name: str) -> int:
@@ -185,9 +159,7 @@ def device_card(device: torch.device) -> dict[str, Any]:
 
 def _processor() -> str:
     try:
-        found: Sequence[str] = re.findall(
-            r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()
-        )
+        found = re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
     except OSError:
         found = []
     return f"CPU {found[0]}" if found else f"CPU {platform.processor() or platform.machine()}"

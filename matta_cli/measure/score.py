@@ -18,6 +18,8 @@ from matta_cli.tasks.task import Task
 
 FEWEST = 8  # examples that go through a model together, where a step has no more than a few
 
+Score = Callable[[Tensor, Batch], Mapping[str, Tensor]]  # a column's values, one for each example
+
 
 def at_a_time(settings: DistillSettings, processes: int = 1) -> int:
     """How many examples go through a model at a time when it is measured.
@@ -30,16 +32,10 @@ def at_a_time(settings: DistillSettings, processes: int = 1) -> int:
 
 
 def columns(
-    task: Task,
-    model: Any,
-    split: Split,
-    batch_size: int,
-    device: torch.device,
-    limit: int = 0,
-    tick: Callable[[], None] = lambda: None,
+    task: Task, model: Any, split: Split, batch_size: int, device: torch.device, limit: int = 0
 ) -> Columns:
     """Per-example columns of ``model`` over the first ``limit`` examples of a split (0: all)."""
-    return _columns(task, model, split, batch_size, device, limit, tick, [task.score])[0]
+    return _columns(task, model, split, batch_size, device, limit, [task.score])[0]
 
 
 def columns_and_answers(
@@ -47,7 +43,7 @@ def columns_and_answers(
 ) -> tuple[Columns, Columns]:
     """``columns``, and what ``task.agreement`` compares, from the same forwards."""
     functions = [task.score, task.answers]
-    own, answers = _columns(task, model, split, batch_size, device, limit, lambda: None, functions)
+    own, answers = _columns(task, model, split, batch_size, device, limit, functions)
     return own, answers
 
 
@@ -58,30 +54,24 @@ def _columns(
     batch_size: int,
     device: torch.device,
     limit: int,
-    tick: Callable[[], None],
-    functions: Sequence[Callable[[Tensor, Batch], Mapping[str, Tensor]]],
+    functions: Sequence[Score],
 ) -> list[Columns]:
     count = min(limit, len(split)) if limit else len(split)
-    gathered: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
+    parts: list[dict[str, list[np.ndarray]]] = [{} for _ in functions]
     # models are compared: convolutions are not to round as in TF32
     with torch.no_grad(), products("fp32", device):
         for start in range(0, count, batch_size):
-            batch = {
-                k: v.to(device)
-                for k, v in split.batch(range(start, min(start + batch_size, count))).items()
-            }
+            some = split.batch(range(start, min(start + batch_size, count)))
+            batch = {name: tensor.to(device) for name, tensor in some.items()}
             logits = task.forward(model, batch)
-            for own, function in zip(gathered, functions, strict=True):
+            for own, function in zip(parts, functions, strict=True):
                 for name, values in function(logits, batch).items():
                     own.setdefault(name, []).append(values.cpu().numpy())
-            tick()
-    first, *others = [
-        {name: np.concatenate(parts) for name, parts in own.items()} for own in gathered
-    ]
+    first, *others = [{n: np.concatenate(values) for n, values in own.items()} for own in parts]
     return [task.gathered(first), *others]
 
 
-def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:
+def metrics(task: Task, per_split: Sequence[Columns]) -> dict[str, float]:
     """The task's metrics from the columns of every held-out split."""
     found: dict[str, float] = {}
     for table in per_split:
@@ -91,20 +81,16 @@ def metrics(task: Task, per_split: list[Columns]) -> dict[str, float]:
 
 def chooses(task: Task, model: Any, data: Data, device: torch.device) -> int:
     """Which of the held-out splits sizes are chosen by: the first that has the primary metric."""
+    primary = task.metrics[0]
     for at, split in enumerate(data.held_out):
-        if task.metrics[0].name in task.summarize(columns(task, model, split, 8, device, 8)):
+        if primary.name in task.summarize(columns(task, model, split, 8, device, 8)):
             return at
-    raise MattaError(
-        f"Sizes are chosen by {task.metrics[0].label}, which the held-out data does not give."
-    )
+    raise MattaError(f"Sizes are chosen by {primary.label}, which the held-out data does not give.")
 
 
 def reported(data: Data, at: int) -> Data:
     """The data without the held-out examples that sizes are chosen by."""
     half = halves(data.held_out[at])[1]
     splits = tuple(half if i == at else split for i, split in enumerate(data.held_out))
-    return replace(
-        data,
-        held_out=splits,
-        description=f"{data.description}; measured on {len(half)} that chose no sizes",
-    )
+    said = f"{data.description}; measured on {len(half)} that chose no sizes"
+    return replace(data, held_out=splits, description=said)

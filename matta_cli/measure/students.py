@@ -13,7 +13,7 @@ from matta_cli.nested.view import has_statistics, recompute_statistics
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
 
-# at least so many rows a batch, whatever training uses
+# at least so many rows a batch, however few are measured at a time
 STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64
 
 
@@ -55,7 +55,10 @@ def measure(
     device: torch.device,
     processes: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """The task's metrics of the TA and of each width, by name."""
+    """The task's metrics of the TA and of each width, by name, while it is trained.
+
+    processes: of the run; ``score.at_a_time`` says what for.
+    """
     size, limit = score.at_a_time(settings, processes), settings.eval_examples
 
     def metrics(model: nn.Module) -> dict[str, float]:

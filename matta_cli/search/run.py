@@ -197,7 +197,12 @@ def _result(run: Search, chosen: Sequence[Chosen], measured: bool) -> dict[str, 
                 "chosen_by": c.value,
                 "front": c in front,
                 "parity": None,
-                "metrics": intervals.intervals(task, tables, recipe.export.bootstrap),
+                "metrics": {
+                    name: vars(found)
+                    for name, found in intervals.intervals(
+                        task, tables, recipe.export.bootstrap
+                    ).items()
+                },
             }
         )
     present = {metric for entry in entries for metric in entry["metrics"]}

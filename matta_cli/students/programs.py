@@ -1,6 +1,4 @@
-"""Students as programs: they run without matta, and without the library that their architecture
-comes from.
-"""
+"""Students as programs: they run without matta and without their architecture's library."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,16 +43,14 @@ class Listening:
 
 def call_names(task: Task, model: Any, probe: Batch) -> tuple[list[str], dict[str, str]]:
     """Which tensors of a batch the task passes to a model: by position, and by keyword."""
-    heard, by_id = (
-        Listening(model).run(task, probe),
-        {id(tensor): name for name, tensor in probe.items()},
-    )
+    heard = Listening(model).run(task, probe)
+    by_id = {id(tensor): name for name, tensor in probe.items()}
     named = {key: by_id[id(value)] for key, value in heard.kwargs.items() if id(value) in by_id}
     return [by_id[id(value)] for value in heard.args if id(value) in by_id], named
 
 
 class _Outputs(nn.Module):
-    """A model that gives its one tensor: a program must not need transformers to name its outputs."""
+    """A model that gives its one tensor: a program must not need transformers to name it."""
 
     def __init__(self, model: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -80,9 +77,9 @@ def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.Exported
     if hasattr(config, "use_cache"):
         config.use_cache = False  # a cache of keys and values is no tensor
     args, kwargs = call_names(task, whole, batch)
-    given = {name: batch[name] for name in args} | {
-        key: batch[name] for key, name in kwargs.items()
-    }
+    by_position = {name: batch[name] for name in args}
+    by_name = {key: batch[name] for key, name in kwargs.items()}
+    given = by_position | by_name
 
     def free(tensor: Tensor) -> dict[int, Any]:
         dims = range(1 if tensor.is_floating_point() else min(2, tensor.dim()))
@@ -92,15 +89,11 @@ def program(task: Task, model: nn.Module, batch: Batch) -> torch.export.Exported
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
             shapes = {name: free(tensor) for name, tensor in given.items()}
-            by_name = {key: given[key] for key in kwargs}
-            answers = _Outputs(whole, list(given))
-            return torch.export.export(
-                answers, tuple(batch[name] for name in args), by_name, dynamic_shapes=shapes
-            )
+            inputs, answers = tuple(by_position.values()), _Outputs(whole, list(given))
+            return torch.export.export(answers, inputs, by_name, dynamic_shapes=shapes)
     except Exception as error:  # torch.export raises what its tracer runs into
-        raise MattaError(
-            f"A {type(model).__name__} cannot be exported as a program: {said(error)[:300]}"
-        ) from error
+        what = f"A {type(model).__name__} cannot be exported as a program"
+        raise MattaError(f"{what}: {said(error)[:300]}") from error
 
 
 def save_pt2(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
@@ -109,17 +102,18 @@ def save_pt2(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
 
 
 def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
-    """Write an ONNX program, whose inputs have the names of ``call_names`` and whose result is
-    ``OUTPUT``. See ``program``.
+    """Write an ONNX program: inputs as ``call_names`` has them, one result ``OUTPUT``.
+
+    See ``program``.
     """
     try:
         import onnxscript  # noqa: F401
     except ImportError:
-        raise MattaError(
-            "--format onnx needs onnx, onnxscript and onnxruntime: pip install 'matta[onnx]'."
-        ) from None
+        needs = "--format onnx needs onnx, onnxscript and onnxruntime"
+        raise MattaError(f"{needs}: pip install 'matta[onnx]'.") from None
     args, kwargs = call_names(task, model, batch)
     traced = program(task, model, batch)
+    names: dict[str, Any] = {"input_names": [*args, *kwargs], "output_names": [OUTPUT]}
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     try:
@@ -127,26 +121,27 @@ def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
         # it tells of its steps
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            made = torch.onnx.export(
-                traced,
-                (),
-                input_names=[*args, *kwargs],
-                output_names=[OUTPUT],
-                dynamo=True,
-                verbose=False,
-            )
-            assert made is not None
+            made: Any = torch.onnx.export(traced, (), dynamo=True, verbose=False, **names)
             made.save(str(path))
     except Exception as error:  # it raises whatever operator it has no translation for
-        raise MattaError(
-            f"A {type(model).__name__} cannot be written as ONNX: {said(error)[:300]}"
-        ) from error
+        what = f"A {type(model).__name__} cannot be written as ONNX"
+        raise MattaError(f"{what}: {said(error)[:300]}") from error
     finally:
         logger.setLevel(level)
 
 
-# what is written beside a Student's checkpoint: its file, what writes it, what loads it
-PROGRAMS: dict[str, tuple[str, Callable[[Task, nn.Module, Batch, Path], None], str]] = {
-    "pt2": ("student.pt2", save_pt2, PROGRAM),
-    "onnx": ("student.onnx", save_onnx, "onnxruntime.InferenceSession({folder} + '/student.onnx')"),
+@dataclass(frozen=True)
+class Format:
+    """A kind of program beside a Student's checkpoint: its file, what writes it, what loads it."""
+
+    file: str
+    write: Callable[[Task, nn.Module, Batch, Path], None]
+    loader: str
+
+
+_ONNX = "onnxruntime.InferenceSession({folder} + '/student.onnx')"
+
+PROGRAMS = {
+    "pt2": Format("student.pt2", save_pt2, PROGRAM),
+    "onnx": Format("student.onnx", save_onnx, _ONNX),
 }

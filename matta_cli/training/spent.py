@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from matta_cli.data.split import Data
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models.ta import TA
+from matta_cli.report.schema import Training
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
 
@@ -41,14 +41,9 @@ def of_run(space: Workspace, which: str = "last") -> Spent:
     return Spent(steps, seconds, processes)
 
 
-def training(task: Task, data: Data, spent: Spent, batch_size: int) -> dict[str, Any]:
-    """What training took, as a report has it. items: in the data's unit, as in the first examples."""
+def training(task: Task, data: Data, spent: Spent, batch_size: int) -> Training:
+    """What training took, as a report has it. items: by what the first examples hold of them."""
     count = min(64, len(data.train))
     each = task.items(data.train.batch(range(count))) / count
     examples = spent.steps * batch_size
-    return {
-        "steps": spent.steps,
-        "examples": examples,
-        "items": round(each * examples),
-        "seconds": spent.seconds,
-    }
+    return Training(spent.steps, examples, round(each * examples), spent.seconds)

@@ -1,5 +1,4 @@
-"""Baselines: what a Student's size, data and steps come to without nesting, trained by the same
-engine.
+"""Baselines: what a Student's size, data and steps come to without nesting, by the same engine.
 
 A Student's untrained cut is made a TA of its own, with one width, and distilled by the run's
 recipe: same Teacher, data order, steps and optimizer. There is no other training loop here.
@@ -10,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.models.ta import TA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress, quiet
+from matta_cli.report.schema import ModelEntry
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
@@ -34,7 +34,6 @@ from matta_cli.training.spent import Spent, of_run
 
 CARD = "baseline.json"
 
-
 # what `--baselines` takes -> what it is; the untrained cut takes no training
 KINDS = {
     "untrained": "the cut of the converted TA, as it is",
@@ -42,38 +41,26 @@ KINDS = {
     "plain": "the untrained cut, distilled from the Teacher alone",
     "scratch": "a fresh model, distilled from the Teacher alone",
 }
-
-
 TRAINED = ("base", "plain", "scratch")
 
-
 # what has no part in the weights that a run ends with
-_ELSEWHERE = (
-    "device",
-    "workers",
-    "log_to",
-    "keep",
-    "save_every",
-    "eval_every",
-    "eval_examples",
-    "allow_weak_teacher",
-)
+_ELSEWHERE = {"device", "workers", "log_to", "keep", "save_every", "eval_every", "eval_examples"}
+_ELSEWHERE |= {"allow_weak_teacher"}
 
 
 @dataclass
 class Baseline:
-    """A trained baseline of the Student ``name``, and what its training took.
+    """A trained baseline of a Student (its name), and what its training took.
 
     checkpoint: the one that stands for it, the best where the Students' was chosen so. spent: by
     the whole run.
     """
 
-    name: str
+    student: str
     kind: str
     folder: Path
     checkpoint: Path
     spent: Spent
-    batch_size: int
 
 
 def check(kinds: Sequence[str], margin: float) -> None:
@@ -82,30 +69,21 @@ def check(kinds: Sequence[str], margin: float) -> None:
         if kind not in KINDS:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
     if not 0 <= margin < 1:
-        raise MattaError(
-            f"--margin {margin:g} is not possible: it is a share of a baseline's value, from 0 to 1."
-        )
+        share = "it is a share of a baseline's value, from 0 to 1"
+        raise MattaError(f"--margin {margin:g} is not possible: {share}.")
 
 
 def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recipe:
-    """The run's recipe for one model that is not nested: its own loss alone, with or without the
-    Teacher.
+    """The run's recipe for one model that is not nested: its own loss alone, or the labels' alone.
 
-    processes: of the run; as many examples go through the model at a time as went through each of
-    them.
+    processes: of the run; as many examples go through the model at a time as went through each.
     """
     found = copy.deepcopy(recipe)
     s = found.distill
     s.widths, s.students_per_step, s.sampling = [1.0], 1, []
     s.ta_weight, s.student_weight, s.ta_student_weight, s.ta_width = 0.0, 1.0, 0.0, 0.0
-    s.students_learn_from, s.detach_ta, s.shared, s.shard, s.log_to = (
-        "teacher",
-        True,
-        True,
-        False,
-        [],
-    )
-    s.steps, s.keep, s.best = steps, 1, 1.0 if s.best else 0.0
+    s.students_learn_from, s.detach_ta, s.shared, s.shard = "teacher", True, True, False
+    s.log_to, s.steps, s.keep, s.best = [], steps, 1, 1.0 if s.best else 0.0
     if processes > 1:
         s.micro_batch = min(s.micro_batch or s.batch_size, s.batch_size // processes)
     if kind == "base":
@@ -113,160 +91,142 @@ def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recip
     return found
 
 
+@dataclass
+class _Wanted:
+    """A baseline to train: where, by which recipe, and what makes it the same one again."""
+
+    student: ModelEntry
+    kind: str
+    folder: Path
+    recipe: Recipe
+    identity: dict[str, Any]
+
+    @property
+    def there(self) -> bool:
+        """Whether what lies in the folder is this one."""
+        try:
+            return json.loads((self.folder / CARD).read_text(encoding="utf-8")) == self.identity
+        except (OSError, ValueError):
+            return False
+
+
 def _wanted(
-    recipe: Recipe, out: Path, kind: str, student: Mapping[str, Any], run: Spent
-) -> tuple[Recipe, dict[str, Any]]:
-    """The recipe of a baseline, and what makes it the same one again, as JSON has it."""
-    own = settings(recipe, kind, run.steps, run.processes)
-    parts = {name: vars(getattr(own, name)) for name in ("data", "distill")}
-    rest = {
-        name: {k: v for k, v in table.items() if k not in _ELSEWHERE}
-        for name, table in parts.items()
-    }
+    out: Path, kinds: Sequence[str], students: Sequence[ModelEntry], run: Spent
+) -> Iterator[_Wanted]:
+    """These kinds of baselines for each Student. run: what made the Students."""
+    recipe = run_recipe(out)
     digest = card.read_card(Workspace(out).ta)["lineage"]["digest"]
-    identity = {
-        "kind": kind,
-        "student": student["name"],
-        "sizes": dict(student["sizes"]),
-        "ta": digest,
-        **rest,
-    }
-    return own, json.loads(json.dumps(identity))
-
-
-def folder_of(out: Path, kind: str, student: Mapping[str, Any]) -> Path:
-    """Where the baseline of a Student lies: ``out/baselines/plain-width-0.25``."""
-    return Workspace(out).baselines / f"{kind}-{Path(student['folder']).name}"
+    for student in students:
+        for kind in kinds:
+            own = settings(recipe, kind, run.steps, run.processes)
+            identity = {"kind": kind, "student": student.name, "sizes": student.sizes, "ta": digest}
+            for name, table in (("data", own.data), ("distill", own.distill)):
+                identity[name] = {k: v for k, v in vars(table).items() if k not in _ELSEWHERE}
+            folder = Workspace(out).baselines / f"{kind}-{Path(str(student.folder)).name}"
+            as_json = json.loads(json.dumps(identity))
+            yield _Wanted(student, kind, folder, own, as_json)
 
 
 def train(
     out: Path,
     kinds: Sequence[str],
-    students: Sequence[Mapping[str, Any]],
+    students: Sequence[ModelEntry],
     *,
     which: str = "auto",
     device: str = "auto",
     listen: Listener = quiet,
 ) -> list[str]:
-    """Train what is missing of these baselines of ``students`` (entries of a report), in
-    ``out/baselines``. Returns notes.
+    """Train what is missing of these baselines of ``students`` in ``out/baselines``.
 
     which: the checkpoint that the Students are of (``export.checkpoint``): baselines take as many
     steps as led to it, and where it was chosen for being the best, they are chosen so as well. One
     that is finished is kept, one that was stopped goes on, one of another recipe or TA is made
-    anew. Raises ``MattaError`` as ``distill`` does.
+    anew. Returns notes. Raises ``MattaError`` as ``distill`` does.
     """
     ta, run = load_ta(Workspace(out).ta), of_run(Workspace(out), which)
-    recipe = run_recipe(out)
-    recipe.distill.device = device
-    labelled = task.task(ta.adapter.task, recipe).labelled
+    labelled = task.task(ta.adapter.task, run_recipe(out)).labelled
+    trained = [kind for kind in TRAINED if kind in kinds and (kind != "base" or labelled)]
     notes = []
     if "base" in kinds and not labelled:
         notes.append("There is no baseline trained on labels alone: this task has none.")
-    wanted = [(s, k) for s in students for k in TRAINED if k in kinds and (k != "base" or labelled)]
-    for number, (student, kind) in enumerate(wanted, 1):
-        folder = folder_of(out, kind, student)
-        own, identity = _wanted(recipe, out, kind, student, run)
-        told = f"{folder.name} ({number} of {len(wanted)})"
-        if _card(folder) != identity:
-            if folder.exists():
-                listen(
-                    Progress(
-                        message=f"{told}: what is there was made by another recipe; it is made anew."
-                    )
-                )
-                shutil.rmtree(folder)
-            _prepare(ta, student, kind, folder, out, own.distill.seed)
-            atomic.atomic_write(folder / CARD, json.dumps(identity, indent=1) + "\n")
-        last, _ = Workspace(folder).sound()
+    wanted = list(_wanted(out, trained, students, run))
+    for number, one in enumerate(wanted, 1):
+        told = f"{one.folder.name} ({number} of {len(wanted)})"
+        one.recipe.distill.device = device
+        if not one.there:
+            if one.folder.exists():
+                why = "what is there was made by another recipe; it is made anew"
+                listen(Progress(message=f"{told}: {why}."))
+                shutil.rmtree(one.folder)
+            _prepare(ta, one, out)
+        last, _ = Workspace(one.folder).sound()
         if last is not None and counters_of(last)["step"] >= run.steps:
             listen(Progress(message=f"{told}: finished already."))
             continue
-        listen(
-            Progress(
-                message=f"{told}: {'going on' if last else 'training'}, {run.steps:,} steps. It is {KINDS[kind]}."
-            )
-        )
+        what = f"{'going on' if last else 'training'}, {run.steps:,} steps"
+        listen(Progress(message=f"{told}: {what}. It is {KINDS[one.kind]}."))
         try:
-            distill(own, folder, resume=last is not None, listen=listen)
+            distill(one.recipe, one.folder, resume=last is not None, listen=listen)
         except Interrupted as stop:
-            command = f"matta report{'' if out == Path('matta-out') else f' {out}'} --baselines {','.join(kinds)}"
-            raise Interrupted(
-                f"Stopped in {folder}, which is saved. Go on with `{command}`.", stop.code
-            ) from None
+            where = "" if out == Path("matta-out") else f" {out}"
+            again = f"matta report{where} --baselines {','.join(kinds)}"
+            saved = f"Stopped in {one.folder}, which is saved"
+            raise Interrupted(f"{saved}. Go on with `{again}`.", stop.code) from None
     return notes
 
 
-def finished(
-    out: Path, students: Sequence[Mapping[str, Any]], which: str = "auto"
-) -> list[Baseline]:
-    """The baselines of these Students that lie in ``out``, trained to their end from the TA and by
-    the recipe there now.
+def finished(out: Path, students: Sequence[ModelEntry], which: str = "auto") -> list[Baseline]:
+    """The baselines of these Students that are trained to their end.
+
+    They were trained from the TA, and by the recipe, that lie in ``out`` now.
     """
-    recipe, run = run_recipe(out), of_run(Workspace(out), which)
+    run = of_run(Workspace(out), which)
     found = []
-    for student in students:
-        for kind in TRAINED:
-            folder = folder_of(out, kind, student)
-            if _card(folder) != _wanted(recipe, out, kind, student, run)[1]:
-                continue
-            last, _ = Workspace(folder).sound()
-            took = of_run(Workspace(folder))
-            if last is None or took.steps < run.steps:
-                continue
-            best, _ = Workspace(folder).trained(which if which in ("auto", "best") else "last")
-            size = recipe.distill.batch_size
-            found.append(Baseline(student["name"], kind, folder, best or last, took, size))
+    for one in _wanted(out, TRAINED, students, run):
+        space = Workspace(one.folder)
+        took = of_run(space) if one.there else Spent(0, 0.0)
+        if took.steps < run.steps:
+            continue
+        best, _ = space.trained(which if which in ("auto", "best") else "last")
+        if best is not None:
+            found.append(Baseline(one.student.name, one.kind, one.folder, best, took))
     return found
 
 
 def load(baseline: Baseline) -> TA:
-    """A baseline's model, as the TA of one width that it is. Raises ``MattaError`` if another TA
-    was trained there.
+    """A baseline's model, as the TA of one width that it is.
+
+    Raises ``MattaError`` if another TA was trained there.
     """
     ta = load_ta(baseline.checkpoint)
-    refuse_other_ta(
-        card.read_card(Workspace(baseline.folder).ta)["lineage"]["digest"], ta, baseline.checkpoint
-    )
+    digest = card.read_card(Workspace(baseline.folder).ta)["lineage"]["digest"]
+    refuse_other_ta(digest, ta, baseline.checkpoint)
     return ta
 
 
-def _card(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-
-
-def _prepare(
-    ta: TA, student: Mapping[str, Any], kind: str, folder: Path, out: Path, seed: int
-) -> None:
-    """Write ``folder/ta``: the Student's untrained cut (or a fresh model of its sizes) as a TA of
-    one width.
-    """
-    model = ta.student(student["sizes"]).dense()
-    if kind == "scratch":
-        fresh(model, seed)
+def _prepare(ta: TA, wanted: _Wanted, out: Path) -> None:
+    """Write the start of a baseline: the Student's untrained cut, or a fresh model of its sizes."""
+    model = ta.student(wanted.student.sizes).dense()
+    if wanted.kind == "scratch":
+        fresh(model, wanted.recipe.distill.seed)
     axes = sizes.nested_axes(ta.adapter, model, list(sizes.kinds(ta.base)))
-    with atomic.atomic_folder(Workspace(folder).ta, overwrite=True) as target:
+    with atomic.atomic_folder(Workspace(wanted.folder).ta, overwrite=True) as target:
         save.save_model(ta.adapter, model, target)
         tokenizer.copy_companions(tokenizer.home(Workspace(out).ta), target)
-        lineage = {
-            "source": ta.card["lineage"]["source"],
-            "digest": atomic.digest(target),
-            "baseline": kind,
-        }
+        source, digest = ta.card["lineage"]["source"], atomic.digest(target)
+        lineage = {"source": source, "digest": digest, "baseline": wanted.kind}
         more = {"example": ta.card["example"]} if ta.card.get("example") else {}
         card.write_card(target, ta.adapter, axes, sizes.full_sizes(axes), lineage, **more)
+    text = json.dumps(wanted.identity, indent=1) + "\n"
+    atomic.atomic_write(wanted.folder / CARD, text)
 
 
 @torch.no_grad()
 def fresh(model: nn.Module, seed: int) -> None:
-    """Draw a model's weights anew, as its own library does where it says how (``reset_parameters``,
-    ``_init_weights``).
+    """Draw a model's weights anew, as its own library does.
 
-    Other matrices are drawn at a spread of 0.02 (GPT-2's), other biases are zero, other vectors
-    one.
+    It says how in ``reset_parameters`` and ``_init_weights``. Where it does not, matrices are drawn
+    at a spread of 0.02 (GPT-2's), biases are zero, other vectors one.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0x5EED + seed)  # not what the base itself may have been drawn from

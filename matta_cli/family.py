@@ -1,0 +1,71 @@
+"""A family of Students out of one run: of the widths that were asked for, and for budgets."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from matta_cli.errors import MattaError
+from matta_cli.files.atomic import refuse_existing
+from matta_cli.files.workspace import Workspace
+from matta_cli.measure.held_out import HeldOut
+from matta_cli.models.folders import load_ta, reached
+from matta_cli.models.ta import TA, Student
+from matta_cli.progress import Listener, quiet
+from matta_cli.report import search_table
+from matta_cli.report.schema import Report
+from matta_cli.search import run as search
+from matta_cli.settings.budget import asked
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students import export as students
+from matta_cli.students.student import Formats
+
+
+def export(
+    recipe: Recipe,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+    listen: Listener = quiet,
+) -> Report:
+    """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``.
+
+    The report on them is written to ``out/report.*``, and returned. Raises ``MattaError`` for
+    widths that the TA does not hold, budgets that are not possible, a Student that does not reload
+    to the view's outputs, or missing data.
+    """
+    budgets = asked(recipe)
+    Formats.of(recipe.export)  # before the work, not after it
+    if budgets:
+        search.check(recipe)
+    converted = load_ta(Workspace(out).ta)
+    widths = sorted(set(recipe.export.widths))
+    if not widths and not budgets:
+        raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
+    _refuse_equal(converted, widths)
+    refuse_existing(Workspace(out).students, overwrite)
+    run = reached(out, recipe.export.checkpoint, say)
+    say(f"Found the TA of step {run.counters['step']} in {run.folder}.")
+    family = [run.ta.student(width) for width in widths]
+    notes: list[str] = []
+    if budgets:
+        result, chosen = search.search(recipe, out, budgets, measured=False, listen=listen)
+        for one in chosen:
+            name, budget = one.budget.name, one.budget
+            family.append(Student(run.ta, name, one.sizes, one.width, budget))
+        notes = [*search_table.choices(result), *result["notes"]]
+    held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
+    return students.export(
+        out, family, held_out, run, converted, notes=notes, overwrite=overwrite, say=say
+    )
+
+
+def _refuse_equal(ta: TA, widths: Sequence[float]) -> None:
+    """Raise ``MattaError`` for a width that the TA does not hold, and for two of the same sizes."""
+    sizes = {width: ta.sizes(width) for width in widths}
+    for a, b in itertools.pairwise(widths):
+        if sizes[a] == sizes[b]:
+            same = f"Widths {a:g} and {b:g} give the same Student at this TA's sizes"
+            raise MattaError(f"{same}: leave one out.")

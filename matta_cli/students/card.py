@@ -1,0 +1,118 @@
+"""A Student's model card: a README.md that people read, and the hub understands."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.file_download import repo_folder_name
+
+from matta_cli.report.schema import ModelEntry, Report, scored
+from matta_cli.report.write import fence
+from matta_cli.settings.recipe import DataSettings
+
+# what the hub calls the tasks
+PIPELINES = {
+    "causal_lm": "text-generation",
+    "image_classification": "image-classification",
+    "ranking": "tabular-classification",
+    "sentence_embedding": "sentence-similarity",
+}
+
+_TEMPLATE = Path(__file__).with_name("card.md")
+_VERDICT = "\n## Verdict\n\n"
+
+
+def text(entry: ModelEntry, report: Report, data: DataSettings) -> str:
+    """README.md of a Student: what it is cut from, how good it is, what it costs, how to load it.
+
+    data: the settings by which it was trained and measured.
+    """
+    loaders = [entry.loader, *(program.loader for program in entry.programs.values())]
+    blocks = [f"import {text.partition('.')[0]}\nmodel = {text}" for text in loaders]
+    card = ModelCard.from_template(
+        _metadata(entry, report, data),
+        str(_TEMPLATE),
+        name=entry.name,
+        version=report.matta,
+        source=report.lineage["source"],
+        loading=fence("\n\n".join(blocks), "python"),
+        rows=list(_rows(entry, report)),
+        recipe=fence(report.recipe.strip(), "toml"),
+    )
+    return f"{card}\n"
+
+
+def with_verdict(card: str, verdict: str) -> str:
+    """A card with a verdict at its end, in place of one that it has; none where that is empty."""
+    return card.partition(_VERDICT)[0] + (f"{_VERDICT}{verdict}\n" if verdict else "")
+
+
+def _metadata(entry: ModelEntry, report: Report, data: DataSettings) -> ModelCardData:
+    """What the hub reads. Only what is known is said."""
+    source, dataset = report.lineage["source"], _hub_id(data.train, "dataset")
+    pipeline = PIPELINES.get(report.task)
+    results = [
+        EvalResult(
+            task_type=pipeline or report.task,
+            dataset_type=dataset or "local",
+            dataset_name=report.data,
+            metric_type=metric.name,
+            metric_name=metric.label,
+            metric_value=entry.metrics[metric.name].value,
+        )
+        for metric in report.metrics
+        if metric.name in entry.metrics and math.isfinite(entry.metrics[metric.name].value)
+    ]
+    return ModelCardData(
+        library_name=entry.loader.partition(".")[0] if entry.stock else "matta",
+        base_model=_hub_id(source, "model"),
+        license=_license(source),
+        pipeline_tag=pipeline,
+        datasets=[dataset] if dataset else None,
+        tags=["matta"],
+        model_name=f"Student {entry.name}",
+        eval_results=results or None,
+    )
+
+
+def _hub_id(name: str, kind: str) -> str | None:
+    """The hub's id for a model or dataset, where ``name`` is one: it lies in the hub's cache."""
+    own = name.removeprefix("hf-hub:")
+    if Path(own).expanduser().exists():
+        return None  # a local path comes first
+    try:
+        cached = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=own, repo_type=kind)
+    except HFValidationError:
+        return None
+    return own if cached.is_dir() else None
+
+
+def _license(source: str) -> str | None:
+    """The license that the card of the user's model names, if that model lies in a folder."""
+    try:
+        return ModelCard.load(Path(source) / "README.md", ignore_metadata_errors=True).data.license
+    except (OSError, ValueError):
+        return None
+
+
+def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
+    cost, machine = entry.cost, report.device
+    yield "parameters", f"{cost.parameters:,}"
+    yield "MACs per example", f"{cost.macs:,}"
+    if cost.bytes:
+        yield "bytes of weights", f"{cost.bytes:,}"
+    for size, taken in cost.latency.items():
+        what = f"latency, batch {size}, median (95th percentile)"
+        yield what, f"{taken.median:.4g} s ({taken.p95:.4g} s)"
+    for metric in report.metrics:
+        for _, value in scored([entry], metric):
+            interval = f"(95 %: {value.low:.4g} to {value.high:.4g})"
+            yield metric.label, f"{value.value:.4g} {interval}"
+    yield "measured on", report.data
+    yield "by", f"{machine.name}, {machine.threads} threads, torch {machine.torch}"
+    yield "weights of the model that was converted", report.lineage["digest"]
+    yield "weights of the trained TA", report.lineage["ta"]

@@ -1,0 +1,146 @@
+"""What a report says of each model: the Teacher, the TA, the base, the Students, their cuts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from torch import nn
+
+from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
+from matta_cli.measure import cost
+from matta_cli.measure.held_out import HeldOut
+from matta_cli.models.folders import Reached, load_student
+from matta_cli.models.save import save_model
+from matta_cli.models.ta import TA
+from matta_cli.report.schema import Cost, ModelEntry, Parity, Program, Role, Timing
+from matta_cli.students.student import Written
+from matta_cli.training.teacher import load_teacher
+from matta_cli.training.teacher_file import is_file
+
+Opened = list[tuple[ModelEntry, nn.Module]]
+
+
+def models(
+    held_out: HeldOut,
+    run: Reached,
+    converted: TA,
+    students: Sequence[ModelEntry],
+    folders: Sequence[Path],
+    say: Callable[[str], None],
+) -> list[ModelEntry]:
+    """One entry for each model, measured.
+
+    converted: the TA as it was before the run. students: the entries of those in ``folders``.
+    """
+    opened = [*_teacher(held_out, run.ta, say), _ta(run), _base(converted)]
+    for entry, folder in zip(students, folders, strict=True):
+        model = load_student(folder)
+        entry.cost = _size(model, folder)
+        opened.append((entry, model))
+    # at width 1.0 the untrained cut is the base
+    cuts = [_cut(student) for student in students if student.width != 1.0]
+    dense = {entry.name: model.to(held_out.device).eval() for entry, model in opened}
+    say("Measuring latency.")
+    taken = _latencies(held_out, dense)
+    entries = [*(entry for entry, _ in opened), *cuts]
+    sizes = {student.name: student.sizes for student in students}
+    for entry in entries:
+        say(f"Measuring {entry.name}.")
+        # a cut is made when its turn comes, and let go; the same shapes cost the same
+        of = entry.of or entry.name
+        cut = held_out.dense(converted.student(sizes[of])) if entry.of else None
+        _measure(entry, dense[of] if cut is None else cut, held_out, taken[of])
+    return entries
+
+
+def student_entry(written: Written, proof: Mapping[str, Parity], out: Path) -> ModelEntry:
+    """What is known of a written Student before it is measured. out: where it is going to lie."""
+    student = written.student
+    home = Workspace(out).students / student.folder
+    where, name = repr(str(home)), student.name
+    return ModelEntry(
+        name,
+        Role.STUDENT,
+        student.width,
+        folder=home.relative_to(out).as_posix(),
+        loader=written.loader.format(folder=where),
+        stock=written.stock,
+        parity=proof[name],
+        sizes=student.sizes,
+        layers=student.layers,
+        programs={
+            program: Program(loader.format(folder=where), proof[f"{name} as {program}"])
+            for program, loader in written.programs.items()
+        },
+    )
+
+
+def _size(model: nn.Module, folder: Path | None) -> Cost:
+    """A model's parameters, and the bytes of its weights where they lie in a folder."""
+    size = cost.weight_bytes(folder) if folder is not None else 0
+    return Cost(cost.parameters(model), size or None)
+
+
+def _teacher(held_out: HeldOut, ta: TA, say: Callable[[str], None]) -> Opened:
+    recipe = held_out.recipe
+    if is_file(recipe.distill.teacher):
+        say("The Teacher is a file of outputs: the report goes without it.")
+        return []
+    if not recipe.distill.teacher:
+        return []
+    try:
+        teacher, source = load_teacher(recipe, held_out.task, ta, held_out.device)
+    except MattaError as error:
+        # the run is over: a Teacher that has gone away must not lose the export
+        say(f"The report goes without the Teacher: {error}")
+        return []
+    entry = ModelEntry("Teacher", Role.TEACHER, cost=_size(teacher, source.beside))
+    return [(entry, teacher)]
+
+
+def _ta(run: Reached) -> tuple[ModelEntry, nn.Module]:
+    size = _size(run.ta.model, run.folder)
+    return ModelEntry("TA", Role.TA, run.ta.widest, cost=size), run.ta.model
+
+
+def _base(converted: TA) -> tuple[ModelEntry, nn.Module]:
+    base = converted.student(1.0).dense()
+    with tempfile.TemporaryDirectory() as temp:
+        save_model(converted.adapter, base, Path(temp))
+        return ModelEntry("base", Role.BASE, 1.0, cost=_size(base, Path(temp))), base
+
+
+def _cut(student: ModelEntry) -> ModelEntry:
+    size = Cost(student.cost.parameters, student.cost.bytes)
+    name = f"untrained cut {student.name.removeprefix('width ')}"
+    return ModelEntry(name, Role.CUT, student.width, of=student.name, cost=size)
+
+
+def _latencies(held_out: HeldOut, models: Mapping[str, nn.Module]) -> dict[str, dict[int, Timing]]:
+    """The latencies of all models, by name and batch size."""
+    settings = held_out.recipe.export
+    batch = {k: v.to(held_out.device) for k, v in held_out.first(settings.batch_size).items()}
+    found: dict[str, dict[int, Timing]] = {name: {} for name in models}
+    with cost.threads(settings.threads):
+        for size in sorted({1, settings.batch_size, 4 * settings.batch_size}):
+            taken = cost.latencies(held_out.task, models, cost.repeated(batch, size))
+            for name, seconds in taken.items():
+                found[name][size] = Timing(**seconds)
+    return found
+
+
+def _measure(
+    entry: ModelEntry, model: nn.Module, held_out: HeldOut, latency: dict[int, Timing]
+) -> None:
+    """Put into an entry what a model costs and how good it is."""
+    size = held_out.recipe.export.batch_size
+    batch = {k: v.to(held_out.device) for k, v in held_out.first(size).items()}
+    entry.cost.latency = latency
+    entry.cost.macs = cost.macs(held_out.task, model, cost.repeated(batch, 1))
+    whole = cost.repeated(batch, size)
+    entry.cost.peak_memory = cost.peak_memory(held_out.task, model, whole)
+    held_out.add(entry.name, model)
+    entry.metrics = held_out.metrics(entry.name)

@@ -1,0 +1,110 @@
+"""The gate: what was written, loaded in a fresh process, gives the outputs of the nested view."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from matta_cli.data.split import Batch
+from matta_cli.errors import MattaError
+from matta_cli.report.schema import Parity
+from matta_cli.students.programs import call_names
+from matta_cli.students.student import Written
+from matta_cli.tasks.task import Task
+
+NEAR = 1e-4  # the largest difference from the view, as a share of its largest output
+
+# Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the
+# same inputs.
+_RELOAD = """
+import json, sys
+{imports}
+import torch
+from safetensors.torch import load_file, save_file
+job = json.load(sys.stdin)
+torch.set_num_threads(job["threads"])
+inputs = load_file(job["inputs"])
+outputs = {{}}
+for name, folder in job["folders"].items():
+    model = {loader}
+    args, kwargs = [inputs[k] for k in job["args"]], {{k: inputs[k] for k in job["kwargs"]}}
+    if hasattr(model, "get_inputs"):  # onnxruntime
+        names = [i.name for i in model.get_inputs()]
+        given = dict(zip([n for n in names if n not in kwargs], args)) | kwargs
+        out = torch.from_numpy(model.run(None, {{k: v.numpy() for k, v in given.items()}})[0])
+    else:
+        if not isinstance(model, torch.fx.GraphModule):  # a program is in eval mode for good
+            model.eval().float()  # weights of half the bits are compared in float32
+        with torch.no_grad():
+            out = model(*args, **kwargs)
+    outputs[name] = getattr(out, "logits", getattr(out, "last_hidden_state", out)).contiguous()
+save_file(outputs, job["outputs"])
+"""
+
+
+def proven(
+    students: Sequence[Written], task: Task, model: nn.Module, probe: Batch
+) -> dict[str, Parity]:
+    """How far each reloaded checkpoint and program is from its view, by ``Written.loaders``' names.
+
+    model: the TA, by which it is known what the task passes to a model. Raises ``MattaError`` for
+    what does not load, or gives other outputs.
+    """
+    found = {}
+    reloaded = _reloaded(students, task, model, probe)
+    for written in students:
+        for name in written.loaders:
+            found[name] = _parity(name, reloaded[name], written.expected)
+    return found
+
+
+def _parity(name: str, got: Tensor, expected: Tensor) -> Parity:
+    if got.shape != expected.shape:
+        shapes = f"{list(got.shape)}, not {list(expected.shape)}"
+        raise MattaError(f"{name} reloads to outputs of shape {shapes}.")
+    difference = (got - expected).abs().max().item()
+    if not difference <= NEAR * max(1.0, expected.abs().max().item()):
+        much = f"differs from the nested view by {difference:.1e}"
+        raise MattaError(f"{name}, reloaded, {much}: not exported.")
+    return Parity(torch.equal(got, expected), difference)
+
+
+def _reloaded(
+    students: Sequence[Written], task: Task, model: nn.Module, probe: Batch
+) -> dict[str, Tensor]:
+    """The outputs of all checkpoints and programs: one fresh process for each kind of loader."""
+    by_loader: dict[str, dict[str, str]] = {}
+    for written in students:
+        for name, loader in written.loaders.items():
+            by_loader.setdefault(loader, {})[name] = str(written.folder)
+    positional, keyword = call_names(task, model, probe)
+    args = {f"arg{i}": name for i, name in enumerate(positional)}
+    outputs: dict[str, Tensor] = {}
+    with tempfile.TemporaryDirectory() as temp:
+        inputs, answers = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
+        given = {key: probe[name].contiguous() for key, name in {**args, **keyword}.items()}
+        save_file(given, str(inputs))
+        for loader, folders in by_loader.items():
+            job = {"folders": folders, "args": list(args), "kwargs": list(keyword)}
+            _run(loader, {**job, "inputs": str(inputs), "outputs": str(answers)})
+            outputs |= load_file(str(answers))
+    return outputs
+
+
+def _run(loader: str, job: Mapping[str, object]) -> None:
+    """Load and run what a loader loads, in a process of its own."""
+    imports = f"import {loader.partition('.')[0]}"
+    code = _RELOAD.format(imports=imports, loader=loader.format(folder="folder"))
+    text = json.dumps({**job, "threads": torch.get_num_threads()})
+    done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True)
+    if done.returncode != 0:
+        said = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise MattaError(f"A Student does not load with {loader}: {said}")

@@ -1,0 +1,144 @@
+"""One Student on its way out: cut, saved, with the programs that were asked for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from matta_cli.adapter import PROGRAM
+from matta_cli.errors import MattaError
+from matta_cli.files.card import write_card
+from matta_cli.measure.cost import repeated
+from matta_cli.measure.held_out import HeldOut
+from matta_cli.measure.students import own_statistics
+from matta_cli.models.folders import Reached, load_student
+from matta_cli.models.ta import Student
+from matta_cli.models.tokenizer import copy_companions
+from matta_cli.nested.sizes import full_sizes, kinds, nested_axes
+from matta_cli.settings.recipe import ExportSettings
+from matta_cli.students.programs import PROGRAMS, Listening
+
+OWN = "matta_cli.load_student({folder})"  # what loads matta's own format
+FORMATS = ("stock", "matta", *PROGRAMS)
+DTYPES = ("float32", "bfloat16", "float16")
+PROBED = 4  # examples whose outputs a Student must give again
+
+
+@dataclass(frozen=True)
+class Formats:
+    """How Students are written: formats by name, and the type of their weights."""
+
+    names: tuple[str, ...]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, settings: ExportSettings) -> Formats:
+        """Those of the settings.
+
+        Raises ``MattaError`` for what is not known or does not go together.
+        """
+        names, dtype = tuple(dict.fromkeys(settings.format)), settings.dtype
+        for name in names:
+            if name not in FORMATS:
+                raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
+        if {"stock", "matta"} <= set(names):
+            one = "a Student's folder holds one checkpoint"
+            raise MattaError(f"--format stock,matta is not possible: {one}.")
+        if dtype not in DTYPES:
+            raise MattaError(f"--dtype {dtype!r} is not known: {', '.join(DTYPES)}.")
+        found = cls(names, getattr(torch, dtype))
+        if found.programs and dtype != "float32":
+            both = f"--format {found.programs[0]} with --dtype {dtype}"
+            raise MattaError(f"{both} is not supported: programs are written in float32.")
+        return found
+
+    @property
+    def own(self) -> bool:
+        """Whether checkpoints are in matta's own format in any case."""
+        return "matta" in self.names
+
+    @property
+    def programs(self) -> list[str]:
+        """The formats that are programs beside a checkpoint."""
+        return [name for name in self.names if name in PROGRAMS]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A Student in its folder.
+
+    loader: the expression that loads its checkpoint; programs: those that load the programs beside
+    it; ``{folder}`` stands for the folder. expected: the outputs of the nested view on the first
+    ``PROBED`` examples, which what is loaded must give again.
+    """
+
+    student: Student
+    folder: Path
+    stock: bool
+    loader: str
+    programs: dict[str, str]
+    expected: Tensor
+
+    @property
+    def loaders(self) -> dict[str, str]:
+        """The checkpoint and the programs, by the names that errors give them."""
+        beside = {f"{self.student.name} as {name}": text for name, text in self.programs.items()}
+        return {self.student.name: self.loader, **beside}
+
+
+def write(
+    student: Student,
+    folder: Path,
+    formats: Formats,
+    held_out: HeldOut,
+    run: Reached,
+    lineage: Mapping[str, Any],
+    say: Callable[[str], None],
+) -> Written:
+    """Write a Student into the new ``folder``, from views: no second copy is in memory.
+
+    Raises ``MattaError`` where it was to be a stock checkpoint and cannot be one.
+    """
+    task, adapter = held_out.task, student.ta.adapter
+    train, size = held_out.data.train, held_out.at_a_time
+    buffers = own_statistics(task, student, train, size)
+    view, reason = _as_written(student, buffers, formats.dtype), student.unsupported
+    if reason and "stock" in formats.names:
+        instead = "Without --format stock it is saved in matta's own format"
+        raise MattaError(f"{student.name} cannot be a stock checkpoint: {reason}. {instead}.")
+    stock = not reason and not formats.own
+    folder.mkdir()
+    student.save(folder, buffers, own=formats.own, dtype=formats.dtype)
+    copy_companions(run.folder, folder)
+    with torch.device("meta"):
+        axes = nested_axes(adapter, student.built(), list(kinds(student.ta.base)))
+    own = {**lineage, "student": student.name, "width": student.width}
+    write_card(folder, adapter, axes, full_sizes(axes), own)
+    probe, beside = held_out.first(PROBED), list(formats.programs)
+    if stock and adapter.loader == PROGRAM and "pt2" not in beside:
+        beside.append("pt2")
+    for program in (PROGRAMS[name] for name in beside):
+        say(f"Writing {program.file} of {student.name}.")
+        program.write(task, load_student(folder), repeated(probe, 3), folder / program.file)
+    expected = Listening(view).run(task, probe).output
+    programs = {name: PROGRAMS[name].loader for name in formats.programs}
+    return Written(student, folder, stock, adapter.loader if stock else OWN, programs, expected)
+
+
+def _as_written(student: Student, buffers: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
+    """The Student as it is called, with the statistics and the digits that are kept of it."""
+    view = student.view().eval()
+    if isinstance(view, nn.Module):  # weights of its own, which are saved with these statistics
+        view.load_state_dict(buffers, strict=False)
+    else:
+        view.buffers = buffers
+    if dtype is torch.float32:
+        return view
+    dense = student.dense()
+    dense.load_state_dict(buffers, strict=False)
+    return dense.to(dtype).float()
