@@ -503,3 +503,22 @@ def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
     assert gains(report.pairs).items() <= gains(judge.remake(here).pairs).items()
     shutil.rmtree(here / "run" / "checkpoints")
     assert not [pair for pair in judge.remake(here).pairs if pair.a == "TA"]
+
+
+def test_what_users_typed_is_no_markup_in_a_model_card(here):
+    report = written(here)
+    report.data = "a|b `c` <img src=x>\n*d* [e](f) # g"
+    report.lineage["source"] = "<script>\n# models/`x`"
+    report.recipe = 'train = "```"'
+    report.students[0].loader = "matta_cli.load_student('```')"
+    text = card.text(report.students[0], report, DataSettings())
+    shown = r"a\|b \`c\` &lt;img src=x&gt; \*d\* [e\](f) \# g"
+    assert f"| measured on | {shown} |\n| by |" in text
+    assert r"a Teaching Assistant of &lt;script&gt; \# models/\`x\`." in text
+    for block in (
+        "python\nimport matta_cli\nmodel = matta_cli.load_student('```')",
+        'toml\ntrain = "```"',
+    ):
+        assert f"````{block}\n````\n" in text
+    name = ModelCard(text).data.eval_results[0].dataset_name
+    assert name == report.data  # it is the hub that shows this one

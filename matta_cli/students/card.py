@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
 from matta_cli.report.schema import ModelEntry, Report, scored
-from matta_cli.report.write import fence
+from matta_cli.report.write import escaped, fence
 from matta_cli.settings.recipe import DataSettings
 
 # what the hub calls the tasks
@@ -38,9 +38,9 @@ def text(entry: ModelEntry, report: Report, data: DataSettings) -> str:
         str(_TEMPLATE),
         name=entry.name,
         version=report.matta,
-        source=report.lineage["source"],
+        source=escaped(report.lineage["source"]),
         loading=fence("\n\n".join(blocks), "python"),
-        rows=list(_rows(entry, report)),
+        rows=[(escaped(what), escaped(value)) for what, value in _rows(entry, report)],
         recipe=fence(report.recipe.strip(), "toml"),
     )
     return f"{card}\n"
