@@ -122,7 +122,7 @@ def export(
 
 
 def judge(
-    baselines: Sequence[str] = ("untrained", "base", "plain"),
+    baselines: Sequence[str] = ("untrained", "ground-truth", "plain"),
     out: str | Path = "matta-out",
     *,
     margin: float | None = None,

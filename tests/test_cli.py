@@ -392,10 +392,13 @@ def test_a_report_with_baselines(typed):
         ("export nowhere", ["nowhere", "matta convert"]),
         (
             "export --baselines plane --overwrite",
-            ["--baselines 'plane'", "untrained, base, plain, scratch"],
+            ["--baselines 'plane'", "untrained, ground-truth, plain, scratch"],
         ),
         ("report nowhere", ["no report in nowhere", "matta export"]),
-        ("report --baselines plane", ["--baselines 'plane'", "untrained, base, plain, scratch"]),
+        (
+            "report --baselines plane",
+            ["--baselines 'plane'", "untrained, ground-truth, plain, scratch"],
+        ),
         ("report --margin 1.5", ["--margin 1.5"]),
         ("search nowhere", ["nowhere", "matta convert"]),
         ("search --target-latency 5", ["--target-latency '5'", "write it as 5ms"]),

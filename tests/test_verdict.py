@@ -87,7 +87,7 @@ def exported(tmp_path_factory):
         convert(settings(), Path("out"))
         distill(settings(), Path("out"))
         export(settings(), Path("out"))
-        judge.remake(Path("out"), ["untrained", "base", "plain", "scratch"])
+        judge.remake(Path("out"), ["untrained", "ground-truth", "plain", "scratch"])
     return folder
 
 
@@ -189,7 +189,7 @@ def test_plain_is_plain_distillation(here):
     )
     teacher = ranker(2)
     teacher.load_state_dict(torch.load("teacher.pt"))
-    for kind, mix in (("plain", 0.9), ("base", 0.0)):
+    for kind, mix in (("plain", 0.9), ("ground-truth", 0.0)):
         model = ta.student(0.5).dense().train()
         groups = [
             {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
@@ -229,7 +229,7 @@ def test_plain_is_plain_distillation(here):
 
 def test_scratch_starts_elsewhere_and_the_others_at_the_cut(here):
     cut = load_ta(here / "ta").student(0.25).dense().state_dict()
-    for kind in ("plain", "base", "scratch"):
+    for kind in ("plain", "ground-truth", "scratch"):
         start = load_ta(here / "baselines" / f"{kind}-width-0.25" / "ta").model.state_dict()
         same = all(torch.equal(start[name], cut[name]) for name in cut)
         assert same == (kind != "scratch")
@@ -241,7 +241,9 @@ def test_finished_baselines_are_reused_and_those_of_another_recipe_made_anew(her
     weights = {p: p.stat().st_mtime_ns for p in (here / "baselines").rglob("model.safetensors")}
     before = written(here)
     said = []
-    again = judge.remake(here, ["plain", "base"], listen=lambda event: said.append(event.message))
+    again = judge.remake(
+        here, ["plain", "ground-truth"], listen=lambda event: said.append(event.message)
+    )
     assert {p: p.stat().st_mtime_ns for p in weights} == weights
     assert sum("finished already" in message for message in said) == 4
     assert again.pairs == before.pairs
@@ -305,7 +307,7 @@ def test_baselines_take_as_many_steps_as_the_students_did(here):
     log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
     assert {other.kind for other in baselines.finished(here, [student], "last")} == {
-        "base",
+        "ground-truth",
         "scratch",
     }
 
@@ -313,7 +315,7 @@ def test_baselines_take_as_many_steps_as_the_students_did(here):
 def test_a_teacher_that_is_gone_leaves_the_baseline_of_labels(here):
     Path("teacher.pt").unlink()
     shutil.rmtree(here / "baselines")
-    result = judge.remake(here, ["base"])
+    result = judge.remake(here, ["ground-truth"])
     assert len(result.of(Role.ALONE)) == 2
     with pytest.raises(MattaError, match=r"teacher\.pt"):
         judge.remake(here, ["plain"])
@@ -522,3 +524,8 @@ def test_what_users_typed_is_no_markup_in_a_model_card(here):
         assert f"````{block}\n````\n" in text
     name = ModelCard(text).data.eval_results[0].dataset_name
     assert name == report.data  # it is the hub that shows this one
+
+
+def test_the_base_is_no_baseline(here):
+    with pytest.raises(MattaError, match="--baselines base is called ground-truth now"):
+        judge.remake(here, ["base"])

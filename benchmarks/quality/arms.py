@@ -11,8 +11,8 @@ from typing import Any
 class Arm:
     """One way to train.
 
-    alone: the baseline (``matta_cli.verdict.baselines``) of one model of ``width``, not nested:
-    plain or base. two_stage: a TA of its own first, the Student from it then. distill, convert:
+    alone: one model of ``width`` that is not nested (``matta_cli.verdict.baselines``): plain, from
+    the Teacher, or base, on ground truth alone. two_stage: a TA of its own first, the Student from it then. distill, convert:
     changes of the recipe. compute: steps are so many that the arm's matrix products are as many as
     MatTA's.
     optimizer: where it is not the recipe's own. peer: another tool (``peers``) that cuts the base

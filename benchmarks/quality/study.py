@@ -126,12 +126,13 @@ def _stages(
     """The trainings of an arm, one after the other, with as many steps as the arm may take."""
     task, ta, teacher, data = opened
     width, steps = arm.width or problem.size, recipe.distill.steps
-    plain = [baselines.settings(recipe, "plain", steps) for _ in range(2)]
+    plain = [baselines.settings(recipe, steps) for _ in range(2)]
     stages: list[Stage] = [(recipe, ta, teacher)]
     if arm.alone:
-        own = baselines.settings(recipe, arm.alone, steps)
+        taught = arm.alone == "plain"
+        own = baselines.settings(recipe, steps, taught=taught)
         student = peers.PRUNE[arm.peer](task, ta, width, data) if arm.peer else alone(ta, width)
-        stages = [(own, student, None if arm.alone == "base" else teacher)]
+        stages = [(own, student, teacher if taught else None)]
     elif arm.two_stage:
         whole, small = of_one(ta.adapter, ta.model, list(kinds(ta.base))), alone(ta, width)
         stages = [(plain[0], whole, teacher), (plain[1], small, ModelTeacher(task, whole.model))]

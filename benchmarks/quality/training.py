@@ -156,7 +156,7 @@ def scratch(recipe: Recipe, model: nn.Module, folder: Path, steps: int, rate: fl
     meeting matta.
     """
     adapter = plugins.adapter(recipe.convert.adapter)
-    own = baselines.settings(recipe, "base", shorter(steps))
+    own = baselines.settings(recipe, shorter(steps), taught=False)
     own.distill.lr, own.distill.optimizer = rate, "adamw"
     own.data.held_out = own.data.held_out or own.data.train
     task = tasks_task.task(adapter.task, own)

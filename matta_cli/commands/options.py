@@ -46,7 +46,8 @@ SequenceLength = Annotated[
 Baselines = Annotated[
     str | None,
     typer.Option(
-        help="Train what Students are judged by: untrained,base,plain,scratch.", show_default="none"
+        help="Train what Students are judged by: untrained,ground-truth,plain,scratch.",
+        show_default="none",
     ),
 ]
 

@@ -20,7 +20,7 @@ def report(
     """Make the report of an exported folder anew, with a verdict on each Student against baselines
     of its size.
 
-    Example: matta report --baselines untrained,base,plain
+    Example: matta report --baselines untrained,ground-truth,plain
     """
     out = options.output(folder, out)
 

@@ -37,11 +37,11 @@ CARD = "baseline.json"
 # what `--baselines` takes -> what it is; the untrained cut takes no training
 KINDS = {
     "untrained": "the cut of the converted TA, as it is",
-    "base": "the untrained cut, trained on the labels alone",
+    "ground-truth": "the untrained cut, trained on the labels alone",
     "plain": "the untrained cut, distilled from the Teacher alone",
     "scratch": "a fresh model, distilled from the Teacher alone",
 }
-TRAINED = ("base", "plain", "scratch")
+TRAINED = ("ground-truth", "plain", "scratch")
 
 # what has no part in the weights that a run ends with
 _ELSEWHERE = {"device", "workers", "log_to", "keep", "save_every", "eval_every", "eval_examples"}
@@ -66,6 +66,8 @@ class Baseline:
 def check(kinds: Sequence[str], margin: float) -> None:
     """Raise ``MattaError`` for a baseline that is not known, or a margin that is no share."""
     for kind in kinds:
+        if kind == "base":
+            raise MattaError("--baselines base is called ground-truth now: the base is your model.")
         if kind not in KINDS:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
     if not 0 <= margin < 1:
@@ -73,10 +75,11 @@ def check(kinds: Sequence[str], margin: float) -> None:
         raise MattaError(f"--margin {margin:g} is not possible: {share}.")
 
 
-def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recipe:
-    """The run's recipe for one model that is not nested: its own loss alone, or the labels' alone.
+def settings(recipe: Recipe, steps: int, *, taught: bool = True, processes: int = 1) -> Recipe:
+    """The run's recipe for one model that is not nested: its own loss alone.
 
-    processes: of the run; as many examples go through the model at a time as went through each.
+    taught: by the Teacher, too; else by the ground truth alone. processes: of the run; as many
+    examples go through the model at a time as went through each of them.
     """
     found = copy.deepcopy(recipe)
     s = found.distill
@@ -86,7 +89,7 @@ def settings(recipe: Recipe, kind: str, steps: int, processes: int = 1) -> Recip
     s.log_to, s.steps, s.keep, s.best = [], steps, 1, 1.0 if s.best else 0.0
     if processes > 1:
         s.micro_batch = min(s.micro_batch or s.batch_size, s.batch_size // processes)
-    if kind == "base":
+    if not taught:
         s.teacher, s.teacher_mix, s.hidden_weight = "", 0.0, 0.0
     return found
 
@@ -118,7 +121,8 @@ def _wanted(
     digest = card.read_card(Workspace(out).ta)["lineage"]["digest"]
     for student in students:
         for kind in kinds:
-            own = settings(recipe, kind, run.steps, run.processes)
+            taught, processes = kind != "ground-truth", run.processes
+            own = settings(recipe, run.steps, taught=taught, processes=processes)
             identity = {"kind": kind, "student": student.name, "sizes": student.sizes, "ta": digest}
             for name, table in (("data", own.data), ("distill", own.distill)):
                 identity[name] = {k: v for k, v in vars(table).items() if k not in _ELSEWHERE}
@@ -145,9 +149,9 @@ def train(
     """
     ta, run = load_ta(Workspace(out).ta), of_run(Workspace(out), which)
     labelled = task.task(ta.adapter.task, run_recipe(out)).labelled
-    trained = [kind for kind in TRAINED if kind in kinds and (kind != "base" or labelled)]
+    trained = [k for k in TRAINED if k in kinds and (k != "ground-truth" or labelled)]
     notes = []
-    if "base" in kinds and not labelled:
+    if "ground-truth" in kinds and not labelled:
         notes.append("There is no baseline trained on labels alone: this task has none.")
     wanted = list(_wanted(out, trained, students, run))
     for number, one in enumerate(wanted, 1):

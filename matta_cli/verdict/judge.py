@@ -30,7 +30,7 @@ Say = Callable[[str], None]
 
 # a baseline's role in the report, and what it is called there
 _ROLES = {
-    "base": (Role.ALONE, "trained alone"),
+    "ground-truth": (Role.ALONE, "trained alone"),
     "plain": (Role.PLAIN, "plain distillation"),
     "scratch": (Role.SCRATCH, "from scratch"),
 }
