@@ -19,7 +19,7 @@ from matta_cli.search import run as search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import export as students
-from matta_cli.students.student import Formats
+from matta_cli.students.student import check
 
 
 def export(
@@ -37,7 +37,7 @@ def export(
     to the view's outputs, or missing data.
     """
     budgets = asked(recipe)
-    Formats.of(recipe.export)  # before the work, not after it
+    check(recipe.export)  # before the work, not after it
     if budgets:
         search.check(recipe)
     converted = load_ta(Workspace(out).ta)

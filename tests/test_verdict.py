@@ -301,12 +301,14 @@ def test_costs_are_those_of_the_runs(here):
 
 def test_baselines_take_as_many_steps_as_the_students_did(here):
     student = written(here).students[0]
-    baselines.train(here, ["plain"], [student], which="step-30")
-    (found,) = baselines.finished(here, [student], "step-30")
+    run = spent.of_run(Workspace(here), "step-30")
+    baselines.train(here, ["plain"], [student], run)
+    (found,) = baselines.finished(here, [student], run)
     assert found.spent.steps == 30 and found.checkpoint.name == "step-30"
     log = (found.folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == list(range(1, 31))
-    assert {other.kind for other in baselines.finished(here, [student], "last")} == {
+    whole = spent.of_run(Workspace(here))
+    assert {other.kind for other in baselines.finished(here, [student], whole)} == {
         "ground-truth",
         "scratch",
     }
@@ -391,9 +393,10 @@ def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here)
     student = result.students[0]
     assert result.run.steps == student.training.steps == 30
     assert student.training.seconds == result.run.seconds > 0
-    assert not baselines.finished(here, [student]), "those that are there took 60 steps"
-    baselines.train(here, ["plain"], [student])
-    (found,) = baselines.finished(here, [student])
+    run = spent.of_run(Workspace(here), "auto")
+    assert not baselines.finished(here, [student], run), "those that are there took 60 steps"
+    baselines.train(here, ["plain"], [student], run)
+    (found,) = baselines.finished(here, [student], run)
     assert found.kind == "plain" and found.spent.steps == 30
 
 
@@ -475,6 +478,8 @@ def test_a_model_card_names_what_came_from_the_hub(here, monkeypatch):
     report.lineage["source"], data.train = "here", "a/b/c.csv"
     model = ModelCard(card.text(report.students[0], report, data))
     assert (model.data.base_model, model.data.datasets, model.data.license) == (None, None, "mit")
+    Path("here/README.md").write_text("---\nlicense: [\n---\n")
+    assert ModelCard(card.text(report.students[0], report, data)).data.license is None
 
 
 def test_a_report_always_compares_with_the_base_on_the_same_examples(here):

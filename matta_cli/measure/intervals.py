@@ -31,12 +31,12 @@ class Means:
         return {name: values for name, values in columns.items() if np.isin(values, (0, 1)).all()}
 
 
-class Difference(TypedDict):
+class Difference(TypedDict, total=False):
     """A metric of one model minus that of another on the same examples, as JSON has it.
 
     low, high: its percentile bootstrap 95 % interval, with the same examples (queries, where there
-    are some) drawn for both. p: two-sided, that there is no difference. A difference that is not
-    defined is NaN, and its ``p`` is 1.
+    are some) drawn for both. p: two-sided, that there is no difference; p_holm: corrected for how
+    many models were compared. A difference that is not defined is NaN, and its ``p`` is 1.
 
     test: "McNemar", the exact one (McNemar 1947), where examples stand alone and are right or
     wrong. Else "bootstrap": twice the share of draws on the other side of zero (Efron & Tibshirani
@@ -49,24 +49,19 @@ class Difference(TypedDict):
     high: float
     p: float
     test: str
-
-
-class Corrected(Difference, total=False):
-    """A difference whose ``p`` is corrected for how many models were compared, too."""
-
     p_holm: float
 
 
 class Sampled:
     """A model's metrics on the examples of a split, and on resamples of these examples.
 
-    The same seed draws the same examples, so that two models are compared draw by draw.
+    They are the same examples for every model, so that models are compared draw by draw.
     """
 
-    def __init__(self, task: Metrics, columns: Columns, seed: int = 0) -> None:
+    def __init__(self, task: Metrics, columns: Columns) -> None:
         self.task, self.columns = task, columns
         self.values = task.summarize(columns)
-        self._samples = resampled(columns, seed=seed)
+        self._samples = resampled(columns)
         self._drawn: list[dict[str, float]] = []
 
     def draws(self, count: int) -> list[dict[str, float]]:
@@ -89,13 +84,13 @@ class Sampled:
         return {} if "group" in self.columns else self.task.right(self.columns)
 
 
-def resampled(columns: Columns, count: int | None = None, seed: int = 0) -> Iterator[Columns]:
+def resampled(columns: Columns, count: int | None = None) -> Iterator[Columns]:
     """``count`` resamples of a model's columns (without one: as many as are asked for).
 
-    Rows of one ``group`` (the query of a ranking) are drawn together; the ``group`` of a draw
-    numbers the queries drawn, so that one drawn twice is two.
+    They are always the same ones. Rows of one ``group`` (the query of a ranking) are drawn
+    together; the ``group`` of a draw numbers the queries drawn, so that one drawn twice is two.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     turns = itertools.count() if count is None else range(count)
     rows = len(next(iter(columns.values())))
     if "group" not in columns:
@@ -112,11 +107,9 @@ def resampled(columns: Columns, count: int | None = None, seed: int = 0) -> Iter
         yield {name: values[chosen] for name, values in columns.items()} | {"group": group}
 
 
-def intervals(
-    task: Metrics, per_split: Sequence[Columns], resamples: int, seed: int = 0
-) -> dict[str, Interval]:
+def intervals(task: Metrics, per_split: Sequence[Columns], resamples: int) -> dict[str, Interval]:
     """The metrics of every split with percentile bootstrap 95 % intervals (Efron 1979)."""
-    return intervals_of([Sampled(task, columns, seed) for columns in per_split], resamples)
+    return intervals_of([Sampled(task, columns) for columns in per_split], resamples)
 
 
 def intervals_of(model: Sequence[Sampled], resamples: int) -> dict[str, Interval]:
@@ -131,20 +124,20 @@ def intervals_of(model: Sequence[Sampled], resamples: int) -> dict[str, Interval
 
 
 def paired(
-    task: Metrics, a: Sequence[Columns], b: Sequence[Columns], resamples: int, seed: int = 0
+    task: Metrics, a: Sequence[Columns], b: Sequence[Columns], resamples: int
 ) -> dict[str, Difference]:
     """Each metric of ``a`` minus that of ``b``, the columns of every split of the same examples.
 
     Raises ``MattaError`` where the examples cannot be the same ones.
     """
-    ours, theirs = ([Sampled(task, own, seed) for own in model] for model in (a, b))
+    ours, theirs = ([Sampled(task, own) for own in model] for model in (a, b))
     return differences(ours, theirs, resamples)
 
 
 def differences(
     a: Sequence[Sampled], b: Sequence[Sampled], resamples: int
 ) -> dict[str, Difference]:
-    """``paired`` of two models that are sampled already, from the same seed."""
+    """``paired`` of two models that are sampled already."""
     found = {}
     for ours, theirs in zip(a, b, strict=True):
         _refuse_others(ours, theirs)
@@ -163,21 +156,15 @@ def differences(
 
 
 def against(
-    task: Metrics,
-    tables: Mapping[str, Sequence[Columns]],
-    reference: str,
-    resamples: int,
-    seed: int = 0,
-) -> dict[str, dict[str, Corrected]]:
+    task: Metrics, tables: Mapping[str, Sequence[Columns]], reference: str, resamples: int
+) -> dict[str, dict[str, Difference]]:
     """``paired`` of every other model with ``reference``: model -> metric -> difference.
 
     ``p_holm`` is ``p`` corrected for how many models the metric was compared for.
     """
-    models = {name: [Sampled(task, own, seed) for own in tables[name]] for name in tables}
+    models = {name: [Sampled(task, own) for own in tables[name]] for name in tables}
     base = models.pop(reference)
-    found: dict[str, dict[str, Corrected]] = {}
-    for name, own in models.items():
-        found[name] = {m: Corrected(**d) for m, d in differences(own, base, resamples).items()}
+    found = {name: differences(own, base, resamples) for name, own in models.items()}
     for metric in {metric for one in found.values() for metric in one}:
         compared = [one[metric] for one in found.values() if metric in one]
         for one, p in zip(compared, holm([c["p"] for c in compared]), strict=True):

@@ -28,22 +28,24 @@ def template(name: str) -> Template:
         keep_trailing_newline=True,
     )
     texts.filters |= {"count": count, "short": short, "pairwise": pairwise}
-    texts.filters |= {"fence": _fence, "raw": Markup}
+    texts.filters |= {"fence": fence, "raw": Markup}
     return texts.get_template(name)
 
 
 @pass_eval_context
 def _escaped(context: EvalContext, text: Any) -> Any:
-    """In Markdown, names and data must not become markup, or break out of a table cell."""
-    if context.autoescape or isinstance(text, Markup):
-        return text
+    return text if context.autoescape or isinstance(text, Markup) else escaped(text)
+
+
+def escaped(text: Any) -> str:
+    """Text for Markdown: names and data must not become markup, or break out of a table cell."""
     one_line = escape(" ".join(str(text).split()), quote=False)
     # A bracket makes a link only before ( [ or : so intervals stay readable in the raw text.
     return re.sub(r"([\\`*_|#~]|\](?=[(\[:]))", r"\\\1", one_line)
 
 
-def _fence(text: str, language: str) -> Markup:
+def fence(text: str, language: str) -> Markup:
     """A block of Markdown's code that nothing in it can end."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return Markup(f"{fence}{language}\n{text.rstrip()}\n{fence}")
+    ticks = "`" * max(3, longest + 1)
+    return Markup(f"{ticks}{language}\n{text.rstrip()}\n{ticks}")

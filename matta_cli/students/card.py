@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
+from matta_cli.report.render import escaped, fence
 from matta_cli.report.schema import ModelEntry, Report, scored
-from matta_cli.report.write import escaped, fence
 from matta_cli.settings.recipe import DataSettings
 
 # what the hub calls the tasks
@@ -23,6 +24,7 @@ PIPELINES = {
 }
 
 _TEMPLATE = Path(__file__).with_name("card.md")
+_LICENSE = ("license", "license_name", "license_link")
 _VERDICT = "\n## Verdict\n\n"
 
 
@@ -70,12 +72,12 @@ def _metadata(entry: ModelEntry, report: Report, data: DataSettings) -> ModelCar
     return ModelCardData(
         library_name=entry.loader.partition(".")[0] if entry.stock else "matta",
         base_model=_hub_id(source, "model"),
-        license=_license(source),
         pipeline_tag=pipeline,
         datasets=[dataset] if dataset else None,
         tags=["matta"],
         model_name=f"Student {entry.name}",
         eval_results=results or None,
+        **_license(source),
     )
 
 
@@ -91,12 +93,15 @@ def _hub_id(name: str, kind: str) -> str | None:
     return own if cached.is_dir() else None
 
 
-def _license(source: str) -> str | None:
-    """The license that the card of the user's model names, if that model lies in a folder."""
+def _license(source: str) -> dict[str, Any]:
+    """What the card of the user's model says of its license, if that model lies in a folder."""
+    readme = Path(source).expanduser() / "README.md"
     try:
-        return ModelCard.load(Path(source) / "README.md", ignore_metadata_errors=True).data.license
-    except (OSError, ValueError):
-        return None
+        words = readme.read_text(encoding="utf-8")
+        known = ModelCard(words, ignore_metadata_errors=True).data if words[:3] == "---" else None
+    except Exception:  # what lies there, and what is in it, is a stranger's
+        known = None
+    return {name: getattr(known, name, None) for name in _LICENSE}
 
 
 def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:

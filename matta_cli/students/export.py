@@ -21,7 +21,7 @@ from matta_cli.report.write import write as write_report
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
 from matta_cli.students.parity import proven
-from matta_cli.students.student import PROBED, Formats, Written, write
+from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
 from matta_cli.version import __version__
 
@@ -46,13 +46,13 @@ def export(
     for a Student that does not load again to the outputs of the nested view.
     """
     recipe, task = held_out.recipe, held_out.task
-    formats = Formats.of(recipe.export)
+    check(recipe.export)
     lineage = {**run.ta.card["lineage"], "ta": atomic.digest(run.folder)}
     with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
         written: list[Written] = []
         for student in students:  # one by one: each is let go before the next one is cut
             where = folder / student.folder
-            written.append(write(student, where, formats, held_out, run, lineage, say))
+            written.append(write(student, where, held_out, run, lineage, say))
         say("Reloading every Student in a fresh process.")
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
         own = [entries.student_entry(one, proof, out) for one in written]

@@ -29,43 +29,20 @@ DTYPES = ("float32", "bfloat16", "float16")
 PROBED = 4  # examples whose outputs a Student must give again
 
 
-@dataclass(frozen=True)
-class Formats:
-    """How Students are written: formats by name, and the type of their weights."""
-
-    names: tuple[str, ...]
-    dtype: torch.dtype
-
-    @classmethod
-    def of(cls, settings: ExportSettings) -> Formats:
-        """Those of the settings.
-
-        Raises ``MattaError`` for what is not known or does not go together.
-        """
-        names, dtype = tuple(dict.fromkeys(settings.format)), settings.dtype
-        for name in names:
-            if name not in FORMATS:
-                raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
-        if {"stock", "matta"} <= set(names):
-            one = "a Student's folder holds one checkpoint"
-            raise MattaError(f"--format stock,matta is not possible: {one}.")
-        if dtype not in DTYPES:
-            raise MattaError(f"--dtype {dtype!r} is not known: {', '.join(DTYPES)}.")
-        found = cls(names, getattr(torch, dtype))
-        if found.programs and dtype != "float32":
-            both = f"--format {found.programs[0]} with --dtype {dtype}"
-            raise MattaError(f"{both} is not supported: programs are written in float32.")
-        return found
-
-    @property
-    def own(self) -> bool:
-        """Whether checkpoints are in matta's own format in any case."""
-        return "matta" in self.names
-
-    @property
-    def programs(self) -> list[str]:
-        """The formats that are programs beside a checkpoint."""
-        return [name for name in self.names if name in PROGRAMS]
+def check(settings: ExportSettings) -> None:
+    """Raise ``MattaError`` for formats and types that are not known or do not go together."""
+    for name in settings.format:
+        if name not in FORMATS:
+            raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
+    if {"stock", "matta"} <= set(settings.format):
+        one = "a Student's folder holds one checkpoint"
+        raise MattaError(f"--format stock,matta is not possible: {one}.")
+    if settings.dtype not in DTYPES:
+        raise MattaError(f"--dtype {settings.dtype!r} is not known: {', '.join(DTYPES)}.")
+    programs = [name for name in settings.format if name in PROGRAMS]
+    if programs and settings.dtype != "float32":
+        both = f"--format {programs[0]} with --dtype {settings.dtype}"
+        raise MattaError(f"{both} is not supported: programs are written in float32.")
 
 
 @dataclass(frozen=True)
@@ -94,7 +71,6 @@ class Written:
 def write(
     student: Student,
     folder: Path,
-    formats: Formats,
     held_out: HeldOut,
     run: Reached,
     lineage: Mapping[str, Any],
@@ -104,29 +80,31 @@ def write(
 
     Raises ``MattaError`` where it was to be a stock checkpoint and cannot be one.
     """
-    task, adapter = held_out.task, student.ta.adapter
-    train, size = held_out.data.train, held_out.at_a_time
-    buffers = own_statistics(task, student, train, size)
-    view, reason = _as_written(student, buffers, formats.dtype), student.unsupported
-    if reason and "stock" in formats.names:
+    task, adapter, settings = held_out.task, student.ta.adapter, held_out.recipe.export
+    own, dtype = "matta" in settings.format, getattr(torch, settings.dtype)
+    buffers = own_statistics(task, student, held_out.data.train, held_out.at_a_time)
+    view, reason = _as_written(student, buffers, dtype), student.unsupported
+    if reason and "stock" in settings.format:
         instead = "Without --format stock it is saved in matta's own format"
         raise MattaError(f"{student.name} cannot be a stock checkpoint: {reason}. {instead}.")
-    stock = not reason and not formats.own
+    stock = not reason and not own
     folder.mkdir()
-    student.save(folder, buffers, own=formats.own, dtype=formats.dtype)
+    student.save(folder, buffers, own=own, dtype=dtype)
     copy_companions(run.folder, folder)
     with torch.device("meta"):
         axes = nested_axes(adapter, student.built(), list(kinds(student.ta.base)))
-    own = {**lineage, "student": student.name, "width": student.width}
-    write_card(folder, adapter, axes, full_sizes(axes), own)
-    probe, beside = held_out.first(PROBED), list(formats.programs)
-    if stock and adapter.loader == PROGRAM and "pt2" not in beside:
-        beside.append("pt2")
-    for program in (PROGRAMS[name] for name in beside):
+    made_of = {**lineage, "student": student.name, "width": student.width}
+    write_card(folder, adapter, axes, full_sizes(axes), made_of)
+    probe = held_out.first(PROBED)
+    formats = {name: PROGRAMS[name] for name in settings.format if name in PROGRAMS}
+    beside = dict(formats)
+    if stock and adapter.loader == PROGRAM:
+        beside["pt2"] = PROGRAMS["pt2"]
+    for program in beside.values():
         say(f"Writing {program.file} of {student.name}.")
         program.write(task, load_student(folder), repeated(probe, 3), folder / program.file)
     expected = Listening(view).run(task, probe).output
-    programs = {name: PROGRAMS[name].loader for name in formats.programs}
+    programs = {name: program.loader for name, program in formats.items()}
     return Written(student, folder, stock, adapter.loader if stock else OWN, programs, expected)
 
 

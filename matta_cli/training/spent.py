@@ -20,11 +20,15 @@ def trained_widths(settings: DistillSettings, ta: TA) -> list[float]:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a run took to a checkpoint. seconds: of one device, if several had shared the work."""
+    """What a run took to a checkpoint. seconds: of one device, where several shared the work.
 
-    steps: int
-    seconds: float
+    which: the words of ``export.checkpoint`` that named the checkpoint.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
     processes: int = 1
+    which: str = "last"
 
 
 def of_run(space: Workspace, which: str = "last") -> Spent:
@@ -37,8 +41,8 @@ def of_run(space: Workspace, which: str = "last") -> Spent:
     seconds = float(counters.get("seconds", 0.0)) * processes
     if which.startswith("step-") and steps:
         named = int(which.removeprefix("step-"))
-        return Spent(named, seconds * named / steps, processes)
-    return Spent(steps, seconds, processes)
+        return Spent(named, seconds * named / steps, processes, which)
+    return Spent(steps, seconds, processes, which)
 
 
 def training(task: Task, data: Data, spent: Spent, batch_size: int) -> Training:

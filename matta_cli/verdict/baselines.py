@@ -116,7 +116,7 @@ class _Wanted:
 def _wanted(
     out: Path, kinds: Sequence[str], students: Sequence[ModelEntry], run: Spent
 ) -> Iterator[_Wanted]:
-    """These kinds of baselines for each Student. run: what made the Students."""
+    """These kinds of baselines for each Student. run: what the Students took."""
     recipe = run_recipe(out)
     digest = card.read_card(Workspace(out).ta)["lineage"]["digest"]
     for student in students:
@@ -135,19 +135,19 @@ def train(
     out: Path,
     kinds: Sequence[str],
     students: Sequence[ModelEntry],
+    run: Spent,
     *,
-    which: str = "auto",
     device: str = "auto",
     listen: Listener = quiet,
 ) -> list[str]:
     """Train what is missing of these baselines of ``students`` in ``out/baselines``.
 
-    which: the checkpoint that the Students are of (``export.checkpoint``): baselines take as many
-    steps as led to it, and where it was chosen for being the best, they are chosen so as well. One
-    that is finished is kept, one that was stopped goes on, one of another recipe or TA is made
-    anew. Returns notes. Raises ``MattaError`` as ``distill`` does.
+    run: what the Students took. Baselines take as many steps, and where their checkpoint was chosen
+    for being the best, they are chosen so as well. One that is finished is kept, one that was
+    stopped goes on, one of another recipe or TA is made anew. Returns notes. Raises ``MattaError``
+    as ``distill`` does.
     """
-    ta, run = load_ta(Workspace(out).ta), of_run(Workspace(out), which)
+    ta = load_ta(Workspace(out).ta)
     labelled = task.task(ta.adapter.task, run_recipe(out)).labelled
     trained = [k for k in TRAINED if k in kinds and (k != "ground-truth" or labelled)]
     notes = []
@@ -179,19 +179,18 @@ def train(
     return notes
 
 
-def finished(out: Path, students: Sequence[ModelEntry], which: str = "auto") -> list[Baseline]:
-    """The baselines of these Students that are trained to their end.
+def finished(out: Path, students: Sequence[ModelEntry], run: Spent) -> list[Baseline]:
+    """The baselines of these Students that are trained to their end, as ``train`` does it.
 
     They were trained from the TA, and by the recipe, that lie in ``out`` now.
     """
-    run = of_run(Workspace(out), which)
     found = []
     for one in _wanted(out, TRAINED, students, run):
         space = Workspace(one.folder)
-        took = of_run(space) if one.there else Spent(0, 0.0)
+        took = of_run(space) if one.there else Spent()
         if took.steps < run.steps:
             continue
-        best, _ = space.trained(which if which in ("auto", "best") else "last")
+        best, _ = space.trained(run.which if run.which in ("auto", "best") else "last")
         if best is not None:
             found.append(Baseline(one.student.name, one.kind, one.folder, best, took))
     return found

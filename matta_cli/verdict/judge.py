@@ -57,15 +57,15 @@ def remake(
     report.notes = tell(report).notes
     recipe = _recipe(out, margin, device)
     baselines.check(kinds, recipe.export.margin)
-    which = recipe.export.checkpoint
+    students, space = report.students, Workspace(out)
+    run = spent.of_run(space, recipe.export.checkpoint)
     if any(kind in baselines.TRAINED for kind in kinds):
-        own = {"which": which, "device": recipe.distill.device}
-        notes = baselines.train(out, kinds, report.students, **own, listen=listen)
+        where = recipe.distill.device
+        notes = baselines.train(out, kinds, students, run, device=where, listen=listen)
         report.notes += [note for note in notes if note not in report.notes]
-    finished = baselines.finished(out, report.students, which)
-    converted = load_ta(Workspace(out).ta)
-    processes = spent.of_run(Workspace(out)).processes
-    held_out = HeldOut.opened(recipe, converted, Workspace(out).ta, processes)
+    finished = baselines.finished(out, students, run)
+    converted = load_ta(space.ta)
+    held_out = HeldOut.opened(recipe, converted, space.ta, run.processes)
     roles = [role for role, _ in _ROLES.values()]
     report.models = [model for model in report.models if model.role not in roles]
     for entry in report.models:
