@@ -55,7 +55,7 @@ def export(
         for one in chosen:
             name, budget = one.budget.name, one.budget
             family.append(Student(run.ta, name, one.sizes, one.width, budget))
-        notes = [*search_table.choices(result), *result["notes"]]
+        notes = [*search_table.choices(Report.from_json(result)), *result["notes"]]
     held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
     return students.export(
         out, family, held_out, run, converted, notes=notes, overwrite=overwrite, say=say

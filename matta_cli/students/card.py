@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
 from matta_cli.report.render import escaped, fence
-from matta_cli.report.schema import ModelEntry, Report, scored
+from matta_cli.report.schema import ModelEntry, Report
 from matta_cli.settings.recipe import DataSettings
 
 # what the hub calls the tasks
@@ -114,7 +114,8 @@ def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
         what = f"latency, batch {size}, median (95th percentile)"
         yield what, f"{taken.median:.4g} s ({taken.p95:.4g} s)"
     for metric in report.metrics:
-        for _, value in scored([entry], metric):
+        if metric.name in entry.metrics:
+            value = entry.metrics[metric.name]
             interval = f"(95 %: {value.low:.4g} to {value.high:.4g})"
             yield metric.label, f"{value.value:.4g} {interval}"
     yield "measured on", report.data

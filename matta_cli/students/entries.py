@@ -92,7 +92,7 @@ def _teacher(held_out: HeldOut, ta: TA, say: Callable[[str], None]) -> Opened:
     if not recipe.distill.teacher:
         return []
     try:
-        teacher, source = load_teacher(recipe, held_out.task, ta, held_out.device)
+        teacher, source = load_teacher(recipe.distill, held_out.task, ta, held_out.device)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
         say(f"The report goes without the Teacher: {error}")
