@@ -16,11 +16,11 @@ from matta_cli.losses.targets import Logits, Term, TopK
 from matta_cli.models import plugins
 from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import grow, sizes
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import Recipe, choices
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import objective
 from matta_cli.training.objective import Step
-from matta_cli.training.optimizer import OPTIMIZERS, make_optimizer, untouched
+from matta_cli.training.optimizer import make_optimizer, untouched
 from matta_cli.training.state import restore, state_of
 from matta_cli.training.teacher import ModelTeacher
 
@@ -46,7 +46,7 @@ def leaves(*tensors, dtype=torch.float64):
     return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("kind", classes.DIVERGENCES)
+@pytest.mark.parametrize("kind", choices("distill.divergence"))
 @pytest.mark.parametrize("product, kept", [(False, 0), (True, 0), (True, 3), (True, N)])
 @pytest.mark.parametrize("chunk", [1 << 24, 2 * V])
 def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chunk, monkeypatch):
@@ -84,7 +84,7 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
         torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", classes.DIVERGENCES)
+@pytest.mark.parametrize("kind", choices("distill.divergence"))
 @pytest.mark.parametrize("k", [1, 3, V])
 def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
     z_p, z_q = normal(0, N, V).requires_grad_(), normal(1, N, V)
@@ -537,7 +537,7 @@ def test_a_narrow_step_of_an_optimizer_that_mixes_units(reference, bound):
     assert (layer.weight - expected).abs().max() < bound < (expected - start).abs().max() / 100
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", choices("distill.optimizer"))
 def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     """Its state, through paths and numbers, in a fresh optimizer: the next steps are the same to
     the bit.

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from matta_cli.adapter import PROGRAM, Source
-from matta_cli.conversion.ordering import ORDERS, importance
+from matta_cli.conversion.ordering import importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
@@ -31,6 +31,7 @@ from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
+from matta_cli.settings.checks import check
 from matta_cli.settings.recipe import ConvertSettings, Recipe
 from matta_cli.tasks.task import task as open_task
 
@@ -90,11 +91,7 @@ def convert(
     if not settings.source:
         what = "pass a folder, a hub id, a timm name or a state dict to `matta convert`"
         raise MattaError(f"No model is named: {what}.")
-    if not 1.0 <= settings.expand <= 64:
-        limits = "it is the TA's width, from 1.0 to 64"
-        raise MattaError(f"--expand {settings.expand:g} is not possible: {limits}.")
-    if settings.order not in ORDERS:
-        raise MattaError(f"--order {settings.order!r} is not known: {', '.join(ORDERS)}.")
+    check(settings)
     space = Workspace(out)
     atomic.refuse_existing(space.ta, overwrite)
     with space.alone() if space.run.exists() else nullcontext():

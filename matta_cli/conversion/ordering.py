@@ -17,7 +17,6 @@ from matta_cli.tasks.task import Task
 
 REMOVAL_BYTES = 1 << 28  # of the base's outputs, against which removals are measured
 REMOVED = 128  # groups of an axis, each of which costs a forward
-ORDERS = ("auto", "activation", "taylor", "hessian", "magnitude", "none")
 
 
 def importance(
@@ -29,7 +28,7 @@ def importance(
     batches: Sequence[dict[str, Tensor]],
     listen: Listener = quiet,
 ) -> dict[str, Tensor]:
-    """The score of each group of units by one of ``ORDERS``: axis -> float32 [size / step].
+    """The score of each group of units by ``order``, as in recipes: axis -> float32 [size / step].
 
     It is empty for ``none``. ``activation`` says little of layers, and of channels that a norm
     spans, since all of them

@@ -9,7 +9,6 @@ import torch
 
 from matta_cli.errors import MattaError
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32", "tf32")
 _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 

@@ -14,7 +14,6 @@ from torch.autograd.function import once_differentiable
 from matta_cli.losses.targets import Counts, Logits, Losses, Target, Term, TopK
 
 IGNORED = -100  # a label that is not predicted
-DIVERGENCES = ("forward", "reverse", "js")
 
 # a divergence's gradient for its other side is that of its mirror image
 _MIRROR = {"forward": "reverse", "reverse": "forward", "js": "js"}

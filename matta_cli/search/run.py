@@ -22,6 +22,7 @@ from matta_cli.report import page
 from matta_cli.report.numbers import plain
 from matta_cli.report.schema import Report
 from matta_cli.search.search import Search, import_optuna
+from matta_cli.settings import checks
 from matta_cli.settings.budget import NEAR, Budget
 from matta_cli.settings.recipe import Recipe
 from matta_cli.version import __version__
@@ -43,17 +44,8 @@ class Chosen:
 
 def check(recipe: Recipe) -> None:
     """Raise ``MattaError`` for settings that no search can have."""
-    if recipe.search.sizes not in ("auto", "trained", "any"):
-        raise MattaError(f"--sizes {recipe.search.sizes!r} is not known: auto, trained or any.")
-    if (
-        recipe.search.trials < 1
-        or recipe.search.examples < 0
-        or recipe.export.batch_size < 1
-        or recipe.export.threads < 0
-    ):
-        raise MattaError(
-            "--trials and --batch must be 1 or more, --examples and --threads 0 or more."
-        )
+    checks.check(recipe.search)
+    checks.check(recipe.export)
 
 
 def search(

@@ -20,25 +20,20 @@ from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.ta import Student
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested.sizes import full_sizes, kinds, nested_axes
+from matta_cli.settings import checks
 from matta_cli.settings.recipe import ExportSettings
 from matta_cli.students.programs import PROGRAMS, Listening
 
 OWN = "matta_cli.load_student({folder})"  # what loads matta's own format
-FORMATS = ("stock", "matta", *PROGRAMS)
-DTYPES = ("float32", "bfloat16", "float16")
 PROBED = 4  # examples whose outputs a Student must give again
 
 
 def check(settings: ExportSettings) -> None:
     """Raise ``MattaError`` for formats and types that are not known or do not go together."""
-    for name in settings.format:
-        if name not in FORMATS:
-            raise MattaError(f"--format {name!r} is not known: {', '.join(FORMATS)}.")
+    checks.check(settings)
     if {"stock", "matta"} <= set(settings.format):
         one = "a Student's folder holds one checkpoint"
         raise MattaError(f"--format stock,matta is not possible: {one}.")
-    if settings.dtype not in DTYPES:
-        raise MattaError(f"--dtype {settings.dtype!r} is not known: {', '.join(DTYPES)}.")
     programs = [name for name in settings.format if name in PROGRAMS]
     if programs and settings.dtype != "float32":
         both = f"--format {programs[0]} with --dtype {settings.dtype}"

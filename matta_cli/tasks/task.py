@@ -13,6 +13,7 @@ from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.plugins import load_class
 from matta_cli.report.schema import Metric
+from matta_cli.settings.checks import check
 
 if TYPE_CHECKING:
     import numpy as np
@@ -154,7 +155,11 @@ class Task(ABC):
 
 
 def task(name: str, recipe: Recipe) -> Task:
-    """A task by name, with the recipe's settings."""
+    """A task by name, with the recipe's settings.
+
+    Raises ``MattaError`` for settings of its data that cannot be.
+    """
+    check(recipe.data)
     return load_class("matta.tasks", name)(recipe)
 
 

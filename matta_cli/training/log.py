@@ -16,16 +16,12 @@ from matta_cli.files.atomic import atomic_write
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import Recipe
 
-SINKS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # name -> the package it needs
-
 
 def check(names: list[str]) -> None:
-    """Raise ``MattaError`` for a log that is not known, or whose package is missing."""
+    """Raise ``MattaError`` for a log whose package, which has its name, is missing."""
     for name in names:
-        if name not in SINKS:
-            raise MattaError(f"--log-to {name!r} is not known: {', '.join(SINKS)}.")
-        if importlib.util.find_spec(SINKS[name]) is None:
-            needed = f"the package {SINKS[name]}: pip install 'matta[{name}]'"
+        if importlib.util.find_spec(name) is None:
+            needed = f"the package {name}: pip install 'matta[{name}]'"
             raise MattaError(f"--log-to {name} needs {needed}.")
 
 

@@ -16,8 +16,6 @@ from matta_cli.models.ta import TA
 from matta_cli.nested.cut import Cut
 from matta_cli.settings.recipe import DistillSettings
 
-OPTIMIZERS = ("adamw", "shampoo", "soap", "muon")
-
 
 def make_optimizer(
     settings: DistillSettings, model: nn.Module, extra: list[nn.Parameter], device: torch.device
@@ -37,8 +35,6 @@ def make_optimizer(
     if name == "adamw":
         fused = device.type == "cuda" or None
         return torch.optim.AdamW([matrices, vectors], lr=lr, fused=fused)
-    if name not in OPTIMIZERS:
-        raise MattaError(f"distill.optimizer {name!r} is not known: {', '.join(OPTIMIZERS)}.")
     try:
         import pytorch_optimizer
         from pytorch_optimizer.optimizer.shampoo import LayerWiseGrafting

@@ -9,20 +9,19 @@ from pathlib import Path
 import torch
 
 from matta_cli.data.split import Data
-from matta_cli.devices.device import PRECISIONS
 from matta_cli.devices.processes import ALONE, World
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
-from matta_cli.losses import classes
 from matta_cli.models import tokenizer
 from matta_cli.models.folders import load_ta
 from matta_cli.models.ta import TA
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, Progress, quiet
+from matta_cli.settings import checks
 from matta_cli.settings.recipe import DistillSettings, Recipe
 from matta_cli.tasks.task import Task
 from matta_cli.tasks.task import task as task_named
-from matta_cli.training import log, optimizer, teacher_file
+from matta_cli.training import log, teacher_file
 from matta_cli.training import teacher as teachers
 from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.teacher import ModelTeacher, Teacher
@@ -63,7 +62,7 @@ def opened(
     """
     settings, folder = recipe.distill, Workspace(out).ta
     ta, home = load_ta(folder), tokenizer.home(folder)
-    _check_ranges(settings)
+    checks.check(settings)
     _check(settings, ta, world)
     task = task_named(ta.adapter.task, recipe)
     if has_statistics(ta.model) and min(_parts(settings, world)) < 2:
@@ -108,6 +107,10 @@ def check_count(batch_size: int, devices: int) -> None:
 
 def _check(s: DistillSettings, ta: TA, world: World) -> None:
     """Raise ``MattaError`` for settings that make no sense together, or for this TA."""
+    # looked up only where one is wanted: that takes a second
+    backends = torch._dynamo.list_backends(None) if s.compile else []
+    if s.compile and s.compile not in backends:
+        raise MattaError(f"distill.compile {s.compile!r} is not known: {', '.join(backends)}.")
     log.check(s.log_to)
     if not s.widths:
         raise MattaError("There are no widths to train: name some in distill.widths.")
@@ -144,46 +147,3 @@ def _check(s: DistillSettings, ta: TA, world: World) -> None:
     if s.compile and len(_parts(s, world)) > 1:
         uneven = f"--micro-batch {s.micro_batch} does not divide the batch"
         raise MattaError(f"--compile needs batches of one size: {uneven}.")
-
-
-def _check_ranges(s: DistillSettings) -> None:
-    """Raise ``MattaError`` for a setting that makes no sense by itself."""
-    for name in ("steps", "batch-size", "lr", "max-bad-steps", "temperature"):
-        value = getattr(s, name.replace("-", "_"))
-        if not value > 0:
-            raise MattaError(f"--{name} {value:g} is not possible: it must be above 0.")
-    for name in ("teacher_mix", "ramp", "warmup"):
-        if not 0 <= getattr(s, name) <= 1:
-            raise MattaError(
-                f"distill.{name} {getattr(s, name):g} is not possible: it is a share from 0 to 1."
-            )
-    for name in (
-        *("student_weight", "ta_weight", "ta_student_weight", "hidden_weight", "weight_decay"),
-        *("clip", "micro_batch", "keep", "save_every", "eval_every", "eval_examples"),
-        "relation_weight",
-    ):
-        if not 0 <= getattr(s, name) < math.inf:
-            raise MattaError(
-                f"distill.{name} {getattr(s, name):g} is not possible: it must be 0 or more."
-            )
-    # looked up only where one is wanted: that takes a second
-    backends = torch._dynamo.list_backends(None) if s.compile else []
-    for name, known in (
-        ("ranking_loss", ("pointwise", "pairwise", "listwise")),
-        ("divergence", classes.DIVERGENCES),
-        ("students_learn_from", ("both", "ta", "teacher")),
-        ("logits", ("auto", "chunked", "whole")),
-        ("precision", PRECISIONS),
-        ("optimizer", optimizer.OPTIMIZERS),
-        ("compile", ("", *backends)),
-    ):
-        if getattr(s, name) not in known:
-            flags = ("ranking_loss", "precision", "optimizer")
-            flag = f"--{name.replace('_', '-')}" if name in flags else f"distill.{name}"
-            listed = ", ".join(word for word in known if word)
-            raise MattaError(f"{flag} {getattr(s, name)!r} is not known: {listed}.")
-    if s.students_per_step < 1:
-        raise MattaError(
-            f"distill.students_per_step {s.students_per_step} is not possible: "
-            "a step has 1 Student or more."
-        )

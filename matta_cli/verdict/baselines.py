@@ -26,6 +26,7 @@ from matta_cli.models.ta import TA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report.schema import ModelEntry
+from matta_cli.settings.checks import check_value
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
@@ -70,9 +71,7 @@ def check(kinds: Sequence[str], margin: float) -> None:
             raise MattaError("--baselines base is called ground-truth now: the base is your model.")
         if kind not in KINDS:
             raise MattaError(f"--baselines {kind!r} is not known: {', '.join(KINDS)}.")
-    if not 0 <= margin < 1:
-        share = "it is a share of a baseline's value, from 0 to 1"
-        raise MattaError(f"--margin {margin:g} is not possible: {share}.")
+    check_value("export.margin", margin)
 
 
 def settings(recipe: Recipe, steps: int, *, taught: bool = True, processes: int = 1) -> Recipe:

@@ -1,0 +1,96 @@
+"""Settings: what each may be stands with it, and is what errors, help and comments say."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from matta_cli.errors import MattaError
+from matta_cli.settings import checks
+from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
+
+NAMES = [
+    f"{section}.{field.name}"
+    for section in SECTIONS
+    for field in dataclasses.fields(SECTIONS[section])
+]
+
+
+def value_of(name: str, recipe: Recipe) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(recipe, section), key)
+
+
+def test_every_default_is_possible() -> None:
+    recipe = Recipe()
+    for section in SECTIONS:
+        checks.check(getattr(recipe, section))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_text_of_a_setting_is_whole(name: str) -> None:
+    known = about(name)
+    assert "{" not in known.text and known.source
+    assert all(word in known.text for word in known.choices), "its text names every choice"
+    default = value_of(name, Recipe())
+    assert not known.choices or isinstance(default, list) or default in known.choices
+
+
+def test_texts_name_choices_and_ranges() -> None:
+    assert about("distill.optimizer").text == "adamw, shampoo, soap or muon"
+    precision = "bf16, fp16, fp32 or tf32; auto: bf16 (or fp16) on CUDA, fp32 on a CPU"
+    assert about("distill.precision").text == precision
+    assert about("distill.log_to").text.startswith("tensorboard, wandb: where the log goes")
+    assert about("distill.lr").told == "peak learning rate (above 0)"
+    assert about("distill.ramp").told.endswith("from zero (0 to 1)")
+    assert about("distill.clip").told == "largest gradient norm; 0: no clipping"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "convert.expand",
+            0.5,
+            "--expand 0.5 is not possible: it is the TA's width, from 1.0 to 64.",
+        ),
+        ("convert.multiple", 0, "convert.multiple 0 is not possible: it must be above 0."),
+        ("data.workers", -1, "data.workers -1 is not possible: it must be 0 or more."),
+        ("distill.steps", 0, "--steps 0 is not possible: it must be above 0."),
+        ("distill.lr", float("nan"), "--lr nan is not possible: it must be finite."),
+        ("distill.clip", float("inf"), "distill.clip inf is not possible: it must be finite."),
+        ("distill.ramp", 2.0, "distill.ramp 2 is not possible: it is a share from 0 to 1."),
+        ("distill.micro_batch", -1, "--micro-batch -1 is not possible: it must be 0 or more."),
+        (
+            "distill.students_per_step",
+            0,
+            "distill.students_per_step 0 is not possible: a step has 1 Student or more.",
+        ),
+        ("distill.optimizer", "sgd", "--optimizer 'sgd' is not known: adamw, shampoo, soap, muon."),
+        ("distill.log_to", ["wandb", "x"], "--log-to 'x' is not known: tensorboard, wandb."),
+        ("export.batch_size", 0, "--batch 0 is not possible: it must be 1 or more."),
+        (
+            "export.margin",
+            1.0,
+            "--margin 1 is not possible: it is a share of a baseline's value, from 0 to 1.",
+        ),
+        ("search.sizes", "odd", "--sizes 'odd' is not known: auto, trained, any."),
+    ],
+)
+def test_what_a_setting_cannot_be_is_said_in_the_users_names(
+    name: str, value: Any, sentence: str
+) -> None:
+    recipe = Recipe()
+    section, key = name.split(".")
+    setattr(getattr(recipe, section), key, value)
+    with pytest.raises(MattaError) as caught:
+        checks.check(getattr(recipe, section))
+    assert str(caught.value) == sentence
+    assert called(name) in sentence
+
+
+def test_choices_are_the_words_that_a_setting_takes() -> None:
+    assert choices("distill.divergence") == ("forward", "reverse", "js")
+    assert choices("distill.lr") == ()
