@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from matta_cli.errors import MattaError
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
+from matta_cli.settings.resolve import resolve, tomllib
 
 NAMES = [
     f"{section}.{field.name}"
@@ -94,3 +99,28 @@ def test_what_a_setting_cannot_be_is_said_in_the_users_names(
 def test_choices_are_the_words_that_a_setting_takes() -> None:
     assert choices("distill.divergence") == ("forward", "reverse", "js")
     assert choices("distill.lr") == ()
+
+
+@given(st.text(), st.lists(st.text()), st.floats())
+def test_any_text_comes_back_from_the_toml_that_is_written(
+    text: str, texts: list[str], number: float
+) -> None:
+    recipe = Recipe()
+    recipe.data.train, recipe.data.dense, recipe.distill.lr = text, texts, number
+    read = tomllib.loads(recipe.text())
+    assert read["data"]["train"] == text and read["data"]["dense"] == texts
+    assert read["distill"]["lr"] == number or math.isnan(number)
+
+
+def test_a_path_of_an_emoji_can_be_read_again(tmp_path: Path) -> None:
+    recipe = Recipe()
+    recipe.update({"data": {"train": "🧪/ü\x7f.txt"}}, "test")
+    (tmp_path / "matta.toml").write_text(recipe.text(), encoding="utf-8")
+    assert resolve({}, tmp_path)[0].data.train == "🧪/ü\x7f.txt"
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    """A file's name may be bytes that are no UTF-8, which no TOML can hold."""
+    name = b"\xff.txt".decode("utf-8", "surrogateescape")
+    with pytest.raises(MattaError, match=r"test: data.train is '\\udcff.txt', which is no text"):
+        Recipe().update({"data": {"train": name}}, "test")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable
 from typing import Any, get_args, get_origin
 
@@ -13,8 +14,11 @@ from matta_cli.errors import MattaError
 def typed(value: Any, hint: Any, where: str) -> Any:
     """``value`` as the setting's type, without guessing: 1 passes for a float, "1" does not.
 
-    Raises ``MattaError``, which says ``where``, for a value of another type.
+    Raises ``MattaError``, which says ``where``, for a value of another type, and for text that no
+    file can hold.
     """
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # of a file's name, say
+        raise MattaError(f"{where} is {value!r}, which is no text in UTF-8: take another name.")
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [typed(v, get_args(hint)[0], where) for v in value]
     number = isinstance(value, int) and not isinstance(value, bool)
@@ -28,8 +32,12 @@ def typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def toml(value: Any) -> str:
-    """A value as TOML."""
-    return json.dumps(value)
+    """A value as TOML. Strings are as in JSON, but for surrogate pairs, which TOML has not."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(toml, value))}]"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value) if isinstance(value, float) else json.dumps(value)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
