@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import matta_cli
 from matta_cli.errors import MattaError
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
@@ -124,3 +126,41 @@ def test_a_name_that_is_no_text_is_refused() -> None:
     name = b"\xff.txt".decode("utf-8", "surrogateescape")
     with pytest.raises(MattaError, match=r"test: data.train is '\\udcff.txt', which is no text"):
         Recipe().update({"data": {"train": name}}, "test")
+
+
+CALLS = {
+    "convert": (
+        "matta_cli.conversion.convert.convert",
+        lambda data: matta_cli.convert("m", data=data),
+    ),
+    "distill": ("matta_cli.training.run.distill", lambda data: matta_cli.distill("t", data=data)),
+    "teach": ("matta_cli.training.teach.teach", lambda data: matta_cli.teach("t", "to", data=data)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_data_brings_nothing_along_from_a_file(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the configuration of a hub dataset nor held-out data, by keyword as by flag."""
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe()
+    recipe.data.train, recipe.data.config, recipe.data.held_out = "hub", "wikitext-2", "held.txt"
+    Path("matta.toml").write_text(recipe.text(["data"]))
+    heard: list[Recipe] = []
+    engine, call = CALLS[name]
+    monkeypatch.setattr(
+        engine, lambda recipe, *_, **__: heard.append(recipe) or SimpleNamespace(ta=None)
+    )
+    call("own.txt")
+    call(None)
+    own, files = (recipe.data for recipe in heard)
+    assert (own.train, own.config, own.held_out) == ("own.txt", "", "")
+    assert (files.train, files.config, files.held_out) == ("hub", "wikitext-2", "held.txt")
+
+
+def test_held_out_data_may_be_named_with_other_data(tmp_path: Path) -> None:
+    (tmp_path / "matta.toml").write_text('[data]\nheld_out = "old.txt"\nconfig = "c"\n')
+    named = {"data": {"train": "own.txt", "held_out": "new.txt", "config": None}}
+    data = resolve(named, tmp_path)[0].data
+    assert (data.held_out, data.config) == ("new.txt", "")

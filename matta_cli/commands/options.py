@@ -207,13 +207,10 @@ def data_flags(
     passages: str | None = None,
     sequence_length: int | None = None,
 ) -> dict[str, str | int | None]:
-    """The [data] table of the data flags: other data brings no hub configuration from a file along."""
-    flags: dict[str, str | int | None] = {
+    """The [data] table of the data flags."""
+    return {
         "train": data,
         "held_out": held_out,
         "passages": passages,
         "sequence_length": sequence_length,
     }
-    if data is not None:
-        flags |= {"config": "", "held_out": held_out or ""}
-    return flags

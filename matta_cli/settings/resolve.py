@@ -18,6 +18,7 @@ else:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises ``MattaError`` where there is none, or it is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -26,35 +27,34 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
-def _update_by_run(recipe: Recipe, started: Path) -> None:
-    """Take over what a run was started with: its data, and how it was trained."""
-    table = read_toml(started)
-    recipe.update(
-        {name: table[name] for name in ("data", "distill") if name in table}, str(started)
-    )
+def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
+    """Take these tables over from a recipe that was written beside a result."""
+    table = read_toml(path)
+    recipe.update({name: table[name] for name in sections if name in table}, str(path))
 
 
 def run_recipe(out: Path) -> Recipe:
     """The recipe that the run in ``out`` was started with: its data, and how it was trained."""
     recipe = Recipe()
-    _update_by_run(recipe, Workspace(out).recipe)
+    _update_by(recipe, Workspace(out).recipe, "data", "distill")
     return recipe
 
 
 def resolve(
-    flags: Mapping[str, Any],
+    flags: Mapping[str, Mapping[str, Any]],
     out: Path | None,
     config: Path | None = None,
     *,
     ran: bool = False,
     origin: str = "command line",
 ) -> tuple[Recipe, list[Path]]:
-    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags. Returns the files
-    that were read too.
+    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags.
 
-    A flag that is None was not given; ``origin`` names them in an error. With ``ran``, and no
-    ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
-    exporting it, needs no flag that it was started with.
+    Returns the files that were read, too. A flag that is None was not given; ``origin`` names them
+    in an error. With ``ran``, and no ``config``, the recipe of the run in ``out`` stands above the
+    files: going on with a run, or exporting it, needs no flag that it was started with. Other
+    training data by a flag brings neither the configuration of a hub dataset nor held-out data
+    along from a file. Raises ``MattaError`` for what a file or a flag cannot be.
     """
     recipe, read = Recipe(), []
     nearer = config if config is not None else Path("matta.toml")
@@ -62,17 +62,17 @@ def resolve(
         if path.exists() or path == config:
             recipe.update(read_toml(path), str(path))
             read.append(path)
-    converted = Workspace(out).ta / "recipe.toml" if out is not None else None
-    if converted is not None and converted.exists():  # how the TA was made is settled
-        made = read_toml(converted).get("convert", {})
-        recipe.update(
-            {"convert": {name: value for name, value in made.items() if value != ""}},
-            str(converted),
-        )
-    started = Workspace(out).recipe if ran and out is not None and config is None else None
-    if started is not None and started.exists():
-        _update_by_run(recipe, started)
-        read.append(started)
+    if out is not None:
+        converted, started = Workspace(out).ta / "recipe.toml", Workspace(out).recipe
+        if converted.exists():  # how the TA was made is settled
+            made = read_toml(converted).get("convert", {})
+            made = {name: value for name, value in made.items() if value != ""}
+            recipe.update({"convert": made}, str(converted))
+        if ran and config is None and started.exists():
+            _update_by(recipe, started, "data", "distill")
+            read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
+    if "train" in given.get("data", {}):
+        given["data"] = {"config": "", "held_out": "", **given["data"]}
     recipe.update(given, origin)
     return recipe, read
