@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import matta_cli
@@ -103,6 +103,7 @@ def test_choices_are_the_words_that_a_setting_takes() -> None:
     assert choices("distill.lr") == ()
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.text(), st.lists(st.text()), st.floats())
 def test_any_text_comes_back_from_the_toml_that_is_written(
     text: str, texts: list[str], number: float

@@ -1,5 +1,1 @@
-"""The commands: each parses, calls the engine, prints. Heavy imports happen inside, so that
-``--help`` is quick.
-"""
-
-from __future__ import annotations
+"""The commands: each parses what was typed, calls the engine, and prints."""

@@ -10,13 +10,12 @@ from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError
 
+_Specs = Annotated[
+    list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")
+]
 
-def adapters(
-    specs: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")
-    ] = None,
-    json: options.Json = False,
-) -> None:
+
+def adapters(specs: _Specs = None, json: options.Json = False) -> None:
     """List the installed adapters.
 
     A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from
@@ -24,9 +23,8 @@ def adapters(
     """
     from matta_cli.models import plugins
 
-    found = []
-    origins = plugins.origins() | {spec: spec for spec in specs or []}
-    for spec, origin in origins.items():
+    rows = []
+    for spec, origin in (plugins.origins() | {spec: spec for spec in specs or []}).items():
         try:
             adapter = plugins.adapter(spec)
         except MattaError as error:
@@ -35,13 +33,9 @@ def adapters(
             console.say(str(error))
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
-        found.append(
-            {"name": adapter.name, "task": adapter.task or "any", "origin": origin, "what": what}
-        )
+        rows.append([adapter.name, adapter.task or "any", origin, what])
     if json:
-        console.data(found)
+        names = ("name", "task", "origin", "what")
+        console.data([dict(zip(names, row, strict=True)) for row in rows])
     else:
-        console.table(
-            ["name", "task", "from", "what"],
-            [[a["name"], a["task"], a["origin"], a["what"]] for a in found],
-        )
+        console.table(["name", "task", "from", "what"], rows)

@@ -5,34 +5,27 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.commands.export import show
 from matta_cli.errors import command
 
+_Adapter = Annotated[str, options.option("--adapter -a", "gpt2, vit or mlp_ranker.")]
+_Out = Annotated[
+    Path | None, options.option("--out -o", "Output folder.", default="matta-demo-ADAPTER")
+]
+_Quick = Annotated[
+    bool,
+    options.option("--quick", "A tenth of the training: checks an installation, shows little."),
+]
+
 
 def demo(
-    adapter: Annotated[
-        str, typer.Option("--adapter", "-a", help="gpt2, vit or mlp_ranker.")
-    ] = "gpt2",
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", help="Output folder.", show_default="matta-demo-ADAPTER"),
-    ] = None,
-    quick: Annotated[
-        bool,
-        typer.Option(
-            "--quick", help="A tenth of the training: checks an installation, shows little."
-        ),
-    ] = False,
-    json: options.Json = False,
+    adapter: _Adapter = "gpt2", out: _Out = None, quick: _Quick = False, json: options.Json = False
 ) -> None:
-    """Train a small base and a Teacher, then convert, distill and export: four minutes on two
-    cores, no network.
+    """Train a small base and a Teacher, then convert, distill and export, without a network.
 
-    Example: matta demo --adapter vit
+    It takes four minutes on two cores. Example: matta demo --adapter vit
     """
     from matta_cli.conversion.convert import convert
     from matta_cli.demo import prepare
@@ -43,22 +36,20 @@ def demo(
     out = out or Path(f"matta-demo-{adapter}")
     with console.training_progress() as listen:
         recipe = prepare(adapter, out, quick=quick, listen=listen)
-    base, teacher = recipe.convert.source, recipe.distill.teacher
-    widths = ",".join(f"{w:g}" for w in recipe.export.widths)
-    console.say("The rest is what these three commands do:")
     settings = out / "demo" / "recipe.toml"
     atomic_write(settings, recipe.text(("data", "distill", "export")))
+    source, widths = recipe.convert.source, ",".join(f"{w:g}" for w in recipe.export.widths)
+    console.say("The rest is what these three commands do:")
     for words in (
-        ("convert", base, "--adapter", adapter, "--config", settings, "--out", out),
-        ("distill", out, "--teacher", teacher),
+        ("convert", source, "--adapter", adapter, "--config", settings, "--out", out),
+        ("distill", out, "--teacher", recipe.distill.teacher),
         ("export", out, "--widths", widths),
     ):
         console.say(f"  {command(*words)}")
-    done = convert(recipe, out, overwrite=True)
+    difference = f"{convert(recipe, out, overwrite=True).difference:.1e}"
     console.say(
-        f"Lossless: width 1.0 of the TA differs from the base by at most {done.difference:.1e} (relative)."
+        f"Lossless: width 1.0 of the TA differs from the base by at most {difference} (relative)."
     )
     with console.training_progress() as listen:
         distill(recipe, out, overwrite=True, listen=listen)
-    result = export(recipe, out, overwrite=True, say=console.say)
-    show(result.to_json(), out, json)
+    show(export(recipe, out, overwrite=True, say=console.say), out, json)

@@ -2,78 +2,78 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
-import typer
+from typing import Annotated, Any
 
 from matta_cli import console
 from matta_cli.commands import options
 
+_Widths = Annotated[
+    str | None, options.option("--widths", "Widths to show besides the base and the TA.")
+]
+
 
 def inspect(
-    folder: options.Folder = None,
-    widths: Annotated[
-        str | None, typer.Option(help="Widths to show besides the base and the TA.")
-    ] = None,
-    json: options.Json = False,
+    folder: options.Folder = None, widths: _Widths = None, json: options.Json = False
 ) -> None:
     """Show a TA's axes, the importance of their units, and what each width comes to.
 
     Example: matta inspect --widths 0.125,0.25,0.5
     """
-    from matta_cli.conversion import inspect as conversion_inspect
-    from matta_cli.conversion.inspect import numbers, picture
+    from matta_cli.conversion.inspect import inspect as run
 
-    found = conversion_inspect.inspect(
-        folder or Path("matta-out"), options.parse_widths(widths) or ()
-    )
+    more = options.parse_widths(widths) if widths is not None else ()
+    inspected = run(folder or options.OUT, more)
     if json:
-        console.data(found)
+        console.data(inspected)
         return
-    what = f"a {found['adapter']} for {found['task']}"
-    if found["student"]:
-        console.say(f"A Student of {found['source']}, {what}; its own size is width 1 here.")
+    what = f"a {inspected['adapter']} for {inspected['task']}"
+    if inspected["student"]:
+        own = "its own size is width 1 here"
+        console.say(f"A Student of {inspected['source']}, {what}; {own}.")
     else:
-        console.say(f"TA of {found['source']}, {what}; units ordered by {found['order']}.")
-    console.table(
-        ["axis", "how many", "base", "TA", "in steps of", "grows"],
-        [
-            [
-                a["kind"],
-                str(a["axes"]),
-                options.span(a["base"]),
-                options.span(a["ta"]),
-                str(a["step"]),
-                "yes" if a["grows"] else "no",
-            ]
-            for a in found["axes"]
-        ],
-    )
-    if found["importance"]:
-        console.say(
-            "Importance, the most important first (layers by number), and the share of the first half:"
-        )
-        rows = []
-        for name, scores in found["importance"].items():
-            half = sum(scores[: -(-len(scores) // 2)]) / (sum(scores) or 1.0)
-            rows.append(
-                [name, picture(scores), f"{min(scores):.3g}", f"{max(scores):.3g}", f"{half:.0%}"]
-            )
-        console.table(["axis", "importance", "least", "most", "first half"], rows)
+        order = f"units ordered by {inspected['order']}"
+        console.say(f"TA of {inspected['source']}, {what}; {order}.")
+    _show_axes(inspected["axes"])
+    if inspected["importance"]:
+        _show_importance(inspected["importance"])
+    _show_widths(inspected["widths"])
+
+
+def _show_axes(axes: list[dict[str, Any]]) -> None:
     rows = []
-    for row in found["widths"]:
-        kept = "all" if row["layers"] is None else numbers(row["layers"])
-        rows.append(
-            [
-                f"{row['width']:g}",
-                row["role"],
-                row["shown"],
-                f"{row['parameters']:,}",
-                kept,
-                row["loads"],
-            ]
-        )
-    console.table(
-        ["width", "role", "sizes", "parameters", "layers", "loads with"], rows, spare=["layers"]
-    )
+    for a in axes:
+        grows = "yes" if a["grows"] else "no"
+        spans = _span(a["base"]), _span(a["ta"])
+        rows.append([a["kind"], str(a["axes"]), *spans, str(a["step"]), grows])
+    console.table(["axis", "how many", "base", "TA", "in steps of", "grows"], rows)
+
+
+def _show_importance(importance: dict[str, list[float]]) -> None:
+    from matta_cli.conversion.inspect import picture
+
+    order = "the most important first (layers by number)"
+    console.say(f"Importance, {order}, and the share of the first half:")
+    rows = []
+    for name, scores in importance.items():
+        half = sum(scores[: -(-len(scores) // 2)]) / (sum(scores) or 1.0)
+        ends = f"{min(scores):.3g}", f"{max(scores):.3g}"
+        rows.append([name, picture(scores), *ends, f"{half:.0%}"])
+    console.table(["axis", "importance", "least", "most", "first half"], rows)
+
+
+def _show_widths(widths: list[dict[str, Any]]) -> None:
+    from matta_cli.conversion.inspect import numbers
+
+    rows = []
+    for w in widths:
+        kept = "all" if w["layers"] is None else numbers(w["layers"])
+        size = w["shown"], f"{w['parameters']:,}"
+        rows.append([f"{w['width']:g}", w["role"], *size, kept, w["loads"]])
+    headers = ["width", "role", "sizes", "parameters", "layers", "loads with"]
+    console.table(headers, rows, spare=["layers"])
+
+
+def _span(sizes: list[int]) -> str:
+    """``64`` or ``32..64``."""
+    low, high = min(sizes), max(sizes)
+    return f"{low}" if low == high else f"{low}..{high}"

@@ -1,216 +1,176 @@
-"""Options that several commands share, and how their text becomes values."""
+"""The flags of the commands, and how what was typed becomes settings.
+
+A flag that sets a setting is called and explained as the setting is, and the commands name its
+parameter after the setting.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from matta_cli import console
 from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import SECTIONS, Recipe, about, called
+from matta_cli.settings.resolve import resolve
 
+OUT = Path("matta-out")
+RUN, MEMORY, DEVICES, BUDGET = "Run", "Memory and speed", "Devices", "Budget"
+LIST, NUMBERS = "A,B,...", "0.25,0.5,1.0"
+
+
+def explained(setting: str) -> str:
+    """What a setting is, as the sentence of its flag."""
+    text = about(setting).told
+    typed = text.partition(" ")[0][-1] in ",:"  # it begins with words to type
+    return f"{text if typed else text[0].upper() + text[1:]}."
+
+
+def flag(setting: str, words: str = "", *, panel: str | None = None, metavar: str = "") -> Any:
+    """The option of a setting, ``distill.lr`` say, called as the setting is or by these words."""
+    declared, help = (words or called(setting)).split(), explained(setting)
+    return typer.Option(*declared, help=help, rich_help_panel=panel, metavar=metavar or None)
+
+
+def option(words: str, help: str, *, panel: str | None = None, default: str | bool = True) -> Any:
+    """An option that is no setting. default: what the help says stands where it is not given."""
+    return typer.Option(*words.split(), help=help, rich_help_panel=panel, show_default=default)
+
+
+# [convert]
+Source = Annotated[str | None, typer.Argument(help=explained("convert.source"))]
+Adapter = Annotated[str | None, flag("convert.adapter", "--adapter -a")]
+Weights = Annotated[str | None, flag("convert.weights")]
+Example = Annotated[str | None, flag("convert.example")]
+AutoTask = Annotated[str | None, flag("convert.task")]
+Expand = Annotated[float | None, flag("convert.expand")]
+Axes = Annotated[str | None, flag("convert.axes", metavar=LIST)]
+Order = Annotated[str | None, flag("convert.order")]
+Tokenizer = Annotated[str | None, flag("convert.tokenizer")]
+
+# [data]
+Train = Annotated[str | None, flag("data.train")]
+HeldOut = Annotated[str | None, flag("data.held_out")]
+Passages = Annotated[str | None, flag("data.passages")]
+SequenceLength = Annotated[int | None, flag("data.sequence_length")]
+
+# [distill]
+Teacher = Annotated[str | None, flag("distill.teacher", "--teacher -t")]
+TrainedWidths = Annotated[str | None, flag("distill.widths", metavar=NUMBERS)]
+Steps = Annotated[int | None, flag("distill.steps")]
+BatchSize = Annotated[int | None, flag("distill.batch_size")]
+Lr = Annotated[float | None, flag("distill.lr")]
+Optimizer = Annotated[str | None, flag("distill.optimizer")]
+Seed = Annotated[int | None, flag("distill.seed")]
+RankingLoss = Annotated[str | None, flag("distill.ranking_loss")]
+AllowWeakTeacher = Annotated[bool | None, flag("distill.allow_weak_teacher")]
+SaveEvery = Annotated[int | None, flag("distill.save_every", panel=RUN)]
+EvalEvery = Annotated[int | None, flag("distill.eval_every", panel=RUN)]
+Best = Annotated[float | None, flag("distill.best", panel=RUN)]
+MaxBadSteps = Annotated[int | None, flag("distill.max_bad_steps", panel=RUN)]
+LogTo = Annotated[str | None, flag("distill.log_to", panel=RUN, metavar=LIST)]
+MicroBatch = Annotated[int | None, flag("distill.micro_batch", panel=MEMORY)]
+Precision = Annotated[str | None, flag("distill.precision", panel=MEMORY)]
+Checkpointing = Annotated[bool | None, flag("distill.checkpoint_activations", panel=MEMORY)]
+Device = Annotated[str | None, flag("distill.device", panel=DEVICES)]
+Shard = Annotated[bool | None, flag("distill.shard", "--shard/--no-shard", panel=DEVICES)]
+
+# [export] and [search]
+Widths = Annotated[str | None, flag("export.widths", metavar=NUMBERS)]
+Format = Annotated[str | None, flag("export.format", metavar=LIST)]
+Dtype = Annotated[str | None, flag("export.dtype")]
+Checkpoint = Annotated[str | None, flag("export.checkpoint")]
+Margin = Annotated[float | None, flag("export.margin")]
+Bootstrap = Annotated[int, flag("export.bootstrap")]
+TargetParams = Annotated[list[str] | None, flag("export.target_params", panel=BUDGET)]
+TargetLatency = Annotated[list[str] | None, flag("export.target_latency", panel=BUDGET)]
+TargetMemory = Annotated[list[str] | None, flag("export.target_memory", panel=BUDGET)]
+TargetMacs = Annotated[list[str] | None, flag("export.target_macs", panel=BUDGET)]
+Batch = Annotated[int | None, flag("export.batch_size", panel=BUDGET)]
+Threads = Annotated[int | None, flag("export.threads", panel=BUDGET)]
+StockOnly = Annotated[bool | None, flag("search.stock_only", panel=BUDGET)]
+Sizes = Annotated[str | None, flag("search.sizes", panel=BUDGET)]
+Trials = Annotated[int | None, flag("search.trials", panel=BUDGET)]
+Examples = Annotated[int | None, flag("search.examples", panel=BUDGET)]
+
+# of several commands, and no settings
 Folder = Annotated[
-    Path | None, typer.Argument(help="Output folder of `matta convert`.", show_default="matta-out")
+    Path | None, typer.Argument(help="Output folder of `matta convert`.", show_default=str(OUT))
 ]
-
-
-Out = Annotated[Path, typer.Option("--out", "-o", help="Output folder.")]
-
-
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="A recipe (TOML) instead of ./matta.toml.")
-]
-
-
-DataPath = Annotated[
-    str | None, typer.Option("--data", help="Training data: file, folder or hub dataset id.")
-]
-
-
-HeldOut = Annotated[
-    str | None, typer.Option("--held-out", help="Held-out data; default: the last tenth.")
-]
-
-
-Passages = Annotated[
-    str | None,
-    typer.Option("--passages", help="JSONL of passages for last-word accuracy (LAMBADA)."),
-]
-
-
-SequenceLength = Annotated[
-    int | None, typer.Option("--sequence-length", help="Tokens per sequence.")
-]
-
-
+Out = Annotated[Path, option("--out -o", "Output folder.")]
+File = Annotated[Path | None, option("--config -c", "A recipe (TOML) instead of ./matta.toml.")]
+Overwrite = Annotated[bool, option("--overwrite", "Replace finished work.")]
+Json = Annotated[bool, option("--json", "Print JSON on stdout instead of a table.")]
+AtATime = Annotated[int | None, option("--batch-size", "Examples at a time.")]
 Baselines = Annotated[
     str | None,
-    typer.Option(
-        help="Train what Students are judged by: untrained,ground-truth,plain,scratch.",
-        show_default="none",
+    option(
+        "--baselines",
+        "Train what Students are judged by: untrained,ground-truth,plain,scratch.",
+        default="none",
     ),
-]
-
-
-Margin = Annotated[
-    float | None, typer.Option(help="Share of a baseline's value that a Student may lose: 0.01.")
-]
-
-
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace finished work.")]
-
-
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:N, auto.")]
-
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-
-
-_BUDGET = "Budget"
-
-
-_target = lambda flag, help: typer.Option(flag, help=help, rich_help_panel=_BUDGET)  # noqa: E731
-
-
-TargetParams = Annotated[
-    list[str] | None, _target("--target-params", "Most parameters, as 60M; repeat it for a family.")
-]
-
-
-TargetLatency = Annotated[
-    list[str] | None, _target("--target-latency", "Most time of a forward on this machine, as 5ms.")
-]
-
-
-TargetMemory = Annotated[
-    list[str] | None, _target("--target-memory", "Most bytes of weights, as 200MB.")
-]
-
-
-TargetMacs = Annotated[
-    list[str] | None, _target("--target-macs", "Most multiply-accumulates of an example, as 3G.")
-]
-
-
-Batch = Annotated[
-    int | None,
-    typer.Option("--batch", help="Batch that latency is measured at.", rich_help_panel=_BUDGET),
-]
-
-
-Threads = Annotated[
-    int | None, typer.Option("--threads", help="CPU threads for latency.", rich_help_panel=_BUDGET)
-]
-
-
-StockOnly = Annotated[
-    bool,
-    typer.Option(
-        "--stock-only", help="Only what the stock library loads.", rich_help_panel=_BUDGET
-    ),
-]
-
-
-Sizes = Annotated[
-    str | None, typer.Option("--sizes", help="auto, trained or any.", rich_help_panel=_BUDGET)
-]
-
-
-Trials = Annotated[
-    int | None,
-    typer.Option("--trials", help="Sizes to try for each budget.", rich_help_panel=_BUDGET),
-]
-
-
-Examples = Annotated[
-    int | None,
-    typer.Option(
-        "--examples", help="Held-out examples to choose by; 0: few.", rich_help_panel=_BUDGET
-    ),
-]
-
-
-Checkpoint = Annotated[
-    str | None, typer.Option(help="best, last or step-N.", show_default="the best, if kept")
 ]
 
 
 def output(folder: Path | None, out: Path) -> Path:
-    """The output folder, which may be an argument or ``--out``. Raises ``MattaError`` where these
-    are two folders.
+    """The output folder, which may be an argument or ``--out``.
+
+    Raises ``MattaError`` where these are two folders.
     """
-    if folder is not None and out not in (Path("matta-out"), folder):
-        raise MattaError(
-            f"{folder} and --out {out} are two folders: pass the one that `matta convert` made."
-        )
+    if folder is not None and out not in (OUT, folder):
+        which = "pass the one that `matta convert` made"
+        raise MattaError(f"{folder} and --out {out} are two folders: {which}.")
     return folder or out
 
 
-def targets(
-    params: list[str] | None,
-    latency: list[str] | None,
-    memory: list[str] | None,
-    macs: list[str] | None,
-) -> dict[str, list[str] | None]:
-    """The [export] table of the target flags."""
-    return {
-        "target_params": params,
-        "target_latency": latency,
-        "target_memory": memory,
-        "target_macs": macs,
-    }
+def tables(typed: Mapping[str, Any], *sections: str) -> dict[str, dict[str, Any]]:
+    """A command's parameters as tables of settings; one goes to the first table that has it."""
+    found: dict[str, dict[str, Any]] = {section: {} for section in sections}
+    for name, value in typed.items():
+        having = [s for s in sections if name in SECTIONS[s].__dataclass_fields__]
+        if having:
+            if isinstance(value, str) and about(f"{having[0]}.{name}").several:
+                value = parse_widths(value) if name == "widths" else words(value)
+            found[having[0]][name] = value
+    return found
 
 
-def search_flags(
-    stock_only: bool, sizes: str | None, trials: int | None, examples: int | None
-) -> dict[str, object]:
-    """The [search] table of the flags."""
-    return {
-        "stock_only": stock_only or None,
-        "sizes": sizes,
-        "trials": trials,
-        "examples": examples,
-    }
+def resolved(
+    flags: Mapping[str, Mapping[str, Any]], out: Path | None, file: Path | None, ran: bool = False
+) -> Recipe:
+    """The recipe of flags and files, which are named to the user; see ``resolve``."""
+    recipe, read = resolve(flags, out, file, ran=ran)
+    for path in read:
+        console.say(f"Settings from {path}.")
+    return recipe
 
 
-def parse_widths(text: str | None) -> list[float] | None:
+def again(section: str, table: Mapping[str, Any]) -> list[str]:
+    """The words that set these values of a table, to be typed once more; None sets nothing."""
+    found: list[str] = []
+    for name, value in table.items():
+        for one in [] if value is None else value if isinstance(value, list) else [value]:
+            found += [called(f"{section}.{name}"), *([] if one is True else [str(one)])]
+    return found
+
+
+def parse_widths(text: str) -> list[float]:
     """``0.25,0.5,1.0`` as numbers. Raises ``MattaError`` for anything else."""
-    if text is None:
-        return None
+    usual = "0.25,0.5,1.0"
     try:
         widths = [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise MattaError(
-            f"--widths {text!r} is not a list of numbers: write it as 0.25,0.5,1.0."
-        ) from None
+        wrong = "is not a list of numbers: write it as"
+        raise MattaError(f"--widths {text!r} {wrong} {usual}.") from None
     if not widths or not all(0 < w < float("inf") for w in widths):
-        raise MattaError(
-            f"--widths {text!r} is not possible: every width must be a number above 0, such as 0.25,0.5,1.0."
-        )
+        wrong = "is not possible: every width must be a number above 0, such as"
+        raise MattaError(f"--widths {text!r} {wrong} {usual}.")
     return widths
 
 
-def words(text: str | None) -> list[str] | None:
-    """``a,b`` as words."""
-    return None if text is None else [part.strip() for part in text.split(",") if part.strip()]
-
-
-def span(found: list[int]) -> str:
-    """``64`` or ``32..64``."""
-    low, high = min(found), max(found)
-    return f"{low}" if low == high else f"{low}..{high}"
-
-
-def data_flags(
-    data: str | None,
-    held_out: str | None,
-    passages: str | None = None,
-    sequence_length: int | None = None,
-) -> dict[str, str | int | None]:
-    """The [data] table of the data flags."""
-    return {
-        "train": data,
-        "held_out": held_out,
-        "passages": passages,
-        "sequence_length": sequence_length,
-    }
+def words(text: str | None) -> list[str]:
+    """``a,b`` as words; none of nothing."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]

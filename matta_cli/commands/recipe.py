@@ -2,77 +2,63 @@
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.settings.recipe import Recipe
-from matta_cli.settings.resolve import resolve
+from matta_cli.settings.recipe import SECTIONS, Recipe, about
 
 app = typer.Typer(help="The settings of a run.", no_args_is_help=True)
+_Ran = Annotated[
+    bool, options.option("--ran", "As the run in the folder was started, above the files.")
+]
+_Changed = Annotated[bool, options.option("--changed", "Only what is not the default.")]
+_Toml = Annotated[bool, options.option("--toml", "Print TOML, ready for --config.")]
 
 
 def show(
     folder: options.Folder = None,
-    out: options.Out = Path("matta-out"),
-    config: options.Config = None,
-    ran: Annotated[
-        bool, typer.Option("--ran", help="As the run in the folder was started, above the files.")
-    ] = False,
-    changed: Annotated[
-        bool, typer.Option("--changed", help="Only what is not the default.")
-    ] = False,
-    toml: Annotated[bool, typer.Option("--toml", help="Print TOML, ready for --config.")] = False,
+    out: options.Out = options.OUT,
+    file: options.File = None,
+    ran: _Ran = False,
+    changed: _Changed = False,
+    toml: _Toml = False,
     json: options.Json = False,
 ) -> None:
-    """Print every setting: its value, what it is, and where the default comes from (a paper, or our
-    own choice).
+    """Print every setting: its value, what it is, and the source of its default.
 
-    Example: matta recipe show --changed
+    That is a paper, or our own choice. Example: matta recipe show --changed
     """
-    recipe, read = resolve({}, options.output(folder, out), config, ran=ran)
-    for path in read:
-        console.say(f"Settings from {path}.")
+    recipe = options.resolved({}, options.output(folder, out), file, ran)
     if toml:
         console.text(recipe.text())
         return
-    found = []
-    default = Recipe()
-    for section in dataclasses.fields(recipe):
-        settings, plain = getattr(recipe, section.name), getattr(default, section.name)
-        for setting in dataclasses.fields(settings):
-            value, usual = getattr(settings, setting.name), getattr(plain, setting.name)
-            if not changed or value != usual:
-                found.append(
-                    {
-                        "setting": f"{section.name}.{setting.name}",
-                        "value": value,
-                        "default": usual,
-                        "what": setting.metadata["doc"],
-                        "source": setting.metadata["source"],
-                    }
-                )
+    rows = [row for row in _rows(recipe) if not changed or row["value"] != row["default"]]
     if json:
-        console.data(found)
+        console.data(rows)
         return
-    console.table(
-        ["setting", "value", "default", "what", "source"],
-        [
-            [
-                r["setting"],
-                _shown(r["value"]),
-                "" if r["value"] == r["default"] else _shown(r["default"]),
-                r["what"],
-                r["source"],
-            ]
-            for r in found
-        ],
-        left=True,
-    )
+    cells = []
+    for row in rows:
+        default = "" if row["value"] == row["default"] else _shown(row["default"])
+        what = about(row["setting"]).told
+        cells.append([row["setting"], _shown(row["value"]), default, what, row["source"]])
+    console.table(["setting", "value", "default", "what", "source"], cells, left=True)
+
+
+def _rows(recipe: Recipe) -> list[dict[str, Any]]:
+    """What there is to say of each setting."""
+    rows, default = [], Recipe()
+    for section in SECTIONS:
+        usual = vars(getattr(default, section))
+        for key, value in vars(getattr(recipe, section)).items():
+            name = f"{section}.{key}"
+            known = about(name)
+            row = {"setting": name, "value": value, "default": usual[key]}
+            more = {"choices": list(known.choices)} if known.choices else {}
+            rows.append({**row, "what": known.text, "source": known.source, **more})
+    return rows
 
 
 def _shown(value: object) -> str:

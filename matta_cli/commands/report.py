@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.commands.export import show
@@ -13,26 +11,18 @@ def report(
     folder: options.Folder = None,
     baselines: options.Baselines = None,
     margin: options.Margin = None,
-    out: options.Out = Path("matta-out"),
+    out: options.Out = options.OUT,
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
-    """Make the report of an exported folder anew, with a verdict on each Student against baselines
-    of its size.
+    """Make the report anew, with a verdict on each exported Student against models of its size.
 
     Example: matta report --baselines untrained,ground-truth,plain
     """
-    out = options.output(folder, out)
+    out, kinds = options.output(folder, out), options.words(baselines)
 
     from matta_cli.verdict.judge import remake
 
     with console.training_progress() as listen:
-        result = remake(
-            out,
-            options.words(baselines) or [],
-            margin=margin,
-            device=device,
-            say=console.say,
-            listen=listen,
-        )
-    show(result.to_json(), out, json)
+        made = remake(out, kinds, margin=margin, device=device, say=console.say, listen=listen)
+    show(made, out, json)

@@ -5,64 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import command
-from matta_cli.settings.resolve import resolve
+
+_To = Annotated[Path, options.option("--to", "Folder for what the Teacher says.")]
+_TopK = Annotated[
+    int,
+    options.option("--top-k", "Outputs to keep of each position, where there are more than 64."),
+]
 
 
 def teach(
     folder: options.Folder = None,
-    teacher: Annotated[
-        str | None, typer.Option("--teacher", "-t", help="Folder, hub id, timm name or state dict.")
-    ] = None,
-    to: Annotated[Path, typer.Option(help="Folder for what the Teacher says.")] = Path(
-        "teacher-outputs"
-    ),
-    out: options.Out = Path("matta-out"),
-    data: options.DataPath = None,
+    teacher: options.Teacher = None,
+    to: _To = Path("teacher-outputs"),
+    out: options.Out = options.OUT,
+    train: options.Train = None,
     held_out: options.HeldOut = None,
     sequence_length: options.SequenceLength = None,
-    top_k: Annotated[
-        int, typer.Option(help="Outputs to keep of each position, where there are more than 64.")
-    ] = 64,
-    batch_size: Annotated[int | None, typer.Option(help="Examples at a time.")] = None,
-    precision: Annotated[str | None, typer.Option(help="auto, bf16, fp16, fp32, tf32.")] = None,
+    top_k: _TopK = 64,
+    batch_size: options.AtATime = None,
+    precision: options.Precision = None,
     device: options.Device = None,
-    allow_weak_teacher: Annotated[
-        bool, typer.Option("--allow-weak-teacher", help="Go on with a Teacher at chance.")
-    ] = False,
-    config: options.Config = None,
+    allow_weak_teacher: options.AllowWeakTeacher = None,
+    file: options.File = None,
     overwrite: options.Overwrite = False,
 ) -> None:
-    """Run a Teacher once over the training data and write what it says, for `matta distill
-    --teacher FOLDER`.
+    """Write what a Teacher says of the training data, for `matta distill --teacher FOLDER`.
 
     Example: matta teach --teacher gpt2-large --to gpt2-large-outputs
     """
+    flags = options.tables(locals(), "distill", "data")
     out = options.output(folder, out)
-    settings = {
-        "teacher": teacher,
-        "batch_size": batch_size,
-        "precision": precision,
-        "device": device,
-        "allow_weak_teacher": allow_weak_teacher or None,
-    }
-    recipe, read = resolve(
-        {"distill": settings, "data": options.data_flags(data, held_out, None, sequence_length)},
-        out,
-        config,
-    )
-    for path in read:
-        console.say(f"Settings from {path}.")
+    recipe = options.resolved(flags, out, file)
 
     from matta_cli.training.teach import teach as run
 
     with console.training_progress() as listen:
         written = run(recipe, out, to, k=top_k, overwrite=overwrite, listen=listen)
     console.say(f"Wrote {written}.")
-    same = {"--data": data, "--held-out": held_out, "--sequence-length": sequence_length}
+    same = {"--data": train, "--held-out": held_out, "--sequence-length": sequence_length}
     given = [word for flag, value in same.items() if value for word in (flag, value)]
     console.hint(command("distill", out, "--teacher", written, *given))

@@ -40,6 +40,12 @@ def run_recipe(out: Path) -> Recipe:
     return recipe
 
 
+def instead_of_widths(export: Mapping[str, Any]) -> dict[str, Any]:
+    """The [export] table of flags, in which a budget stands for the widths if none are named."""
+    budgets = any(value for name, value in export.items() if name.startswith("target_"))
+    return {**export, "widths": []} if budgets and export["widths"] is None else dict(export)
+
+
 def resolve(
     flags: Mapping[str, Mapping[str, Any]],
     out: Path | None,

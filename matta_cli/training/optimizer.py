@@ -24,8 +24,8 @@ def make_optimizer(
 
     AdamW is torch's, fused on CUDA. Shampoo (Gupta et al. 2018, arXiv 1802.09568; the blocked
     variant of Anil et al. 2020, 2002.09018), SOAP (2409.11321) and Muon with AdamW for embeddings
-    and vectors are pytorch-optimizer's, an extra. Raises ``MattaError`` for another name, or where
-    that package is missing.
+    and vectors are pytorch-optimizer's, an extra. Raises ``MattaError`` where that package
+    is missing.
     """
     name, lr = settings.optimizer, settings.lr
     parameters = [p for p in [*model.parameters(), *extra] if p.requires_grad]

@@ -1,0 +1,126 @@
+"""What ``matta eval`` prints: tables on stdout, one after the other, and sentences on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from matta_cli import console
+
+Result = dict[str, Any]
+_REFERENCES = {"ta": "TA", "teacher": "Teacher"}
+
+
+def show(result: Result) -> None:
+    """Print what an evaluation gave, with an empty line between its tables."""
+    _show_models(result)
+    _show_differences(result)
+    _show_harness(result)
+    for cascade in result.get("cascade", []):
+        _show_cascade(cascade, result["metrics"][0])
+    if "speculative" in result:
+        _show_speculative(result["speculative"])
+
+
+def _show_models(result: Result) -> None:
+    metrics = result["metrics"]
+    references = {key: name for key, name in _REFERENCES.items() if key in result["agreement"]}
+    headers = ["model", "parameters", "MACs", *(metric["label"] for metric in metrics)]
+    headers += [f"agrees with {name}" for name in references.values()]
+    rows = []
+    for model in result["models"]:
+        row = [model["name"], f"{model['parameters']:,}", f"{model['macs']:,}"]
+        row += [_interval(model["metrics"].get(metric["name"])) for metric in metrics]
+        rows.append(row + [_interval(model["agreement"].get(key)) for key in references])
+    console.table(headers, rows, spare=["MACs", "parameters"])
+    if references:
+        console.say(f"Agreement is the share of {result['agreement']['of']}.")
+
+
+def _show_differences(result: Result) -> None:
+    rows = []
+    for model in result["models"]:
+        for metric in result["metrics"]:
+            less = model["differences"].get(metric["name"])
+            if less:
+                row = [model["name"], metric["label"], _interval(less, sign=True)]
+                rows.append([*row, _p(less["p"]), _p(less["p_holm"]), less["test"]])
+    _another(["model", "metric", f"less {result['against']}", "p", "p (Holm)", "test"], rows)
+
+
+def _show_harness(result: Result) -> None:
+    """The metrics of the tasks of lm-evaluation-harness."""
+    rows = []
+    for model in result["models"]:
+        for task, scored in model.get("tasks", {}).items():
+            for name, metric in scored["metrics"].items():
+                error = "-" if metric["stderr"] is None else f"{metric['stderr']:.2g}"
+                row = [model["name"], task, name, f"{metric['value']:.4g}", error]
+                less = scored["differences"].get(name)
+                rows.append(
+                    row + ([_interval(less, sign=True), _p(less["p_holm"])] if less else ["-", "-"])
+                )
+    headers = ["model", "task", "metric", "value", "standard error"]
+    _another([*headers, f"less {result['against']}", "p (Holm)"], rows)
+
+
+def _show_cascade(cascade: Result, metric: Mapping[str, Any]) -> None:
+    small, large = cascade["models"]
+    name, macs = metric["name"], cascade["macs"]
+    rows = [[small, "-", "0%", f"{macs['small']:,}", f"{cascade['small'][name]:.4f}"]]
+    for point in cascade["curve"]:
+        cost = f"{point['passed_on']:.0%}", f"{point['macs']:,.0f}"
+        rows.append(
+            ["cascade", f"{point['threshold']:.4f}", *cost, f"{point['metrics'][name]:.4f}"]
+        )
+    rows.append([large, "-", "100%", f"{macs['large']:,}", f"{cascade['large'][name]:.4f}"])
+    headers = [f"{small}, then {large}", cascade["unsure"], "passed on", "MACs", metric["label"]]
+    _another(headers, rows)
+    best, examples = cascade["chosen"], cascade["examples"]
+    what = {
+        "cascade": f"the threshold {best['threshold']:.4f}" if best["kind"] == "cascade" else "",
+        "small alone": "the smaller model alone, which was as good there",
+    }.get(best["kind"], "the larger model alone, as good as which nothing cheaper was there")
+    less = best["against"]["large"][name]
+    console.say(
+        f"Chosen on {examples['chosen_on']:,} examples: {what}. "
+        f"On the other {examples['measured_on']:,}: "
+        f"{metric['label']} {_interval(best['metrics'][name])} "
+        f"at {best['macs'] / macs['large']:.0%} of the larger model's MACs; "
+        f"less the larger model's {_interval(less, sign=True)}, p {_p(less['p'])}."
+    )
+
+
+def _show_speculative(drafted: Result) -> None:
+    speed, ratio = drafted["tokens_per_second"], drafted["ratio"]
+    rows = [
+        ["acceptance", f"{drafted['acceptance']:.1%} of {drafted['proposed']:,} drafted tokens"],
+        ["tokens per call of the larger", f"{drafted['tokens_per_call']:.2f}"],
+        ["tokens/s, drafted", f"{speed['drafted']:,.1f}"],
+        ["tokens/s, alone", f"{speed['alone']:,.1f}"],
+        ["ratio", f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"],
+        ["same output", f"{drafted['identical']:.0%} of {drafted['prompts']} prompts"],
+    ]
+    _another([f"{drafted['small']} drafts for {drafted['large']}", ""], rows, left=True)
+    if drafted["identical"] < 1:
+        why = "two tokens are equally likely up to rounding: checking drafts is another batch"
+        console.say(f"Greedy outputs differ where {why}.")
+
+
+def _another(headers: list[str], rows: list[list[str]], *, left: bool = False) -> None:
+    """One more table, if it has rows."""
+    if rows:
+        console.text("\n")
+        console.table(headers, rows, left=left)
+
+
+def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
+    """A value and its interval, ``0.8 [0.7, 0.9]``."""
+    if not value:
+        return "-"
+    form = "+.4g" if sign else ".4g"
+    return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _p(value: float) -> str:
+    return f"{value:.2g}" if value >= 1e-4 else "<0.0001"
