@@ -165,3 +165,40 @@ def test_held_out_data_may_be_named_with_other_data(tmp_path: Path) -> None:
     named = {"data": {"train": "own.txt", "held_out": "new.txt", "config": None}}
     data = resolve(named, tmp_path)[0].data
     assert (data.held_out, data.config) == ("new.txt", "")
+
+
+@pytest.mark.parametrize(
+    ("toml", "sentence"),
+    [
+        ("[distill]\nlr = 2020-01-01", "distill.lr is datetime.date"),
+        ("[distill]\nwidths = [[1]]", r"distill.widths is \[1\], but a float is needed"),
+        ("[distill]\nsteps = 1e3", "distill.steps is 1000.0, but an int is needed"),
+        (
+            f"[distill]\nsteps = 1{'0' * 400}",
+            "distill.steps is a whole number of more than 64 bits",
+        ),
+        (f"[distill]\nlr = 1{'0' * 400}", "distill.lr is a whole number of more than 64 bits"),
+        (f"[distill]\nsteps = 1{'0' * 5000}", "is not valid TOML"),
+        (f"[data]\ndense = {'[' * 9000}", "is not valid TOML"),
+        ("[[data]]\ntrain = 'x'", r"data is a table of settings, not \[\{"),
+        ("data.train.x = 1", r"data.train is \{'x': 1\}, but a str is needed"),
+    ],
+    ids=range(9),
+)
+@pytest.mark.parametrize("file", ["matta.toml", "run/recipe.toml"])
+def test_what_a_file_cannot_hold_is_said_in_a_sentence(
+    tmp_path: Path, file: str, toml: str, sentence: str
+) -> None:
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(toml)
+    with pytest.raises(MattaError, match=sentence):
+        resolve({}, tmp_path, ran=True)
+
+
+@pytest.mark.parametrize("toml", ["convert = 5", "[convert]\nexpand = 'x'", "[[convert]]"])
+def test_a_damaged_recipe_of_a_ta_is_said_in_a_sentence(tmp_path: Path, toml: str) -> None:
+    (tmp_path / "ta").mkdir()
+    (tmp_path / "ta" / "recipe.toml").write_text(toml)
+    with pytest.raises(MattaError, match=r"ta/recipe.toml: convert"):
+        resolve({}, tmp_path)

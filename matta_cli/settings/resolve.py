@@ -23,7 +23,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise MattaError(f"There is no configuration file {str(path)!r}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits, too deep
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
@@ -72,7 +72,8 @@ def resolve(
         converted, started = Workspace(out).ta / "recipe.toml", Workspace(out).recipe
         if converted.exists():  # how the TA was made is settled
             made = read_toml(converted).get("convert", {})
-            made = {name: value for name, value in made.items() if value != ""}
+            if isinstance(made, Mapping):
+                made = {name: value for name, value in made.items() if value != ""}
             recipe.update({"convert": made}, str(converted))
         if ran and config is None and started.exists():
             _update_by(recipe, started, "data", "distill")

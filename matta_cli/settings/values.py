@@ -14,14 +14,16 @@ from matta_cli.errors import MattaError
 def typed(value: Any, hint: Any, where: str) -> Any:
     """``value`` as the setting's type, without guessing: 1 passes for a float, "1" does not.
 
-    Raises ``MattaError``, which says ``where``, for a value of another type, and for text that no
-    file can hold.
+    Raises ``MattaError``, which says ``where``, for a value of another type, and for what no
+    settings file can hold.
     """
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # of a file's name, say
         raise MattaError(f"{where} is {value!r}, which is no text in UTF-8: take another name.")
     if get_origin(hint) is list and isinstance(value, (list, tuple)):
         return [typed(v, get_args(hint)[0], where) for v in value]
     number = isinstance(value, int) and not isinstance(value, bool)
+    if number and not -(2**63) <= value < 2**63:
+        raise MattaError(f"{where} is a whole number of more than 64 bits: take a smaller one.")
     if hint is float and number:
         return float(value)
     if get_origin(hint) is None and isinstance(value, hint) and (number or hint is not int):
