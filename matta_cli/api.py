@@ -1,6 +1,4 @@
-"""The Python API: the three steps as plain functions, settings by keyword
-(``matta_cli.settings.recipe`` has all).
-"""
+"""The Python API: the steps as plain functions, whose keywords are the settings of the recipe."""
 
 from __future__ import annotations
 
@@ -11,13 +9,15 @@ from typing import Any
 
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.ta import TA
-from matta_cli.settings.recipe import SearchSettings
-from matta_cli.settings.resolve import resolve
+from matta_cli.progress import quiet
+from matta_cli.settings.recipe import Recipe, SearchSettings
+from matta_cli.settings.resolve import instead_of_widths, resolve
 
 __all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 
 
-_SAID = "keyword arguments"  # what settings are called in errors
+def _recipe(flags: dict[str, dict[str, Any]], out: Path | None, ran: bool = False) -> Recipe:
+    return resolve(flags, out, ran=ran, origin="keyword arguments")[0]
 
 
 def convert(
@@ -30,20 +30,18 @@ def convert(
     overwrite: bool = False,
     **settings: Any,
 ) -> TA:
-    """Grow the model ``source`` into a TA in ``out/ta`` and return it. ``settings``: the recipe's
-    [convert] table.
+    """Grow the model ``source`` into a TA in ``out/ta`` and return it.
 
-    config: the model's config.json, for a state dict whose sizes do not tell it. allow_pickle: open
-    pickles (code).
+    settings: of the recipe's [convert] table. data: what units are ordered by. config: the model's
+    config.json, for a state dict whose sizes do not tell it. allow_pickle: open pickles, which can
+    run code. Raises ``MattaError`` where the source cannot be opened, or no adapter fits it.
     """
     from matta_cli.conversion.convert import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
-    recipe, _ = resolve(flags, None, origin=_SAID)
-    architecture = None if config is None else Path(config)
-    return run(
-        recipe, Path(out), overwrite=overwrite, allow_pickle=allow_pickle, model_config=architecture
-    ).ta
+    recipe, more = _recipe(flags, None), {"overwrite": overwrite, "allow_pickle": allow_pickle}
+    file = None if config is None else Path(config)
+    return run(recipe, Path(out), model_config=file, listen=quiet, **more).ta
 
 
 def distill(
@@ -55,18 +53,16 @@ def distill(
     resume: bool = False,
     **settings: Any,
 ) -> Path:
-    """Train the TA in ``out`` and return its last checkpoint. ``settings``: the recipe's [distill]
-    table.
+    """Train the TA in ``out`` and return its last checkpoint.
+
+    settings: of the recipe's [distill] table. Raises ``MattaError`` for settings, a Teacher or data
+    that do not go together, and ``Interrupted`` after Ctrl-C, when all is saved.
     """
     from matta_cli.training.run import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
-    return run(
-        resolve(flags, Path(out), ran=resume, origin=_SAID)[0],
-        Path(out),
-        overwrite=overwrite,
-        resume=resume,
-    )
+    recipe = _recipe(flags, Path(out), resume)
+    return run(recipe, Path(out), overwrite=overwrite, resume=resume)
 
 
 def teach(
@@ -79,18 +75,15 @@ def teach(
     overwrite: bool = False,
     **settings: Any,
 ) -> Path:
-    """Write what ``teacher`` says about the training examples to the folder ``to``, a Teacher for
-    ``distill``.
+    """Write what ``teacher`` says of the training data to the folder ``to``, and return it.
 
-    k: outputs kept of each position, where there are more than 64. ``settings``: the recipe's
-    [distill] table.
+    ``distill`` takes that folder for a Teacher. k: outputs kept of each position, where there are
+    more than 64. settings: of the recipe's [distill] table. Raises as ``distill`` does.
     """
     from matta_cli.training.teach import teach as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
-    return run(
-        resolve(flags, Path(out), origin=_SAID)[0], Path(out), Path(to), k=k, overwrite=overwrite
-    )
+    return run(_recipe(flags, Path(out)), Path(out), Path(to), k=k, overwrite=overwrite)
 
 
 def export(
@@ -100,25 +93,19 @@ def export(
     overwrite: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
-    """Export Students of these widths to ``out/students`` and return the report. ``settings``:
-    [export] and [search].
+    """Export Students of these widths to ``out/students`` and return the report.
 
-    Budgets (``target_params=["60M"]`` and the like) stand for the widths, where none are given.
+    settings: of [export] and [search]. Budgets, such as ``target_params=["60M"]``, stand for the
+    widths where none are given. Raises ``MattaError`` for widths that the TA does not hold, budgets
+    that are not possible, and Students that do not reload to the same outputs.
     """
     from matta_cli.family import export as run
 
-    if widths is None and any(
-        value for name, value in settings.items() if name.startswith("target_")
-    ):
-        widths = []
-    of_search = {f.name for f in fields(SearchSettings)}
-    flags = {
-        "export": {"widths": widths}
-        | {name: value for name, value in settings.items() if name not in of_search},
-        "search": {name: value for name, value in settings.items() if name in of_search},
-    }
-    recipe = resolve(flags, Path(out), ran=True, origin=_SAID)[0]
-    return run(recipe, Path(out), overwrite=overwrite).to_json()
+    names = {field.name for field in fields(SearchSettings)}
+    search = {name: value for name, value in settings.items() if name in names}
+    rest = {name: value for name, value in settings.items() if name not in names}
+    flags = {"export": instead_of_widths({"widths": widths, **rest}), "search": search}
+    return run(_recipe(flags, Path(out), True), Path(out), overwrite=overwrite).to_json()
 
 
 def judge(
@@ -127,10 +114,10 @@ def judge(
     *,
     margin: float | None = None,
 ) -> dict[str, Any]:
-    """Train baselines of the Students exported to ``out``, where they are missing, and return the
-    report with its verdicts.
+    """Train missing baselines of the exported Students; return the report with its verdicts.
 
-    margin: the share of a baseline's value that a Student may lose and be called no worse.
+    margin: the share of a baseline's value that a Student may lose and be called no worse. Raises
+    ``MattaError`` where nothing was exported, or a baseline cannot be trained.
     """
     from matta_cli.verdict.judge import remake
 

@@ -90,8 +90,9 @@ def data(value: Any) -> None:
 
 
 def guarded(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn what goes wrong into one sentence on stderr and an exit code: 1, or 128 + the signal
-    that stopped it.
+    """The command, which says what goes wrong in one sentence on stderr, and exits with a code.
+
+    The code is 1, or 128 and the number of the signal that stopped it.
     """
 
     @functools.wraps(command)
@@ -102,35 +103,36 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
             _fail(str(stop), stop.code)
         except KeyboardInterrupt:
             _fail("Stopped; nothing half-done was left behind.", 130)
-        except MattaError as error:
-            _fail(str(error), 1)
-        except OSError as error:
-            if isinstance(error, BrokenPipeError):
-                raise
-            where = f" ({error.filename})" if error.filename else ""
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                _fail(
-                    f"The disk is full{where}: free some space and run the same command again; nothing half-written was left.",
-                    1,
-                )
-            _fail(f"{error.strerror or error}{where}.", 1)
         except Exception as error:
-            if type(error).__name__ == "OutOfMemoryError":
-                _fail(f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size.", 1)
-            if type(error).__name__ == "SafetensorError" and "No space left" in str(error):
-                _fail(
-                    "The disk is full: free some space and run the same command again; nothing half-written was left.",
-                    1,
-                )
+            if sentence := _sentence(error):
+                _fail(sentence, 1)
             raise
 
     return run
 
 
+def _sentence(error: Exception) -> str:
+    """What an error is to a person; empty where it is a mistake of matta's own."""
+    kind = type(error).__name__
+    if isinstance(error, MattaError):
+        return str(error)
+    if kind == "OutOfMemoryError":
+        return f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size."
+    file = getattr(error, "filename", None)
+    where = f" ({file})" if file else ""
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if full or (kind == "SafetensorError" and "No space left" in str(error)):
+        again = "free some space and run the same command again"
+        return f"The disk is full{where}: {again}; nothing half-written was left."
+    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+        return f"{error.strerror or error}{where}."
+    return ""
+
+
 def _fail(sentence: str, code: int) -> None:
-    # the first process says what befell all; what befell this one is said after that
+    """Say the sentence and exit. What befell all processes is said by the first of them."""
     if _other() and code < 128:
-        time.sleep(3)
+        time.sleep(3)  # what befell this one alone is said after that
         sys.stderr.write(f"Process {_other()}: {sentence}\n")
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
@@ -138,56 +140,53 @@ def _fail(sentence: str, code: int) -> None:
 
 
 @contextmanager
-def training_progress(show: bool = True) -> Iterator[Listener]:
-    """A listener that draws steps, ETA, the loss per width and the throughput on stderr; plain
-    lines where no terminal is.
+def training_progress() -> Iterator[Listener]:
+    """A listener that shows on stderr what long work tells: steps, ETA, losses and throughput.
+
+    They are one line that changes, or where no terminal is a line for every tenth of the work.
     """
+    from rich import progress
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
     from rich.table import Column
 
     console = Console(stderr=True, highlight=False)
-    live = show and console.is_terminal and not os.environ.get("CI")
-    text = TextColumn(
-        "{task.description}",
-        markup=False,
-        table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+    live = console.is_terminal and not os.environ.get("CI")
+    rest = Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    columns = (
+        progress.BarColumn(12),
+        progress.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
+        progress.TextColumn("{task.description}", markup=False, table_column=rest),
     )
-    fixed = (
-        MofNCompleteColumn(table_column=Column(no_wrap=True)),
-        TimeRemainingColumn(table_column=Column(no_wrap=True)),
-    )
-    with Progress(
-        BarColumn(12), *fixed, text, console=console, disable=not live, expand=True
-    ) as bar:
-        task, said, started = bar.add_task("starting"), [0], time.monotonic()
+    with progress.Progress(*columns, console=console, disable=not live, expand=True) as bar:
+        task, said, started = bar.add_task("starting"), 0, time.monotonic()
 
         def listen(event: Event) -> None:
+            nonlocal said
             if event.message:
                 console.print(event.message, markup=False, soft_wrap=True)
                 return
-            losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
-            shown = f"{event.per_second:,.0f} {event.unit}/s{f'  loss {losses}' if losses else ''}"
-            if event.utilisation is not None:
-                shown = f"MFU {event.utilisation:.0%}  {shown}"
-            if event.waiting >= 0.05:
-                shown = f"data wait {event.waiting:.0%}  {shown}"
+            shown = _told(event)
             bar.update(task, completed=event.step, total=event.steps, description=shown)
             tenth = event.step * 10 // event.steps
-            if tenth < said[0]:
-                said[0] = 0  # another run has begun
+            if tenth < said:
+                said = 0  # another run has begun
             # what soon ends needs no lines in a log
             brief = not event.terms and time.monotonic() - started < 10
-            if not live and show and tenth > said[0] and not brief:
-                said[0] = tenth
-                console.print(
-                    f"step {event.step}/{event.steps}  {shown}", markup=False, soft_wrap=True
-                )
+            if not live and tenth > said and not brief:
+                said = tenth
+                line = f"step {event.step}/{event.steps}  {shown}"
+                console.print(line, markup=False, soft_wrap=True)
 
         yield listen
+
+
+def _told(event: Event) -> str:
+    """How fast a run goes, what it waits for, and its losses."""
+    shown = f"{event.per_second:,.0f} {event.unit}/s"
+    if event.utilisation is not None:
+        shown = f"MFU {event.utilisation:.0%}  {shown}"
+    if event.waiting >= 0.05:
+        shown = f"data wait {event.waiting:.0%}  {shown}"
+    losses = "  ".join(f"{name} {terms['loss']:.3f}" for name, terms in event.terms.items())
+    return f"{shown}  loss {losses}" if losses else shown

@@ -7,19 +7,19 @@ import shlex
 
 
 def said(error: Exception) -> str:
-    """What an error of another library says, in one line; a line that ends in a colon takes the
-    next one along.
+    """What an error of another library says, in one line.
+
+    A line that ends in a colon takes the next one along.
     """
     if code := refused_code(error):
-        return f"its weights are a pickle that holds code ({code}), which is never run; save_pretrained writes safetensors"
+        holds = f"its weights are a pickle that holds code ({code}), which is never run"
+        return f"{holds}; save_pretrained writes safetensors"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 
 
 def refused_code(error: Exception) -> str:
-    """The name of the code that torch refused to run as it opened a pickle; empty where the error
-    is another.
-    """
+    """The code that torch refused to run as it opened a pickle; empty where it is another error."""
     found = re.search(r"unsupported global\W+(?:global )?([\w.]+)", str(error), re.IGNORECASE)
     return found[1] if found else ""
 
@@ -38,8 +38,9 @@ class MattaError(Exception):
 
 
 class Interrupted(MattaError):
-    """Training was stopped by a signal after its checkpoint had been saved. ``code`` is the exit
-    code, 128 + the signal.
+    """Training was stopped by a signal after its checkpoint had been saved.
+
+    ``code`` is the exit code: 128, and the number of the signal.
     """
 
     def __init__(self, sentence: str, code: int = 130) -> None:

@@ -23,12 +23,12 @@ from matta_cli.commands.teach import teach
 from matta_cli.console import guarded, say
 from matta_cli.version import __version__
 
-# that of the click which this release of typer brings, or needs
+# the one of the click that this release of typer brings, or needs
 _UsageError: Any = typer.BadParameter.__bases__[0]
 
 
 class _Commands(TyperGroup):
-    """Says of what was typed wrong, too, one sentence, with exit code 1."""
+    """Says in one sentence what was typed wrong, too, with exit code 1."""
 
     def main(
         self,
@@ -57,8 +57,8 @@ app = typer.Typer(
     name="matta",
     cls=_Commands,
     help="Turn one dense PyTorch model into a family of good small ones.",
-    epilog="Start with: matta convert model.pt --adapter gpt2, then matta distill --teacher gpt2-large, "
-    "then matta export --widths 0.25,0.5,1.0. Or see it all at once: matta demo.",
+    epilog="Start with: matta convert model.pt --adapter gpt2, then matta distill --teacher "
+    "gpt2-large, then matta export --widths 0.25,0.5,1.0. Or see it all at once: matta demo.",
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -84,7 +84,6 @@ def root(
 
 for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
     app.command()(guarded(_command))
-
 
 app.add_typer(recipe, name="recipe")
 

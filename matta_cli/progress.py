@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Progress:
-    """What a run tells the outside: called with one of these after every step, and for every
-    message.
+    """What a run tells its listener after every step, and with every message.
 
-    waiting: the share of the step's time that went to waiting for data. utilisation: the share of
-    the device's peak FLOP/s that the models' own products reach, where that is known.
+    terms: losses by name, by model. waiting: the share of the step's time that went to waiting for
+    data. utilisation: the share of the device's peak FLOP/s that the models' own products reach,
+    where that is known.
     """
 
     step: int = 0
