@@ -10,18 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.version import __version__
+from matta_cli.version import __version__ as __version__
 
-__all__ = [
-    "__version__",
-    "convert",
-    "distill",
-    "export",
-    "judge",
-    "load_student",
-    "load_ta",
-    "teach",
-]
+__all__ = ["convert", "distill", "export", "judge", "load_student", "load_ta", "teach"]
 
 if TYPE_CHECKING:
     from matta_cli.api import convert, distill, export, judge, load_student, load_ta, teach

@@ -47,9 +47,8 @@ class About:
 
     @property
     def told(self) -> str:
-        """The text, and the range that it does not speak of."""
-        low = self.above is not None or self.least > 0
-        return f"{self.text} ({self.range})" if low or self.most is not None else self.text
+        """The text and the range; that nothing is below zero goes without saying."""
+        return self.text if self.range == "0 or more" else f"{self.text} ({self.range})"
 
     @property
     def range(self) -> str:
