@@ -1,10 +1,10 @@
-"""The demo's input: real data that installed packages carry, and a small base and Teacher trained
-on it.
-"""
+"""The demo's input: data that installed packages carry, a small base and Teacher trained on it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,19 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task as tasks_task
-from matta_cli.tasks.task import Task
+from matta_cli.tasks.task import Task, task
 
 SEED = 0
 
 
-# steps of base, Teacher and distillation; chosen for four minutes on two cores
-STEPS = {"gpt2": (150, 220, 200), "vit": (250, 900, 600), "mlp_ranker": (100, 600, 500)}
+@dataclass
+class _Models:
+    """The base and the Teacher of a demo, not trained yet, and how they are trained."""
+
+    base: nn.Module
+    teacher: nn.Module
+    lr: float
+    batch_size: int
 
 
 def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = quiet) -> Recipe:
@@ -33,38 +38,34 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
     Raises ``MattaError`` for an adapter without a demo, or where the package that carries its data
     is missing.
     """
-    if name not in STEPS:
-        raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(STEPS)}.")
-    steps = [max(4, s // 10) if quick else s for s in STEPS[name]]
+    if name not in DEMOS:
+        raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(DEMOS)}.")
+    make, steps = DEMOS[name]
+    base_steps, teacher_steps, run_steps = (max(4, n // 10) if quick else n for n in steps)
     folder = out / "demo"
     if Workspace(out).ta.exists() and not folder.exists():
-        raise MattaError(
-            f"{out} holds finished work that is no demo's: pass --out for another folder."
-        )
+        what = "finished work that is no demo's"
+        raise MattaError(f"{out} holds {what}: pass --out for another folder.")
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     recipe.convert.adapter = name
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
-    recipe.distill.steps, recipe.distill.eval_every = steps[2], max(1, steps[2] // 4)
-    base, teacher, learning_rates, batch = {"gpt2": _gpt2, "vit": _vit, "mlp_ranker": _ranker}[
-        name
-    ](folder, recipe)
-    recipe.distill.batch_size = batch
+    recipe.distill.steps, recipe.distill.eval_every = run_steps, max(1, run_steps // 4)
+    models = make(folder, recipe)
+    recipe.distill.batch_size = models.batch_size
     if quick:
         recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
     adapter = plugins.adapter(name)
-    task = tasks_task.task(adapter.task, recipe)
-    for model, role, count, lr in (
-        (base, "base", steps[0], learning_rates[0]),
-        (teacher, "teacher", steps[1], learning_rates[1]),
+    own = task(adapter.task, recipe)
+    for role, model, count in (
+        ("base", models.base, base_steps),
+        ("teacher", models.teacher, teacher_steps),
     ):
-        size = sum(p.numel() for p in model.parameters())
+        size = f"{sum(p.numel() for p in model.parameters()):,} parameters"
         listen(
-            Progress(
-                message=f"Training a small {role} of its own first: {size:,} parameters, {count} steps."
-            )
+            Progress(message=f"Training a small {role} of its own first: {size}, {count} steps.")
         )
-        _train(model, role, task, folder / "base", count, batch, lr, listen)
+        _train(model, role, own, folder / "base", count, models, listen)
         (folder / role).mkdir(exist_ok=True)
         adapter.save(model, folder / role)
     return recipe
@@ -76,22 +77,23 @@ def _train(
     task: Task,
     folder: Path,
     steps: int,
-    batch_size: int,
-    lr: float,
+    how: _Models,
     listen: Listener,
 ) -> None:
     """Plain training on the ground truth: what the user did before meeting matta."""
     data = task.data(folder, model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=0.01)
+    warmup = max(0.1, 2.5 / steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, lr, total_steps=steps, pct_start=max(0.1, 2.5 / steps)
+        optimizer, how.lr, total_steps=steps, pct_start=warmup
     )
     order: dict[int, torch.Tensor] = {}
     model.train()
     for step in range(steps):
         started = time.perf_counter()
         sampling.seed_step(SEED, step)
-        batch = data.train.batch(sampling.indices(SEED, step, batch_size, len(data.train), order))
+        drawn = sampling.indices(SEED, step, how.batch_size, len(data.train), order)
+        batch = data.train.batch(drawn)
         loss = task.loss(task.forward(model, batch), batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -103,10 +105,7 @@ def _train(
     model.eval()
 
 
-Prepared = tuple[nn.Module, nn.Module, tuple[float, float], int]
-
-
-def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
+def _gpt2(folder: Path, recipe: Recipe) -> _Models:
     """GPT-2 on the Python language reference, which the standard library carries as text."""
     from pydoc_data.topics import topics
 
@@ -124,7 +123,8 @@ def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator(text.split("\n\n")[: int(0.9 * len(text.split("\n\n")))], trainer)
+    paragraphs = text.split("\n\n")
+    bpe.train_from_iterator(paragraphs[: int(0.9 * len(paragraphs))], trainer)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
     )
@@ -133,26 +133,17 @@ def _gpt2(folder: Path, recipe: Recipe) -> Prepared:
 
     def model(width: int, layers: int, heads: int) -> nn.Module:
         torch.manual_seed(SEED)
-        config = GPT2Config(
-            vocab_size=bpe.get_vocab_size(),
-            n_positions=128,
-            n_embd=width,
-            n_layer=layers,
-            n_head=heads,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-        return GPT2LMHeadModel(config)
+        given: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+        given |= {"n_positions": 128, "n_embd": width, "n_layer": layers, "n_head": heads}
+        given |= {"vocab_size": bpe.get_vocab_size(), "bos_token_id": 0, "eos_token_id": 0}
+        return GPT2LMHeadModel(GPT2Config(**given))
 
     recipe.data.train = str(folder / "python-reference.txt")
     recipe.distill.lr = 2e-3
-    return model(96, 3, 3), model(192, 4, 6), (3e-3, 3e-3), 16
+    return _Models(model(96, 3, 3), model(192, 4, 6), lr=3e-3, batch_size=16)
 
 
-def _vit(folder: Path, recipe: Recipe) -> Prepared:
+def _vit(folder: Path, recipe: Recipe) -> _Models:
     """A ViT on scikit-learn's digits: 1,797 scans of handwritten digits, 8 x 8 pixels (UCI)."""
     import numpy as np
     import timm
@@ -179,19 +170,16 @@ def _vit(folder: Path, recipe: Recipe) -> Prepared:
 
     recipe.data.train = str(folder / "digits.npz")
     recipe.distill.lr = 2e-3
-    return model(48, 3, 3), model(96, 4, 6), (2e-3, 2e-3), 32
+    return _Models(model(48, 3, 3), model(96, 4, 6), lr=2e-3, batch_size=32)
 
 
-def _ranker(folder: Path, recipe: Recipe) -> Prepared:
-    """A ranker on the RAND Health Insurance Experiment (statsmodels): who will see a doctor in a
-    year, 20,190 person-years.
-    """
+def _ranker(folder: Path, recipe: Recipe) -> _Models:
+    """A ranker on the RAND Health Insurance Experiment: who will see a doctor, 20,190 years."""
     try:
         from statsmodels.datasets import randhie
     except ImportError:
-        raise MattaError(
-            "The ranker's demo reads a table of statsmodels: pip install 'matta[demo]'."
-        ) from None
+        needs = "The ranker's demo reads a table of statsmodels"
+        raise MattaError(f"{needs}: pip install 'matta[demo]'.") from None
     from matta_adapters.mlp_ranker import Ranker
 
     table = randhie.load_pandas().data.sample(frac=1, random_state=SEED)
@@ -208,17 +196,21 @@ def _ranker(folder: Path, recipe: Recipe) -> Prepared:
         torch.manual_seed(SEED)
         layers: list[dict[str, Any]] = []
         for width in hidden:
-            layers += [
-                {"layer": "Linear", "out": width},
-                {"layer": "BatchNorm1d"},
-                {"layer": "ReLU"},
-            ]
-        return Ranker(
-            [(f, embedding) for f in fields], len(dense), [*layers, {"layer": "Linear", "out": 1}]
-        )
+            linear = {"layer": "Linear", "out": width}
+            layers += [linear, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}]
+        layers.append({"layer": "Linear", "out": 1})
+        return Ranker([(f, embedding) for f in fields], len(dense), layers)
 
     recipe.data.train = str(folder / "health-insurance.csv")
     recipe.data.label, recipe.data.categorical, recipe.data.dense = "visited", categorical, dense
     recipe.distill.lr = 3e-3
     recipe.data.eval_examples = 0  # rows are cheap: all
-    return model(8, (32, 16)), model(16, (128, 64)), (3e-3, 3e-3), 256
+    return _Models(model(8, (32, 16)), model(16, (128, 64)), lr=3e-3, batch_size=256)
+
+
+# what makes each, and the steps of base, Teacher and distillation: four minutes on two cores
+DEMOS: dict[str, tuple[Callable[[Path, Recipe], _Models], tuple[int, int, int]]] = {
+    "gpt2": (_gpt2, (150, 220, 200)),
+    "vit": (_vit, (250, 900, 600)),
+    "mlp_ranker": (_ranker, (100, 600, 500)),
+}
