@@ -1,6 +1,4 @@
-"""The commands as users type them: the three lines, what is refused and how, Ctrl-C, resuming, a
-full disk.
-"""
+"""The commands as users type them: the three lines, refusals, Ctrl-C, resuming, a full disk."""
 
 from __future__ import annotations
 
@@ -152,7 +150,7 @@ def refusal(result, *words: str) -> str:
     return errors[0]
 
 
-# --- the three lines ------------------------------------------------------------------------------
+# The three lines
 
 
 def test_three_lines(finished):
@@ -215,8 +213,10 @@ def test_students_load_without_matta_and_shrink(finished):
         "import sys; from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         "for w in ('0.25', '0.5', '1'):\n"
         "    model = AutoModelForCausalLM.from_pretrained(f'width-{w}')\n"
-        "    ids = AutoTokenizer.from_pretrained(f'width-{w}')('the object', return_tensors='pt').input_ids\n"
-        "    print(w, model.config.n_inner, tuple(model(ids).logits.shape) == (1, ids.shape[1], model.config.vocab_size))\n"
+        "    tokenizer = AutoTokenizer.from_pretrained(f'width-{w}')\n"
+        "    ids = tokenizer('the object', return_tensors='pt').input_ids\n"
+        "    expected = (1, ids.shape[1], model.config.vocab_size)\n"
+        "    print(w, model.config.n_inner, tuple(model(ids).logits.shape) == expected)\n"
         "assert not [m for m in sys.modules if m.startswith('matta')]\n"
     )
     done = subprocess.run(
@@ -321,7 +321,7 @@ def test_a_report_with_baselines(typed):
     assert "Was it worth it?" in Path("matta-out/report.html").read_text()
 
 
-# --- refusals -------------------------------------------------------------------------------------
+# Refusals
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,8 @@ def test_a_report_with_baselines(typed):
         # not "finished"
         ("export --target-params 60k --sizes odd", ["--sizes 'odd'", "auto, trained, any"]),
         (
-            "search --target-macs 1M --target-macs 2M --target-params 1M --target-params 2M --target-params 3M",
+            "search --target-macs 1M --target-macs 2M"
+            " --target-params 1M --target-params 2M --target-params 3M",
             ["once for all"],
         ),
         ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),
@@ -487,7 +488,7 @@ def test_damaged_output_folder(typed):
     refusal(typed("export --overwrite"), "format 99", "upgrade")
 
 
-# --- budgets --------------------------------------------------------------------------------------
+# Budgets
 
 
 def test_search_by_budgets(typed):
@@ -504,8 +505,8 @@ def test_search_by_budgets(typed):
 
 @pytest.mark.slow
 def test_export_by_budgets(typed):
-    line = "export --widths 0.5 --target-params 60k --target-params 70k --target-memory 10MB --trials 4 --overwrite"
-    result = typed(line)
+    budgets = "--target-params 60k --target-params 70k --target-memory 10MB --trials 4"
+    result = typed(f"export --widths 0.5 {budgets} --overwrite")
     assert result.exit_code == 0, result.stderr
     students = Path("matta-out/students")
     assert sorted(p.name for p in students.iterdir() if p.is_dir()) == [
@@ -536,7 +537,7 @@ def test_export_by_budgets(typed):
     assert result.stderr.count("was chosen on a half of the run's held-out examples") == 2
 
 
-# --- comparing ------------------------------------------------------------------------------------
+# Comparing
 
 
 def test_eval_measures_what_export_left(typed):
@@ -600,7 +601,7 @@ def test_eval_drafts(typed):
     )
 
 
-# --- stopping and going on ------------------------------------------------------------------------
+# Stopping and going on
 
 
 @pytest.mark.parametrize(
@@ -739,7 +740,7 @@ def test_interrupted_anywhere_goes_on_bit_for_bit(typed, monkeypatch, moment):
 
 
 def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    """BatchNorm's statistics move in the forward, before the weights do: they must not move twice."""
+    """BatchNorm's statistics move in the forward, before the weights do: not twice, though."""
     from matta_adapters.mlp_ranker import MLPRanker, Ranker
 
     from matta_cli.conversion.convert import convert

@@ -1,6 +1,4 @@
-"""The examples: their settings exist, their scripts work, and each runs end to end on a small slice
-with tiny models.
-"""
+"""The examples: their settings exist, their scripts work, and each runs on a small slice."""
 
 from __future__ import annotations
 
@@ -119,8 +117,8 @@ def test_gpt2(name: str, tmp_path: Path) -> None:
         )
     text = tmp_path / "wiki.txt"
     text.write_text(
-        " = Robert Boulter = \n\nRobert Boulter is an English film , television and theatre actor .\n\n"
-        * 40
+        " = Robert Boulter = \n\n"
+        "Robert Boulter is an English film , television and theatre actor .\n\n" * 40
     )
 
     report = run_example(
@@ -224,7 +222,7 @@ def test_minilm_sts(tmp_path: Path) -> None:
 
 
 def movielens(folder: Path, users: int = 10, items: int = 12) -> None:
-    """A small MovieLens-100K in GroupLens's own format: every user rates every item, odd sums well."""
+    """A small MovieLens-100K in GroupLens's own format: all users rate all items, odd sums well."""
     folder.mkdir()
     ratings = [
         (u, i, 5 if (u + i) % 2 else 3, 880000000 + 100 * i)

@@ -1,6 +1,4 @@
-"""Adapters from outside: a package with an entry point, a file, broken ones, two of one name; and
-who may name code.
-"""
+"""Adapters from outside: a package, a file, broken ones, two of one name; who may name code."""
 
 from __future__ import annotations
 
@@ -90,7 +88,7 @@ def plugin(folder: Path, package: str, code: str, **adapters: str) -> None:
     (info / "entry_points.txt").write_text(f"[matta.adapters]\n{entries}")
 
 
-# --- the example ----------------------------------------------------------------------------------
+# The example
 
 
 def test_example_meets_the_contract():
@@ -142,7 +140,7 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     assert card["adapter"] == "gated_mlp" and [a["size"] for a in card["axes"]] == [4, 2]
 
 
-# --- a file ---------------------------------------------------------------------------------------
+# A file
 
 
 @pytest.fixture
@@ -222,7 +220,11 @@ def test_an_edited_file_is_read_again(converted):
     assert plugins.adapter("mine.py:GatedMLPAdapter").name == "other"
 
 
-ABSTRACT = "from matta_cli.adapter import Adapter\nclass A(Adapter):\n    task = 'ranking'\n    def load(self, source): ...\n"
+ABSTRACT = """from matta_cli.adapter import Adapter
+class A(Adapter):
+    task = 'ranking'
+    def load(self, source): ...
+"""
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_an_unknown_task_is_named(converted):
         plugins.adapter("mine.py:GatedMLPAdapter")
 
 
-# --- broken packages ------------------------------------------------------------------------------
+# Broken packages
 
 
 @pytest.fixture
@@ -283,7 +285,8 @@ def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
     plugin(tmp_path / "site", "breaks", BROKEN, breaks="breaks:Adapter")
     done = typed("adapters")
     assert done.exit_code == 0 and "mlp_ranker" in done.stdout and "breaks" not in done.stdout
-    reason = "The adapter 'breaks' (breaks:Adapter of breaks 1.0) does not import: RuntimeError: this plug-in is broken."
+    which = "The adapter 'breaks' (breaks:Adapter of breaks 1.0)"
+    reason = f"{which} does not import: RuntimeError: this plug-in is broken."
     assert reason in " ".join(done.stderr.split())
 
     layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 1)
@@ -306,10 +309,8 @@ def test_two_of_one_name_are_refused_with_both_origins(tmp_path, typed):
     plugin(tmp_path / "site", "second", code, twin="second:GatedMLPAdapter")
     done = typed("adapters")
     said = " ".join(done.stderr.split())
-    assert (
-        "of the name 'twin': first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0."
-        in said
-    )
+    both = "first:GatedMLPAdapter of first 1.0 and second:GatedMLPAdapter of second 1.0"
+    assert f"of the name 'twin': {both}." in said
     assert "matta_adapters.gpt2:GPT2 of matta" in said, "a built-in is not replaced in silence"
     assert done.exit_code == 0 and "vit" in done.stdout and "twin" not in done.stdout
     done = typed("convert model.safetensors --adapter twin")
@@ -347,7 +348,7 @@ def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path, typed
     )
 
 
-# --- the document ---------------------------------------------------------------------------------
+# The document
 
 
 def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
