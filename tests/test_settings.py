@@ -67,6 +67,12 @@ def test_texts_name_choices_and_ranges() -> None:
         ("data.workers", -1, "data.workers -1 is not possible: it must be 0 or more."),
         ("distill.steps", 0, "--steps 0 is not possible: it must be above 0."),
         ("distill.lr", float("nan"), "--lr nan is not possible: it must be finite."),
+        ("distill.lr", 1e300, "--lr 1e+300 is not possible: it is too large."),
+        (
+            "distill.temperature",
+            0.0,
+            "distill.temperature 0 is not possible: it must be above 0 and at most 10000.",
+        ),
         ("distill.clip", float("inf"), "distill.clip inf is not possible: it must be finite."),
         ("distill.ramp", 2.0, "distill.ramp 2 is not possible: it is a share from 0 to 1."),
         ("distill.micro_batch", -1, "--micro-batch -1 is not possible: it must be 0 or more."),

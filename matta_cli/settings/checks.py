@@ -8,6 +8,8 @@ from typing import Any
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import SECTIONS, about, called
 
+LARGEST = 1e30  # times the square of a temperature it still is a number of 32 bits
+
 
 def check(table: Any) -> None:
     """Raise ``MattaError`` for the first value of a table that its setting cannot have."""
@@ -25,7 +27,12 @@ def check_value(name: str, value: Any) -> None:
             raise MattaError(f"{called(name)} {word!r} is not known: {listed}.")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
-    finite = math.isfinite(value)
-    if not finite or not known.holds(value):
-        rule = (known.rule or f"it must be {known.range}") if finite else "it must be finite"
+    rule = ""
+    if not math.isfinite(value):
+        rule = "it must be finite"
+    elif not known.holds(value):
+        rule = known.rule or f"it must be {known.range}"
+    elif value > LARGEST:
+        rule = "it is too large"
+    if rule:
         raise MattaError(f"{called(name)} {value:g} is not possible: {rule}.")

@@ -50,14 +50,8 @@ class ConvertSettings:
     order: str = flag(
         "auto",
         "order of units: {choices}",
-        choices=(
-            "auto: activation where data is given",
-            "activation",
-            "taylor",
-            "hessian",
-            "magnitude",
-            "none",
-        ),
+        choices="auto: activation where data is given | activation | taylor | hessian "
+        "| magnitude | none",
     )
     multiple: int = setting(
         8, "sizes of large axes (64 units and more) are rounded to multiples of this", above=0
@@ -143,7 +137,7 @@ class DistillSettings:
         "adamw",
         "{choices}",
         "Shampoo: MatTA, arXiv 2505.23337; AdamW: our choice",
-        choices=("adamw", "shampoo", "soap", "muon"),
+        choices="adamw | shampoo | soap | muon",
     )
     weight_decay: float = setting(
         0.01, "decoupled weight decay of matrices", "Loshchilov & Hutter 2019, arXiv 1711.05101"
@@ -179,16 +173,20 @@ class DistillSettings:
         **SHARE,
     )
     temperature: float = setting(
-        2.0, "temperature of the softened logits", "Hinton et al. 2015, arXiv 1503.02531", above=0
+        2.0,
+        "temperature of the softened logits",
+        "Hinton et al. 2015, arXiv 1503.02531",
+        above=0,
+        most=10_000,
     )
     divergence: str = setting(
         "forward",
         "of classes: forward KL(Teacher || model), reverse KL, or js (Jensen-Shannon)",
         "reverse: arXiv 2306.08543",
-        choices=("forward", "reverse", "js"),
+        choices="forward | reverse | js",
     )
     students_learn_from: str = setting(
-        "both", "{choices}: whose outputs the Students follow", choices=("both", "ta", "teacher")
+        "both", "{choices}: whose outputs the Students follow", choices="both | ta | teacher"
     )
     detach_ta: bool = setting(True, "the TA -> Student term does not train the TA")
     ta_width: float = setting(0.0, "the width at which the TA teaches; 0: its whole width")
@@ -204,7 +202,7 @@ class DistillSettings:
         "pointwise",
         "for rankers: {choices}",
         "RankNet (Burges 2005), ListNet (Cao 2007)",
-        choices=("pointwise", "pairwise", "listwise"),
+        choices="pointwise | pairwise | listwise",
     )
     relation_weight: float = setting(
         1.0,
@@ -219,16 +217,13 @@ class DistillSettings:
     logits: str = setting(
         "auto",
         "{choices}",
-        choices=(
-            "auto: chunked where they are large",
-            "chunked: never whole in memory",
-            "whole: faster",
-        ),
+        choices="auto: chunked where they are large | chunked: never whole in memory "
+        "| whole: faster",
     )
     precision: str = flag(
         "auto",
         "{choices}",
-        choices=("auto: bf16 (or fp16) on CUDA, fp32 on a CPU", "bf16", "fp16", "fp32", "tf32"),
+        choices="auto: bf16 (or fp16) on CUDA, fp32 on a CPU | bf16 | fp16 | fp32 | tf32",
     )
     compile: str = flag(
         "", "torch.compile's backend (inductor, say), one graph per width; empty: not compiled"
@@ -262,7 +257,7 @@ class DistillSettings:
         False, "shard TA, Teacher and optimizer over the devices (FSDP2) instead of copying them"
     )
     log_to: list[str] = flag(
-        [], "{choices}: where the log goes besides metrics.jsonl", choices=("tensorboard", "wandb")
+        [], "{choices}: where the log goes besides metrics.jsonl", choices="tensorboard | wandb"
     )
     allow_weak_teacher: bool = flag(
         False, "train even though the Teacher is no better than guessing"
@@ -284,12 +279,12 @@ class ExportSettings:
         [],
         "of the Students: stock or matta (its own); and pt2 (torch.export), onnx beside it; "
         "none: stock where it can be",
-        choices=("stock", "matta", "pt2", "onnx"),
+        choices="stock | matta | pt2 | onnx",
     )
     dtype: str = flag(
         "float32",
         "of the Students' weights as saved: {choices}",
-        choices=("float32", "bfloat16", "float16"),
+        choices="float32 | bfloat16 | float16",
     )
     checkpoint: str = flag(
         "auto", "best, last, or step-N; auto: the best one where the run kept one, else the last"
@@ -327,11 +322,8 @@ class SearchSettings:
     sizes: str = flag(
         "auto",
         "{choices}",
-        choices=(
-            "auto: one such layer, where a budget needs it",
-            "trained: layers of trained sizes only",
-            "any: also sizes between",
-        ),
+        choices="auto: one such layer, where a budget needs it "
+        "| trained: layers of trained sizes only | any: also sizes between",
     )
     stock_only: bool = flag(False, "only Students that the stock library can load")
     seed: int = setting(0, "seed of what the search tries")

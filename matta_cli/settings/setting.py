@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,9 +53,9 @@ class About:
     @property
     def range(self) -> str:
         """The range of a number in words."""
-        if self.above is not None:
-            return f"above {self.above:g}"
         high = self.most if self.below is None else self.below
+        if self.above is not None:
+            return f"above {self.above:g}" + (f" and at most {high:g}" if high is not None else "")
         return f"{self.least:g} or more" if high is None else f"{self.least:g} to {high:g}"
 
     def holds(self, number: float) -> bool:
@@ -65,14 +65,13 @@ class About:
         return all(on(number, end) for end, on in (*lows, *highs) if end is not None)
 
 
-def setting(
-    default: Any, doc: str, source: str = OURS, *, choices: Sequence[str] = (), **more: Any
-) -> Any:
-    """A field of a table of settings. ``more`` and the rest: see ``About``.
+def setting(default: Any, doc: str, source: str = OURS, *, choices: str = "", **more: Any) -> Any:
+    """A field of a table of settings. The rest: see ``About``.
 
-    choices: words, or a word and what it means, as ``auto: bf16 where there is a GPU``.
+    choices: words, or words and what they mean: ``fp32 | auto: bf16 where there is a GPU``.
     """
-    words = {word: what for word, _, what in (choice.partition(": ") for choice in choices)}
+    listed = [choice.partition(": ") for choice in choices.split(" | ")] if choices else []
+    words = {word: what for word, _, what in listed}
     several = isinstance(default, list)
     metadata = {"about": About(doc, source, words, several, **more)}
     if several:
@@ -81,5 +80,5 @@ def setting(
 
 
 def flag(default: Any, doc: str, source: str = OURS, **more: Any) -> Any:
-    """A setting that the command line has a flag for, too, of the same name or as it is ``called``."""
+    """A setting that the command line has a flag for: of its name, or as it is ``called``."""
     return setting(default, doc, source, flag=True, **more)
