@@ -9,11 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import matta_cli
+from matta_cli.commands.options import explained
 from matta_cli.errors import MattaError
+from matta_cli.main import app
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
 from matta_cli.settings.resolve import resolve, tomllib
@@ -208,3 +211,27 @@ def test_a_damaged_recipe_of_a_ta_is_said_in_a_sentence(tmp_path: Path, toml: st
     (tmp_path / "ta" / "recipe.toml").write_text(toml)
     with pytest.raises(MattaError, match=r"ta/recipe.toml: convert"):
         resolve({}, tmp_path)
+
+
+# flags of a setting's name that are something else: models to compare with, a task to measure
+OWN = {
+    ("eval", "--teacher"),
+    ("eval", "--task"),
+    ("eval", "--batch-size"),
+    ("teach", "--batch-size"),
+}
+OWN |= {("distill", "--compile"), ("demo", "--adapter"), ("inspect", "--widths")}
+
+
+def test_flags_are_named_and_explained_by_their_settings() -> None:
+    """And the parameters, by which a command sets them, have the settings' names."""
+    seen = set()
+    for command, made in typer.main.get_command(app).commands.items():
+        for parameter in made.params:
+            called_so = {name for name in NAMES if called(name) in parameter.opts}
+            if not called_so or (command, parameter.opts[0]) in OWN:
+                continue
+            seen |= {name for name in called_so if explained(name) == parameter.help}
+            assert parameter.help in map(explained, called_so), (command, parameter.opts)
+            assert parameter.name in {name.split(".")[1] for name in called_so}
+    assert seen == {name for name in NAMES if about(name).flag} - {"distill.compile"}

@@ -81,26 +81,17 @@ def distill(
 
 
 def _start(devices: int | None, dry_run: bool) -> None:
-    """Run the same command in a process for each of several devices, and end as they do."""
+    """Run the same command in a process for each of several devices, and end as they do.
+
+    These have a rank, and start no others.
+    """
     if devices is not None and devices < 1:
         raise MattaError(f"--devices {devices} is not possible: a run has 1 device or more.")
-    if devices in (None, 1) or "RANK" in os.environ or dry_run:
+    if devices is None or devices == 1 or "RANK" in os.environ or dry_run:
         return
     from matta_cli.devices.processes import launch
 
-    sys.exit(launch(devices, _without_devices(sys.argv[1:])))
-
-
-def _without_devices(arguments: list[str]) -> list[str]:
-    """The command line of one of the processes."""
-    kept: list[str] = []
-    rest = iter(arguments)
-    for word in rest:
-        if word == "--devices":
-            next(rest, None)
-        elif not word.startswith("--devices="):
-            kept.append(word)
-    return kept
+    sys.exit(launch(devices, sys.argv[1:]))
 
 
 def _plan(recipe: Recipe, out: Path, devices: int, json: bool) -> None:
