@@ -1,5 +1,4 @@
-"""Sizes chosen layer by layer against uniform widths of the same parameters, on held-out data that
-chose nothing.
+"""Sizes chosen layer by layer against uniform widths, on held-out data that chose nothing.
 
 One MatTA run of a demo's base (its own data, base and Teacher); then for each uniform width,
 trained or not, a search within that width's parameters. Of each: the difference of the primary
@@ -21,9 +20,11 @@ from benchmarks import common
 from benchmarks.family_cost import difference
 from matta_cli import demo
 from matta_cli.conversion.convert import convert
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import score
 from matta_cli.search.run import search
-from matta_cli.search.search import Search, import_optuna
+from matta_cli.search.scores import import_optuna
+from matta_cli.search.search import Search
 from matta_cli.settings.budget import Budget
 from matta_cli.settings.recipe import Recipe
 from matta_cli.training.run import distill
@@ -40,31 +41,32 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
     training = time.perf_counter() - started
     optuna = import_optuna()
     study = Search(recipe, out, optuna.storages.InMemoryStorage())
-    study.examples = len(study.reporting)
-    task, found = study.task, {}
-    for path in (out / "search").glob("*"):
+    scores = study.scores
+    scores.examples = len(scores.reporting)
+    task, found = scores.task, {}
+    for path in Workspace(out).search.glob("*"):
         path.unlink()
     for width in WIDTHS:
         uniform = study.ta.sizes(width)
-        limit = study.costs.parameters(uniform)
+        limit = study.counts.parameters(uniform)
         budget = Budget(f"params-{limit}", (("parameters", float(limit)),))
         started = time.perf_counter()
-        result, (chosen,) = search(recipe, out, [budget], measured=False)
+        report, (student,) = search(recipe, out, [budget], measured=False)
         seconds = time.perf_counter() - started
         ours, theirs = (
-            [study.columns(sizes, study.reporting)] for sizes in (chosen.sizes, uniform)
+            [scores.columns(sizes, scores.reporting)] for sizes in (student.sizes, uniform)
         )
         found[f"{width:g}"] = {
             "trained": width in recipe.distill.widths,
             "parameters": limit,
-            "used": chosen.used["parameters"],
-            "sizes": chosen.sizes,
+            "used": report.choices[0].used["parameters"],
+            "sizes": student.sizes,
             "uniform": score.metrics(task, theirs),
             "search": score.metrics(task, ours),
             "difference": difference(task, ours, theirs, 1000),
             "seconds": seconds,
             "training_over_search": training / seconds,
-            "evaluated": result["search"]["evaluated"],
+            "evaluated": report.searched["evaluated"],
         }
     higher = task.metrics[0].higher
     worse = [
@@ -78,8 +80,8 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
         "higher_is_better": higher,
         "training_seconds": training,
         "examples": {
-            "chosen_by": result["search"]["examples"],
-            "measured_on": len(study.reporting),
+            "chosen_by": report.searched["examples"],
+            "measured_on": len(scores.reporting),
         },
         "widths": found,
         "worse": worse,

@@ -11,7 +11,7 @@ from matta_cli.files.atomic import refuse_existing
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import load_ta, reached
-from matta_cli.models.ta import TA, Student
+from matta_cli.models.ta import TA
 from matta_cli.progress import Listener, quiet
 from matta_cli.report import search_table
 from matta_cli.report.schema import Report
@@ -36,7 +36,7 @@ def export(
     widths that the TA does not hold, budgets that are not possible, a Student that does not reload
     to the view's outputs, or missing data.
     """
-    budgets = asked(recipe)
+    budgets = asked(recipe.export)
     check(recipe.export)  # before the work, not after it
     if budgets:
         search.check(recipe)
@@ -52,10 +52,8 @@ def export(
     notes: list[str] = []
     if budgets:
         result, chosen = search.search(recipe, out, budgets, measured=False, listen=listen)
-        for one in chosen:
-            name, budget = one.budget.name, one.budget
-            family.append(Student(run.ta, name, one.sizes, one.width, budget))
-        notes = [*search_table.choices(Report.from_json(result)), *result["notes"]]
+        family += chosen
+        notes = [*search_table.choices(result), *result.notes]
     held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
     return students.export(
         out, family, held_out, run, converted, notes=notes, overwrite=overwrite, say=say

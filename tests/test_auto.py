@@ -626,6 +626,7 @@ def test_convert(name, tmp_path, monkeypatch):
         and done.difference < 1e-5
     )
     assert ta.widest == 2.0 and ta.adapter.axes(ta.model) == ta.axes
+    assert not Path("out/ta/student.pt2").exists()  # of Students alone
     args, kwargs = batch(name)
     given = {"image": args[0]} if args else kwargs
     programs.save_pt2(tasks_task.task(ta.adapter.task, recipe), ta.model, given, Path("ta.pt2"))

@@ -1,4 +1,4 @@
-"""Heads, residual stream and depth from convert to export, and what ``matta inspect`` says of them."""
+"""Heads, residual stream and depth from convert to export, and what ``matta inspect`` says."""
 
 import copy
 import json
@@ -156,7 +156,7 @@ def test_refusals(folder, more, sentence):
 
 
 def test_fixed_sizes_of_a_width(folder):
-    """Pairs of depth and width, as Starbucks has them: chosen by the user, kept in the TA's folder."""
+    """Pairs of depth and width, as Starbucks has them: the user's choice, kept with the TA."""
     assert parse_sizes(["0.25: depth=0.5 mlp=1", "0.5:depth=0.75"], ["depth", "mlp"]) == {
         "0.25": {"depth": 0.5, "mlp": 1.0},
         "0.5": {"depth": 0.75},
@@ -204,9 +204,6 @@ def test_picture_and_numbers():
     assert inspect.numbers([0, 1, 2, 5, 7, 8]) == "0-2, 5, 7-8"
 
 
-# --- importance against other implementations -----------------------------------------------------
-
-
 @pytest.mark.parametrize("second", [False, True])
 def test_gradient_scores_are_torch_prunings(second):
     """On an MLP without biases, where its group scores and ours mean the same."""
@@ -214,7 +211,10 @@ def test_gradient_scores_are_torch_prunings(second):
     model = nn.Sequential(nn.Linear(7, 12, bias=False), nn.ReLU(), nn.Linear(12, 3, bias=False))
     axis = Axis("mlp", 12, (Slice("0.weight", 0), Slice("2.weight", 1, outgoing=True)))
     x, y = torch.randn(40, 7), torch.randint(3, (40,))
-    loss = lambda model, batch: nn.functional.cross_entropy(model(batch), y)  # noqa: E731
+
+    def loss(model, batch):
+        return nn.functional.cross_entropy(model(batch), y)
+
     own = by_gradient(model, [axis], [x], loss, second=second)["mlp"]
     graph = tp.DependencyGraph().build_dependency(model, example_inputs=x)
     group = graph.get_pruning_group(model[0], tp.prune_linear_out_channels, list(range(12)))
@@ -259,7 +259,13 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
         nn.init.zeros_(writer.weight)
         nn.init.zeros_(writer.bias)
     before = copy.deepcopy(model.state_dict())
-    forward = lambda m, x: m(x, use_cache=False).logits  # noqa: E731
+
+    def forward(m, x):
+        return m(x, use_cache=False).logits
+
+    def loss(m, x):
+        return nn.functional.cross_entropy(m(x).logits.flatten(0, 1), x.flatten())
+
     losses = removal(adapter, model, axes, [axis], ids, forward, divergence)["depth"]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     for k in range(4):
@@ -268,7 +274,6 @@ def test_layers_are_scored_by_what_the_outputs_lose_without_them():
         with torch.no_grad():
             expected = sum(divergence(forward(shorter, x), forward(model, x), x) for x in ids) / 2
         assert losses[k] == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
-    loss = lambda m, x: nn.functional.cross_entropy(m(x).logits.flatten(0, 1), x.flatten())  # noqa: E731
     for scores in (
         losses,
         magnitude(model, [axis])["depth"],

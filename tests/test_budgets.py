@@ -29,11 +29,12 @@ from matta_cli.models.ta import TA
 from matta_cli.nested import grow
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
-from matta_cli.search.costs import Costs
-from matta_cli.search.run import _searched, search
+from matta_cli.search.counts import Counts
+from matta_cli.search.run import search
+from matta_cli.search.scores import Scores
 from matta_cli.search.search import Search
 from matta_cli.search.space import SLOPE, Space
-from matta_cli.settings.budget import NEAR, Budget, amount, parse
+from matta_cli.settings.budget import LIMITS, NEAR, Budget, parse
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
@@ -59,7 +60,7 @@ WIDTHS = [0.25, 0.5, 1.0, 2.0]
     ],
 )
 def test_amounts(name, text, value):
-    assert amount(name, text) == pytest.approx(value, rel=1e-12)
+    assert LIMITS[name].amount(text) == pytest.approx(value, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_amounts(name, text, value):
 )
 def test_what_is_no_amount_is_refused(name, text):
     with pytest.raises(MattaError, match="write it as"):
-        amount(name, text)
+        LIMITS[name].amount(text)
 
 
 def test_the_ith_of_each_flag_makes_the_ith_budget():
@@ -125,7 +126,7 @@ def test_costs_are_those_of_the_built_model(name, tmp_path):
     """
     ta, task = held(name)
     example = task.example(ta.model)
-    costs = Costs(task, ta, example)
+    costs = Counts(task, ta, example)
     assert costs.exact, "MACs fell back to running each Student"
     draw = random.Random(7)
     for turn in range(4):
@@ -144,7 +145,7 @@ def test_costs_are_those_of_the_built_model(name, tmp_path):
 def test_macs_that_are_no_product_are_counted():
     """A kernel that is not a matrix product we know: the slow way gives the same numbers."""
     ta, task = held("gpt2")
-    costs = Costs(task, ta, task.example(ta.model))
+    costs = Counts(task, ta, task.example(ta.model))
     sizes = {axis.name: axis.step for axis in ta.axes}
     fast = costs.macs(sizes)
     costs._macs = None
@@ -154,7 +155,7 @@ def test_macs_that_are_no_product_are_counted():
 # --- sizes within a budget ------------------------------------------------------------------------
 
 
-def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
+def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Counts]:
     """A model grown to width 2.0 as convert does it."""
     adapter = plugins.adapter(name)
     if name == "vit":
@@ -168,7 +169,7 @@ def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Costs]:
         base = grown_sizes(axes, base, sizes[layers.name])
     ta = TA(adapter, large, nested_axes(adapter, large, kinds), base, {"multiple": 8})
     task = tasks_task.task(adapter.task, Recipe())
-    return ta, Costs(task, ta, task.example(large))
+    return ta, Counts(task, ta, task.example(large))
 
 
 CASES = {
@@ -176,6 +177,7 @@ CASES = {
     "gpt2-all": lambda: grown(
         "gpt2", gpt2(n_layer=4, n_embd=48, n_head=3), "mlp", "heads", "hidden", "depth"
     ),
+    "gpt2-deep": lambda: grown("gpt2", gpt2(n_layer=12, n_embd=48, n_head=3)),
     "vit": lambda: grown("vit", vit(depth=4)),
     "mlp_ranker": lambda: grown(
         "mlp_ranker",
@@ -186,11 +188,11 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_ten_random_budgets(case, tmp_path):
-    """For each cost, and for two at once: the built Student is never over a budget, and within 5 %
-    of it.
+    """For each cost, and for two at once: the built Student is never over a budget, and as large as
+    trained sizes let it be: of many layers within 5 % of it.
     """
     ta, costs = CASES[case]()
-    space = Space(ta, WIDTHS, "auto")
+    space = Space(ta, WIDTHS)
     low, high = costs(space.smallest()), costs(ta.sizes(2.0))
     draw = random.Random(3)
     for turn in range(10):
@@ -200,7 +202,11 @@ def test_ten_random_budgets(case, tmp_path):
         ahead = (
             {name: draw.uniform(0, SLOPE) for name in space.free()} if turn % 2 else space.rule(0.0)
         )
-        sizes = space.decode(ahead, lambda s, b=budget, n=names: max(b.used(costs(s, n)).values()))
+
+        def share(sizes, budget=budget, names=names):
+            return max(budget.used(costs(sizes, names)).values())
+
+        sizes = space.decode(ahead, share)
         student = ta.student(sizes).dense()
         folder = tmp_path / str(turn)
         folder.mkdir()
@@ -210,20 +216,21 @@ def test_ten_random_budgets(case, tmp_path):
             "bytes": cost.weight_bytes(folder),
             "macs": cost.macs(costs.task, student, costs.example),
         }
-        used = budget.used(measured)
-        assert max(used.values()) <= 1, (budget, used)
-        assert max(used.values()) >= 1 - NEAR or sizes == space.decode(ahead, lambda s: 0.0), (
-            budget,
-            used,
-        )
+        used = max(budget.used(measured).values())
+        assert used <= 1, (budget, used)
+        assert all(sizes[name] in menu for name, menu in space.menus.items())
+        larger = [
+            sizes | {name: menu[menu.index(sizes[name]) + 1]}
+            for name, menu in space.menus.items()
+            if sizes[name] < menu[-1]
+        ]
+        assert used >= 1 - NEAR or (case != "gpt2-deep" and all(share(s) > 1 for s in larger))
 
 
 def test_the_rule_is_matformers():
-    """Widths that never fall with depth, of two neighbouring sizes at most; only trained ones,
-    where that is asked for.
-    """
+    """Widths that never fall with depth, of two neighbouring sizes at most, which were trained."""
     ta, costs = CASES["gpt2"]()
-    space = Space(ta, WIDTHS, "trained")
+    space = Space(ta, WIDTHS)
     low, high = costs.parameters(space.smallest()), costs.parameters(ta.sizes(2.0))
     seen = set()
     for limit in np.linspace(low, high, 40):
@@ -240,23 +247,15 @@ def test_the_rule_is_matformers():
     assert space.decode(space.rule(0.0), lambda s: 1.01) is None
 
 
-def test_a_size_between_is_one_layers_only():
-    ta, costs = CASES["gpt2"]()
-    space = Space(ta, WIDTHS, "auto")
-    base = costs.parameters(ta.sizes(0.5))
-    sizes = space.decode(space.rule(0.0), lambda s: costs.parameters(s) / (base * 1.2))
-    between = [name for name, size in sizes.items() if size not in space.trained[name]]
-    assert len(between) <= 1 and base < costs.parameters(sizes) <= base * 1.2
-
-
 def test_stock_only_gives_what_transformers_loads():
     ta, costs = CASES["gpt2"]()
-    space = Space(ta, WIDTHS, "auto")
+    space = Space(ta, WIDTHS)
     limit = 1.3 * costs.parameters(ta.sizes(0.5))
     found = space.by_kind(lambda s: costs.parameters(s) / limit, lambda s: ta.student(s).stock)
     assert found and all(ta.student(sizes).stock for sizes in found)
     shares = [costs.parameters(sizes) / limit for sizes in found]
-    assert 1 - NEAR <= max(shares) <= 1
+    assert shares == sorted(shares, reverse=True) and shares[0] <= 1
+    assert found[0] == ta.sizes(0.5), "the next width below the budget"
     mixed = {**ta.sizes(0.5), "mlp.0": 48}
     assert not ta.student(mixed).stock
 
@@ -308,39 +307,63 @@ def budgets(*limits: float) -> list[Budget]:
 
 def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
     recipe, out = trained
-    result, chosen = search(recipe, out, budgets(500, 1500))
-    ta = load_ta(out)
-    for one, limit in zip(chosen, (500, 1500), strict=True):
-        assert 0.95 * limit <= cost.parameters(ta.student(one.sizes).dense()) <= limit
+    report, chosen = search(recipe, out, budgets(500, 1500))
+    result, ta = report.to_json(), load_ta(out)
+    for one, choice, limit in zip(chosen, report.choices, (500, 1500), strict=True):
+        used = cost.parameters(ta.student(one.sizes).dense()) / limit
+        assert 0.8 < used <= 1 and choice.used == {"parameters": used}
+        said = f"{one.name}: the largest Student found uses {used:.1%} of the budget."
+        assert (said in report.notes) == (used < 0.95)
     assert result == json.loads((out / "search" / "search.json").read_text())
     assert "<svg" in (out / "search" / "search.html").read_text()
     assert result["search"]["evaluated"] > 6
     names = [model["name"] for model in result["models"]]
     assert len(set(names)) == len(names) and {"params-500", "params-1500"} <= set(names)
     again, same = search(recipe, out, budgets(500, 1500))
-    assert again["search"]["evaluated"] == 0 and [c.sizes for c in same] == [
-        c.sizes for c in chosen
-    ]
+    assert again.searched["evaluated"] == 0 and [c.sizes for c in same] == [c.sizes for c in chosen]
     free, none = search(recipe, out)
-    assert none == [] and free["choices"] == [] and len(free["models"]) > 1
+    assert none == [] and free.choices == [] and len(free.models) > 1
 
 
 def test_the_choice_is_the_best_of_those_that_use_the_budget_up(trained):
     recipe, out = copy.deepcopy(trained[0]), trained[1]
-    recipe.search.trials, recipe.search.sizes = 20, "any"
+    recipe.search.trials = 20
     run = Search(recipe, out, optuna.storages.InMemoryStorage())
-    budget = budgets(1000)[0]
-    (chosen,) = _searched(run, [budget], quiet)
-    near = [c.value for c in run.found.values() if 950 <= run.costs.parameters(c.sizes) <= 1000]
-    assert len(set(near)) > 1 and run.found[run.key(chosen.sizes)].value == max(near)
+    (student,) = run.run(budgets(310), quiet)
+    near = {run.parameters(one): one.value for one in run.scored.values()}
+    near = {size: value for size, value in near.items() if 0.95 * 310 <= size <= 310}
+    assert len(set(near.values())) > 1 and near[max(near)] < max(near.values())
+    assert near[run.counts.parameters(student.sizes)] == max(near.values())
+
+
+def test_where_nothing_uses_a_budget_up_the_choice_is_of_the_largest(trained):
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    recipe.search.trials = 20
+    run = Search(recipe, out, optuna.storages.InMemoryStorage())
+    run.scores.value = lambda sizes: -float(run.counts.parameters(sizes))  # smaller is better
+    (student,) = run.run(budgets(1100), quiet)
+    sizes = sorted(run.parameters(one) for one in run.scored.values())
+    most = max(size for size in sizes if size <= 1100)
+    near = [size for size in sizes if most - 0.05 * 1100 <= size <= most]
+    assert most < 0.95 * 1100 and len(near) > 1
+    assert run.counts.parameters(student.sizes) == near[0]
 
 
 def test_the_front_is_what_nothing_beats(trained):
     recipe, out = trained
-    result, _ = search(recipe, out)
-    front = [(m["parameters"], m["chosen_by"]) for m in result["models"] if m["front"]]
+    report, _ = search(recipe, out)
+    front = [(m.cost.parameters, m.searched.chosen_by) for m in report.models if m.searched.front]
     # dearer is better
     assert front == sorted(front) and len({value for _, value in front}) == len(front)
+
+
+def test_a_search_reports_what_has_a_direction(trained):
+    """A ranker's calibration is best at 1: neither more nor less of it is better."""
+    recipe, out = trained
+    report, _ = search(recipe, out)
+    assert {"auc", "calibration"} <= set(report.models[0].metrics)
+    assert "auc" in (names := [metric.name for metric in report.metrics])
+    assert "calibration" not in names and all(m.higher is not None for m in report.metrics)
 
 
 def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
@@ -348,7 +371,7 @@ def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
     start_over(out)
     _, once = search(recipe, out, budgets(1200))
     start_over(out)
-    real, calls = Search.columns, []
+    real, calls = Scores.columns, []
 
     def pressed(self, sizes, part):
         calls.append(1)
@@ -357,12 +380,12 @@ def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
         return real(self, sizes, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Search, "columns", pressed)
+        patch.setattr(Scores, "columns", pressed)
         with pytest.raises(Interrupted, match="the same command goes on"):
             search(recipe, out, budgets(1200))
-    result, chosen = search(recipe, out, budgets(1200))
+    report, chosen = search(recipe, out, budgets(1200))
     assert [c.sizes for c in chosen] == [c.sizes for c in once]
-    assert 0 < result["search"]["evaluated"] < result["search"]["scored"]
+    assert 0 < report.searched["evaluated"] < report.searched["scored"]
 
 
 def test_an_impossible_budget_names_the_nearest(trained):
@@ -391,14 +414,14 @@ def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
     assert left.indices == reporting.indices
 
     start_over(out)
-    real, seen = Search.columns, []
+    real, seen = Scores.columns, []
     monkeypatch.setattr(
-        Search,
+        Scores,
         "columns",
         lambda self, sizes, part: seen.append(part.indices) or real(self, sizes, part),
     )
-    result, _ = search(recipe, out, budgets(500))
-    scored, measured = result["search"]["evaluated"], len(result["models"])
+    report, _ = search(recipe, out, budgets(500))
+    scored, measured = report.searched["evaluated"], len(report.models)
     assert seen == [choosing.indices] * scored + [reporting.indices] * measured
 
 
@@ -419,8 +442,8 @@ def test_latency_is_met_when_measured_again(trained):
         draw = random.Random(0)
         for _ in range(10):
             limit = low * 1.3 + draw.random() * (high - low)
-            _, chosen = search(recipe, out, parse({"latency": [f"{limit * 1e6:.0f}us"]}))
-            assert chosen[0].used["latency"] <= 1
+            report, chosen = search(recipe, out, parse({"latency": [f"{limit * 1e6:.0f}us"]}))
+            assert report.choices[0].used["latency"] <= 1
             assert min(seconds(chosen[0].sizes) for _ in range(3)) <= limit
 
 

@@ -39,9 +39,7 @@ def test_it_fits_and_is_readable(browser, page, width, dark):
     assert browser.said() == [] and browser.asked_for() == []
     assert browser.run("document.documentElement.scrollWidth") <= browser.run("innerWidth") == width
     # nothing but the table sticks out of the window
-    out = "[...document.querySelectorAll('section,header,p,h1,h2,ul,svg,pre')].filter(e => !e.closest('.scroll') && "
-    out += "e.getClientRects().length && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < 0))"
-    assert browser.run(f"{out}.map(e => e.outerHTML.slice(0, 80))") == []
+    assert browser.run(OUTSIDE) == []
     light = browser.run(
         "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
     )
@@ -59,11 +57,20 @@ def test_it_fits_and_is_readable(browser, page, width, dark):
     assert browser.run(f"{chart}.flatMap({COVERED})") == []
 
 
+OUTSIDE = """[...document.querySelectorAll('section,header,p,h1,h2,ul,svg,pre')].filter(e => {
+  const at = e.getBoundingClientRect();
+  const seen = !e.closest('.scroll') && e.getClientRects().length;
+  return seen && (at.right > innerWidth + 1 || at.left < 0);
+}).map(e => e.outerHTML.slice(0, 80))"""
+
+
 COVERED = """chart => {
-  const names = [...chart.querySelectorAll('svg .name, svg .tick')];
-  const seen = names.filter(e => e.getClientRects().length).map(e => [e.textContent, e.getBoundingClientRect()]);
-  const apart = (a, b) => a.right <= b.left + 1 || b.right <= a.left + 1 || a.bottom <= b.top + 4 || b.bottom <= a.top + 4;
-  return seen.flatMap(([text, a], i) => seen.slice(i + 1).filter(([, b]) => !apart(a, b)).map(([other]) => text + ' ' + other));
+  const texts = [...chart.querySelectorAll('svg .name, svg .tick')];
+  const seen = texts.filter(e => e.getClientRects().length);
+  const at = e => e.getBoundingClientRect();
+  const before = (a, b) => at(a).right <= at(b).left + 1 || at(a).bottom <= at(b).top + 4;
+  const covers = (a, b) => a !== b && !before(a, b) && !before(b, a);
+  return seen.flatMap(a => seen.filter(b => covers(a, b)).map(b => [a.textContent, b.textContent]));
 }"""
 
 
@@ -95,7 +102,8 @@ def test_hover_says_what_a_point_is(browser, page, width):
         browser.run(f"{point}.scrollIntoView({{block: 'center'}})")
         browser.settle()
         x, y = browser.run(
-            f"(r => [r.x + r.width / 2, r.y + r.height / 2])({point}.querySelector('.mark').getBoundingClientRect())"
+            "(r => [r.x + r.width / 2, r.y + r.height / 2])"
+            f"({point}.querySelector('.mark').getBoundingClientRect())"
         )
         browser.move(x, y)
         assert browser.run("document.getElementById('tip').hidden") is False
@@ -129,7 +137,8 @@ def test_the_slider_names_the_best_student_within_the_budget(browser, page):
     )
     browser.press("ArrowLeft")
     assert browser.run("document.getElementById('slider').value") == "999"
-    pull = "slider.value = v; slider.dispatchEvent(new Event('input')); return answer.textContent.split(':')[0]"
+    pull = "slider.value = v; slider.dispatchEvent(new Event('input')); "
+    pull += "return answer.textContent.split(':')[0]"
     seen = browser.run(f"[...new Set(Array.from({{length: 1001}}, (_, v) => {{ {pull} }}))]")
     assert [name[:10] for name in seen] == ["None", "width 0.25", "width 0.5 ", "width 1"]
     assert browser.run(
@@ -143,7 +152,8 @@ def test_the_slider_names_the_best_student_within_the_budget(browser, page):
 
 def test_the_axis_of_the_plot_switches(browser, page):
     browser.open(page, 1400, dark=False)
-    shown = "[...document.querySelectorAll('.plot')].filter(e => e.getClientRects().length).map(e => e.className)"
+    shown = "[...document.querySelectorAll('.plot')].filter(e => e.getClientRects().length)"
+    shown += ".map(e => e.className)"
     assert browser.run(shown) == ["plot plot-0 all"]
     browser.run("document.querySelector('label[for=axis-1]').click()")
     browser.run("document.querySelector('label[for=cuts]').click()")

@@ -106,15 +106,19 @@ args, kwargs, where = json.loads(sys.argv[1])
 batch = load_file(where + "/batch.safetensors")
 program = torch.export.load(where + "/student.pt2").module()
 session = onnxruntime.InferenceSession(where + "/student.onnx")
-assert [i.name for i in session.get_inputs()] == [*args, *kwargs], [i.name for i in session.get_inputs()]
+names = [i.name for i in session.get_inputs()]
+assert names == [*args, *kwargs], names
 found = {"pt2": [], "onnx": []}
 for start in range(0, 1000, 250):
     part = {name: tensor[start : start + 250] for name, tensor in batch.items()}
+    by_position, by_name = [part[a] for a in args], {k: part[v] for k, v in kwargs.items()}
     with torch.no_grad():
-        found["pt2"].append(program(*[part[a] for a in args], **{k: part[v] for k, v in kwargs.items()}))
-    given = {**{a: part[a].numpy() for a in args}, **{k: part[v].numpy() for k, v in kwargs.items()}}
+        found["pt2"].append(program(*by_position, **by_name))
+    given = {**dict(zip(args, by_position)), **by_name}
+    given = {name: tensor.numpy() for name, tensor in given.items()}
     found["onnx"].append(torch.from_numpy(session.run(["output"], given)[0]))
-save_file({name: torch.cat(parts).contiguous() for name, parts in found.items()}, where + "/out.safetensors")
+outputs = {name: torch.cat(parts).contiguous() for name, parts in found.items()}
+save_file(outputs, where + "/out.safetensors")
 """
 
 

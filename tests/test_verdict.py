@@ -434,7 +434,7 @@ def test_as_many_examples_are_measured_at_a_time_as_a_device_trains(here, monkey
     seen.clear()
     ta, task = load_ta(here), tasks_task.task("ranking", recipe)
     held_out = task.data(here / "ta", ta.model).held_out[0]
-    check_teacher(recipe, task, ta.model, 1, held_out, torch.device("cpu"))
+    check_teacher(recipe.distill, task, ta.model, 1, held_out, torch.device("cpu"))
     assert set(seen) == {16}
 
 
@@ -506,8 +506,11 @@ def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
         ours, theirs = (report.model(name).metrics["auc"].value for name in (pair.a, pair.b))
         assert pair.gain == pytest.approx(ours - theirs)
         assert pair.margin == pytest.approx(0.02 * theirs) and pair.low <= pair.gain <= pair.high
-    gains = lambda pairs: {(pair.a, pair.b, pair.metric): pair.gain for pair in pairs}  # noqa: E731
-    assert gains(report.pairs).items() <= gains(judge.remake(here).pairs).items()
+    before, after = (
+        {(pair.a, pair.b, pair.metric): pair.gain for pair in pairs}
+        for pairs in (report.pairs, judge.remake(here).pairs)
+    )
+    assert before.items() <= after.items()
     shutil.rmtree(here / "run" / "checkpoints")
     assert not [pair for pair in judge.remake(here).pairs if pair.a == "TA"]
 

@@ -27,7 +27,6 @@ def export(
     batch_size: options.Batch = None,
     threads: options.Threads = None,
     stock_only: options.StockOnly = None,
-    sizes: options.Sizes = None,
     trials: options.Trials = None,
     examples: options.Examples = None,
     out: options.Out = options.OUT,
@@ -58,7 +57,7 @@ def export(
     from matta_cli.verdict.baselines import check
 
     searching = options.again("search", flags["search"])
-    if searching and not asked(recipe):
+    if searching and not asked(recipe.export):
         nothing = "is about the search for a budget, and there is none: pass --target-params 60M"
         raise MattaError(f"{searching[0]} {nothing}, say.")
     kinds = options.words(baselines)

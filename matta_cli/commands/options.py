@@ -92,7 +92,6 @@ TargetMacs = Annotated[list[str] | None, flag("export.target_macs", panel=BUDGET
 Batch = Annotated[int | None, flag("export.batch_size", panel=BUDGET)]
 Threads = Annotated[int | None, flag("export.threads", panel=BUDGET)]
 StockOnly = Annotated[bool | None, flag("search.stock_only", panel=BUDGET)]
-Sizes = Annotated[str | None, flag("search.sizes", panel=BUDGET)]
 Trials = Annotated[int | None, flag("search.trials", panel=BUDGET)]
 Examples = Annotated[int | None, flag("search.examples", panel=BUDGET)]
 

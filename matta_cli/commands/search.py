@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
+from matta_cli.report.schema import Report
 
 
 def search(
@@ -20,7 +19,6 @@ def search(
     device: options.Device = None,
     threads: options.Threads = None,
     stock_only: options.StockOnly = None,
-    sizes: options.Sizes = None,
     trials: options.Trials = None,
     examples: options.Examples = None,
     out: options.Out = options.OUT,
@@ -46,28 +44,26 @@ def search(
         nothing = "is about latency, and nothing is timed here: pass --target-latency 5ms"
         raise MattaError(f"{timing[0]} {nothing}, say.")
     with console.training_progress() as listen:
-        result, _ = run(recipe, out, budget.asked(recipe), listen=listen)
-    _show(result, json)
+        report, _ = run(recipe, out, budget.asked(recipe.export), listen=listen)
+    _show(report, json)
     where = Workspace(out).search
     console.say(f"The front: {where / 'search.json'}, and as a plot {where / 'search.html'}.")
     targets = {name: texts for name, texts in flags["export"].items() if name.startswith("target")}
     limits = options.again("export", targets)
     if not limits:
-        sizes_found = sorted(model["parameters"] for model in result["models"])
-        limits = ["--target-params", str(sizes_found[len(sizes_found) // 2])]
+        sizes = sorted(model.cost.parameters or 0 for model in report.models)
+        limits = ["--target-params", str(sizes[len(sizes) // 2])]
     console.hint(
         command("export", out, *limits, *timing, *options.again("search", flags["search"]))
     )
 
 
-def _show(result: dict[str, Any], json: bool) -> None:
+def _show(report: Report, json: bool) -> None:
     """Print the front (or JSON) on stdout, the choices and the notes on stderr."""
     from matta_cli.report import search_table
-    from matta_cli.report.schema import Report
 
-    report = Report.from_json(result)
     if json:
-        console.data(result)
+        console.data(report.to_json())
     else:
         console.table(*search_table.front_rows(report), spare=["bytes", "MACs", "sizes"])
     for line in search_table.choices(report):

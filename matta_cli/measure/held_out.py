@@ -46,7 +46,7 @@ class HeldOut:
         device, at_a_time = pick(recipe.distill.device), score.at_a_time(recipe.distill, processes)
         task = tasks_task.task(ta.adapter.task, recipe)
         data = task.data(folder, ta.model, training=has_statistics(ta.model))
-        if asked(recipe):
+        if asked(recipe.export):
             chose = score.chooses(task, ta.model, data, torch.device("cpu"))
             data = score.reported(data, chose)
         return cls(recipe, task, data, device, at_a_time)

@@ -177,7 +177,7 @@ def _budget(story: Story) -> dict[str, Any] | None:
 
 
 class Table(NamedTuple):
-    """The page's table. shares: whether cells say what part of the base's parameters a model has."""
+    """The page's table. shares: whether it says what part of the base's parameters models have."""
 
     heads: list[Markup]
     rows: list[tuple[ModelEntry, list[tuple[str, str]]]]

@@ -31,7 +31,7 @@ class Stored:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The object that ``to_json`` made this of. Raises ``KeyError`` where a field is missing."""
+        """The object that ``to_json`` made this of. Raises ``KeyError`` if a field is missing."""
         kinds = _kinds(cls).items()
         known = {name: _restored(kind, value[name]) for name, kind in kinds if name in value}
         known = {name: item for name, item in known.items() if item is not MISSING}

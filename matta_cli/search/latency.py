@@ -11,72 +11,52 @@ from matta_cli.adapter import Sizes
 from matta_cli.data.split import Batch
 from matta_cli.measure import cost
 from matta_cli.models.ta import TA
-from matta_cli.nested.sizes import kinds, own_sizes
-from matta_cli.search.costs import Costs
+from matta_cli.search.counts import Counts, Key, key_of
 from matta_cli.tasks.task import Task
 
-# Latency
-
-ROUNDS = 8  # of timing the Students that the guess is fitted to
+ROUNDS = 8  # of timing the uniform widths, which the guess is made of
 
 
 class Latency:
-    """Seconds of a forward on this machine, measured; and a guess for sizes that were not, only to
-    rank what is tried.
+    """Seconds of a forward on this machine, measured; and a guess of those that were not.
 
-    The guess is a sum of what the sizes of each kind come to, the layers and the MACs, with weights
-    of zero or more fitted by
-    least squares: it never falls where an axis grows.
+    The guess only ranks what is tried. It lies between the two nearest uniform widths, in
+    proportion to MACs, and is scaled by what was measured since; it never falls where an axis
+    grows.
     """
 
-    def __init__(self, task: Task, ta: TA, costs: Costs, example: Batch, threads: int) -> None:
-        self.task, self.ta, self.costs, self.example, self.threads = (
-            task,
-            ta,
-            costs,
-            example,
-            threads,
-        )
-        self.weights = np.zeros(0)
+    def __init__(self, task: Task, ta: TA, counts: Counts, example: Batch, threads: int) -> None:
+        self.task, self.ta, self.counts = task, ta, counts
+        self.example, self.threads = example, threads
+        self.macs: list[int] = []
+        self.seconds: list[float] = []
         self.correction = 1.0
-        self.measured: dict[tuple[tuple[str, int], ...], float] = {}
+        self.measured: dict[Key, float] = {}
 
     def time(self, models: Mapping[str, Any], rounds: int = cost.ROUNDS) -> dict[str, float]:
         """The median seconds of a forward of each model."""
         with cost.threads(self.threads):
             taken = cost.latencies(self.task, models, self.example, rounds)
-        return {name: found["median"] for name, found in taken.items()}
+        return {name: timing["median"] for name, timing in taken.items()}
 
-    def fit(self, several: Sequence[Sizes]) -> None:
-        """Time Students, as views, and fit the guess to them."""
-        taken = self.time(
-            {str(i): self.ta.at(sizes).eval() for i, sizes in enumerate(several)}, ROUNDS
-        )
-        from scipy.optimize import nnls
-
-        features = np.array([self._features(sizes) for sizes in several], dtype=np.float64)
-        scale = features.max(0)
-        seconds = np.array([taken[str(i)] for i in range(len(several))])
-        # errors as shares
-        self.weights = nnls(features / scale / seconds[:, None], np.ones(len(seconds)))[0] / scale
-
-    def _features(self, sizes: Sizes) -> list[float]:
-        own = own_sizes(self.ta.axes, sizes)
-        return [
-            1.0,
-            float(self.costs.macs(sizes)),
-            *(float(sum(found)) for found in kinds(own).values()),
-        ]
+    def start(self, uniform: Sequence[Sizes]) -> None:
+        """Time the Students of the uniform widths, from the smallest, which guesses are made of."""
+        dense = {str(i): self.ta.student(sizes).dense() for i, sizes in enumerate(uniform)}
+        taken = self.time(dense, ROUNDS)
+        self.macs = [self.counts.macs(sizes) for sizes in uniform]
+        self.seconds = np.maximum.accumulate(list(taken.values())).tolist()
 
     def guess(self, sizes: Sizes) -> float:
-        return float(np.dot(self.weights, self._features(sizes))) * self.correction
+        macs = self.counts.macs(sizes)
+        return float(np.interp(macs, self.macs, self.seconds)) * self.correction
 
     def measure(self, sizes: Sizes) -> float:
-        """The median of a dense Student of these sizes, of three measurements the middle one;
-        corrects the guess by it.
+        """The seconds of a dense Student of these sizes, which correct the guess.
+
+        Of three medians the middle one.
         """
         model = {"": self.ta.student(sizes).dense()}
-        found = sorted(self.time(model)[""] for _ in range(3))[1]
-        self.measured[self.costs.key(sizes)] = found
-        self.correction *= found / self.guess(sizes)
-        return found
+        seconds = sorted(self.time(model)[""] for _ in range(3))[1]
+        self.measured[key_of(self.ta, sizes)] = seconds
+        self.correction *= seconds / self.guess(sizes)
+        return seconds

@@ -1,264 +1,196 @@
-"""search: which sizes within a budget are the best ones, on held-out data.
+"""Which sizes within a budget are the best ones, on held-out data.
 
-Candidates are the uniform widths, and sizes of each layer by itself (Mix'n'Match; MatFormer, arXiv
-2310.07707). A layer's sizes
-are those of the widths that were trained: others were worse in our pilots. What is tried, and its
-score, goes into a journal of optuna's, so that a search goes on where it was stopped, and another
-one of the same TA on the same data starts from its scores.
+Candidates are the uniform widths, and sizes of each layer by itself (Mix'n'Match; MatFormer,
+arXiv 2310.07707), which are those of the widths that were trained. What is tried within a budget
+goes into a journal of optuna's, so that a search goes on where it was stopped.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matta_cli.adapter import Sizes
-from matta_cli.data import split
-from matta_cli.data.split import Data
-from matta_cli.devices import device
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
-from matta_cli.measure import score as measure_score
-from matta_cli.measure import students
 from matta_cli.measure.cost import repeated
-from matta_cli.measure.score import at_a_time, chooses
 from matta_cli.models import folders
-from matta_cli.nested import view
+from matta_cli.models.ta import Student
+from matta_cli.progress import Listener, Progress
 from matta_cli.report import numbers
-from matta_cli.search.costs import Costs
+from matta_cli.search.counts import Counts, Key, key_of
 from matta_cli.search.latency import Latency
-from matta_cli.search.space import SLOPE, SLOPES, Space
-from matta_cli.settings.budget import COSTS, NEAR, Budget
+from matta_cli.search.scores import Scores, import_optuna
+from matta_cli.search.space import SLOPE, SLOPES, Share, Space
+from matta_cli.settings.budget import LIMITS, NEAR, Budget
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task
-from matta_cli.tasks.task import Task
-from matta_cli.training.spent import trained_widths
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
-
-
 MARGIN = 0.05  # of a latency's limit that is left free: it is never the same twice
 
 
-# examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the
-# training
-SHARE = 64
+@dataclass(frozen=True)
+class Scored:
+    """A Student, and its primary metric on the examples that sizes are chosen by."""
 
-
-# Scores
-
-
-@dataclass
-class Candidate:
-    """Sizes that were scored. value: the primary metric on the examples that sizes are chosen by."""
-
-    sizes: dict[str, int]
+    student: Student
     value: float
-    width: float | None = None
-    names: list[str] = field(default_factory=list)  # of the budgets that it was chosen for
-
-
-class Scores:
-    """Values by sizes, kept in a study of optuna's that nothing else is in."""
-
-    def __init__(self, optuna: Any, storage: Any, name: str, higher: bool) -> None:
-        self.optuna, self.higher = optuna, higher
-        direction = "maximize" if higher else "minimize"
-        self.study = optuna.create_study(
-            study_name=name, storage=storage, direction=direction, load_if_exists=True
-        )
-        self.known = {
-            t.user_attrs["key"]: t.value for t in self.study.trials if t.value is not None
-        }
-
-    def add(self, key: str, value: float) -> None:
-        self.known[key] = value
-        self.study.add_trial(self.optuna.trial.create_trial(value=value, user_attrs={"key": key}))
-
-
-def import_optuna() -> Any:
-    try:
-        import optuna
-    except ImportError:
-        raise MattaError("Searching sizes needs optuna: pip install 'matta[search]'.") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna
 
 
 class Search:
-    """One search: the TA, the two halves of the held-out data, and all that has been scored."""
+    """One search of a trained TA: its sizes, what they cost, and all that has been scored."""
 
     def __init__(self, recipe: Recipe, out: Path, storage: Any) -> None:
-        self.recipe, self.storage = recipe, storage
-        self.settings = settings = recipe.search
+        self.recipe, self.settings, self.storage = recipe, recipe.search, storage
         reached = folders.reached(out, recipe.export.checkpoint)
-        self.ta, used = reached.ta, reached.recipe
-        ta = self.ta
-        if ta.copies:
-            raise MattaError(
-                "The run had distill.shared = false: there are no nested weights to search sizes in."
-            )
-        self.space = Space(ta, trained_widths(used.distill, ta), settings.sizes)
+        self.ta, used = reached.ta, reached.recipe.distill
+        if self.ta.copies:
+            nothing = "there are no nested weights to search sizes in"
+            raise MattaError(f"The run had distill.shared = false: {nothing}.")
+        taught = [used.ta_width or self.ta.widest] if used.ta_weight > 0 else []
+        self.space = Space(self.ta, sorted({*used.widths, *taught}))
         self.training_seconds = float(reached.counters["seconds"])
-        self.device = device.pick(recipe.distill.device)
-        self.size = at_a_time(recipe.distill, reached.counters.get("processes", 1))
-        ta.model.to(self.device).eval()
-        self.task: Task = task.task(ta.adapter.task, recipe)
-        self.metric = self.task.metrics[0]
-        self.normed = view.has_statistics(ta.model)
-        self.data: Data = self.task.data(reached.folder, ta.model, training=self.normed)
-        self.split = chooses(self.task, ta.model, self.data, self.device)
-        self.choosing, self.reporting = split.halves(self.data.held_out[self.split])
-        few = used.distill.steps * used.distill.batch_size // SHARE
-        self.examples = settings.examples or max(16, min(few, recipe.data.eval_examples or 2000))
-        some = self.reporting.batch(range(min(recipe.export.batch_size, len(self.reporting))))
-        self.costs = Costs(self.task, ta, some)
-        batch = repeated(
-            {name: tensor.to(self.device) for name, tensor in some.items()},
-            recipe.export.batch_size,
-        )
-        self.latency = Latency(self.task, ta, self.costs, batch, recipe.export.threads)
-        parts = (
-            atomic.digest(reached.folder),
-            self.choosing.digest(),
-            self.examples,
-            self.metric.name,
-        )
-        self.digest = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-        self.scores = Scores(
-            import_optuna(), storage, f"scores {self.digest}", bool(self.metric.higher)
-        )
-        self.found: dict[str, Candidate] = {}
-        self.stock: dict[str, bool] = {}
-        self.evaluated = 0
+        self.scores = scores = Scores(recipe, reached, storage)
+        size, part = recipe.export.batch_size, scores.reporting
+        some = part.batch(range(min(size, len(part))))
+        self.counts = Counts(scores.task, self.ta, some)
+        here = {name: tensor.to(scores.device) for name, tensor in some.items()}
+        batch, threads = repeated(here, size), recipe.export.threads
+        self.latency = Latency(scores.task, self.ta, self.counts, batch, threads)
+        self.scored: dict[Key, Scored] = {}
+        self._stock: dict[Key, bool] = {}
 
-    def key(self, sizes: Sizes) -> str:
-        return json.dumps(self.costs.key(sizes))
+    def key(self, sizes: Sizes) -> Key:
+        return key_of(self.ta, sizes)
 
-    def is_stock(self, sizes: Sizes) -> bool:
+    def stock(self, sizes: Sizes) -> bool:
+        """Whether the stock library can load a Student of these sizes."""
         key = self.key(sizes)
-        if key not in self.stock:
-            self.stock[key] = self.ta.student(sizes).stock
-        return self.stock[key]
+        if key not in self._stock:
+            self._stock[key] = self.ta.student(sizes).stock
+        return self._stock[key]
 
-    def allowed(self, sizes: Sizes) -> bool:
-        return not self.settings.stock_only or self.is_stock(sizes)
+    def allowed(self) -> list[Scored]:
+        """All Students that were scored and may be chosen."""
+        only = self.settings.stock_only
+        return [one for one in self.scored.values() if not only or self.stock(one.student.sizes)]
 
-    def model(self, sizes: Sizes) -> Any:
-        """A Student to score: on views of the TA, or where it needs statistics of its own
-        (BatchNorm) a copy.
-        """
-        if not self.normed:
-            return self.ta.at(sizes).eval()
-        return students.measurable(
-            self.task, self.ta.student(sizes), self.data.train, self.size, self.device
-        )
+    def score(self, which: float | Mapping[str, int]) -> float:
+        """The primary metric of the Student of a width, or of sizes."""
+        student = self.ta.student(which)
+        value = self.scores.value(student.sizes)
+        return self.scored.setdefault(self.key(student.sizes), Scored(student, value)).value
 
-    def columns(self, sizes: Sizes, part: split.Part) -> Any:
-        return measure_score.columns(
-            self.task, self.model(sizes), part, self.size, self.device, self.examples
-        )
+    def parameters(self, one: Scored) -> int:
+        return self.counts.parameters(one.student.sizes)
 
-    def value(self, sizes: Sizes, width: float | None = None) -> float:
-        """The primary metric on the examples that sizes are chosen by; worked out once for each
-        Student.
-        """
-        key = self.key(sizes)
-        if key not in self.scores.known:
-            value = self.task.summarize(self.columns(sizes, self.choosing))[self.metric.name]
-            if not math.isfinite(value):
-                value = -1e30 if self.metric.higher else 1e30
-            self.evaluated += 1
-            self.scores.add(key, value)
-        candidate = self.found.setdefault(key, Candidate(dict(sizes), self.scores.known[key]))
-        candidate.width = width if width is not None else candidate.width
-        return candidate.value
-
-    def cost(self, sizes: Sizes, names: Sequence[str]) -> dict[str, float]:
+    def costs(self, sizes: Sizes, names: Sequence[str]) -> dict[str, float]:
         """Costs by name. Latency is the one measured, or else a guess."""
-        found = self.costs(sizes, [name for name in names if name != "latency"])
+        costs = self.counts(sizes, [name for name in names if name != "latency"])
         if "latency" in names:
-            found["latency"] = self.latency.measured.get(
-                self.costs.key(sizes), 0.0
-            ) or self.latency.guess(sizes)
-        return found
+            measured = self.latency.measured.get(self.key(sizes))
+            costs["latency"] = measured or self.latency.guess(sizes)
+        return costs
 
-    def used(self, budget: Budget) -> Callable[[Sizes], float]:
-        """The share of a budget that sizes take, the most of its limits. Of a latency's limit a
-        margin stays free.
+    def used(self, budget: Budget) -> Share:
+        """The share of a budget that sizes take: of its limits the one that they use most.
+
+        Of a latency's limit a margin stays free.
         """
-        names = [name for name, _ in budget.limits]
 
         def share(sizes: Sizes) -> float:
-            shares = budget.used(self.cost(sizes, names))
-            if "latency" in shares:
-                shares["latency"] /= 1 - MARGIN
-            return max(shares.values())
+            return max(budget.used(self._with_margin(self.costs(sizes, budget.names))).values())
 
         return share
 
+    def _with_margin(self, costs: Mapping[str, float]) -> dict[str, float]:
+        return {n: value / (1 - MARGIN) if n == "latency" else value for n, value in costs.items()}
+
     # Searching
 
-    def uniform(self) -> dict[float, dict[str, int]]:
-        return {width: self.ta.sizes(width) for width in self.space.widths}
+    def run(self, budgets: Sequence[Budget], listen: Listener) -> list[Student]:
+        """Score the uniform widths, and sizes within each budget; the best Student of each.
+
+        Without budgets, sizes are tried from the smallest Student to the largest. Raises
+        ``MattaError`` for a budget that is not possible.
+        """
+        self._start(budgets, listen)
+        some = budgets or self.levels()
+        trials = self.settings.trials if budgets else max(1, self.settings.trials // 4)
+        total, done = len(self.space.uniform) + trials * len(some), 0
+        scores, started = self.scores, time.perf_counter()
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            rate = scores.evaluated * scores.examples / (time.perf_counter() - started)
+            listen(Progress(done, total, per_second=rate, unit="examples"))
+
+        for width in self.space.uniform:
+            self.score(width)
+            tick()
+        for budget in some:
+            self._try(budget, trials, tick)
+        return [self.choice(budget) for budget in budgets]
+
+    def _start(self, budgets: Sequence[Budget], listen: Listener) -> None:
+        """Time some Students where latency is limited, and refuse budgets that are not possible."""
+        timed = [budget for budget in budgets if "latency" in budget.names]
+        if timed:
+            listen(Progress(message="Timing some Students, to guess the latency of others."))
+            self.latency.start(list(self.space.uniform.values()))
+        self.refuse_impossible(budgets)
+        for budget in timed:  # the guess is corrected near each limit
+            sizes = self.space.decode(self.space.rule(0.0), self.used(budget))
+            if sizes is not None:
+                self.latency.measure(sizes)
 
     def refuse_impossible(self, budgets: Sequence[Budget]) -> None:
-        """Raise ``MattaError`` for a budget that even the smallest Student exceeds, with the
-        nearest possible ones.
+        """Raise ``MattaError`` for a budget that even the smallest Student exceeds.
+
+        It names the nearest possible limits.
         """
         smallest = self.space.smallest()
         for budget in budgets:
-            names = [name for name, _ in budget.limits]
-            if "latency" in names and self.costs.key(smallest) not in self.latency.measured:
+            if "latency" in budget.names and self.key(smallest) not in self.latency.measured:
                 self.latency.measure(smallest)
-            least = self.cost(smallest, names)
-            room = {
-                name: value / (1 - MARGIN) if name == "latency" else value
-                for name, value in least.items()
-            }
-            over = [name for name, share in budget.used(room).items() if share > 1]
+            least = self.costs(smallest, budget.names)
+            needed = self._with_margin(least)
+            over = [LIMITS[name] for name, share in budget.used(needed).items() if share > 1]
             if over:
-                has = " and ".join(f"{_shown(name, least[name])}" for name in over)
-                near = " ".join(
-                    f"--target-{COSTS[name].flag} {_rounded_up(name, room[name])}" for name in over
-                )
+                has = " and ".join(_shown(limit.name, least[limit.name]) for limit in over)
+                texts = {limit.flag: limit.rounded_up(needed[limit.name]) for limit in over}
+                near = " ".join(f"--target-{flag} {text}" for flag, text in texts.items())
                 raise MattaError(
-                    f"The budget {budget.name} is not possible: the smallest Student here has {has}, so the nearest possible "
-                    f"is {near}; a smaller width has to be trained for less (distill.widths)."
+                    f"The budget {budget.name} is not possible: the smallest Student here has "
+                    f"{has}, so the nearest possible is {near}; a smaller width has to be trained "
+                    "for less (distill.widths)."
                 )
 
     def levels(self) -> list[Budget]:
         """Budgets of parameters from the smallest Student to the largest, in equal ratios."""
-        low, high = (
-            self.costs.parameters(self.ta.sizes(width))
-            for width in (self.space.widths[0], self.space.widths[-1])
-        )
+        every = [self.counts.parameters(sizes) for sizes in self.space.uniform.values()]
+        low, high = every[0], every[-1]
         limits = [round(low * (high / low) ** (i / (LEVELS - 1))) for i in range(1, LEVELS)]
-        return [
-            Budget(f"params-{limit}", (("parameters", float(limit)),))
-            for limit in dict.fromkeys(limits)
-        ]
+        distinct = dict.fromkeys(limits)
+        return [Budget(f"params-{n}", (("parameters", float(n)),)) for n in distinct]
 
-    def run(self, budget: Budget, trials: int, tick: Callable[[], None]) -> None:
-        """Score sizes within a budget: MatFormer's rule first, steeper ones, then what optuna
-        proposes.
+    def _try(self, budget: Budget, trials: int, tick: Callable[[], None]) -> None:
+        """Score sizes within a budget.
+
+        First by MatFormer's rule, then by steeper ones, then what optuna proposes.
         """
         used = self.used(budget)
         if self.settings.stock_only:
-            for sizes in self.space.by_kind(used, self.is_stock)[: max(1, trials)]:
-                self.value(sizes)
+            for sizes in self.space.by_kind(used, self.stock)[: max(1, trials)]:
+                self.score(sizes)
                 tick()
             return
         optuna, axes = import_optuna(), self.space.free()
-        name = f"{self.digest} {budget.name} {self.space.between} {self.settings.seed}"
-        direction = "maximize" if self.metric.higher else "minimize"
+        name = f"{self.scores.digest} {budget.name} {self.settings.seed}"
+        direction = self.scores.direction
         kept = optuna.create_study(
             study_name=name, storage=self.storage, direction=direction, load_if_exists=True
         )
@@ -266,118 +198,93 @@ class Search:
         study = optuna.create_study(direction=direction)
         distributions = {n: optuna.distributions.FloatDistribution(0.0, SLOPE) for n in axes}
 
-        def score(ahead: dict[str, float]) -> float:
-            found = self.space.decode({n: ahead[n] for n in axes}, used)
-            assert found is not None  # impossible budgets were refused
+        def score(ahead: Mapping[str, float]) -> float:
+            sizes = self.space.decode({n: ahead[n] for n in axes}, used)
+            assert sizes is not None  # impossible budgets were refused
             tick()
-            return self.value(found)
+            return self.score(sizes)
 
-        def done(ahead: dict[str, float]) -> Any:
-            return optuna.trial.create_trial(
-                value=score(ahead), params=ahead, distributions=distributions
-            )
+        def add(ahead: Mapping[str, float]) -> None:
+            values = {"value": score(ahead), "params": ahead, "distributions": distributions}
+            study.add_trial(optuna.trial.create_trial(**values))
 
         for trial in kept.trials:
-            study.add_trial(done(trial.params))
+            add(trial.params)
         for number in range(len(study.trials), trials):
             if number < len(SLOPES):
-                study.add_trial(done(self.space.rule(SLOPES[number])))
+                add(self.space.rule(SLOPES[number]))
             else:
                 # a search that goes on draws what it would have drawn
-                seed = self.settings.seed * 100_003 + number
                 study.sampler = optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, n_startup_trials=8
+                    seed=self.settings.seed * 100_003 + number,
+                    multivariate=True,
+                    n_startup_trials=8,
                 )
                 trial = study.ask(distributions)
                 study.tell(trial, score(trial.params))
             kept.add_trial(study.trials[-1])
 
-    def best(self, budget: Budget) -> Candidate:
-        """The best of all that was scored within a budget: of those that use it up, where there are
-        any.
-        """
-        used = self.used(budget)
-        fitting = [(c, used(c.sizes)) for c in self.found.values()]
-        fitting = [(c, share) for c, share in fitting if share <= 1 and self.allowed(c.sizes)]
-        if not fitting:
-            hint = (
-                "leave out --stock-only"
-                if self.settings.stock_only
-                else "try again, or give it more room"
-            )
-            raise MattaError(f"No Student that was found meets the budget {budget.name}: {hint}.")
-        most = max(share for _, share in fitting)
-        near = [c for c, share in fitting if share >= 1 - NEAR] or [
-            c for c, share in fitting if share == most
-        ]
-        return self.order(near)[0]
+    # Choosing
 
-    def order(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The best first; of equals a uniform width, which was trained as it is, and then the
-        smallest.
-        """
-        sign = -1 if self.metric.higher else 1
-        return sorted(
-            candidates,
-            key=lambda c: (sign * c.value, c.width is None, self.costs.parameters(c.sizes)),
-        )
+    def choice(self, budget: Budget) -> Student:
+        """The best Student within a budget.
 
-    def choose(self, budget: Budget) -> Candidate:
-        """The best Student within a budget. Latency is measured again on a dense copy, and has to
-        meet its limit.
+        Latency is measured again on a dense copy, and has to meet its limit.
         """
-        limits = dict(budget.limits)
-        while "latency" in limits:
-            best = self.best(budget)
-            key = self.costs.key(best.sizes)
-            if key in self.latency.measured:
-                return best
+        best = self._best(budget)
+        while "latency" in budget.names and self.key(best.sizes) not in self.latency.measured:
             self.latency.measure(best.sizes)
-            if self.used(budget)(best.sizes) > 1:
+            used = self.used(budget)
+            if used(best.sizes) > 1 and not self.settings.stock_only:
                 # by the corrected guess
-                sizes = self.space.decode(self.space.rule(0.0), self.used(budget))
-                if sizes is not None and not self.settings.stock_only:
-                    self.value(sizes)
-        return self.best(budget)
+                sizes = self.space.decode(self.space.rule(0.0), used)
+                if sizes is not None:
+                    self.score(sizes)
+            best = self._best(budget)
+        return replace(best, name=budget.name, budget=budget)
 
-    def front(self, names: Sequence[str]) -> list[Candidate]:
-        """What nothing else beats in quality at the same cost or less, for one of these costs at
-        least.
+    def _best(self, budget: Budget) -> Student:
+        """The best of those that use a budget up, or else of those nearly as large as can be."""
+        used = self.used(budget)
+        shares = [(one, used(one.student.sizes)) for one in self.allowed()]
+        most = max((share for _, share in shares if share <= 1), default=None)
+        if most is None:
+            only = self.settings.stock_only
+            hint = "leave out --stock-only" if only else "try again, or give it more room"
+            raise MattaError(f"No Student that was found meets the budget {budget.name}: {hint}.")
+        enough = 1 - NEAR if most >= 1 - NEAR else most - NEAR
+        return self.order([one for one, share in shares if enough <= share <= 1])[0].student
+
+    def order(self, scored: Sequence[Scored]) -> list[Scored]:
+        """The best first.
+
+        Of equals a uniform width, which was trained as it is, and then the smallest.
         """
-        chosen: dict[int, Candidate] = {}
-        allowed = [c for c in self.found.values() if self.allowed(c.sizes)]
-        costs = {id(c): self.cost(c.sizes, names) for c in allowed}
+        sign = -1 if self.scores.metric.higher else 1
+
+        def rank(one: Scored) -> tuple[float, bool, int]:
+            return sign * one.value, one.student.width is None, self.parameters(one)
+
+        return sorted(scored, key=rank)
+
+    def front(self, names: Sequence[str]) -> list[Scored]:
+        """What nothing else beats in quality at its cost, for one of these costs at least."""
+        ordered = self.order(self.allowed())
+        front: dict[Key, Scored] = {}
         for name in names:
+            costs = {id(one): self.costs(one.student.sizes, [name])[name] for one in ordered}
             best: float | None = None
-            for c in sorted(self.order(allowed), key=lambda c: costs[id(c)][name]):
-                if best is None or (c.value > best if self.metric.higher else c.value < best):
-                    best = c.value
-                    chosen[id(c)] = c
-        return sorted(chosen.values(), key=lambda c: self.costs.parameters(c.sizes))
+            for one in sorted(ordered, key=lambda one: costs[id(one)]):
+                if best is None or self.scores.better(one.value, best):
+                    best = one.value
+                    front[self.key(one.student.sizes)] = one
+        return sorted(front.values(), key=self.parameters)
 
 
 def _shown(name: str, value: float) -> str:
     """An amount as people read it: ``1.23 M parameters``."""
     if name == "latency":
         return f"a latency of {numbers.in_seconds(value)}"
-    return (
-        f"{numbers.in_bytes(value)} of weights"
-        if name == "bytes"
-        else f"{numbers.count(value)} {COSTS[name].label}"
-    )
-
-
-def _rounded_up(name: str, value: float) -> str:
-    """An amount of three digits that is no less, as a flag takes it."""
-    units = [
-        (factor, unit)
-        for unit, factor in COSTS[name].units.items()
-        if factor <= value and "I" not in unit
-    ]
-    factor, unit = max(units, default=min((f, u) for u, f in COSTS[name].units.items()))
-    unit = {"K": "k", "S": "s", "MS": "ms", "US": "us", "µS": "us", "ΜS": "us", "KB": "kB"}.get(
-        unit, unit
-    )
-    unit = "G" if unit == "B" and name != "bytes" else unit
-    digits = max(0, 2 - math.floor(math.log10(value / factor)))
-    return f"{math.ceil(value / factor * 10**digits - 1e-9) / 10**digits:.{digits}f}{unit}"
+    if name == "bytes":
+        return f"{numbers.in_bytes(value)} of weights"
+    return f"{numbers.count(value)} {LIMITS[name].label}"

@@ -319,12 +319,6 @@ class SearchSettings:
         "held-out examples that sizes are chosen by, none of which is reported on; "
         "0: so many that it costs little",
     )
-    sizes: str = flag(
-        "auto",
-        "{choices}",
-        choices="auto: one such layer, where a budget needs it "
-        "| trained: layers of trained sizes only | any: also sizes between",
-    )
     stock_only: bool = flag(False, "only Students that the stock library can load")
     seed: int = setting(0, "seed of what the search tries")
 

@@ -1,0 +1,104 @@
+"""How good Students are, on held-out examples that sizes are chosen by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from typing import Any
+
+from matta_cli.adapter import Sizes
+from matta_cli.data.split import Columns, Part, halves
+from matta_cli.devices import device
+from matta_cli.errors import MattaError
+from matta_cli.files import atomic
+from matta_cli.measure import score
+from matta_cli.measure.students import measurable
+from matta_cli.models.folders import Reached
+from matta_cli.nested.view import has_statistics
+from matta_cli.search.counts import key_of
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import task
+
+# examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the
+# training
+SHARE = 64
+
+
+def import_optuna() -> Any:
+    """The package, which says nothing. Raises ``MattaError`` where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise MattaError("Searching sizes needs optuna: pip install 'matta[search]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
+
+
+class Scores:
+    """The primary metric of Students of any sizes, each worked out once.
+
+    One half of the held-out examples is for choosing sizes, the other for reporting on them. The
+    values lie in a study of optuna's that nothing else is in, so that another search of the same
+    TA on the same examples starts from them.
+    """
+
+    def __init__(self, recipe: Recipe, reached: Reached, storage: Any) -> None:
+        self.ta, used = reached.ta, reached.recipe.distill
+        self.batch_size = recipe.distill.batch_size
+        self.device = device.pick(recipe.distill.device)
+        model = self.ta.model.to(self.device).eval()
+        self.task = task.task(self.ta.adapter.task, recipe)
+        self.metric = self.task.metrics[0]
+        self.normed = has_statistics(model)
+        self.data = self.task.data(reached.folder, model, training=self.normed)
+        at = score.chooses(self.task, model, self.data, self.device)
+        self.choosing, self.reporting = halves(self.data.held_out[at])
+        few = used.steps * used.batch_size // SHARE
+        most = recipe.data.eval_examples or 2000
+        self.examples = recipe.search.examples or max(16, min(few, most))
+        what = atomic.digest(reached.folder), self.choosing.digest(), self.examples
+        self.digest = hashlib.sha256(repr((*what, self.metric.name)).encode()).hexdigest()[:16]
+        self.study = import_optuna().create_study(
+            study_name=f"scores {self.digest}",
+            storage=storage,
+            direction=self.direction,
+            load_if_exists=True,
+        )
+        kept = (trial for trial in self.study.trials if trial.value is not None)
+        self.known = {trial.user_attrs["key"]: trial.value for trial in kept}
+        self.evaluated = 0
+
+    @property
+    def direction(self) -> str:
+        return "maximize" if self.metric.higher else "minimize"
+
+    def better(self, value: float, than: float) -> bool:
+        return value > than if self.metric.higher else value < than
+
+    def model(self, sizes: Sizes) -> Any:
+        """A Student to score: a view, or where it needs statistics of its own a dense copy."""
+        if not self.normed:
+            return self.ta.at(sizes).eval()
+        student = self.ta.student(sizes)
+        return measurable(self.task, student, self.data.train, self.batch_size, self.device)
+
+    def columns(self, sizes: Sizes, part: Part) -> Columns:
+        """What a Student makes of each example of a half, of as many as are for choosing."""
+        size, model = max(8, self.batch_size), self.model(sizes)
+        return score.columns(self.task, model, part, size, self.device, self.examples)
+
+    def value(self, sizes: Sizes) -> float:
+        """The primary metric on the examples that sizes are chosen by."""
+        key = json.dumps(key_of(self.ta, sizes))
+        if key not in self.known:
+            value = self.task.summarize(self.columns(sizes, self.choosing))[self.metric.name]
+            if not math.isfinite(value):
+                value = -1e30 if self.metric.higher else 1e30
+            self.evaluated += 1
+            self.known[key] = value
+            trial = import_optuna().trial.create_trial(value=value, user_attrs={"key": key})
+            self.study.add_trial(trial)
+        return self.known[key]

@@ -1,0 +1,161 @@
+"""What a search found, as a report: ``search.json``, and a plot."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from matta_cli.adapter import Sizes
+from matta_cli.files.atomic import atomic_write
+from matta_cli.measure import cost, intervals
+from matta_cli.models.ta import Student
+from matta_cli.report import page
+from matta_cli.report.schema import (
+    Choice,
+    Cost,
+    Interval,
+    Machine,
+    Metric,
+    ModelEntry,
+    Report,
+    Role,
+    Searched,
+    Timing,
+)
+from matta_cli.search.counts import Key
+from matta_cli.search.search import Scored, Search
+from matta_cli.settings.budget import NEAR, Budget
+from matta_cli.version import __version__
+
+
+def report_of(search: Search, students: Sequence[Student], *, measured: bool) -> Report:
+    """The report of a search: its models are the Pareto front and the Students of the budgets.
+
+    measured: whether each has metrics, on examples that no sizes were chosen by.
+    """
+    scores, ta, recipe = search.scores, search.ta, search.recipe
+    limited = [name for student in students for name in _budget(student).names]
+    costs = list(dict.fromkeys(limited)) or ["parameters"]
+    front = search.front(costs)
+    models = _entries(search, students, front, costs)
+    if measured:
+        for model in models:
+            model.metrics = _metrics(search, model.sizes)
+    present = {name for model in models for name in model.metrics}
+    # a report says what is better
+    told = [m for m in scores.task.metrics if m.name in present and m.higher is not None]
+    choices = [_choice(search, student, models) for student in students]
+    pairs = zip(students, choices, strict=True)
+    sizes = [min(scores.examples, len(half)) for half in (scores.choosing, scores.reporting)]
+    held_out = f"sizes chosen by {sizes[0]} held-out examples, measured on {sizes[1]} others"
+    device = Machine(**cost.device_card(scores.device))
+    return Report(
+        task=scores.task.name,
+        adapter=ta.adapter.name,
+        data=f"{scores.data.description}; {held_out}",
+        unit=scores.data.unit,
+        matta=__version__,
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        device=replace(device, threads=recipe.export.threads or device.threads),
+        metrics=[Metric(m.name, m.label, m.higher) for m in told],
+        batch_size=recipe.export.batch_size,
+        models=models,
+        notes=[note for student, one in pairs for note in _notes(search, student, one, front)],
+        costs=costs,
+        choices=choices,
+        searched={
+            "scored": len(search.scored),
+            "evaluated": scores.evaluated,
+            "examples": scores.examples,
+            "training_seconds": search.training_seconds,
+        },
+        lineage=ta.card["lineage"],
+        recipe=recipe.text(("data", "export", "search")),
+    )
+
+
+def write(report: Report, folder: Path) -> None:
+    """``search.json`` and ``search.html``, each whole or not at all."""
+    text = json.dumps(report.to_json(), indent=1, allow_nan=False)
+    atomic_write(folder / "search.json", text + "\n")
+    atomic_write(folder / "search.html", page.render(report))
+
+
+def _budget(student: Student) -> Budget:
+    assert student.budget is not None, "a Student that was chosen for a budget"
+    return student.budget
+
+
+def _entries(
+    search: Search, students: Sequence[Student], front: Sequence[Scored], costs: Sequence[str]
+) -> list[ModelEntry]:
+    """The models of the report, the smallest first. Budgets of the same sizes share a model."""
+    budgets: dict[Key, list[str]] = {}
+    for student in students:
+        budgets.setdefault(search.key(student.sizes), []).append(student.name)
+    on_front = {search.key(one.student.sizes): one for one in front}
+    members = on_front | {key: search.scored[key] for key in budgets}
+    mixes = itertools.count(1)
+    entries = []
+    for one in sorted(members.values(), key=search.parameters):
+        key = search.key(one.student.sizes)
+        name = ", ".join(budgets.get(key, [])) or one.student.name or f"mix {next(mixes)}"
+        entries.append(_entry(search, name, one, costs, front=key in on_front))
+    return entries
+
+
+def _entry(
+    search: Search, name: str, one: Scored, costs: Sequence[str], *, front: bool
+) -> ModelEntry:
+    student, sizes = one.student, one.student.sizes
+    seconds = search.latency.measured.get(search.key(sizes))
+    timings = {} if seconds is None else {search.recipe.export.batch_size: Timing(seconds)}
+    guess = search.latency.guess(sizes) if "latency" in costs and seconds is None else None
+    return ModelEntry(
+        name=name,
+        role=Role.STUDENT,
+        width=student.width,
+        stock=search.stock(sizes),
+        sizes=sizes,
+        layers=student.layers,
+        cost=Cost(**search.counts(sizes), latency=timings),
+        searched=Searched(
+            loads=student.loads,
+            shown=student.shown(whole=True),
+            front=front,
+            chosen_by=one.value,
+            guessed_latency=guess,
+        ),
+    )
+
+
+def _metrics(search: Search, sizes: Sizes) -> dict[str, Interval]:
+    """A Student's metrics on the examples that no sizes were chosen by."""
+    scores = search.scores
+    tables = [scores.columns(sizes, scores.reporting)]
+    return intervals.intervals(scores.task, tables, search.recipe.export.bootstrap)
+
+
+def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> Choice:
+    budget, key = _budget(student), search.key(student.sizes)
+    model = next(model for model in models if search.key(model.sizes) == key)
+    used = budget.used(search.costs(student.sizes, budget.names))
+    return Choice(budget.name, dict(budget.limits), used, model.name, model.stock, trained=True)
+
+
+def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
+    """How much of a budget is left over, and whether a Student that leaves more scored better."""
+    budget, most, notes = _budget(student), max(choice.used.values()), []
+    if most < 1 - NEAR:
+        notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
+    own, used = search.scored[search.key(student.sizes)], search.used(budget)
+    within = [one for one in search.order(front) if used(one.student.sizes) <= 1]
+    if within and search.scores.better(within[0].value, own.value):
+        costs = search.costs(within[0].student.sizes, budget.names)
+        uses = f"uses {max(budget.used(costs).values()):.0%} of the budget"
+        notes.append(f"{budget.name}: a Student that {uses} scored better while choosing.")
+    return notes
