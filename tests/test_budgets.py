@@ -42,9 +42,6 @@ from matta_cli.training.run import distill
 WIDTHS = [0.25, 0.5, 1.0, 2.0]
 
 
-# --- what a user types ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "text", "value"),
     [
@@ -90,9 +87,6 @@ def test_the_ith_of_each_flag_makes_the_ith_budget():
         parse({"parameters": ["1M", "2M", "3M"], "macs": ["1G", "2G"]})
     with pytest.raises(MattaError, match="given twice"):
         parse({"parameters": ["1M", "1M"]})
-
-
-# --- what sizes cost ------------------------------------------------------------------------------
 
 
 def held(name: str, *kinds: str) -> tuple[TA, object]:
@@ -150,9 +144,6 @@ def test_macs_that_are_no_product_are_counted():
     fast = costs.macs(sizes)
     costs._macs = None
     assert not costs.exact and costs.macs(sizes) == fast
-
-
-# --- sizes within a budget ------------------------------------------------------------------------
 
 
 def grown(name: str, model: torch.nn.Module, *kinds: str) -> tuple[TA, Counts]:
@@ -258,9 +249,6 @@ def test_stock_only_gives_what_transformers_loads():
     assert found[0] == ta.sizes(0.5), "the next width below the budget"
     mixed = {**ta.sizes(0.5), "mlp.0": 48}
     assert not ta.student(mixed).stock
-
-
-# --- the search -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,7 @@ import timm
 import torch
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.llama import Llama
+from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -165,9 +166,6 @@ def by_name(result: dict) -> dict[str, dict]:
     return {Path(m["name"]).name: m for m in result["models"]}
 
 
-# --- models on the same examples ------------------------------------------------------------------
-
-
 def test_a_view_and_its_exported_copy_are_one_model(folder):
     """And the base is the TA at width 1.0; the metrics are those of transformers' own loss, in
     float64.
@@ -282,7 +280,39 @@ def test_a_ta_that_does_not_fit_is_left_out(folder, tmp_path):
     )
 
 
-# --- metrics and agreement ------------------------------------------------------------------------
+def test_a_student_with_batchnorm_is_the_same_wherever_it_is_named(tmp_path):
+    """First, second, or as what others agree with: its statistics are its own."""
+    g = torch.Generator().manual_seed(0)
+    rows = ["a,x,y,label"]
+    for _ in range(400):
+        a, x, y = int(torch.randint(5, (1,), generator=g)), *torch.randn(2, generator=g).tolist()
+        rows.append(f"{a},{x:.4f},{y:.4f},{int(x + a / 2 > 1)}")
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    torch.manual_seed(0)
+    inner = [{"layer": "Linear", "out": 16}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}]
+    model = Ranker([(5, 8)], 2, [*inner, *inner, {"layer": "Linear", "out": 1}]).eval()
+    (tmp_path / "base").mkdir()
+    MLPRanker().save(model, tmp_path / "base")
+    settings = Recipe()
+    settings.convert.source, settings.data.train = (
+        str(tmp_path / "base"),
+        str(tmp_path / "rows.csv"),
+    )
+    settings.data.categorical, settings.data.dense = ["a"], ["x", "y"]
+    settings.export.bootstrap, settings.distill.device = 5, "cpu"
+    convert(settings, tmp_path / "out")
+    small, base = (str(tmp_path / f"out@{width}") for width in (0.25, 1))
+
+    def value(names: list[str], **asked: str) -> float:
+        result = compare.evaluation(settings, Asked(names, **asked), tmp_path / "out")
+        if asked:
+            return result["models"][0]["agreement"][next(iter(asked))]["value"]
+        return next(m for m in result["models"] if m["name"] == small)["metrics"]["auc"]["value"]
+
+    assert value([small, base]) == value([base, small]) == value([small])
+    again = str(tmp_path / "out" / "ta@0.25")  # the same Student by another name
+    assert value([small], teacher=again) == value([small], ta=again) == 1.0
+    assert value([base], teacher=small) == value([small], teacher=base) < 1.0
 
 
 def ece_by_hand(probability, happened, bins=15) -> float:
@@ -391,9 +421,6 @@ def test_encoders_agree_where_they_find_the_same():
     assert task.agreement(ours, other)["same"].tolist() == expected and 5 < sum(expected) < 48
 
 
-# --- views as modules -----------------------------------------------------------------------------
-
-
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -449,9 +476,6 @@ def test_a_view_generates_without_a_copy(adapter, make, kinds):
     assert not torch.allclose(view(ids).logits, before), "the weights are the TA's own"
 
 
-# --- drafting -------------------------------------------------------------------------------------
-
-
 def greedy(model, ids: list[int], count: int) -> list[int]:
     for _ in range(count):
         ids = [*ids, int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())]
@@ -503,9 +527,6 @@ def test_students_of_one_ta_draft_for_each_other(folder, monkeypatch):
     found = result["speculative"]
     assert found["identical"] == 1.0 and 0 < found["acceptance"] <= 1 and found["prompts"] == 8
     assert found["tokens_per_second"].keys() == {"alone", "drafted"}
-
-
-# --- cascades -------------------------------------------------------------------------------------
 
 
 def test_cascade_on_a_planted_case():
@@ -636,9 +657,6 @@ def test_cascade_of_two_classifiers(tmp_path, monkeypatch):
     )
 
 
-# --- lm-evaluation-harness ------------------------------------------------------------------------
-
-
 def sat(path: Path) -> list[dict]:
     """Questions as AGIEval's repository has them."""
     random, rows = np.random.default_rng(5), []
@@ -671,13 +689,16 @@ def test_harness_that_is_not_installed(folder, monkeypatch):
 def test_questions_of_agieval(tmp_path):
     from matta_cli.comparison import harness
 
-    (tmp_path / "sat.jsonl").write_text(
-        '{"passage": "It is 3. ", "question": "How much?", "options": ["(A)2", "(B)3"], "label": "B"}\n\n{"query": "as is"}\n'
+    question = (
+        '{"passage": "It is 3. ", "question": "How much?", "options": ["(A)2", "(B)3"], '
+        '"label": "B"}'
     )
+    (tmp_path / "sat.jsonl").write_text(question + '\n\n{"query": "as is"}\n')
     found = list(harness._rows(tmp_path / "sat.jsonl"))
     assert found == [
         {
-            "query": "It is 3. Q: How much? Answer Choices: (A)2 (B)3\nA: Among A through B, the answer is",
+            "query": "It is 3. Q: How much? Answer Choices: (A)2 (B)3\n"
+            "A: Among A through B, the answer is",
             "choices": ["(A)2", "(B)3"],
             "gold": [1],
         },
@@ -735,7 +756,8 @@ def test_harness_agrees_with_our_own(folder, tmp_path):
     )
     right = []
     for row in rows:
-        text = f"Q: {row['question']} Answer Choices: {' '.join(row['options'])}\nA: Among A through D, the answer is"
+        text = f"Q: {row['question']} Answer Choices: {' '.join(row['options'])}\n"
+        text += "A: Among A through D, the answer is"
         likely = [log_likelihood(model, tokenizer, text, " " + option) for option in row["options"]]
         right.append(int(np.argmax(likely)) == "ABCD".index(row["label"]))
     assert found["base"]["tasks"]["agieval_sat_math"]["metrics"]["acc"]["value"] == pytest.approx(

@@ -216,7 +216,7 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
 
 
 def test_new_units_are_spread_and_the_base_within_is_not():
-    """As the search for the recipe tries it: neither the TA's function nor the base in it changes."""
+    """As the search for the recipe tries it: the TA's function stays, and the base in it."""
     torch.manual_seed(0)
     adapter = plugins.adapter("vit")
     model = timm.create_model(
@@ -242,7 +242,7 @@ def test_new_units_are_spread_and_the_base_within_is_not():
 
 
 def test_the_new_units_learn_at_a_rate_of_their_own():
-    """A step moves them by the factor, overlapping axes by no more than it, and all others as ever."""
+    """A step moves them by the factor, where axes overlap by no more, and all others as ever."""
     torch.manual_seed(0)
     adapter = plugins.adapter("mlp_ranker")
     layers = [

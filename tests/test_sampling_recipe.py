@@ -14,8 +14,6 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
 from matta_cli.training.optimizer import learning_rate
 
-# --- sampling -------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 5), (10, 3), (7, 7), (5, 12), (1, 4)])
 def test_every_example_once_per_epoch(count, batch):
@@ -81,9 +79,6 @@ def test_seed_step_depends_on_seed_and_step_only():
     drawn(9, 9)
     assert drawn(2, 5) == first
     assert len({drawn(seed, step) for seed in range(3) for step in range(3)}) == 9
-
-
-# --- recipe ---------------------------------------------------------------------------------------
 
 
 def test_round_trip(tmp_path):

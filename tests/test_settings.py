@@ -92,7 +92,6 @@ def test_texts_name_choices_and_ranges() -> None:
             1.0,
             "--margin 1 is not possible: it is a share of a baseline's value, from 0 to 1.",
         ),
-        ("search.sizes", "odd", "--sizes 'odd' is not known: auto, trained, any."),
     ],
 )
 def test_what_a_setting_cannot_be_is_said_in_the_users_names(

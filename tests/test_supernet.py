@@ -73,9 +73,6 @@ def tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-# --- cutting --------------------------------------------------------------------------------------
-
-
 def kept_by_brute_force(
     axes: list[Axis], sizes: dict[str, int], tensor: str, dim: int, total: int
 ) -> list[int]:
@@ -182,9 +179,6 @@ def test_cut_refuses_impossible_sizes(size):
         cut.Cut([Axis("a", 8, (Slice("t", 0),), step=2)], {"a": size}, {"t": (8,)})
 
 
-# --- sizes ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("multiple", [1, 7, 8, 64, 100])
 @pytest.mark.parametrize(
     ("base", "step"), [(1, 1), (63, 1), (64, 1), (99, 3), (129, 1), (768, 64), (1000, 8)]
@@ -215,8 +209,6 @@ def test_axis_that_could_not_grow_stays():
 def test_kinds():
     assert kinds({"mlp.0": 1, "mlp.11": 2, "heads.3": 3}) == {"mlp": [1, 2], "heads": [3]}
 
-
-# --- Students -------------------------------------------------------------------------------------
 
 MODELS = {"ranker": (MLPRanker(), batchnormed), "gpt2": (GPT2(), gpt2)}
 
@@ -311,9 +303,6 @@ def test_has_statistics():
     assert has_statistics(batchnormed()) and not has_statistics(gpt2())
 
 
-# --- reordering -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", MODELS)
 def test_reorder_and_its_inverse(name, seed):
@@ -347,16 +336,13 @@ def test_reorder_puts_the_first_of_the_order_first():
 
 
 def test_reorder_moves_all_places_of_a_unit():
-    """Two key heads, two wide, each read by three query heads: a key head takes its queries along."""
+    """Two key heads, two wide, read by three query heads each: a key head takes them along."""
     model = nn.Module()
     model.keys, model.queries = nn.Parameter(torch.arange(4.0)), nn.Parameter(torch.arange(13.0))
     axis = Axis("heads", 4, (Slice("keys", 0), Slice("queries", 0, start=1, unit=3)), step=2)
     grow.reorder(model, [axis], {"heads": torch.tensor([1, 0])})
     assert model.keys.tolist() == [2, 3, 0, 1]
     assert model.queries.tolist() == [0, 7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]
-
-
-# --- growing --------------------------------------------------------------------------------------
 
 
 def test_growth_keeps_the_function_and_silences_what_is_new():
@@ -485,7 +471,7 @@ def test_growth_of_fused_blocks_beside_another_axis(sizes, reverse):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_growth_of_gpt2(seed):
-    """In MLPs, heads and depth at once: the same function, and what was there is found again in it."""
+    """In MLPs, heads and depth at once: the same function, and what was there is still in it."""
     adapter, model = GPT2(), gpt2()
     r = random.Random(seed)
     axes = [axis for axis in adapter.axes(model) if axis.name != "hidden"]
@@ -584,9 +570,6 @@ def test_a_norm_over_an_axis_forbids_growth():
     assert not grow.growable(model, axes["hidden.0"]) and grow.growable(model, axes["hidden.1"])
     with pytest.raises(MattaError, match=r"'hidden.0' cannot grow"):
         grow.grow(adapter, model, list(axes.values()), {"hidden.0": 32})
-
-
-# --- ranking --------------------------------------------------------------------------------------
 
 
 def test_activation_ranking_by_hand():

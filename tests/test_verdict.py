@@ -145,6 +145,17 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     assert (here / "students" / "width-0.5" / "README.md").read_text().count("## Verdict") == 1
 
 
+def test_an_export_with_settings_of_a_search_that_are_gone_is_judged(here):
+    path = Workspace(here).students / "recipe.toml"
+    text = path.read_text()
+    try:
+        path.write_text(text.replace("[search]\n", '[search]\nsizes = "trained"\n'))
+        assert 'sizes = "trained"' in path.read_text()
+        assert judge.remake(here).students
+    finally:
+        path.write_text(text)
+
+
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
     assert len(rivals(result)) == 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,11 @@ def built(
     return made
 
 
+def _as(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Numbers as ``dtype``; ids and masks as they are."""
+    return lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 class Trial:
     """The model with random weights, in float64 where it runs so, on which axes are tried."""
 
@@ -49,7 +54,7 @@ class Trial:
         self.generator = torch.Generator().manual_seed(0)
         for dtype, self.tolerance in ((torch.float64, 1e-5), (torch.float32, 1e-4)):
             self.model = _randomized(copy.deepcopy(model).to(dtype), self.generator)
-            self.inputs = inputs.map(lambda t, d=dtype: t.to(d) if t.is_floating_point() else t)  # type: ignore[misc]
+            self.inputs = inputs.map(_as(dtype))
             try:
                 with torch.no_grad():
                     self.expected = run(self.model, self.inputs)

@@ -12,16 +12,15 @@ class Arm:
     """One way to train.
 
     alone: one model of ``width`` that is not nested (``matta_cli.verdict.baselines``): plain, from
-    the Teacher, or base, on ground truth alone. two_stage: a TA of its own first, the Student from it then. distill, convert:
-    changes of the recipe. compute: steps are so many that the arm's matrix products are as many as
-    MatTA's.
-    optimizer: where it is not the recipe's own. peer: another tool (``peers``) that cuts the base
-    to ``width``, to be trained as ``alone`` has it. average: the decay of an average of the TA's
-    weights, which teaches the Students in place of the TA. spread: what the new units' incoming
-    weights are multiplied by. rate: what their learning rate is multiplied by. share: steps are so
-    many that the arm's matrix products are this share of those that separate plain distillations of
-    all widths take. teacher: another one of the problem's cache, a folder beside its file of
-    outputs.
+    the Teacher, or ground-truth, on the labels alone. two_stage: a TA of its own first, the Student
+    from it then. distill, convert: changes of the recipe. compute: steps are so many that the arm's
+    matrix products are as many as MatTA's. optimizer: where it is not the recipe's own. peer:
+    another tool (``peers``) that cuts the base to ``width``, to be trained as ``alone`` has it.
+    average: the decay of an average of the TA's weights, which teaches the Students in place of the
+    TA. spread: what the new units' incoming weights are multiplied by. rate: what their learning
+    rate is multiplied by. share: steps are so many that the arm's matrix products are this share of
+    those that separate plain distillations of all widths take. teacher: another one of the
+    problem's cache, a folder beside its file of outputs.
     """
 
     name: str

@@ -1,5 +1,6 @@
-"""Published benchmarks of language models, by lm-evaluation-harness's own task code (``pip install
-"matta[harness]"``).
+"""Published benchmarks of language models, by lm-evaluation-harness's own task code.
+
+It comes with ``pip install "matta[harness]"``.
 """
 
 from __future__ import annotations
@@ -28,20 +29,16 @@ BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form
 
 
 def check(tasks: Sequence[str], data: Mapping[str, str]) -> None:
-    """Raise ``MattaError`` where the harness is not installed, has no such task, or a task's file
-    is not there.
-    """
+    """Raise ``MattaError`` where the harness, a task of it or a task's file is not there."""
     manager = _manager()
     unknown = [name for name in tasks if name not in manager.all_tasks]
     if unknown:
-        raise MattaError(
-            f"lm-evaluation-harness has no task {unknown[0]!r}: `lm-eval ls tasks` lists those there are."
-        )
+        there = "`lm-eval ls tasks` lists those there are"
+        raise MattaError(f"lm-evaluation-harness has no task {unknown[0]!r}: {there}.")
     for name, path in data.items():
         if name not in tasks:
-            raise MattaError(
-                f"--task-data names {name!r}, which is none of the --tasks {', '.join(tasks) or '(none)'}."
-            )
+            those = ", ".join(tasks) or "(none)"
+            raise MattaError(f"--task-data names {name!r}, which is none of the --tasks {those}.")
         if not Path(path).is_file():
             raise MattaError(f"There is no file {path!r}: check --task-data.")
 
@@ -54,9 +51,10 @@ def scores(
     batch_size: int = 8,
     limit: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """What the harness's tasks make of a model of transformers: task -> its metrics, each with the
-    harness's standard error, how many examples they are of, and of those metrics that are means the
-    ``columns`` with a number for each example.
+    """What the harness's tasks make of a model of transformers, by task.
+
+    Of each: its metrics with the harness's standard errors, how many examples they are of, and of
+    those metrics that are means the ``columns`` with a number for each example.
 
     data: local files of a task's examples (JSON lines, with the columns of the task's own data set,
     or for AGIEval's multiple choice those of its repository) in place of the hub's. limit: the
@@ -68,9 +66,8 @@ def scores(
     from transformers import PreTrainedModel
 
     if not isinstance(model, PreTrainedModel):
-        raise MattaError(
-            f"lm-evaluation-harness runs models of transformers; this one is a {type(model).__name__}."
-        )
+        what = f"this one is a {type(model).__name__}"
+        raise MattaError(f"lm-evaluation-harness runs models of transformers; {what}.")
     with tempfile.TemporaryDirectory() as temp, _quiet():
         from lm_eval import simple_evaluate
         from lm_eval.models.huggingface import HFLM
@@ -94,10 +91,9 @@ def scores(
             raise
         except Exception as error:
             # what a task, its data set and the hub's client raise is open-ended
-            raise MattaError(
-                f"lm-evaluation-harness failed at {', '.join(tasks)}: {said(error)}. Without the hub, --task-data NAME=FILE "
-                "gives a task its examples."
-            ) from error
+            offline = "Without the hub, --task-data NAME=FILE gives a task its examples"
+            failed = f"lm-evaluation-harness failed at {', '.join(tasks)}: {said(error)}"
+            raise MattaError(f"{failed}. {offline}.") from error
     return {
         name: _metrics(result, found["samples"].get(name, []))
         for name, result in found["results"].items()
@@ -139,9 +135,8 @@ def _localize(name: str, path: Path, temp: Path) -> None:
     manager = _manager()
     original = manager.task_index[name].yaml_path if name in manager.all_subtasks else None
     if original is None:
-        raise MattaError(
-            f"--task-data {name}=... is not possible: {name!r} stands for several tasks; name one of them."
-        )
+        several = f"{name!r} stands for several tasks; name one of them"
+        raise MattaError(f"--task-data {name}=... is not possible: {several}.")
     rows = list(_rows(path))
     if not rows:
         raise MattaError(f"{str(path)!r} holds no examples: check --task-data.")
@@ -173,15 +168,15 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _agieval(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A question of AGIEval's repository (Zhong et al. 2023, arXiv 2304.06364) in the form of the
-    harness's data set.
+    """A question of AGIEval's repository in the form of the harness's data set.
+
+    Source: Zhong et al. 2023, arXiv 2304.06364.
     """
     options = list(row["options"])
     letters = "ABCDEFG"[: len(options)]
     if not options or not row["label"] or any(label not in letters for label in row["label"]):
-        raise MattaError(
-            f"A question with the options {options} cannot have the answer {row['label']!r}: check --task-data."
-        )
+        answer = f"cannot have the answer {row['label']!r}: check --task-data"
+        raise MattaError(f"A question with the options {options} {answer}.")
     question = (
         f"{row.get('passage') or ''}Q: {row['question']} Answer Choices: {' '.join(options)}\n"
     )
@@ -201,16 +196,13 @@ def _manager() -> Any:
 
             return TaskManager()
     except ImportError as error:
-        raise MattaError(
-            f'--tasks needs lm-evaluation-harness: pip install "matta[harness]". ({said(error)})'
-        ) from None
+        install = f'pip install "matta[harness]". ({said(error)})'
+        raise MattaError(f"--tasks needs lm-evaluation-harness: {install}") from None
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the harness's log and progress bars, nor what git says to it, and with the random
-    numbers as they were.
-    """
+    """Without the harness's log and bars, nor what git says to it; random numbers stay."""
     before, states = (
         logging.root.manager.disable,
         (random.getstate(), np.random.get_state(), torch.get_rng_state()),

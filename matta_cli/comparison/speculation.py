@@ -1,29 +1,40 @@
-"""A small model drafts for a larger one: Hugging Face's assisted generation, against the larger
-model alone.
-"""
+"""A small model drafts for a larger one: assisted generation against the larger model alone."""
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from matta_cli.data.split import Split
 from matta_cli.errors import MattaError
 
 PROMPTS, PROMPT, NEW = 8, 32, 64  # prompts; tokens of each; tokens that are generated
-
-
 ROUNDS = 3
 
 
+def prompts(split: Split) -> Tensor:
+    """The beginnings of the first held-out texts, int64 [N, P]: half of each, or 32 tokens."""
+    texts = split.batch(range(min(PROMPTS, len(split))))["input_ids"]
+    return texts[:, : max(1, min(PROMPT, texts.shape[1] // 2))]
+
+
 def measure(
-    small: nn.Module, large: nn.Module, prompts: Tensor, new: int, draft: int, rounds: int
+    small: nn.Module,
+    large: nn.Module,
+    prompts: Tensor,
+    new: int = NEW,
+    draft: int = 5,
+    rounds: int = ROUNDS,
 ) -> dict[str, Any]:
-    """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time,
-    in turns with the larger model alone so that drift of the machine hits both alike.
+    """Speculative decoding (Leviathan et al. 2023, arXiv 2211.17192), greedy, one prompt at a time.
+
+    Drafted and alone take turns, so that drift of the machine hits both alike.
 
     prompts: int64 [N, P], on the models' device. new: tokens to generate from each. draft: tokens
     that are proposed at a time. rounds: times that all prompts are timed. ``acceptance`` is the
@@ -34,71 +45,80 @@ def measure(
 
     Raises ``MattaError`` where the models are not of transformers, or of different vocabularies.
     """
-    for model in (small, large):
-        if not callable(getattr(model, "generate", None)):
-            raise MattaError(
-                f"--speculative needs models of transformers that generate; one is a {type(model).__name__}."
-            )
-    own, other = _config(small), _config(large)
-    if own.vocab_size != other.vocab_size:
-        raise MattaError(
-            f"--speculative: the vocabularies differ, {own.vocab_size:,} and {other.vocab_size:,} tokens."
-        )
-    if draft < 1:
-        raise MattaError(
-            f"--draft-tokens {draft} is not possible: one or more are proposed at a time."
-        )
-    positions = min(
-        c.max_position_embeddings
-        for c in (own, other)
-        if getattr(c, "max_position_embeddings", None)
-    )
-    new = min(new, positions - prompts.shape[1])
-    if new < 1:
-        raise MattaError(
-            f"--speculative: prompts of {prompts.shape[1]} tokens leave none of the {positions} positions."
-        )
-    from transformers.utils import logging
-
-    options = {"max_new_tokens": new, "do_sample": False, "use_cache": True}
-    assistant: Any = small
-    before, level = assistant.generation_config, logging.get_verbosity()
-    assistant.generation_config = type(before).from_dict(before.to_dict())
-    assistant.generation_config.update(
-        num_assistant_tokens=draft,
-        num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
-    )
+    new = min(new, _room(small, large, prompts, draft))
     count = _Count(large)
     found: dict[str, list[Tensor]] = {"alone": [], "drafted": []}
     seconds: dict[str, list[float]] = {"alone": [], "drafted": []}
     try:
-        logging.set_verbosity_error()  # assisted generation warns of how it calls generate itself
-        for turn in range(1 + rounds):  # the first one warms up, and is counted
-            taken = {"alone": 0.0, "drafted": 0.0}
-            for number, prompt in enumerate(prompts):
-                order = ("alone", "drafted") if (turn + number) % 2 else ("drafted", "alone")
-                for how in order:
-                    count.on = turn == 0 and how == "drafted"
-                    started = time.perf_counter()
-                    output = _generate(
-                        large,
-                        prompt[None],
-                        **options,
-                        **({"assistant_model": small} if how == "drafted" else {}),
-                    )
-                    if prompt.device.type == "cuda":
-                        torch.cuda.synchronize(prompt.device)
-                    taken[how] += time.perf_counter() - started
-                    if turn == 0:
-                        found[how].append(output[0, len(prompt) :].cpu())
-            if turn:
-                for how, value in taken.items():
-                    seconds[how].append(value)
+        with _drafting(small, draft):
+            for turn in range(1 + rounds):  # the first one warms up, and is counted
+                taken = {"alone": 0.0, "drafted": 0.0}
+                for number, prompt in enumerate(prompts):
+                    order = ("alone", "drafted") if (turn + number) % 2 else ("drafted", "alone")
+                    for how in order:
+                        count.on = turn == 0 and how == "drafted"
+                        helper = {"assistant_model": small} if how == "drafted" else {}
+                        output, spent = _generate(large, prompt[None], new, **helper)
+                        taken[how] += spent
+                        if turn == 0:
+                            found[how].append(output[0, len(prompt) :].cpu())
+                if turn:
+                    for how, value in taken.items():
+                        seconds[how].append(value)
     finally:
         count.remove()
+    return _summary(prompts, draft, count, found, seconds)
+
+
+def _room(small: nn.Module, large: nn.Module, prompts: Tensor, draft: int) -> int:
+    """How many tokens may be generated. Raises ``MattaError`` where the two cannot be used."""
+    for model in (small, large):
+        if not callable(getattr(model, "generate", None)):
+            what = f"models of transformers that generate; one is a {type(model).__name__}"
+            raise MattaError(f"--speculative needs {what}.")
+    own, other = _config(small), _config(large)
+    if own.vocab_size != other.vocab_size:
+        both = f"{own.vocab_size:,} and {other.vocab_size:,} tokens"
+        raise MattaError(f"--speculative: the vocabularies differ, {both}.")
+    if draft < 1:
+        why = "one or more are proposed at a time"
+        raise MattaError(f"--draft-tokens {draft} is not possible: {why}.")
+    most = [getattr(c, "max_position_embeddings", None) for c in (own, other)]
+    positions = min(p for p in most if p)
+    length = prompts.shape[1]
+    if positions <= length:
+        none = f"leave none of the {positions} positions"
+        raise MattaError(f"--speculative: prompts of {length} tokens {none}.")
+    return positions - length
+
+
+@contextlib.contextmanager
+def _drafting(small: Any, draft: int) -> Iterator[None]:
+    """While the model drafts so many tokens at a time, whatever its own settings say."""
+    from transformers.utils import logging
+
+    before, level = small.generation_config, logging.get_verbosity()
+    small.generation_config = type(before).from_dict(before.to_dict())
+    small.generation_config.update(
+        num_assistant_tokens=draft,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+    )
+    try:
+        logging.set_verbosity_error()  # assisted generation warns of how it calls generate itself
+        yield
+    finally:
         logging.set_verbosity(level)
-        assistant.generation_config = before
+        small.generation_config = before
+
+
+def _summary(
+    prompts: Tensor,
+    draft: int,
+    count: _Count,
+    found: Mapping[str, list[Tensor]],
+    seconds: Mapping[str, list[float]],
+) -> dict[str, Any]:
     tokens = {how: sum(map(len, outputs)) for how, outputs in found.items()}
     # a call reads what is new to it: the prompt, or the token of the call before, and what is
     # proposed
@@ -140,10 +160,17 @@ class _Count:
 
 
 @torch.no_grad()
-def _generate(model: Any, ids: Tensor, **options: Any) -> Tensor:
+def _generate(model: Any, ids: Tensor, new: int, **options: Any) -> tuple[Tensor, float]:
+    """Greedily ``new`` tokens more, and the seconds that it took."""
     config = model.generation_config
     padding = config.pad_token_id if config.pad_token_id is not None else 0
-    return model.generate(ids, attention_mask=torch.ones_like(ids), pad_token_id=padding, **options)
+    options |= {"max_new_tokens": new, "do_sample": False, "use_cache": True}
+    mask = torch.ones_like(ids)
+    started = time.perf_counter()
+    output = model.generate(ids, attention_mask=mask, pad_token_id=padding, **options)
+    if ids.device.type == "cuda":
+        torch.cuda.synchronize(ids.device)
+    return output, time.perf_counter() - started
 
 
 def _config(model: Any) -> Any:

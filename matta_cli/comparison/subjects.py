@@ -28,7 +28,10 @@ _WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
 
 @dataclass
 class Subject:
-    """A model to measure: as it was opened, and as it is called on the data of the first one."""
+    """A model to measure: as it was opened, and as it is called on the data of the first one.
+
+    ta, width: whose Student it is, where it shares a TA's weights.
+    """
 
     name: str
     model: nn.Module
@@ -42,25 +45,22 @@ class Subject:
 
 
 def students_of(out: Path) -> list[str]:
-    """What ``eval`` measures unasked: the base of an output folder, and its exported Students from
-    small to large.
-    """
+    """What ``eval`` measures unasked: an output folder's base, and its Students, small to large."""
     folders = [path.parent for path in Workspace(out).students.glob("*/matta.json")]
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
     return [f"{Workspace(out).ta}@1", *map(str, by_size)] if folders else []
 
 
 def folder_and_width(name: str) -> tuple[str, float | None]:
-    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole, and no
-    width.
-    """
+    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole."""
     found = _WIDTH.fullmatch(name)
     return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
 
 
 def home(models: Sequence[str], out: Path) -> Path:
-    """The output folder whose run's settings hold: ``out`` if it is one, else that in which the
-    first of the models lies.
+    """The output folder whose run's settings hold.
+
+    It is ``out`` if that is one, else that in which the first of the models lies.
     """
     if Workspace(out).ta.is_dir():
         return out
@@ -97,9 +97,8 @@ def task_of(names: Sequence[str]) -> str:
         if found:
             return found
     open_source(names[0])  # what is not there is said first
-    raise MattaError(
-        f"It is not known what {names[0]!r} is for: pass --task, such as causal_lm or image_classification."
-    )
+    such = "pass --task, such as causal_lm or image_classification"
+    raise MattaError(f"It is not known what {names[0]!r} is for: {such}.")
 
 
 def example_of(names: Sequence[str], out: Path) -> str:
@@ -111,57 +110,66 @@ def example_of(names: Sequence[str], out: Path) -> str:
     return ""
 
 
-def opened(
-    name: str, task: Task, tas: dict[Path, TA], device: torch.device, example: str
-) -> Subject:
-    """A model by what the user typed. ``tas``: those that are open, on the device, whose Students
-    share their weights.
+class Opener:
+    """Opens models for a task by what the user typed. The Students of one TA share its weights.
+
+    example: how a model that a function builds is called.
     """
-    where, width = folder_and_width(name)
-    if width is not None:
+
+    def __init__(self, task: Task, device: torch.device, example: str) -> None:
+        self.task, self.device, self.example = task, device, example
+        self._tas: dict[Path, TA] = {}
+
+    def open(self, name: str) -> Subject:
+        """Raises ``MattaError`` where there is no such model, or one for another task."""
+        where, width = folder_and_width(name)
         folder = ta_folder(where)
-        if folder not in tas:
-            tas[folder] = load_ta(folder)
-            tas[folder].model.to(device)
-        ta = tas[folder]
-        if ta.adapter.task != task.name:
-            raise MattaError(f"{name!r} is a model for {ta.adapter.task}, not for {task.name}.")
+        if width is not None:
+            return self._student(name, folder, width)
+        card = read_card(folder) if (folder / "matta.json").exists() else {}
+        adapter = plugins.adapter(card["adapter"], folder) if card else None
+        model, source = load.load_model(name, self.task.name, adapter=adapter, example=self.example)
+        return Subject(name, model, folder if card else source.folder)
+
+    def _student(self, name: str, folder: Path, width: float) -> Subject:
+        if folder not in self._tas:
+            self._tas[folder] = load_ta(folder)
+            self._tas[folder].model.to(self.device)
+        ta = self._tas[folder]
+        if ta.adapter.task != self.task.name:
+            kinds = f"{ta.adapter.task}, not for {self.task.name}"
+            raise MattaError(f"{name!r} is a model for {kinds}.")
         view = ta.at(width)
-        return Subject(
-            name, view if isinstance(view, nn.Module) else view.module(), folder, ta, width
-        )
-    folder = ta_folder(name)
-    card = read_card(folder) if (folder / "matta.json").exists() else {}
-    adapter = plugins.adapter(card["adapter"], folder) if card else None
-    model, source = load.load_model(name, task.name, adapter=adapter, example=example)
-    return Subject(name, model, folder if card else source.folder)
+        model = view if isinstance(view, nn.Module) else view.module()
+        return Subject(name, model, folder, ta, width)
 
 
 def fit(task: Task, subject: Subject, first: Subject) -> None:
-    """The model as it is called on the first one's batches."""
+    """Make ``subject.fitted``: the model as it is called on the first one's batches.
+
+    Raises ``MattaError`` where the two cannot be measured on the same examples.
+    """
     if subject is first:
+        subject.fitted = subject.model
         return
     digests = [_tokenizer(s.folder) for s in (subject, first)]
     if all(digests) and digests[0] != digests[1]:
-        raise MattaError(
-            f"{subject.name} and {first.name} have different tokenizers: they cannot be compared on the same tokens."
-        )
+        both = f"{subject.name} and {first.name} have different tokenizers"
+        raise MattaError(f"{both}: they cannot be compared on the same tokens.")
     try:
         subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
     except MattaError as error:
-        said = (
-            str(error)
-            .replace("The Teacher", "it")
-            .replace("the model", first.name)
-            .replace(" to distil", "")
-        )
-        said = said.replace(
-            "a longer Teacher is needed",
-            f"pass --against {subject.name}, whose length is then the one used",
-        )
-        raise MattaError(
-            f"{subject.name} cannot be measured on the examples of {first.name}: {said}"
-        ) from None
+        said = str(error)
+        length = f"pass --against {subject.name}, whose length is then the one used"
+        for words, here in {
+            "The Teacher": "it",
+            "the model": first.name,
+            " to distil": "",
+            "a longer Teacher is needed": length,
+        }.items():
+            said = said.replace(words, here)
+        what = f"{subject.name} cannot be measured on the examples of {first.name}"
+        raise MattaError(f"{what}: {said}") from None
 
 
 def _tokenizer(folder: Path | None) -> str | None:

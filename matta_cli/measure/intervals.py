@@ -186,9 +186,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def _refuse_others(a: Sampled, b: Sampled) -> None:
-    groups = [own.columns.get("group") for own in (a, b)]
-    same = a.rows == b.rows and (groups[0] is None) == (groups[1] is None)
-    if not same or (groups[0] is not None and not np.array_equal(*groups)):  # type: ignore[arg-type]
+    ours, theirs = (own.columns.get("group") for own in (a, b))
+    alike = ours is theirs if ours is None or theirs is None else np.array_equal(ours, theirs)
+    if a.rows != b.rows or not alike:
         these = f"these have {a.rows:,} and {b.rows:,} rows"
         raise MattaError(f"Models can only be compared on the same examples; {these}.")
 

@@ -82,7 +82,7 @@ def _holds(folder: Path) -> bool:
 
 
 def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
-    """The tokenizer of a model's folder (its ``home``), else that which ``convert.tokenizer`` names.
+    """The tokenizer of a model's folder (its ``home``), else the one of ``convert.tokenizer``.
 
     Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary``
     for its tokens.

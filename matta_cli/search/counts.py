@@ -1,4 +1,4 @@
-"""Parameters, bytes and MACs of a Student of any sizes, by arithmetic that equals the built model."""
+"""Parameters, bytes and MACs of a Student of any sizes, by arithmetic: what its model has."""
 
 from __future__ import annotations
 

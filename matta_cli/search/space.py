@@ -84,7 +84,7 @@ class Space:
         return sizes
 
     def _risen(self, names: Sequence[str]) -> dict[str, int]:
-        """The smallest sizes, and each axis a trained size larger for each time that it is named."""
+        """The smallest sizes, with each axis a trained size larger for each time it is named."""
         times = Counter(names)
         return {axis: menu[times[axis]] for axis, menu in self.menus.items()}
 

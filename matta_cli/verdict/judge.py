@@ -102,7 +102,9 @@ def _exported(out: Path) -> Report:
 def _recipe(out: Path, margin: float | None, device: str | None) -> Recipe:
     """The recipe that the Students were exported by, but for what is given."""
     recipe, path = Recipe(), Workspace(out).students / "recipe.toml"
-    recipe.update(read_toml(path), str(path))
+    settings = read_toml(path)
+    settings.pop("search", None)  # how sizes were found is of no use now, and settings of it change
+    recipe.update(settings, str(path))
     if device is not None:
         recipe.distill.device = device
     if margin is not None:
