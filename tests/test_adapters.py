@@ -436,6 +436,17 @@ def test_what_the_stock_format_cannot_express_is_saved_all_the_same(name, change
     assert adapter.axes(reloaded) == adapter.axes(student)
 
 
+def test_a_model_of_another_format_leans_on_one_that_the_library_has(tmp_path):
+    """A Llama with twice its heads: its width is no multiple of these, nor is the smallest."""
+    adapter, model, batch = made("llama-llama")
+    student = adapter.build(model, {"heads.0": 60, "heads.1": 60}).eval()
+    for parameter in student.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    assert "12 heads" in save_model(adapter, student, tmp_path)
+    reloaded = type(adapter)().load(open_source(str(tmp_path)))
+    assert torch.equal(logits(reloaded, batch), logits(student, batch))
+
+
 @pytest.mark.parametrize("kinds", ["mlp", "heads depth"], ids=["stock", "own"])
 @pytest.mark.parametrize(
     "name", ["gpt2", "gpt2-untied", "llama-qwen3", "vit-token", "bert-no-pooler", "mlp_ranker-both"]
