@@ -20,6 +20,7 @@ from matta_cli.main import app
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
 from matta_cli.settings.resolve import resolve, tomllib
+from matta_cli.students.programs import PROGRAMS
 
 NAMES = [
     f"{section}.{field.name}"
@@ -92,6 +93,7 @@ def test_texts_name_choices_and_ranges() -> None:
             1.0,
             "--margin 1 is not possible: it is a share of a baseline's value, from 0 to 1.",
         ),
+        ("search.trials", 0, "--trials 0 is not possible: it must be 1 or more."),
     ],
 )
 def test_what_a_setting_cannot_be_is_said_in_the_users_names(
@@ -107,6 +109,7 @@ def test_what_a_setting_cannot_be_is_said_in_the_users_names(
 
 
 def test_choices_are_the_words_that_a_setting_takes() -> None:
+    assert choices("export.format") == ("stock", "matta", *PROGRAMS)
     assert choices("distill.divergence") == ("forward", "reverse", "js")
     assert choices("distill.lr") == ()
 

@@ -15,16 +15,15 @@ from matta_cli.report.schema import Report
 from matta_cli.search.scores import import_optuna
 from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
+from matta_cli.settings import checks
 from matta_cli.settings.budget import Budget
 from matta_cli.settings.recipe import Recipe
 
 
 def check(recipe: Recipe) -> None:
     """Raise ``MattaError`` for settings that no search can have."""
-    search, export = recipe.search, recipe.export
-    if search.trials < 1 or search.examples < 0 or export.batch_size < 1 or export.threads < 0:
-        least = "--trials and --batch must be 1 or more, --examples and --threads 0 or more"
-        raise MattaError(f"{least}.")
+    checks.check(recipe.search)
+    checks.check(recipe.export)
 
 
 def search(
