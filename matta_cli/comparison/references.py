@@ -11,6 +11,7 @@ from matta_cli.comparison.subjects import Opener, Subject, fit, folder_and_width
 from matta_cli.data.split import Columns
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals
 from matta_cli.models.folders import ta_folder
 from matta_cli.tasks.task import Task
@@ -23,7 +24,8 @@ def near(
 
     It may not fit the first model's examples; then there is none, and ``say`` says why.
     """
-    made_of = [str(Path(name).parents[1]) for name in names if Path(name).parent.name == "students"]
+    folders = [Path(name).parent for name in names]
+    made_of = [str(path.parent) for path in folders if path == Workspace(path.parent).students]
     widths = [where for where, width in map(folder_and_width, names) if width is not None]
     for name in (*made_of, *widths, *names, str(out)):
         folder = ta_folder(name)
