@@ -47,7 +47,8 @@ class Scores:
 
     def __init__(self, recipe: Recipe, reached: Reached, storage: Any) -> None:
         self.ta, used = reached.ta, reached.recipe.distill
-        self.batch_size = recipe.distill.batch_size
+        processes = reached.counters.get("processes", 1)
+        self.at_a_time = score.at_a_time(recipe.distill, processes)
         self.device = device.pick(recipe.distill.device)
         model = self.ta.model.to(self.device).eval()
         self.task = task.task(self.ta.adapter.task, recipe)
@@ -83,12 +84,12 @@ class Scores:
         if not self.normed:
             return self.ta.at(sizes).eval()
         student = self.ta.student(sizes)
-        return measurable(self.task, student, self.data.train, self.batch_size, self.device)
+        return measurable(self.task, student, self.data.train, self.at_a_time, self.device)
 
     def columns(self, sizes: Sizes, part: Part) -> Columns:
         """What a Student makes of each example of a half, of as many as are for choosing."""
-        size, model = max(8, self.batch_size), self.model(sizes)
-        return score.columns(self.task, model, part, size, self.device, self.examples)
+        model, limit = self.model(sizes), self.examples
+        return score.columns(self.task, model, part, self.at_a_time, self.device, limit)
 
     def value(self, sizes: Sizes) -> float:
         """The primary metric on the examples that sizes are chosen by."""
