@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from matta_cli.errors import MattaError
@@ -52,7 +53,8 @@ def export(
     notes: list[str] = []
     if budgets:
         result, chosen = search.search(recipe, out, budgets, measured=False, listen=listen)
-        family += chosen
+        # the search has put its own TA on the device
+        family += [replace(student, ta=run.ta) for student in chosen]
         notes = [*search_table.choices(result), *result.notes]
     held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
     return students.export(

@@ -15,6 +15,7 @@ from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
+from matta_cli import family
 from matta_cli.conversion.convert import convert
 from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
@@ -26,6 +27,8 @@ from matta_cli.measure.score import at_a_time
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.report import claims
 from matta_cli.report.schema import Report, Role
+from matta_cli.search import run as search
+from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import DataSettings, DistillSettings, Recipe
 from matta_cli.students import card
 from matta_cli.tasks import task as tasks_task
@@ -443,6 +446,9 @@ def test_as_many_examples_are_measured_at_a_time_as_a_device_trains(here, monkey
     judge.remake(here)
     assert set(seen) <= {16, 600 % 16}
     seen.clear()
+    search.search(recipe, here, asked(budgets(recipe).export), measured=False)
+    assert max(seen) == 16
+    seen.clear()
     ta, task = load_ta(here), tasks_task.task("ranking", recipe)
     held_out = task.data(here / "ta", ta.model).held_out[0]
     check_teacher(recipe.distill, task, ta.model, 1, held_out, torch.device("cpu"))
@@ -548,3 +554,18 @@ def test_what_users_typed_is_no_markup_in_a_model_card(here):
 def test_the_base_is_no_baseline(here):
     with pytest.raises(MattaError, match="--baselines base is called ground-truth now"):
         judge.remake(here, ["base"])
+
+
+def budgets(recipe):
+    recipe.export.widths, recipe.export.target_params, recipe.search.trials = [], ["40"], 1
+    return recipe
+
+
+def test_students_for_a_budget_are_cut_out_of_the_runs_ta(here, monkeypatch):
+    """The search puts its own TA on the device; what is exported is cut on the CPU, from one TA."""
+    given = []
+    monkeypatch.setattr(family.students, "export", lambda *args, **_: given.extend(args))
+    export(budgets(settings()), here, overwrite=True)
+    _, students, _, run, _ = given
+    assert [student.name for student in students] == ["params-40"]
+    assert all(student.ta is run.ta for student in students)
