@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import load_ta, reached
 from matta_cli.models.ta import TA
-from matta_cli.progress import Listener, quiet
+from matta_cli.progress import Listener, Say, quiet
 from matta_cli.report import search_table
 from matta_cli.report.schema import Report
 from matta_cli.search import run as search
@@ -28,7 +28,7 @@ def export(
     out: Path,
     *,
     overwrite: bool = False,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
     listen: Listener = quiet,
 ) -> Report:
     """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``.

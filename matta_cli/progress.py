@@ -26,6 +26,7 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+Say = Callable[[str], None]  # one sentence for the user
 
 
 def quiet(_: Progress) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from matta_cli.errors import MattaError
 from matta_cli.measure import cost, intervals, score, students
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.nested import view
+from matta_cli.progress import Say
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.task import Task
@@ -63,7 +64,7 @@ class _Scored:
 
 
 def evaluation(
-    recipe: Recipe, asked: Asked, out: Path, say: Callable[[str], None] = lambda _: None
+    recipe: Recipe, asked: Asked, out: Path, say: Say = lambda _: None
 ) -> dict[str, Any]:
     """Measure and compare. Returns what ``matta eval --json`` prints.
 
@@ -275,7 +276,7 @@ def _add_tasks(
     subjects: Sequence[Subject],
     entries: Mapping[str, dict[str, Any]],
     against: str,
-    say: Callable[[str], None],
+    say: Say,
 ) -> None:
     """Put what the harness's tasks make of each model beside its metrics."""
     from matta_cli.comparison import harness

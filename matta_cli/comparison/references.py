@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals
 from matta_cli.models.folders import ta_folder
+from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
 
 
 def near(
-    opener: Opener, names: Sequence[str], first: Subject, out: Path, say: Callable[[str], None]
+    opener: Opener, names: Sequence[str], first: Subject, out: Path, say: Say
 ) -> dict[str, Subject]:
     """The TA that nobody named: the one that a model was cut out of, or that of the output folder.
 

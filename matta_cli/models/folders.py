@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from matta_cli.models import plugins
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
+from matta_cli.progress import Say
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import tomllib
 
@@ -82,7 +82,7 @@ class Reached:
     recipe: Recipe
 
 
-def reached(out: Path, which: str, say: Callable[[str], None] = lambda _: None) -> Reached:
+def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     """The trained TA in ``out``, of the checkpoint that ``export.checkpoint``'s words name.
 
     Damaged ones are named by ``say``. Raises ``MattaError`` where there is none, or where it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +15,7 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.save import save_model
 from matta_cli.models.ta import TA
+from matta_cli.progress import Say
 from matta_cli.report.schema import Cost, ModelEntry, Parity, Program, Role, Timing
 from matta_cli.students.student import Written
 from matta_cli.training.teacher import load_teacher
@@ -29,7 +30,7 @@ def models(
     converted: TA,
     students: Sequence[ModelEntry],
     folders: Sequence[Path],
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[ModelEntry]:
     """One entry for each model, measured.
 
@@ -84,7 +85,7 @@ def _size(model: nn.Module, folder: Path | None) -> Cost:
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, ta: TA, say: Callable[[str], None]) -> Opened:
+def _teacher(held_out: HeldOut, ta: TA, say: Say) -> Opened:
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
         say("The Teacher is a file of outputs: the report goes without it.")

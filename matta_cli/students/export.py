@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import Reached
 from matta_cli.models.ta import TA, Student
+from matta_cli.progress import Say
 from matta_cli.report.numbers import in_seconds
 from matta_cli.report.schema import Machine, Metric, ModelEntry, Report, Role, Run
 from matta_cli.report.story import tell
@@ -24,8 +25,6 @@ from matta_cli.students.parity import proven
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
 from matta_cli.version import __version__
-
-Say = Callable[[str], None]
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.ta import Student
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested.sizes import full_sizes, kinds, nested_axes
+from matta_cli.progress import Say
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import ExportSettings
 from matta_cli.students.programs import PROGRAMS, Listening
@@ -69,7 +70,7 @@ def write(
     held_out: HeldOut,
     run: Reached,
     lineage: Mapping[str, Any],
-    say: Callable[[str], None],
+    say: Say,
 ) -> Written:
     """Write a Student into the new ``folder``, from views: no second copy is in memory.
 

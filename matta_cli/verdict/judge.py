@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -15,7 +15,7 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import load_student, load_ta, reached
 from matta_cli.models.ta import TA
-from matta_cli.progress import Listener, quiet
+from matta_cli.progress import Listener, Say, quiet
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.story import Story, tell
 from matta_cli.report.write import write
@@ -25,8 +25,6 @@ from matta_cli.students import card
 from matta_cli.training import log, spent
 from matta_cli.verdict import baselines
 from matta_cli.verdict.baselines import Baseline
-
-Say = Callable[[str], None]
 
 # a baseline's role in the report, and what it is called there
 _ROLES = {
