@@ -246,10 +246,10 @@ def test_a_run_leaves_the_ta_as_it_was_converted(tmp_path, monkeypatch, then):
         held = [last]
     else:
         export(recipe, Path("out"))
-        judge(["base"], "out")
+        judge(["ground-truth"], "out")
         done = CliRunner(env={"CI": "1"}).invoke(app, ["eval", "--out", "out"])
         assert done.exit_code == 0, done.stderr
-        held = [Path("out/students/width-0.5"), Path("out/baselines/base-width-0.5/ta")]
+        held = [Path("out/students/width-0.5"), Path("out/baselines/ground-truth-width-0.5/ta")]
     assert all((folder / "tokenizer.json").exists() for folder in held)
     after = {path: path.read_bytes() for path in Path("out/ta").rglob("*") if path.is_file()}
     assert after == before and not any("token" in path.name for path in after)
