@@ -73,8 +73,10 @@ class Llama(CausalLM):
             stream += reads(model, path, *_READERS)
             stream += makes(model, path, *_WRITERS)
         width, queries = model.model.embed_tokens.weight.shape[1], config.num_attention_heads
-        # LlamaConfig wants a whole multiple; one whose heads have grown need not be.
-        step = queries if config.model_type == "llama" and width % queries == 0 else 1
+        # LlamaConfig wants a whole multiple of the heads; where these have grown and it is none, of
+        # the fewest that there can be: those that share a key.
+        whole = [count for count in (queries, shared) if width % count == 0]
+        step = whole[0] if config.model_type == "llama" and whole else 1
         axes.append(Axis("hidden", width, tuple(stream), step))
         if len(set(getattr(config, "layer_types", None) or [""])) == 1:
             # Else a block's number says how it attends.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from matta_cli.adapter import Adapter
 from matta_cli.errors import MattaError
 from matta_cli.models.source import TEMPLATE
-from matta_cli.nested.sizes import full_sizes, kind, own_sizes
+from matta_cli.nested.sizes import full_sizes, own_sizes
 
 
 def save_model(
@@ -46,8 +46,9 @@ def save_model(
 
 def _save_own(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     axes = adapter.axes(model)
+    smallest = own_sizes(axes, {axis.name: axis.step for axis in axes})
     (folder / TEMPLATE).mkdir()
-    adapter.save(_smallest(adapter, model), folder / TEMPLATE)
+    adapter.save(adapter.build(model, smallest), folder / TEMPLATE)
     for weights in (folder / TEMPLATE).glob("*.safetensors"):
         weights.unlink()
     sizes = json.dumps(full_sizes(axes), indent=1) + "\n"
@@ -58,33 +59,6 @@ def _save_own(adapter: Adapter, model: nn.Module, folder: Path) -> None:
     own = model.state_dict()
     tensors = {name: own[name].contiguous() for name in kept.values()}
     save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
-
-
-_MOST = 64  # times the smallest size of an axis
-
-
-def _smallest(adapter: Adapter, model: nn.Module) -> nn.Module:
-    """A model like ``model``, as small as the stock library has them.
-
-    All axes are at their smallest, but those of one kind where the library asks for more: the width
-    of a Llama is a multiple of its heads, and a key that heads share keeps all of these.
-    """
-    axes = adapter.axes(model)
-
-    def built(raised: str, times: int) -> nn.Module:
-        sizes = {axis.name: axis.step for axis in axes}
-        for axis in axes:
-            if kind(axis.name) == raised:
-                sizes[axis.name] = min(axis.size, times * axis.step)
-        return adapter.build(model, own_sizes(axes, sizes))
-
-    smallest = built("", 1)
-    for times in range(2, 1 + _MOST) if adapter.unsupported(smallest) else ():
-        for raised in dict.fromkeys(kind(axis.name) for axis in axes):
-            larger = built(raised, times)
-            if not adapter.unsupported(larger):
-                return larger
-    return smallest
 
 
 @torch.no_grad()
