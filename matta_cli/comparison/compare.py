@@ -50,9 +50,9 @@ class Asked:
     task_limit: int = 0
 
     @property
-    def references(self) -> dict[str, str | None]:
+    def references(self) -> dict[str, str]:
         """The TA and the Teacher with which the models are to agree, where the user named them."""
-        return {"ta": self.ta or None, "teacher": self.teacher or None}
+        return {which: name for which, name in (("ta", self.ta), ("teacher", self.teacher)) if name}
 
 
 @dataclass
@@ -80,9 +80,7 @@ def evaluation(
     opener = Opener(task, device, example_of(names, out) or recipe.convert.example)
     subjects = [opener.open(name) for name in names]
     first = next(s for s in subjects if s.name == (asked.against or names[0]))
-    others = {
-        which: opener.open(name) for which, name in asked.references.items() if name is not None
-    }
+    others = {which: opener.open(name) for which, name in asked.references.items()}
     data: Data | None = None
     splits: Sequence[Split] = ()
     if _needs_data(recipe, asked):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from enum import Enum
 from typing import Any
 
@@ -264,6 +265,11 @@ class Run(Stored):
         points = value.get("curve") or []
         curve = [(point.get("step"), point.get("values") or {}) for point in points]
         return super().from_json({**value, "curve": curve})
+
+
+def now() -> str:
+    """The time in UTC, as reports have it."""
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @dataclass

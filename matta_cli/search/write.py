@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import datetime, timezone
 from pathlib import Path
 
 from matta_cli.adapter import Sizes
@@ -19,12 +18,12 @@ from matta_cli.report.schema import (
     Cost,
     Interval,
     Machine,
-    Metric,
     ModelEntry,
     Report,
     Role,
     Searched,
     Timing,
+    now,
 )
 from matta_cli.search.counts import Key
 from matta_cli.search.search import Scored, Search
@@ -45,9 +44,6 @@ def report_of(search: Search, students: Sequence[Student], *, measured: bool) ->
     if measured:
         for model in models:
             model.metrics = _metrics(search, model.sizes)
-    present = {name for model in models for name in model.metrics}
-    # a report says what is better
-    told = [m for m in scores.task.metrics if m.name in present and m.higher is not None]
     choices = [_choice(search, student, models) for student in students]
     pairs = zip(students, choices, strict=True)
     sizes = [min(scores.examples, len(half)) for half in (scores.choosing, scores.reporting)]
@@ -59,9 +55,9 @@ def report_of(search: Search, students: Sequence[Student], *, measured: bool) ->
         data=f"{scores.data.description}; {held_out}",
         unit=scores.data.unit,
         matta=__version__,
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now(),
         device=replace(device, threads=recipe.export.threads or device.threads),
-        metrics=[Metric(m.name, m.label, m.higher) for m in told],
+        metrics=scores.task.reported(models),
         batch_size=recipe.export.batch_size,
         models=models,
         notes=[note for student, one in pairs for note in _notes(search, student, one, front)],

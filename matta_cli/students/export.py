@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 from matta_cli.conversion.inspect import numbers, strips
@@ -16,7 +15,7 @@ from matta_cli.models.folders import Reached
 from matta_cli.models.ta import TA, Student
 from matta_cli.progress import Say
 from matta_cli.report.numbers import in_seconds
-from matta_cli.report.schema import Machine, Metric, ModelEntry, Report, Role, Run
+from matta_cli.report.schema import Machine, ModelEntry, Report, Role, Run, now
 from matta_cli.report.story import tell
 from matta_cli.report.write import write as write_report
 from matta_cli.settings.resolve import run_recipe
@@ -112,10 +111,7 @@ def _report(
     recipe, task, space = held_out.recipe, held_out.task, Workspace(out)
     with cost.threads(recipe.export.threads):
         machine = Machine(**cost.device_card(held_out.device))
-    present = {name for entry in models for name in entry.metrics}
-    # a report says what is better
-    known = [m for m in task.metrics if m.name in present and m.higher is not None]
-    metrics = [Metric(m.name, m.label, m.higher) for m in known]
+    metrics = task.reported(models)
     took = spent.of_run(space, recipe.export.checkpoint)
     training = spent.training(task, held_out.data, took, run_recipe(out).distill.batch_size)
     for entry in models:
@@ -128,7 +124,7 @@ def _report(
         data=held_out.data.description,
         unit=held_out.data.unit,
         matta=__version__,
-        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=now(),
         device=machine,
         metrics=metrics,
         batch_size=recipe.export.batch_size,

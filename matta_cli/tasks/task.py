@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from matta_cli.data.split import Batch, Columns, Data, Split
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.plugins import load_class
-from matta_cli.report.schema import Metric
+from matta_cli.report.schema import Metric, ModelEntry
 from matta_cli.settings.checks import check
 
 if TYPE_CHECKING:
@@ -64,6 +64,11 @@ class Task(ABC):
         if size:
             told = f"{named.train}: {size}; {told}"
         return Data(train, tuple(held_out), told, unit)
+
+    def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
+        """The metrics that these models have and of which a report can say what is better."""
+        present = {name for model in models for name in model.metrics}
+        return [m for m in self.metrics if m.name in present and m.higher is not None]
 
     @abstractmethod
     def outputs(self, model: nn.Module) -> int:
