@@ -87,14 +87,14 @@ def evaluation(
         data = _data(recipe, task, first, [*subjects, *others.values()], device)
         splits = data.held_out
         say(f"Measuring on {data.description}.")
+        for subject in [*subjects, *others.values()]:
+            fit(task, subject, first)
         if "ta" not in others:
             others = references.near(opener, names, first, out, say) | others
         if "ta" in others:
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     for subject in everyone:
-        if splits:
-            fit(task, subject, first)
         subject.fitted = subject.fitted.to(device)
     macs = _macs(task, subjects, first, splits, device)
     if asked.cascade:  # what cannot be is said before all is measured
@@ -105,8 +105,7 @@ def evaluation(
             say(f"Measuring {subject.name}.")
             scored[subject.name] = _score(recipe, task, subject, splits, device)
     entries = _entries(recipe, task, subjects, others, first.name, macs, scored)
-    result = _result(task, data, first.name, others, list(entries.values()))
-    result["device"] = cost.device_card(device)
+    result = _result(task, data, device, first.name, others, list(entries.values()))
     if asked.tasks:
         _add_tasks(recipe, asked, subjects, entries, first.name, say)
     if asked.cascade:
@@ -249,6 +248,7 @@ def _entries(
 def _result(
     task: Task,
     data: Data | None,
+    device: torch.device,
     against: str,
     others: Mapping[str, Subject],
     models: list[dict[str, Any]],
@@ -260,7 +260,7 @@ def _result(
         "matta": __version__,
         "task": task.name,
         "data": data.description if data is not None else "",
-        "device": {},
+        "device": cost.device_card(device),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
         "against": against,
         "agreement": {"of": task.alike, **{which: other.name for which, other in others.items()}},

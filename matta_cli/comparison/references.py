@@ -23,7 +23,8 @@ def near(
 ) -> dict[str, Subject]:
     """The TA that nobody named: the one that a model was cut out of, or that of the output folder.
 
-    It may not fit the first model's examples; then there is none, and ``say`` says why.
+    It is made fit for the first model's examples; where it cannot be, there is none, and ``say``
+    says why.
     """
     folders = [Path(name).parent for name in names]
     made_of = [str(path.parent) for path in folders if path == Workspace(path.parent).students]
