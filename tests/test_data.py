@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from sample_text import byte_tokenizer, prose
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
 from matta_cli.data import find
@@ -39,45 +39,9 @@ from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.training.run import distill
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "and",
-    "then",
-    "one",
-    "old",
-    "dog",
-    "came home",
-    "to",
-    "sleep by",
-    "warm fire",
-]
-
-
-def prose(lines: int, seed: int = 0) -> str:
-    generator = np.random.default_rng(seed)
-    return "\n".join(
-        " ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ."
-        for _ in range(lines)
-    )
-
 
 def save_tokenizer(folder: Path, vocabulary: int) -> Path:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
-        special_tokens=["<|end|>"],
-        initial_alphabet=alphabet,
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([prose(100, 1)], trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    byte_tokenizer([prose(100, 1)], vocabulary).save_pretrained(folder)
     return folder
 
 

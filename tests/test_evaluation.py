@@ -18,6 +18,7 @@ import torch
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
+from sample_text import byte_tokenizer
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -25,7 +26,6 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
 from matta_cli.comparison import cascade, compare, speculation
@@ -81,18 +81,7 @@ def prose(lines: int, seed: int = 0) -> list[str]:
 
 def tokenizer_in(folder: Path, seed: int = 1) -> None:
     """Bytes, and a few pieces of words: most words are several tokens."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-    from tokenizers.models import BPE
-
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=290, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator(prose(30, seed), trainer)
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    byte_tokenizer(prose(30, seed), 290).save_pretrained(folder)
 
 
 def gpt2(seed: int = 0, **changes) -> GPT2LMHeadModel:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sample_text import byte_tokenizer, prose
 from torch import nn
 
 from matta_cli.data import find
@@ -216,47 +217,10 @@ def test_find_says_what_is_missing(tmp_path):
         find.find("")
 
 
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "mat",
-    "and",
-    "then",
-    "one",
-    "old",
-    "dog",
-    "came home",
-    "to",
-    "sleep by",
-    "warm fire",
-]
-
-
-def prose(lines: int, seed: int = 0) -> str:
-    generator = np.random.default_rng(seed)
-    return "\n".join(
-        " ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ."
-        for _ in range(lines)
-    )
-
-
 @pytest.fixture(scope="module")
 def tokenizer_folder(tmp_path_factory) -> Path:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    tokenizer.train_from_iterator([prose(100, 1)], trainer)
     folder = tmp_path_factory.mktemp("tokenizer")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>").save_pretrained(folder)
+    byte_tokenizer([prose(100, 1)], 300).save_pretrained(folder)
     return folder
 
 

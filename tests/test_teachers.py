@@ -12,6 +12,7 @@ import pytest
 import torch
 from matta_adapters.mlp_ranker import Ranker
 from safetensors.torch import load_file, save_file
+from sample_text import byte_tokenizer
 from typer.testing import CliRunner
 
 from matta_cli.api import judge
@@ -139,28 +140,17 @@ def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
 
 def text_folder(tmp_path, monkeypatch):
     """A GPT-2 of 300 tokens, and two Teachers."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+    from transformers import GPT2Config, GPT2LMHeadModel
 
     monkeypatch.chdir(tmp_path)
     words = np.random.default_rng(0).choice(
         ["one", "two", "three", "four", "red", "blue", "tea", "milk"], 3000
     )
     Path("text.txt").write_text(" ".join(words))
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer, bpe.decoder = (
-        pre_tokenizers.ByteLevel(add_prefix_space=False),
-        decoders.ByteLevel(),
-    )
-    bpe.train_from_iterator(
-        [" ".join(words)],
-        trainers.BpeTrainer(
-            special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        ),
-    )
+    tokenizer = byte_tokenizer([" ".join(words)], 30_000)
     for name, seed in (("base", 0), ("teacher", 1)):
         torch.manual_seed(seed)
-        size = bpe.get_vocab_size()
+        size = len(tokenizer)
         config = GPT2Config(
             vocab_size=size,
             n_positions=32,
@@ -174,7 +164,7 @@ def text_folder(tmp_path, monkeypatch):
             attn_pdrop=0.0,
         )
         GPT2LMHeadModel(config).save_pretrained(name)
-        PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|end|>").save_pretrained(name)
+        tokenizer.save_pretrained(name)
     recipe = Recipe()
     recipe.convert.source, recipe.data.train, recipe.data.sequence_length = "base", "text.txt", 16
     recipe.distill.teacher, recipe.distill.allow_weak_teacher, recipe.distill.device = (

@@ -1,0 +1,39 @@
+"""Text without sense, and tokenizers of any text, for the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog"]
+WORDS += ["came home", "to", "sleep by", "warm fire"]
+
+
+def prose(lines: int, seed: int = 0) -> str:
+    """Lines of 4 to 24 words by chance."""
+    generator = np.random.default_rng(seed)
+    return "\n".join(
+        " ".join(generator.choice(WORDS, size=generator.integers(4, 25))) + " ."
+        for _ in range(lines)
+    )
+
+
+def byte_tokenizer(
+    texts: Iterable[str], vocabulary: int, end: str = "<|end|>", **more: Any
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of these texts, with one special token, ``end``."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, **more)
