@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import timm
@@ -35,6 +37,19 @@ def parser(doc: str | None) -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=doc)
     found.add_argument("--quick", action="store_true", help="fewer rounds on smaller models")
     return found
+
+
+def apart(benchmark: str, *words: str, environment: Mapping[str, str] | None = None) -> Any:
+    """What a benchmark prints last, as JSON, in a fresh process with these words."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{benchmark}", *words],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def device() -> torch.device:

@@ -13,8 +13,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -52,18 +50,9 @@ def make(size: str, folder: Path) -> None:
 
 def watched(job: str, *words: str) -> dict[str, Any]:
     """A job in a fresh process: its seconds, its peak, and what stood before."""
-    command = [sys.executable, "-m", "benchmarks.convert_scale", "--job", job, *words]
     # glibc then maps, and unmaps, every larger piece by itself: what is measured is what is in use
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    own = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    return common.apart("convert_scale", "--job", job, *words, environment=own)
 
 
 def run(job: str, source: Path, out: Path) -> dict[str, Any]:

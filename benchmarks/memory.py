@@ -14,10 +14,7 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,24 +117,8 @@ def one(variant: str, quick: bool) -> dict[str, int]:
 
 def apart(variant: str, quick: bool, environment: dict[str, str] | None = None) -> dict[str, int]:
     """``one`` in a fresh process."""
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.memory",
-        "--variant",
-        variant,
-        *(["--quick"] if quick else []),
-    ]
-    environment = {**os.environ, **(environment or {})}
-    done = subprocess.run(
-        command,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-        stderr=subprocess.DEVNULL,
-        env=environment,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    words = ["--quick"] if quick else []
+    return common.apart("memory", "--variant", variant, *words, environment=environment)
 
 
 def main() -> None:
