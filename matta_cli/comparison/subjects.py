@@ -78,7 +78,8 @@ def chosen_by(models: Sequence[str]) -> list[str]:
     for text in models:
         if (Path(text) / "matta.json").exists():
             lineage = read_card(Path(text))["lineage"]
-            if lineage.get("student") and lineage.get("width") is None:
+            # until it was written down, a Student without a width was known to have a budget
+            if lineage.get("budget", lineage.get("student") and lineage.get("width") is None):
                 found.append(text)
     return found
 

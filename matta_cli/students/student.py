@@ -89,7 +89,8 @@ def write(
     copy_companions(run.folder, folder)
     with torch.device("meta"):
         axes = nested_axes(adapter, student.built(), list(kinds(student.ta.base)))
-    made_of = {**lineage, "student": student.name, "width": student.width}
+    budget = student.budget and student.budget.name
+    made_of = {**lineage, "student": student.name, "width": student.width, "budget": budget}
     write_card(folder, adapter, axes, full_sizes(axes), made_of)
     probe = held_out.first(PROBED)
     formats = {name: PROGRAMS[name] for name in settings.format if name in PROGRAMS}
