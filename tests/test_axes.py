@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 import torch_pruning as tp
+from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
@@ -70,7 +71,9 @@ def settings(**more):
     return recipe
 
 
-@pytest.mark.parametrize("order", ["activation", "taylor", "hessian", "magnitude", "none"])
+@pytest.mark.parametrize(
+    "order", ["activation", "taylor", "hessian", "magnitude", "none", "prefix"]
+)
 def test_all_axes_grow_and_are_ordered(folder, order):
     done = convert(settings(order=order), Path("out"))
     assert done.order == order and done.difference < 1e-5
@@ -80,8 +83,10 @@ def test_all_axes_grow_and_are_ordered(folder, order):
     ta = load_ta("out")
     depth = next(axis for axis in ta.axes if axis.layers)
     assert depth.size == 8 and ta.base["depth"] == 4 and ta.widest == 2
-    if order == "none":
+    if order in ("none", "prefix"):
         assert depth.order == tuple(range(8))
+        scores = load_file("out/ta/importance/scores.safetensors") if order == "prefix" else {}
+        assert ("mlp.0" in scores) == (order == "prefix") and "depth" not in scores
     else:
         # first and last; what has grown comes last
         assert set(depth.order[:2]) == {0, 3} and depth.order[4:] == (4, 5, 6, 7)
@@ -145,7 +150,8 @@ def test_heads_alone_are_saved_in_our_own_format(folder):
         ({"sizes": ["0.5: depth=0"]}, "is not possible: a width is below 1"),
         (
             {"order": "random"},
-            "--order 'random' is not known: auto, activation, taylor, hessian, magnitude, none.",
+            "--order 'random' is not known: auto, activation, taylor, hessian, magnitude, none, "
+            "prefix.",
         ),
     ],
 )

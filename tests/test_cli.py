@@ -697,7 +697,7 @@ def interrupt_at(monkeypatch, owner, name: str, call: int) -> None:
 
 
 MOMENTS = {
-    "in a step": ("matta_cli.data.sampling", "students", 4),
+    "in a step": ("matta_cli.training.objective:Step", "_learn_group", 14),
     "after an update": ("torch.optim:AdamW", "zero_grad", 3),
     "in an evaluation": ("matta_cli.training.loop", "measure", 4),
     "in a checkpoint": ("matta_cli.training.loop:Training", "save", 1),
@@ -731,10 +731,9 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     from matta_adapters.mlp_ranker import MLPRanker, Ranker
 
     from matta_cli.conversion.convert import convert
-    from matta_cli.data import sampling
     from matta_cli.errors import Interrupted
     from matta_cli.settings.recipe import Recipe
-    from matta_cli.training import run
+    from matta_cli.training import objective, run
 
     g = torch.Generator().manual_seed(0)
     rows = ["a,x,y,label"]
@@ -767,7 +766,7 @@ def test_interrupted_ranker_goes_on_bit_for_bit(tmp_path, monkeypatch):
     convert(recipe, out)
     once = (run.distill(recipe, out) / "model.safetensors").read_bytes()
     with monkeypatch.context() as patch:
-        interrupt_at(patch, sampling, "students", 4)
+        interrupt_at(patch, objective.Step, "_learn_group", 14)
         with pytest.raises(Interrupted):
             run.distill(recipe, out, overwrite=True)
     assert (run.distill(recipe, out, resume=True) / "model.safetensors").read_bytes() == once

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from filelock import FileLock
 from matta_adapters.mlp_ranker import Ranker
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
+from matta_cli.data import sampling
 from matta_cli.errors import MattaError
 from matta_cli.family import export
 from matta_cli.files import atomic
@@ -168,23 +170,61 @@ def test_two_runs_in_one_folder_are_refused(folder):
         distill(settings(steps=8), Path("out"), resume=True)
 
 
+@pytest.mark.parametrize("ta_weight", [0.0, 1.0])
+def test_divided_rows_of_one_width_are_plain_distillation_bit_for_bit(folder, ta_weight):
+    """The stock model, its own autograd and torch's AdamW, against a family of one in the base."""
+    recipe = settings(steps=5, widths=[1.0], ta_weight=ta_weight, device="cpu")
+    recipe.convert.expand = 1.0
+    convert(recipe, Path("out"))
+    last = distill(recipe, Path("out"))
+    student, teacher = load_ta("out/ta").student(1.0).dense().train(), ranker(1)
+    own, s = tasks_task.task("ranking", recipe), recipe.distill
+    data = own.data(Path("out/ta"), student).train
+    matrices = [p for p in student.parameters() if p.dim() > 1]
+    vectors = [p for p in student.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": s.weight_decay}]
+    adamw = torch.optim.AdamW([*groups, {"params": vectors, "weight_decay": 0.0}], lr=s.lr)
+    for step in range(s.steps):
+        batch = data.batch(sampling.indices(s.seed, step, s.batch_size, len(data), {}))
+        with torch.no_grad():
+            soft = torch.sigmoid(own.forward(teacher, batch) / s.temperature)
+        scores = own.forward(student, batch)
+        entropy = F.binary_cross_entropy_with_logits
+        truth, said = entropy(scores, batch["label"]), entropy(scores / s.temperature, soft)
+        # of the divergence the entropy of the Teacher has no gradient
+        loss = (1 - s.teacher_mix) * truth + s.teacher_mix * s.temperature**2 * said
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), s.clip)
+        for group in adamw.param_groups:
+            group["lr"] = s.lr * min((step + 1) / 1, (s.steps - step) / 1, 1)
+        adamw.step()
+        adamw.zero_grad()
+    trained = load_ta(last).model.state_dict()
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(trained[name], value, rtol=1e-6, atol=1e-8)
+    every = settings(steps=5, widths=[1.0], ta_weight=0.0, rows="all", device="cpu")
+    again = load_ta(distill(every, Path("out"), overwrite=True)).model.state_dict()
+    assert all(torch.equal(again[name], trained[name]) for name in trained)
+
+
 def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     """The gradient of two steps is made infinite: they change nothing, and the run goes on."""
     torch.save(ranker(norm=True).state_dict(), "model.pt")
     convert(settings(), Path("out"))
+    every = {"rows": "all"}  # one call for a step
     own, weights, statistics = objective.Step.__call__, {}, {}
 
-    def spoilt(self, batch, rows, step, over):
+    def spoilt(self, batch, piece, step, over):
         # before the step
         statistics[step] = {k: v.clone() for k, v in self.ta.model.named_buffers()}
-        found = own(self, batch, rows, step, over)
+        found = own(self, batch, piece, step, over)
         weights[step] = {k: v.clone() for k, v in self.ta.model.named_parameters()}
         if step in (1, 2):
             next(self.ta.model.parameters()).grad.fill_(float("inf"))
         return found
 
     monkeypatch.setattr(objective.Step, "__call__", spoilt)
-    distill(settings(steps=5), Path("out"))
+    distill(settings(steps=5, **every), Path("out"))
     log = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
     assert [record["skipped"] for record in log] == [0, 1, 2, 2, 2] and log[1][
         "gradient_norm"
@@ -195,7 +235,7 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     assert torch.equal(mean[1], mean[2]) and torch.equal(mean[2], mean[3])
     assert not torch.equal(mean[0], mean[1]) and not torch.equal(mean[3], mean[4])
     with pytest.raises(MattaError, match="the last 2 in a row"):
-        distill(settings(steps=5, max_bad_steps=2), Path("out"), overwrite=True)
+        distill(settings(steps=5, max_bad_steps=2, **every), Path("out"), overwrite=True)
 
 
 @pytest.mark.slow
@@ -336,8 +376,8 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
 def test_the_scale_of_fp16_goes_on_where_it_was(folder, monkeypatch):
     own = objective.Step.__call__
 
-    def spoilt(self, batch, rows, step, over):
-        found = own(self, batch, rows, step, over)
+    def spoilt(self, batch, piece, step, over):
+        found = own(self, batch, piece, step, over)
         if step == 1:
             next(self.ta.model.parameters()).grad.fill_(float("inf"))
         return found
@@ -406,8 +446,9 @@ def test_the_first_of_several_that_measure_alike_is_the_best(folder, higher, mon
 @pytest.mark.parametrize(
     ("values", "sentence"),
     [
-        ({"sampling": [1.0]}, r"sampling \[1.0\] is not possible"),
-        ({"students_per_step": 0}, "a step has 1 Student or more"),
+        ({"shares": [1.0]}, r"shares \[1.0\] is not possible: .*, and one for the TA of width 2"),
+        ({"shares": [1.0, 0.0, 1.0, 1.0]}, r"shares .* is not possible: it is one number above 0"),
+        ({"rows": "some"}, "distill.rows 'some' is not known: divided, all"),
         (
             {"divergence": "backward"},
             r"distill.divergence 'backward' is not known: forward, reverse, js",
@@ -508,26 +549,36 @@ def test_tensorboard_has_what_the_log_has(folder):
     assert found == [(r["step"], pytest.approx(r["terms"]["0.5"]["loss"], rel=1e-5)) for r in log]
 
 
-def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder):
+@pytest.mark.parametrize(
+    ("rows", "widths", "graphs"),
+    # the TA and the widths; of divided rows the TA also runs without a gradient, to teach
+    [("all", [0.25, 0.5, 0.75, 1.0], 5), ("divided", [0.25, 0.5, 1.0], 5)],
+)
+def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder, rows, widths, graphs):
     convert(settings(), Path("out"))
     said: list[str] = []
-    recipe = settings(steps=5, compile="aot_eager", widths=[0.25, 0.5, 0.75, 1.0])
-    expected = settings(steps=5, widths=[0.25, 0.5, 0.75, 1.0])
-    distill(expected, Path("out"), overwrite=True)
+    same = {"steps": 5, "rows": rows, "widths": widths}
+    recipe = settings(compile="aot_eager", **same)
+    distill(settings(**same), Path("out"), overwrite=True)
     log = [
         json.loads(line)["terms"] for line in Path("out/run/metrics.jsonl").read_text().splitlines()
     ]
     before = objective.Step.graphs()
     distill(recipe, Path("out"), overwrite=True, listen=lambda p: said.append(p.message))
     compiled = [json.loads(line) for line in Path("out/run/metrics.jsonl").read_text().splitlines()]
-    assert {record["graphs"] - before for record in compiled} == {5}  # four widths and the TA
+    assert {record["graphs"] - before for record in compiled} == {graphs}
     assert not any("compiled again" in message for message in said)
     for a, b in zip(log, compiled, strict=True):
+        assert a.keys() == b["terms"].keys()
         for model in a:
             assert a[model] == pytest.approx(b["terms"][model], rel=1e-4, abs=1e-6)
-    recipe.distill.micro_batch = 20
-    with pytest.raises(MattaError, match="--micro-batch 20 does not divide the batch"):
+    recipe.distill.micro_batch = 20 if rows == "all" else 5
+    with pytest.raises(MattaError, match=r"--micro-batch \d+ does not divide the batch"):
         distill(recipe, Path("out"), overwrite=True)
+    recipe.distill.micro_batch, recipe.distill.batch_size = 0, 30
+    if rows == "divided":
+        with pytest.raises(MattaError, match="--batch-size 30 cannot be divided evenly among 4"):
+            distill(recipe, Path("out"), overwrite=True)
 
 
 def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
@@ -541,7 +592,7 @@ def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
 
 
 def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(folder, monkeypatch):
-    recipe = settings(micro_batch=2, steps=53, eval_every=5)
+    recipe = settings(micro_batch=2, steps=53, eval_every=5, rows="all")
     out = Path("matta-out")
     convert(recipe, out)
     parts = []
@@ -553,8 +604,12 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     found = plan.plan(recipe, out)
     assert parts == [2, 1, 2, 1, 2, 1, 2]  # of sixteen
     assert found.items_per_step == 32 and found.json()["rows"] == 32 * 53
-    whole = plan.plan(settings(steps=50), out)
+    whole = plan.plan(settings(steps=50, rows="all"), out)
     assert parts[7:] == [1, 1, 1, 1]
+    # each of four models gets eight rows, two at a time: one and two parts of each are timed
+    divided = plan.plan(settings(micro_batch=2, steps=50), out)
+    assert parts[11:] == [8, 4, 8, 4, 8, 4, 8] and divided.items_per_step == 32
+    assert divided.model_flops_per_step < whole.model_flops_per_step
     # after every fifth step; a run of 53 is evaluated at its end besides
     assert whole.evaluations == 10 and found.evaluations == 11
     kept = plan.plan(settings(steps=50, save_every=25, keep=0), out)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
 import pytest
 import torch
 
-from matta_cli.data.sampling import example_order, indices, seed_step, students
+from matta_cli.data.sampling import division, example_order, indices, seed_step
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
@@ -49,23 +50,23 @@ def test_seeds_and_epochs_do_not_share_orders():
     assert len(orders) == 25
 
 
-@pytest.mark.parametrize(
-    "widths", [[0.25, 0.5, 1.0], [1.0, 0.25, 0.75, 0.5, 0.25], [0.5, 2.0], [0.5]]
-)
-def test_sandwich_has_smallest_and_largest(widths):
-    drawn = [students(1, step, widths) for step in range(60)]
-    for widths_of_step in drawn:
-        assert {min(widths), max(widths)} <= set(widths_of_step)
-        assert len(widths_of_step) == len(set(widths_of_step)) == min(3, len(set(widths)))
-    assert {w for d in drawn for w in d} == set(widths), "every width is trained in time"
-    assert drawn == [students(1, step, widths) for step in range(60)]
+@pytest.mark.parametrize("shares", [[1.0], [0.5, 0.5], [1 / 3] * 3, [0.7, 0.2, 0.1], [0.25] * 4])
+@pytest.mark.parametrize("count", [1, 2, 12, 13])
+def test_rows_are_divided_whole_and_right_on_average(shares, count):
+    drawn = [division(1, step, count, shares) for step in range(3000)]
+    for counts, share in zip(zip(*drawn, strict=True), shares, strict=True):
+        exact = share * count
+        assert {math.floor(exact + 1e-9), math.ceil(exact - 1e-9)} >= set(counts)
+        assert sum(counts) / len(counts) == pytest.approx(exact, abs=0.05)
+    assert {sum(counts) for counts in drawn} == {count}
+    assert drawn[:9] == [division(1, step, count, shares) for step in range(9)]
 
 
-def test_sandwich_leaves_the_global_generators_alone():
+def test_drawing_leaves_the_global_generators_alone():
     random.seed(0)
     torch.manual_seed(0)
     before = random.getstate(), torch.get_rng_state()
-    students(1, 2, [0.25, 0.5, 0.75, 1.0])
+    division(1, 2, 5, [0.25] * 4)
     indices(1, 2, 3, 10, {})
     assert random.getstate() == before[0] and torch.equal(torch.get_rng_state(), before[1])
 
@@ -189,8 +190,18 @@ def test_whole_numbers_pass_for_floats(here):
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine():
     recipe = Recipe()
     recipe.update({"distill": {"lr": 0.2, "steps": 100, "warmup": 0.1}}, "test")
+    recipe.distill.schedule = "cosine"
     rates = [learning_rate(recipe.distill, step) for step in range(100)]
     assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
     # halfway: (1 + 0.1) / 2 of the peak
     assert rates[10] == pytest.approx(0.2) and rates[55] == pytest.approx(0.11)
     assert 0.02 < rates[-1] < 0.021 and rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_the_learning_rate_stays_and_falls_in_a_line_at_last():
+    recipe = Recipe()
+    recipe.update({"distill": {"lr": 0.2, "steps": 100, "warmup": 0.1, "decay": 0.4}}, "test")
+    rates = [learning_rate(recipe.distill, step) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
+    assert rates[10:61] == [0.2] * 51
+    assert rates[60:] == pytest.approx([0.2 - 0.005 * k for k in range(40)])

@@ -80,11 +80,8 @@ def test_texts_name_choices_and_ranges() -> None:
         ("distill.clip", float("inf"), "distill.clip inf is not possible: it must be finite."),
         ("distill.ramp", 2.0, "distill.ramp 2 is not possible: it is a share from 0 to 1."),
         ("distill.micro_batch", -1, "--micro-batch -1 is not possible: it must be 0 or more."),
-        (
-            "distill.students_per_step",
-            0,
-            "distill.students_per_step 0 is not possible: a step has 1 Student or more.",
-        ),
+        ("distill.rows", "x", "distill.rows 'x' is not known: divided, all."),
+        ("distill.schedule", "x", "distill.schedule 'x' is not known: wsd, cosine."),
         ("distill.optimizer", "sgd", "--optimizer 'sgd' is not known: adamw, shampoo, soap, muon."),
         ("distill.log_to", ["wandb", "x"], "--log-to 'x' is not known: tensorboard, wandb."),
         ("export.batch_size", 0, "--batch 0 is not possible: it must be 1 or more."),

@@ -21,6 +21,7 @@ from matta_cli.tasks import task as tasks_task
 from matta_cli.training import objective
 from matta_cli.training.objective import Step
 from matta_cli.training.optimizer import make_optimizer, untouched
+from matta_cli.training.rows import Rows
 from matta_cli.training.state import restore, state_of
 from matta_cli.training.teacher import ModelTeacher
 
@@ -173,18 +174,17 @@ def made(recipe, task, ta, teacher, batch):
     return Step(recipe.distill, task, ta, teacher, batch, torch.device("cpu"))
 
 
-def gradients(parts=1, **settings):
-    """The TA's gradients after one step in ``parts``, and the step's terms."""
-    recipe, task, ta, teacher, batch = tools(**settings)
+def gradients(rows="all", **settings):
+    """The TA's gradients after one step, and the step's terms."""
+    recipe, task, ta, teacher, batch = tools(rows=rows, **settings)
     if not recipe.distill.shared:
         ta = UnsharedTA.start(ta, recipe.distill.widths)
     step = made(recipe, task, ta, teacher, batch)
     found: dict = {}
     over = task.counts(batch)
-    for rows in torch.arange(4).split(4 // parts):
-        for model, terms in step(
-            {k: v[rows] for k, v in batch.items()}, rows.tolist(), 5, over
-        ).items():
+    for piece in step.rows.pieces(range(4), 5):
+        part = {k: v[piece.rows] for k, v in batch.items()}
+        for model, terms in step(part, piece, 5, over).items():
             for name, value in terms.items():
                 found[model, name] = found.get((model, name), 0.0) + float(value)
     return {n: p.grad for n, p in ta.model.named_parameters()}, found, (step, ta)
@@ -198,28 +198,26 @@ def same(a, b, rtol=1e-4, atol=1e-6):
         )
 
 
-def plain(detach=True):
-    """The objective of the paper, written down once with stock modules and autograd."""
-    recipe, task, ta, teacher, batch = tools()
-    s, ids = recipe.distill, batch["input_ids"]
-    tau = s.temperature
+def losses(settings, teacher, ids):
+    """The losses of the paper against the Teacher, and against other logits: means over rows."""
+    s, tau = settings, settings.temperature
 
     def kd(z, t):
-        return (
-            F.kl_div(
-                F.log_softmax(z / tau, -1),
-                F.log_softmax(t / tau, -1),
-                log_target=True,
-                reduction="sum",
-            )
-            * tau**2
-            / 64
-        )
+        z, t = (F.log_softmax(logits / tau, -1) for logits in (z, t))
+        return F.kl_div(z, t, log_target=True, reduction="sum") * tau**2 / ids.numel()
 
     def own(z):
         truth = F.cross_entropy(z[:, :-1].reshape(-1, 64), ids[:, 1:].reshape(-1))
         return (1 - s.teacher_mix) * truth + s.teacher_mix * kd(z, teacher(ids).logits)
 
+    return own, kd
+
+
+def plain(detach=True):
+    """The objective of the paper, written down once with stock modules and autograd."""
+    recipe, task, ta, teacher, batch = tools()
+    s, ids = recipe.distill, batch["input_ids"]
+    own, kd = losses(s, teacher, ids)
     z_ta = ta.model(ids).logits
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
@@ -261,7 +259,7 @@ def test_a_step_is_the_same_however_it_is_computed(settings):
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
-    recipe, task, ta, teacher, batch = tools(precision=precision)
+    recipe, task, ta, teacher, batch = tools(precision=precision, rows="all")
     seen = set()
     for parameter in ta.model.parameters():
         parameter.register_hook(
@@ -274,7 +272,8 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
             )
         )
     before = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
-    made(recipe, task, ta, teacher, batch)(batch, [0, 1, 2, 3], 5)
+    step = made(recipe, task, ta, teacher, batch)
+    step(batch, *step.rows.pieces([0, 1, 2, 3], 5), 5)
     expected = {"fp32": (False, "highest"), "tf32": (True, "high"), "bf16": before}
     assert seen == {(*expected[precision], False)}
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
@@ -313,9 +312,92 @@ def test_kept_logits_are_made_once_and_change_nothing(monkeypatch):
 
 def test_micro_batches_add_up_to_the_batch():
     expected, terms, _ = gradients()
-    found, own, _ = gradients(parts=4, logits="chunked")
+    found, own, _ = gradients(micro_batch=1, logits="chunked")
     same(found, expected)
     assert own == pytest.approx(terms, rel=1e-4)
+
+
+# Divided rows: each goes through one model
+
+BY_SHARE = [1.0, 2.0, 1.0, 4.0]  # of the widths 0.25, 0.5 and 1.0, and of the TA
+
+
+def divided(settings, which):
+    """The objective of divided rows. which: the model of each row."""
+    recipe, task, ta, teacher, batch = tools(**settings)
+    s, total = recipe.distill, 0.0
+    for row, width in enumerate(which):
+        ids = batch["input_ids"][[row]]
+        own, kd = losses(s, teacher, ids)
+        z = ta.at(width)(input_ids=ids).logits
+        total = total + own(z) / len(which)
+        if width < 2.0:
+            taught = ta.model(ids).logits
+            taught = taught.detach() if s.detach_ta else taught
+            total = total + s.ta_student_weight * kd(z, taught) / len(which)
+    total.backward()
+    return {n: p.grad for n, p in ta.model.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "which"),
+    [
+        ({}, [2.0, 0.25, 0.5, 1.0]),
+        ({"detach_ta": False}, [2.0, 0.25, 0.5, 1.0]),
+        ({"ta_student_weight": 0.0, "logits": "chunked"}, [2.0, 0.25, 0.5, 1.0]),
+        ({"shares": [1.0, 1e-9, 1e-9, 1.0], "ta_student_weight": 0.0}, [2.0, 2.0, 0.25, 0.25]),
+        ({"widths": [0.5], "micro_batch": 1}, [2.0, 0.5, 2.0, 0.5]),
+    ],
+    ids=str,
+)
+def test_a_step_of_divided_rows_is_the_objective(settings, which):
+    found, terms, (step, _) = gradients(rows="divided", **settings)
+    assert {name for name, _ in terms} == {"TA" if w == 2.0 else f"{w:g}" for w in which}
+    same(found, divided(settings, which))
+
+
+def test_a_model_of_a_step_gets_its_share_of_the_rows_on_average():
+    recipe, _, ta, *_ = tools(shares=BY_SHARE)
+    rows = Rows(recipe.distill, ta)
+    counts = dict.fromkeys(["0.25", "0.5", "1", "TA"], 0)
+    steps, batch = 4000, 5
+    for step in range(steps):
+        pieces = rows.pieces(range(batch), step)
+        assert sorted(row for piece in pieces for row in piece.rows) == list(range(batch))
+        for piece in pieces:
+            [[name]] = piece.groups
+            counts[name] += len(piece.rows)
+            assert piece.among[name] == 1
+    shares = {name: count / steps / batch for name, count in counts.items()}
+    wanted = dict(zip(counts, (share / sum(BY_SHARE) for share in BY_SHARE), strict=True))
+    assert shares == pytest.approx(wanted, abs=0.01)
+    assert rows.pieces(range(batch), 7) == Rows(recipe.distill, ta).pieces(range(batch), 7)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 5, 7, 8, 16, 30])
+@pytest.mark.parametrize("micro", [0, 1, 3])
+@pytest.mark.parametrize("shares", [[], BY_SHARE, [0.3, 0.3, 0.1, 0.3]])
+def test_the_numbers_of_rows_that_a_model_may_get_are_known(batch, micro, shares):
+    recipe, _, ta, *_ = tools(shares=shares, micro_batch=micro)
+    rows = Rows(recipe.distill, ta)
+    seen = {name: set() for [name] in rows.groups}
+    for step in range(500):
+        for piece in rows.pieces(range(batch), step):
+            seen[piece.groups[0][0]].add(len(piece.rows))
+    assert rows.sizes(batch) == seen
+
+
+@pytest.mark.parametrize("batch", [8, 32])
+def test_several_devices_divide_a_batch_as_one_does(batch):
+    recipe, _, ta, *_ = tools()
+    rows = Rows(recipe.distill, ta)
+
+    def of(numbers):
+        pieces = rows.pieces(numbers, 3)
+        return {(row, piece.groups[0][0]) for piece in pieces for row in piece.rows}
+
+    half = batch // 2
+    assert of(range(half)) | of(range(half, batch)) == of(range(batch))
 
 
 @pytest.mark.parametrize(
@@ -381,9 +463,10 @@ def test_unshared_students_leave_the_ta_alone():
 
 def test_hidden_states_follow_the_teacher():
     """The term is the relative distance in closed form, and trains the projection."""
-    recipe, task, ta, teacher, batch = tools(hidden_weight=0.5)
+    recipe, task, ta, teacher, batch = tools(hidden_weight=0.5, rows="all")
     step = made(recipe, task, ta, copy.deepcopy(teacher), batch)
-    found = step(batch, [0, 1, 2, 3], 0)
+    [piece] = step.rows.pieces([0, 1, 2, 3], 0)
+    found = step(batch, piece, 0)
     hidden = lambda model: model.transformer(batch["input_ids"])[0]  # noqa: E731
     projection = step.projection.weight
     gap = (hidden(ta.model) @ projection.T - hidden(teacher)).square().mean() / hidden(
@@ -418,21 +501,21 @@ def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():
 
 
 def test_slices_without_a_part_in_a_step_stay_as_they_are():
-    """With ta_weight 0 and one narrow Student in the step, decay and momentum must not move the
-    rest.
+    """With ta_weight 0 and one row, which a narrow Student gets, decay and momentum must not move
+    the rest.
     """
-    recipe, task, ta, teacher, batch = tools(
-        ta_weight=0.0, widths=[0.25, 1.0], students_per_step=1, weight_decay=0.5
-    )
+    recipe, task, ta, teacher, batch = tools(ta_weight=0.0, widths=[0.25, 1.0], weight_decay=0.5)
     step = made(recipe, task, ta, teacher, batch)
     optimizer = make_optimizer(recipe.distill, ta.model, [], torch.device("cpu"))
-    steps = range(40)
-    narrow = next(n for n in steps if step.widths(n) == [0.25] and n > 0)
-    wide = next(n for n in steps if step.widths(n) == [1.0])
+    steps = range(1, 40)
+    narrow = next(n for n in steps if step.rows.models(1, n) == {"0.25"})
+    wide = next(n for n in steps if step.rows.models(1, n) == {"1"})
 
     def take(number):
-        step(batch, [], number)
-        with untouched(ta, ta.sizes(step.widths(number)[0]), optimizer):
+        [piece] = step.rows.pieces([0], number)
+        step({"input_ids": batch["input_ids"][:1]}, piece, number)
+        [width] = step.rows.models(1, number)
+        with untouched(ta, ta.sizes(float(width)), optimizer):
             optimizer.step()
         optimizer.zero_grad()
 

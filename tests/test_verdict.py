@@ -33,7 +33,7 @@ from matta_cli.settings.recipe import DataSettings, DistillSettings, Recipe
 from matta_cli.students import card
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.ranking.task import Ranking
-from matta_cli.training import log, spent
+from matta_cli.training import log, objective, spent
 from matta_cli.training.run import distill
 from matta_cli.training.teacher import check_teacher
 from matta_cli.verdict import baselines, judge
@@ -275,7 +275,7 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
     plain = here / "baselines" / "plain-width-0.5"
     once = (Workspace(plain).newest() / "model.safetensors").read_bytes()
     shutil.rmtree(plain)
-    own, calls = sampling.students, []
+    own, calls = objective.Step._learn_group, []
 
     def pressed(*args):
         calls.append(1)
@@ -284,7 +284,7 @@ def test_a_stopped_baseline_goes_on_bit_for_bit(here, monkeypatch):
         return own(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling, "students", pressed)
+        patch.setattr(objective.Step, "_learn_group", pressed)
         with pytest.raises(Interrupted, match="Go on with `matta report out --baselines plain`"):
             judge.remake(here, ["plain"])
     step = int(Workspace(plain).newest().name.removeprefix("step-"))

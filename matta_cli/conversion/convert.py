@@ -172,7 +172,7 @@ def _order(wanted: str, calibrated: bool) -> str:
     """The order of units that a setting comes to, with calibration data or without."""
     if wanted == "auto":
         return "activation" if calibrated else "magnitude"
-    if wanted not in ("magnitude", "none") and not calibrated:
+    if wanted not in ("magnitude", "none", "prefix") and not calibrated:
         hint = "pass --data, or choose --order magnitude"
         raise MattaError(f"--order {wanted} needs calibration data: {hint}.")
     return wanted
@@ -187,7 +187,7 @@ def _grow(
     """
     base, axes = ta.model, ta.axes
     orders, ranked = {}, {}
-    for axis in axes if scores else ():
+    for axis in (axis for axis in axes if axis.name in scores):
         own = scores[axis.name]
         orders[axis.name] = importance_order(own, layers=bool(axis.layers))
         ranked[axis.name] = own if axis.layers else own[orders[axis.name]]
@@ -208,7 +208,7 @@ def _grow(
     if layers is not None:
         ta.base = grown_sizes(axes, ta.base, layers.size)
         count = ta.base[layers.name]
-        first = orders[layers.name].tolist() if orders else range(count)
+        first = orders[layers.name].tolist() if layers.name in orders else range(count)
         kept = (*first, *range(count, layers.size))  # what has grown comes last
         ta.axes = [replace(axis, order=kept) if axis is layers else axis for axis in ta.axes]
     return ranked

@@ -30,13 +30,15 @@ def importance(
 ) -> dict[str, Tensor]:
     """The score of each group of units by ``order``, as in recipes: axis -> float32 [size / step].
 
-    It is empty for ``none``. ``activation`` says little of layers, and of channels that a norm
-    spans, since all of them
-    change when one goes: those are scored by what the outputs lose without them, where they are
-    ``REMOVED`` groups or fewer.
+    It is empty for ``none``, and has no layers for ``prefix``. ``activation`` says little of
+    layers, and of channels that a norm spans, since all of them change when one goes: those are
+    scored by what the outputs lose without them, where they are ``REMOVED`` groups or fewer.
     """
     if order == "none":
         return {}
+    if order == "prefix":
+        axes = [axis for axis in axes if not axis.layers]
+        order = "activation" if batches else "magnitude"
     if order == "magnitude":
         return magnitude(model, axes)
     if order == "activation":

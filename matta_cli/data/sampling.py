@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import random
 from collections.abc import Sequence
 
@@ -30,26 +32,22 @@ def indices(
     return drawn
 
 
-def students(
-    seed: int, step: int, widths: Sequence[float], count: int = 3, weights: Sequence[float] = ()
-) -> list[float]:
-    """The ``count`` Students of a step, smallest first (all, where there are fewer).
+def division(seed: int, step: int, count: int, shares: Sequence[float]) -> list[int]:
+    """How many of the ``count`` rows of a step each model gets. shares: of each, summing to 1.
 
-    Two or more: the sandwich rule (Yu & Huang 2019, arXiv 1903.05134): the smallest and the largest
-    always, the others drawn from between without repetition. One: drawn from all. ``weights`` are
-    the chances of each of ``widths`` to be drawn, relative to one another; none: all alike.
+    What is not a whole number is rounded so that it is right on average over the steps (systematic
+    sampling: one random offset for all bounds).
     """
-    chance = dict(zip(widths, weights or [1.0] * len(widths), strict=True))
-    menu = sorted(chance)
-    if count >= len(menu):
-        return menu
-    drawn, left = ([], menu) if count < 2 else ([menu[0], menu[-1]], menu[1:-1])
-    generator = random.Random(f"{seed}:{step}")
-    while len(drawn) < count:
-        [chosen] = generator.choices(left, [chance[width] for width in left])
-        drawn.append(chosen)
-        left = [width for width in left if width != chosen]
-    return sorted(drawn)
+    offset = random.Random(f"rows:{seed}:{step}").random()
+    return divided(count, shares, offset)
+
+
+def divided(count: int, shares: Sequence[float], offset: float) -> list[int]:
+    """``division`` of a known offset, from 0 to below 1."""
+    sums = itertools.accumulate(shares[:-1], initial=0.0)
+    # that a share of a third makes whole numbers of multiples of three
+    bounds = [math.floor(round(share * count, 6) + offset) for share in sums] + [count]
+    return [high - low for low, high in itertools.pairwise(bounds)]
 
 
 def seed_step(seed: int, step: int) -> None:

@@ -51,7 +51,8 @@ class ConvertSettings:
         "auto",
         "order of units: {choices}",
         choices="auto: activation where data is given | activation | taylor | hessian "
-        "| magnitude | none",
+        "| magnitude | none | prefix: layers as they come, so that depths share a forward; "
+        "the rest as auto",
     )
     multiple: int = setting(
         8, "sizes of large axes (64 units and more) are rounded to multiples of this", above=0
@@ -128,11 +129,14 @@ class DistillSettings:
     batch_size: int = flag(16, "examples per step, over all devices", above=0)
     micro_batch: int = flag(0, "examples in memory at a time, on each device; 0: the whole batch")
     lr: float = flag(5e-4, "peak learning rate", above=0)
-    warmup: float = setting(
-        0.05,
-        "share of the steps that warm the learning rate up; cosine down to a tenth after it",
-        **SHARE,
+    warmup: float = setting(0.05, "share of the steps that warm the learning rate up", **SHARE)
+    schedule: str = setting(
+        "wsd",
+        "the learning rate after that: {choices}",
+        "wsd: arXiv 2405.18392",
+        choices="wsd: constant, at last linearly to 0 | cosine: down to a tenth",
     )
+    decay: float = setting(0.2, "of wsd: share of the steps that go down to 0", **SHARE)
     optimizer: str = flag(
         "adamw",
         "{choices}",
@@ -146,15 +150,15 @@ class DistillSettings:
     widths: list[float] = flag(
         [0.25, 0.5, 1.0], "the Students' widths; train what will be exported"
     )
-    students_per_step: int = setting(
-        3,
-        "Students in a step; 2 and more: the smallest, the largest, the rest at random",
-        "sandwich rule, arXiv 1903.05134",
-        least=1,
-        rule="a step has 1 Student or more",
+    rows: str = setting(
+        "divided",
+        "what each row of a batch goes through: {choices}",
+        choices="divided: one of the models, for a fraction of the cost | all: every model",
     )
-    sampling: list[float] = setting(
-        [], "chances of the widths to be drawn, relative to one another; empty: all alike"
+    shares: list[float] = setting(
+        [],
+        "shares of divided rows, relative to one another: one for each of the widths, and a last "
+        "one for a TA that is wider than all; empty: equal",
     )
     teacher_mix: float = setting(
         0.9,

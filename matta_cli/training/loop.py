@@ -33,10 +33,11 @@ from matta_cli.training import checkpoint, optimizer
 from matta_cli.training.checkpoint import Counters
 from matta_cli.training.log import Log
 from matta_cli.training.objective import Step
+from matta_cli.training.rows import WHOLE, Piece, Rows
 from matta_cli.training.setup import Setup
 from matta_cli.training.state import state_of
 
-Parts = list[tuple[Batch, list[int]]]  # the batches of a step, and the numbers of their examples
+Parts = list[tuple[Batch, Piece]]  # the batches of a step, and what goes through which models
 
 
 def intervals(settings: DistillSettings) -> tuple[int, int]:
@@ -62,11 +63,12 @@ class Training:
             model.to(device)
         self.counters = Counters(processes=self.world.size)
         self.damaged: set[Path] = set()  # checkpoints of the run that do not count
+        self.rows = Rows(settings, ta)
         first = self._first(0)
         if settings.compile and "group" in first:
             why = "each batch has another number of rows, and needs a graph"
             raise MattaError(f"--compile is not supported for queries: {why}.")
-        self.step = Step(settings, self.task, ta, setup.teacher, first, device)
+        self.step = Step(settings, self.task, ta, setup.teacher, first, device, self.rows)
         self.peak = peak_flops(device, settings.precision)
         # of this process, in a step
         each = settings.batch_size // self.world.size
@@ -147,7 +149,8 @@ class Training:
         began = time.perf_counter()
         count = f"{len(self.step.models)} graphs, one for each width"
         listen(Progress(message=f"Compiling {count}."))
-        graphs = self.step.warm_up(self._first(self.counters.step))
+        rows = self._chosen(self.counters.step, {})
+        graphs = self.step.warm_up(self._here(self.data.train.batch(rows)))
         listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
         return graphs
 
@@ -194,29 +197,31 @@ class Training:
         """Whether any process says so: all stop, and save, after the same step."""
         return bool(self.world.total(torch.tensor(float(pressed), device=self.device)) > 0)
 
-    def drawn(self, step: int, order: dict[int, Tensor]) -> list[list[int]]:
-        """The numbers of this process's examples of a step, ``micro_batch`` at a time.
+    def _chosen(self, step: int, order: dict[int, Tensor]) -> list[int]:
+        """The numbers of this process's examples of a step. order: a cache."""
+        s, count = self.settings, len(self.data.train)
+        return self.world.part(sampling.indices(s.seed, step, s.batch_size, count, order))
+
+    def drawn(self, step: int, order: dict[int, Tensor]) -> list[Piece]:
+        """This process's examples of a step, as many as go through the same models at a time.
 
         order: a cache.
         """
-        s, count = self.settings, len(self.data.train)
-        chosen = self.world.part(sampling.indices(s.seed, step, s.batch_size, count, order))
-        size = s.micro_batch or len(chosen)
-        return [chosen[start : start + size] for start in range(0, len(chosen), size)]
+        return self.rows.pieces(self._chosen(step, order), step)
 
     def batches(self, steps: Iterable[int]) -> Generator[Parts, None, None]:
         """The batches of each step, with the numbers of their examples."""
         ahead: dict[int, Tensor] = {}
         order: dict[int, Tensor] = {}
-        drawn = (part for step in steps for part in self.drawn(step, ahead))
+        drawn = (piece.rows for step in steps for piece in self.drawn(step, ahead))
         pin = self.device.type == "cuda"
         with closing(loader(self.data.train, drawn, self.recipe.data.workers, pin=pin)) as batches:
             for step in steps:
-                yield [(next(batches), part) for part in self.drawn(step, order)]
+                yield [(next(batches), piece) for piece in self.drawn(step, order)]
 
     def _first(self, step: int) -> Batch:
         """A step's first batch, on the device."""
-        return self._here(self.data.train.batch(self.drawn(step, {})[0]))
+        return self._here(self.data.train.batch(self.drawn(step, {})[0].rows))
 
     def _here(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
@@ -259,10 +264,10 @@ class Training:
 
     def _gradients(self, step: int, parts: Parts) -> dict[str, dict[str, float]]:
         """Add up the gradients of a step's batches, on all processes; return the terms by model."""
-        over = self._counts([batch for batch, _ in parts])
+        over, own = self._counts(parts)
         sums: dict[tuple[str, str], Tensor] = {}
-        for batch, rows in parts:
-            for model, terms in self.step(self._here(batch), rows, step, over).items():
+        for batch, piece in parts:
+            for model, terms in self.step(self._here(batch), piece, step, over).items():
                 for name, value in terms.items():
                     key = model, name
                     sums[key] = sums[key] + value if key in sums else value
@@ -272,22 +277,40 @@ class Training:
         record: dict[str, dict[str, float]] = {}
         for (model, name), value in zip(sums, values, strict=True):
             record.setdefault(model, {})[name] = value
-        return record
+        return {model: self._shown(terms, over, own[model]) for model, terms in record.items()}
 
-    def _counts(self, batches: list[Batch]) -> dict[str, float]:
-        """What the step's losses are averaged over, on all processes."""
-        each = [self.task.counts(batch) for batch in batches]
-        counts = torch.tensor([[c["labels"], c["outputs"]] for c in each], device=self.device)
-        total = self.world.total(counts.sum(0))
-        return {"labels": float(total[0]), "outputs": float(total[1])}
+    def _shown(
+        self, terms: dict[str, float], over: dict[str, float], own: dict[str, float]
+    ) -> dict[str, float]:
+        """A model's terms as means over the rows that went through it, ``own``, for the log."""
+        if own == over:
+            return terms
+        found = {}
+        for name, value in terms.items():
+            kind = "labels" if name == "truth" else "outputs"
+            found[name] = value * over[kind] / own[kind] if own[kind] else value
+        return {**found, "loss": self.step.loss(found)}
+
+    def _counts(self, parts: Parts) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+        """What the losses of a step are averaged over, on all processes, and of each model."""
+        each = [(self.task.counts(batch), piece) for batch, piece in parts]
+        rows = torch.zeros(1 + len(self.step.models), 2, dtype=torch.float64)
+        place = {name: number for number, name in enumerate(self.step.models, 1)}
+        for counts, piece in each:
+            there = [place[name] for group in piece.groups for name in group]
+            rows[[0, *there]] += torch.tensor([counts["labels"], counts["outputs"]])
+        total = self.world.total(rows.to(self.device, torch.float32)).tolist()
+        pairs = [{"labels": labels, "outputs": outputs} for labels, outputs in total]
+        return pairs[0], {name: pairs[number] for name, number in place.items()}
 
     def _trained(self, step: int) -> Sizes:
         """The sizes of the TA that had a part in a step: widths nest, so those of the widest."""
         # what teaches without being detached is taught by its Students
         attached = not self.settings.detach_ta and self.step.ramp(step) > 0
-        if self.settings.ta_weight > 0 or attached:
+        names = self.rows.models(self.settings.batch_size // self.world.size, step)
+        if WHOLE in names or attached:
             return sizes.full_sizes(self.ta.axes)
-        return self.ta.sizes(max(self.step.widths(step)))
+        return self.ta.sizes(max(float(name) for name in names))
 
     def _give_up(self, step: int) -> None:
         last, bad = self.space.newest(), self.counters.bad_in_a_row

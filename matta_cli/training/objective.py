@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from matta_cli.data import sampling
 from matta_cli.data.split import Batch
 from matta_cli.devices.device import precision, products, scaler
 from matta_cli.devices.processes import Unit, shard_layers
@@ -17,9 +16,11 @@ from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Logits, Target, Term
 from matta_cli.measure import cost
 from matta_cli.models.ta import TA
+from matta_cli.nested.exits import Exits, Group
 from matta_cli.nested.view import repeated_blocks
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
+from matta_cli.training.rows import WHOLE, Piece, Rows
 from matta_cli.training.teacher import ModelTeacher, Teacher, asks_teacher, head, is_product
 
 # Bytes of one model's logits up to which nothing is gained by making them piece by piece.
@@ -36,11 +37,13 @@ Values = dict[str, dict[str, Tensor]]  # model -> term -> value
 class Step:
     """The gradients of a step as the recipe has it; holds the views of the widths that it trains.
 
-    L = ta_weight l(TA) + mean over Students [student_weight l(S) + b(t) KD(TA -> S)], where
-    l = (1 - teacher_mix) ground truth + teacher_mix KD(Teacher -> .), KD alone where there is no
-    ground truth, and b(t) ramps up from zero. The TA's logits are detached as a source (unless the
-    recipe says otherwise), so each model is backpropagated as soon as its loss is known and its
-    graph freed. Logits over a large vocabulary never stand whole in memory.
+    L = mean over rows of l, of the model that the row goes through: ta_weight l(TA), or
+    student_weight l(S) + b(t) KD(TA -> S), where l = (1 - teacher_mix) ground truth + teacher_mix
+    KD(Teacher -> .), KD alone where there is no ground truth, and b(t) ramps up from zero. With
+    ``rows = "all"`` every row goes through all models, and Students count by their mean. The TA's
+    logits are detached as a source (unless the recipe says otherwise), so each model is
+    backpropagated as soon as its loss is known and its graph freed. Logits over a large vocabulary
+    never stand whole in memory.
     """
 
     def __init__(
@@ -51,13 +54,16 @@ class Step:
         teacher: Teacher | None,
         batch: Batch,
         device: torch.device,
+        rows: Rows | None = None,
     ) -> None:
         """batch: the first one, on ``device``, which tells how large logits are; not trained on.
 
-        Raises ``MattaError`` where the settings ask for what these models do not have.
+        rows: which go through which models; none: as the settings say. Raises ``MattaError`` where
+        the settings ask for what these models do not have.
         """
         self.settings, self.task, self.ta = settings, task, ta
         self.teacher, self.device = teacher, device
+        self.rows = rows or Rows(settings, ta)
         self.asks = teacher is not None and asks_teacher(settings, task)
         self.mix = settings.teacher_mix if task.labelled else 1.0
         self.scaler = scaler(settings.precision, device)
@@ -72,6 +78,7 @@ class Step:
         if self.chunked and isinstance(teacher, ModelTeacher):
             teacher.split_head(one)
         self.models = self._views(name)
+        self.exits = {group[0]: self._exits(group, self.models) for group in self.rows.groups}
         self.projection = self._projection() if settings.hidden_weight > 0 else None
 
     def _head(self, one: Batch, large: bool) -> str:
@@ -98,18 +105,19 @@ class Step:
     def _views(self, name: str) -> dict[str, Any]:
         """The models that a step runs, cut off at the layer ``name`` if there is one."""
         settings, ta = self.settings, self.ta
-        models = {"TA": ta.at(ta.widest, head=name, live=True)}
-        models |= {f"{width:g}": ta.at(width, head=name) for width in settings.widths}
+        models = {WHOLE: ta.at(ta.widest, head=name, live=True)}
+        models |= {own: ta.at(width, head=name) for own, width in self.rows.students.items()}
         if settings.ta_width and settings.ta_width != ta.widest:
             models["teaching"] = ta.at(settings.ta_width, head=name)
         if settings.compile:
             # of one code object, which the views of all steps of a process share: beyond it they
             # would run eagerly
             torch._dynamo.config.recompile_limit += 2 * len(models)
-        for view in models.values():
+        shallower = {name for group in self.rows.groups for name in group[1:]}
+        for own, view in models.items():
             if not settings.dropout:
                 view.without_dropout()
-            if settings.checkpoint_activations:
+            if settings.checkpoint_activations and own not in shallower:
                 view.recompute()
             if settings.compile:
                 view.compile(backend=settings.compile)
@@ -133,15 +141,30 @@ class Step:
             body = self.teacher.body
             shard_layers(body, repeated_blocks(body), self.device)
 
-    def warm_up(self, batch: Batch) -> int:
-        """Compile every model's graph on ``batch``, so that training compiles none.
+    def _exits(self, group: Group, models: Mapping[str, Any]) -> Exits | None:
+        """What lets the others of a group run from the layers of the deepest one on."""
+        deepest, *others = group
+        if not others:
+            return None
+        return Exits(self.ta.axes, models[deepest], {name: models[name] for name in others})
 
-        Returns how many there are.
+    def warm_up(self, batch: Batch) -> int:
+        """Compile every model's graph on the rows that it gets, so that training compiles none.
+
+        batch: the rows of a step of this process. Returns how many there are.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.ta.model.buffers()]
-        for name in self.models:
+        sizes = self.rows.sizes(len(next(iter(batch.values()))))
+        # what teaches without learning on the same rows runs without a gradient, by another graph
+        together = self.settings.rows == "all" and self.teaching in sizes
+        for name, counts in sizes.items():
+            [count] = counts  # of several, graphs of fixed shapes would be made again and again
+            own = {key: tensor[:count] for key, tensor in batch.items()}
             with precision(self.settings.precision, self.device):
-                self._logits(name, batch).hidden.float().sum().backward()
+                self._logits(name, own).hidden.float().sum().backward()
+                if self.teaching and name != WHOLE and not together:
+                    with torch.no_grad():
+                        self._logits(self.teaching, own)
         for parameter in self.ta.model.parameters():
             parameter.grad = None
         for buffer, before in buffers:
@@ -153,21 +176,50 @@ class Step:
         """Graphs that torch.compile has made in this process."""
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
+    @property
+    def teaching(self) -> str:
+        """The model whose logits teach the Students; empty where none does."""
+        s = self.settings
+        if s.students_learn_from == "teacher" or s.ta_student_weight == 0:
+            return ""
+        return "teaching" if "teaching" in self.models else WHOLE
+
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a step for each example of ``batch``, in matrix products.
 
         A backward pass is two forward ones. What is computed twice to save memory counts once.
         """
-        task, ta, one = self.task, self.ta, {name: tensor[:1] for name, tensor in batch.items()}
-        macs = {width: cost.macs(task, ta.at(width), one) for width in self.settings.widths}
-        trained = sum(macs[width] for step in range(100) for width in self.widths(step)) / 100
-        if self.settings.ta_weight > 0:
-            training = ta.model.training
-            trained += cost.macs(task, ta.model, one)
-            ta.model.train(training)
+        task, ta, settings = self.task, self.ta, self.settings
+        one = {name: tensor[:1] for name, tensor in batch.items()}
+        training = ta.model.training
+        divided = settings.rows == "divided"
+        total, with_students = 0.0, 0.0  # the latter: rows that a model has to teach besides
+        for group, share in zip(self.rows.groups, self.rows.shares, strict=True):
+            part = share if divided else 1.0
+            total += 3 * part * self._macs(group, one)
+            if WHOLE not in group or self.teaching != WHOLE:
+                with_students += part * (group != (WHOLE,))
+        if self.teaching and with_students:
+            # without dividing, a TA that trains has run already
+            ran = not divided and settings.ta_weight > 0 and self.teaching == WHOLE
+            width = settings.ta_width or ta.widest
+            passes = 0 if ran else 1 if settings.detach_ta else 3
+            total += passes * min(1.0, with_students) * cost.macs(task, ta.at(width), one)
+        ta.model.train(training)
         teacher = self.teacher
-        taught = cost.macs(task, teacher.model, one) if isinstance(teacher, ModelTeacher) else 0
-        return 2.0 * (taught + 3 * trained)
+        if isinstance(teacher, ModelTeacher):
+            total += cost.macs(task, teacher.model, one)
+        return 2.0 * total
+
+    def _macs(self, group: Group, one: Batch) -> int:
+        """Multiply-accumulates of one forward of a group."""
+        models = {n: self.ta.at(self.ta.widest if n == WHOLE else float(n)) for n in group}
+        exits, total = self._exits(group, models), 0
+        for name, model in models.items():
+            if exits is not None and name != group[0]:
+                exits.enter(name)
+            total += cost.macs(self.task, model, one)
+        return total
 
     def ramp(self, step: int) -> float:
         """b(t), the weight of the TA -> Student term at a step."""
@@ -176,65 +228,83 @@ class Step:
         length = self.settings.ramp * self.settings.steps
         return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
 
-    def widths(self, step: int) -> list[float]:
-        """The Students of a step. One as wide as the TA is the TA, which is trained already."""
-        s = self.settings
-        drawn = sampling.students(s.seed, step, s.widths, s.students_per_step, s.sampling)
-        if self.ta.copies or s.ta_weight == 0:
-            return drawn
-        return [width for width in drawn if width < self.ta.widest] or drawn
-
     def __call__(
-        self, batch: Batch, rows: list[int], step: int, over: dict[str, float] | None = None
+        self, batch: Batch, piece: Piece, step: int, over: dict[str, float] | None = None
     ) -> Values:
         """Add the gradients of a batch to the TA's parameters.
 
-        rows: the numbers of the batch's examples. over: the ``Task.counts`` of the whole step,
-        where the batch is a part of it. Returns every term by model, as detached scalars.
+        piece: the numbers of the batch's examples, and the models that they go through. over: the
+        ``Task.counts`` of the whole step, where the batch is a part of it. Returns every term by
+        model, as detached scalars, which are sums over ``over``.
         """
         # of the backward passes, which autocast is not for
         with products(self.settings.precision, self.device):
-            return self._gradients(batch, rows, step, over or self.task.counts(batch))
+            return self._gradients(batch, piece, step, over or self.task.counts(batch))
 
-    def _gradients(
-        self, batch: Batch, rows: list[int], step: int, over: dict[str, float]
-    ) -> Values:
+    def _gradients(self, batch: Batch, piece: Piece, step: int, over: dict[str, float]) -> Values:
         settings, weight = self.settings, self.ramp(step)
-        trains, detach = settings.ta_weight > 0, settings.detach_ta
-        teaches = weight > 0 and "teaching" not in self.models
+        names = [name for group in piece.groups for name in group]
+        trains, detach = WHOLE in names, settings.detach_ta
+        teaching = self.teaching if weight > 0 and names != [WHOLE] else ""
         with precision(settings.precision, self.device):
-            taught = self.teacher(batch, rows) if self.asks and self.teacher is not None else None
-            given = None  # the TA runs only where it learns or teaches
-            if trains or teaches:
+            asked = self.asks and self.teacher is not None
+            taught = self.teacher(batch, piece.rows) if asked and self.teacher else None
+            given = source = None  # the TA runs only where it learns or teaches
+            if trains or teaching == WHOLE:
                 with torch.set_grad_enabled(trains or not detach):
-                    given = self._logits("TA", batch)
+                    given = self._logits(WHOLE, batch)
             leaf = given
             if given is not None and not detach:
                 # what reaches it from here and from the Students goes through the TA in one pass
                 leaf = Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
             if self.chunked:
                 size = _KEPT.get(self.device.type, 0)
-                leaf = leaf.keep(size) if leaf is not None and teaches else leaf
+                leaf = leaf.keep(size) if leaf is not None and teaching == WHOLE else leaf
                 taught = taught.keep(size) if isinstance(taught, Logits) else taught
+            if teaching == WHOLE and leaf is not None:
+                source = leaf.detach() if detach else leaf
+            elif teaching:
+                with torch.no_grad():
+                    source = self._logits(teaching, batch)
         values: Values = {}
-        if trains:
-            assert leaf is not None
-            terms = self._own(settings.ta_weight, taught)
-            values["TA"] = self._learn(leaf, batch, terms, taught, over)
-        source = leaf.detach() if leaf is not None and detach else leaf
-        if weight > 0 and not teaches:
-            with torch.no_grad(), precision(settings.precision, self.device):
-                source = self._logits("teaching", batch)
-        widths = self.widths(step)
-        for width in widths:
-            terms = self._own(settings.student_weight / len(widths), taught, student=True)
-            if weight > 0:
-                terms.append(Term("ta", weight / len(widths), source))
-            with precision(settings.precision, self.device):
-                logits = self._logits(f"{width:g}", batch)
-            values[f"{width:g}"] = self._learn(logits, batch, terms, taught, over)
+        for group in piece.groups:
+            values |= self._learn_group(group, leaf, batch, piece, (taught, source, weight), over)
         if not detach and given is not None and leaf is not None and leaf.hidden.grad is not None:
             given.hidden.backward(leaf.hidden.grad)
+        return {name: values[name] for name in self.models if name in values}
+
+    def _learn_group(
+        self,
+        group: Group,
+        whole: Logits | None,
+        batch: Batch,
+        piece: Piece,
+        sources: tuple[Target | None, Logits | None, float],
+        over: dict[str, float],
+    ) -> Values:
+        """Backpropagate the losses of models that share a forward, the deepest one's last.
+
+        whole: the TA's logits, where it has run already. sources: what the Teacher says, what the
+        TA says, and the weight of the latter.
+        """
+        taught, source, weight = sources
+        deepest, exits = group[0], self.exits[group[0]]
+        with precision(self.settings.precision, self.device):
+            first = whole if deepest == WHOLE else self._logits(deepest, batch)
+        assert first is not None
+        values: Values = {}
+        for name in (*group[1:], deepest):
+            logits, also = first, []
+            if name != deepest and exits is not None:
+                exits.enter(name)
+                with precision(self.settings.precision, self.device):
+                    logits = self._logits(name, batch)
+            elif exits is not None:
+                also = exits.leave()
+            terms = self._own(name, piece.among[name], taught)
+            if source is not None and name != WHOLE:
+                terms.append(Term("ta", weight / piece.among[name], source))
+            values[name] = self._learn(logits, batch, terms, taught, over, also)
         return values
 
     def _logits(self, name: str, batch: Batch) -> Logits:
@@ -247,12 +317,13 @@ class Step:
 
         return Logits(*self.unit(run))
 
-    def _own(self, weight: float, taught: Target | None, *, student: bool = False) -> list[Term]:
-        """The terms of ``weight`` x l(., y, T)."""
-        mix, terms = self.mix, []
+    def _own(self, name: str, among: float, taught: Target | None) -> list[Term]:
+        """The terms of a model's own l(., y, T), their weight divided by ``among``."""
+        settings, mix, terms = self.settings, self.mix, []
+        weight = (settings.ta_weight if name == WHOLE else settings.student_weight) / among
         if mix < 1:
             terms.append(Term("truth", weight * (1 - mix)))
-        if mix > 0 and not (student and self.settings.students_learn_from == "ta"):
+        if mix > 0 and (name == WHOLE or settings.students_learn_from != "ta"):
             terms.append(Term("teacher", weight * mix, taught))
         return terms
 
@@ -263,8 +334,9 @@ class Step:
         terms: list[Term],
         taught: Target | None,
         over: dict[str, float],
+        also: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> dict[str, Tensor]:
-        """Backpropagate one model's terms.
+        """Backpropagate one model's terms. also: tensors of its graph with gradients of others.
 
         Returns them, and ``loss``: l(., y, T) without weights from outside.
         """
@@ -277,10 +349,14 @@ class Step:
                 own = sum(term.weight for term in terms if term.name != "ta") or 1.0
                 total = total + weight * own * gap
                 values["hidden"] = gap.detach()
-        self.scaler.scale(total * self.scale).backward()
+        roots = [self.scaler.scale(total * self.scale), *(tensor for tensor, _ in also)]
+        torch.autograd.backward(roots, [None, *(gradient for _, gradient in also)])
+        return {**values, "loss": self.loss(values, torch.zeros_like(total.detach()))}
+
+    def loss(self, terms: Mapping[str, Any], zero: Any = 0.0) -> Any:
+        """l(., y, T) of a model's terms, without weights from outside."""
         shares = {"truth": 1 - self.mix, "teacher": self.mix}
-        parts = (shares[name] * value for name, value in values.items() if name in shares)
-        return {**values, "loss": sum(parts, torch.zeros_like(total.detach()))}
+        return sum((shares[name] * terms[name] for name in terms if name in shares), zero)
 
     def _hidden(self, logits: Logits, taught: Target | None) -> Tensor:
         """Squared distance of the projected last hidden states from the Teacher's.

@@ -71,12 +71,16 @@ def make_optimizer(
 
 
 def learning_rate(settings: DistillSettings, step: int) -> float:
-    """Linear warm-up, then cosine down to a tenth of the peak."""
-    warmup = max(1, round(settings.warmup * settings.steps))
+    """Linear warm-up, then as ``settings.schedule`` has it."""
+    s = settings
+    warmup = max(1, round(s.warmup * s.steps))
     if step < warmup:
-        return settings.lr * (step + 1) / warmup
-    done = (step - warmup) / max(1, settings.steps - warmup)
-    return settings.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+        return s.lr * (step + 1) / warmup
+    if s.schedule == "cosine":
+        done = (step - warmup) / max(1, s.steps - warmup)
+        return s.lr * (0.55 + 0.45 * math.cos(math.pi * done))
+    decay = max(1, round(s.decay * s.steps))
+    return s.lr * min(1.0, (s.steps - step) / decay)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from matta_cli.training.teacher import ModelTeacher
 # timed rounds, after a step to warm up; seconds after which no other round begins
 TIMED, LONGEST = 3, 60.0
 
-# parts of a step (``micro_batch`` each) that are run; the rest of it takes as much time as the
-# second of them
+# parts of a step (``micro_batch`` each) that are run of those that go through the same models; the
+# rest of them take as much time as the second one
 FEW = 2
 
 # a round number by which FLOPs are told as time, for a device that is not at hand
@@ -145,16 +145,23 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
 
 def _step_seconds(training: Training, parts: Parts, listen: Listener) -> float:
     """Seconds of a step of these parts, of which few are run."""
+    alike: dict[Any, Parts] = {}
+    for part in parts:
+        alike.setdefault(tuple(part[1].groups), []).append(part)
+
+    def few(length: int) -> Parts:
+        return [part for own in alike.values() for part in own[:length]]
 
     def timed(length: int, which: str) -> float:
         listen(Progress(message=f"Timing a step, {which}."))
         started = time.perf_counter()
-        training.take(0, parts[:length])
+        training.take(0, few(length))
         if training.device.type == "cuda":
             torch.cuda.synchronize(training.device)
         return time.perf_counter() - started
 
-    lengths = [1, FEW] if len(parts) > FEW else [len(parts)]
+    longest = max(map(len, alike.values()))
+    lengths = [1, FEW] if longest > FEW else [longest]
     taken: dict[int, list[float]] = {length: [] for length in lengths}
     timed(lengths[-1], "one to warm up")
     began = time.perf_counter()
@@ -164,8 +171,10 @@ def _step_seconds(training: Training, parts: Parts, listen: Listener) -> float:
         for length, times in taken.items():
             times.append(timed(length, f"{turn + 1} of {TIMED}"))
     medians = [statistics.median(times) for times in taken.values()]
-    rest = max(0.0, medians[-1] - medians[0]) if len(lengths) > 1 else 0.0
-    return medians[-1] + rest * (len(parts) - lengths[-1])
+    if len(lengths) == 1:
+        return medians[0]
+    more = max(0.0, medians[1] - medians[0]) / (len(few(FEW)) - len(few(1)))
+    return medians[1] + more * (len(parts) - len(few(FEW)))
 
 
 def _evaluation_seconds(training: Training) -> float:

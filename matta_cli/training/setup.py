@@ -24,6 +24,7 @@ from matta_cli.tasks.task import task as task_named
 from matta_cli.training import log, teacher_file
 from matta_cli.training import teacher as teachers
 from matta_cli.training.file_teacher import FileTeacher
+from matta_cli.training.rows import Rows
 from matta_cli.training.teacher import ModelTeacher, Teacher
 
 
@@ -65,9 +66,7 @@ def opened(
     checks.check(settings)
     _check(settings, ta, world)
     task = task_named(ta.adapter.task, recipe)
-    if has_statistics(ta.model) and min(_parts(settings, world)) < 2:
-        needed = "the model has BatchNorm, which needs 2 examples or more at a time"
-        raise MattaError(f"--batch-size 1 is not possible: {needed}.")
+    _check_rows(settings, ta, world)
     by_file = bool(settings.teacher) and teacher_file.is_file(settings.teacher)
     model = None
     if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
@@ -91,11 +90,19 @@ def opened(
     return Setup(recipe, task, ta, teacher, data, device, world, companions)
 
 
-def _parts(settings: DistillSettings, world: World) -> set[int]:
-    """The numbers of examples that go through the models at a time."""
-    each = settings.batch_size // world.size
-    size = settings.micro_batch or each
-    return {min(size, each), each % size or size}
+def _check_rows(s: DistillSettings, ta: TA, world: World) -> None:
+    """Raise ``MattaError`` where some models would get too few rows, or not always as many."""
+    rows = Rows(s, ta)
+    sizes = rows.sizes(s.batch_size // world.size)
+    if has_statistics(ta.model) and any(count < 2 for counts in sizes.values() for count in counts):
+        needed = "the model has BatchNorm, which needs 2 examples or more at a time"
+        among = f", and {len(rows.groups)} models share them" if s.rows == "divided" else ""
+        raise MattaError(f"--batch-size {s.batch_size} is not possible: {needed}{among}.")
+    if s.compile and any(len(counts) > 1 for counts in sizes.values()):
+        uneven = f"--batch-size {s.batch_size} cannot be divided evenly among {len(rows.groups)}"
+        if s.micro_batch:
+            uneven = f"--micro-batch {s.micro_batch} does not divide the batch"
+        raise MattaError(f"--compile needs batches of one size: {uneven}.")
 
 
 def check_count(batch_size: int, devices: int) -> None:
@@ -116,10 +123,12 @@ def _check(s: DistillSettings, ta: TA, world: World) -> None:
         raise MattaError("There are no widths to train: name some in distill.widths.")
     for width in s.widths:
         ta.sizes(width)
-    chances = len(s.sampling) == len(s.widths) and all(0 < w < math.inf for w in s.sampling)
-    if s.sampling and not chances:
-        needed = f"it is one number above 0 for each of {s.widths}"
-        raise MattaError(f"distill.sampling {s.sampling} is not possible: {needed}.")
+    beyond = s.ta_weight > 0 and ta.widest not in s.widths
+    whole = len(s.shares) == len(s.widths) + beyond and all(0 < w < math.inf for w in s.shares)
+    if s.shares and not whole:
+        one = f"it is one number above 0 for each of {s.widths}"
+        last = f", and one for the TA of width {ta.widest:g}" if beyond else ""
+        raise MattaError(f"distill.shares {s.shares} is not possible: {one}{last}.")
     if s.best and s.best not in s.widths:
         widths = ", ".join(f"{w:g}" for w in s.widths)
         raise MattaError(f"distill.best {s.best:g} is not one of the widths {widths}.")
@@ -144,6 +153,3 @@ def _check(s: DistillSettings, ta: TA, world: World) -> None:
         others += "ta_weight = 0, hidden_weight or compile"
         raise MattaError(f"distill.shard is not supported with {others}.")
     check_count(s.batch_size, world.size)
-    if s.compile and len(_parts(s, world)) > 1:
-        uneven = f"--micro-batch {s.micro_batch} does not divide the batch"
-        raise MattaError(f"--compile needs batches of one size: {uneven}.")

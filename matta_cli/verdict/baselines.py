@@ -82,7 +82,7 @@ def settings(recipe: Recipe, steps: int, *, taught: bool = True, processes: int 
     """
     found = copy.deepcopy(recipe)
     s = found.distill
-    s.widths, s.students_per_step, s.sampling = [1.0], 1, []
+    s.widths, s.shares = [1.0], []
     s.ta_weight, s.student_weight, s.ta_student_weight, s.ta_width = 0.0, 1.0, 0.0, 0.0
     s.students_learn_from, s.detach_ta, s.shared, s.shard = "teacher", True, True, False
     s.log_to, s.steps, s.keep, s.best = [], steps, 1, 1.0 if s.best else 0.0
