@@ -153,18 +153,19 @@ def _stages(
 
 
 def run_all(
-    cells: Iterable[Cell],
+    cells: Iterable[Any],
     store: Store,
     cache: Path,
     folders: Sequence[Path],
     jobs: int,
     say: Callable[[str], None],
     again: bool = False,
+    one: Callable[[Any, Path, Sequence[Path]], dict[str, Any]] | None = None,
 ) -> None:
     """Run the cells that the store does not have, several at a time, each on one thread.
 
-    again: all of them. Those that share a GPU take turns on it: a record's seconds are then its
-    part of them.
+    one: what runs a cell; none: ``run``. again: all of them. Those that share a GPU take turns on
+    it: a record's seconds are then its part of them.
     """
     missing = [
         cell
@@ -176,7 +177,7 @@ def run_all(
     os.environ["OMP_NUM_THREADS"] = "1"
     began, done = time.perf_counter(), 0
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
-        waiting = {pool.submit(run, cell, cache, folders): cell for cell in missing}
+        waiting = {pool.submit(one or run, cell, cache, folders): cell for cell in missing}
         for future in as_completed(waiting):
             cell, record = waiting[future], future.result()
             if torch.cuda.is_available():
@@ -184,7 +185,8 @@ def run_all(
             store.add(record)
             done += 1
             left = (time.perf_counter() - began) / done * (len(missing) - done)
-            done_so_far = f"{done}/{len(missing)} {cell.problem} {cell.arm.name} seed {cell.seed}"
+            arm = cell.arm if isinstance(cell.arm, str) else cell.arm.name
+            done_so_far = f"{done}/{len(missing)} {cell.problem} {arm} seed {cell.seed}"
             say(f"{done_so_far}: {record['seconds']:.0f} s; {left / 60:.0f} min left")
 
 
