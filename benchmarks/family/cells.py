@@ -37,7 +37,6 @@ SHARED: dict[str, Any] = {
     "warmup": 0.05,
     "teacher_mix": 0.9,
     "temperature": 2.0,
-    "divergence": "forward",
     "ta_student_weight": 0.0,
     "weight_decay": 0.01,
     "clip": 1.0,
