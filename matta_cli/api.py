@@ -26,6 +26,7 @@ def convert(
     *,
     data: str | None = None,
     config: str | Path | None = None,
+    preset: str | None = None,
     allow_pickle: bool = False,
     overwrite: bool = False,
     **settings: Any,
@@ -33,12 +34,14 @@ def convert(
     """Grow the model ``source`` into a TA in ``out/ta`` and return it.
 
     settings: of the recipe's [convert] table. data: what units are ordered by. config: the model's
-    config.json, for a state dict whose sizes do not tell it. allow_pickle: open pickles, which can
+    config.json, for a state dict whose sizes do not tell it. preset: a recipe by its name, such as
+    paper; what is trained then follows it, too. allow_pickle: open pickles, which can
     run code. Raises ``MattaError`` where the source cannot be opened, or no adapter fits it.
     """
     from matta_cli.conversion.convert import convert as run
 
     flags = {"convert": {"source": source, **settings}, "data": {"train": data}}
+    flags["distill"] = {"preset": preset}
     recipe, more = _recipe(flags, None), {"overwrite": overwrite, "allow_pickle": allow_pickle}
     file = None if config is None else Path(config)
     return run(recipe, Path(out), model_config=file, listen=quiet, **more).ta

@@ -11,8 +11,10 @@ import torch
 
 from matta_cli.data.sampling import division, example_order, indices, seed_step
 from matta_cli.errors import MattaError
+from matta_cli.settings import gone
+from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import Recipe
-from matta_cli.settings.resolve import read_toml, resolve
+from matta_cli.settings.resolve import read_toml, resolve, tomllib
 from matta_cli.training.optimizer import learning_rate
 
 
@@ -205,3 +207,55 @@ def test_the_learning_rate_stays_and_falls_in_a_line_at_last():
     assert rates[:10] == pytest.approx([0.02 * (k + 1) for k in range(10)])
     assert rates[10:61] == [0.2] * 51
     assert rates[60:] == pytest.approx([0.2 - 0.005 * k for k in range(40)])
+
+
+def test_settings_that_are_gone_say_what_there_is_instead():
+    recipe = Recipe()
+    recipe.update({"distill": {"students_per_step": 3, "divergence": "forward", "lr": 0.5}}, "it")
+    assert recipe.distill.lr == 0.5
+    sentence = r"it: the setting distill.divergence is gone, it is the forward KL.*: take it out"
+    with pytest.raises(MattaError, match=sentence):
+        recipe.update({"distill": {"divergence": "reverse"}}, "it")
+
+
+def test_an_older_run_is_what_it_was(tmp_path, monkeypatch):
+    """Its recipe has no word for how rows were divided, nor for the schedule."""
+    monkeypatch.chdir(tmp_path)
+    Path("out/run").mkdir(parents=True)
+    old = "[distill]\nsteps = 7\nstudents_learn_from = 'teacher'\nstudents_per_step = 1\n"
+    Path("out/run/recipe.toml").write_text(old)
+    recipe, _ = resolve({}, Path("out"), ran=True)
+    own = recipe.distill
+    assert (own.steps, own.rows, own.schedule) == (7, "all", "cosine")
+    assert (own.students_learn_from, own.ta_student_weight) == ("both", 0.0)
+    with pytest.raises(MattaError, match="students_per_step = 1, which is gone: export it as it"):
+        gone.refuse_to_go_on(read_toml(Path("out/run/recipe.toml")), "it")
+    Path("out/run/recipe.toml").write_text(Recipe().text(["data", "distill"]))
+    recipe, _ = resolve({}, Path("out"), ran=True)
+    assert recipe.distill == Recipe().distill
+
+
+def test_a_preset_stands_below_files_and_flags(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    paper = PRESETS["paper"].values
+    recipe, _ = resolve({"distill": {"preset": "paper"}}, None)
+    for section, values in paper.items():
+        assert {k: getattr(getattr(recipe, section), k) for k in values} == dict(values)
+    Path("matta.toml").write_text("[distill]\npreset = 'paper'\nramp = 0.7\n")
+    recipe, _ = resolve({"distill": {"schedule": "wsd"}}, None)
+    own = recipe.distill
+    assert (own.rows, own.ramp, own.schedule, own.preset) == ("all", 0.7, "wsd", "paper")
+    assert recipe.convert.expand == paper["convert"]["expand"]
+    with pytest.raises(MattaError, match="--preset 'x' is not known: default, paper"):
+        resolve({"distill": {"preset": "x"}}, None)
+
+
+def test_what_is_left_to_edit_says_nothing_of_defaults():
+    """So another default of a later version, or a preset, has its say."""
+    recipe = Recipe()
+    recipe.distill.lr = 0.25
+    left, again = recipe.text(["data", "distill"], to_edit=True), Recipe()
+    values = tomllib.loads(left)
+    assert values == {"data": {}, "distill": {"lr": 0.25}}
+    again.update(values, "it")
+    assert again.distill == recipe.distill and '# rows = "' in left

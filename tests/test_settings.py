@@ -107,7 +107,7 @@ def test_what_a_setting_cannot_be_is_said_in_the_users_names(
 
 def test_choices_are_the_words_that_a_setting_takes() -> None:
     assert choices("export.format") == ("stock", "matta", *PROGRAMS)
-    assert choices("distill.divergence") == ("forward", "reverse", "js")
+    assert choices("distill.students_learn_from") == ("both", "ta")
     assert choices("distill.lr") == ()
 
 

@@ -33,24 +33,19 @@ def normal(seed, *shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def reference(kind, z_p, z_q):
-    """The divergence in float64, as autograd differentiates it."""
+def reference(z_p, z_q):
+    """KL(q || p), softened, in float64, as autograd differentiates it."""
     log_p, log_q = F.log_softmax(z_p / TAU, -1), F.log_softmax(z_q / TAU, -1)
-    kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
-    if kind == "js":
-        log_m = torch.log((log_p.exp() + log_q.exp()) / 2)
-        return (kl(log_p, log_m) + kl(log_q, log_m)) / 2 * TAU**2 / OVER["outputs"]
-    return (kl(log_q, log_p) if kind == "forward" else kl(log_p, log_q)) * TAU**2 / OVER["outputs"]
+    return (log_q.exp() * (log_q - log_p)).sum() * TAU**2 / OVER["outputs"]
 
 
 def leaves(*tensors, dtype=torch.float64):
     return [t.detach().to(dtype, copy=True).requires_grad_() for t in tensors]
 
 
-@pytest.mark.parametrize("kind", choices("distill.divergence"))
 @pytest.mark.parametrize("product, kept", [(False, 0), (True, 0), (True, 3), (True, N)])
 @pytest.mark.parametrize("chunk", [1 << 24, 2 * V])
-def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chunk, monkeypatch):
+def test_losses_and_their_gradients(product, kept, chunk, monkeypatch):
     for name in ("_CHUNK", "_PRODUCT_CHUNK"):
         monkeypatch.setattr(classes, name, chunk)
     labels = torch.tensor([1, 4, classes.IGNORED, 0, 10, classes.IGNORED])
@@ -66,14 +61,14 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
     exact = leaves(*given)
     model, target = make(exact)
     truth = F.cross_entropy(model.whole(), labels, reduction="sum") / OVER["labels"]
-    soft = reference(kind, model.whole(), target.whole())
+    soft = reference(model.whole(), target.whole().detach())
     (0.3 * truth + 0.7 * soft).backward()
 
     own = leaves(*given, dtype=torch.float32)
     model, target = (side.keep(4 * V * kept) for side in make(own))
     assert (0 if target.kept is None else len(target.kept)) == kept
     terms = [Term("truth", 0.3), Term("ta", 0.7, target)]
-    total, values = classes.of_classes(model, labels, terms, OVER, TAU, kind)
+    total, values = classes.of_classes(model, labels, terms, OVER, TAU)
     (2 * total).backward()
     torch.testing.assert_close(
         values, {"truth": truth.float().detach(), "ta": soft.float().detach()}, rtol=1e-5, atol=1e-6
@@ -82,12 +77,14 @@ def test_divergences_and_their_gradients_on_both_sides(kind, product, kept, chun
         total.item(), (0.3 * truth + 0.7 * soft).item(), rtol=1e-5, atol=1e-6
     )
     for a, b in zip(own, exact, strict=True):
-        torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
+        if b.grad is None:  # of the target, which is a constant
+            assert a.grad is None
+        else:
+            torch.testing.assert_close(a.grad, 2 * b.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", choices("distill.divergence"))
 @pytest.mark.parametrize("k", [1, 3, V])
-def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
+def test_top_k_is_the_divergence_of_k_and_the_rest(k):
     z_p, z_q = normal(0, N, V).requires_grad_(), normal(1, N, V)
     log_q = F.log_softmax(z_q / TAU, -1)
     known, index = log_q.topk(k)
@@ -99,17 +96,12 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
 
     p = pick(log_p, log_p.scatter(1, index, -torch.inf).logsumexp(-1))
     q = pick(log_q, rest)
-    kl = lambda a, b: (a.exp() * (a - b)).sum()  # noqa: E731
-    log_m = torch.log((p.exp() + q.exp()) / 2)
-    value = {"forward": kl(q, p), "reverse": kl(p, q), "js": (kl(p, log_m) + kl(q, log_m)) / 2}[
-        kind
-    ]
-    value = value * TAU**2 / OVER["outputs"]
+    value = (q.exp() * (q - p)).sum() * TAU**2 / OVER["outputs"]
     value.backward()
     z = z_p.detach().float().requires_grad_()
     target = TopK(known.float(), index, rest.float())
     total, _ = classes.of_classes(
-        Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU, kind
+        Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU
     )
     total.backward()
     torch.testing.assert_close(total.item(), value.item(), rtol=1e-4, atol=1e-6)
@@ -119,12 +111,7 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(kind, k):
 def test_labels_of_a_teacher_are_cross_entropy():
     z, said = normal(0, N, V).float(), torch.arange(N)
     total, _ = classes.of_classes(
-        Logits(z),
-        torch.zeros(N),
-        [Term("teacher", 1.0, said)],
-        {"labels": N, "outputs": N},
-        TAU,
-        "forward",
+        Logits(z), torch.zeros(N), [Term("teacher", 1.0, said)], {"labels": N, "outputs": N}, TAU
     )
     torch.testing.assert_close(total, F.cross_entropy(z, said))
 
@@ -213,7 +200,7 @@ def losses(settings, teacher, ids):
     return own, kd
 
 
-def plain(detach=True):
+def plain():
     """The objective of the paper, written down once with stock modules and autograd."""
     recipe, task, ta, teacher, batch = tools()
     s, ids = recipe.distill, batch["input_ids"]
@@ -222,19 +209,16 @@ def plain(detach=True):
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
         z = ta.at(width)(input_ids=ids).logits
-        total = (
-            total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach() if detach else z_ta)) / 3
-        )
+        total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach())) / 3
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
 
 
 @pytest.mark.parametrize("logits", ["whole", "chunked"])
-@pytest.mark.parametrize("detach", [True, False])
-def test_a_step_is_the_objective(logits, detach):
-    found, terms, (step, _) = gradients(logits=logits, detach_ta=detach)
+def test_a_step_is_the_objective(logits):
+    found, terms, (step, _) = gradients(logits=logits)
     assert step.chunked == (logits == "chunked") and ("0.25", "ta") in terms
-    same(found, plain(detach))
+    same(found, plain())
 
 
 @pytest.mark.parametrize(
@@ -332,8 +316,7 @@ def divided(settings, which):
         z = ta.at(width)(input_ids=ids).logits
         total = total + own(z) / len(which)
         if width < 2.0:
-            taught = ta.model(ids).logits
-            taught = taught.detach() if s.detach_ta else taught
+            taught = ta.model(ids).logits.detach()
             total = total + s.ta_student_weight * kd(z, taught) / len(which)
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
@@ -343,7 +326,6 @@ def divided(settings, which):
     ("settings", "which"),
     [
         ({}, [2.0, 0.25, 0.5, 1.0]),
-        ({"detach_ta": False}, [2.0, 0.25, 0.5, 1.0]),
         ({"ta_student_weight": 0.0, "logits": "chunked"}, [2.0, 0.25, 0.5, 1.0]),
         ({"shares": [1.0, 1e-9, 1e-9, 1.0], "ta_student_weight": 0.0}, [2.0, 2.0, 0.25, 0.25]),
         ({"widths": [0.5], "micro_batch": 1}, [2.0, 0.5, 2.0, 0.5]),
@@ -432,7 +414,7 @@ def test_activation_checkpointing_runs_blocks_twice(monkeypatch):
 def test_whom_the_students_learn_from():
     _, both, _ = gradients()
     _, ta, _ = gradients(students_learn_from="ta")
-    _, teacher, _ = gradients(students_learn_from="teacher")
+    _, teacher, _ = gradients(ta_student_weight=0.0)
     terms = lambda found, model: {name for m, name in found if m == model}  # noqa: E731
     assert terms(both, "0.5") == {"truth", "teacher", "ta", "loss"} and terms(both, "TA") == {
         "truth",
@@ -443,37 +425,12 @@ def test_whom_the_students_learn_from():
     assert terms(teacher, "0.5") == {"truth", "teacher", "loss"}
 
 
-def test_the_width_at_which_the_ta_teaches():
-    """At width 1.0 the Student of width 1.0 has nothing to learn from it, and the others learn
-    something else.
-    """
-    _, whole, _ = gradients()
-    _, found, _ = gradients(ta_width=1.0)
-    assert found["1", "ta"] == pytest.approx(0, abs=1e-6) and whole["1", "ta"] > 1e-3
-    assert found["0.25", "ta"] != pytest.approx(whole["0.25", "ta"], rel=1e-3)
-    assert found["TA", "loss"] == pytest.approx(whole["TA", "loss"])
-
-
 def test_unshared_students_leave_the_ta_alone():
     alone, _, (_, ta) = gradients(shared=False, ta_student_weight=0.0)
-    expected, _, _ = gradients(student_weight=0.0, ta_student_weight=0.0)
+    # the TA's own loss, all by itself
+    expected, _, _ = gradients(rows="divided", widths=[2.0], ta_student_weight=0.0)
     same(alone, expected)
     assert all(p.grad is not None for model in ta.copies.values() for p in model.parameters())
-
-
-def test_hidden_states_follow_the_teacher():
-    """The term is the relative distance in closed form, and trains the projection."""
-    recipe, task, ta, teacher, batch = tools(hidden_weight=0.5, rows="all")
-    step = made(recipe, task, ta, copy.deepcopy(teacher), batch)
-    [piece] = step.rows.pieces([0, 1, 2, 3], 0)
-    found = step(batch, piece, 0)
-    hidden = lambda model: model.transformer(batch["input_ids"])[0]  # noqa: E731
-    projection = step.projection.weight
-    gap = (hidden(ta.model) @ projection.T - hidden(teacher)).square().mean() / hidden(
-        teacher
-    ).square().mean()
-    assert float(found["TA"]["hidden"]) == pytest.approx(gap.item(), rel=1e-4)
-    assert projection.shape == (24, 16) and projection.grad.abs().sum() > 0
 
 
 def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():

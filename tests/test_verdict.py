@@ -423,8 +423,6 @@ def test_only_widths_that_no_term_trains_are_called_untrained(here):
     ]
     ta = load_ta(here)
     assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5, 2.0]
-    recipe.distill.ta_width = 1.5
-    assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5, 1.5]
     recipe.distill.ta_weight = 0.0
     assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5]
 

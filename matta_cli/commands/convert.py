@@ -31,6 +31,7 @@ def convert(
     expand: options.Expand = None,
     axes: options.Axes = None,
     order: options.Order = None,
+    preset: options.Preset = None,
     train: options.Train = None,
     tokenizer: options.Tokenizer = None,
     files: _Files = None,
@@ -42,7 +43,7 @@ def convert(
 
     Example: matta convert model.pt --adapter gpt2
     """
-    flags = options.tables(locals(), "convert", "data")
+    flags = options.tables(locals(), "convert", "data", "distill")
     toml = [path for path in files or [] if path.suffix != ".json"]
     architecture = [path for path in files or [] if path.suffix == ".json"]
     if len(toml) > 1 or len(architecture) > 1:

@@ -25,6 +25,7 @@ _Devices = Annotated[int | None, option("--devices", "Processes, one per device.
 def distill(
     folder: options.Folder = None,
     teacher: options.Teacher = None,
+    preset: options.Preset = None,
     out: options.Out = options.OUT,
     train: options.Train = None,
     held_out: options.HeldOut = None,

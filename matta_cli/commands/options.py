@@ -58,6 +58,7 @@ Passages = Annotated[str | None, flag("data.passages")]
 SequenceLength = Annotated[int | None, flag("data.sequence_length")]
 
 # [distill]
+Preset = Annotated[str | None, flag("distill.preset")]
 Teacher = Annotated[str | None, flag("distill.teacher", "--teacher -t")]
 TrainedWidths = Annotated[str | None, flag("distill.widths", metavar=NUMBERS)]
 Steps = Annotated[int | None, flag("distill.steps")]

@@ -8,6 +8,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
+from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import SECTIONS, Recipe, about
 
 app = typer.Typer(help="The settings of a run.", no_args_is_help=True)
@@ -45,6 +46,8 @@ def show(
         what = about(row["setting"]).told
         cells.append([row["setting"], _shown(row["value"]), default, what, row["source"]])
     console.table(["setting", "value", "default", "what", "source"], cells, left=True)
+    for name, preset in PRESETS.items():
+        console.say(f"Preset {name}: {preset.purpose}. Measured: {preset.measured}.")
 
 
 def _rows(recipe: Recipe) -> list[dict[str, Any]]:

@@ -274,9 +274,9 @@ def _settings_file(recipe: Recipe, task: str) -> str:
         left.data.train, left.data.config = "Salesforce/wikitext", "wikitext-103-raw-v1"
     header = (
         "Settings of `matta distill` and `matta export` for this folder. "
-        "Flags come first, then ./matta.toml, then this file."
+        "Flags come first, then ./matta.toml, then this file. What is the default is a comment."
     )
-    return left.text(("data", "distill", "export"), header=header)
+    return left.text(("data", "distill", "export"), header=header, to_edit=True)
 
 
 def _may_write_settings(space: Workspace) -> bool:

@@ -1,8 +1,7 @@
-"""Losses of classes: cross-entropy and softened divergences, a few rows at a time."""
+"""Losses of classes: cross-entropy and the softened divergence, a few rows at a time."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +13,6 @@ from torch.autograd.function import once_differentiable
 from matta_cli.losses.targets import Counts, Logits, Losses, Target, Term, TopK
 
 IGNORED = -100  # a label that is not predicted
-
-# a divergence's gradient for its other side is that of its mirror image
-_MIRROR = {"forward": "reverse", "reverse": "forward", "js": "js"}
 
 # Logits at a time, in float32. On a CPU few enough that the allocator keeps the memory (8 MiB), or,
 # where they are made from hidden states, enough for an efficient matrix product (16 MiB: at 32 a
@@ -31,36 +27,29 @@ def counts(labels: Tensor) -> Counts:
 
 
 def of_classes(
-    logits: Logits,
-    labels: Tensor,
-    terms: Sequence[Term],
-    over: Counts,
-    temperature: float,
-    divergence: str,
+    logits: Logits, labels: Tensor, terms: Sequence[Term], over: Counts, temperature: float
 ) -> Losses:
     """The weighted sum of terms, and each of them, for ``logits`` [..., classes].
 
     labels: int64 [...]. They (and Teachers that gave only labels) make a cross-entropy; Teachers
-    the divergence of the distributions softened by ``temperature``, times its square (Hinton et al.
-    2015, arXiv 1503.02531). Sums over rows are divided by ``over`` (see ``counts``). Gradients
-    reach the logits, and a target that requires them.
+    the divergence of the distributions softened by ``temperature``, KL(target || model), times its
+    square (Hinton et al. 2015, arXiv 1503.02531). Sums over rows are divided by ``over`` (see
+    ``counts``). Gradients reach the logits; a target is a constant.
 
     All terms share one pass over the rows, a few at a time, with gradients in closed form: a
     softmax over a large vocabulary that autograd records would keep several float32 copies of all
     logits.
     """
     parts = []
-    tensors: list[Tensor | None] = [*logits.tensors]
     for term in terms:
         target = labels if term.target is None else term.target
         if isinstance(target, Tensor):
             scale = 1 / max(1.0, over["labels"])
-            parts.append(_Part(scale, term.weight, target.flatten(), 1.0, ""))
+            parts.append(_Part(scale, term.weight, target.flatten(), 1.0))
         else:
             scale = temperature**2 / max(1.0, over["outputs"])
-            parts.append(_Part(scale, term.weight, target, temperature, divergence))
-        tensors += target.tensors if isinstance(target, Logits) else (None, None, None)
-    total, values = _Summed.apply(logits, parts, *tensors)
+            parts.append(_Part(scale, term.weight, target, temperature))
+    total, values = _Summed.apply(logits, parts, *logits.tensors)
     return total, dict(zip((term.name for term in terms), values.unbind(), strict=True))
 
 
@@ -72,15 +61,12 @@ class _Part:
     weight: float
     target: Target
     temperature: float
-    divergence: str
 
 
 class _Gradient:
     """Gathers the gradient of ``Logits`` from that of their rows."""
 
-    def __init__(self, logits: Target, prepared: Target) -> None:
-        # nothing else has tensors that require a gradient
-        assert isinstance(logits, Logits) and isinstance(prepared, Logits)
+    def __init__(self, logits: Logits, prepared: Logits) -> None:
         hidden, weight, bias = logits.tensors
         self.prepared, self.shape = prepared, hidden.shape
         self.hidden = torch.empty_like(hidden.flatten(0, -2))
@@ -112,39 +98,30 @@ class _Gradient:
 class _Summed(torch.autograd.Function):
     """The weighted sum of parts, and each one's value; the forward pass makes the gradients.
 
-    tensors: three each of the logits and of every part's target, so that autograd knows of them.
+    tensors: those of the logits, so that autograd knows of them.
     """
 
     @staticmethod
     def forward(
         ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        needed = ctx.needs_input_grad[2:]
-        wanted = [any(needed[i : i + 3]) for i in range(0, len(tensors), 3)]
         model, given = logits.prepared(), [part.target for part in parts]
         targets = [t.prepared() if isinstance(t, Logits) else t for t in given]
-        own = _Gradient(logits, model) if wanted[0] else None
-        each = zip(parts, targets, wanted[1:], strict=True)
-        theirs = [_Gradient(part.target, t) if need else None for part, t, need in each]
+        own = _Gradient(logits, model) if any(ctx.needs_input_grad) else None
         values = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
         for here in chunks(model, *given):
             z, summed = model.part(here), None
             softened: dict[float, Tensor] = {}
-            for k, (part, target, back) in enumerate(zip(parts, targets, theirs, strict=True)):
+            for k, (part, target) in enumerate(zip(parts, targets, strict=True)):
                 tau, factor = part.temperature, part.weight * part.scale
                 if tau not in softened:
                     softened[tau] = torch.log_softmax(z / tau, -1)
                 log_p = softened[tau]
                 if isinstance(target, Tensor):
-                    value, grad = _cross_entropy(log_p, target[here], wanted[0])
+                    value, grad = _cross_entropy(log_p, target[here], own is not None)
                 else:
                     log_q = _log_q(target, here, log_p, tau)
-                    value, grad = _divergence(part.divergence, log_p, log_q, tau, wanted[0])
-                    if back is not None:
-                        mirror = _MIRROR[part.divergence]
-                        other = _divergence(mirror, log_q, log_p, tau, True)[1]
-                        assert other is not None
-                        back.add(here, other.mul_(factor))
+                    value, grad = _divergence(log_p, log_q, tau, own is not None)
                 values[k] += value * part.scale
                 if summed is None:
                     summed = None if grad is None else grad.mul_(factor)
@@ -152,7 +129,7 @@ class _Summed(torch.autograd.Function):
                     summed.add_(grad, alpha=factor)
             if own is not None and summed is not None:
                 own.add(here, summed)
-        ctx.gradients = [own, *theirs]
+        ctx.gradient = own
         ctx.mark_non_differentiable(values)
         weights = torch.tensor([part.weight for part in parts], device=values.device)
         return (values * weights).sum(), values
@@ -160,13 +137,10 @@ class _Summed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        gathered, ctx.gradients = ctx.gradients, None  # scaled in place, so they serve once
-        if gathered is None:
+        gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
+        if gradient is None:
             raise RuntimeError("This loss has been differentiated before; compute it again.")
-        gradients: list[Tensor | None] = []
-        for gradient in gathered:
-            gradients += [None] * 3 if gradient is None else gradient.times(upstream)
-        return None, None, *gradients
+        return None, None, *gradient.times(upstream)
 
 
 def chunks(model: Logits, *others: Target) -> list[slice]:
@@ -199,24 +173,12 @@ def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, T
 
 
 def _divergence(
-    kind: str, log_p: Tensor, log_q: Tensor, temperature: float, need: bool
+    log_p: Tensor, log_q: Tensor, temperature: float, need: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Summed divergence of the model's rows from the target's, and its gradient for the logits.
+    """KL(q || p), summed over rows, and its gradient for the model's logits.
 
-    log_p: [n, classes], of the model; log_q: of the target. forward: KL(q || p), the paper's.
-    reverse: KL(p || q) (Gu et al. 2024, arXiv 2306.08543). js: Jensen-Shannon.
+    log_p: [n, classes], of the model; log_q: of the target.
     """
-    if kind == "forward":
-        q = log_q.exp()
-        value = torch.dot(q.flatten(), (log_q - log_p).flatten())
-        return value, log_p.exp().sub_(q).div_(temperature) if need else None
-    p = log_p.exp()
-    if kind == "reverse":
-        gap = log_p - log_q
-        rows = (p * gap).sum(-1, keepdim=True)
-        return rows.sum(), p.mul_(gap.sub_(rows)).div_(temperature) if need else None
-    log_m = torch.logaddexp(log_p, log_q) - math.log(2)
-    gap = log_p - log_m
-    rows = (p * gap).sum(-1, keepdim=True)
-    theirs = torch.dot(log_q.exp().flatten(), (log_q - log_m).flatten())
-    return (rows.sum() + theirs) / 2, p.mul_(gap.sub_(rows)).div_(2 * temperature) if need else None
+    q = log_q.exp()
+    value = torch.dot(q.flatten(), (log_q - log_p).flatten())
+    return value, log_p.exp().sub_(q).div_(temperature) if need else None

@@ -17,6 +17,7 @@ from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
+from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import tomllib
 
@@ -100,5 +101,5 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)
     recipe = Recipe()
-    recipe.update(tomllib.loads(counters["recipe"]), str(last))
+    recipe.update(gone.recorded(tomllib.loads(counters["recipe"])), str(last))
     return Reached(last, ta, counters, recipe)

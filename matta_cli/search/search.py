@@ -49,7 +49,7 @@ class Search:
         if self.ta.copies:
             nothing = "there are no nested weights to search sizes in"
             raise MattaError(f"The run had distill.shared = false: {nothing}.")
-        taught = [used.ta_width or self.ta.widest] if used.ta_weight > 0 else []
+        taught = [self.ta.widest] if used.ta_weight > 0 else []
         self.space = Space(self.ta, sorted({*used.widths, *taught}))
         self.training_seconds = float(reached.counters["seconds"])
         self.scores = scores = Scores(recipe, reached, storage)

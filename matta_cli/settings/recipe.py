@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from matta_cli.errors import MattaError
+from matta_cli.settings import gone
+from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.setting import MATTA, OURS, SHARE, About, flag, setting
 from matta_cli.settings.values import did_you_mean, toml, typed
 
@@ -122,6 +124,11 @@ class DataSettings:
 class DistillSettings:
     """How a TA is trained."""
 
+    preset: str = flag(
+        "default",
+        "a recipe by its name, which files and flags stand above: {choices}",
+        choices=" | ".join(PRESETS),
+    )
     teacher: str = flag(
         "", "the Teacher: a folder, a hub id, a timm name, a state dict, or a file of outputs"
     )
@@ -167,9 +174,12 @@ class DistillSettings:
         TERM,
         **SHARE,
     )
-    student_weight: float = setting(1.0, "weight of the Students' own loss", TERM)
-    ta_weight: float = setting(1.0, "weight of the TA's own loss", TERM)
-    ta_student_weight: float = setting(0.5, "final weight of the TA -> Student term", TERM)
+    ta_weight: float = setting(
+        1.0, "weight of the TA's own loss, beside 1 for the Students'; 0: it is not trained", TERM
+    )
+    ta_student_weight: float = setting(
+        0.5, "final weight of the TA -> Student term; 0: Students follow the Teacher alone", TERM
+    )
     ramp: float = setting(
         0.2,
         "share of the steps over which the TA -> Student term is phased in from zero",
@@ -183,24 +193,13 @@ class DistillSettings:
         above=0,
         most=10_000,
     )
-    divergence: str = setting(
-        "forward",
-        "of classes: forward KL(Teacher || model), reverse KL, or js (Jensen-Shannon)",
-        "reverse: arXiv 2306.08543",
-        choices="forward | reverse | js",
-    )
     students_learn_from: str = setting(
-        "both", "{choices}: whose outputs the Students follow", choices="both | ta | teacher"
+        "both",
+        "whose outputs the Students follow: {choices}",
+        choices="both: the Teacher's and the TA's | ta: the TA's alone",
     )
-    detach_ta: bool = setting(True, "the TA -> Student term does not train the TA")
-    ta_width: float = setting(0.0, "the width at which the TA teaches; 0: its whole width")
     shared: bool = setting(
         True, "Students are nested in the TA; false: unshared copies, the paper's ablation", MATTA
-    )
-    hidden_weight: float = setting(
-        0.0,
-        "weight of matching the Teacher's last hidden states through a learned projection",
-        "FitNets, arXiv 1412.6550",
     )
     ranking_loss: str = flag(
         "pointwise",
@@ -352,19 +351,27 @@ class Recipe:
                 raise MattaError(f"{origin}: {what}: put them below [{section}].")
             hints = get_type_hints(SECTIONS[section])
             for key, value in table.items():
+                if gone.passed_over(f"{section}.{key}", value, origin):
+                    continue
                 if key not in hints:
                     known = did_you_mean(key, hints)
                     raise MattaError(f"{origin}: [{section}] has no setting {key!r}{known}.")
                 value = typed(value, hints[key], f"{origin}: {section}.{key}")
                 setattr(getattr(self, section), key, value)
 
-    def text(self, sections: Iterable[str] = (), *, header: str = "") -> str:
-        """The recipe, or these tables of it, as commented TOML that ``update`` reads back."""
+    def text(self, sections: Iterable[str] = (), *, header: str = "", to_edit: bool = False) -> str:
+        """The recipe, or these tables of it, as commented TOML that ``update`` reads back.
+
+        to_edit: what is the default is there as a comment, so that it says nothing.
+        """
+        usual = Recipe()
         lines = [f"# {line}" if line else "#" for line in header.splitlines()]
         for section in sections or SECTIONS:
             lines += ["", f"[{section}]"] if lines else [f"[{section}]"]
             for name, value in vars(getattr(self, section)).items():
                 assignment = f"{name} = {toml(value)}"
+                if to_edit and value == getattr(getattr(usual, section), name):
+                    assignment = f"# {assignment}"
                 lines.append(f"{assignment:<33} # {about(f'{section}.{name}').text}")
         return "\n".join(lines) + "\n"
 

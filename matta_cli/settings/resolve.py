@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
+from matta_cli.settings import gone
+from matta_cli.settings.checks import check_value
+from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import Recipe
 
 if sys.version_info >= (3, 11):
@@ -30,6 +33,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
     """Take these tables over from a recipe that was written beside a result."""
     table = read_toml(path)
+    table = gone.recorded(table)
     recipe.update({name: table[name] for name in sections if name in table}, str(path))
 
 
@@ -54,19 +58,21 @@ def resolve(
     ran: bool = False,
     origin: str = "command line",
 ) -> tuple[Recipe, list[Path]]:
-    """Defaults < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags.
+    """Defaults < preset < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags.
 
     Returns the files that were read, too. A flag that is None was not given; ``origin`` names them
-    in an error. With ``ran``, and no ``config``, the recipe of the run in ``out`` stands above the
-    files: going on with a run, or exporting it, needs no flag that it was started with. Other
-    training data by a flag brings neither the configuration of a hub dataset nor held-out data
-    along from a file. Raises ``MattaError`` for what a file or a flag cannot be.
+    in an error. The preset is the one that the last of these names. With ``ran``, and no
+    ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
+    exporting it, needs no flag that it was started with. Other training data by a flag brings
+    neither the configuration of a hub dataset nor held-out data along from a file. Raises
+    ``MattaError`` for what a file or a flag cannot be.
     """
-    recipe, read = Recipe(), []
+    tables: list[tuple[Mapping[str, Any], str]] = []
+    read = []
     nearer = config if config is not None else Path("matta.toml")
     for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:
-            recipe.update(read_toml(path), str(path))
+            tables.append((read_toml(path), str(path)))
             read.append(path)
     if out is not None:
         converted, started = Workspace(out).ta / "recipe.toml", Workspace(out).recipe
@@ -74,12 +80,26 @@ def resolve(
             made = read_toml(converted).get("convert", {})
             if isinstance(made, Mapping):
                 made = {name: value for name, value in made.items() if value != ""}
-            recipe.update({"convert": made}, str(converted))
+            tables.append(({"convert": made}, str(converted)))
         if ran and config is None and started.exists():
-            _update_by(recipe, started, "data", "distill")
+            run = gone.recorded(read_toml(started))
+            tables.append(({k: run[k] for k in ("data", "distill") if k in run}, str(started)))
             read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
     if "train" in given.get("data", {}):
         given["data"] = {"config": "", "held_out": "", **given["data"]}
-    recipe.update(given, origin)
-    return recipe, read
+    return _layered([*tables, (given, origin)]), read
+
+
+def _layered(tables: Sequence[tuple[Mapping[str, Any], str]]) -> Recipe:
+    """The recipe of tables and their origins, each above those before it, all above the preset."""
+    recipe = Recipe()
+    for table, origin in tables:  # all are checked, whatever the preset is
+        recipe.update(table, origin)
+    name = recipe.distill.preset
+    check_value("distill.preset", name)
+    recipe = Recipe()
+    recipe.update(PRESETS[name].values, f"the preset {name}")
+    for table, origin in tables:
+        recipe.update(table, origin)
+    return recipe

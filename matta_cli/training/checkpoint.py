@@ -75,21 +75,12 @@ def write(
         atomic.seal(folder)
 
 
-def restore(
-    path: Path, optimizer: torch.optim.Optimizer, name: str, projection: Tensor | None
-) -> None:
-    """Put a checkpoint's tensors into a fresh optimizer, and into the weights of a projection.
+def restore(path: Path, optimizer: torch.optim.Optimizer, name: str) -> None:
+    """Put a checkpoint's tensors into a fresh optimizer.
 
-    name: the optimizer's. Raises ``MattaError`` where the checkpoint is of another optimizer, or
-    has no projection.
+    name: the optimizer's. Raises ``MattaError`` where the checkpoint is of another optimizer.
     """
     tensors = load_file(str(path / "optimizer" / "state.safetensors"))
-    if projection is not None:
-        if "projection" not in tensors:
-            without = "leave it out, or start again"
-            raise MattaError(f"{path} was trained without distill.hidden_weight: {without}.")
-        with torch.no_grad():
-            projection.copy_(tensors.pop("projection"))
     try:
         state.restore(optimizer, tensors, counters_of(path)["optimizer"])
     except (KeyError, RuntimeError):

@@ -76,8 +76,6 @@ class Training:
         if settings.shard:
             self.step.shard(self.world.size)
         extra = [p for model in ta.copies.values() for p in model.parameters()]
-        if self.step.projection is not None:
-            extra += self.step.projection.parameters()
         self.optimizer = optimizer.make_optimizer(settings, ta.model, extra, device)
         self.parameters = [p for p in [*ta.model.parameters(), *extra] if p.requires_grad]
 
@@ -305,10 +303,8 @@ class Training:
 
     def _trained(self, step: int) -> Sizes:
         """The sizes of the TA that had a part in a step: widths nest, so those of the widest."""
-        # what teaches without being detached is taught by its Students
-        attached = not self.settings.detach_ta and self.step.ramp(step) > 0
         names = self.rows.models(self.settings.batch_size // self.world.size, step)
-        if WHOLE in names or attached:
+        if WHOLE in names:
             return sizes.full_sizes(self.ta.axes)
         return self.ta.sizes(max(float(name) for name in names))
 
@@ -337,8 +333,6 @@ class Training:
         ta, counters, space = self._whole(), self.counters, self.space
         counters.loss_scale = self.step.scaler.state_dict()
         tensors, numbers = state_of(self.optimizer)
-        if self.step.projection is not None:
-            tensors["projection"] = self.step.projection.weight.detach().clone()
         if not self.world.first:
             return None
         path = space.checkpoint(counters.step)
@@ -354,9 +348,7 @@ class Training:
 
     def load(self, folder: Path) -> None:
         """Go on from a checkpoint. The TA's weights have been loaded from it already."""
-        projection = self.step.projection
-        weight = None if projection is None else projection.weight
-        checkpoint.restore(folder, self.optimizer, self.settings.optimizer, weight)
+        checkpoint.restore(folder, self.optimizer, self.settings.optimizer)
         self.counters = Counters.stored(folder, self.world.size)
         if self.counters.loss_scale:
             self.step.scaler.load_state_dict(self.counters.loss_scale)

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from matta_cli.data.split import Batch
 from matta_cli.devices.device import precision, products, scaler
@@ -38,12 +37,11 @@ class Step:
     """The gradients of a step as the recipe has it; holds the views of the widths that it trains.
 
     L = mean over rows of l, of the model that the row goes through: ta_weight l(TA), or
-    student_weight l(S) + b(t) KD(TA -> S), where l = (1 - teacher_mix) ground truth + teacher_mix
+    l(S) + b(t) KD(TA -> S), where l = (1 - teacher_mix) ground truth + teacher_mix
     KD(Teacher -> .), KD alone where there is no ground truth, and b(t) ramps up from zero. With
     ``rows = "all"`` every row goes through all models, and Students count by their mean. The TA's
-    logits are detached as a source (unless the recipe says otherwise), so each model is
-    backpropagated as soon as its loss is known and its graph freed. Logits over a large vocabulary
-    never stand whole in memory.
+    logits are a constant as a source, so each model is backpropagated as soon as its loss is known
+    and its graph freed. Logits over a large vocabulary never stand whole in memory.
     """
 
     def __init__(
@@ -79,7 +77,6 @@ class Step:
             teacher.split_head(one)
         self.models = self._views(name)
         self.exits = {group[0]: self._exits(group, self.models) for group in self.rows.groups}
-        self.projection = self._projection() if settings.hidden_weight > 0 else None
 
     def _head(self, one: Batch, large: bool) -> str:
         """The name of the output layer that models are cut off at; empty where logits stay whole.
@@ -87,9 +84,8 @@ class Step:
         one: a batch of one example. large: whether logits are so large that cutting pays.
         """
         settings, ta = self.settings, self.ta
-        setting = "distill.hidden_weight" if settings.hidden_weight > 0 else ""
-        setting = "distill.logits = 'chunked'" if settings.logits == "chunked" else setting
-        if not setting and not (large and settings.logits == "auto"):
+        chunked = settings.logits == "chunked"
+        if not chunked and not (large and settings.logits == "auto"):
             return ""
         name = "" if ta.copies else head(ta.model)
         if name:
@@ -97,9 +93,9 @@ class Step:
             whole = ta.model.eval()
             name = name if is_product(self.task, whole, view, view.output(), one) else ""
             ta.model.train(training)
-        if setting and not name:
+        if chunked and not name:
             why = "the model's outputs are not those of one last linear layer"
-            raise MattaError(f"{setting} is not supported here: {why}.")
+            raise MattaError(f"distill.logits = 'chunked' is not supported here: {why}.")
         return name
 
     def _views(self, name: str) -> dict[str, Any]:
@@ -107,8 +103,6 @@ class Step:
         settings, ta = self.settings, self.ta
         models = {WHOLE: ta.at(ta.widest, head=name, live=True)}
         models |= {own: ta.at(width, head=name) for own, width in self.rows.students.items()}
-        if settings.ta_width and settings.ta_width != ta.widest:
-            models["teaching"] = ta.at(settings.ta_width, head=name)
         if settings.compile:
             # of one code object, which the views of all steps of a process share: beyond it they
             # would run eagerly
@@ -122,17 +116,6 @@ class Step:
             if settings.compile:
                 view.compile(backend=settings.compile)
         return models
-
-    def _projection(self) -> nn.Linear:
-        """The map from the TA's last hidden states to the Teacher's, which is learned."""
-        teacher = self.teacher
-        if not isinstance(teacher, ModelTeacher) or teacher.output is None:
-            needed = "a Teacher that is a model with a last linear layer"
-            raise MattaError(f"distill.hidden_weight needs {needed}.")
-        theirs, ours = teacher.output[0].shape[1], self.models["TA"].output()[0].shape[1]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            return nn.Linear(ours, theirs, bias=False).to(self.device)
 
     def shard(self, processes: int) -> None:
         """Shard the TA and a Teacher that is a model over the processes."""
@@ -156,15 +139,15 @@ class Step:
         buffers = [(buffer, buffer.clone()) for buffer in self.ta.model.buffers()]
         sizes = self.rows.sizes(len(next(iter(batch.values()))))
         # what teaches without learning on the same rows runs without a gradient, by another graph
-        together = self.settings.rows == "all" and self.teaching in sizes
+        together = self.settings.rows == "all" and WHOLE in sizes
         for name, counts in sizes.items():
             [count] = counts  # of several, graphs of fixed shapes would be made again and again
             own = {key: tensor[:count] for key, tensor in batch.items()}
             with precision(self.settings.precision, self.device):
                 self._logits(name, own).hidden.float().sum().backward()
-                if self.teaching and name != WHOLE and not together:
+                if self.teaches and name != WHOLE and not together:
                     with torch.no_grad():
-                        self._logits(self.teaching, own)
+                        self._logits(WHOLE, own)
         for parameter in self.ta.model.parameters():
             parameter.grad = None
         for buffer, before in buffers:
@@ -177,34 +160,24 @@ class Step:
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     @property
-    def teaching(self) -> str:
-        """The model whose logits teach the Students; empty where none does."""
-        s = self.settings
-        if s.students_learn_from == "teacher" or s.ta_student_weight == 0:
-            return ""
-        return "teaching" if "teaching" in self.models else WHOLE
+    def teaches(self) -> bool:
+        """Whether the Students follow the TA."""
+        return self.settings.ta_student_weight > 0
 
     def flops(self, batch: Batch) -> float:
         """Floating-point operations of a step for each example of ``batch``, in matrix products.
 
         A backward pass is two forward ones. What is computed twice to save memory counts once.
         """
-        task, ta, settings = self.task, self.ta, self.settings
+        task, ta = self.task, self.ta
         one = {name: tensor[:1] for name, tensor in batch.items()}
-        training = ta.model.training
-        divided = settings.rows == "divided"
-        total, with_students = 0.0, 0.0  # the latter: rows that a model has to teach besides
+        training, divided = ta.model.training, self.settings.rows == "divided"
+        total, taught = 0.0, 0.0  # the latter: rows of Students that do not go through the TA
         for group, share in zip(self.rows.groups, self.rows.shares, strict=True):
-            part = share if divided else 1.0
-            total += 3 * part * self._macs(group, one)
-            if WHOLE not in group or self.teaching != WHOLE:
-                with_students += part * (group != (WHOLE,))
-        if self.teaching and with_students:
-            # without dividing, a TA that trains has run already
-            ran = not divided and settings.ta_weight > 0 and self.teaching == WHOLE
-            width = settings.ta_width or ta.widest
-            passes = 0 if ran else 1 if settings.detach_ta else 3
-            total += passes * min(1.0, with_students) * cost.macs(task, ta.at(width), one)
+            total += 3 * (share if divided else 1.0) * self._macs(group, one)
+            taught += share * (WHOLE not in group)
+        if self.teaches and (divided or not self.settings.ta_weight):
+            total += (taught if divided else 1.0) * cost.macs(task, ta.at(ta.widest), one)
         ta.model.train(training)
         teacher = self.teacher
         if isinstance(teacher, ModelTeacher):
@@ -223,8 +196,6 @@ class Step:
 
     def ramp(self, step: int) -> float:
         """b(t), the weight of the TA -> Student term at a step."""
-        if self.settings.students_learn_from == "teacher":
-            return 0.0
         length = self.settings.ramp * self.settings.steps
         return self.settings.ta_student_weight * (min(1.0, step / length) if length > 0 else 1.0)
 
@@ -244,33 +215,23 @@ class Step:
     def _gradients(self, batch: Batch, piece: Piece, step: int, over: dict[str, float]) -> Values:
         settings, weight = self.settings, self.ramp(step)
         names = [name for group in piece.groups for name in group]
-        trains, detach = WHOLE in names, settings.detach_ta
-        teaching = self.teaching if weight > 0 and names != [WHOLE] else ""
+        trains, teaches = WHOLE in names, weight > 0 and names != [WHOLE]
         with precision(settings.precision, self.device):
             asked = self.asks and self.teacher is not None
             taught = self.teacher(batch, piece.rows) if asked and self.teacher else None
-            given = source = None  # the TA runs only where it learns or teaches
-            if trains or teaching == WHOLE:
-                with torch.set_grad_enabled(trains or not detach):
-                    given = self._logits(WHOLE, batch)
-            leaf = given
-            if given is not None and not detach:
-                # what reaches it from here and from the Students goes through the TA in one pass
-                leaf = Logits(given.hidden.detach().requires_grad_(), given.weight, given.bias)
+            whole = None  # the TA runs only where it learns or teaches
+            if trains or teaches:
+                with torch.set_grad_enabled(trains):
+                    whole = self._logits(WHOLE, batch)
             if self.chunked:
                 size = _KEPT.get(self.device.type, 0)
-                leaf = leaf.keep(size) if leaf is not None and teaching == WHOLE else leaf
+                whole = whole.keep(size) if whole is not None and teaches else whole
                 taught = taught.keep(size) if isinstance(taught, Logits) else taught
-            if teaching == WHOLE and leaf is not None:
-                source = leaf.detach() if detach else leaf
-            elif teaching:
-                with torch.no_grad():
-                    source = self._logits(teaching, batch)
+        source = whole.detach() if whole is not None and teaches else None
         values: Values = {}
         for group in piece.groups:
-            values |= self._learn_group(group, leaf, batch, piece, (taught, source, weight), over)
-        if not detach and given is not None and leaf is not None and leaf.hidden.grad is not None:
-            given.hidden.backward(leaf.hidden.grad)
+            sources = taught, source, weight
+            values |= self._learn_group(group, whole, batch, piece.among, sources, over)
         return {name: values[name] for name in self.models if name in values}
 
     def _learn_group(
@@ -278,7 +239,7 @@ class Step:
         group: Group,
         whole: Logits | None,
         batch: Batch,
-        piece: Piece,
+        among: Mapping[str, float],
         sources: tuple[Target | None, Logits | None, float],
         over: dict[str, float],
     ) -> Values:
@@ -301,10 +262,10 @@ class Step:
                     logits = self._logits(name, batch)
             elif exits is not None:
                 also = exits.leave()
-            terms = self._own(name, piece.among[name], taught)
+            terms = self._own(name, among[name], taught)
             if source is not None and name != WHOLE:
-                terms.append(Term("ta", weight / piece.among[name], source))
-            values[name] = self._learn(logits, batch, terms, taught, over, also)
+                terms.append(Term("ta", weight / among[name], source))
+            values[name] = self._learn(logits, batch, terms, over, also)
         return values
 
     def _logits(self, name: str, batch: Batch) -> Logits:
@@ -320,7 +281,7 @@ class Step:
     def _own(self, name: str, among: float, taught: Target | None) -> list[Term]:
         """The terms of a model's own l(., y, T), their weight divided by ``among``."""
         settings, mix, terms = self.settings, self.mix, []
-        weight = (settings.ta_weight if name == WHOLE else settings.student_weight) / among
+        weight = (settings.ta_weight if name == WHOLE else 1.0) / among
         if mix < 1:
             terms.append(Term("truth", weight * (1 - mix)))
         if mix > 0 and (name == WHOLE or settings.students_learn_from != "ta"):
@@ -332,7 +293,6 @@ class Step:
         logits: Logits,
         batch: Batch,
         terms: list[Term],
-        taught: Target | None,
         over: dict[str, float],
         also: Sequence[tuple[Tensor, Tensor]] = (),
     ) -> dict[str, Tensor]:
@@ -340,15 +300,8 @@ class Step:
 
         Returns them, and ``loss``: l(., y, T) without weights from outside.
         """
-        weight = self.settings.hidden_weight
         with precision(self.settings.precision, self.device):
             total, values = self.task.objective(logits, batch, terms, over)
-            if weight > 0:
-                share = self.task.counts(batch)["outputs"] / over["outputs"]
-                gap = self._hidden(logits, taught) * share
-                own = sum(term.weight for term in terms if term.name != "ta") or 1.0
-                total = total + weight * own * gap
-                values["hidden"] = gap.detach()
         roots = [self.scaler.scale(total * self.scale), *(tensor for tensor, _ in also)]
         torch.autograd.backward(roots, [None, *(gradient for _, gradient in also)])
         return {**values, "loss": self.loss(values, torch.zeros_like(total.detach()))}
@@ -357,13 +310,3 @@ class Step:
         """l(., y, T) of a model's terms, without weights from outside."""
         shares = {"truth": 1 - self.mix, "teacher": self.mix}
         return sum((shares[name] * terms[name] for name in terms if name in shares), zero)
-
-    def _hidden(self, logits: Logits, taught: Target | None) -> Tensor:
-        """Squared distance of the projected last hidden states from the Teacher's.
-
-        It is relative to the Teacher's size.
-        """
-        assert self.projection is not None and isinstance(taught, Logits)
-        own, theirs = logits.hidden.float(), taught.hidden.float()
-        projected = F.linear(own, self.projection.weight[:, : own.shape[-1]])
-        return (projected - theirs).square().mean() / theirs.square().mean().clamp(min=1e-12)

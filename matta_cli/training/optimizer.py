@@ -22,38 +22,27 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer over a model and ``extra`` parameters; vectors (biases, norms) are not decayed.
 
-    AdamW is torch's, fused on CUDA. Shampoo (Gupta et al. 2018, arXiv 1802.09568; the blocked
-    variant of Anil et al. 2020, 2002.09018), SOAP (2409.11321) and Muon with AdamW for embeddings
-    and vectors are pytorch-optimizer's, an extra. Raises ``MattaError`` where that package
-    is missing.
+    AdamW is torch's, fused on CUDA. Muon, for matrices other than embeddings and with AdamW for all
+    else, is torch's where it has one. Shampoo (Gupta et al. 2018, arXiv 1802.09568; the blocked
+    variant of Anil et al. 2020, 2002.09018) and SOAP (2409.11321) are pytorch-optimizer's, an
+    extra. Raises ``MattaError`` where that package is needed and missing.
     """
     name, lr = settings.optimizer, settings.lr
     parameters = [p for p in [*model.parameters(), *extra] if p.requires_grad]
     decayed = {"weight_decay": settings.weight_decay}
     matrices: dict[str, Any] = {"params": [p for p in parameters if p.dim() > 1], **decayed}
     vectors = {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0}
+    fused = device.type == "cuda" or None
     if name == "adamw":
-        fused = device.type == "cuda" or None
         return torch.optim.AdamW([matrices, vectors], lr=lr, fused=fused)
-    try:
-        import pytorch_optimizer
-        from pytorch_optimizer.optimizer.shampoo import LayerWiseGrafting
-    except ImportError:
-        how = "pip install 'matta[optimizers]'"
-        raise MattaError(f"The optimizer {name!r} needs pytorch-optimizer: {how}.") from None
     if name == "muon":
-        adamw = {"lr": lr, "use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
         embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding)]
         looked_up = {id(p) for module in embeddings for p in module.parameters()}
         own = [p for p in matrices["params"] if p.dim() == 2 and id(p) not in looked_up]
         rest = [p for p in matrices["params"] if p.dim() > 2 or id(p) in looked_up]
-        groups = [
-            {"params": own, **decayed, "use_muon": True, "lr": lr, "momentum": 0.95},
-            {"params": rest, **decayed, **adamw},
-            {**vectors, **adamw},
-        ]
-        groups = [group for group in groups if group["params"]]
-        return pytorch_optimizer.Muon(groups, lr=lr, use_adjusted_lr=True)
+        others = [{"params": rest, **decayed}, vectors]
+        return _muon({"params": own, **decayed}, [g for g in others if g["params"]], lr, fused)
+    pytorch_optimizer, grafting = _package(name)
     groups = [group for group in (matrices, vectors) if group["params"]]
     if name == "soap":
         return pytorch_optimizer.SOAP(groups, lr=lr)
@@ -62,12 +51,56 @@ def make_optimizer(
         lr=lr,
         decoupled_weight_decay=True,
         decoupled_learning_rate=False,
-        graft_type=LayerWiseGrafting.RMSPROP,
+        graft_type=grafting.RMSPROP,
         moving_average_for_momentum=True,
         start_preconditioning_step=10,
         preconditioning_compute_steps=10,
         block_size=256,
     )
+
+
+def _package(name: str) -> tuple[Any, Any]:
+    """pytorch-optimizer, and its kinds of grafting. name: the optimizer that it is needed for."""
+    try:
+        import pytorch_optimizer
+        from pytorch_optimizer.optimizer.shampoo import LayerWiseGrafting
+    except ImportError:
+        how = "pip install 'matta[optimizers]'"
+        raise MattaError(f"The optimizer {name!r} needs pytorch-optimizer: {how}.") from None
+    return pytorch_optimizer, LayerWiseGrafting
+
+
+def _muon(
+    matrices: dict[str, Any], others: list[dict[str, Any]], lr: float, fused: bool | None
+) -> torch.optim.Optimizer:
+    """Muon for matrices, its steps as large as AdamW's (arXiv 2502.16982)."""
+    if not matrices["params"]:
+        return torch.optim.AdamW(others, lr=lr, fused=fused)
+    if not hasattr(torch.optim, "Muon"):  # torch below 2.9
+        adamw = {"lr": lr, "use_muon": False, "betas": (0.9, 0.999), "eps": 1e-8}
+        groups = [{**matrices, "use_muon": True, "lr": lr, "momentum": 0.95}]
+        groups += [{**group, **adamw} for group in others]
+        return _package("muon")[0].Muon(groups, lr=lr, use_adjusted_lr=True)
+    muon = torch.optim.Muon([matrices], lr=lr, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    if not others:
+        return muon
+    return _Together([muon, torch.optim.AdamW(others, lr=lr, fused=fused)])
+
+
+class _Together(torch.optim.Optimizer):
+    """Several optimizers, each of its own parameters, as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
+        groups = [group for part in parts for group in part.param_groups]
+        super().__init__([p for group in groups for p in group["params"]], {})
+        self.parts, self.param_groups = parts, groups
+        for part in parts:
+            part.state = self.state
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step of each. closure: not supported, as nowhere here."""
+        for part in self.parts:
+            part.step()
 
 
 def learning_rate(settings: DistillSettings, step: int) -> float:

@@ -17,8 +17,9 @@ from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.progress import Listener, Progress, quiet
+from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
-from matta_cli.settings.resolve import run_recipe
+from matta_cli.settings.resolve import read_toml, run_recipe
 from matta_cli.training.failure import explained
 from matta_cli.training.loop import Training
 from matta_cli.training.setup import Setup, opened
@@ -94,6 +95,8 @@ def _train(
     """Take the steps of a run, from the checkpoint ``last`` on where there is one."""
     world = setup.world
     if last is not None:
+        if space.recipe.exists():
+            gone.refuse_to_go_on(read_toml(space.recipe), str(space.recipe))
         digest = setup.ta.card["lineage"]["digest"]
         setup.ta = load_ta(last)
         refuse_other_ta(digest, setup.ta, last)

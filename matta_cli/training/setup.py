@@ -119,6 +119,9 @@ def _check(s: DistillSettings, ta: TA, world: World) -> None:
     if s.compile and s.compile not in backends:
         raise MattaError(f"distill.compile {s.compile!r} is not known: {', '.join(backends)}.")
     log.check(s.log_to)
+    if s.students_learn_from == "ta" and not s.ta_student_weight:
+        nothing = "with distill.ta_student_weight = 0 they would learn nothing of it"
+        raise MattaError(f"distill.students_learn_from = 'ta' is not possible: {nothing}.")
     if not s.widths:
         raise MattaError("There are no widths to train: name some in distill.widths.")
     for width in s.widths:
@@ -132,24 +135,17 @@ def _check(s: DistillSettings, ta: TA, world: World) -> None:
     if s.best and s.best not in s.widths:
         widths = ", ".join(f"{w:g}" for w in s.widths)
         raise MattaError(f"distill.best {s.best:g} is not one of the widths {widths}.")
-    if s.ta_width:
-        ta.sizes(s.ta_width)
-        if not s.detach_ta:
-            why = "it then teaches at its whole width"
-            raise MattaError(f"distill.ta_width is not supported with detach_ta = false: {why}.")
     views = s.checkpoint_activations or s.compile or not s.dropout
-    if not s.shared and (views or s.hidden_weight or s.logits == "chunked"):
-        others = "hidden_weight, logits = 'chunked', checkpoint_activations, compile and "
-        others += "dropout = false"
+    if not s.shared and (views or s.logits == "chunked"):
+        others = "logits = 'chunked', checkpoint_activations, compile and dropout = false"
         raise MattaError(
             f"distill.shared = false is an ablation: {others} are not supported with it."
         )
     if s.shard and world.size == 1:
         ways = "pass --devices 2 or more, start it with torchrun, or pass --no-shard"
         raise MattaError(f"distill.shard needs several devices: {ways}.")
-    ablation = not s.shared or not s.detach_ta or s.ta_weight == 0
-    if s.shard and (ablation or s.optimizer != "adamw" or s.hidden_weight or s.compile):
-        others = "another optimizer than adamw, with shared = false, detach_ta = false, "
-        others += "ta_weight = 0, hidden_weight or compile"
+    ablation = not s.shared or s.ta_weight == 0
+    if s.shard and (ablation or s.optimizer != "adamw" or s.compile):
+        others = "another optimizer than adamw, with shared = false, ta_weight = 0 or compile"
         raise MattaError(f"distill.shard is not supported with {others}.")
     check_count(s.batch_size, world.size)

@@ -14,7 +14,7 @@ from matta_cli.tasks.task import Task
 
 def trained_widths(settings: DistillSettings, ta: TA) -> list[float]:
     """The widths that a run trains: its Students', and the TA's own unless its weight is 0."""
-    own = [settings.ta_width or ta.widest] if settings.ta_weight > 0 else []
+    own = [ta.widest] if settings.ta_weight > 0 else []
     return sorted({*settings.widths, *own})
 
 

@@ -87,7 +87,7 @@ def refuse_guessing(who: str, sentence: str | None) -> None:
 
 def asks_teacher(settings: DistillSettings, task: Task) -> bool:
     """Whether any term of the loss needs the Teacher."""
-    return not task.labelled or settings.teacher_mix > 0 or settings.hidden_weight > 0
+    return not task.labelled or settings.teacher_mix > 0
 
 
 def head(model: nn.Module) -> str:

@@ -83,13 +83,13 @@ def settings(recipe: Recipe, steps: int, *, taught: bool = True, processes: int 
     found = copy.deepcopy(recipe)
     s = found.distill
     s.widths, s.shares = [1.0], []
-    s.ta_weight, s.student_weight, s.ta_student_weight, s.ta_width = 0.0, 1.0, 0.0, 0.0
-    s.students_learn_from, s.detach_ta, s.shared, s.shard = "teacher", True, True, False
+    s.ta_weight, s.ta_student_weight, s.students_learn_from = 0.0, 0.0, "both"
+    s.shared, s.shard = True, False
     s.log_to, s.steps, s.keep, s.best = [], steps, 1, 1.0 if s.best else 0.0
     if processes > 1:
         s.micro_batch = min(s.micro_batch or s.batch_size, s.batch_size // processes)
     if not taught:
-        s.teacher, s.teacher_mix, s.hidden_weight = "", 0.0, 0.0
+        s.teacher, s.teacher_mix = "", 0.0
     return found
 
 

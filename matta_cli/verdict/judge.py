@@ -19,6 +19,7 @@ from matta_cli.progress import Listener, Say, quiet
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.story import Story, tell
 from matta_cli.report.write import write
+from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, run_recipe
 from matta_cli.students import card
@@ -102,7 +103,7 @@ def _recipe(out: Path, margin: float | None, device: str | None) -> Recipe:
     recipe, path = Recipe(), Workspace(out).students / "recipe.toml"
     settings = read_toml(path)
     settings.pop("search", None)  # how sizes were found is of no use now, and settings of it change
-    recipe.update(settings, str(path))
+    recipe.update(gone.recorded(settings), str(path))
     if device is not None:
         recipe.distill.device = device
     if margin is not None:
