@@ -17,19 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.family_cost import difference
 from matta_cli import demo
 from matta_cli.conversion.convert import convert
+from matta_cli.data.split import Columns
 from matta_cli.files.workspace import Workspace
-from matta_cli.measure import score
+from matta_cli.measure import intervals, score
 from matta_cli.search.run import search
 from matta_cli.search.scores import import_optuna
 from matta_cli.search.search import Search
 from matta_cli.settings.budget import Budget
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
 from matta_cli.training.run import distill
 
 GOAL, WIDTHS = 20.0, [0.375, 0.5, 0.75, 1.0, 1.5]
+
+
+def difference(
+    task: Task, ours: list[Columns], theirs: list[Columns], resamples: int
+) -> dict[str, float]:
+    """Of the primary metric, with a bootstrap interval over the same examples in both."""
+    found = intervals.paired(task, ours, theirs, resamples)[task.metrics[0].name]
+    return {name: found[name] for name in ("value", "low", "high")}
 
 
 def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:

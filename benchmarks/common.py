@@ -29,6 +29,8 @@ from matta_cli.models.ta import TA
 from matta_cli.nested import grow, sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import Task
+from matta_cli.training.objective import Step
+from matta_cli.training.rows import WHOLE, Rows
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -94,43 +96,75 @@ def grown(name: str, base: nn.Module, expand: int = 2) -> TA:
     return TA(adapter, model, sizes.nested_axes(adapter, model), {a.name: a.size for a in axes}, {})
 
 
+def take(step: Step, batch: Batch, number: int = 0) -> None:
+    """The gradients of a step of one batch, all pieces of it."""
+    count = len(next(iter(batch.values())))
+    over = step.task.counts(batch)
+    for piece in step.rows.pieces(range(count), number):
+        step(_rows(batch, piece.rows), piece, number, over)
+
+
+def _rows(batch: Batch, rows: list[int]) -> Batch:
+    whole = len(rows) == len(next(iter(batch.values())))
+    return batch if whole else {name: tensor[rows] for name, tensor in batch.items()}
+
+
 class Parts:
     """The parts of a step as plain stock models: Teacher forward, and forward and backward of TA
-    and Students, same losses.
+    and Students, each on its own rows, same losses.
     """
 
     def __init__(
         self, recipe: Recipe, task: Task, ta: TA, teacher: nn.Module, batch: Batch
     ) -> None:
-        self.settings, self.task, self.teacher, self.batch = recipe.distill, task, teacher, batch
-        self.models = {"ta": ta.student(ta.widest).dense().train()}
-        self.models |= {
-            f"student_{width:g}": ta.student(width).dense().train()
-            for width in self.settings.widths
-        }
+        self.settings, self.task, self.teacher = recipe.distill, task, teacher
+        count = len(next(iter(batch.values())))
+        rows = Rows(recipe.distill, ta)
+        self.divided = self.settings.rows == "divided"
+        self.batches: dict[str, Batch] = {}
+        for piece in rows.pieces(range(count), 0):
+            for name in (name for group in piece.groups for name in group):
+                self.batches[name] = _rows(batch, piece.rows)
+        widths = {WHOLE: ta.widest, **rows.students}
+        self.models = {name: ta.student(widths[name]).dense().train() for name in self.batches}
+        self.ta = self.models.get(WHOLE)
         self.device = next(iter(batch.values())).device
-        self.taught = self.source = Logits(torch.empty(0))
+        self.taught: dict[str, Logits] = {}
+        self.source: dict[str, Logits] = {}
 
     def named(self) -> dict[str, Callable[[], None]]:
         """Each part by name, in the order of the step."""
-        return {"teacher_forward": self._teach} | {
-            name: lambda name=name: self._learn(name) for name in self.models
-        }
+        found = {"teacher_forward": self._teach}
+        if self.divided and self.settings.ta_student_weight:
+            found["ta_forward"] = self._lead
+        return found | {name: lambda name=name: self._learn(name) for name in self.models}
+
+    def _forward(self, model: nn.Module, batch: Batch) -> Logits:
+        with torch.no_grad(), precision(self.settings.precision, self.device):
+            return Logits(self.task.forward(model, batch))
 
     def _teach(self) -> None:
-        with torch.no_grad(), precision(self.settings.precision, self.device):
-            self.taught = Logits(self.task.forward(self.teacher, self.batch))
+        if self.divided:
+            self.taught = {n: self._forward(self.teacher, b) for n, b in self.batches.items()}
+        else:
+            one = self._forward(self.teacher, next(iter(self.batches.values())))
+            self.taught = dict.fromkeys(self.batches, one)
+
+    def _lead(self) -> None:
+        assert self.ta is not None
+        students = {name: own for name, own in self.batches.items() if name != WHOLE}
+        self.source = {name: self._forward(self.ta, own) for name, own in students.items()}
 
     def _learn(self, name: str) -> None:
-        mix = self.settings.teacher_mix
-        terms = [Term("truth", 1 - mix), Term("teacher", mix, self.taught)]
-        if name != "ta":
-            terms.append(Term("ta", self.settings.ta_student_weight, self.source))
+        mix, batch = self.settings.teacher_mix, self.batches[name]
+        terms = [Term("truth", 1 - mix), Term("teacher", mix, self.taught[name])]
+        if name != WHOLE and self.settings.ta_student_weight:
+            terms.append(Term("ta", self.settings.ta_student_weight, self.source[name]))
         with precision(self.settings.precision, self.device):
-            logits = Logits(self.task.forward(self.models[name], self.batch))
-            loss = self.task.objective(logits, self.batch, terms)[0]
-        if name == "ta":
-            self.source = logits.detach()
+            logits = Logits(self.task.forward(self.models[name], batch))
+            loss = self.task.objective(logits, batch, terms)[0]
+        if name == WHOLE and not self.divided:
+            self.source = dict.fromkeys(self.batches, logits.detach())
         loss.backward()
         self.models[name].zero_grad(set_to_none=True)
 

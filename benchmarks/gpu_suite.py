@@ -108,11 +108,11 @@ class Speed:
             return Step(own.distill, task, self.ta, teacher, batch, self.device)
 
         def gradients(step: Step) -> None:
-            step(batch, [], 1)
+            common.take(step, batch, 1)
             self.ta.model.zero_grad(set_to_none=True)
 
         def update(step: Step) -> None:
-            step(batch, [], 1)
+            common.take(step, batch, 1)
             nn.utils.clip_grad_norm_(self.ta.model.parameters(), recipe.distill.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -34,10 +34,15 @@ BOUND, VOCABULARY = 1.15, 50257
 SIZES = {False: ((512, 6), (768, 12), 8, 128), True: ((64, 2), (128, 2), 8, 64)}
 BASELINES = ("ta_chunked", "ta_whole")
 VARIANTS: dict[str, dict[str, Any]] = {
-    "matta": {"logits": "chunked"},
-    "matta_whole_logits": {"logits": "whole"},
-    "matta_micro_batch_2": {"logits": "chunked", "micro_batch": 2},
-    "matta_checkpoint_activations": {"logits": "chunked", "checkpoint_activations": True},
+    "matta": {"logits": "chunked", "rows": "all"},
+    "matta_divided": {"logits": "chunked", "rows": "divided"},
+    "matta_whole_logits": {"logits": "whole", "rows": "all"},
+    "matta_micro_batch_2": {"logits": "chunked", "rows": "all", "micro_batch": 2},
+    "matta_checkpoint_activations": {
+        "logits": "chunked",
+        "rows": "all",
+        "checkpoint_activations": True,
+    },
 }
 
 
@@ -90,9 +95,7 @@ def one(variant: str, quick: bool) -> dict[str, int]:
         step = Step(recipe.distill, task, ta, ModelTeacher(task, teacher), whole, device)
 
         def gradients() -> None:
-            over = task.counts({"input_ids": ids})
-            for part in ids.split(recipe.distill.micro_batch or size):
-                step({"input_ids": part}, list(range(len(part))), 0, over)
+            common.take(step, {"input_ids": ids})
 
     def update() -> None:
         gradients()

@@ -25,7 +25,9 @@ from matta_cli.training.teacher import ModelTeacher
 BOUND = 1.05
 
 
-def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool) -> dict[str, Any]:
+def measure(
+    name: str, vocabulary: int, logits: str, rows: str, quick: bool, compiled: bool
+) -> dict[str, Any]:
     """Seconds of a step and of its parts for one architecture."""
     device = common.device()
     width, layers, length, size = (
@@ -33,7 +35,7 @@ def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool
     )
     make: Any = common.vit if name == "vit" else lambda *a: common.gpt2(*a, vocabulary=vocabulary)
     recipe = Recipe()
-    recipe.distill.logits = logits
+    recipe.distill.logits, recipe.distill.rows = logits, rows
     recipe.distill.ramp = 0.0  # every term from the first step on
     ta = common.grown(name, make(width, layers, length))
     ta.model.to(device).train()
@@ -47,7 +49,7 @@ def measure(name: str, vocabulary: int, logits: str, quick: bool, compiled: bool
     parts = common.Parts(recipe, task, ta, teacher, batch)
 
     def run(step: Step) -> None:
-        step(batch, list(range(size)), 0)
+        common.take(step, batch)
         ta.model.zero_grad(set_to_none=True)
 
     eager = Step(recipe.distill, task, ta, ModelTeacher(task, teacher), batch, device)
@@ -88,6 +90,11 @@ def main() -> None:
             "gpt2_50257": ("gpt2", 50257, "auto"),
             "gpt2_50257_whole": ("gpt2", 50257, "whole"),
         }
+    cases = {
+        f"{case}_{rows}": (*given, rows)
+        for case, given in cases.items()
+        for rows in ("divided", "all")
+    }
     found = {case: measure(*given, options.quick, options.compile) for case, given in cases.items()}
     worst = max(case["ratio"] for case in found.values())
     common.result(

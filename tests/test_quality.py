@@ -1,31 +1,21 @@
 """The study's arithmetic and its page; and a whole small run of it, where there is data."""
 
-import copy
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
-from matta_adapters.mlp_ranker import Ranker
 from scipy import stats
 from sklearn.datasets import dump_svmlight_file
 
 from benchmarks.quality import gains, page, study, tables, training
 from benchmarks.quality.__main__ import RESULTS, chosen, of, results, tuned_for, tuning
-from benchmarks.quality.arms import SHARE, Arm, variants
+from benchmarks.quality.arms import Arm
 from benchmarks.quality.problem import QUICK_SHARE, Missing
 from benchmarks.quality.problems import PROBLEMS
-from benchmarks.quality.training import Run, spread
-from matta_cli.models import plugins
-from matta_cli.models.ta import TA
-from matta_cli.nested import grow, sizes
-from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks import task as tasks_task
 
 ROOT = Path(__file__).parents[1]
 VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
@@ -34,8 +24,6 @@ VIT, LM = PROBLEMS["vit"], PROBLEMS["lm"]
 def record(arm: str, seed: int, value: float, seconds: float = 1.0) -> dict:
     width = arm.partition("@")[2] or "1"
     widths = {width: {"dev": {"top1": value}, "test": {"top1": value}}}
-    if arm.startswith("family"):
-        widths = {f"{w:g}": widths["1"] for w in VIT.widths}
     if arm == "matta":
         widths["TA"] = {split: {"top1": value + 0.01} for split in ("dev", "test")}
     return {
@@ -92,26 +80,12 @@ def test_the_page_calls_a_gain_by_its_interval_only():
 
     words = {arm: word(arm) for arm in ("matta", "two-stage", "base")}
     assert words == {"matta": "better", "two-stage": "worse", "base": "no difference shown"}
-    found["family"] = [record("family", s, 0.8, 3.0) for s in seeds]
-    found["family-cheap"] = [record("family-cheap", s, 0.9 + s / 100, 2.0) for s in seeds]
-    found |= {
-        f"plain@{w:g}": [record(f"plain@{w:g}", s, 0.8, 2.0) for s in seeds] for w in (0.25, 0.5)
-    }
     found["unshared"] = found["plain"]
     found |= {
         "unshared/shampoo": found["plain"],
         "matta/shampoo": [record("matta/soap", s, 0.86 + s / 90) for s in seeds],
     }
     text = page.text([VIT], {"vit": of(VIT, False)}, {"vit": found}, False)
-    assert (
-        "| whole | 3 | 10 | 3 | 5 | 0.60 |" in text and "| cheap | 3 | 10 | 2 | 5 | 0.40 |" in text
-    )
-    [row] = [
-        line for line in text.splitlines() if "| 0.25 | top-1 error | 0.2000 | 0.2000 |" in line
-    ]
-    assert row.endswith("| +55.0 [+42.6, +67.4] | better |"), (
-        "errors of 0.1, 0.09, 0.08 for 0.2: gains of 50, 55 and 60 %"
-    )
     [row] = [
         line
         for line in text.splitlines()
@@ -123,13 +97,9 @@ def test_the_page_calls_a_gain_by_its_interval_only():
         f"{100 * 0.031 / 0.19:+.1f} ["
     )
     assert "By the first metric of each task: 1 better, 0 no difference shown, 0 worse." in text
-    assert (
-        "whole family: 0 better, 3 no difference shown, 0 worse; cheap family: 3 better, 0 no"
-        in text
-    )
     assert "super-additive |" in text and " † |" not in text
-    drawn = page.plot(VIT, of(VIT, False), found)
-    assert drawn.count("<circle") == 8 and "nan" not in drawn
+    [row] = [line for line in text.splitlines() if line.startswith("| two-stage TA")]
+    assert row.endswith(f"| {gains.gain_over_plain(VIT, 'top1', 'two-stage', found)} |")
 
 
 def test_pairs_share_the_base_where_they_can():
@@ -150,12 +120,7 @@ def test_pairs_share_the_base_where_they_can():
         {"vit": {"plain": plain, "matta": matta, "two-stage": elsewhere}},
         False,
     )
-    [row] = [
-        line
-        for line in text.splitlines()
-        if line.startswith("| Teacher → Student (plain distillation)")
-    ]
-    assert row.endswith("| 3 |"), "seeds are counted once"
+    assert "Up to 3 paired seeds" in text, "seeds are counted once"
 
 
 def test_a_seed_run_on_two_machines_is_one_draw():
@@ -215,89 +180,6 @@ def test_learning_rates_are_chosen_on_dev_by_every_arm_alike(tmp_path):
     assert chosen(VIT, arm, store) == chosen(VIT, more, store) == VIT.rates[1]
 
 
-def test_new_units_are_spread_and_the_base_within_is_not():
-    """As the search for the recipe tries it: the TA's function stays, and the base in it."""
-    torch.manual_seed(0)
-    adapter = plugins.adapter("vit")
-    model = timm.create_model(
-        "test_vit", img_size=16, num_classes=5, embed_dim=12, num_heads=3, depth=2
-    ).eval()
-    axes = sizes.nested_axes(adapter, model, ["mlp"])
-    grown = grow.grow(adapter, model, axes, {axis.name: 2 * axis.size for axis in axes})
-    ta = TA(adapter, grown, sizes.nested_axes(adapter, grown, ["mlp"]), sizes.full_sizes(axes), {})
-    before, images = (
-        {k: v.clone() for k, v in grown.state_dict().items()},
-        torch.randn(2, 3, 16, 16),
-    )
-    spread(ta, 2.0)
-    assert torch.allclose(grown(images), model(images), atol=1e-5)
-    for name, tensor in grown.state_dict().items():
-        old, base = before[name], len(tensor) // 2
-        if ".mlp.fc1." in name:
-            assert torch.equal(tensor[:base], old[:base]) and torch.equal(
-                tensor[base:], 2 * old[base:]
-            )
-        else:
-            assert torch.equal(tensor, old)
-
-
-def test_the_new_units_learn_at_a_rate_of_their_own():
-    """A step moves them by the factor, where axes overlap by no more, and all others as ever."""
-    torch.manual_seed(0)
-    adapter = plugins.adapter("mlp_ranker")
-    layers = [
-        {"layer": "Linear", "out": 8},
-        {"layer": "ReLU"},
-        {"layer": "Linear", "out": 8},
-        {"layer": "ReLU"},
-    ]
-    base = Ranker([], 5, [*layers, {"layer": "Linear", "out": 1}])
-    axes = sizes.nested_axes(adapter, base)
-    grown = grow.grow(adapter, base, axes, {axis.name: 2 * axis.size for axis in axes})
-    dense, label = torch.randn(32, 5), torch.randint(2, (32,)).float()
-    recipe = Recipe()
-    (
-        recipe.distill.steps,
-        recipe.distill.batch_size,
-        recipe.distill.teacher_mix,
-        recipe.distill.widths,
-    ) = 2, 16, 0.0, [1.0]
-    task = tasks_task.task("ranking", recipe)
-
-    class Split:
-        def __len__(self):
-            return len(label)
-
-        def batch(self, rows):
-            return {"dense": dense[list(rows)], "label": label[list(rows)]}
-
-    def moved(rate: float) -> dict[str, torch.Tensor]:
-        ta = TA(
-            adapter,
-            copy.deepcopy(grown),
-            sizes.nested_axes(adapter, grown),
-            sizes.full_sizes(axes),
-            {},
-        )
-        run = Run(recipe, task, ta, None, SimpleNamespace(train=Split()), rate=rate)
-        run.recipe.distill.steps = 1
-        run()
-        return {
-            name: tensor.cpu() - grown.state_dict()[name]
-            for name, tensor in ta.model.state_dict().items()
-        }
-
-    plain, half = moved(0.0), moved(0.5)
-    for name, step in plain.items():
-        new = torch.zeros_like(step, dtype=torch.bool)
-        if name != "mlp.4.bias":
-            new[..., 8:] = name != "mlp.0.weight"
-            if name != "mlp.4.weight":
-                new[8:] = True
-        assert torch.allclose(half[name], torch.where(new, step / 2, step), atol=1e-7), name
-    assert plain["mlp.4.weight"][:, 8:].abs().sum() > 0
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_too_large_for_a_cpu_is_left_out_there():
     with pytest.raises(Missing, match="too large for a CPU"):
@@ -314,40 +196,6 @@ def test_models_from_scratch_take_a_share_of_their_steps_in_the_quick_run(tmp_pa
     for quick in (False, True, False):
         problem.recipe(tmp_path, {}, 0, quick=quick)
     assert told == [(False, 400, 1.0), (True, 50, QUICK_SHARE), (False, 400, 1.0)]
-
-
-def test_the_search_shows_gains_over_its_own_reference(tmp_path):
-    """Variants of one Student against ``matta``, those of the family against ``family``, as the
-    mean over its widths.
-    """
-    tried = {"vit": variants(1.0, "vit")}
-    found = {
-        name: [record("family" if wide else "matta", 1000, top1)]
-        for name, top1, wide in (
-            ("matta", 0.80, False),
-            ("SOAP", 0.84, False),
-            ("family", 0.75, True),
-            ("two Students a step", 0.70, True),
-        )
-    }
-    (tmp_path / "recipe.md").write_text(f"before\n{page.MARKS[0]}\nold\n{page.MARKS[1]}\nafter\n")
-    page.write_recipe(tmp_path, [VIT], tried, {"vit": found})
-    said = (tmp_path / "recipe.md").read_text()
-    assert said.startswith("before\n") and said.endswith("after\n") and "old" not in said
-    assert "| matta | 0.2000 |" in said and "| SOAP | +20.0 |" in said
-    assert (
-        "| family | 0.2500, 0.2500, 0.2500 |" in said and "| two Students a step | -20.0 |" in said
-    )
-    assert "| Muon | – |" in said
-    more = [record("matta", 1000 + k, 0.80 + k / 100) for k in range(3)]
-    twice = [record("matta", 1000 + k, 0.82 + k / 50) for k in range(3)]
-    page.write_recipe(
-        tmp_path, [VIT], tried, {"vit": {"matta": more, "SOAP": twice, "Muon": twice[:2]}}
-    )
-    said = (tmp_path / "recipe.md").read_text()
-    each = stats.ttest_1samp([2 / 0.19, 3 / 0.19, 4 / 0.19], 0).confidence_interval(0.95)
-    assert f"| SOAP | +15.8 [{each.low:+.1f}, {each.high:+.1f}], 3 seeds |" in said
-    assert f"| Muon | {2 / 0.195:+.1f}, {3 / 0.195:+.1f} |" in said
 
 
 def test_two_arms_side_by_side_are_means_over_the_seeds_of_both():
@@ -382,14 +230,8 @@ def test_the_page_says_what_the_records_say():
         )
         for p in every
     }
-    assert page.text(every, some, found, False, tuned_for(every, store)).rstrip() + "\n" == (
-        ROOT / "docs" / "results.md"
-    ).read_text(encoding="utf-8")
-    for problem in every:
-        if (drawn := page.plot(problem, some[problem.name], found[problem.name])) is not None:
-            assert drawn == (ROOT / "docs" / "results" / f"{problem.name}.svg").read_text(
-                encoding="utf-8"
-            )
+    said = page.text(every, some, found, False, tuned_for(every, store)).rstrip() + "\n"
+    assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8").endswith(said)
 
 
 @pytest.mark.slow
@@ -419,13 +261,5 @@ def test_quick_study(tmp_path):
         [*command, "--cache", str(tmp_path / "cache")], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert "## Ranker on 160 queries" in done.stdout and "| MatTA, one Student |" in done.stdout
+    assert "| Ranker on 160 queries | NDCG@10 |" in done.stdout
     assert "ranker is left out: there is no folder 'ml-100k'" in done.stderr
-    [cheap] = [
-        line
-        for line in done.stdout.splitlines()
-        if line.startswith("| Ranker on 160 queries | cheap |")
-    ]
-    assert float(cheap.split("|")[-2]) == pytest.approx(SHARE, abs=0.03), (
-        "of the matrix products of three runs"
-    )

@@ -23,7 +23,7 @@ from matta_cli.training.objective import Step
 from matta_cli.training.optimizer import make_optimizer, untouched
 from matta_cli.training.rows import Rows
 from matta_cli.training.state import restore, state_of
-from matta_cli.training.teacher import ModelTeacher
+from matta_cli.training.teacher import ModelTeacher, halve
 
 N, D, V, TAU = 6, 5, 11, 2.0
 OVER = {"labels": 4.0, "outputs": 6.0}
@@ -431,6 +431,27 @@ def test_unshared_students_leave_the_ta_alone():
     expected, _, _ = gradients(rows="divided", widths=[2.0], ta_student_weight=0.0)
     same(alone, expected)
     assert all(p.grad is not None for model in ta.copies.values() for p in model.parameters())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_frozen_models_products_in_half_the_bits_are_the_same(tied):
+    """The weights that autocast would cast at each call are cast once."""
+    model = gpt2(24, seed=3)
+    if not tied:
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    ids = torch.arange(16)[None] * 3
+
+    def outputs():
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return model(ids).logits
+
+    expected, before = outputs(), sum(p.numel() * p.element_size() for p in model.parameters())
+    halve(model, torch.bfloat16)
+    assert torch.equal(outputs(), expected)
+    after = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert model.lm_head.weight.dtype == (torch.float32 if tied else torch.bfloat16)
+    assert model.transformer.wte.weight.dtype == torch.float32 and after < 0.75 * before
+    assert model.transformer.ln_f.weight.dtype == torch.float32
 
 
 def test_a_model_that_scales_its_logits_is_not_cut_at_the_head():

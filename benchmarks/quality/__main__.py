@@ -3,9 +3,8 @@
 Every arm starts from the same base and takes the same steps on the same data (again: as much
 compute); learning rates are chosen for every arm from the same grid, on ``dev``, on a seed of its
 own; results are on ``test``, paired over seeds. Each cell (an arm, a seed, a learning rate) is kept
-as soon as it is done: the same command, run again, goes on. Writes the page and its
-plots: docs/results.md, or where --out says. ``--recipe`` runs the search for the recipe instead
-(docs/recipe.md).
+as soon as it is done: the same command, run again, goes on. Writes docs/results.md, or where --out
+says.
 
     python -m benchmarks.quality --data FOLDER            # everything, five seeds
     python -m benchmarks.quality --data FOLDER --quick    # less of it, two seeds, to stdout
@@ -27,9 +26,10 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.quality import gains, page, peers, study
-from benchmarks.quality.arms import Arm, arms, variants
+from benchmarks.quality.arms import Arm, arms
 from benchmarks.quality.problem import Missing, Problem
 from benchmarks.quality.problems import PROBLEMS
+from matta_cli.files import atomic
 
 ROOT = Path(__file__).parents[2]
 KINDS = {
@@ -38,29 +38,14 @@ KINDS = {
     "ranker": ["ranker", "ranker_time", "lambdarank"],
     "encoder": ["encoder"],
 }
-RESULTS, SCREENED = (
-    ROOT / "benchmarks" / "results" / f"{name}.jsonl" for name in ("quality", "quality-recipe")
-)
-QUICK = (
-    "plain",
-    "matta",
-    "family",
-    "family-cheap",
-    "plain@0.25",
-    "plain@0.5",
-    "plain@0.75",
-    "plain@1",
-)
-SCREENING_SEEDS, CONFIRMING_SEEDS = 2, 7
-# a lead of the screening, and what it is compared with
-CONFIRMED = ("matta", "spread of the new units' weights x 2")
+RESULTS = ROOT / "benchmarks" / "results" / "quality.jsonl"
+QUICK = ("plain", "matta")
 
 
 def of(problem: Problem, quick: bool) -> list[Arm]:
     """The arms of a problem."""
-    expand = float(problem.convert.get("expand", 2.0))
     others = (peers.applies(problem.name), problem.optimizers)
-    every = arms(problem.widths, problem.size, expand, problem.labelled, *others)
+    every = arms(problem.widths, problem.size, problem.labelled, *others)
     return [arm for arm in every if arm.name in (QUICK if quick else problem.only or [arm.name])]
 
 
@@ -68,14 +53,6 @@ def tuning(problem: Problem, arm: Arm) -> list[study.Cell]:
     """What chooses an arm's learning rate: the same grid for every arm."""
     seeds = range(study.TUNED_ON, study.TUNED_ON + problem.tuning_seeds)
     return [study.Cell(problem.name, arm, seed, rate) for seed in seeds for rate in problem.rates]
-
-
-def screening(problem: Problem, arm: Arm) -> list[study.Cell]:
-    """What tells of a variant of the recipe: the seeds that settings are chosen on, the middle
-    learning rate.
-    """
-    seeds = CONFIRMING_SEEDS if arm.name in CONFIRMED else SCREENING_SEEDS
-    return [study.Cell(problem.name, arm, study.TUNED_ON + k, problem.middle) for k in range(seeds)]
 
 
 def results(
@@ -89,21 +66,19 @@ def results(
 
 
 def chosen(problem: Problem, arm: Arm, store: study.Store) -> float | None:
-    """The learning rate with the best primary metric on dev, the mean over seeds; of a family, over
-    its widths too.
+    """The learning rate with the best primary metric on dev, the mean over seeds.
 
     More steps of the same training take that of the fewer.
     """
     own = next(a for a in of(problem, False) if a.name == arm.tuned_as)
-    widths = problem.widths if own.is_family else (own.width or problem.size,)
+    width = f"{own.width or problem.size:g}"
     metric = problem.metrics[0]
     values: dict[float, list[float]] = {}
     for cell in tuning(problem, own):
         if not store.of(cell):
             return None
         measured = store.of(cell)[0]["widths"]
-        of_widths = [measured[f"{width:g}"]["dev"][metric] for width in widths]
-        values.setdefault(cell.rate, []).extend(of_widths)
+        values.setdefault(cell.rate, []).append(measured[width]["dev"][metric])
     best = max if gains.higher(problem, metric) else min
     return best(values, key=lambda rate: fmean(values[rate]))
 
@@ -141,15 +116,19 @@ def _options() -> Any:
     said = "run what there are results of again, from bases made here"
     add("--again", action="store_true", help=said)
     add("--arms", help="only these, by their names in arms.py: plain,matta,...; default: all")
-    said = "search for the recipe: variants of MatTA, on dev, on the tasks that have all arms"
-    add("--recipe", action="store_true", help=said)
     add("--out", type=Path, help="where the page goes; default: docs (quick: nowhere)")
     options = arguments.parse_args()
-    if options.recipe and options.quick:
-        why = "it takes minutes a task, and --arms takes names of variants"
-        arguments.error(f"--recipe has no quick form: {why}")
     options.error = arguments.error
     return options
+
+
+def write_page(folder: Path, said: str) -> None:
+    """Put what the records say of the paper's recipe below what the family's say, in results.md."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.md"
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    above, _, _ = before.partition("## The paper's recipe")
+    atomic.atomic_write(path, f"{above}{said.rstrip()}\n")
 
 
 def say(text: str) -> None:
@@ -165,8 +144,7 @@ class Study:
         self.docs = options.out or ROOT / "docs"
         self.every = list(PROBLEMS.values())  # the page shows all that there is, run now or not
         self.problems = self._present()
-        some = {p.name: variants(p.size, p.adapter) for p in self.every}
-        self.some = some if options.recipe else {p.name: of(p, self.quick) for p in self.every}
+        self.some = {p.name: of(p, self.quick) for p in self.every}
         # names may have commas, with a space after
         wanted = set(re.split(",(?! )", options.arms)) if options.arms else None
         known = {arm.name for own in self.some.values() for arm in own}
@@ -193,17 +171,6 @@ class Study:
         """Run the cells that the store does not have."""
         study.run_all(cells, store, self.cache, self.options.data, self.options.jobs, say, again)
 
-    def recipe(self) -> None:
-        """Try variants of the recipe, and put their table into docs/recipe.md."""
-        store = study.Store(SCREENED)
-        for problem in (problem for problem in self.problems if not problem.only):
-            cells = [cell for arm in self.asked[problem.name] for cell in screening(problem, arm)]
-            self.run(store, cells, self.options.again)
-        records = {}
-        for p in self.every:
-            records[p.name] = store.found({a.name: screening(p, a) for a in self.some[p.name]})
-        page.write_recipe(self.docs, self.every, self.some, records)
-
     def results(self, store: study.Store) -> None:
         """Run the arms, and write the page."""
         asked = {}
@@ -226,7 +193,7 @@ class Study:
         if self.quick:
             print(said)
         if self.options.out or not self.quick:
-            page.write(self.docs, self.every, self.some, records, said)
+            write_page(self.docs, said)
 
     def _grid(self, problem: Problem, asked: Sequence[Arm]) -> list[study.Cell]:
         """What chooses the learning rates of the arms that are asked for."""
@@ -237,9 +204,6 @@ class Study:
 
 def main() -> None:
     own = Study(_options())
-    if own.options.recipe:
-        own.recipe()
-        return
     with tempfile.TemporaryDirectory() as temp:
         own.results(study.Store(Path(temp) / "quick.jsonl" if own.quick else RESULTS))
 

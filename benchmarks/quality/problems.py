@@ -159,8 +159,6 @@ PROBLEMS = {
             only=(
                 "plain",
                 "matta",
-                "family",
-                "family-cheap",
                 "plain+compute",
                 "plain@0.25",
                 "plain@0.75",

@@ -20,15 +20,19 @@ from benchmarks.quality import peers
 from benchmarks.quality.arms import Arm
 from benchmarks.quality.problem import Problem, test_of
 from benchmarks.quality.problems import PROBLEMS
-from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one, spread
+from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
 from matta_cli.data.split import Data
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import kinds
+from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import Task
 from matta_cli.tasks.task import task as open_task
 from matta_cli.training.teacher import ModelTeacher
 from matta_cli.verdict import baselines
+
+# all of it is written out, so that another default of the engine is another study
+PAPER = PRESETS["paper"].values
 
 # the first seed that settings are chosen on, by dev; results have the seeds 0, 1, 2, ..., on test
 TUNED_ON = 1000
@@ -49,12 +53,9 @@ class Cell:
         problem = PROBLEMS[self.problem]
         known = ("adapter", "steps", "batch", "distill", "convert", "widths", "size", "bases")
         own = {name: getattr(problem, name) for name in known} | {"made": problem.made}
-        recipe = Recipe()  # what is off has no part, so that a new setting changes nothing
         changes = {k: v for k, v in asdict(self.arm).items() if v}
         arm = {k: v for k, v in changes.items() if k not in ("name", "label", "truth")}
-        every = {**vars(recipe.convert), **vars(recipe.distill)}
-        defaults = {name: value for name, value in every.items() if value}
-        parts = [self.problem, own, arm, self.seed, self.rate, self.quick, defaults]
+        parts = [self.problem, own, arm, self.seed, self.rate, self.quick, PAPER]
         text = json.dumps(parts, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -74,12 +75,10 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     recipe = problem.recipe(cache, problem.data(folders), cell.seed, quick=cell.quick)
     recipe.distill.lr, recipe.distill.allow_weak_teacher = cell.rate, True
     recipe.distill.optimizer = arm.optimizer or recipe.distill.optimizer
-    if arm.teacher:
-        recipe.distill.teacher = str(Path(recipe.distill.teacher).with_name(arm.teacher))
-    recipe = changed(recipe, convert=arm.convert, distill=arm.distill)
+    convert = {**PAPER["convert"], **problem.convert}
+    distill = {**PAPER["distill"], **problem.distill, **arm.distill}
+    recipe = changed(recipe, convert=convert, distill=distill)
     task, ta, teacher, data = converted(recipe)
-    if arm.spread:
-        spread(ta, arm.spread)
     splits = {"dev": data.held_out}
     if cell.seed < TUNED_ON:
         test = replace(recipe, data=replace(recipe.data, held_out=test_of(recipe)))
@@ -90,7 +89,7 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     for own_recipe, model, source in stages:
         if isinstance(source, ModelTeacher):
             source.model.eval().requires_grad_(False)
-        done.append(Run(own_recipe, task, model, source, data, arm.average, arm.rate)())
+        done.append(Run(own_recipe, task, model, source, data)())
     last, trained, _ = stages[-1]
     width = arm.width or problem.size
     sizes = {f"{width:g}": trained.widest}
@@ -140,10 +139,6 @@ def _stages(
     def flops(own: Recipe, model: TA, source: Any) -> float:
         return Run(own, task, model, source, data).flops
 
-    if arm.share:
-        apart = sum(flops(plain[0], alone(ta, w), teacher) for w in problem.widths)
-        share = arm.share * steps * apart / flops(recipe, ta, teacher)
-        stages[0][0].distill.steps = max(1, round(share))
     if arm.compute:  # as many matrix products as MatTA takes for one Student of that width
         reference = flops(changed(recipe, distill={"widths": [width]}), ta, teacher)
         each = sum(flops(*stage) for stage in stages)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from benchmarks.quality import peers
-from benchmarks.quality.arms import NAMES, PEER_WIDTH, SHARE, Arm
+from benchmarks.quality.arms import NAMES, PEER_WIDTH, Arm
 from benchmarks.quality.gains import (
     Arms,
     Record,
@@ -18,7 +18,6 @@ from benchmarks.quality.gains import (
     gain_over_plain,
     interval,
     label,
-    pair,
     paired,
     relative,
     seeds_of,
@@ -26,7 +25,6 @@ from benchmarks.quality.gains import (
     verdict,
 )
 from benchmarks.quality.problem import Problem
-from matta_cli.measure import intervals
 
 Found = Mapping[str, Arms]  # by problem
 
@@ -43,11 +41,6 @@ def shown(each: Values) -> str:
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines] + [""]
-
-
-def rate_of(problem: Problem, rate: float) -> str:
-    """A learning rate, marked where none beyond it was tried."""
-    return f"{rate:g}{'*' if rate in (min(problem.rates), max(problem.rates)) else ''}"
 
 
 def mean_of(records: Sequence[Record], name: str) -> float:
@@ -100,75 +93,6 @@ def tas(problem: Problem, arms: Arms) -> list[list[str]]:
     return [[problem.title, label(problem, name), *means, width, *gains]]
 
 
-_FAMILIES = ("family", "family-cheap")
-
-
-def family(problems: Sequence[Problem], found: Found) -> list[str]:
-    """One nested run against separate runs; and one that may cost no more than a part of them."""
-    rows, costs = [], []
-    for problem in problems:
-        arms, alone = found.get(problem.name, {}), {}
-        for width in problem.widths:
-            name = "plain" if width == problem.size else f"plain@{width:g}"
-            alone[width] = arms.get(name, [])
-        families = [arm for arm in _FAMILIES if arm in arms]
-        if families and all(alone.values()):
-            rows += _family_rows(problem, arms, alone)
-            costs += [_family_cost(problem, arm, arms[arm], alone) for arm in families]
-    if not rows:
-        return []
-    each = [part for kind in ("whole", "cheap") for part in (kind, "gain in %", "verdict")]
-    of_costs = ["task", "family", "sizes", "steps", "device-s", "alone, s"]
-    of_costs += [f"ratio (goal {SHARE:g})", "of FLOPs"]
-    whole, cheap = tally(row[6] for row in rows), tally(row[9] for row in rows)
-    return [
-        "## The family: one nested run, or one distillation for each size?",
-        "",
-        "The whole family takes the steps of a run alone, with all widths and a TA in each; it "
-        "also yields that TA. The cheap family takes one width a step, no TA, and so many steps "
-        f"that its matrix products are {SHARE:g} of those of all runs alone; what is marked – in "
-        "its seconds was run on another machine.",
-        "",
-        *table(["task", "width", "metric", "alone", *each], rows),
-        f"Of the widths, whole family: {whole}; cheap family: {cheap}.",
-        "",
-        *table(of_costs, costs),
-    ]
-
-
-def _family_rows(
-    problem: Problem, arms: Arms, alone: Mapping[float, Sequence[Record]]
-) -> list[list[str]]:
-    """A row for each width: its separate run, and both families."""
-    rows, name = [], problem.metrics[0]
-    for width, records in alone.items():
-        theirs = values(problem, records, name, f"{width:g}")
-        row = [problem.title, f"{width:g}", label(problem, name), shown(theirs)]
-        for arm in _FAMILIES:
-            ours = values(problem, arms[arm], name, f"{width:g}") if arm in arms else {}
-            of = gain(problem, name, ours, theirs)
-            row += [shown(ours), f"{of}", verdict(of)] if of else ["–", "–", "–"]
-        rows.append(row)
-    return rows
-
-
-def _family_cost(
-    problem: Problem, arm: str, records: Sequence[Record], alone: Mapping[float, Sequence[Record]]
-) -> list[str]:
-    """What a family took, over what its members took one by one."""
-    every = (records, *alone.values())
-    flops = mean_of(records, "flops") / sum(mean_of(r, "flops") for r in alone.values())
-    # seconds of two machines have no ratio
-    beside = set.intersection(*({pair(r) for r in own} for own in every))
-    seconds = ["–"] * 3
-    if beside:
-        means = [mean_of([r for r in own if pair(r) in beside], "seconds") for own in every]
-        together, apart = means[0], sum(means[1:])
-        seconds = [f"{together:.0f}", f"{apart:.0f}", f"{together / apart:.2f}"]
-    kind, steps = "whole" if arm == "family" else "cheap", f"{mean_of(records, 'steps'):.0f}"
-    return [problem.title, kind, str(len(alone)), steps, *seconds, f"{flops:.2f}"]
-
-
 def interaction(problems: Sequence[Problem], found: Found) -> list[str]:
     """Sharing and optimizer, two by two."""
     rows = []
@@ -209,7 +133,7 @@ def interaction(problems: Sequence[Problem], found: Found) -> list[str]:
     header = ["task", "optimizer", "metric", "unshared, AdamW", "sharing", "optimizer alone"]
     header += ["both", "interaction", "", "over plain"]
     return [
-        "## Sharing and the optimizer, two by two",
+        "### Sharing and the optimizer, two by two",
         "",
         "Gains in % over MatTA without sharing, by AdamW. The interaction is what sharing and the "
         "optimizer together give beyond the sum of what each gives alone; the paper calls its own, "
@@ -235,7 +159,7 @@ def peers_beside(
         return []
     header = ["task", "arm", "metric", "mean", "MatTA's gain over it, %", "MatTA is"]
     return [
-        "## Pruning tools at the same size",
+        "### Pruning tools at the same size",
         "",
         f"Each tool cuts the base to the parameters of width {PEER_WIDTH:g}, and the cut is "
         "distilled from the same Teacher: as many steps as MatTA takes with that one Student, and "
@@ -270,38 +194,26 @@ def _peer_rows(problem: Problem, some: Sequence[Arm], arms: Arms) -> list[list[s
     return rows
 
 
-def problem_section(problem: Problem, some: Sequence[Arm], arms: Arms) -> list[str]:
-    """All arms of one problem."""
-    if "plain" not in arms:
-        return []
-    size, gains = f"{problem.size:g}", {}
-    for key in arms:
-        gains[key] = [gain_over_plain(problem, name, key, arms) for name in problem.metrics]
-    missing = [arm.label for arm in some if arm.name not in arms]
-    firsts = {key: of[0] for key, of in gains.items() if of[0] is not None}
-    corrected = dict(zip(firsts, intervals.holm([of.p for of in firsts.values()]), strict=True))
+def all_arms(
+    problems: Sequence[Problem], some: Mapping[str, Sequence[Arm]], found: Found
+) -> list[str]:
+    """The gain of every arm over plain distillation on every problem, by its first metric."""
+    shown_ = [problem for problem in problems if "plain" in found.get(problem.name, {})]
+    labels = {arm.name: arm.label for own in some.values() for arm in own}
     rows = []
-    for arm in some:
-        records = arms.get(arm.name)
-        if not records or size not in records[0]["widths"]:
-            continue
-        row = [arm.label]
-        for name, of in zip(problem.metrics, gains[arm.name], strict=True):
-            row += [shown(values(problem, records, name, size)), str(of) if of else "–"]
-        p = corrected.get(arm.name)
-        row.append("–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}")
-        flops = mean_of(records, "flops") / mean_of(arms["plain"], "flops")
-        row += [f"{mean_of(records, 'seconds'):.1f}", f"{flops:.2f}"]
-        row += [f"{mean_of(records, 'steps'):.0f}", rate_of(problem, records[0]["rate"])]
-        rows.append([*row, str(len({record["seed"] for record in records}))])
-    columns = [part for name in problem.metrics for part in (label(problem, name), "gain in %")]
-    picture = f"![Gains over plain distillation: {problem.title}](results/{problem.name}.svg)"
+    for name, said in labels.items():
+        each = []
+        for problem in shown_:
+            arms = found[problem.name]
+            there = name != "plain" and arms.get(name)
+            of = gain_over_plain(problem, problem.metrics[0], name, arms) if there else None
+            each.append(str(of) if of else "–")
+        if set(each) != {"–"}:
+            rows.append([said, *each])
+    if not rows:
+        return []
     return [
-        f"## {problem.title}",
+        "### Every arm over plain distillation, in %",
         "",
-        f"Regime: {problem.regime}. Width {size}, {problem.steps} steps of {problem.batch}.",
-        "",
-        *([picture, ""] if firsts else []),
-        *table(["arm", *columns, "p", "device-s", "FLOPs", "steps", "lr", "seeds"], rows),
-        *([f"Not run yet: {'; '.join(missing)}.", ""] if missing else []),
+        *table(["arm", *(problem.title for problem in shown_)], rows),
     ]

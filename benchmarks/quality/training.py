@@ -12,8 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 
 from benchmarks import common
 from matta_cli.adapter import Sizes
@@ -45,45 +44,11 @@ def of_one(adapter: Any, model: nn.Module, kinds: list[str]) -> TA:
     return TA(adapter, model, axes, sizes.full_sizes(axes), {})
 
 
-def grown(ta: TA, tensors: Mapping[str, Tensor], *, outgoing: bool) -> list[Tensor]:
-    """The parts, as views, of tensors shaped as the TA's that are of the units that were grown."""
-    base, found = ta.sizes(1.0), []
-    for axis in ta.axes:
-        for place in (place for place in axis.slices if outgoing or not place.outgoing):
-            for block in range(place.blocks):
-                start = place.start + (block * axis.size + base[axis.name]) * place.unit
-                found.append(
-                    tensors[place.tensor].narrow(
-                        place.dim, start, (axis.size - base[axis.name]) * place.unit
-                    )
-                )
-    return found
-
-
-@torch.no_grad()
-def spread(ta: TA, factor: float) -> None:
-    """Multiply the incoming weights of the units that were grown."""
-    for part in grown(ta, dict(ta.model.named_parameters()), outgoing=False):
-        part.mul_(factor)
-
-
 class Run:
-    """One training: takes its steps, counts what they cost. seconds: of one device.
-
-    average: the decay of an average of the TA's weights that teaches the Students in the TA's
-    place; 0: none. rate: what the learning rate of the units that were grown is multiplied by; 0:
-    nothing.
-    """
+    """One training: takes its steps, counts what they cost. seconds: of one device."""
 
     def __init__(
-        self,
-        recipe: Recipe,
-        task: Task,
-        ta: TA,
-        teacher: Teacher | None,
-        data: Data,
-        average: float = 0.0,
-        rate: float = 0.0,
+        self, recipe: Recipe, task: Task, ta: TA, teacher: Teacher | None, data: Data
     ) -> None:
         task = tasks_task.task(task.name, recipe)
         teacher = (
@@ -94,40 +59,16 @@ class Run:
         self.training = Training(setup, Workspace(Path()), count_flops=True)
         assert self.training.flops is not None
         self.flops = self.training.flops  # of one step
-        self.average: AveragedModel | None = None
-        if average:
-            self.average = AveragedModel(ta.model, multi_avg_fn=get_ema_multi_avg_fn(average))
-            self.training.step.models["teaching"] = self.average.module
-        self.rate = rate
-        # of each parameter, which of its numbers are of those units
-        self.grown: dict[str, Tensor] = {}
-        if rate:
-            self.grown = {
-                name: torch.zeros_like(p, dtype=torch.bool)
-                for name, p in ta.model.named_parameters()
-            }
-            for part in grown(ta, self.grown, outgoing=True):
-                part.fill_(True)
 
     def __call__(self) -> Run:
         steps = range(self.recipe.distill.steps)
         batches = self.training.batches(steps)
+        started = time.perf_counter()
         for step in steps:
-            started = time.perf_counter()
-            parameters = dict(self.training.ta.model.named_parameters()) if self.grown else {}
-            before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             self.training.take(step, next(batches))
-            # what the optimizer moved the new units by, times the factor
-            for name, parameter in parameters.items():
-                old, new = before[name], parameter.detach()
-                new.copy_(torch.where(self.grown[name], old.lerp(new, self.rate), new))
-            if self.average is not None:
-                self.average.update_parameters(self.training.ta.model)
-            self.seconds += time.perf_counter() - started
         if torch.cuda.is_available():  # what is still under way counts
-            started = time.perf_counter()
             torch.cuda.synchronize()
-            self.seconds += time.perf_counter() - started
+        self.seconds = time.perf_counter() - started
         return self
 
 

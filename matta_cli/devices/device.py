@@ -34,13 +34,18 @@ def resolved(name: str, device: torch.device) -> str:
     return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
 
 
+def half(name: str, device: torch.device) -> torch.dtype | None:
+    """The type of half the bits that a precision computes products in; None where it has none."""
+    return _HALF.get(resolved(name, device))
+
+
 @contextmanager
 def precision(name: str, device: torch.device) -> Iterator[None]:
     """Autocast to bf16 or fp16 within, for forward passes; weights stay float32.
 
     Products of float32 are those of ``products``.
     """
-    dtype = _HALF.get(resolved(name, device))
+    dtype = half(name, device)
     cast = torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
     with products(name, device), cast:
         yield

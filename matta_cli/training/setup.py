@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from matta_cli.data.split import Data
+from matta_cli.devices.device import half
 from matta_cli.devices.processes import ALONE, World
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
@@ -81,6 +82,8 @@ def opened(
         outputs = task.outputs(ta.model)
         split = data.held_out[0]
         teachers.check_teacher(settings, task, model, outputs, split, device, world.size)
+        if (dtype := half(settings.precision, device)) is not None:
+            teachers.halve(model, dtype)
     elif by_file:
         teacher = said = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
         if not settings.allow_weak_teacher:
