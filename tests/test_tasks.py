@@ -61,7 +61,7 @@ def softmax(x: np.ndarray) -> np.ndarray:
 def kl(s, t, tau):
     over = {"labels": 1.0, "outputs": float(s.shape[:-1].numel())}
     term = targets.Term("teacher", 1.0, targets.Logits(t))
-    return of_classes(targets.Logits(s), torch.zeros(s.shape[:-1]), [term], over, tau, "forward")[0]
+    return of_classes(targets.Logits(s), torch.zeros(s.shape[:-1]), [term], over, tau)[0]
 
 
 @pytest.mark.parametrize("chunk", [1 << 24, 16])
@@ -87,9 +87,7 @@ def test_cross_entropy_skips_ignored_labels(chunk, monkeypatch):
     labels = torch.randint(0, 7, (3, 4), generator=torch.Generator().manual_seed(1))
     labels[:, -1] = IGNORED
     over = counts(labels)
-    loss, _ = of_classes(
-        targets.Logits(s), labels, [targets.Term("truth", 1.0)], over, 1.0, "forward"
-    )
+    loss, _ = of_classes(targets.Logits(s), labels, [targets.Term("truth", 1.0)], over, 1.0)
     (gradient,) = torch.autograd.grad(loss, s)
     reference = nn.functional.cross_entropy(s[:, :-1].reshape(-1, 7), labels[:, :-1].reshape(-1))
     torch.testing.assert_close(loss, reference)

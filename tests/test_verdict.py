@@ -223,12 +223,9 @@ def test_plain_is_plain_distillation(here):
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            warm = max(1, round(0.05 * STEPS))
-            done = (step - warm) / (STEPS - warm)
+            warm, decay = max(1, round(0.05 * STEPS)), round(0.2 * STEPS)
             for group in optimizer.param_groups:
-                group["lr"] = 0.02 * (
-                    (step + 1) / warm if step < warm else 0.55 + 0.45 * np.cos(np.pi * done)
-                )
+                group["lr"] = 0.02 * min((step + 1) / warm, 1, (STEPS - step) / decay)
             optimizer.step()
         got = load_ta(
             Workspace(here / "baselines" / f"{kind}-width-0.5").newest()

@@ -126,8 +126,18 @@ class StudentView:
             _recompute(block)
 
     def compile(self, **options: Any) -> None:
-        """Run as one compiled graph (``torch.compile``'s options); shapes are fixed."""
-        self.run = torch.compile(self.run, dynamic=False, **options)
+        """Run compiled (``torch.compile``'s options); shapes are fixed.
+
+        Repeated blocks share one graph, which takes as long to compile as one of them; a model
+        without any is one graph.
+        """
+        blocks = repeated_blocks(self.skeleton)
+        for block in blocks:
+            block.forward = torch.compile(  # type: ignore[method-assign]
+                block.forward, dynamic=False, **options
+            )
+        if not blocks:
+            self.run = torch.compile(self.run, dynamic=False, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if self.skeleton.training != self.training:

@@ -113,7 +113,7 @@ class Step:
                 view.without_dropout()
             if settings.checkpoint_activations and own not in shallower:
                 view.recompute()
-            if settings.compile:
+            if settings.compile and own not in shallower:
                 view.compile(backend=settings.compile)
         return models
 
@@ -140,8 +140,8 @@ class Step:
         sizes = self.rows.sizes(len(next(iter(batch.values()))))
         # what teaches without learning on the same rows runs without a gradient, by another graph
         together = self.settings.rows == "all" and WHOLE in sizes
-        for name, counts in sizes.items():
-            [count] = counts  # of several, graphs of fixed shapes would be made again and again
+        for name in (group[0] for group in self.rows.groups):
+            [count] = sizes[name]  # of several, graphs would be made again and again
             own = {key: tensor[:count] for key, tensor in batch.items()}
             with precision(self.settings.precision, self.device):
                 self._logits(name, own).hidden.float().sum().backward()

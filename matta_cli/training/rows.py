@@ -46,7 +46,7 @@ class Rows:
         models = {name: ta.sizes(width) for name, width in self.students.items()}
         if trained:
             models = {WHOLE: full_sizes(ta.axes), **models}
-        alone = ta.copies or settings.shard or settings.compile
+        alone = ta.copies or settings.shard
         self.groups = [(name,) for name in models] if alone else groups(ta.axes, models)
         shares = self._shares(ta)
         self.shares = [sum(shares[name] for name in group) for group in self.groups]
