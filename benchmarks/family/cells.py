@@ -109,6 +109,7 @@ def _arms() -> dict[str, Arm]:
         Arm("all", "a family, every row through all", distill={"rows": "all"}),
         Arm("largest", "width 1.0 alone, all the compute", 1.0),
         Arm("healed", "width 1.0, cut and healed", heal=True),
+        Arm("taught", "rows divided, width 1.0 teaches", distill=taught),
         Arm("wider", "rows divided, a TA of width 2", convert=wider),
         Arm("wider+taught", "rows divided, a TA of width 2 teaches", distill=taught, convert=wider),
         Arm(
