@@ -22,13 +22,16 @@ def indices(
 
     ``order`` keeps the order of the epoch in use from one call to the next.
     """
-    drawn = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    drawn: list[int] = []
+    position, end = step * batch_size, (step + 1) * batch_size
+    while position < end:
         epoch, offset = divmod(position, count)
         if epoch not in order:
             order.clear()
             order[epoch] = example_order(seed, epoch, count)
-        drawn.append(int(order[epoch][offset]))
+        own = order[epoch][offset : offset + end - position].tolist()
+        drawn += own
+        position += len(own)
     return drawn
 
 
