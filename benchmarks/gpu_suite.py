@@ -30,12 +30,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks import common
 from benchmarks.gpu_checks import correctness, resumed
+from matta_cli.data.split import Batch
 from matta_cli.devices.device import peak_flops
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
+from matta_cli.tasks.task import Task
 from matta_cli.training.objective import Step
 from matta_cli.training.optimizer import make_optimizer
 from matta_cli.training.teacher import ModelTeacher
@@ -60,6 +63,10 @@ def registered() -> None:
     lines = [f"[{group}]\n{entries.replace(chr(34), '')}" for group, entries in tables]
     folder.joinpath("entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     sys.path += [str(folder.parent), str(Path(__file__).parents[1] / "adapters")]
+
+
+# parts of the names of operators whose work is matrix products
+_PRODUCTS = ("mm", "matmul", "attention", "linear", "convolution")
 
 
 class Speed:
@@ -92,32 +99,102 @@ class Speed:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _measure(self, parts: bool, settings: dict[str, Any]) -> dict[str, Any]:
+    def fill(self) -> dict[str, Any]:
+        """Batches of twice the size, as long as they fit and are faster by the token.
+
+        The parts after this one take the fastest.
+        """
+        speeds: dict[int, float] = {}
+        fastest, most = self.size, 16 if self.device.type != "cuda" else 512
+        while self.size <= most:
+            size = self.size
+            found = self(False)
+            self.clear()
+            speeds[self.size] = found["tokens_per_s"]
+            if self.size < size or speeds[size] < 1.03 * speeds.get(fastest, 0.0):
+                break
+            fastest, self.size = size, 2 * size
+        self.size = max(speeds, key=lambda size: speeds[size])
+        return {"tokens_per_s": speeds, "batch": self.size}
+
+    def profile(self, **settings: Any) -> dict[str, Any]:
+        """Where the time of a step goes: shares of a step's wall time.
+
+        products: matrix products and attention, the losses' too. other: all else that computes.
+        losses, optimizer: all that is done in them. idle: when the device computes nothing.
+        """
+        recipe, task, batch, optimizer = self._setting(settings)
+        objective = task.objective
+
+        def named(*given: Any) -> Any:
+            with record_function("losses"):
+                return objective(*given)
+
+        task.objective = named  # type: ignore[method-assign]
+        step = self._step(recipe, task, batch)
+        self._update(step, batch, optimizer)
+        cuda = self.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
+        with profile(activities=activities) as watched:
+            began = time.perf_counter()
+            for _ in range(self.rounds):
+                self._update(step, batch, optimizer)
+            if cuda:
+                torch.cuda.synchronize()
+            wall = time.perf_counter() - began
+        own, whole = ("self_device_time_total", "device_time_total")
+        if not cuda:
+            own, whole = ("self_cpu_time_total", "cpu_time_total")
+        events = watched.key_averages()
+        ranges = {"losses": 0.0, "optimizer": 0.0}
+        products = other = 0.0
+        for event in events:
+            name, seconds = event.key, getattr(event, own) / 1e6
+            if name == "losses" or name.startswith("Optimizer.step"):
+                kind = "losses" if name == "losses" else "optimizer"
+                ranges[kind] += getattr(event, whole) / 1e6
+            if any(part in name for part in _PRODUCTS):
+                products += seconds
+            elif name.startswith("aten::"):
+                other += seconds
+        shares = {"products": products, "other": other, **ranges}
+        found = {name: seconds / wall for name, seconds in shares.items()}
+        idle = max(0.0, 1 - found["products"] - found["other"])
+        return {**found, "idle": idle, "seconds": wall / self.rounds}
+
+    def _setting(self, settings: dict[str, Any]) -> tuple[Recipe, Task, Batch, Any]:
+        """What a step is made of, and an optimizer."""
         recipe = Recipe()
-        torch._dynamo.reset()
         recipe.distill.ramp = 0.0
         recipe.update({"distill": settings}, "benchmark")
         task = tasks_task.task("causal_lm", recipe)
         shape, generator = (self.size, self.length), torch.Generator().manual_seed(0)
         ids = torch.randint(self.vocabulary, shape, generator=generator)
-        batch = {"input_ids": ids.to(self.device)}
         optimizer = make_optimizer(recipe.distill, self.ta.model, [], self.device)
+        return recipe, task, {"input_ids": ids.to(self.device)}, optimizer
 
-        def made(own: Recipe) -> Step:
-            teacher = ModelTeacher(task, self.teacher)
-            return Step(own.distill, task, self.ta, teacher, batch, self.device)
+    def _update(self, step: Step, batch: Batch, optimizer: Any) -> None:
+        common.take(step, batch, 1)
+        nn.utils.clip_grad_norm_(self.ta.model.parameters(), step.settings.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def _step(self, recipe: Recipe, task: Task, batch: Batch) -> Step:
+        teacher = ModelTeacher(task, self.teacher)
+        return Step(recipe.distill, task, self.ta, teacher, batch, self.device)
+
+    def _measure(self, parts: bool, settings: dict[str, Any]) -> dict[str, Any]:
+        torch._dynamo.reset()
+        recipe, task, batch, optimizer = self._setting(settings)
 
         def gradients(step: Step) -> None:
             common.take(step, batch, 1)
             self.ta.model.zero_grad(set_to_none=True)
 
         def update(step: Step) -> None:
-            common.take(step, batch, 1)
-            nn.utils.clip_grad_norm_(self.ta.model.parameters(), recipe.distill.clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            self._update(step, batch, optimizer)
 
-        step = made(recipe)
+        step = self._step(recipe, task, batch)
         flops = step.flops(batch) * self.size
         first, memory = self._first(lambda: update(step))
         candidates: dict[str, Callable[[], Any]] = {
@@ -128,7 +205,7 @@ class Speed:
         if recipe.distill.compile:
             plain = copy.deepcopy(recipe)
             plain.distill.compile = ""
-            eager = made(plain)
+            eager = self._step(plain, task, batch)
             others = {"eager_update": lambda: update(eager)}
         elif parts:
             others = common.Parts(recipe, task, self.ta, self.teacher, batch).named()
@@ -225,7 +302,9 @@ class Suite:
         speed = self.speed
         if speed is None:
             return
+        self.part("fill", speed.fill, 90)
         self.part("eager", lambda: speed(True), 90)
+        self.part("profile", speed.profile, 40)
         self.part("eager_whole_logits", lambda: speed(False, logits="whole"), 40)
         if self.toy:  # at full size the logits are large enough to be chunked unasked
             self.part("eager_chunked_logits", lambda: speed(False, logits="chunked"), 40)

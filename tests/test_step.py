@@ -272,8 +272,9 @@ def test_all_compiled_steps_of_a_process_are_compiled():
         before = Step.graphs()
         gradients(compile="aot_eager", precision=precision, logits=logits)
         made.append(Step.graphs() - before)
-    # one for the blocks of each width and type; how logits are made has no part in them
-    assert made == [4, 0, 4, 0]
+    # one for the blocks of each width and type, and two for losses with and without the TA's; how
+    # logits are made has no part in them
+    assert made == [6, 0, 6, 0]
 
 
 def test_kept_logits_are_made_once_and_change_nothing(monkeypatch):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,20 @@ def counts(labels: Tensor) -> Counts:
 
 
 def of_classes(
-    logits: Logits, labels: Tensor, terms: Sequence[Term], over: Counts, temperature: float
+    logits: Logits,
+    labels: Tensor,
+    terms: Sequence[Term],
+    over: Counts,
+    temperature: float,
+    backend: str = "",
 ) -> Losses:
     """The weighted sum of terms, and each of them, for ``logits`` [..., classes].
 
     labels: int64 [...]. They (and Teachers that gave only labels) make a cross-entropy; Teachers
     the divergence of the distributions softened by ``temperature``, KL(target || model), times its
     square (Hinton et al. 2015, arXiv 1503.02531). Sums over rows are divided by ``over`` (see
-    ``counts``). Gradients reach the logits; a target is a constant.
+    ``counts``). Gradients reach the logits; a target is a constant. backend: of torch.compile, for
+    what is done to each few rows; empty: not compiled.
 
     All terms share one pass over the rows, a few at a time, with gradients in closed form: a
     softmax over a large vocabulary that autograd records would keep several float32 copies of all
@@ -49,7 +56,7 @@ def of_classes(
         else:
             scale = temperature**2 / max(1.0, over["outputs"])
             parts.append(_Part(scale, term.weight, target, temperature))
-    total, values = _Summed.apply(logits, parts, *logits.tensors)
+    total, values = _Summed.apply(logits, parts, backend, *logits.tensors)
     return total, dict(zip((term.name for term in terms), values.unbind(), strict=True))
 
 
@@ -103,35 +110,28 @@ class _Summed(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Logits, parts: Sequence[_Part], *tensors: Tensor | None
+        ctx: Any, logits: Logits, parts: Sequence[_Part], backend: str, *tensors: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         model, given = logits.prepared(), [part.target for part in parts]
         targets = [t.prepared() if isinstance(t, Logits) else t for t in given]
         own = _Gradient(logits, model) if any(ctx.needs_input_grad) else None
-        values = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
+        sums = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
+        scales = sums.new_tensor([part.scale for part in parts])
+        weights = sums.new_tensor([part.weight for part in parts])
+        known = any(isinstance(target, TopK) for target in targets)
+        summed = _compiled(backend) if backend and not known else _rows
+        temperatures = [part.temperature for part in parts]
         for here in chunks(model, *given):
-            z, summed = model.part(here), None
-            softened: dict[float, Tensor] = {}
-            for k, (part, target) in enumerate(zip(parts, targets, strict=True)):
-                tau, factor = part.temperature, part.weight * part.scale
-                if tau not in softened:
-                    softened[tau] = torch.log_softmax(z / tau, -1)
-                log_p = softened[tau]
-                if isinstance(target, Tensor):
-                    value, grad = _cross_entropy(log_p, target[here], own is not None)
-                else:
-                    log_q = _log_q(target, here, log_p, tau)
-                    value, grad = _divergence(log_p, log_q, tau, own is not None)
-                values[k] += value * part.scale
-                if summed is None:
-                    summed = None if grad is None else grad.mul_(factor)
-                elif grad is not None:
-                    summed.add_(grad, alpha=factor)
-            if own is not None and summed is not None:
-                own.add(here, summed)
+            some = [_some(target, here) for target in targets]
+            found, gradient = summed(
+                model.part(here), some, temperatures, weights * scales, own is not None
+            )
+            sums += found
+            if own is not None and gradient is not None:
+                own.add(here, gradient)
+        values = sums * scales
         ctx.gradient = own
         ctx.mark_non_differentiable(values)
-        weights = torch.tensor([part.weight for part in parts], device=values.device)
         return (values * weights).sum(), values
 
     @staticmethod
@@ -140,7 +140,7 @@ class _Summed(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
         if gradient is None:
             raise RuntimeError("This loss has been differentiated before; compute it again.")
-        return None, None, *gradient.times(upstream)
+        return None, None, None, *gradient.times(upstream)
 
 
 def chunks(model: Logits, *others: Target) -> list[slice]:
@@ -153,11 +153,50 @@ def chunks(model: Logits, *others: Target) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _log_q(target: Logits | TopK, here: slice, log_p: Tensor, temperature: float) -> Tensor:
-    """A few rows of a target's softened log probabilities, [n, classes]."""
-    if isinstance(target, TopK):
-        return target.log_q(here, log_p)
-    return torch.log_softmax(target.part(here).div_(temperature), -1)
+def _some(target: Target, here: slice) -> Tensor | TopK:
+    """A few rows of a target: labels, fresh float32 logits, or what is known of them."""
+    if isinstance(target, Tensor):
+        return target[here]
+    if isinstance(target, Logits):
+        return target.part(here)
+    return TopK(target.log_probs[here], target.index[here], target.rest[here])
+
+
+@functools.cache
+def _compiled(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_rows, backend=backend, dynamic=False)
+
+
+def _rows(
+    z: Tensor,
+    targets: Sequence[Tensor | TopK],
+    temperatures: Sequence[float],
+    factors: Tensor,
+    need: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The value of each term on a few rows [n, classes], summed over them, without its scale.
+
+    factors: of the terms, by which they are summed up into the gradient of the logits ``z``, the
+    second of what is returned, where there is ``need`` of it. Changes ``z`` and the targets.
+    """
+    values: list[Tensor] = []
+    gradient: Tensor | None = None
+    softened: dict[float, Tensor] = {}
+    for k, (target, tau) in enumerate(zip(targets, temperatures, strict=True)):
+        if tau not in softened:
+            softened[tau] = torch.log_softmax(z / tau, -1)
+        log_p = softened[tau]
+        if isinstance(target, Tensor) and not target.is_floating_point():
+            value, own = _cross_entropy(log_p, target, need)
+        else:
+            soft = target.log_q(slice(None), log_p) if isinstance(target, TopK) else target
+            log_q = soft if isinstance(target, TopK) else torch.log_softmax(soft.div_(tau), -1)
+            value, own = _divergence(log_p, log_q, tau, need)
+        values.append(value)
+        if own is not None:
+            own = own.mul_(factors[k])
+            gradient = own if gradient is None else gradient.add_(own)
+    return torch.stack(values), gradient
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, Tensor | None]:

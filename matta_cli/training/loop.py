@@ -147,8 +147,9 @@ class Training:
         began = time.perf_counter()
         count = f"{len(self.step.models)} graphs, one for each width"
         listen(Progress(message=f"Compiling {count}."))
-        rows = self._chosen(self.counters.step, {})
-        graphs = self.step.warm_up(self._here(self.data.train.batch(rows)))
+        pieces = self.drawn(self.counters.step, {})
+        parts = [(self._here(self.data.train.batch(piece.rows)), piece) for piece in pieces]
+        graphs = self.step.warm_up(parts, self._counts(parts)[0])
         listen(Progress(message=f"Compiled in {time.perf_counter() - began:.1f} s."))
         return graphs
 

@@ -131,23 +131,16 @@ class Step:
             return None
         return Exits(self.ta.axes, models[deepest], {name: models[name] for name in others})
 
-    def warm_up(self, batch: Batch) -> int:
-        """Compile every model's graph on the rows that it gets, so that training compiles none.
+    def warm_up(self, parts: Sequence[tuple[Batch, Piece]], over: dict[str, float]) -> int:
+        """Take a step, to be forgotten, so that training itself compiles no graph.
 
-        batch: the rows of a step of this process. Returns how many there are.
+        parts: of a step, on the device. over: its ``Task.counts``. Returns how many graphs there
+        are.
         """
         buffers = [(buffer, buffer.clone()) for buffer in self.ta.model.buffers()]
-        sizes = self.rows.sizes(len(next(iter(batch.values()))))
-        # what teaches without learning on the same rows runs without a gradient, by another graph
-        together = self.settings.rows == "all" and WHOLE in sizes
-        for name in (group[0] for group in self.rows.groups):
-            [count] = sizes[name]  # of several, graphs would be made again and again
-            own = {key: tensor[:count] for key, tensor in batch.items()}
-            with precision(self.settings.precision, self.device):
-                self._logits(name, own).hidden.float().sum().backward()
-                if self.teaches and name != WHOLE and not together:
-                    with torch.no_grad():
-                        self._logits(WHOLE, own)
+        for step in (0, self.settings.steps):  # without the TA -> Student term, and with it
+            for batch, piece in parts:
+                self(batch, piece, step, over)
         for parameter in self.ta.model.parameters():
             parameter.grad = None
         for buffer, before in buffers:

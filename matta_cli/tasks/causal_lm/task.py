@@ -110,7 +110,7 @@ class CausalLM(Task):
         # shift the labels, not the logits: those would be copied
         labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=classes.IGNORED)
         own, over = self.recipe.distill, over or self.counts(batch)
-        return classes.of_classes(logits, labels, terms, over, own.temperature)
+        return classes.of_classes(logits, labels, terms, over, own.temperature, own.compile)
 
     def items(self, batch: Batch) -> int:
         """Tokens that are predicted."""

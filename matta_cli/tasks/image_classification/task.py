@@ -94,7 +94,7 @@ class ImageClassification(Task):
     ) -> Losses:
         own, over = self.recipe.distill, over or self.counts(batch)
         label = batch["label"]
-        return losses.of_classes(logits, label, terms, over, own.temperature)
+        return losses.of_classes(logits, label, terms, over, own.temperature, own.compile)
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """``correct1``, and ``correct5`` where there are more than 5 classes; three more.
