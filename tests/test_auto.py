@@ -616,7 +616,7 @@ def test_convert(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = Recipe()
     example, task = EXAMPLES[name]
-    values = {"source": f"auto_models:{name}", "example": example, "task": task}
+    values = {"source": f"auto_models:{name}", "example": example, "task": task, "expand": 2.0}
     recipe.update({"convert": values}, "test")
     done = convert(recipe, Path("out"))  # detected by its form: no --adapter is needed
     ta = load_ta("out")

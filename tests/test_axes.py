@@ -58,7 +58,7 @@ def folder(tmp_path, monkeypatch):
 
 def settings(**more):
     recipe = Recipe()
-    given = {"source": "base", "axes": ["mlp", "heads", "hidden", "depth"], **more}
+    given = {"source": "base", "axes": ["mlp", "heads", "hidden", "depth"], "expand": 2.0, **more}
     distilled = {
         "teacher": "teacher",
         "steps": 3,

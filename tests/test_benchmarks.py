@@ -105,20 +105,6 @@ def test_memory():
 
 
 @pytest.mark.slow
-def test_family_cost():
-    found = quick("family_cost", "--students-per-step", "3", "4")
-    [seed] = found["seeds"]
-    three, four = seed["families"]["3"], seed["families"]["4"]
-    assert 0 < three["ratio"] < three["ratio_shared_teacher"]
-    assert [s["updates"] for s in four["students"].values()] == 4 * [found["steps"]]
-    assert sum(s["updates"] for s in three["students"].values()) == 3 * found["steps"]
-    assert all(
-        s["difference"]["low"] <= s["difference"]["value"] <= s["difference"]["high"]
-        for s in three["students"].values()
-    )
-
-
-@pytest.mark.slow
 def test_gpu_suite(tmp_path):
     found = quick("gpu_suite", "--out", str(tmp_path / "found.json"))
     assert found["holds"] and found["toy"]

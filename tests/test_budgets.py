@@ -272,6 +272,7 @@ def trained(tmp_path_factory) -> tuple[Recipe, Path]:
         ]
         MLPRanker().save(Ranker([(5, 8)], 2, inner).eval(), folder / role)
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
+    recipe.convert.expand = 2.0
     recipe.data.train, recipe.data.categorical, recipe.data.dense = (
         str(folder / "rows.csv"),
         ["a"],

@@ -202,7 +202,7 @@ def test_students_load_without_matta_and_shrink(finished):
         "    tokenizer = AutoTokenizer.from_pretrained(f'width-{w}')\n"
         "    ids = tokenizer('the object', return_tensors='pt').input_ids\n"
         "    expected = (1, ids.shape[1], model.config.vocab_size)\n"
-        "    print(w, model.config.n_inner, tuple(model(ids).logits.shape) == expected)\n"
+        "    print(w, model.config.n_inner or 256, tuple(model(ids).logits.shape) == expected)\n"
         "assert not [m for m in sys.modules if m.startswith('matta')]\n"
     )
     done = subprocess.run(
@@ -347,7 +347,7 @@ def test_a_report_with_baselines(typed):
             ["distill is a table", "not 5", "below [distill]"],
         ),
         ("distill --teacher gpt2-large --device tpu7 --overwrite", ["'tpu7'"]),
-        ("distill --teacher gpt2-large --widths 5 --overwrite", ["Width 5", "up to 2"]),
+        ("distill --teacher gpt2-large --widths 5 --overwrite", ["Width 5", "up to 1"]),
         ("distill --teacher gpt2-large --config missing.toml --overwrite", ["'missing.toml'"]),
         (
             "distill --teacher gpt2-large --config typo.toml --overwrite",
@@ -368,7 +368,7 @@ def test_a_report_with_baselines(typed):
         ),
         ("export --widths 0.5 --margin 2 --overwrite", ["--margin 2", "from 0 to 1"]),
         ("export --widths 0 --overwrite", ["--widths '0'"]),
-        ("export --widths 3 --overwrite", ["Width 3", "up to 2"]),
+        ("export --widths 3 --overwrite", ["Width 3", "up to 1"]),
         ("export --widths a --overwrite", ["--widths 'a'", "0.25,0.5,1.0"]),
         ("export --widths 0.5,0.5001 --overwrite", ["0.5 and 0.5001", "same Student"]),
         (
@@ -400,7 +400,7 @@ def test_a_report_with_baselines(typed):
             ["once for all"],
         ),
         ("eval --against gpt2-large", ["--against 'gpt2-large'", "width-0.25"]),
-        ("eval matta-out@9", ["Width 9", "up to 2"]),
+        ("eval matta-out@9", ["Width 9", "up to 1"]),
         ("eval matta-out@0.5 nothing/here/at/all", ["'nothing/here/at/all'"]),
         ("eval gpt2-large other-vocabulary", ["325", "320"]),
         ("eval gpt2-large --held-out nothing.txt", ["'nothing.txt'"]),

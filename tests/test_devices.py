@@ -131,7 +131,7 @@ def test_two_processes_have_the_loss_curve_of_one(made, kind, more, by):
     """Queries have unequal numbers of rows, so that a mean of means would be another number. Data
     parallel, and sharded.
     """
-    flags = ["--steps", "6", "--micro-batch", "2"]
+    flags = ["--steps", "6", "--micro-batch", "2", "--widths", "0.25,0.5,0.75,1.0"]
     one, two = (
         distill_here(made / f"{kind}-one", *flags),
         distill(made / f"{kind}-two", *flags, *more, by=by),

@@ -31,7 +31,16 @@ def tools(name, axes=("depth",), order=(), shares=None, **settings):
     """A recipe, its task, a TA that is the base itself, a Teacher and a batch of four."""
     recipe = Recipe()
     recipe.update(
-        {"distill": {"widths": WIDTHS, "ramp": 0.0, "dropout": False, **settings}}, "test"
+        {
+            "distill": {
+                "widths": WIDTHS,
+                "ramp": 0.0,
+                "ta_student_weight": 0.5,
+                "dropout": False,
+                **settings,
+            }
+        },
+        "test",
     )
     adapter, model = plugins.adapter(name), MODELS[name]()
     found = sizes.nested_axes(adapter, model, list(axes))

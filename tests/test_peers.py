@@ -76,5 +76,5 @@ def test_a_peer_is_offered_where_it_applies():
         "torch-pruning" in peers.applies("vit") and "Conv1D" in peers.refused("lm")["torch-pruning"]
     )
     assert "fastnas" in peers.refused("encoder")["modelopt"]
-    names = [arm.name for arm in arms((0.5, 1.0), 1.0, 2.0, True, ("torch-pruning",))]
+    names = [arm.name for arm in arms((0.5, 1.0), 1.0, True, ("torch-pruning",))]
     assert names[-2:] == ["plain@0.5", "torch-pruning@0.5", "torch-pruning@0.5+compute"][-2:]

@@ -73,7 +73,12 @@ def settings(source="model.pt", **more):
         **more,
     }
     recipe.update(
-        {"convert": {"source": source}, "data": {"train": "train.csv"}, "distill": values}, "test"
+        {
+            "convert": {"source": source, "expand": 2.0},
+            "data": {"train": "train.csv"},
+            "distill": values,
+        },
+        "test",
     )
     recipe.export.bootstrap = 5
     return recipe
@@ -553,7 +558,7 @@ def test_tensorboard_has_what_the_log_has(folder):
 def test_compiled_training_makes_one_graph_for_each_width_and_no_more(folder, rows, widths, graphs):
     convert(settings(), Path("out"))
     said: list[str] = []
-    same = {"steps": 5, "rows": rows, "widths": widths}
+    same = {"steps": 5, "rows": rows, "widths": widths, "ta_student_weight": 0.5}
     recipe = settings(compile="aot_eager", **same)
     distill(settings(**same), Path("out"), overwrite=True)
     log = [

@@ -139,7 +139,7 @@ def gpt2(width, layers=2, seed=0):
 def tools(**settings):
     """A recipe, its task, a TA, a Teacher and a batch of four."""
     recipe = Recipe()
-    recipe.distill.ramp = 0.0
+    recipe.distill.ramp, recipe.distill.ta_student_weight = 0.0, 0.5
     recipe.update({"distill": settings}, "test")
     adapter = plugins.adapter("gpt2")
     base = gpt2(16)

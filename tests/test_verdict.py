@@ -60,7 +60,11 @@ def settings():
         "eval_every": 30,
     }
     recipe.update(
-        {"convert": {"source": "model.pt"}, "data": {"train": "train.csv"}, "distill": values},
+        {
+            "convert": {"source": "model.pt", "expand": 2.0},
+            "data": {"train": "train.csv"},
+            "distill": values,
+        },
         "test",
     )
     recipe.data.eval_examples, recipe.export.widths = 0, [0.25, 0.5]

@@ -9,7 +9,7 @@ kept as soon as it is done: the same command, run again, goes on.
 
     python -m benchmarks.family --data FOLDER            # hours
     python -m benchmarks.family --data FOLDER --quick    # ten minutes, to stdout
-    python -m benchmarks.family --page                   # the table of what was measured
+    python -m benchmarks.family --page                   # docs/results.md, of what was measured
 
 """
 
@@ -123,14 +123,14 @@ def _options() -> Any:
     add("--cache", type=Path, help="for bases and Teachers; default: a folder in /tmp")
     add("--jobs", type=int, default=os.cpu_count(), help="cells at a time, each on one thread")
     add("--arms", help=f"only these, of {','.join(ARMS)}; default: the main ones")
-    add("--page", action="store_true", help="only print the tables of what was measured")
+    add("--page", action="store_true", help="only write docs/results.md from what was measured")
     return arguments.parse_args()
 
 
 def main(lengths: Sequence[str] = tuple(cells.LENGTHS)) -> None:
     options = _options()
     if options.page:
-        print(page.text(Store(RESULTS)))
+        page.write(ROOT / "docs" / "results.md", page.text(Store(RESULTS)))
         return
     study = Study(options)
     asked = [length for length in lengths if options.length in (length, "all")]
@@ -141,7 +141,10 @@ def main(lengths: Sequence[str] = tuple(cells.LENGTHS)) -> None:
                 if not options.quick:
                     study.tune(store, problem, length)
                 study.results(store, problem, length)
-        print(page.text(store))
+        if options.quick:
+            print(page.text(store))
+        else:
+            page.write(ROOT / "docs" / "results.md", page.text(store))
 
 
 if __name__ == "__main__":

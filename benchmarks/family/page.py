@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -11,14 +12,18 @@ from benchmarks.quality import gains
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.study import TUNED_ON, Store
 from benchmarks.quality.tables import table
+from matta_cli.files import atomic
 
 Record = dict[str, Any]
 Records = Mapping[str, Sequence[Record]]  # by arm, one for each seed
 
 
+HEAD = Path(__file__).with_name("head.md").read_text(encoding="utf-8")
+
+
 def text(store: Store) -> str:
     """All tables, as Markdown."""
-    lines: list[str] = []
+    lines = [HEAD]
     for name, problem in PROBLEMS.items():
         for length in LENGTHS:
             records = found(store, name, length)
@@ -26,6 +31,13 @@ def text(store: Store) -> str:
                 lines += [f"### {problem.title}, {said(records, length)}", ""]
                 lines += [*rows(problem, records), ""]
     return "\n".join(lines)
+
+
+def write(path: Path, said: str) -> None:
+    """Put the tables above what the page has of the paper's recipe."""
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    _, mark, rest = before.partition("## The paper's recipe")
+    atomic.atomic_write(path, f"{said.rstrip()}\n\n{mark}{rest}".rstrip() + "\n")
 
 
 def found(store: Store, problem: str, length: str) -> Records:

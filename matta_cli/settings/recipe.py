@@ -35,8 +35,8 @@ class ConvertSettings:
         "for the adapter auto: causal_lm, image_classification or ranking; empty: from the example",
     )
     expand: float = flag(
-        2.0,
-        "the TA's width; the base is width 1.0, and 1.0 nests inside the base itself",
+        1.0,
+        "the TA's width; at 1.0 Students nest inside the base itself, above it in a larger one",
         least=1,
         most=64,
         rule="it is the TA's width, from 1.0 to 64",
@@ -178,7 +178,7 @@ class DistillSettings:
         1.0, "weight of the TA's own loss, beside 1 for the Students'; 0: it is not trained", TERM
     )
     ta_student_weight: float = setting(
-        0.5, "final weight of the TA -> Student term; 0: Students follow the Teacher alone", TERM
+        0.0, "final weight of the TA -> Student term; 0: Students follow the Teacher alone", TERM
     )
     ramp: float = setting(
         0.2,

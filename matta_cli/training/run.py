@@ -122,7 +122,7 @@ def _other_count(last: Path, world: World) -> str:
     if before == world.size:
         return ""
     now = f"{world.size} device{'s' if world.size > 1 else ''}"
-    return f", on {now} what ran on {before}: the same batches, sums in another order"
+    return f", on {now} what ran on {before}: the same batches, rows and sums in another order"
 
 
 def _rewind(log: Path, step: int) -> None:
