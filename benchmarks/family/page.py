@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.family.cells import ARMS, LENGTHS, PROBLEMS, WIDTHS
+from benchmarks.family.cells import ARMS, LENGTHS, MAIN, PROBLEMS, WIDTHS
 from benchmarks.quality import gains
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.study import TUNED_ON, Store
@@ -74,6 +74,7 @@ def rows(problem: Problem, records: Records) -> list[str]:
                 continue
             each = [_gain(problem, metric, own, alone[width], width) for width in WIDTHS]
             costs = [f"{cost(own, alone, key):.2f}" for key in ("flops", "seconds")]
+            costs[1:] = costs[1:] if arm.partition("/")[0] in MAIN else ["–"]
             lines.append([ARMS[arm].label, *costs, *each])
     return table(header, lines)
 

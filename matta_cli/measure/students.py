@@ -55,7 +55,7 @@ def measure(
     device: torch.device,
     processes: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """The task's metrics of the TA and of each width, by name, while it is trained.
+    """The task's metrics of each width, and of a TA that is none of them, while it is trained.
 
     processes: of the run; ``score.at_a_time`` says what for.
     """
@@ -70,8 +70,6 @@ def measure(
         model = measurable(task, ta.student(width), data.train, size, device)
         found[f"{width:g}"] = metrics(model)
     widest = f"{ta.widest:g}"
-    if widest in found and not ta.copies and not has_statistics(ta.model):
-        found["TA"] = found[widest]  # the same model
-    else:
+    if widest not in found or ta.copies or has_statistics(ta.model):  # else it is that Student
         found["TA"] = metrics(ta.model.eval())
     return found

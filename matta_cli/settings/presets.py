@@ -21,13 +21,14 @@ class Preset:
 PRESETS = {
     "default": Preset(
         "a family of Students for a fraction of what separate runs cost",
-        "docs/results.md, the first table",
+        "better than separate runs at 0.4 of their FLOPs where steps are scarce (docs/results.md)",
         {},
     ),
     "paper": Preset(
         f"as {MATTA}, has it: a TA wider than the base learns beside the Students and teaches "
         "them, and every row goes through all of them",
-        "no better at equal compute (docs/results.md)",
+        "in few steps of equal compute worse; one Student at equal steps no different from plain "
+        "distillation (docs/results.md)",
         {
             "convert": {"expand": 2.0},
             "distill": {

@@ -146,7 +146,7 @@ class DistillSettings:
     decay: float = setting(0.2, "of wsd: share of the steps that go down to 0", **SHARE)
     optimizer: str = flag(
         "adamw",
-        "{choices}",
+        "{choices}; where steps are few, muon and soap came further in as many (docs/recipe.md)",
         "Shampoo: MatTA, arXiv 2505.23337; AdamW: our choice",
         choices="adamw | shampoo | soap | muon",
     )

@@ -15,6 +15,8 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.save import save_model
 from matta_cli.models.ta import TA
+from matta_cli.nested.sizes import full_sizes
+from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Say
 from matta_cli.report.schema import Cost, ModelEntry, Parity, Program, Role, Timing
 from matta_cli.students.student import Written
@@ -34,9 +36,10 @@ def models(
 ) -> list[ModelEntry]:
     """One entry for each model, measured.
 
-    converted: the TA as it was before the run. students: the entries of those in ``folders``.
+    converted: the TA as it was before the run. students: the entries of those in ``folders``. The
+    TA has none of its own where a Student is all of it.
     """
-    opened = [*_teacher(held_out, run.ta, say), _ta(run), _base(converted)]
+    opened = [*_teacher(held_out, run.ta, say), *_ta(run, students), _base(converted)]
     for entry, folder in zip(students, folders, strict=True):
         model = load_student(folder)
         entry.cost = _size(model, folder)
@@ -102,9 +105,13 @@ def _teacher(held_out: HeldOut, ta: TA, say: Say) -> Opened:
     return [(entry, teacher)]
 
 
-def _ta(run: Reached) -> tuple[ModelEntry, nn.Module]:
-    size = _size(run.ta.model, run.folder)
-    return ModelEntry("TA", Role.TA, run.ta.widest, cost=size), run.ta.model
+def _ta(run: Reached, students: Sequence[ModelEntry]) -> Opened:
+    ta, whole = run.ta, full_sizes(run.ta.axes)
+    alone = ta.copies or has_statistics(ta.model)  # then it is not the Student, whatever its sizes
+    if not alone and any(student.sizes == whole for student in students):
+        return []
+    entry = ModelEntry("TA", Role.TA, ta.widest, cost=_size(ta.model, run.folder))
+    return [(entry, ta.model)]
 
 
 def _base(converted: TA) -> tuple[ModelEntry, nn.Module]:

@@ -64,7 +64,7 @@ class Training:
         self.counters = Counters(processes=self.world.size)
         self.damaged: set[Path] = set()  # checkpoints of the run that do not count
         self.rows = Rows(settings, ta)
-        first = self._first(0)
+        first = self._largest(0)
         if settings.compile and "group" in first:
             why = "each batch has another number of rows, and needs a graph"
             raise MattaError(f"--compile is not supported for queries: {why}.")
@@ -218,9 +218,10 @@ class Training:
             for step in steps:
                 yield [(next(batches), piece) for piece in self.drawn(step, order)]
 
-    def _first(self, step: int) -> Batch:
-        """A step's first batch, on the device."""
-        return self._here(self.data.train.batch(self.drawn(step, {})[0].rows))
+    def _largest(self, step: int) -> Batch:
+        """The largest batch of a step, on the device."""
+        largest = max((piece.rows for piece in self.drawn(step, {})), key=len)
+        return self._here(self.data.train.batch(largest))
 
     def _here(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
