@@ -30,7 +30,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import Task
 from matta_cli.training.run import distill
 
-GOAL, WIDTHS = 20.0, [0.375, 0.5, 0.75, 1.0, 1.5]
+GOAL, WIDTHS = 20.0, [0.375, 0.5, 0.75, 1.0]
 
 
 def difference(

@@ -524,7 +524,7 @@ def test_a_whole_run(folder: Path, texts: Path) -> None:
     assert set(terms[0]) == {"TA", "0.25", "0.5"}
     for width in ("0.25", "0.5"):
         # no ground truth, although teacher_mix is 0.9
-        assert set(terms[-1][width]) == {"teacher", "ta", "loss"}
+        assert set(terms[-1][width]) == {"teacher", "loss"}
         assert terms[-1][width]["loss"] == terms[-1][width]["teacher"]
         first, last = (
             np.mean([t[width]["teacher"] for t in part]) for part in (terms[:5], terms[-5:])
