@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import roc_auc_score
 
 from matta_cli import family
+from matta_cli.comparison import compare
 from matta_cli.conversion.convert import convert
 from matta_cli.data import sampling
 from matta_cli.errors import Interrupted, MattaError
@@ -25,11 +26,12 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals
 from matta_cli.measure.score import at_a_time
 from matta_cli.models.folders import load_student, load_ta
-from matta_cli.report import claims
+from matta_cli.report import verdicts
 from matta_cli.report.schema import Report, Role
 from matta_cli.search import run as search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import DataSettings, DistillSettings, Recipe
+from matta_cli.settings.resolve import resolve
 from matta_cli.students import card
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.ranking.task import Ranking
@@ -141,8 +143,8 @@ def test_a_sabotaged_student_is_called_worse_and_the_others_are_not(here):
     export(settings(), here, overwrite=True)
     result = judge.remake(here)
     found = rivals(result)
-    assert found["width 0.5"] == claims.WORSE
-    assert found["width 0.25"] in (claims.BETTER, claims.SAME, claims.NO_WORSE)
+    assert found["width 0.5"] == verdicts.WORSE
+    assert found["width 0.25"] in (verdicts.BETTER, verdicts.SAME, verdicts.NO_WORSE)
     alarms = result.notes
     assert any("width 0.5 is worse than plain distillation 0.5" in alarm for alarm in alarms)
     assert any("width 0.5 is larger than width 0.25 but worse in AUC" in alarm for alarm in alarms)
@@ -175,7 +177,7 @@ def test_two_copies_of_one_model_are_no_different(here):
     student = load_student(here / "students" / "width-0.5")
     replace_weights(Workspace(plain).newest(), student.state_dict())
     found = pair(judge.remake(here), "width 0.5", "plain distillation 0.5")
-    assert found.verdict == claims.SAME
+    assert found.verdict == verdicts.SAME
     assert found.gain == found.low == found.high == 0 and found.p == 1
 
 
@@ -371,25 +373,6 @@ def test_fresh_weights_are_drawn_by_the_library_itself():
     assert 0.01 < vit.blocks[0].mlp.fc1.weight.std() < 0.1
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "margin", "sure", "word"),
-    [
-        (0.1, 0.3, 0.05, True, claims.BETTER),
-        (0.1, 0.3, 0.05, False, claims.NO_WORSE),
-        (0.01, 0.03, 0.05, False, claims.SAME),
-        (0.0, 0.0, 0.0, True, claims.SAME),
-        (-0.04, 0.04, 0.05, True, claims.SAME),
-        (-0.04, 0.2, 0.05, True, claims.NO_WORSE),
-        (-0.04, -0.01, 0.05, True, claims.SAME),
-        (-0.3, -0.1, 0.05, True, claims.WORSE),
-        (-0.3, -0.01, 0.05, False, claims.WORSE),
-        (-0.3, 0.3, 0.05, True, claims.WIDE),
-    ],
-)
-def test_the_words(low, high, margin, sure, word):
-    assert claims.judged(low, high, margin, sure) == word
-
-
 def test_a_half_written_last_line_of_the_log_is_left_out(here):
     """What a machine that lost its power leaves behind."""
     before = log.evaluations(Workspace(here), "auc")
@@ -532,6 +515,31 @@ def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
     assert not [pair for pair in judge.remake(here).pairs if pair.a == "TA"]
 
 
+def test_eval_of_an_exported_folder_says_what_its_report_says(here):
+    """On the examples and by the margin of the report, without a flag."""
+    recipe = settings()
+    recipe.export.widths = [0.25, 0.5, 1.0]
+    recipe.export.margin, recipe.export.bootstrap = 0.2, 150
+    recipe.data.held_out = "other.csv"
+    rows = Path("train.csv").read_text().splitlines()
+    Path("other.csv").write_text("\n".join([rows[0], *rows[1000:1700]]) + "\n")
+    report = export(recipe, here, overwrite=True)
+    resolved = resolve({}, here, ran=True, exported=True)[0]
+    for against, reference in ((f"{here}/ta@1", "base"), (f"{here}/students/width-0.25", None)):
+        names = [f"{here}/ta@1", *(str(here / str(one.folder)) for one in report.students)]
+        found = compare.evaluation(resolved, compare.Asked(names, against=against), here)
+        own = {one["name"]: one["differences"].get("auc") for one in found["models"]}
+        for student in report.students:
+            said = own[str(here / str(student.folder))]
+            if said:
+                one = pair(report, student.name, reference or "width 0.25")
+                assert (said["value"], said["low"], said["high"]) == (one.gain, one.low, one.high)
+                assert said["verdict"] == one.verdict and said["p"] == one.p
+    (entry,) = (one for one in found["models"] if one["name"].endswith("ta@1"))
+    assert entry["metrics"]["auc"] == vars(report.base.metrics["auc"])
+    assert "other.csv" in found["data"] and found["margin"] == 0.2
+
+
 def test_what_users_typed_is_no_markup_in_a_model_card(here):
     report = written(here)
     report.data = "a|b `c` <img src=x>\n*d* [e](f) # g"
@@ -569,3 +577,16 @@ def test_students_for_a_budget_are_cut_out_of_the_runs_ta(here, monkeypatch):
     _, students, _, run, _ = given
     assert [student.name for student in students] == ["params-40"]
     assert all(student.ta is run.ta for student in students)
+
+
+def test_eval_leaves_out_what_chose_a_students_sizes(here):
+    """Measured on these, it would look too good; its report leaves them out, too."""
+    report = export(budgets(settings()), here, overwrite=True)
+    (student,) = report.students
+    name = str(here / str(student.folder))
+    recipe = resolve({}, here, ran=True, exported=True)[0]
+    whole, half = (
+        compare.evaluation(recipe, compare.Asked([name], unchosen=unchosen), here)["models"][0]
+        for unchosen in (False, True)
+    )
+    assert half["metrics"]["auc"] == vars(student.metrics["auc"]) != whole["metrics"]["auc"]

@@ -64,7 +64,8 @@ def eval(
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
     batch_size: options.AtATime = None,
-    bootstrap: options.Bootstrap = 1000,
+    bootstrap: options.Bootstrap = None,
+    margin: options.Margin = None,
     task: _Task = None,
     tasks: _Tasks = None,
     task_data: _TaskData = None,
@@ -84,8 +85,7 @@ def eval(
     typed = locals()
     flags = options.tables(typed, "data")
     flags["distill"] = {"device": device, "batch_size": batch_size}
-    flags["export"] = {"bootstrap": bootstrap}
-    check_value("export.bootstrap", bootstrap)
+    flags["export"] = {"bootstrap": bootstrap, "margin": margin}
     if task_limit < 0:
         many = "it is a number of examples, 0 for all of them"
         raise MattaError(f"--task-limit {task_limit} is not possible: {many}.")
@@ -94,9 +94,12 @@ def eval(
     from matta_cli.comparison.subjects import chosen_by, home
 
     out = home(folders or [], out)
-    recipe = options.resolved(flags, out, file, ran=True)
+    recipe = options.resolved(flags, out, file, ran=True, exported=True)
+    for setting in ("bootstrap", "margin"):
+        check_value(f"export.{setting}", getattr(recipe.export, setting))
     asked = _asked(typed, out)
-    for name in chosen_by(asked.models):
+    asked.unchosen = train is None and held_out is None and bool(chosen_by(asked.models))
+    for name in chosen_by(asked.models) if not asked.unchosen else ():
         chosen = f"{name} was chosen on a half of the run's held-out examples"
         console.say(f"Note: {chosen}: measured on these, it looks too good.")
     result = evaluation(recipe, asked, out, say=console.say)

@@ -44,8 +44,16 @@ def _show_differences(result: Result) -> None:
             less = model["differences"].get(metric["name"])
             if less:
                 row = [model["name"], metric["label"], _interval(less, sign=True)]
-                rows.append([*row, _p(less["p"]), _p(less["p_holm"]), less["test"]])
-    _another(["model", "metric", f"less {result['against']}", "p", "p (Holm)", "test"], rows)
+                rows.append(
+                    [*row, less["verdict"] or "-", _p(less["p"]), _p(less["p_holm"]), less["test"]]
+                )
+    headers = ["model", "metric", f"less {result['against']}", "verdict", "p", "p (Holm)", "test"]
+    _another(headers, rows)
+    if rows:
+        console.say(
+            f"Verdicts are those of a report: by the intervals and p, where a loss of "
+            f"{result['margin']:.3g} of the value of {result['against']} does not count."
+        )
 
 
 def _show_harness(result: Result) -> None:

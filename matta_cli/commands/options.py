@@ -85,7 +85,7 @@ Format = Annotated[str | None, flag("export.format", metavar=LIST)]
 Dtype = Annotated[str | None, flag("export.dtype")]
 Checkpoint = Annotated[str | None, flag("export.checkpoint")]
 Margin = Annotated[float | None, flag("export.margin")]
-Bootstrap = Annotated[int, flag("export.bootstrap")]
+Bootstrap = Annotated[int | None, flag("export.bootstrap")]
 TargetParams = Annotated[list[str] | None, flag("export.target_params", panel=BUDGET)]
 TargetLatency = Annotated[list[str] | None, flag("export.target_latency", panel=BUDGET)]
 TargetMemory = Annotated[list[str] | None, flag("export.target_memory", panel=BUDGET)]
@@ -139,10 +139,14 @@ def tables(typed: Mapping[str, Any], *sections: str) -> dict[str, dict[str, Any]
 
 
 def resolved(
-    flags: Mapping[str, Mapping[str, Any]], out: Path | None, file: Path | None, ran: bool = False
+    flags: Mapping[str, Mapping[str, Any]],
+    out: Path | None,
+    file: Path | None,
+    ran: bool = False,
+    exported: bool = False,
 ) -> Recipe:
     """The recipe of flags and files, which are named to the user; see ``resolve``."""
-    recipe, read = resolve(flags, out, file, ran=ran)
+    recipe, read = resolve(flags, out, file, ran=ran, exported=exported)
     for path in read:
         console.say(f"Settings from {path}.")
     return recipe

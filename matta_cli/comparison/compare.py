@@ -15,7 +15,7 @@ from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, task
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
-from matta_cli.measure import cost, intervals, score, students
+from matta_cli.measure import cost, intervals, pairs, score, students
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.nested import view
 from matta_cli.progress import Say
@@ -33,7 +33,8 @@ class Asked:
     models: those compared, the first (or ``against``) with all others; folders, hub ids, timm
     names, and ``FOLDER@WIDTH`` for a Student of a TA. speculative: a small model and a larger one.
     tasks: of lm-evaluation-harness; task_data: local files of their examples; task_limit: examples
-    of each (0: all).
+    of each (0: all). unchosen: leave out the half of the held-out examples that sizes are chosen by,
+    as the report on such Students does.
     """
 
     models: Sequence[str]
@@ -48,6 +49,7 @@ class Asked:
     tasks: Sequence[str] = ()
     task_data: Mapping[str, str] = field(default_factory=dict)
     task_limit: int = 0
+    unchosen: bool = False
 
     @property
     def references(self) -> dict[str, str]:
@@ -85,6 +87,8 @@ def evaluation(
     splits: Sequence[Split] = ()
     if _needs_data(recipe, asked):
         data = _data(recipe, task, first, [*subjects, *others.values()], device)
+        if asked.unchosen:
+            data = score.reported(data, score.chooses(task, first.model, data, device))
         splits = data.held_out
         say(f"Measuring on {data.description}.")
         for subject in [*subjects, *others.values()]:
@@ -105,7 +109,7 @@ def evaluation(
             say(f"Measuring {subject.name}.")
             scored[subject.name] = _score(recipe, task, subject, splits, device)
     entries = _entries(recipe, task, subjects, others, first.name, macs, scored)
-    result = _result(task, data, device, first.name, others, list(entries.values()))
+    result = _result(recipe, task, data, device, first.name, others, list(entries.values()))
     if asked.tasks:
         _add_tasks(recipe, asked, subjects, entries, first.name, say)
     if asked.cascade:
@@ -223,7 +227,7 @@ def _entries(
     """Each model's cost, metrics, differences and agreement, by its name."""
     resamples = recipe.export.bootstrap
     tables = {subject.name: scored[subject.name].columns for subject in subjects}
-    differences = intervals.against(task, tables, against, resamples)
+    differences = pairs.against(task, task.metrics, tables, against, recipe.export)
     entries: dict[str, dict[str, Any]] = {}
     for subject in subjects:
         name = subject.name
@@ -246,6 +250,7 @@ def _entries(
 
 
 def _result(
+    recipe: Recipe,
     task: Task,
     data: Data | None,
     device: torch.device,
@@ -263,6 +268,7 @@ def _result(
         "device": cost.device_card(device),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
         "against": against,
+        "margin": recipe.export.margin,
         "agreement": {"of": task.alike, **{which: other.name for which, other in others.items()}},
         "models": models,
     }

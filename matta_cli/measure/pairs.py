@@ -1,19 +1,16 @@
-"""The comparisons of a report: which models it compares, and what each comparison says."""
+"""The comparisons of a report and of ``matta eval``: which models, and what each comes to."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 
+from matta_cli.data.split import Columns
+from matta_cli.measure import intervals
 from matta_cli.measure.held_out import HeldOut
-from matta_cli.measure.intervals import Difference, differences, holm
-from matta_cli.report.claims import judged
+from matta_cli.measure.intervals import Difference, Metrics, differences, holm
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
-
-# resamples for each comparison made at once: with fewer, Holm's correction could not reach 0.05
-EACH = 50
-
-SURE = 0.05  # a p-value, corrected, below which chance is ruled out
+from matta_cli.settings.recipe import ExportSettings
 
 Compared = tuple[ModelEntry, ModelEntry]
 
@@ -41,46 +38,70 @@ def families(report: Report) -> list[list[Compared]]:
 
 def compared(report: Report, held_out: HeldOut) -> list[Pair]:
     """Every comparison of a report, in each of its metrics, of the models that were scored."""
-    scored = held_out.models
-    there = [
-        [(a, b) for a, b in family if a.name in scored and b.name in scored]
-        for family in families(report)
-    ]
-    recipe = held_out.recipe
-    resamples = max(recipe.export.bootstrap, EACH * max(map(len, there)))
+    scored, settings = held_out.models, held_out.recipe.export
     pairs: list[Pair] = []
-    for family in there:
-        found = [differences(scored[a.name], scored[b.name], resamples) for a, b in family]
+    for family in families(report):
+        there = [(a, b) for a, b in family if a.name in scored and b.name in scored]
+        found = [differences(scored[a.name], scored[b.name], settings.bootstrap) for a, b in there]
         for metric in report.metrics:
             rows = [
                 (*models, own[metric.name])
-                for models, own in zip(family, found, strict=True)
+                for models, own in zip(there, found, strict=True)
                 if metric.name in own
             ]
-            pairs += _corrected(rows, metric, recipe.export.margin)
+            corrected = holm([own["p"] for _, _, own in rows])
+            for (a, b, own), p_holm in zip(rows, corrected, strict=True):
+                if math.isfinite(own["value"]):  # what is not defined says nothing
+                    theirs = b.metrics[metric.name].value
+                    own["p_holm"] = p_holm
+                    pairs.append(pair(a.name, b.name, metric, own, theirs, settings.margin))
     return pairs
 
 
-def _corrected(
-    rows: list[tuple[ModelEntry, ModelEntry, Difference]], metric: Metric, margin: float
-) -> Iterator[Pair]:
-    """The pairs of a family in one metric. margin: as a share of the second model's value."""
+def pair(a: str, b: str, metric: Metric, own: Difference, theirs: float, margin: float) -> Pair:
+    """The comparison that a difference of ``a`` and ``b`` makes, whose verdict all go by.
+
+    theirs: the value of ``b``. margin: as a share of it.
+    """
     sign = 1.0 if metric.higher else -1.0
-    for (a, b, own), p in zip(rows, holm([own["p"] for _, _, own in rows]), strict=True):
-        if not math.isfinite(own["value"]):
-            continue  # a difference that is not defined says nothing
-        low, high = sorted((sign * own["low"] + 0.0, sign * own["high"] + 0.0))
-        loss = margin * abs(b.metrics[metric.name].value)
-        yield Pair(
-            a.name,
-            b.name,
-            metric.name,
-            gain=sign * own["value"] + 0.0,
-            low=low,
-            high=high,
-            margin=loss,
-            verdict=judged(low, high, loss, p < SURE),
-            p=own["p"],
-            p_holm=p,
-            test=own["test"],
-        )
+    low, high = sorted((sign * own["low"] + 0.0, sign * own["high"] + 0.0))
+    return Pair(
+        a,
+        b,
+        metric.name,
+        gain=sign * own["value"] + 0.0,
+        low=low,
+        high=high,
+        margin=margin * abs(theirs),
+        p=own["p"],
+        p_holm=own["p_holm"],
+        test=own["test"],
+    )
+
+
+class Judged(Difference):
+    """A difference, and the verdict that ``eval`` gives; empty in a metric without a direction."""
+
+    verdict: str
+
+
+def against(
+    task: Metrics,
+    metrics: Sequence[Metric],
+    tables: Mapping[str, Sequence[Columns]],
+    reference: str,
+    settings: ExportSettings,
+) -> dict[str, dict[str, Judged]]:
+    """Each other model less ``reference``, with verdicts in the metrics that have a direction."""
+    known = {metric.name: metric for metric in metrics if metric.higher is not None}
+    theirs = {k: v for own in tables[reference] for k, v in task.summarize(own).items()}
+    found: dict[str, dict[str, Judged]] = {}
+    measured = intervals.against(task, tables, reference, settings.bootstrap)
+    for model, by_metric in measured.items():
+        found[model] = {}
+        for name, own in by_metric.items():
+            judged = found[model][name] = Judged(**own, verdict="")
+            if name in known and math.isfinite(own["value"]):
+                one = pair(model, reference, known[name], own, theirs[name], settings.margin)
+                judged["verdict"] = one.verdict
+    return found

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import BETTER, UNKNOWN, WIDE, WORSE, Comparison, claim, compared, says
+from matta_cli.report.claims import UNTOLD, Comparison, claim, compared, says
 from matta_cli.report.findings import with_cuts
 from matta_cli.report.schema import Metric, Report, Role
 from matta_cli.report.values import both, listed
+from matta_cli.report.verdicts import BETTER, WIDE, WORSE
 
 
 def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
@@ -20,8 +21,8 @@ def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
             found += _larger_but_worse(report, metric)
             # other metrics mostly repeat what the first one says of noise
             found += _no_better_than_cut(report, metric) if metric is report.primary else []
-            found += _harmed(report, metric) + _unmeasured(report, metric)
-    return found
+            found += _harmed(report, metric)
+    return found + _uncompared(report)
 
 
 def _parity(report: Report) -> list[str]:
@@ -66,7 +67,7 @@ def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
     found = []
     for student, cut in with_cuts(report, metric):
         verdict = claim(report, student, cut, metric)
-        if verdict not in (BETTER, UNKNOWN):
+        if verdict not in (BETTER, UNTOLD):
             said = says(verdict, student.name, "its untrained cut", metric)
             values = both(report, metric, student, cut)
             found.append(f"{said}: {values}; it cannot be said that training helped.")
@@ -84,13 +85,16 @@ def _harmed(report: Report, metric: Metric) -> list[str]:
     return found
 
 
-def _unmeasured(report: Report, metric: Metric) -> list[str]:
-    """Nothing can be said of Students against the base, or without it against the largest."""
-    students = report.scored(metric, Role.STUDENT)
-    against = report.base if report.base and report.base.measured(metric) else None
-    if against is None and len(students) > 1:
-        against = students.pop()
-    if against and {claim(report, one, against, metric) for one in students} == {UNKNOWN}:
-        none = f"No interval was measured for {metric.label}"
-        return [f"{none}: no difference in it can be called real."]
-    return []
+def _uncompared(report: Report) -> list[str]:
+    """One alarm for all metrics in which there are Students and others, and no comparison."""
+    labels = []
+    for metric in report.metrics:
+        students = report.scored(metric, Role.STUDENT)
+        others = report.scored(metric, Role.BASE) + students[1:]
+        if metric.higher is not None and students and others:
+            known = (report.pair(a, b, metric) for a in report.models for b in report.models)
+            labels += [] if any(known) else [metric.label]
+    if not labels:
+        return []
+    none = f"No models were compared on the same examples in {listed(labels)}"
+    return [f"{none}: no difference can be called real; matta report compares them."]

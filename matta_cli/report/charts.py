@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
-from matta_cli.report.claims import BETTER, NO_WORSE, SAME, WIDE, WORSE, Comparison
+from matta_cli.report.claims import Comparison
 from matta_cli.report.numbers import count, finite, in_seconds, number, signed
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.svg import (
@@ -25,6 +25,7 @@ from matta_cli.report.svg import (
     wide_range,
 )
 from matta_cli.report.values import decimals_of, short, shown
+from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
 
 # what each role is called in a key, in the key's order
 KINDS = {
@@ -218,7 +219,8 @@ def _ends(lines: Sequence[Line], bottom: float) -> list[Name]:
 
 
 # verdict -> class
-WORDS = {BETTER: "better", SAME: "level", NO_WORSE: "level", WORSE: "worse", WIDE: "unclear"}
+WORDS = {BETTER: "better", WORSE: "worse", WIDE: "unclear"}
+WORDS |= dict.fromkeys((SAME, NO_WORSE, SLIGHTLY), "level")
 
 
 @dataclass(frozen=True)

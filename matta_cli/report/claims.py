@@ -1,7 +1,6 @@
 """What may be claimed of two models: the verdict of their comparison on the same examples.
 
-Without one (in a file of an older matta) a difference is claimed only where the 95 % intervals of
-the two do not overlap.
+Without one (in a file of an older matta) nothing is.
 """
 
 from __future__ import annotations
@@ -10,23 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matta_cli.report.numbers import duration, number, percent, places_for, signed
-from matta_cli.report.schema import Interval, Metric, ModelEntry, Pair, Report, Role
+from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.values import listed, seconds_of
+from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, VERDICTS, WIDE, WORSE
 
-BETTER = "better"
-SAME = "no different"
-NO_WORSE = "no worse"
-WORSE = "worse"
-WIDE = "too wide to say"
-VERDICTS = (BETTER, SAME, NO_WORSE, WORSE, WIDE)
-
-# of two models that were not compared: their intervals overlap, or they have none
-UNTOLD, UNKNOWN = "untold", "unknown"
+# of two models that were not compared
+UNTOLD = "untold"
 
 THAN = {
     BETTER: "better than",
     SAME: "no different from",
     NO_WORSE: "no worse than",
+    SLIGHTLY: "slightly worse than",
     WORSE: "worse than",
 }
 
@@ -36,52 +30,17 @@ def says(verdict: str, a: str, b: str, metric: Metric) -> str:
     if verdict in THAN:
         return f"{a} is {THAN[verdict]} {b} in {metric.label}"
     open_ = f"whether {a} is better or worse than {b} in {metric.label}"
-    if verdict == WIDE:
-        return f"The interval is too wide to say {open_}"
-    return f"Without a comparison on the same examples it cannot be told {open_}"
-
-
-def judged(low: float, high: float, margin: float, sure: bool = True) -> str:
-    """What the 95 % interval of a gain says, where losing ``margin`` (0 or more) does not count.
-
-    sure: whether chance alone is ruled out for all comparisons that were made at once: to be called
-    better a model needs that, to be called worse it does not.
-    """
-    if low > 0 and sure:
-        return BETTER
-    if low >= -margin:
-        return SAME if high <= margin else NO_WORSE
-    return WORSE if high < 0 else WIDE
-
-
-def verdict_of(pair: Pair) -> str:
-    """The verdict of a comparison, made anew where a file has none."""
-    known = pair.verdict in VERDICTS
-    return pair.verdict if known else judged(pair.low, pair.high, pair.margin, sure=False)
+    return f"The interval is too wide to say {open_}"
 
 
 def claim(report: Report, a: ModelEntry, b: ModelEntry, metric: Metric) -> str:
-    """What may be said of ``a`` against ``b``: a verdict, ``UNTOLD`` or ``UNKNOWN``.
+    """What may be said of ``a`` against ``b``: a verdict, or ``UNTOLD``.
 
-    Nothing is better or worse in a metric that has no direction.
+    Nothing is better or worse in a metric that has no direction, or without a comparison on the
+    same examples: the two models' own intervals say nothing of their difference.
     """
-    if metric.higher is None:
-        return UNKNOWN
-    if pair := report.pair(a, b, metric):
-        return verdict_of(pair)
-    ours, theirs = a.measured(metric), b.measured(metric)
-    return _apart(ours, theirs, metric) if ours and theirs else UNKNOWN
-
-
-def _apart(ours: Interval, theirs: Interval, metric: Metric) -> str:
-    """What two intervals say that were not measured for a comparison."""
-    if ours.low is None or ours.high is None or theirs.low is None or theirs.high is None:
-        return UNKNOWN
-    if ours.low > theirs.high:
-        return BETTER if metric.higher else WORSE
-    if ours.high < theirs.low:
-        return WORSE if metric.higher else BETTER
-    return UNTOLD
+    pair = report.pair(a, b, metric) if metric.higher is not None else None
+    return pair.verdict if pair else UNTOLD
 
 
 @dataclass(frozen=True)
@@ -96,7 +55,7 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        return verdict_of(self.pair)
+        return self.pair.verdict
 
     @property
     def gain(self) -> str:
@@ -109,7 +68,8 @@ class Comparison:
     @property
     def by_how_much(self) -> str:
         """``by 0.50 (1.2 %; ...)`` where there is a difference; else the gain."""
-        return f"by {self.gain.lstrip('+−')}" if self.verdict in (BETTER, WORSE) else self.gain
+        real = self.verdict in (BETTER, SLIGHTLY, WORSE)
+        return f"by {self.gain.lstrip('+−')}" if real else self.gain
 
     @property
     def sentence(self) -> str:
@@ -119,6 +79,7 @@ class Comparison:
         tail = {
             SAME: f": {self.gain}, within ±{margin}.",
             NO_WORSE: f": {self.gain}, a loss of {margin} at most.",
+            SLIGHTLY: f", {self.by_how_much}, no more than the margin of {margin}.",
             WIDE: f": {self.gain}, where a loss above {margin} would count.",
         }
         return said + tail.get(self.verdict, f", {self.by_how_much}.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import BETTER, THAN, Comparison, claim, compared, worth
+from matta_cli.report.claims import THAN, Comparison, claim, compared, worth
 from matta_cli.report.headline import Pick
 from matta_cli.report.numbers import in_seconds, number
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.values import both, decimals_of, listed, shown
+from matta_cli.report.verdicts import BETTER
 
 
 def findings(report: Report, best: Pick | None, rivals: Sequence[Comparison]) -> list[str]:
@@ -45,7 +46,8 @@ def _faster(report: Report, best: Pick) -> str:
 
 
 def _trained(report: Report, metric: Metric) -> str:
-    pairs, decimals = with_cuts(report, metric), decimals_of(report, metric)
+    decimals, pairs = decimals_of(report, metric), with_cuts(report, metric)
+    pairs = [(student, cut) for student, cut in pairs if report.pair(student, cut, metric)]
     if not pairs:
         return ""
     better = sum(claim(report, student, cut, metric) == BETTER for student, cut in pairs)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from matta_cli.report.claims import BETTER, NO_WORSE, SAME, UNKNOWN, UNTOLD, WIDE, WORSE, claim
+from matta_cli.report.claims import UNTOLD, claim
 from matta_cli.report.numbers import count, number, percent
 from matta_cli.report.schema import Interval, ModelEntry, Report, Role
 from matta_cli.report.values import decimals_of, shown
+from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
+
+# what holds the base's quality: a loss within the margin does not count
+HOLDS = (BETTER, SAME, NO_WORSE, SLIGHTLY)
 
 # A worse Student that loses no more than this share is preferred to a larger one that loses less.
 NEAR = 0.05
@@ -59,9 +63,9 @@ def pick(report: Report) -> Pick | None:
             picks.append(Pick(student, base, ours, theirs, size, verdict))
     smaller = [one for one in picks if one.size < 1 - SAME_SIZE]
     worse = [one for one in smaller if one.verdict == WORSE]
-    good = [one for one in smaller if one.verdict in (BETTER, SAME, NO_WORSE)]
+    good = [one for one in smaller if one.verdict in HOLDS]
     near = [one for one in worse if one.loss <= NEAR]
-    unclear = [one for one in smaller if one.verdict not in (BETTER, SAME, NO_WORSE, WORSE)]
+    unclear = [one for one in smaller if one.verdict in (WIDE, UNTOLD)]
     best = [*good[:1], *near[:1], *unclear[-1:], *sorted(worse, key=lambda one: one.loss)]
     return next(iter(best or picks[-1:]), None)
 
@@ -79,15 +83,16 @@ def headline(report: Report) -> str:
     both = f"{number(best.ours.value, decimals)} against {number(best.theirs.value, decimals)}"
     margin = _margin(report, best)
     tails = {
-        BETTER: f"and is better than the base: {label} {both}, beyond the 95 % intervals.",
+        BETTER: f"and is better than the base: {label} {both}, by the same examples.",
         SAME: f"and is no different from the base in {label}, within {margin}.",
         NO_WORSE: f"and is no worse than the base in {label}: it loses {margin} at most.",
+        SLIGHTLY: f"and is slightly worse than the base in {label}, by {by}: no more than "
+        f"{margin}, the margin.",
         WORSE: f"and is worse than the base in {label} by {by}.",
         WIDE: "but the 95 % interval is too wide to say whether it is worse than the base in "
         f"{label}.",
         UNTOLD: f"with {label} {both}; without a comparison on the same examples no difference "
         "can be told.",
-        UNKNOWN: f"with {label} {both} (no intervals were measured, so no difference is claimed).",
     }
     tail = tails[best.verdict] if metric.higher is not None else f"with {label} {both}."
     return f"{best.called} {_share(best.size)} {tail}"

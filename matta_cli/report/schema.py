@@ -14,6 +14,7 @@ from typing import Any
 
 from matta_cli.report.numbers import finite, plain
 from matta_cli.report.stored import Stored
+from matta_cli.report.verdicts import judged
 
 FORMAT = 1
 
@@ -193,7 +194,8 @@ class Pair(Stored):
     """Two models on the same examples: what ``a`` gains over ``b`` in a metric.
 
     A gain above zero is better, whatever the metric's direction. low, high: its 95 % interval.
-    margin: the loss that does not count. p_holm: p, corrected for the comparisons of a family.
+    margin: the loss that does not count. p_holm: p, corrected for the comparisons of a family. The
+    verdict is made of these numbers, whatever a file says.
     """
 
     a: str
@@ -203,10 +205,17 @@ class Pair(Stored):
     low: float
     high: float
     margin: float
-    verdict: str = ""
     p: float | None = None
     p_holm: float | None = None
     test: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """What may be said of ``a`` against ``b``: one of ``VERDICTS``."""
+        return judged(self.low, self.high, self.margin, self.p)
+
+    def to_json(self) -> dict[str, Any]:
+        return {**super().to_json(), "verdict": self.verdict}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from matta_cli.report.claims import gain_places, verdict_of
+from matta_cli.report.claims import gain_places
 from matta_cli.report.findings import batches
 from matta_cli.report.numbers import MISSING, count, duration, in_bytes, in_seconds, number, signed
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
@@ -83,7 +83,7 @@ def _against_plain(report: Report) -> list[Column]:
     for pair in pairs:
         ends = f"[{signed(pair.low, places)}, {signed(pair.high, places)}]" if pair else ""
         gains.append((signed(pair.gain, places) if pair else MISSING, ends))
-        verdicts.append((verdict_of(pair) if pair else MISSING, ""))
+        verdicts.append((pair.verdict if pair else MISSING, ""))
     gain = Column("gain over plain", "gain", gains)
     return [gain, Column("verdict", "verdict", verdicts)]
 

@@ -20,6 +20,9 @@ else:
     import tomli as tomllib
 
 
+_JUDGED = ("margin", "bootstrap")  # by what models are compared
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises ``MattaError`` where there is none, or it is no TOML."""
     try:
@@ -56,6 +59,7 @@ def resolve(
     config: Path | None = None,
     *,
     ran: bool = False,
+    exported: bool = False,
     origin: str = "command line",
 ) -> tuple[Recipe, list[Path]]:
     """Defaults < preset < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags.
@@ -63,8 +67,9 @@ def resolve(
     Returns the files that were read, too. A flag that is None was not given; ``origin`` names them
     in an error. The preset is the one that the last of these names. With ``ran``, and no
     ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
-    exporting it, needs no flag that it was started with. Other training data by a flag brings
-    neither the configuration of a hub dataset nor held-out data along from a file. Raises
+    exporting it, needs no flag that it was started with. With ``exported``, what the report in
+    ``out`` was measured on, and by which margin, stands above that. Other training data by a flag
+    brings neither the configuration of a hub dataset nor held-out data along from a file. Raises
     ``MattaError`` for what a file or a flag cannot be.
     """
     tables: list[tuple[Mapping[str, Any], str]] = []
@@ -85,6 +90,12 @@ def resolve(
             run = gone.recorded(read_toml(started))
             tables.append(({k: run[k] for k in ("data", "distill") if k in run}, str(started)))
             read.append(started)
+        students = Workspace(out).students / "recipe.toml"
+        if exported and config is None and students.exists():
+            kept = gone.recorded(read_toml(students))
+            judged = {k: v for k, v in kept.get("export", {}).items() if k in _JUDGED}
+            tables.append(({"data": kept.get("data", {}), "export": judged}, str(students)))
+            read.append(students)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
     if "train" in given.get("data", {}):
         given["data"] = {"config": "", "held_out": "", **given["data"]}

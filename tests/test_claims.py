@@ -1,0 +1,208 @@
+"""What a report says of two models, wherever it says it, is what their examples say.
+
+Headline, alarms, findings, the page's verdicts and ``matta eval`` never disagree: the truth is
+worked out here from the examples' own values, by other arithmetic than theirs.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from matta_cli.data.split import Data
+from matta_cli.measure import pairs
+from matta_cli.measure.held_out import HeldOut
+from matta_cli.measure.intervals import Means, Sampled
+from matta_cli.report import claims, page, verdicts
+from matta_cli.report.schema import Cost, Metric, ModelEntry, Report, Role
+from matta_cli.report.story import tell
+from matta_cli.settings.recipe import Recipe
+
+METRICS = [Metric("loss", "loss", False), Metric("hits", "hits", True)]
+WORDS = {
+    "better than": "gain",
+    "no different from": "level",
+    "no worse than": "level",
+    "slightly worse than": "loss",
+    "worse than": "loss",
+    "too wide to say": "level",
+}
+GAINS = {word: WORDS.get(f"{word} than", "level") for word in verdicts.VERDICTS}
+
+
+def truth(ours, theirs, higher):
+    """Whether ``ours`` gain or lose, or neither: a paired z test with room for chance; None where
+    it is too near to call.
+    """
+    gains = (ours - theirs) if higher else (theirs - ours)
+    error = gains.std(ddof=1) / np.sqrt(len(gains))
+    if error == 0:
+        return "level" if gains.mean() == 0 else None
+    z = gains.mean() / error
+    return "gain" if z > 3 else "loss" if z < -3 else "level" if abs(z) < 1.2 else None
+
+
+@dataclass
+class Made:
+    """A report of models whose values are known, and these values: model -> metric -> array."""
+
+    report: Report
+    tables: dict[str, dict[str, np.ndarray]]
+    held_out: HeldOut
+
+    def truth(self, a, b, metric):
+        return truth(self.tables[a][metric.name], self.tables[b][metric.name], metric.higher)
+
+    def compared(self, a, b):
+        return a in self.held_out.models and b in self.held_out.models
+
+
+@st.composite
+def reports(draw):
+    """Students and what stands beside each, with any effects, some of which were not compared."""
+    names = [("base", Role.BASE, 1.0, None, 100), ("TA", Role.TA, 2.0, None, 200)]
+    for width in draw(st.lists(st.sampled_from([0.25, 0.5, 0.75, 1.0]), min_size=1, unique=True)):
+        name, size = f"width {width:g}", int(100 * width)
+        names.append((name, Role.STUDENT, width, None, size))
+        if width < 1:
+            names.append((f"untrained cut {width:g}", Role.CUT, width, name, size))
+        if draw(st.booleans()):
+            names.append((f"plain distillation {width:g}", Role.PLAIN, width, name, size))
+    random, count = np.random.default_rng(draw(st.integers(0, 10**6))), draw(st.integers(80, 300))
+    # examples differ by far more than models do: intervals of their own hide what differences show
+    hard = random.normal(size=count)
+    spread = draw(st.sampled_from([0.1, 0.5, 2.0]))
+    tables, models = {}, []
+    metrics = draw(st.permutations(METRICS))
+    for name, role, width, of, size in names:
+        effect = draw(st.sampled_from([0.0, 0.005, 0.02, 0.1, 0.4]))
+        loss = 3 + hard + effect + spread * random.normal(size=count) / 4
+        hits = (hard + effect + spread * random.normal(size=count) / 2 < 0.5).astype(float)
+        tables[name] = {"loss": loss, "hits": hits}
+        models.append(ModelEntry(name, role, width, of=of, cost=Cost(size)))
+    recipe = Recipe()
+    recipe.export.bootstrap = 100
+    recipe.export.margin = draw(st.sampled_from([0.0, 0.01, 0.1]))
+    held_out = HeldOut(recipe, Means(), Data((), (), "", ""), torch.device("cpu"), 8)
+    gone = draw(st.sets(st.sampled_from([name for name, *_ in names]), max_size=2))
+    for model in models:
+        own = [Sampled(Means(), tables[model.name])]
+        held_out.models[model.name] = own
+        model.metrics = held_out.metrics(model.name)
+        if model.name in gone:
+            del held_out.models[model.name]
+    report = Report(metrics=metrics, models=models, margin=recipe.export.margin)
+    report.pairs = pairs.compared(report, held_out)
+    return Made(report, tables, held_out)
+
+
+def claimed(story):
+    """Every claim of one model over another that a story's sentences make: (a, b, metric, what)."""
+    metric, found = story.report.primary, []
+    words = "|".join(WORDS)
+    if story.pick and (said := re.search(words, story.headline)):
+        found.append((story.pick.student.name, story.pick.base.name, metric, WORDS[said[0]]))
+    cuts = {m.of: m.name for m in story.report.of(Role.CUT)}
+    labels = {m.label: m for m in METRICS}
+    for said in story.alarms:
+        if hit := re.match(r"(.+) is larger than (.+) but worse in (\w+)", said):
+            found.append((hit[1], hit[2], labels[hit[3]], "loss"))
+        elif hit := re.match(r"(width \S+) has the base's size but is worse in (\w+)", said):
+            found.append((hit[1], "base", labels[hit[2]], "loss"))
+        elif hit := re.match(rf"(.+) is ({words}) its untrained cut in (\w+)", said):
+            found.append((hit[1], cuts[hit[1]], labels[hit[3]], WORDS[hit[2]]))
+        elif hit := re.match(r".*too wide to say whether (.+) is b.* than (.+) in (\w+)", said):
+            b = cuts[hit[1]] if hit[2] == "its untrained cut" else hit[2]
+            found.append((hit[1], b, labels[hit[3]], "level"))
+        elif hit := re.match(rf"(.+) is ({words}) (plain \S+ \S+) in (\w+)", said):
+            found.append((hit[1], hit[3], labels[hit[4]], WORDS[hit[2]]))
+        else:
+            assert said.startswith("No models were compared"), said
+    for said in story.findings:
+        if hit := re.match(rf"The Teaching Assistant is ({words}) the base", said):
+            found.append(("TA", "base", metric, WORDS[hit[1]]))
+    found += [(r.student.name, r.other.name, metric, GAINS[r.verdict]) for r in story.rivals]
+    return found
+
+
+def evaluated(made, against):
+    """What ``matta eval`` says of the same examples, models less ``against``."""
+    tables = {name: [made.tables[name]] for name in made.held_out.models}
+    return pairs.against(Means(), METRICS, tables, against, made.held_out.recipe.export)
+
+
+ROUNDS = settings(
+    max_examples=40,
+    phases=[Phase.explicit, Phase.generate],
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@ROUNDS
+@given(reports())
+def test_headline_alarms_verdicts_and_eval_never_disagree(made):
+    report = made.report
+    story = tell(report)
+    for a, b, metric, what in claimed(story):
+        assert made.compared(a, b), f"nothing is known of {a} and {b}"
+        assert made.truth(a, b, metric) in (what, None), (a, b, what)
+    for said in [*story.alarms, *story.findings]:  # training that helped is not denied, nor made up
+        for student in report.students:
+            cut = next((m.name for m in report.of(Role.CUT) if m.of == student.name), "")
+            if cut and said.startswith(f"{student.name} is") and "training helped" in said:
+                assert made.truth(student.name, cut, report.primary) != "gain"
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    for reference in list(made.held_out.models)[:3]:
+        words = evaluated(made, reference)
+        for pair in report.pairs:
+            if reference == pair.b:
+                assert words[pair.a][pair.metric]["verdict"] == pair.verdict
+            elif reference == pair.a:  # the other way round
+                turned = {"gain": "loss", "loss": "gain", "level": "level"}[GAINS[pair.verdict]]
+                assert GAINS[words[pair.b][pair.metric]["verdict"]] == turned
+        for model, by_metric in words.items():
+            for metric in METRICS:
+                word = by_metric[metric.name]["verdict"]
+                assert made.truth(model, reference, metric) in (GAINS[word], None)
+    known = {(one.a, one.b) for one in report.pairs}
+    assert all(made.compared(*both) for both in known)
+    shown = {model.name: {} for model in report.models}
+    for column in story.columns:
+        for model, (cell, _) in zip(report.models, column.cells, strict=True):
+            shown[model.name][column.kind] = cell
+    said = page.html(story)
+    for rival in story.rivals:
+        assert rival.sentence in said and shown[rival.student.name]["verdict"] == rival.verdict
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "margin", "p", "word"),
+    [
+        (0.1, 0.3, 0.05, 0.01, verdicts.BETTER),
+        (0.01, 0.03, 0.05, None, verdicts.BETTER),
+        (0.1, 0.3, 0.05, 0.2, verdicts.NO_WORSE),
+        (0.01, 0.03, 0.05, 0.06, verdicts.SAME),
+        (0.0, 0.0, 0.0, 1.0, verdicts.SAME),
+        (-0.04, 0.04, 0.05, 1.0, verdicts.SAME),
+        (-0.04, 0.2, 0.05, 0.3, verdicts.NO_WORSE),
+        (-0.029, -0.010, 0.04, 0.006, verdicts.SLIGHTLY),
+        (-0.029, -0.010, 0.008, 0.006, verdicts.WORSE),
+        (-0.04, -0.01, 0.05, 0.06, verdicts.SAME),
+        (-0.3, -0.01, 0.05, 0.06, verdicts.WIDE),
+        (-0.3, 0.3, 0.05, 1.0, verdicts.WIDE),
+    ],
+)
+def test_the_words(low, high, margin, p, word):
+    assert verdicts.judged(low, high, margin, p) == word
+
+
+def test_there_is_a_sentence_for_each_word():
+    said = {claims.says(word, "a", "b", METRICS[0]) for word in verdicts.VERDICTS}
+    assert len(said) == len(verdicts.VERDICTS) and "a is slightly worse than b in loss" in said
