@@ -33,8 +33,8 @@ class Asked:
     models: those compared, the first (or ``against``) with all others; folders, hub ids, timm
     names, and ``FOLDER@WIDTH`` for a Student of a TA. speculative: a small model and a larger one.
     tasks: of lm-evaluation-harness; task_data: local files of their examples; task_limit: examples
-    of each (0: all). unchosen: leave out the half of the held-out examples that sizes are chosen by,
-    as the report on such Students does.
+    of each (0: all). unchosen: leave out the half of the held-out examples that sizes are chosen
+    by, as the report on such Students does.
     """
 
     models: Sequence[str]
