@@ -32,8 +32,9 @@ from matta_cli.comparison import cascade, compare, speculation
 from matta_cli.comparison.compare import Asked
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.models import save
-from matta_cli.models.folders import load_ta
+from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested import sizes
@@ -42,6 +43,7 @@ from matta_cli.tasks import calibration
 from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
+from matta_cli.training.run import distill
 
 WORDS = [
     "the",
@@ -302,6 +304,70 @@ def test_a_student_with_batchnorm_is_the_same_wherever_it_is_named(tmp_path):
     again = str(tmp_path / "out" / "ta@0.25")  # the same Student by another name
     assert value([small], teacher=again) == value([small], ta=again) == 1.0
     assert value([base], teacher=small) == value([small], teacher=base) < 1.0
+
+
+@pytest.mark.parametrize("expand", [pytest.param(1.0, marks=pytest.mark.slow), 2.0])
+def test_batchnorm_has_one_rule(tmp_path, expand):
+    """While it trains, in the TA, exported, in the report, in ``eval`` and by ``load_ta`` a width
+    is the same model; and width 1.0 as converted is the base.
+    """
+    g = torch.Generator().manual_seed(0)
+    rows = ["x,y,z,label"]
+    for _ in range(500):
+        x, y, z = (3 + torch.randn(3, generator=g)).tolist()
+        rows.append(f"{x:.4f},{y:.4f},{z:.4f},{int(x + y * z / 3 > 6)}")
+    (tmp_path / "rows.csv").write_text("\n".join(rows) + "\n")
+    for role, width in (("base", 16), ("teacher", 32)):
+        torch.manual_seed(width)
+        inner = [{"layer": "Linear", "out": width}, {"layer": "BatchNorm1d"}, {"layer": "ReLU"}]
+        (tmp_path / role).mkdir()
+        model = Ranker([], 3, [*inner, *inner, {"layer": "Linear", "out": 1}]).eval()
+        model.mlp[1].running_mean.fill_(0.3)  # of the base's own
+        MLPRanker().save(model, tmp_path / role)
+    settings, out = Recipe(), tmp_path / "out"
+    settings.convert.source, settings.convert.expand = str(tmp_path / "base"), expand
+    settings.data.train, settings.distill.teacher = (
+        str(tmp_path / "rows.csv"),
+        str(tmp_path / "teacher"),
+    )
+    settings.distill.steps, settings.distill.batch_size, settings.distill.lr = 4, 24, 0.05
+    settings.distill.widths = settings.export.widths = [0.25, 1.0]
+    settings.distill.eval_every, settings.distill.allow_weak_teacher = 2, True
+    settings.export.bootstrap, settings.distill.device = 5, "cpu"
+    settings.distill.eval_examples = 0
+    if expand > 1:  # the TA learns, too
+        settings.distill.ta_weight = 1.0
+    convert(settings, out)
+    distill(settings, out)
+    report = export(settings, out)
+
+    def auc(name, size):
+        settings.distill.batch_size = size  # it changes no statistics
+        found = compare.evaluation(settings, Asked([str(name)]), out)
+        return found["models"][0]["metrics"]["auc"]["value"]
+
+    log = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
+    trained = {name: own["auc"] for name, own in log[-1]["evaluation"].items()}
+    inputs = torch.randn(6, 3, generator=g) + 3
+    names = {"0.25": "width 0.25", "1": "width 1"} | ({"TA": "TA"} if expand > 1 else {})
+    assert set(trained) == set(names) and len(set(trained.values())) == len(trained)
+    for name, value in trained.items():
+        assert report.model(names[name]).metrics["auc"].value == pytest.approx(value, abs=1e-9)
+        if name == "TA":
+            assert auc(out, 200) == pytest.approx(value, abs=1e-9)
+            continue
+        student = out / "students" / f"width-{name}"
+        assert auc(student, 64) == auc(f"{out}@{name}", 200) == pytest.approx(value, abs=1e-9)
+        with torch.no_grad():
+            nested, dense = load_ta(out).at(float(name)).eval(), load_student(student)
+            assert torch.equal(nested(dense=inputs), dense(dense=inputs))
+            assert torch.equal(
+                load_ta(out).student(float(name)).dense()(dense=inputs), dense(dense=inputs)
+            )
+    base = report.base.metrics["auc"].value
+    assert base == auc(tmp_path / "base", 24) == auc(f"{out / 'ta'}@1", 96)
+    # widths that were not trained get theirs from the training data, the same each time
+    assert auc(f"{out}@0.5", 24) == auc(f"{out}@0.5", 300)
 
 
 def ece_by_hand(probability, happened, bins=15) -> float:

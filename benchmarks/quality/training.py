@@ -125,7 +125,7 @@ def measured(
 ) -> dict[str, dict[str, float]]:
     """The metrics of a width, or of sizes, on held-out splits by name."""
     batch = max(task.recipe.distill.batch_size, 64)
-    model = measurable(task, ta.student(width), data.train, batch, common.device()).eval()
+    model = measurable(task, ta.student(width), data.train, common.device()).eval()
     found = {}
     for name, splits in held_out.items():
         tables = [score.columns(task, model, split, batch, common.device()) for split in splits]

@@ -17,7 +17,6 @@ from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
 from matta_cli.measure import cost, intervals, pairs, score, students
 from matta_cli.models.tokenizer import open_tokenizer
-from matta_cli.nested import view
 from matta_cli.progress import Say
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
@@ -175,14 +174,14 @@ def _data(
 ) -> Data:
     """The data, opened for the first model.
 
-    The Students of a TA with BatchNorm get statistics of their own from it.
+    Students of a TA with BatchNorm whose statistics it does not know get them from the data that
+    the TA was trained on.
     """
-    normed = [s for s in subjects if s.ta is not None and view.has_statistics(s.ta.model)]
+    normed = [s for s in subjects if s.ta is not None and s.ta.lacks_statistics(s.width)]
     data = task.data(first.folder or Path(), first.model, training=bool(normed))
-    size = score.at_a_time(recipe.distill)
     for s in normed:
         assert s.ta is not None
-        s.model = students.measurable(task, s.ta.student(s.width), data.train, size, device)
+        s.model = students.measurable(task, s.ta.student(s.width), data.train, device)
     return data
 
 

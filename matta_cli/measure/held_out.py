@@ -59,7 +59,7 @@ class HeldOut:
     def dense(self, student: Student) -> nn.Module:
         """A dense copy of a Student on the device, with BatchNorm statistics of its own."""
         cpu = torch.device("cpu")
-        model = measurable(self.task, student, self.data.train, self.at_a_time, cpu)
+        model = measurable(self.task, student, self.data.train, cpu)
         return model.to(self.device)
 
     def add(self, name: str, model: nn.Module) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -9,26 +12,26 @@ from matta_cli.data import sampling
 from matta_cli.data.split import Data, Split
 from matta_cli.measure import score
 from matta_cli.models.ta import TA, Student
-from matta_cli.nested.view import has_statistics, recompute_statistics
+from matta_cli.nested.sizes import full_sizes
+from matta_cli.nested.view import has_statistics, recompute_statistics, statistics_of
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
 
-# at least so many rows a batch, however few are measured at a time
-STATISTICS_BATCHES, STATISTICS_ROWS = 16, 64
+# what statistics are the averages over, whichever command makes them, on whatever device
+BATCHES, ROWS = 16, 64
 
 
-def measurable(
-    task: Task, student: Student, train: Split, batch_size: int, device: torch.device
-) -> nn.Module:
+def measurable(task: Task, student: Student, train: Split, device: torch.device) -> nn.Module:
     """A dense copy of a Student on ``device``.
 
-    Where it has BatchNorm, the statistics are its own: the averages over examples of ``train``.
+    Where it has BatchNorm, the statistics are its own: those that are known, or else the averages
+    over examples of ``train``.
     """
-    model = student.dense()
-    if has_statistics(model):
+    model = student.dense().to(device)
+    if has_statistics(model) and student.statistics is None:
         # drawn at random: the first rows of a file that is sorted would stand for themselves only
-        size = min(max(batch_size, STATISTICS_ROWS), len(train))
-        drawn = sampling.example_order(0, 0, len(train))[: STATISTICS_BATCHES * size].split(size)
+        size = min(ROWS, len(train))
+        drawn = sampling.example_order(0, 0, len(train))[: BATCHES * size].split(size)
         if len(drawn) > 1 and len(drawn[-1]) < size:
             drawn = drawn[:-1]  # a short batch would weigh as much as a whole one
         parts = [train.batch(part.tolist()) for part in drawn]
@@ -37,14 +40,26 @@ def measurable(
     return model
 
 
-def own_statistics(
-    task: Task, student: Student, train: Split, batch_size: int
-) -> dict[str, Tensor]:
-    """The buffers of a Student where it has BatchNorm, with statistics of its own; else none."""
+def own_statistics(task: Task, student: Student, train: Split) -> dict[str, Tensor]:
+    """The statistics of a Student where it has BatchNorm, as ``measurable`` makes them."""
     if not has_statistics(student.ta.model):
         return {}
-    model = measurable(task, student, train, batch_size, torch.device("cpu"))
-    return dict(model.named_buffers())
+    return statistics_of(measurable(task, student, train, torch.device("cpu")))
+
+
+def settled(task: Task, ta: TA, widths: Iterable[float], train: Split, device: torch.device) -> TA:
+    """A TA that knows the statistics of these widths and its own, as its weights are now.
+
+    What is measured while it trains, what a checkpoint holds, what is exported and what ``load_ta``
+    gives are then the same models.
+    """
+    if not has_statistics(ta.model):
+        return ta
+    bare = replace(ta, statistics={})
+    every = [*map(bare.student, widths), bare.student(full_sizes(ta.axes))]
+    models = [(one.key, measurable(task, one, train, device)) for one in every]
+    known = {key: statistics_of(model) for key, model in models}
+    return replace(ta, statistics=known)
 
 
 def measure(
@@ -61,15 +76,13 @@ def measure(
     """
     size, limit = score.at_a_time(settings, processes), settings.eval_examples
 
-    def metrics(model: nn.Module) -> dict[str, float]:
+    def metrics(student: Student) -> dict[str, float]:
+        model = measurable(task, student, data.train, device)
         tables = [score.columns(task, model, split, size, device, limit) for split in data.held_out]
         return score.metrics(task, tables)
 
-    found: dict[str, dict[str, float]] = {}
-    for width in sorted(settings.widths):
-        model = measurable(task, ta.student(width), data.train, size, device)
-        found[f"{width:g}"] = metrics(model)
-    widest = f"{ta.widest:g}"
-    if widest not in found or ta.copies or has_statistics(ta.model):  # else it is that Student
-        found["TA"] = metrics(ta.model.eval())
+    found = {f"{width:g}": metrics(ta.student(width)) for width in sorted(settings.widths)}
+    whole = full_sizes(ta.axes)
+    if ta.copies or all(ta.sizes(width) != whole for width in settings.widths):
+        found["TA"] = metrics(ta.student(whole))
     return found

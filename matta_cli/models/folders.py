@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from matta_cli.adapter import Axis
 from matta_cli.errors import MattaError, command
@@ -14,7 +16,7 @@ from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
-from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
+from matta_cli.models.ta import STATISTICS, TA, UNSHARED, Key, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
 from matta_cli.settings import gone
@@ -48,11 +50,35 @@ def load_ta(folder: str | Path) -> TA:
         what = "the weights and matta.json disagree on the axes; convert the model again"
         raise MattaError(f"{folder}: {what}.")
     ta = TA(adapter, model, axes, card["base"], card)
+    ta.statistics = _statistics(ta, folder)
     unshared = {}
     for path in sorted((folder / UNSHARED).glob("width-*")):
         width = float(path.name.removeprefix("width-"))
         unshared[width] = adapter.load(open_source(f"local-dir:{path}"))
-    return UnsharedTA.of(ta, unshared) if unshared else ta
+    if not unshared:
+        return ta
+    whole = UnsharedTA.of(ta, unshared)
+    whole.statistics |= {whole.student(width).key: {} for width in unshared}
+    return whole
+
+
+def _statistics(ta: TA, folder: Path) -> dict[Key, dict[str, Tensor]]:
+    """The BatchNorm statistics that a folder has of Students.
+
+    As converted, width 1.0 is the base, with the base's own. A checkpoint's whole TA has its own.
+    """
+    if "steps" not in ta.card:
+        return {ta.key(ta.sizes(1.0)): {}}
+    if not (folder / STATISTICS).exists():  # none are needed, or an older matta kept none
+        return {}
+    found: dict[Key, dict[str, Tensor]] = {ta.key(full_sizes(ta.axes)): {}}
+    try:
+        for name, tensor in load_file(str(folder / STATISTICS)).items():
+            width, _, buffer = name.partition("/")
+            found.setdefault(ta.student(float(width)).key, {})[buffer] = tensor
+    except (SafetensorError, ValueError) as error:
+        raise MattaError(f"{folder / STATISTICS} is damaged: {error}.") from None
+    return found
 
 
 def load_student(folder: str | Path) -> nn.Module:

@@ -16,23 +16,37 @@ from matta_cli.errors import MattaError
 from matta_cli.models.save import save_model
 from matta_cli.nested.cut import count_parameters
 from matta_cli.nested.sizes import depth, kept_layers, kind, kinds, own_sizes, sizes_at
-from matta_cli.nested.view import StudentView, materialize
+from matta_cli.nested.view import StudentView, has_statistics, materialize
 from matta_cli.settings.budget import Budget
 
 # in a TA folder: the scores of each axis as converted, the first unit's first
 IMPORTANCE = "importance/scores.safetensors"
+# in a checkpoint: the BatchNorm statistics of the trained widths, by width and buffer
+STATISTICS = "statistics/widths.safetensors"
 UNSHARED = "unshared"  # in a checkpoint: the Students of a run that shares no weights
+
+
+Key = tuple[tuple[str, int], ...]
 
 
 @dataclass
 class TA:
-    """A Teaching Assistant in memory: the grown model, its axes, and the base's sizes in them."""
+    """A Teaching Assistant in memory: the grown model, its axes, and the base's sizes in them.
+
+    statistics: of models with BatchNorm those of Students by their ``key``, where they are known;
+    empty: those of the module that it is cut out of.
+    """
 
     adapter: Adapter
     model: nn.Module
     axes: list[Axis]
     base: dict[str, int]
     card: dict[str, Any]
+    statistics: dict[Key, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
+
+    def key(self, sizes: Sizes) -> Key:
+        """What tells Students apart: the sizes of layers that are left out do not matter."""
+        return tuple(sorted(own_sizes(self.axes, sizes).items()))
 
     def sizes(self, width: float | Sizes) -> dict[str, int]:
         """The sizes of a width (sizes are their own).
@@ -46,6 +60,10 @@ class TA:
             raise MattaError(f"Width {width:g} is not possible: {held}.")
         shares = self.card.get("sizes", {}).get(f"{width:g}")
         return sizes_at(self.axes, self.base, width, self.card.get("multiple", 1), shares)
+
+    def lacks_statistics(self, width: float | Sizes) -> bool:
+        """Whether a Student has BatchNorm, and what it is to be normalised by is not known."""
+        return has_statistics(self.model) and self.student(width).statistics is None
 
     @property
     def widest(self) -> float:
@@ -97,6 +115,18 @@ class Student:
         return count_parameters(self.ta.model, self.ta.axes, self.sizes)
 
     @property
+    def key(self) -> Key:
+        """What its statistics are known by."""
+        return self.ta.key(self.sizes)
+
+    @property
+    def statistics(self) -> dict[str, Tensor] | None:
+        """Its BatchNorm statistics on the TA's device; None where they are not known."""
+        known = self.ta.statistics.get(self.key)
+        device = next(self.ta.model.parameters()).device
+        return None if known is None else {name: own.to(device) for name, own in known.items()}
+
+    @property
     def layers(self) -> list[int] | None:
         """The numbers of the TA's layers that it keeps; None where depth is not nested."""
         axis = depth(self.ta.axes)
@@ -144,11 +174,15 @@ class Student:
     def view(self, *, head: str = "", live: bool = False) -> Any:
         """The Student on views of the TA's tensors: no copy."""
         ta = self.ta
-        return StudentView(ta.adapter, ta.model, ta.axes, self.sizes, head=head, live=live)
+        view = StudentView(ta.adapter, ta.model, ta.axes, self.sizes, head=head, live=live)
+        view.buffers = {} if live else self.statistics or {}
+        return view
 
     def dense(self) -> nn.Module:
         """The Student as a dense module of its own, in eval mode."""
-        return materialize(self.ta.adapter, self.ta.model, self.ta.axes, self.sizes)
+        dense = materialize(self.ta.adapter, self.ta.model, self.ta.axes, self.sizes)
+        dense.load_state_dict(self.statistics or {}, strict=False)
+        return dense
 
     def save(
         self,
@@ -182,7 +216,8 @@ class UnsharedTA(TA):
     @classmethod
     def of(cls, ta: TA, models: Mapping[float, nn.Module]) -> UnsharedTA:
         """``ta`` with these Students."""
-        return cls(ta.adapter, ta.model, ta.axes, ta.base, ta.card, dict(models))
+        own = ta.adapter, ta.model, ta.axes, ta.base, ta.card
+        return cls(*own, dict(models), statistics=ta.statistics)
 
     @classmethod
     def start(cls, ta: TA, widths: Iterable[float]) -> UnsharedTA:
@@ -206,6 +241,10 @@ class UnsharedStudent(Student):
     """A Student with weights of its own."""
 
     @property
+    def key(self) -> Key:
+        return (*super().key, (UNSHARED, 1))
+
+    @property
     def model(self) -> nn.Module:
         """Its module, which a run trains."""
         return self.ta.copies[self.width]  # type: ignore[index]
@@ -214,7 +253,9 @@ class UnsharedStudent(Student):
         return self.model
 
     def dense(self) -> nn.Module:
-        return copy.deepcopy(self.model).eval()
+        dense = copy.deepcopy(self.model).eval()
+        dense.load_state_dict(self.statistics or {}, strict=False)
+        return dense
 
     def save(
         self,
@@ -224,4 +265,6 @@ class UnsharedStudent(Student):
         own: bool = False,
         dtype: torch.dtype = torch.float32,
     ) -> str:
-        return save_model(self.ta.adapter, copy.deepcopy(self.model).to(dtype), folder, own=own)
+        model = self.dense()
+        model.load_state_dict(buffers or {}, strict=False)
+        return save_model(self.ta.adapter, model.to(dtype), folder, own=own)

@@ -22,8 +22,8 @@ class StudentView:
 
     It is called like the model. The dense skeleton lives on the meta device and outside any module
     tree, so wrappers of the model do not see it. Buffers (BatchNorm statistics) are copies: a
-    narrow forward must not write into those of wider ones. Put the Student's own statistics in
-    ``buffers`` after ``recompute_statistics``. With ``live``, for the whole model alone, they are
+    narrow forward must not write into those of wider ones. The Student's own statistics stand in
+    ``buffers``. With ``live``, for the whole model alone, they are
     the model's own, and a forward updates them. With ``head``, the name of the linear layer that
     makes the outputs, that layer is left out: a call gives what it reads, and ``output`` the
     layer's tensors.
@@ -225,6 +225,16 @@ def _norms(model: nn.Module) -> list[Any]:
 def has_statistics(model: nn.Module) -> bool:
     """Whether a model carries BatchNorm statistics, which every Student needs of its own."""
     return bool(_norms(model))
+
+
+def statistics_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's BatchNorm statistics, by the names of its buffers."""
+    names = {id(norm): name for name, norm in model.named_modules()}
+    return {
+        f"{names[id(norm)]}.{buffer}": tensor
+        for norm in _norms(model)
+        for buffer, tensor in norm.named_buffers()
+    }
 
 
 @torch.no_grad()

@@ -18,20 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from matta_cli.adapter import Axis, Sizes
 from matta_cli.data.split import Batch
 from matta_cli.measure import cost
-from matta_cli.models.ta import TA
-from matta_cli.nested.sizes import depth, full_sizes, kept_layers, kind, layer_of, own_sizes
+from matta_cli.models.ta import TA, Key
+from matta_cli.nested.sizes import depth, full_sizes, kept_layers, kind, layer_of
 from matta_cli.tasks.task import Task
 
 # as safetensors has them
 _DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64"}
 
-Key = tuple[tuple[str, int], ...]
 _Places = defaultdict[Any, list[tuple[Axis, int]]]
-
-
-def key_of(ta: TA, sizes: Sizes) -> Key:
-    """What tells Students apart: the sizes of layers that are left out do not matter."""
-    return tuple(sorted(own_sizes(ta.axes, sizes).items()))
 
 
 @dataclass(frozen=True)
@@ -100,7 +94,7 @@ class Counts:
         """Multiply-accumulates of one example."""
         if self._macs is not None:
             return self._sum(self._macs, sizes)
-        key = key_of(self.ta, sizes)
+        key = self.ta.key(sizes)
         if key not in self._counted:
             self._counted[key] = self._count(sizes)
         return self._counted[key]

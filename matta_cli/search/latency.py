@@ -10,8 +10,8 @@ import numpy as np
 from matta_cli.adapter import Sizes
 from matta_cli.data.split import Batch
 from matta_cli.measure import cost
-from matta_cli.models.ta import TA
-from matta_cli.search.counts import Counts, Key, key_of
+from matta_cli.models.ta import TA, Key
+from matta_cli.search.counts import Counts
 from matta_cli.tasks.task import Task
 
 ROUNDS = 8  # of timing the uniform widths, which the guess is made of
@@ -57,6 +57,6 @@ class Latency:
         """
         model = {"": self.ta.student(sizes).dense()}
         seconds = sorted(self.time(model)[""] for _ in range(3))[1]
-        self.measured[key_of(self.ta, sizes)] = seconds
+        self.measured[self.ta.key(sizes)] = seconds
         self.correction *= seconds / self.guess(sizes)
         return seconds

@@ -17,7 +17,6 @@ from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models.folders import Reached
 from matta_cli.nested.view import has_statistics
-from matta_cli.search.counts import key_of
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task
 
@@ -84,7 +83,7 @@ class Scores:
         if not self.normed:
             return self.ta.at(sizes).eval()
         student = self.ta.student(sizes)
-        return measurable(self.task, student, self.data.train, self.at_a_time, self.device)
+        return measurable(self.task, student, self.data.train, self.device)
 
     def columns(self, sizes: Sizes, part: Part) -> Columns:
         """What a Student makes of each example of a half, of as many as are for choosing."""
@@ -93,7 +92,7 @@ class Scores:
 
     def value(self, sizes: Sizes) -> float:
         """The primary metric on the examples that sizes are chosen by."""
-        key = json.dumps(key_of(self.ta, sizes))
+        key = json.dumps(self.ta.key(sizes))
         if key not in self.known:
             value = self.task.summarize(self.columns(sizes, self.choosing))[self.metric.name]
             if not math.isfinite(value):

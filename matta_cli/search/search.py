@@ -17,10 +17,10 @@ from matta_cli.adapter import Sizes
 from matta_cli.errors import MattaError
 from matta_cli.measure.cost import repeated
 from matta_cli.models import folders
-from matta_cli.models.ta import Student
+from matta_cli.models.ta import Key, Student
 from matta_cli.progress import Listener, Progress
 from matta_cli.report import numbers
-from matta_cli.search.counts import Counts, Key, key_of
+from matta_cli.search.counts import Counts
 from matta_cli.search.latency import Latency
 from matta_cli.search.scores import Scores, import_optuna
 from matta_cli.search.space import SLOPE, SLOPES, Share, Space
@@ -63,7 +63,7 @@ class Search:
         self._stock: dict[Key, bool] = {}
 
     def key(self, sizes: Sizes) -> Key:
-        return key_of(self.ta, sizes)
+        return self.ta.key(sizes)
 
     def stock(self, sizes: Sizes) -> bool:
         """Whether the stock library can load a Student of these sizes."""

@@ -16,7 +16,6 @@ from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.save import save_model
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import full_sizes
-from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Say
 from matta_cli.report.schema import Cost, ModelEntry, Parity, Program, Role, Timing
 from matta_cli.students.student import Written
@@ -107,8 +106,7 @@ def _teacher(held_out: HeldOut, ta: TA, say: Say) -> Opened:
 
 def _ta(run: Reached, students: Sequence[ModelEntry]) -> Opened:
     ta, whole = run.ta, full_sizes(run.ta.axes)
-    alone = ta.copies or has_statistics(ta.model)  # then it is not the Student, whatever its sizes
-    if not alone and any(student.sizes == whole for student in students):
+    if not ta.copies and any(student.sizes == whole for student in students):
         return []
     entry = ModelEntry("TA", Role.TA, ta.widest, cost=_size(ta.model, run.folder))
     return [(entry, ta.model)]

@@ -78,7 +78,7 @@ def write(
     """
     task, adapter, settings = held_out.task, student.ta.adapter, held_out.recipe.export
     own, dtype = "matta" in settings.format, getattr(torch, settings.dtype)
-    buffers = own_statistics(task, student, held_out.data.train, held_out.at_a_time)
+    buffers = own_statistics(task, student, held_out.data.train)
     view, reason = _as_written(student, buffers, dtype), student.unsupported
     if reason and "stock" in settings.format:
         instead = "Without --format stock it is saved in matta's own format"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from matta_cli.files import atomic
 from matta_cli.files.card import write_card
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.save import save_model
-from matta_cli.models.ta import TA, UNSHARED
+from matta_cli.models.ta import STATISTICS, TA, UNSHARED
+from matta_cli.nested.sizes import full_sizes
 from matta_cli.training import state
 
 # what ``write_card`` writes by itself
@@ -51,24 +52,37 @@ class Counters:
 
 
 def write(
-    path: Path, ta: TA, companions: dict[str, bytes], tensors: dict[str, Tensor], trainer: Any
+    path: Path,
+    ta: TA,
+    widths: Iterable[float],
+    companions: dict[str, bytes],
+    tensors: dict[str, Tensor],
+    trainer: Any,
 ) -> None:
     """Write a checkpoint whole: the TA as a stock folder, tensors, and ``trainer.json``.
 
-    companions: the files that belong to the TA besides its weights (tokenizer), by name. tensors:
-    the optimizer's, by path.
+    widths: those whose BatchNorm statistics the TA knows, and the folder keeps. companions: the
+    files that belong to the TA besides its weights (tokenizer), by name. tensors: the optimizer's,
+    by path.
     """
     with atomic.atomic_folder(path, overwrite=True) as folder:
-        save_model(ta.adapter, ta.model, folder)
+        whole = ta.student(full_sizes(ta.axes)).statistics
+        state = {**ta.model.state_dict(), **whole} if whole else None
+        save_model(ta.adapter, ta.model, folder, state)
+        if whole:
+            (folder / STATISTICS).parent.mkdir()
+            nested = {width: ta.student(width).statistics for width in {*widths} - {*ta.copies}}
+            own = {f"{w:g}/{k}": v for w, some in nested.items() for k, v in (some or {}).items()}
+            save_file({name: one.cpu() for name, one in own.items()}, str(folder / STATISTICS))
         for name, content in companions.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(content)
         more = {k: v for k, v in ta.card.items() if k not in _OWN} | {"steps": trainer["step"]}
         write_card(folder, ta.adapter, ta.axes, ta.base, ta.card["lineage"], **more)
-        for width, model in ta.copies.items():
+        for width in ta.copies:
             target = folder / UNSHARED / f"width-{width:g}"
             target.mkdir(parents=True)
-            save_model(ta.adapter, model, target)
+            ta.student(width).save(target)
         (folder / "optimizer").mkdir()
         save_file(tensors, str(folder / "optimizer" / "state.safetensors"))
         (folder / "trainer.json").write_text(json.dumps(trainer) + "\n", encoding="utf-8")

@@ -23,7 +23,7 @@ from matta_cli.devices.processes import gathered
 from matta_cli.devices.signals import interruptible
 from matta_cli.errors import Interrupted, MattaError, command
 from matta_cli.files.workspace import Workspace
-from matta_cli.measure.students import measure
+from matta_cli.measure.students import measure, settled
 from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import sizes
 from matta_cli.progress import Listener, Progress
@@ -174,6 +174,7 @@ class Training:
             return due
         ta = self._whole()
         if self.world.first:
+            ta = self._settled(ta)
             record["evaluation"] = measure(
                 self.settings, self.task, ta, self.data, self.device, self.world.size
             )
@@ -327,6 +328,10 @@ class Training:
         model.load_state_dict(state)
         return TA(ta.adapter, model.to(self.device), ta.axes, ta.base, ta.card)
 
+    def _settled(self, ta: TA) -> TA:
+        """The TA with the BatchNorm statistics of all that is measured and saved of it."""
+        return settled(self.task, ta, self.settings.widths, self.data.train, self.device)
+
     def save(self) -> Path | None:
         """Write a checkpoint, whole, and remove those that are not kept.
 
@@ -337,13 +342,13 @@ class Training:
         tensors, numbers = state_of(self.optimizer)
         if not self.world.first:
             return None
-        path = space.checkpoint(counters.step)
+        ta, path = self._settled(ta), space.checkpoint(counters.step)
         trainer = {
             **asdict(counters),
             "optimizer": numbers,
             "recipe": self.recipe.text(["distill"]),
         }
-        checkpoint.write(path, ta, self.companions, tensors, trainer)
+        checkpoint.write(path, ta, self.settings.widths, self.companions, tensors, trainer)
         self.damaged.discard(path)
         checkpoint.prune(space, counters, self.settings.keep, self.damaged)
         return path
