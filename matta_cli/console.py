@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -67,7 +68,7 @@ def table(
     columns = list(zip(headers, *rows, strict=True))
     gone = []
     for start in spare:
-        if sum(max(map(len, column)) + 2 for column in columns) <= console.width:
+        if _needs(columns) <= console.width:
             break
         gone += [column[0] for column in columns if column[0].startswith(start)]
         columns = [column for column in columns if not column[0].startswith(start)]
@@ -79,6 +80,43 @@ def table(
     console.print(drawn)
     if gone:
         say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
+
+
+def fitting(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+    """Data on stdout: of tables that say ever less the first that the terminal has room for.
+
+    A pipe gets the first. Headers may stand in several lines.
+    """
+    if not sys.stdout.isatty():
+        table(*tables[0])
+        return
+    from rich.console import Console
+
+    room = Console().width
+    shown: tuple[Sequence[str], Sequence[Sequence[str]]] = tables[-1]
+    for headers, rows in tables:
+        columns = list(zip(headers, *rows, strict=True))
+        shown = [_folded(*column) for column in columns], rows
+        if _needs(columns) <= room:
+            break
+    table(*shown)
+    there = {" ".join(header.split()) for header in shown[0]}
+    if gone := [header for header in tables[1][0] if header not in there]:
+        say(f"Not shown in {room} columns, but in the report: {', '.join(gone)}.")
+
+
+def _needs(columns: Sequence[Sequence[str]]) -> int:
+    """What a table needs: three places between two columns, and one at each end."""
+    return sum(_width(*column) + 3 for column in columns) - 1
+
+
+def _width(header: str, *cells: str) -> int:
+    """What a column needs: its cells stand in one line, its header in as many as it has words."""
+    return max(map(len, [*header.split(), *cells]))
+
+
+def _folded(header: str, *cells: str) -> str:
+    return "\n".join(textwrap.wrap(header, _width(header, *cells)))
 
 
 def data(value: Any) -> None:
@@ -143,7 +181,8 @@ def _fail(sentence: str, code: int) -> None:
 def training_progress() -> Iterator[Listener]:
     """A listener that shows on stderr what long work tells: steps, ETA, losses and throughput.
 
-    They are one line that changes, or where no terminal is a line for every tenth of the work.
+    On a terminal the last line is a bar, from the first step on. Every tenth of a run leaves a row
+    of losses, a column for each model; where there is no terminal, other work leaves a line too.
     """
     from rich import progress
     from rich.console import Console
@@ -158,31 +197,61 @@ def training_progress() -> Iterator[Listener]:
         progress.TimeRemainingColumn(table_column=Column(no_wrap=True)),
         progress.TextColumn("{task.description}", markup=False, table_column=rest),
     )
-    with progress.Progress(*columns, console=console, disable=not live, expand=True) as bar:
-        task, said, started = bar.add_task("starting"), 0, time.monotonic()
+    bar = progress.Progress(*columns, console=console, disable=not live, expand=True)
+    task, told, started = bar.add_task(""), _Rows(), time.monotonic()
 
-        def listen(event: Event) -> None:
-            nonlocal said
-            if event.message:
-                console.print(event.message, markup=False, soft_wrap=True)
-                return
-            shown = _told(event)
+    def listen(event: Event) -> None:
+        if event.message:
+            console.print(event.message, markup=False, soft_wrap=True)
+            return
+        if live:
+            bar.start()  # not before there is something to tell
+            shown = event.doing or _told(event)
             bar.update(task, completed=event.step, total=event.steps, description=shown)
-            tenth = event.step * 10 // event.steps
-            if tenth < said:
-                said = 0  # another run has begun
-            # what soon ends needs no lines in a log
-            brief = not event.terms and time.monotonic() - started < 10
-            if not live and tenth > said and not brief:
-                said = tenth
-                line = f"step {event.step}/{event.steps}  {shown}"
-                console.print(line, markup=False, soft_wrap=True)
+        elif event.doing and event.step < event.steps:
+            console.print(event.doing, markup=False, soft_wrap=True)
+        # what soon ends needs no lines in a log
+        brief = not event.terms and (live or time.monotonic() - started < 10)
+        for line in () if event.doing else told.lines(event, brief):
+            console.print(line, markup=False, soft_wrap=True)
 
+    try:
         yield listen
+    finally:
+        bar.stop()
+
+
+class _Rows:
+    """The lines of a run: a row for each tenth of it, below the names of its columns."""
+
+    def __init__(self) -> None:
+        self.tenth, self.names = 0, [""]
+
+    def lines(self, event: Event, brief: bool) -> list[str]:
+        """The lines that an event adds: none, where it is within the same tenth."""
+        tenth = event.step * 10 // event.steps
+        before, self.tenth = self.tenth if tenth >= self.tenth else 0, tenth
+        if brief or tenth == before:
+            return []
+        speed = f"{event.unit}/s"
+        cells = {"step": f"{event.step}/{event.steps}", speed: f"{event.per_second:,.0f}"}
+        cells |= {f"loss {name}": f"{terms['loss']:.3f}" for name, terms in event.terms.items()}
+        if event.utilisation is not None:
+            cells["MFU"] = f"{event.utilisation:.0%}"
+        if event.waiting >= 0.05 or "data wait" in self.names:
+            cells["data wait"] = f"{event.waiting:.0%}"
+        widest = {"step": 2 * len(str(event.steps)) + 1, speed: 9}
+        widths = {name: max(len(name), widest.get(name, 6)) for name in cells}
+        rows = [list(cells.values())]
+        if list(cells) != self.names:  # another run has begun
+            self.names = list(cells)
+            rows.insert(0, self.names)
+        pairs = [zip(row, widths.values(), strict=True) for row in rows]
+        return ["  ".join(cell.rjust(width) for cell, width in row) for row in pairs]
 
 
 def _told(event: Event) -> str:
-    """How fast a run goes, what it waits for, and its losses."""
+    """How fast a run goes, what it waits for, and its losses by name."""
     shown = f"{event.per_second:,.0f} {event.unit}/s"
     if event.utilisation is not None:
         shown = f"MFU {event.utilisation:.0%}  {shown}"

@@ -13,8 +13,7 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import load_ta, reached
 from matta_cli.models.ta import TA
-from matta_cli.progress import Listener, Say, quiet
-from matta_cli.report import search_table
+from matta_cli.progress import Listener, Progress, Steps, quiet
 from matta_cli.report.schema import Report
 from matta_cli.search import run as search
 from matta_cli.settings.budget import asked
@@ -24,12 +23,7 @@ from matta_cli.students.student import check
 
 
 def export(
-    recipe: Recipe,
-    out: Path,
-    *,
-    overwrite: bool = False,
-    say: Say = lambda _: None,
-    listen: Listener = quiet,
+    recipe: Recipe, out: Path, *, overwrite: bool = False, listen: Listener = quiet
 ) -> Report:
     """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``.
 
@@ -47,19 +41,25 @@ def export(
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
     _refuse_equal(converted, widths)
     refuse_existing(Workspace(out).students, overwrite)
+
+    def say(text: str) -> None:
+        listen(Progress(message=text))
+
     run = reached(out, recipe.export.checkpoint, say)
     say(f"Found the TA of step {run.counters['step']} in {run.folder}.")
     family = [run.ta.student(width) for width in widths]
-    notes: list[str] = []
+    searched: Report | None = None
     if budgets:
-        result, chosen = search.search(recipe, out, budgets, measured=False, listen=listen)
+        searched, chosen = search.search(recipe, out, budgets, measured=False, listen=listen)
         # the search has put its own TA on the device
         family += [replace(student, ta=run.ta) for student in chosen]
-        notes = [*search_table.choices(result), *result.notes]
     held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
-    return students.export(
-        out, family, held_out, run, converted, notes=notes, overwrite=overwrite, say=say
+    steps = Steps(listen, students.steps(recipe, family))
+    report = students.export(
+        out, family, held_out, run, converted, steps, searched=searched, overwrite=overwrite
     )
+    steps.end()
+    return report
 
 
 def _refuse_equal(ta: TA, widths: Sequence[float]) -> None:

@@ -32,7 +32,7 @@ LINES, FUNCTION, COLUMNS = 400, 60, 100
 FOLDERS = ("ta", "run", "students", "baselines")  # paths of a Workspace
 # keys of a report's JSON
 REPORTED = {"models", "metrics", "role", "pairs", "notes", "choices", "programs", "parity"}
-REPORTED |= {"training", "peak_memory", "verdict", "guessed_latency", "chosen_by"}
+REPORTED |= {"training", "peak_memory", "verdict", "chosen_by"}
 
 
 class File:

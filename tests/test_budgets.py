@@ -5,6 +5,7 @@ makes them.
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import random
 import sys
@@ -14,6 +15,8 @@ import numpy as np
 import optuna
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from test_adapters import gpt2, layer, made, ranker, vit
 
@@ -30,6 +33,7 @@ from matta_cli.nested import grow
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
 from matta_cli.search.counts import Counts
+from matta_cli.search.front import unbeaten
 from matta_cli.search.run import search
 from matta_cli.search.scores import Scores
 from matta_cli.search.search import Search
@@ -412,6 +416,87 @@ def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):
     report, _ = search(recipe, out, budgets(500))
     scored, measured = report.searched["evaluated"], len(report.models)
     assert seen == [choosing.indices] * scored + [reporting.indices] * measured
+
+
+POINTS = st.lists(st.tuples(*[st.integers(0, 4) | st.floats(0, 1)] * 3), min_size=1, max_size=14)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(POINTS)
+def test_no_point_of_a_front_is_beaten_by_another(points):
+    """Nor is any left out that none beats: what is not on it, some point of it beats or equals."""
+    front = unbeaten(points)
+    matrix = np.array(points, dtype=float)
+    for i, point in enumerate(matrix):
+        no_worse, better = (matrix <= point).all(1), (matrix < point).any(1)
+        assert not (i in front and (no_worse & better).any())
+        assert (matrix[front] <= point).all(1).any()
+    assert len({tuple(matrix[i]) for i in front}) == len(front)
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_no_row_of_a_search_is_beaten_in_every_column(trained, monkeypatch, measured):
+    """In what the table shows, which is of other examples than sizes are chosen by."""
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    clock(monkeypatch, lambda macs: 1e-6 * macs)
+    random = np.random.default_rng(0)
+    monkeypatch.setattr(  # quality that has nothing to do with size, nor one half with the other
+        Scores, "columns", lambda self, sizes, part: {"score": random.random(60), "label": LABELS}
+    )
+    start_over(out)
+    report, _ = search(recipe, out, parse({"latency": ["1ms"]}), measured=measured)
+    start_over(out)
+    rows = []
+    for m in report.models:
+        quality = m.metrics["auc"].value if measured else m.searched.chosen_by
+        costs = m.cost.parameters, m.cost.bytes, m.cost.macs, m.latency(8)
+        rows.append((m.searched.front, np.array([-quality, *costs])))
+    front = [row for on_front, row in rows if on_front]
+    assert front and not any((a <= b).all() and (a < b).any() for _, a in rows for b in front)
+
+
+LABELS = np.arange(60) % 2
+
+
+def clock(monkeypatch, seconds):
+    """A machine on which a forward takes so many seconds, by its MACs."""
+
+    def latencies(task, models, batch, rounds=30):
+        one = cost.repeated(batch, 1)
+        taken = {name: seconds(cost.macs(task, model, one)) for name, model in models.items()}
+        return {name: {"median": value, "p95": value} for name, value in taken.items()}
+
+    monkeypatch.setattr(cost, "latencies", latencies)
+
+
+@pytest.mark.parametrize("power", [0.3, 1, 4])
+def test_a_latency_is_used_up_on_any_machine(trained, monkeypatch, power):
+    """Whatever seconds a MAC takes, six trials find what is near the limit, measured, not guessed:
+    of the sizes that can be had, none that fits is much slower.
+    """
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    ta = load_ta(out)
+    every = Space(ta, WIDTHS)
+    task = tasks_task.task("ranking", recipe)
+    counts = Counts(task, ta, task.example(ta.model))
+    most = counts.macs(ta.sizes(2.0))
+
+    def seconds(macs):
+        return 1e-3 + 0.1 * (macs / most) ** power
+
+    clock(monkeypatch, seconds)
+    menus = itertools.product(*every.menus.values())
+    possible = sorted({seconds(counts.macs(dict(zip(every.menus, m, strict=True)))) for m in menus})
+    for at in range(len(possible) // 5, len(possible) - 1, len(possible) // 4):
+        limit = 1.01 * possible[at] / 0.95
+        start_over(out)
+        report, (chosen,) = search(recipe, out, parse({"latency": [f"{limit * 1e3:.6f}ms"]}))
+        best = max(own for own in possible if own <= 0.95 * limit)
+        used = seconds(counts.macs(chosen.sizes)) / limit
+        assert report.choices[0].used == {"latency": pytest.approx(used)}
+        assert best / limit - 0.07 <= used <= 0.95
+        assert all(model.latency(8) for model in report.models), "nothing in the table is a guess"
+    start_over(out)
 
 
 @pytest.mark.slow

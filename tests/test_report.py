@@ -268,7 +268,7 @@ def test_a_report_has_what_its_file_holds():
         "the stock library loads it."
     ]
     headers, cells = search_table.front_rows(found)
-    assert headers[4] == "latency b2" and [row[4] for row in cells] == ["~1.10 ms", "1.20 ms"]
+    assert headers[4] == "latency b2" and [row[4] for row in cells] == ["–", "1.20 ms"]
     with pytest.raises(KeyError):
         report.model("width 3")
 

@@ -103,7 +103,7 @@ def test_a_report_goes_without_a_teacher_that_is_a_file(folder):
     teach(settings(), Path("out"), Path("said"))
     distill(settings("said"), Path("out"))
     said = []
-    export(settings("said"), Path("out"), say=said.append)
+    export(settings("said"), Path("out"), listen=lambda event: said.append(event.message))
     assert any("report goes without" in line for line in said)
 
 

@@ -52,4 +52,6 @@ def demo(
     )
     with console.training_progress() as listen:
         distill(recipe, out, overwrite=True, listen=listen)
-    show(export(recipe, out, overwrite=True, say=console.say), out, json)
+    with console.training_progress() as listen:
+        report = export(recipe, out, overwrite=True, listen=listen)
+    show(report, out, json)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.resolve import instead_of_widths
 
@@ -63,27 +63,27 @@ def export(
     kinds = options.words(baselines)
     check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
-        report = run(recipe, out, overwrite=overwrite, say=console.say, listen=listen)
+        report = run(recipe, out, overwrite=overwrite, listen=listen)
     if kinds:
         from matta_cli.verdict.judge import remake
 
         with console.training_progress() as listen:
-            report = remake(out, kinds, say=console.say, listen=listen)
+            report = remake(out, kinds, listen=listen)
     show(report, out, json)
 
 
 def show(report: Report, out: Path, json: bool) -> None:
-    """Print a report: the table (or JSON) on stdout, its notes and its path on stderr."""
-    from matta_cli.report import table
+    """Print a report: the table (or JSON) on stdout; its notes, and what is next, on stderr."""
+    from matta_cli.report import terminal
 
     if json:
         console.data(report.to_json())
     else:
-        others = [metric.label for metric in report.metrics[:0:-1]]
-        batch = f"latency b{report.batch_size}"
-        spare = ["examples/s", "peak memory", "checkpoint", batch, "MACs", "width"]
-        console.table(*table.rows(report), [*spare, *others, "training", "latency"])
+        console.fitting(terminal.tables(report))
     for note in report.notes:
         console.say(f"Note: {note}")
     console.say(f"Students: {Workspace(out).students}")
     console.say(f"Report: {Workspace(out).report.with_suffix('.html')}")
+    console.hint(command("eval", *(() if out == options.OUT else ("--out", out))))
+    if loads := terminal.loading(report):
+        console.say(f"Or in Python: {loads}")

@@ -24,5 +24,5 @@ def report(
     from matta_cli.verdict.judge import remake
 
     with console.training_progress() as listen:
-        made = remake(out, kinds, margin=margin, device=device, say=console.say, listen=listen)
+        made = remake(out, kinds, margin=margin, device=device, listen=listen)
     show(made, out, json)

@@ -119,7 +119,7 @@ class Searched(Stored):
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
     trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
-    are chosen by. guessed_latency: seconds, where latency was not measured.
+    are chosen by.
     """
 
     loads: str = ""
@@ -127,7 +127,6 @@ class Searched(Stored):
     trained: bool = True
     front: bool = True
     chosen_by: float | None = None
-    guessed_latency: float | None = None
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds
-from matta_cli.report.schema import ModelEntry, Report, Searched
+from matta_cli.report.schema import Report, Searched
 from matta_cli.report.values import decimals_of, shown
 
 
@@ -11,14 +11,14 @@ def front_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """The Students of a search: each is on the front, or the choice of a budget."""
     own = [model.searched or Searched() for model in report.models]
     batch = report.batch_size or 1
-    timed = any(m.cost.latency for m in report.models) or any(one.guessed_latency for one in own)
+    timed = any(model.latency(batch) for model in report.models)
     headers = ["Student", "parameters", "bytes", "MACs"] + [f"latency b{batch}"] * timed
     headers += [metric.label for metric in report.metrics[:1]] + ["front", "loads with", "sizes"]
     rows = []
     for model, one in zip(report.models, own, strict=True):
         cost = model.cost
         row = [model.name, count(cost.parameters), in_bytes(cost.bytes), count(cost.macs)]
-        row += [_latency(model, one, batch)] * timed
+        row += [in_seconds(model.latency(batch))] * timed
         for metric in report.metrics[:1]:
             value = model.measured(metric)
             row.append(shown(value, decimals_of(report, metric)) if value else MISSING)
@@ -26,21 +26,20 @@ def front_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     return headers, rows
 
 
-def _latency(model: ModelEntry, one: Searched, batch: int) -> str:
-    """Measured, or guessed."""
-    if seconds := model.latency(batch):
-        return in_seconds(seconds)
-    return f"~{in_seconds(one.guessed_latency)}" if one.guessed_latency else MISSING
+def choices(report: Report, exported: Report | None = None) -> list[str]:
+    """Of each budget of a search: what was chosen, how much of it that uses, what loads it.
 
-
-def choices(report: Report) -> list[str]:
-    """Of each budget of a search: what was chosen, how much of it that uses, what loads it."""
+    exported: the report on what was chosen, whose latencies are then told, not the search's.
+    """
     found = []
     for choice in report.choices:
-        model = report.model(choice.model)
+        model, shares = report.model(choice.model), dict(choice.used)
+        if exported is not None and "latency" in shares:
+            taken = exported.model(choice.budget).latency(exported.batch_size or 1)
+            shares["latency"] = (taken or 0.0) / choice.limits["latency"]
         used = " and ".join(
             f"{100 * share:.1f} % of its {cost.replace('macs', 'MACs')}"
-            for cost, share in choice.used.items()
+            for cost, share in shares.items()
         )
         sizes = model.searched.shown if model.searched else ""
         what = sizes if model.width is None else f"width {model.width:g}"

@@ -14,24 +14,23 @@ from matta_cli.models.ta import TA, Key
 from matta_cli.search.counts import Counts
 from matta_cli.tasks.task import Task
 
-ROUNDS = 8  # of timing the uniform widths, which the guess is made of
+ROUNDS = 8  # of timing what is tried; what is chosen is timed longer
 
 
 class Latency:
     """Seconds of a forward on this machine, measured; and a guess of those that were not.
 
-    The guess only ranks what is tried. It lies between the two nearest uniform widths, in
-    proportion to MACs, and is scaled by what was measured since; it never falls where an axis
-    grows.
+    The guess says what to time next, and nothing else goes by it. It is a curve over MACs through
+    all that was measured, which never falls where an axis grows (isotonic regression).
     """
 
     def __init__(self, task: Task, ta: TA, counts: Counts, example: Batch, threads: int) -> None:
         self.task, self.ta, self.counts = task, ta, counts
         self.example, self.threads = example, threads
-        self.macs: list[int] = []
-        self.seconds: list[float] = []
-        self.correction = 1.0
         self.measured: dict[Key, float] = {}
+        self.careful: set[Key] = set()  # of these, what was timed three times
+        self._points: dict[Key, tuple[int, float]] = {}
+        self._curve: tuple[Sequence[float], Sequence[float]] = ((0.0,), (0.0,))
 
     def time(self, models: Mapping[str, Any], rounds: int = cost.ROUNDS) -> dict[str, float]:
         """The median seconds of a forward of each model."""
@@ -40,23 +39,38 @@ class Latency:
         return {name: timing["median"] for name, timing in taken.items()}
 
     def start(self, uniform: Sequence[Sizes]) -> None:
-        """Time the Students of the uniform widths, from the smallest, which guesses are made of."""
+        """Time the Students of the uniform widths, in turns: what guesses are made of at first."""
         dense = {str(i): self.ta.student(sizes).dense() for i, sizes in enumerate(uniform)}
         taken = self.time(dense, ROUNDS)
-        self.macs = [self.counts.macs(sizes) for sizes in uniform]
-        self.seconds = np.maximum.accumulate(list(taken.values())).tolist()
+        for sizes, seconds in zip(uniform, taken.values(), strict=True):
+            self._learn(sizes, seconds)
 
     def guess(self, sizes: Sizes) -> float:
-        macs = self.counts.macs(sizes)
-        return float(np.interp(macs, self.macs, self.seconds)) * self.correction
+        return float(np.interp(self.counts.macs(sizes), *self._curve))
 
-    def measure(self, sizes: Sizes) -> float:
-        """The seconds of a dense Student of these sizes, which correct the guess.
+    def doubtful(self, sizes: Sizes, limit: float) -> bool:
+        """Whether what was measured, of fewer MACs and of more, leaves open if sizes are within."""
+        if self.ta.key(sizes) in self.measured:
+            return False
+        macs, (at, seconds) = self.counts.macs(sizes), self._curve
+        below = [taken for known, taken in zip(at, seconds, strict=True) if known <= macs]
+        above = [taken for known, taken in zip(at, seconds, strict=True) if known >= macs]
+        return (not below or below[-1] <= limit) and (not above or above[0] > limit)
 
-        Of three medians the middle one.
-        """
-        model = {"": self.ta.student(sizes).dense()}
-        seconds = sorted(self.time(model)[""] for _ in range(3))[1]
-        self.measured[self.ta.key(sizes)] = seconds
-        self.correction *= seconds / self.guess(sizes)
-        return seconds
+    def measure(self, sizes: Sizes, *, careful: bool = False) -> float:
+        """The seconds of a dense Student of these sizes; careful: of three medians the middle."""
+        model, rounds = {"": self.ta.student(sizes).dense()}, cost.ROUNDS if careful else ROUNDS
+        taken = sorted(self.time(model, rounds)[""] for _ in range(3 if careful else 1))
+        self._learn(sizes, taken[len(taken) // 2])
+        if careful:
+            self.careful.add(self.ta.key(sizes))
+        return self.measured[self.ta.key(sizes)]
+
+    def _learn(self, sizes: Sizes, seconds: float) -> None:
+        from sklearn.isotonic import IsotonicRegression
+
+        key = self.ta.key(sizes)
+        self.measured[key] = seconds
+        self._points[key] = self.counts.macs(sizes), seconds
+        fitted = IsotonicRegression().fit(*zip(*self._points.values(), strict=True))
+        self._curve = fitted.X_thresholds_, fitted.y_thresholds_

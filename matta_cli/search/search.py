@@ -21,6 +21,7 @@ from matta_cli.models.ta import Key, Student
 from matta_cli.progress import Listener, Progress
 from matta_cli.report import numbers
 from matta_cli.search.counts import Counts
+from matta_cli.search.front import unbeaten
 from matta_cli.search.latency import Latency
 from matta_cli.search.scores import Scores, import_optuna
 from matta_cli.search.space import SLOPE, SLOPES, Share, Space
@@ -28,6 +29,7 @@ from matta_cli.settings.budget import LIMITS, NEAR, Budget
 from matta_cli.settings.recipe import Recipe
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
+TIMED = 4  # how often a proposal is made anew after it was timed
 MARGIN = 0.05  # of a latency's limit that is left free: it is never the same twice
 
 
@@ -87,7 +89,7 @@ class Search:
         return self.counts.parameters(one.student.sizes)
 
     def costs(self, sizes: Sizes, names: Sequence[str]) -> dict[str, float]:
-        """Costs by name. Latency is the one measured, or else a guess."""
+        """Costs by name. Latency is the one measured; of what is not timed yet a guess."""
         costs = self.counts(sizes, [name for name in names if name != "latency"])
         if "latency" in names:
             measured = self.latency.measured.get(self.key(sizes))
@@ -137,15 +139,12 @@ class Search:
 
     def _start(self, budgets: Sequence[Budget], listen: Listener) -> None:
         """Time some Students where latency is limited, and refuse budgets that are not possible."""
-        timed = [budget for budget in budgets if "latency" in budget.names]
-        if timed:
-            listen(Progress(message="Timing some Students, to guess the latency of others."))
+        if any("latency" in budget.names for budget in budgets):
+            listen(
+                Progress(message="Timing the uniform widths, to guess which sizes to time next.")
+            )
             self.latency.start(list(self.space.uniform.values()))
         self.refuse_impossible(budgets)
-        for budget in timed:  # the guess is corrected near each limit
-            sizes = self.space.decode(self.space.rule(0.0), self.used(budget))
-            if sizes is not None:
-                self.latency.measure(sizes)
 
     def refuse_impossible(self, budgets: Sequence[Budget]) -> None:
         """Raise ``MattaError`` for a budget that even the smallest Student exceeds.
@@ -154,8 +153,8 @@ class Search:
         """
         smallest = self.space.smallest()
         for budget in budgets:
-            if "latency" in budget.names and self.key(smallest) not in self.latency.measured:
-                self.latency.measure(smallest)
+            if "latency" in budget.names and self.key(smallest) not in self.latency.careful:
+                self.latency.measure(smallest, careful=True)
             least = self.costs(smallest, budget.names)
             needed = self._with_margin(least)
             over = [LIMITS[name] for name, share in budget.used(needed).items() if share > 1]
@@ -185,6 +184,7 @@ class Search:
         used = self.used(budget)
         if self.settings.stock_only:
             for sizes in self.space.by_kind(used, self.stock)[: max(1, trials)]:
+                self._timed(budget, sizes)
                 self.score(sizes)
                 tick()
             return
@@ -199,8 +199,7 @@ class Search:
         distributions = {n: optuna.distributions.FloatDistribution(0.0, SLOPE) for n in axes}
 
         def score(ahead: Mapping[str, float]) -> float:
-            sizes = self.space.decode({n: ahead[n] for n in axes}, used)
-            assert sizes is not None  # impossible budgets were refused
+            sizes = self._filling({n: ahead[n] for n in axes}, budget)
             tick()
             return self.score(sizes)
 
@@ -224,22 +223,47 @@ class Search:
                 study.tell(trial, score(trial.params))
             kept.add_trial(study.trials[-1])
 
+    def _timed(self, budget: Budget, sizes: Sizes) -> None:
+        """Time sizes where the budget limits latency, and they were not yet."""
+        if "latency" in budget.names and self.key(sizes) not in self.latency.measured:
+            self.latency.measure(sizes)
+
+    def _filling(self, ahead: Mapping[str, float], budget: Budget) -> dict[str, int]:
+        """The largest sizes within a budget whose axes are so far ``ahead`` of one another.
+
+        Where latency is limited, sizes are timed until it is known which are the last ones within.
+        """
+        used, limit = self.used(budget), dict(budget.limits).get("latency")
+
+        def share(sizes: Sizes) -> float:
+            if limit is not None and self.latency.doubtful(sizes, limit * (1 - MARGIN)):
+                self.latency.measure(sizes)
+            return used(sizes)
+
+        tried: list[tuple[float, dict[str, int]]] = []
+        for _ in range(TIMED):
+            sizes = self.space.decode(ahead, share)
+            assert sizes is not None  # impossible budgets were refused
+            known = limit is None or self.key(sizes) in self.latency.measured
+            self._timed(budget, sizes)
+            tried.append((used(sizes), sizes))
+            if known or 1 - NEAR <= used(sizes) <= 1:
+                break
+        within = [one for one in tried if one[0] <= 1]
+        return max(within or tried[-1:], key=lambda one: one[0])[1]
+
     # Choosing
 
     def choice(self, budget: Budget) -> Student:
         """The best Student within a budget.
 
-        Latency is measured again on a dense copy, and has to meet its limit.
+        Latency is measured once more, for longer, and has to meet its limit.
         """
         best = self._best(budget)
-        while "latency" in budget.names and self.key(best.sizes) not in self.latency.measured:
-            self.latency.measure(best.sizes)
-            used = self.used(budget)
-            if used(best.sizes) > 1 and not self.settings.stock_only:
-                # by the corrected guess
-                sizes = self.space.decode(self.space.rule(0.0), used)
-                if sizes is not None:
-                    self.score(sizes)
+        while "latency" in budget.names and self.key(best.sizes) not in self.latency.careful:
+            self.latency.measure(best.sizes, careful=True)
+            if self.used(budget)(best.sizes) > 1 and not self.settings.stock_only:
+                self.score(self._filling(self.space.rule(0.0), budget))
             best = self._best(budget)
         return replace(best, name=budget.name, budget=budget)
 
@@ -268,17 +292,15 @@ class Search:
         return sorted(scored, key=rank)
 
     def front(self, names: Sequence[str]) -> list[Scored]:
-        """What nothing else beats in quality at its cost, for one of these costs at least."""
-        ordered = self.order(self.allowed())
-        front: dict[Key, Scored] = {}
-        for name in names:
-            costs = {id(one): self.costs(one.student.sizes, [name])[name] for one in ordered}
-            best: float | None = None
-            for one in sorted(ordered, key=lambda one: costs[id(one)]):
-                if best is None or self.scores.better(one.value, best):
-                    best = one.value
-                    front[self.key(one.student.sizes)] = one
-        return sorted(front.values(), key=self.parameters)
+        """What no other beats in quality and these costs, each of which is measured or counted."""
+        ordered, sign = self.order(self.allowed()), -1 if self.scores.metric.higher else 1
+        for one in ordered if "latency" in names else ():
+            if self.key(one.student.sizes) not in self.latency.measured:
+                self.latency.measure(one.student.sizes)
+        every = [self.costs(one.student.sizes, names) for one in ordered]
+        pairs = zip(ordered, every, strict=True)
+        points = [(sign * one.value, *costs.values()) for one, costs in pairs]
+        return sorted((ordered[i] for i in unbeaten(points)), key=self.parameters)
 
 
 def _shown(name: str, value: float) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from matta_cli.report.schema import (
     Timing,
     now,
 )
+from matta_cli.search.front import unbeaten
 from matta_cli.search.search import Scored, Search
 from matta_cli.settings.budget import NEAR, Budget
 from matta_cli.version import __version__
@@ -39,10 +40,11 @@ def report_of(search: Search, students: Sequence[Student], *, measured: bool) ->
     limited = [name for student in students for name in _budget(student).names]
     costs = list(dict.fromkeys(limited)) or ["parameters"]
     front = search.front(costs)
-    models = _entries(search, students, front, costs)
+    models = _entries(search, students, front)
     if measured:
         for model in models:
             model.metrics = _metrics(search, model.sizes)
+    models = _not_beaten(search, models, {search.key(student.sizes) for student in students})
     choices = [_choice(search, student, models) for student in students]
     pairs = zip(students, choices, strict=True)
     sizes = [min(scores.examples, len(half)) for half in (scores.choosing, scores.reporting)]
@@ -86,7 +88,7 @@ def _budget(student: Student) -> Budget:
 
 
 def _entries(
-    search: Search, students: Sequence[Student], front: Sequence[Scored], costs: Sequence[str]
+    search: Search, students: Sequence[Student], front: Sequence[Scored]
 ) -> list[ModelEntry]:
     """The models of the report, the smallest first. Budgets of the same sizes share a model."""
     budgets: dict[Key, list[str]] = {}
@@ -99,17 +101,14 @@ def _entries(
     for one in sorted(members.values(), key=search.parameters):
         key = search.key(one.student.sizes)
         name = ", ".join(budgets.get(key, [])) or one.student.name or f"mix {next(mixes)}"
-        entries.append(_entry(search, name, one, costs, front=key in on_front))
+        entries.append(_entry(search, name, one, front=key in on_front))
     return entries
 
 
-def _entry(
-    search: Search, name: str, one: Scored, costs: Sequence[str], *, front: bool
-) -> ModelEntry:
+def _entry(search: Search, name: str, one: Scored, *, front: bool) -> ModelEntry:
     student, sizes = one.student, one.student.sizes
     seconds = search.latency.measured.get(search.key(sizes))
     timings = {} if seconds is None else {search.recipe.export.batch_size: Timing(seconds)}
-    guess = search.latency.guess(sizes) if "latency" in costs and seconds is None else None
     return ModelEntry(
         name=name,
         role=Role.STUDENT,
@@ -119,13 +118,35 @@ def _entry(
         layers=student.layers,
         cost=Cost(**search.counts(sizes), latency=timings),
         searched=Searched(
-            loads=student.loads,
-            shown=student.shown(whole=True),
-            front=front,
-            chosen_by=one.value,
-            guessed_latency=guess,
+            loads=student.loads, shown=student.shown(whole=True), front=front, chosen_by=one.value
         ),
     )
+
+
+def _not_beaten(
+    search: Search, models: Sequence[ModelEntry], chosen: Collection[Key]
+) -> list[ModelEntry]:
+    """The models without those that another beats in every column that the table shows.
+
+    Quality there is of other examples than sizes are chosen by. What was ``chosen`` stays, off the
+    front.
+    """
+    primary, batch = search.scores.metric, search.recipe.export.batch_size
+    sign, timed = -1 if primary.higher else 1, all(model.latency(batch) for model in models)
+    points = []
+    for model in models:
+        own = model.measured(primary)
+        quality = own.value if own else model.searched and model.searched.chosen_by
+        cost = model.cost
+        columns = [cost.parameters, cost.bytes, cost.macs, model.latency(batch) if timed else 0]
+        points.append([sign * (quality or 0.0), *(value or 0.0 for value in columns)])
+    kept, best = [], set(unbeaten(points))
+    for at, model in enumerate(models):
+        if model.searched and model.searched.front and at not in best:
+            model.searched = replace(model.searched, front=False)
+        if at in best or search.key(model.sizes) in chosen:
+            kept.append(model)
+    return kept
 
 
 def _metrics(search: Search, sizes: Sizes) -> dict[str, Interval]:
@@ -145,7 +166,7 @@ def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> C
 def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
     """How much of a budget is left over, and whether a Student that leaves more scored better."""
     budget, most, notes = _budget(student), max(choice.used.values()), []
-    if most < 1 - NEAR:
+    if search.used(_budget(student))(student.sizes) < 1 - NEAR:
         notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]

@@ -16,7 +16,7 @@ from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.save import save_model
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import full_sizes
-from matta_cli.progress import Say
+from matta_cli.progress import Steps
 from matta_cli.report.schema import Cost, ModelEntry, Parity, Program, Role, Timing
 from matta_cli.students.student import Written
 from matta_cli.training.teacher import load_teacher
@@ -31,7 +31,7 @@ def models(
     converted: TA,
     students: Sequence[ModelEntry],
     folders: Sequence[Path],
-    say: Say,
+    say: Steps,
 ) -> list[ModelEntry]:
     """One entry for each model, measured.
 
@@ -87,10 +87,10 @@ def _size(model: nn.Module, folder: Path | None) -> Cost:
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, ta: TA, say: Say) -> Opened:
+def _teacher(held_out: HeldOut, ta: TA, say: Steps) -> Opened:
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
-        say("The Teacher is a file of outputs: the report goes without it.")
+        say.tell("The Teacher is a file of outputs: the report goes without it.")
         return []
     if not recipe.distill.teacher:
         return []
@@ -98,7 +98,7 @@ def _teacher(held_out: HeldOut, ta: TA, say: Say) -> Opened:
         teacher, source = load_teacher(recipe.distill, held_out.task, ta, held_out.device)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
-        say(f"The report goes without the Teacher: {error}")
+        say.tell(f"The report goes without the Teacher: {error}")
         return []
     entry = ModelEntry("Teacher", Role.TEACHER, cost=_size(teacher, source.beside))
     return [(entry, teacher)]

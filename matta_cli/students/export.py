@@ -13,11 +13,13 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import Reached
 from matta_cli.models.ta import TA, Student
-from matta_cli.progress import Say
+from matta_cli.progress import Steps
+from matta_cli.report import search_table
 from matta_cli.report.numbers import in_seconds
 from matta_cli.report.schema import Machine, ModelEntry, Report, Role, Run, now
 from matta_cli.report.story import tell
 from matta_cli.report.write import write as write_report
+from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
 from matta_cli.students.parity import proven
@@ -26,22 +28,30 @@ from matta_cli.training import log, spent
 from matta_cli.version import __version__
 
 
+def steps(recipe: Recipe, students: Sequence[Student]) -> int:
+    """About how many sentences ``export`` says: one before each part of its work."""
+    cuts = sum(student.width != 1.0 for student in students)
+    measured = len(students) + cuts + 2 + bool(recipe.distill.teacher)  # with base and TA
+    written = len(students) * (1 + len(recipe.export.format))
+    return written + measured + len(("reload", "time", "compare"))
+
+
 def export(
     out: Path,
     students: Sequence[Student],
     held_out: HeldOut,
     run: Reached,
     converted: TA,
+    say: Steps,
     *,
-    notes: Sequence[str] = (),
+    searched: Report | None = None,
     overwrite: bool = False,
-    say: Say = lambda _: None,
 ) -> Report:
     """Write Students of a run's TA into ``out/students``, and ``out/report.*`` on them.
 
     held_out: what they are measured on, and by which recipe. converted: the TA before the run.
-    notes: what else the report says. Raises ``MattaError`` for formats that are not possible, and
-    for a Student that does not load again to the outputs of the nested view.
+    searched: how the sizes of those for a budget were found. Raises ``MattaError`` for formats that
+    are not possible, and for a Student that does not load again to the outputs of the nested view.
     """
     recipe, task = held_out.recipe, held_out.task
     check(recipe.export)
@@ -49,6 +59,7 @@ def export(
     with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
         written: list[Written] = []
         for student in students:  # one by one: each is let go before the next one is cut
+            say(f"Writing {student.name}.")
             where = folder / student.folder
             written.append(write(student, where, held_out, run, lineage, say))
         say("Reloading every Student in a fresh process.")
@@ -58,7 +69,10 @@ def export(
         models = entries.models(held_out, run, converted, own, folders, say)
         report = _report(out, held_out, run, models, say)
         report.lineage = lineage
-        report.notes = [*_notes(students, held_out, run), *notes, *_over(students, report)]
+        report.notes = _notes(students, held_out, run)
+        if searched is not None:
+            report.notes += [*search_table.choices(searched, report), *searched.notes]
+        report.notes += _over(students, report)
         report.notes += tell(report).alarms
         for entry, where in zip(own, folders, strict=True):
             atomic.atomic_write(where / "README.md", card.text(entry, report, recipe.data))
@@ -105,7 +119,7 @@ def _over(students: Sequence[Student], report: Report) -> list[str]:
 
 
 def _report(
-    out: Path, held_out: HeldOut, run: Reached, models: list[ModelEntry], say: Say
+    out: Path, held_out: HeldOut, run: Reached, models: list[ModelEntry], say: Steps
 ) -> Report:
     """The report on these models, without its notes."""
     recipe, task, space = held_out.recipe, held_out.task, Workspace(out)

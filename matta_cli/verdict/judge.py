@@ -15,7 +15,7 @@ from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import load_student, load_ta, reached
 from matta_cli.models.ta import TA
-from matta_cli.progress import Listener, Say, quiet
+from matta_cli.progress import Listener, Say, Steps, quiet
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.story import Story, tell
 from matta_cli.report.write import write
@@ -41,7 +41,6 @@ def remake(
     *,
     margin: float | None = None,
     device: str | None = None,
-    say: Say = lambda _: None,
     listen: Listener = quiet,
 ) -> Report:
     """Make ``out/report.*`` anew from the Students there and the baselines that are finished.
@@ -67,6 +66,7 @@ def remake(
     held_out = HeldOut.opened(recipe, converted, space.ta, run.processes)
     roles = [role for role, _ in _ROLES.values()]
     report.models = [model for model in report.models if model.role not in roles]
+    say = Steps(listen, len(report.models) + len(finished) + 1)
     for entry in report.models:
         model = _opened(entry, report, out, converted, held_out)
         if model is not None:
@@ -80,6 +80,7 @@ def remake(
     report.notes += told.alarms
     write(report, out)
     _into_cards(told, out)
+    say.end()
     return report
 
 

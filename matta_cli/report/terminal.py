@@ -1,0 +1,95 @@
+"""The table of a report as a terminal shows it: as much as there is room for."""
+
+from __future__ import annotations
+
+import re
+
+from matta_cli.report import table
+from matta_cli.report.claims import claim
+from matta_cli.report.headline import pick
+from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds, number
+from matta_cli.report.schema import Metric, ModelEntry, Report, Role
+from matta_cli.report.values import decimals_of, span
+
+Table = tuple[list[str], list[list[str]]]  # headers, and a row for each model
+
+
+def tables(report: Report) -> list[Table]:
+    """The table in full, and then ever narrower ones.
+
+    Intervals go first, then digits, then what is told last. Names, which say the widths, stay.
+    """
+    every = report.metrics
+    levels = [(every, True, 3, 4), (every, False, 3, 4), (every, False, 2, 4)]
+    levels += [(every[: len(every) - less], False, 2, 4) for less in range(1, len(every))]
+    levels += [(every[:1], False, 2, costs) for costs in (3, 2, 1)]
+    return [table.rows(report), *(_table(report, *level) for level in levels)]
+
+
+def _table(
+    report: Report, metrics: list[Metric], intervals: bool, digits: int, costs: int
+) -> Table:
+    """One with so many digits, and so many of the costs, the most important first."""
+    batch = report.batch_size or 1
+    columns = {"model": [model.name for model in report.models]}
+    known = {
+        "parameters": [count(model.cost.parameters) for model in report.models],
+        f"latency b{batch}": [in_seconds(model.latency(batch)) for model in report.models],
+        "bytes": [in_bytes(model.cost.bytes) for model in report.models],
+        "MACs": [count(model.cost.macs) for model in report.models],
+    }
+    kept = list(known)[:costs]
+    for header in ("parameters", "MACs", "bytes", f"latency b{batch}"):
+        if header in kept:
+            columns[header] = [_rounded(cell, digits) for cell in known[header]]
+    for metric in metrics:
+        columns[metric.label + metric.way] = _values(report, metric, intervals, digits)
+    verdicts = [_verdict(report, model) for model in report.models]
+    against = {other for _, other in verdicts if other}
+    columns[f"against {' or '.join(sorted(against))}"] = [verdict for verdict, _ in verdicts]
+    some = {header: cells for header, cells in columns.items() if set(cells) != {MISSING}}
+    return list(some), [list(row) for row in zip(*some.values(), strict=True)]
+
+
+def _values(report: Report, metric: Metric, intervals: bool, digits: int) -> list[str]:
+    cells, places = [], decimals_of(report, metric)
+    if digits < 3:
+        places = max(min(places, 2), places - 1)
+    for value in (model.measured(metric) for model in report.models):
+        known = MISSING if value is None else number(value.value, places)
+        ends = span(value, places) if value is not None and intervals else ""
+        cells.append(f"{known} {ends}".strip())
+    return cells
+
+
+def _rounded(text: str, digits: int) -> str:
+    """``24.3 k`` with so many digits: ``24 k``."""
+    found = re.fullmatch(r"([\d.]+)(.*)", text)
+    if not found or len(found[1].replace(".", "")) <= digits or "." not in found[1]:
+        return text
+    places = max(0, digits - len(found[1].partition(".")[0]))
+    return f"{float(found[1]):.{places}f}{found[2]}"
+
+
+def _verdict(report: Report, model: ModelEntry) -> tuple[str, str]:
+    """What may be said of a Student, and against what: plain distillation of its size, or the base.
+
+    ``table`` has the former in full.
+    """
+    metric = report.primary
+    plain = next((one for one in report.of(Role.PLAIN) if one.of == model.name), None)
+    other = plain or report.base
+    if metric is None or other is None or model.role is not Role.STUDENT:
+        return MISSING, ""
+    if not report.pair(model, other, metric):
+        return MISSING, ""
+    return claim(report, model, other, metric), "plain" if plain else "base"
+
+
+def loading(report: Report) -> str:
+    """The line of Python that loads the Student that the report is about; empty without any."""
+    best = pick(report)
+    students = [best.student] if best else report.students
+    loads = next((model.loader for model in students if model.loader), "")
+    module = re.match(r"[A-Za-z_]\w*(?=\.)", loads)
+    return f"import {module[0]}; model = {loads}" if module else loads
