@@ -93,30 +93,28 @@ def fitting(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> 
     from rich.console import Console
 
     room = Console().width
-    shown: tuple[Sequence[str], Sequence[Sequence[str]]] = tables[-1]
-    for headers, rows in tables:
+    tried = ((one, least) for one in tables for least in _LINES)
+    for (headers, rows), least in tried:
         columns = list(zip(headers, *rows, strict=True))
-        shown = [_folded(*column) for column in columns], rows
-        if _needs(columns) <= room:
+        if _needs(columns, least) <= room:
             break
-    table(*shown)
-    there = {" ".join(header.split()) for header in shown[0]}
-    if gone := [header for header in tables[1][0] if header not in there]:
+    table([textwrap.fill(own[0], _width(own, least)) for own in columns], rows)
+    if gone := [header for header in tables[1][0] if header not in headers]:
         say(f"Not shown in {room} columns, but in the report: {', '.join(gone)}.")
 
 
-def _needs(columns: Sequence[Sequence[str]]) -> int:
+_LINES = (30, 12, 0)  # how long the lines of a header may be, whatever its cells; the best first
+
+
+def _needs(columns: Sequence[Sequence[str]], least: int = 1000) -> int:
     """What a table needs: three places between two columns, and one at each end."""
-    return sum(_width(*column) + 3 for column in columns) - 1
+    return sum(_width(column, least) + 3 for column in columns) - 1
 
 
-def _width(header: str, *cells: str) -> int:
-    """What a column needs: its cells stand in one line, its header in as many as it has words."""
-    return max(map(len, [*header.split(), *cells]))
-
-
-def _folded(header: str, *cells: str) -> str:
-    return "\n".join(textwrap.wrap(header, _width(header, *cells)))
+def _width(column: Sequence[str], least: int) -> int:
+    """What a column needs, if its header may stand in lines no longer than ``least``."""
+    header, *cells = column
+    return max(map(len, [*header.split(), *cells, header[:least]]))
 
 
 def data(value: Any) -> None:
@@ -205,9 +203,11 @@ def training_progress() -> Iterator[Listener]:
             console.print(event.message, markup=False, soft_wrap=True)
             return
         if live:
-            bar.start()  # not before there is something to tell
             shown = event.doing or _told(event)
             bar.update(task, completed=event.step, total=event.steps, description=shown)
+            bar.start()  # not before there is something to tell
+            if event.doing:
+                bar.refresh()  # it will stand for a while
         elif event.doing and event.step < event.steps:
             console.print(event.doing, markup=False, soft_wrap=True)
         # what soon ends needs no lines in a log
@@ -235,11 +235,11 @@ class _Rows:
             return []
         speed = f"{event.unit}/s"
         cells = {"step": f"{event.step}/{event.steps}", speed: f"{event.per_second:,.0f}"}
+        if event.terms:
+            cells["data wait"] = f"{event.waiting:.0%}"
         cells |= {f"loss {name}": f"{terms['loss']:.3f}" for name, terms in event.terms.items()}
         if event.utilisation is not None:
             cells["MFU"] = f"{event.utilisation:.0%}"
-        if event.waiting >= 0.05 or "data wait" in self.names:
-            cells["data wait"] = f"{event.waiting:.0%}"
         widest = {"step": 2 * len(str(event.steps)) + 1, speed: 9}
         widths = {name: max(len(name), widest.get(name, 6)) for name in cells}
         rows = [list(cells.values())]

@@ -22,7 +22,7 @@ def tables(report: Report) -> list[Table]:
     every = report.metrics
     levels = [(every, True, 3, 4), (every, False, 3, 4), (every, False, 2, 4)]
     levels += [(every[: len(every) - less], False, 2, 4) for less in range(1, len(every))]
-    levels += [(every[:1], False, 2, costs) for costs in (3, 2, 1)]
+    levels += [(every[:1], False, 2, costs) for costs in (3, 2, 1, 0)]
     return [table.rows(report), *(_table(report, *level) for level in levels)]
 
 
