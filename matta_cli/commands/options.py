@@ -60,6 +60,8 @@ SequenceLength = Annotated[int | None, flag("data.sequence_length")]
 # [distill]
 Preset = Annotated[str | None, flag("distill.preset")]
 Teacher = Annotated[str | None, flag("distill.teacher", "--teacher -t")]
+TeacherAdapter = Annotated[str | None, flag("distill.teacher_adapter")]
+TeacherConfig = Annotated[str | None, flag("distill.teacher_config")]
 TrainedWidths = Annotated[str | None, flag("distill.widths", metavar=NUMBERS)]
 Steps = Annotated[int | None, flag("distill.steps")]
 BatchSize = Annotated[int | None, flag("distill.batch_size")]
@@ -146,6 +148,14 @@ def resolved(
     for path in read:
         console.say(f"Settings from {path}.")
     return recipe
+
+
+def named(adapter: str | None) -> None:
+    """Take it that the user, who typed where an adapter's code is, has named it on this machine."""
+    if adapter:
+        from matta_cli.models import plugins
+
+        plugins.adapter(adapter)
 
 
 def again(section: str, table: Mapping[str, Any]) -> list[str]:

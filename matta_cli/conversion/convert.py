@@ -32,7 +32,8 @@ from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
 from matta_cli.settings.checks import check
-from matta_cli.settings.recipe import ConvertSettings, Recipe
+from matta_cli.settings.convert import ConvertSettings
+from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import task as open_task
 
 
@@ -116,6 +117,9 @@ def _convert(
     settings, name = recipe.convert, source.name
     adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
     base = adapter.load(source)
+    opened_with = [
+        f for f, on in (("--config", source.config), ("--weights", settings.weights)) if on
+    ]
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
@@ -127,7 +131,7 @@ def _convert(
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")
     shares = parse_sizes(settings.sizes, list(kinds(full_sizes(axes))))
-    card = {"multiple": settings.multiple, "sizes": shares}
+    card = {"multiple": settings.multiple, "sizes": shares, "opened_with": opened_with}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     settings_left = _settings_file(recipe, adapter.task)
     may_write = _may_write_settings(space)

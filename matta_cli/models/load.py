@@ -15,6 +15,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source, read_json
+from matta_cli.progress import Say
 
 
 def load_model(
@@ -22,38 +23,49 @@ def load_model(
     task: str,
     *,
     adapter: Adapter | None = None,
+    only: Adapter | None = None,
     model_config: Path | None = None,
     allow_pickle: bool = False,
     example: str = "",
+    say: Say = lambda _: None,
 ) -> tuple[nn.Module, Source]:
     """A model for ``task``, such as a Teacher: float32, on the CPU, in eval mode; and its source.
 
     A registered adapter of the task loads it, else the stock class that transformers or timm has
     for the task. A matta output folder stands for the TA in it. ``adapter`` is asked first; it need
-    not be registered. example: how it will be called, for a Teacher that a function builds.
+    not be registered. only: the adapter that loads it, and no other. example: how it will be
+    called, for a Teacher that a function builds. say: hears what the adapter had to assume.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
-    if source.builder:
+    if source.builder or only:
         source = replace(source, example=example, task=task)
     if source.folder is not None and not (source.folder / "config.json").exists():
         space = Workspace(source.folder)
         if space.ta.is_dir():
             source = replace(open_source(f"local-dir:{space.current_ta()}"), name=source.name)
+    if only:
+        return _loaded(only, source, task, say), source
     refusal: MattaError | None = None
     for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
-                model = known.load(source).float().eval()
-                if known.task != task:
-                    own = f"is a model for {known.task}, not for {task}"
-                    raise MattaError(f"{source.name!r} {own}.")
-                return model, source
+                return _loaded(known, source, task, say), source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:
         return _load_stock(source, task).float().eval(), source
     except MattaError as error:
         raise (refusal or error) from None
+
+
+def _loaded(adapter: Adapter, source: Source, task: str, say: Say) -> nn.Module:
+    """The model as an adapter loads it. Raises ``MattaError`` where it is for another task."""
+    model = adapter.load(source).float().eval()
+    if adapter.task != task:
+        raise MattaError(f"{source.name!r} is a model for {adapter.task}, not for {task}.")
+    for note in adapter.notes:
+        say(note)
+    return model
 
 
 def own_memory(model: nn.Module) -> None:

@@ -55,7 +55,7 @@ def export(
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
         own = [entries.student_entry(one, proof, out) for one in written]
         folders = [one.folder for one in written]
-        models = entries.models(held_out, run, converted, own, folders, say)
+        models = entries.models(held_out, run, converted, own, folders, out, say)
         report = _report(out, held_out, run, models, say)
         report.lineage = lineage
         report.notes = [*_notes(students, held_out, run), *notes, *_over(students, report)]
