@@ -31,8 +31,8 @@ from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
 from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
-from matta_cli.training.teach import Dictation, teach
 from matta_cli.training.start import EXAMPLES, Start, Starting
+from matta_cli.training.teach import Dictation, teach
 from matta_cli.training.teacher import ModelTeacher
 
 
