@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from matta_adapters.stock import Transformers, empty, opened
 from matta_cli.adapter import Axis, Sizes, Source
 from matta_cli.errors import MattaError
 
-_HEADS = {"cls", "classifier", "qa_outputs"}  # of other tasks
-# What checkpoints carry besides the encoder: such heads, and a constant of old versions.
-_OTHERS = re.compile(r"(cls|classifier|qa_outputs)\.|embeddings\.position_ids$")
+# What checkpoints carry besides the encoder: a constant of old versions, and the heads of tasks.
+_CONSTANT = re.compile(r"embeddings\.position_ids$")
+_HEAD = re.compile(r"(?!(bert|embeddings|encoder|pooler)\.)(\w+)\.")
 # The modules of sentence-transformers after which an encoder is all there is.
 _STEPS = ("Transformer", "Pooling", "Normalize")
 _QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
@@ -91,18 +91,31 @@ class Bert(Transformers):
 
         pooling = self._pooling(folder, source.name)
         words = ("a BERT encoder", "a BERT's")
-        model, missing, unexpected = opened(BertModel, source, *words, _OTHERS, ("pooler.",))
+        others = re.compile(f"{_HEAD.pattern}|{_CONSTANT.pattern}")
+        model, missing, unexpected = opened(BertModel, source, *words, others, ("pooler.",))
         if missing:
             model.pooler = None  # transformers made up random weights for it
-        heads = sorted({key.partition(".")[0] for key in unexpected} & _HEADS)
-        if heads:
-            self.notes.append(
-                f"The head of another task ({', '.join(heads)}) is left out: "
-                "the encoder alone is nested."
-            )
+        self._leave_out(unexpected, source)
         if pooling:
             model.config.sentence_pooling = pooling
         return model
+
+    def _leave_out(self, names: Iterable[str], source: Source) -> None:
+        """Note which heads are left out. Raises ``MattaError`` where the user did not ask for it.
+
+        names: of the tensors of the source.
+        """
+        self.dropped = sorted({match[2] for name in names if (match := _HEAD.match(name))})
+        if not self.dropped:
+            return
+        heads = ", ".join(self.dropped)
+        if not source.drop_head:
+            raise MattaError(
+                f"{source.name!r} is more than an encoder: it has a head ({heads}), and the bert "
+                "adapter nests encoders of sentence embeddings alone. To leave the head out, pass "
+                "--drop-head."
+            )
+        self.notes.append(f"The head ({heads}) is left out: the encoder alone is nested.")
 
     def _pooling(self, folder: Path, name: str) -> str:
         """What makes one embedding of a sentence's tokens: ``cls``, or empty for the mean.
@@ -140,7 +153,9 @@ class Bert(Transformers):
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
         from transformers import BertConfig, BertModel
 
-        kept = {key: tensor for key, tensor in tensors.items() if not _OTHERS.search(key)}
+        self._leave_out(tensors, source)
+        known = (key for key in tensors if not _HEAD.match(key) and not _CONSTANT.search(key))
+        kept = {key: tensors[key] for key in known}
         named = {key.removeprefix("bert."): tensor for key, tensor in kept.items()}
         pooler = "pooler.dense.weight" in named
         model = empty(

@@ -44,7 +44,7 @@ class Transformers(Adapter):
         return any(c.__name__ in self.classes.values() for c in type(source.module).__mro__)
 
     def load(self, source: Source) -> nn.Module:
-        self.notes = []
+        self.notes, self.dropped = [], []
         if not self.matches(source):
             raise MattaError(f"{source.name!r} {self.unknown}.")
         if source.folder is not None:

@@ -180,10 +180,6 @@ class ViT(Adapter):
         args: dict[str, Any] = {}
         if stock and "num_heads" not in given:
             args["num_heads"] = shapes.heads_of(width, name)
-            self.notes.append(
-                f"{args['num_heads']} attention heads (assumed: {shapes.HEAD} wide each). "
-                "If not, pass --config config.json."
-            )
         token, norm = "cls_token" in tensors, "fc_norm.weight" in tensors
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
         args |= {
@@ -200,6 +196,12 @@ class ViT(Adapter):
             "fc_norm": norm,
             **_optional(tensors),
         }
+        if stock and "num_heads" not in given:
+            self.notes.append(
+                f"Read off the tensors: {args['depth']} blocks, {width} wide, "
+                f"{args['num_classes']} classes; {args['num_heads']} attention heads (assumed: "
+                f"{shapes.HEAD} wide each). If not, pass --config config.json."
+            )
         if "img_size" not in given:
             prefix = token + registers + ("dist_token" in tensors)
             args |= self._grid(tensors["pos_embed"].shape[1], prefix, patch, name)

@@ -27,6 +27,7 @@ def convert(
     weights: options.Weights = None,
     example: options.Example = None,
     task: options.AutoTask = None,
+    drop_head: options.DropHead = None,
     out: options.Out = options.OUT,
     expand: options.Expand = None,
     axes: options.Axes = None,

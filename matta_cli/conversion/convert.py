@@ -103,6 +103,7 @@ def convert(
 def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: bool) -> Source:
     source = open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
     source = replace(source, example=settings.example, task=settings.task)
+    source = replace(source, drop_head=settings.drop_head)
     if not settings.weights:
         return source
     if not source.builder:
@@ -127,6 +128,8 @@ def _convert(
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
     notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
+    if settings.drop_head and not adapter.dropped:
+        notes.append(f"--drop-head left nothing out: {name} has no head besides.")
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")
@@ -237,7 +240,7 @@ def _save(
     more |= ta.card
     if recipe.convert.example:
         more["example"] = recipe.convert.example
-    lineage = {"source": source, "digest": atomic.digest(folder)}
+    lineage = {"source": source, "digest": atomic.digest(folder), "dropped": ta.adapter.dropped}
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)
     atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

@@ -7,6 +7,7 @@ import mmap
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -37,6 +38,7 @@ def load_model(
     called, for a Teacher that a function builds. say: hears what the adapter had to assume.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
+    source = replace(source, drop_head=True)  # which is said
     if source.builder or only:
         source = replace(source, example=example, task=task)
     if source.folder is not None and not (source.folder / "config.json").exists():
@@ -53,7 +55,7 @@ def load_model(
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:
-        return _load_stock(source, task).float().eval(), source
+        return _load_stock(source, task, say).float().eval(), source
     except MattaError as error:
         raise (refusal or error) from None
 
@@ -92,8 +94,10 @@ def own_memory(model: nn.Module) -> None:
             advise(ctypes.c_void_p(at), ctypes.c_size_t(end - at), mmap.MADV_DONTNEED)
 
 
-def _load_stock(source: Source, task: str) -> nn.Module:
-    """The model as transformers or timm loads it."""
+def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
+    """The model as transformers or timm loads it. Raises ``MattaError`` where it has not all of its
+    weights: transformers draws the others by chance.
+    """
     if source.module is not None:
         return source.module.cpu()
     if source.tensors is not None:
@@ -108,13 +112,29 @@ def _load_stock(source: Source, task: str) -> nn.Module:
                 return timm.create_model(name, pretrained=True)
             from transformers import AutoModelForImageClassification
 
-            return AutoModelForImageClassification.from_pretrained(str(source.folder))
+            return _whole(AutoModelForImageClassification, source, say)
         if task == "causal_lm" and source.folder is not None:
             from transformers import AutoModelForCausalLM
 
-            return AutoModelForCausalLM.from_pretrained(str(source.folder))
+            return _whole(AutoModelForCausalLM, source, say)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said(error)}") from error
     raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")
+
+
+def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
+    """The model of a class of transformers in a folder. What of the folder it leaves out is said.
+
+    Raises ``MattaError`` where weights of it are missing.
+    """
+    model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
+    what = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
+        raise MattaError(f"{source.name!r} is no whole {what}: {lacks} not in it.")
+    if unread := sorted(report["unexpected_keys"]):
+        more = f" and {len(unread) - 3} more" if unread[3:] else ""
+        say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
+    return model

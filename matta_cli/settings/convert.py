@@ -25,6 +25,9 @@ class ConvertSettings:
         "",
         "for the adapter auto: causal_lm, image_classification or ranking; empty: from the example",
     )
+    drop_head: bool = flag(
+        False, "leave out a head that the adapter does not nest, such as a BERT's classifier"
+    )
     expand: float = flag(
         1.0,
         "the TA's width; at 1.0 Students nest inside the base itself, above it in a larger one",

@@ -20,6 +20,7 @@ from matta_cli.report.story import tell
 from matta_cli.report.write import write as write_report
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
+from matta_cli.students.card import left_out
 from matta_cli.students.parity import proven
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
@@ -74,7 +75,10 @@ def _notes(students: Sequence[Student], held_out: HeldOut, run: Reached) -> list
     widths = [s.width for s in students if s.budget is None and s.width is not None]
     known = spent.trained_widths(settings, run.ta)
     menu = ", ".join(f"{width:g}" for width in known)
-    notes = [
+    notes = []
+    if dropped := left_out(run.ta.card["lineage"]):
+        notes.append(f"Not of the model that was converted: {dropped}.")
+    notes += [
         f"Width {width:g} was never trained ({menu} were): train what you export."
         for width in widths
         if width not in known
