@@ -46,6 +46,9 @@ Adapter = Annotated[str | None, flag("convert.adapter", "--adapter -a")]
 Weights = Annotated[str | None, flag("convert.weights")]
 Example = Annotated[str | None, flag("convert.example")]
 AutoTask = Annotated[str | None, flag("convert.task")]
+AimParams = Annotated[list[str] | None, flag("convert.target_params", panel=BUDGET)]
+AimMemory = Annotated[list[str] | None, flag("convert.target_memory", panel=BUDGET)]
+AimMacs = Annotated[list[str] | None, flag("convert.target_macs", panel=BUDGET)]
 DropHead = Annotated[bool | None, flag("convert.drop_head", "--drop-head")]
 Expand = Annotated[float | None, flag("convert.expand")]
 Axes = Annotated[str | None, flag("convert.axes", metavar=LIST)]
@@ -149,6 +152,22 @@ def resolved(
     for path in read:
         console.say(f"Settings from {path}.")
     return recipe
+
+
+def show_widths(widths: list[dict[str, Any]]) -> None:
+    """A table of widths: what each comes to, and what it keeps of the base."""
+    from matta_cli.conversion.inspect import numbers
+    from matta_cli.report.numbers import percent
+
+    rows = []
+    for w in widths:
+        layers = "all" if w["layers"] is None else numbers(w["layers"])
+        shares = [percent(w["kept"][name]) for name in ("parameters", "macs", "bytes")]
+        own = [f"{w['width']:g}", w["role"], w["shown"], f"{w['parameters']:,}", *shares]
+        rows.append([*own, layers, w["loads"]])
+    of_base = ["kept", "MACs kept", "bytes kept"]
+    headers = ["width", "role", "sizes", "parameters", *of_base, "layers", "loads with"]
+    console.table(headers, rows, spare=["layers", "bytes", "loads with", "role"])
 
 
 def named(adapter: str | None) -> None:

@@ -14,10 +14,10 @@ from matta_cli.devices import device
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.measure import score
+from matta_cli.measure.counts import key_of
 from matta_cli.measure.students import measurable
 from matta_cli.models.folders import Reached
 from matta_cli.nested.view import has_statistics
-from matta_cli.search.counts import key_of
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from matta_cli.adapter import Sizes
 from matta_cli.files.atomic import atomic_write
 from matta_cli.measure import cost, intervals
+from matta_cli.measure.counts import Key
 from matta_cli.models.ta import Student
 from matta_cli.report import page
 from matta_cli.report.schema import (
@@ -25,7 +26,6 @@ from matta_cli.report.schema import (
     Timing,
     now,
 )
-from matta_cli.search.counts import Key
 from matta_cli.search.search import Scored, Search
 from matta_cli.settings.budget import NEAR, Budget
 from matta_cli.version import __version__

@@ -43,6 +43,15 @@ class ConvertSettings:
         "sizes of a width where its axes are not scaled alike, as '0.5: depth=0.75 mlp=0.5'",
         "Starbucks, arXiv 2410.13230",
     )
+    target_params: list[str] = flag(
+        [],
+        "axes and widths by a budget: the most parameters, as 60M or 50% of the model's; several "
+        "make a family",
+    )
+    target_memory: list[str] = flag([], "the same by the most bytes of weights, as 200MB or 50%")
+    target_macs: list[str] = flag(
+        [], "the same by the most multiply-accumulates of an example, as 3G or 50%"
+    )
     order: str = flag(
         "auto",
         "order of units: {choices}",

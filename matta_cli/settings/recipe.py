@@ -232,7 +232,7 @@ class ExportSettings:
 
     widths: list[float] = flag([0.25, 0.5, 1.0], "the Students to export")
     target_params: list[str] = flag(
-        [], "Students by a budget: the most parameters, as 60M; several make a family"
+        [], "Students by a budget: the most parameters, as 60M or 50%; several make a family"
     )
     target_latency: list[str] = flag([], "the most time of a forward on this machine, as 5ms")
     target_memory: list[str] = flag([], "the most bytes of weights, as 200MB")
