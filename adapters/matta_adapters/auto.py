@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_adapters.advice import example_for
 from matta_adapters.builders import called, found, imported
 from matta_adapters.calls import Inputs, checked_output, output_of, run
 from matta_adapters.skeleton import fill
@@ -193,8 +194,8 @@ class Auto(Adapter):
         """The plan with the model's axes, and whether it exports; what was left whole is noted."""
         if not plan.example:
             raise MattaError(
-                f"{plan.builder}: pass --example, the shapes of the model's inputs: "
-                "1x3x224x224, say."
+                f"{plan.builder}: pass --example, the shapes of the model's inputs; by its first "
+                f"layer and its forward, --example {example_for(model)}, say."
             )
         inputs = _inputs(plan)
         nested = nest(model, inputs, plan.builder)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from matta_adapters import shapes
 from matta_adapters.shapes import makes, reads
-from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_adapters.skeleton import fill, read_config, skeleton, some
 from matta_adapters.stock import Transformers, empty, opened
 from matta_cli.adapter import Axis, Sizes, Source
 from matta_cli.errors import MattaError
@@ -28,7 +28,7 @@ _HEAD = re.compile(r"(?!(bert|embeddings|encoder|pooler)\.)(\w+)\.")
 # The modules of sentence-transformers after which an encoder is all there is.
 _STEPS = ("Transformer", "Pooling", "Normalize")
 _QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-_DECODER = "is a BERT decoder (is_decoder, add_cross_attention), which embeds no sentences"
+_DECODER = "is a BERT decoder ({}), which embeds no sentences"
 
 
 class Bert(Transformers):
@@ -43,10 +43,10 @@ class Bert(Transformers):
     task = "sentence_embedding"
     loader = "transformers.AutoModel.from_pretrained({folder})"
     classes = {"bert": "BertModel"}
-    unknown = "is not a BERT encoder: no model_type 'bert' and no tensors of that form"
+    kind = "a BERT encoder of transformers"
     tensors = ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight")
     bodies = ("bert.", "")
-    refused = {"is_decoder": _DECODER, "add_cross_attention": _DECODER}
+    refused = {key: _DECODER.format(key) for key in ("is_decoder", "add_cross_attention")}
 
     def axes(self, model: Any) -> list[Axis]:
         """mlp.I, heads.I (in channels, whole heads at a time), depth."""
@@ -132,7 +132,7 @@ class Bert(Transformers):
             if not known:
                 self.notes.append(
                     "An embedding is the mean over a sentence's tokens "
-                    "(assumed: there is no 1_Pooling)."
+                    "(assumed: there is no modules.json)."
                 )
             return known
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -140,7 +140,7 @@ class Bert(Transformers):
         if others := sorted(paths.keys() - set(_STEPS)):
             raise MattaError(
                 f"{name!r} ends in {', '.join(others)}, which the bert adapter does not know: "
-                f"only {_STEPS}."
+                f"only {', '.join(_STEPS)}."
             )
         mode = _mode(read_config(folder / paths["Pooling"]) if "Pooling" in paths else {})
         if mode not in ("", "mean", "cls"):
@@ -168,15 +168,16 @@ class Bert(Transformers):
 
     def _told(self, named: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         """The configuration that the shapes tell; what they do not tell goes into the notes."""
-        kinds = ("word", "position", "token_type")
-        embeddings = [named.get(f"embeddings.{kind}_embeddings.weight") for kind in kinds]
-        inner = named.get("encoder.layer.0.intermediate.dense.weight")
-        tables = [tensor.shape for tensor in embeddings if tensor is not None]
-        if inner is None or len(tables) < len(kinds):
+        keys = [f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
+        keys.append("encoder.layer.0.intermediate.dense")
+        found = {key: named.get(f"{key}.weight") for key in keys}
+        needed = {key: t for key, t in found.items() if t is not None and t.ndim == 2}
+        if absent := [f"{key}.weight" for key in keys if key not in needed]:
             raise MattaError(
-                f"{name!r} looks like a BERT, but its embeddings or its first MLP are missing."
+                f"{name!r} looks like a BERT, but lacks matrices of these names: {some(absent)}."
             )
-        (vocab, width), (positions, _), (types, _) = tables
+        inner = needed[keys.pop()]
+        (vocab, width), (positions, _), (types, _) = (needed[key].shape for key in keys)
         heads, layers = shapes.heads_of(width, name), shapes.count_layers(named, "encoder.layer")
         told = f"MLP {inner.shape[0]}, vocabulary {vocab}, {positions} positions"
         told += ", GELU and mean pooling assumed"

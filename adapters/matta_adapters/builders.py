@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from matta_adapters.advice import example_like
 from matta_adapters.skeleton import read_config
 from matta_adapters.stock import opened
 from matta_cli.adapter import Source
@@ -36,7 +37,7 @@ def found(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
         raise MattaError(
             f"{name!r} holds tensors only: name the function that builds the model, and pass them "
             f"with --weights: matta convert my_pkg.models:build --weights {name} --adapter auto "
-            "--example 1x3x224x224."
+            f"--example {example_like(source.tensors)}."
         )
     model = copy.deepcopy(source.module) if source.module is not None else _stock(source)
     _without_cache(model)
@@ -162,8 +163,8 @@ def _stock(source: Source) -> nn.Module:
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded: {said(error)}") from error
     raise MattaError(
-        f"{source.name!r} is neither a timm nor a transformers folder: "
-        "name a function, my_pkg.models:build."
+        f"{source.name!r} is neither a timm nor a transformers folder (its config.json names no "
+        "architecture, and no architectures): name a function, my_pkg.models:build."
     )
 
 
