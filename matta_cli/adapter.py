@@ -87,9 +87,10 @@ class Source:
     user's function that makes the model, ``pkg.mod:build``; ``tensors`` are then its weights, if
     any), or none of them: ``name`` is a name that the adapter's own library knows
     (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are
-    what the user said of them. ``sizes`` comes with ``tensors`` of matta's own format: ``build``
-    makes the module that they fit from that of ``config``. ``beside``: the folder with the files
-    that belong to the model besides its weights (tokenizer); matta takes care of those.
+    what the user said of them; ``drop_head``: that a head of another task may be left out.
+    ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit
+    from that of ``config``. ``beside``: the folder with the files that belong to the model besides
+    its weights (tokenizer); matta takes care of those.
     """
 
     name: str
@@ -101,6 +102,7 @@ class Source:
     builder: str = ""
     example: str = ""
     task: str = ""
+    drop_head: bool = False
     beside: Path | None = None
 
 
@@ -120,6 +122,8 @@ class Adapter(ABC):
     spec: what finds the adapter again; matta sets it.
     notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the
         user.
+    dropped: the parts of the last source that ``load`` left out: none but heads, and these only
+        with ``Source.drop_head``.
     """
 
     name: str = ""
@@ -130,6 +134,7 @@ class Adapter(ABC):
 
     def __init__(self) -> None:
         self.notes: list[str] = []
+        self.dropped: list[str] = []
 
     @abstractmethod
     def matches(self, source: Source) -> bool:

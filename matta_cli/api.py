@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from matta_cli.models import plugins
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.ta import TA
 from matta_cli.progress import quiet
@@ -18,6 +19,12 @@ __all__ = ["TA", "convert", "distill", "export", "judge", "load_student", "load_
 
 def _recipe(flags: dict[str, dict[str, Any]], out: Path | None, ran: bool = False) -> Recipe:
     return resolve(flags, out, ran=ran, origin="keyword arguments")[0]
+
+
+def _named(settings: dict[str, Any]) -> None:
+    """Take it that the user has named the adapter of a Teacher, whose code they pass."""
+    if settings.get("teacher_adapter"):
+        plugins.adapter(settings["teacher_adapter"])
 
 
 def convert(
@@ -64,6 +71,7 @@ def distill(
     from matta_cli.training.run import distill as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
+    _named(settings)
     recipe = _recipe(flags, Path(out), resume)
     return run(recipe, Path(out), overwrite=overwrite, resume=resume)
 
@@ -86,6 +94,7 @@ def teach(
     from matta_cli.training.teach import teach as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
+    _named(settings)
     return run(_recipe(flags, Path(out)), Path(out), Path(to), k=k, overwrite=overwrite)
 
 

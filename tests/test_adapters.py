@@ -28,6 +28,8 @@ from transformers import (
     AutoModelForCausalLM,
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
     BertModel,
     GPT2Config,
     GPT2LMHeadModel,
@@ -780,19 +782,62 @@ def test_bert_state_dicts():
         tensors | {"embeddings.position_ids": torch.arange(16)[None]},
     ):
         adapter = Bert()
-        loaded = adapter.load(Source("b.pt", tensors=given))
+        source = Source("b.pt", tensors=given, drop_head=True)
+        loaded = adapter.load(source)
         assert torch.equal(logits(loaded, batch), logits(model, batch))
+        assert adapter.dropped == (["cls"] if any(key.startswith("cls.") for key in given) else [])
         assert (loaded.pooler is None) == ("pooler.dense.weight" not in given)
-        assert "1 heads (assumed" in adapter.notes[0]
+        assert "1 heads (assumed" in adapter.notes[-1]
 
 
-def test_bert_of_another_task_gives_its_encoder(tmp_path):
-    whole = BertForMaskedLM(bert().config).eval()
+def test_a_teacher_of_a_stock_library_is_whole(tmp_path):
+    """transformers draws what a folder does not hold, and leaves the rest out silently."""
+    from transformers import OPTConfig, OPTForCausalLM, OPTForSequenceClassification
+
+    config = OPTConfig(
+        vocab_size=20,
+        hidden_size=8,
+        num_hidden_layers=1,
+        ffn_dim=8,
+        num_attention_heads=1,
+        word_embed_proj_dim=8,
+        tie_word_embeddings=False,
+    )
+    OPTForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    with pytest.raises(
+        MattaError, match=r"is no whole OPTForCausalLM: lm_head.weight is not in it"
+    ):
+        load_model(str(tmp_path / "classifier"), "causal_lm")
+    whole = OPTForCausalLM(config)
+    whole.score = nn.Linear(8, 2)
+    whole.save_pretrained(tmp_path / "both")
+    said = []
+    load_model(str(tmp_path / "both"), "causal_lm", say=said.append)
+    assert said == ["What is not of a OPTForCausalLM is left out: score.bias, score.weight."]
+
+
+HEADS = {
+    "cls": BertForMaskedLM,
+    "classifier": BertForSequenceClassification,
+    "qa_outputs": BertForQuestionAnswering,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bert_of_another_task_gives_its_encoder_if_asked(tmp_path, head):
+    """A head is not left out silently, by a folder or by a state dict."""
+    whole = HEADS[head](bert().config).eval()
     whole.save_pretrained(tmp_path)
     adapter = Bert()
-    loaded = adapter.load(Source("b", folder=tmp_path))
-    assert loaded.pooler is None  # rather than one with random weights
-    assert any("(cls)" in note for note in adapter.notes) and any(
+    refused = rf"'b' is more than an encoder: it has a head \({head}\).*--drop-head"
+    for source in Source("b", folder=tmp_path), Source("b", tensors=whole.state_dict()):
+        with pytest.raises(MattaError, match=refused):
+            adapter.load(source)
+    loaded = adapter.load(Source("b", folder=tmp_path, drop_head=True))
+    assert adapter.dropped == [head]
+    if head != "classifier":
+        assert loaded.pooler is None  # rather than one with random weights
+    assert any(f"({head})" in note for note in adapter.notes) and any(
         "mean" in note for note in adapter.notes
     )
     assert torch.equal(logits(loaded, inputs(loaded)), logits(whole.bert, inputs(loaded)))

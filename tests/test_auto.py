@@ -355,7 +355,7 @@ def test_a_reader_that_makes_the_units_is_not_asked_for_its_inputs():
         (
             "plain_cnn",
             {"example": "1x3x8x8"},
-            r"does not run on --example.*\(in stem\.0 \(Conv2d\)\)",
+            r"does not run on its example \(1x3x8x8\).*\(in stem\.0 \(Conv2d\)\)",
         ),
         ("plain_cnn", {"example": "1x1xq"}, r"--example '1x1xq' is not understood at '1x1xq'"),
         ("plain_cnn", {"example": "1x1x8x8:float33"}, "not understood"),

@@ -25,6 +25,7 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data.split import halves
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.measure import cost
+from matta_cli.measure.counts import Counts
 from matta_cli.measure.score import reported
 from matta_cli.models import plugins, save
 from matta_cli.models.folders import load_ta
@@ -32,7 +33,6 @@ from matta_cli.models.ta import TA
 from matta_cli.nested import grow
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
-from matta_cli.search.counts import Counts
 from matta_cli.search.front import unbeaten
 from matta_cli.search.run import search
 from matta_cli.search.scores import Scores
@@ -91,6 +91,19 @@ def test_the_ith_of_each_flag_makes_the_ith_budget():
         parse({"parameters": ["1M", "2M", "3M"], "macs": ["1G", "2G"]})
     with pytest.raises(MattaError, match="given twice"):
         parse({"parameters": ["1M", "1M"]})
+
+
+def test_a_budget_may_be_a_share_of_the_base():
+    (found,) = parse({"parameters": ["50%"], "bytes": ["12 %"], "macs": ["1G"]})
+    assert found.name == "params-50pct-memory-12pct-macs-1G"
+    assert found.typed == "--target-params 50% --target-memory 12% --target-macs 1G"
+    assert set(found.names) == {"parameters", "bytes", "macs"}
+    amounts = found.of({"parameters": 60.0, "bytes": 300.0})
+    assert dict(amounts.limits) == {"parameters": 30.0, "bytes": 36.0, "macs": 1e9}
+    with pytest.raises(MattaError, match=r"--target-latency 50% is not possible: say it in time"):
+        parse({"latency": ["50%"]})
+    with pytest.raises(MattaError, match="above 0 and below 100 %"):
+        parse({"parameters": ["100%"]})
 
 
 def held(name: str, *kinds: str) -> tuple[TA, object]:
@@ -389,8 +402,18 @@ def test_an_impossible_budget_names_the_nearest(trained):
     assert f"{smallest} parameters" in str(refused.value) and f"--target-params {smallest}" in str(
         refused.value
     )
+    stays = "The largest that stay are mlp.*.weight [4, 4] (x2) with 32 parameters, mlp.*.bias"
+    assert stays in str(refused.value)
     _, chosen = search(recipe, out, budgets(smallest))
     assert chosen[0].width == 0.25
+
+
+def test_a_share_of_the_base_is_a_budget(trained):
+    recipe, out = trained
+    (chosen,) = search(recipe, out, parse({"parameters": ["60%"]}))[1]
+    base = cost.parameters(load_ta(out).student(1.0).dense())
+    assert chosen.name == "params-60pct" and chosen.parameters <= 0.6 * base
+    assert dict(chosen.budget.limits) == {"parameters": pytest.approx(0.6 * base)}
 
 
 def test_examples_to_choose_by_are_not_reported_on(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """A Teacher that is a file: the same lessons as from the model, and no file that does not fit."""
 
 import json
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -17,16 +18,22 @@ from typer.testing import CliRunner
 
 from matta_cli.api import judge
 from matta_cli.conversion.convert import convert
+from matta_cli.data.split import Data
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.family import export
+from matta_cli.files.workspace import Workspace
 from matta_cli.main import app
 from matta_cli.models import plugins
+from matta_cli.models.ta import TA
+from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
+from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
+from matta_cli.training.start import EXAMPLES, Start, Starting
 from matta_cli.training.teach import Dictation, teach
-from matta_cli.training.teacher import CHANCE_EXAMPLES, check_teacher
+from matta_cli.training.teacher import ModelTeacher
 
 
 def ranker(seed=0, classes=1):
@@ -482,21 +489,174 @@ def test_a_broken_teacher_is_refused(folder, spoil, sentence):
         distill(settings(), Path("out"))
 
 
-@pytest.mark.parametrize("weak", [False, True])
-def test_a_teacher_is_run_before_the_run(folder, weak):
-    """On enough examples to tell it from guessing, or, where it may be weak, on one batch; one that
-    fails is refused.
-    """
-    recipe = settings(allow_weak_teacher=weak)
+def sure(column, gain=1.0):
+    """A ranker whose score is one column: what the labels depend on, or chance."""
+    model = ranker()
+    with torch.no_grad():
+        model.mlp[0].weight.zero_()[0, column], model.mlp[0].bias.fill_(9.0)[1:] = gain, 0.0
+        model.mlp[2].weight.zero_()[0, 0] = 1.0
+    return model
+
+
+def starting(recipe, model, limit=0):
+    """What measures before a run, on the training rows."""
     task = tasks_task.task("ranking", recipe)
-    split = task.data(folder, ranker()).train
-    good, seen = ranker(), []
-    with torch.no_grad():  # scores what the labels depend on
-        good.mlp[0].weight.copy_(torch.eye(16, 4))
-        good.mlp[2].weight.zero_()[0, 0] = 1.0
+    adapter = plugins.adapter("mlp_ranker")
+    axes = adapter.axes(model)
+    ta = TA(adapter, model, axes, full_sizes(axes), {"lineage": {"source": "model.pt"}})
+    split = task.data(Path(), model).train
+    data = Data(split, (split,), "", "rows")
+    recipe.distill.eval_examples = limit or recipe.distill.eval_examples
+    return Starting(recipe.distill, task, ta, data, torch.device("cpu")), task, split
+
+
+@pytest.mark.parametrize("micro", [0, 3])
+def test_a_teacher_is_run_before_the_run(folder, micro):
+    """On enough examples to tell it from guessing, as many at a time as are trained; one that fails
+    is refused, also where it may be weak.
+    """
+    recipe = settings(allow_weak_teacher=True, micro_batch=micro)
+    start, task, split = starting(recipe, ranker(), limit=4)
+    good, seen = sure(0), []
     good.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
-    check_teacher(recipe.distill, task, good, 1, split, torch.device("cpu"))
-    assert sum(seen) == (recipe.distill.batch_size if weak else min(len(split), CHANCE_EXAMPLES))
+    start.measured(ModelTeacher(task, good), lambda _: None)
+    assert sum(seen) == min(len(split), EXAMPLES) + 4 and max(seen) == (micro or 8)
     wide = Ranker([], 5, [{"layer": "Linear", "out": 1}])
     with pytest.raises(MattaError, match=r"The Teacher 'teacher\.pt' does not run on this data"):
-        check_teacher(recipe.distill, task, wide, 1, split, torch.device("cpu"))
+        start.measured(ModelTeacher(task, wide), lambda _: None)
+
+
+def test_a_teacher_is_measured_beside_the_base(folder):
+    """By the difference on the same examples: a better one is said, a worse one is refused, or
+    where it may be weak warned of. What may be chance is a warning. The base itself is no worse.
+    """
+    noisy = sure(0)
+    with torch.no_grad():
+        noisy.mlp[0].weight[0, 1] = 2.0
+
+    def told(base, teacher, weak=False):
+        start, task, _ = starting(settings(allow_weak_teacher=weak), base)
+        said = []
+        found = start.measured(ModelTeacher(task, teacher), lambda p: said.append(p.message))
+        return " ".join(said), found
+
+    said, found = told(noisy, sure(0))
+    assert "Before training, on 200 held-out examples, AUC: the base has" in said
+    assert "WARNING" not in said and found.examples == 200
+    assert found.values["Teacher"]["auc"] > found.values["base"]["auc"] + 0.02
+    assert f"{found.values['base']['auc']:.4g} and the Teacher" in said
+    with pytest.raises(MattaError, match=r"'teacher.pt' is worse than the base: on 200 held-out"):
+        told(sure(0), noisy)
+    said, _ = told(sure(0), noisy, weak=True)
+    assert "WARNING: the Teacher 'teacher.pt' is worse than the base" in said
+    with torch.no_grad():
+        noisy.mlp[0].weight[0, 1] = 0.5
+    said, _ = told(sure(0), noisy)  # within the interval
+    assert "WARNING: the Teacher" in said
+    said, _ = told(sure(0), sure(0, 1 + 1e-6))
+    assert "WARNING" not in said
+    with pytest.raises(MattaError, match="is too weak: its AUC is"):
+        told(ranker(), sure(1))
+    said, _ = told(sure(0), sure(1), weak=True)
+    assert "WARNING: the Teacher 'teacher.pt' only guesses: its AUC is" in said
+
+
+def test_a_teachers_file_is_measured_beside_the_base_on_what_it_knows(folder):
+    """On training examples, which the base may know better: it is warned of, not refused."""
+    torch.save(sure(0).state_dict(), "model.pt")
+    labels = pyarrow.parquet.read_table("train.parquet")["label"].to_numpy()
+    noise = np.random.default_rng(1).normal(size=len(labels))
+    rows = {"row": np.arange(len(labels)), "score": labels + 1.5 * noise}
+    pa.parquet.write_table(pa.table(rows), "said.parquet")
+    convert(settings(), Path("out"))
+    recipe, said = settings("said.parquet", allow_weak_teacher=False), []
+    distill(recipe, Path("out"), listen=lambda p: said.append(p.message))
+    said = " ".join(said)
+    assert "training examples, AUC: the base has" in said and "WARNING: the Teacher" in said
+    assert list(Start.of(Workspace(Path("out"))).values) == ["base"]
+
+
+def typed(line):
+    return CliRunner(env={"CI": "1", "COLUMNS": "200"}).invoke(app, shlex.split(line))
+
+
+def test_what_was_assumed_of_a_teacher_is_said_and_can_be_said_otherwise(folder):
+    """As it is of the base; with the Teacher's own flags, which its report knows, too."""
+    Path("matta.toml").write_text(
+        '[data]\ntrain = "train.parquet"\ndense = ["a", "b", "c", "d"]\n'
+        "[distill]\nsteps = 2\nbatch_size = 8\nallow_weak_teacher = true\n[export]\nbootstrap = 5\n"
+    )
+    assert typed("convert model.pt").exit_code == 0
+    done = typed("distill --teacher teacher.pt")
+    assumed = "Note: Teacher 'teacher.pt': The activation is assumed to be ReLU; --teacher-config"
+    assert done.exit_code == 0 and assumed in done.stderr
+    relu = json.loads(Path("matta-out/run/start.json").read_text())["values"]["Teacher"]["auc"]
+    Path("teacher.json").write_text('{"activation": "Tanh", "dropout": 0.0}')
+    more = "--teacher-config teacher.json --teacher-adapter mlp_ranker"
+    done = typed(f"distill --overwrite --teacher teacher.pt {more}")
+    assert done.exit_code == 0 and "assumed" not in done.stderr
+    tanh = json.loads(Path("matta-out/run/start.json").read_text())["values"]["Teacher"]["auc"]
+    assert tanh != relu
+    done = typed("export --widths 1.0 --json")
+    report = {model["name"]: model for model in json.loads(done.stdout)["models"]}
+    assert report["Teacher"]["metrics"]["auc"]["value"] == pytest.approx(tanh, abs=1e-6)
+    assert "assumed" not in done.stderr
+    done = typed("distill --overwrite --teacher teacher.pt --teacher-adapter gpt2")
+    assert done.exit_code == 1 and "is not a GPT-2" in done.stderr
+    done = typed("distill --overwrite --teacher teacher.pt --teacher-config gone.json")
+    assert done.exit_code == 1 and "There is no file 'gone.json'" in done.stderr
+
+
+def test_a_teachers_adapter_that_a_file_names_is_code_that_does_not_run(folder, monkeypatch):
+    """Unless the user has named it before."""
+    monkeypatch.setenv("MATTA_CACHE", str(folder / "cache"))
+    Path("evil.py").write_text(
+        "from pathlib import Path\nPath('ran').touch()\n"
+        "from matta_adapters.mlp_ranker import MLPRanker\nclass Evil(MLPRanker):\n    pass\n"
+    )
+    convert(settings(), Path("out"))
+    with pytest.raises(MattaError, match="nobody has named on this machine"):
+        distill(settings(teacher_adapter="evil.py:Evil"), Path("out"))
+    assert not Path("ran").exists()
+    more = "--teacher-adapter evil.py:Evil --data train.parquet"
+    Path("out/matta.toml").write_text(
+        '[data]\ndense = ["a", "b", "c", "d"]\n[distill]\nsteps = 2\nallow_weak_teacher = true\n'
+    )
+    assert typed(f"distill out --teacher teacher.pt {more}").exit_code == 0
+    assert Path("ran").exists()
+
+
+def test_without_a_teacher_the_model_itself_is_named(folder):
+    """With a command that works as it is."""
+    data = {"train": "train.parquet", "dense": ["a", "b", "c", "d"]}
+    Path("matta.toml").write_text(
+        f"[data]\ntrain = {data['train']!r}\ndense = {data['dense']}\n[distill]\nsteps = 2\n"
+    )
+    Path("a model").mkdir()
+    torch.save(sure(0).state_dict(), "a model/model.pt")
+    assert typed("convert 'a model/model.pt'").exit_code == 0
+    done = typed("distill")
+    assert done.exit_code == 1 and "which is a Teacher of its smaller Students" in done.stderr
+    line = done.stderr.split("`")[1]
+    assert line == "matta distill --teacher 'a model/model.pt'"
+    done = typed(line.removeprefix("matta "))
+    assert done.exit_code == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    header, *rows = [row.split("\t") for row in done.stdout.splitlines()]
+    assert header == ["model", "AUC ↑"]
+    assert [row[0] for row in rows] == ["base", "Teacher", "width 0.25", "width 0.5", "width 1"]
+    assert rows[0][1] == rows[1][1]
+
+
+def test_a_run_ends_with_how_good_its_models_are(folder):
+    """As its last evaluation found them: nothing is measured twice. Wider TAs have a row."""
+    convert(settings(), Path("out"))
+    recipe = settings(widths=[0.5], eval_every=2)
+    distill(recipe, Path("out"))
+    found = quality(Path("out"))
+    last = json.loads(Path("out/run/metrics.jsonl").read_text().splitlines()[-1])["evaluation"]
+    values = {"TA": last["TA"]["auc"], "width 0.5": last["0.5"]["auc"]}
+    assert found.values == {**Start.of(Workspace(Path("out"))).of_metric("auc"), **values}
+    assert list(found.values) == ["base", "Teacher", "TA", "width 0.5"]
+    distill(recipe, Path("out"), resume=True)  # of a finished run, too
+    assert quality(Path("out")) == found

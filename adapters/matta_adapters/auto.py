@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_adapters.builders import called, imported, opened
+from matta_adapters.advice import example_for
+from matta_adapters.builders import called, found, imported
 from matta_adapters.calls import Inputs, checked_output, output_of, run
 from matta_adapters.skeleton import fill
 from matta_adapters.tracing import nest, resized
@@ -103,7 +104,7 @@ class Auto(Adapter):
         self.notes = []
         if source.folder is not None and (source.folder / _FILE).is_file():
             return self._from_folder(source.folder, source.name)
-        model, builder, arguments = opened(source)
+        model, builder, arguments = found(source)
         if source.builder and source.tensors is not None:
             model = fill(model, _with_ties(model, source.tensors), source.name)
         model = model.cpu().float().eval()
@@ -193,8 +194,8 @@ class Auto(Adapter):
         """The plan with the model's axes, and whether it exports; what was left whole is noted."""
         if not plan.example:
             raise MattaError(
-                f"{plan.builder}: pass --example, the shapes of the model's inputs: "
-                "1x3x224x224, say."
+                f"{plan.builder}: pass --example, the shapes of the model's inputs; by its first "
+                f"layer and its forward, --example {example_for(model)}, say."
             )
         inputs = _inputs(plan)
         nested = nest(model, inputs, plan.builder)

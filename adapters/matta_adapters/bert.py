@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,18 @@ from torch import Tensor, nn
 
 from matta_adapters import shapes
 from matta_adapters.shapes import makes, reads
-from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_adapters.skeleton import fill, read_config, skeleton, some
 from matta_adapters.stock import Transformers, empty, opened
 from matta_cli.adapter import Axis, Sizes, Source
 from matta_cli.errors import MattaError
 
-_HEADS = {"cls", "classifier", "qa_outputs"}  # of other tasks
-# What checkpoints carry besides the encoder: such heads, and a constant of old versions.
-_OTHERS = re.compile(r"(cls|classifier|qa_outputs)\.|embeddings\.position_ids$")
+# What checkpoints carry besides the encoder: a constant of old versions, and the heads of tasks.
+_CONSTANT = re.compile(r"embeddings\.position_ids$")
+_HEAD = re.compile(r"(?!(bert|embeddings|encoder|pooler)\.)(\w+)\.")
 # The modules of sentence-transformers after which an encoder is all there is.
 _STEPS = ("Transformer", "Pooling", "Normalize")
 _QKV = tuple(f"attention.self.{part}" for part in ("query", "key", "value"))
-_DECODER = "is a BERT decoder (is_decoder, add_cross_attention), which embeds no sentences"
+_DECODER = "is a BERT decoder ({}), which embeds no sentences"
 
 
 class Bert(Transformers):
@@ -43,10 +43,10 @@ class Bert(Transformers):
     task = "sentence_embedding"
     loader = "transformers.AutoModel.from_pretrained({folder})"
     classes = {"bert": "BertModel"}
-    unknown = "is not a BERT encoder: no model_type 'bert' and no tensors of that form"
+    kind = "a BERT encoder of transformers"
     tensors = ("embeddings.word_embeddings.weight", "encoder.layer.0.attention.self.query.weight")
     bodies = ("bert.", "")
-    refused = {"is_decoder": _DECODER, "add_cross_attention": _DECODER}
+    refused = {key: _DECODER.format(key) for key in ("is_decoder", "add_cross_attention")}
 
     def axes(self, model: Any) -> list[Axis]:
         """mlp.I, heads.I (in channels, whole heads at a time), depth."""
@@ -91,18 +91,31 @@ class Bert(Transformers):
 
         pooling = self._pooling(folder, source.name)
         words = ("a BERT encoder", "a BERT's")
-        model, missing, unexpected = opened(BertModel, source, *words, _OTHERS, ("pooler.",))
+        others = re.compile(f"{_HEAD.pattern}|{_CONSTANT.pattern}")
+        model, missing, unexpected = opened(BertModel, source, *words, others, ("pooler.",))
         if missing:
             model.pooler = None  # transformers made up random weights for it
-        heads = sorted({key.partition(".")[0] for key in unexpected} & _HEADS)
-        if heads:
-            self.notes.append(
-                f"The head of another task ({', '.join(heads)}) is left out: "
-                "the encoder alone is nested."
-            )
+        self._leave_out(unexpected, source)
         if pooling:
             model.config.sentence_pooling = pooling
         return model
+
+    def _leave_out(self, names: Iterable[str], source: Source) -> None:
+        """Note which heads are left out. Raises ``MattaError`` where the user did not ask for it.
+
+        names: of the tensors of the source.
+        """
+        self.dropped = sorted({match[2] for name in names if (match := _HEAD.match(name))})
+        if not self.dropped:
+            return
+        heads = ", ".join(self.dropped)
+        if not source.drop_head:
+            raise MattaError(
+                f"{source.name!r} is more than an encoder: it has a head ({heads}), and the bert "
+                "adapter nests encoders of sentence embeddings alone. To leave the head out, pass "
+                "--drop-head."
+            )
+        self.notes.append(f"The head ({heads}) is left out: the encoder alone is nested.")
 
     def _pooling(self, folder: Path, name: str) -> str:
         """What makes one embedding of a sentence's tokens: ``cls``, or empty for the mean.
@@ -119,7 +132,7 @@ class Bert(Transformers):
             if not known:
                 self.notes.append(
                     "An embedding is the mean over a sentence's tokens "
-                    "(assumed: there is no 1_Pooling)."
+                    "(assumed: there is no modules.json)."
                 )
             return known
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -127,7 +140,7 @@ class Bert(Transformers):
         if others := sorted(paths.keys() - set(_STEPS)):
             raise MattaError(
                 f"{name!r} ends in {', '.join(others)}, which the bert adapter does not know: "
-                f"only {_STEPS}."
+                f"only {', '.join(_STEPS)}."
             )
         mode = _mode(read_config(folder / paths["Pooling"]) if "Pooling" in paths else {})
         if mode not in ("", "mean", "cls"):
@@ -140,7 +153,9 @@ class Bert(Transformers):
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
         from transformers import BertConfig, BertModel
 
-        kept = {key: tensor for key, tensor in tensors.items() if not _OTHERS.search(key)}
+        self._leave_out(tensors, source)
+        known = (key for key in tensors if not _HEAD.match(key) and not _CONSTANT.search(key))
+        kept = {key: tensors[key] for key in known}
         named = {key.removeprefix("bert."): tensor for key, tensor in kept.items()}
         pooler = "pooler.dense.weight" in named
         model = empty(
@@ -153,15 +168,16 @@ class Bert(Transformers):
 
     def _told(self, named: Mapping[str, Tensor], name: str) -> dict[str, Any]:
         """The configuration that the shapes tell; what they do not tell goes into the notes."""
-        kinds = ("word", "position", "token_type")
-        embeddings = [named.get(f"embeddings.{kind}_embeddings.weight") for kind in kinds]
-        inner = named.get("encoder.layer.0.intermediate.dense.weight")
-        tables = [tensor.shape for tensor in embeddings if tensor is not None]
-        if inner is None or len(tables) < len(kinds):
+        keys = [f"embeddings.{kind}_embeddings" for kind in ("word", "position", "token_type")]
+        keys.append("encoder.layer.0.intermediate.dense")
+        found = {key: named.get(f"{key}.weight") for key in keys}
+        needed = {key: t for key, t in found.items() if t is not None and t.ndim == 2}
+        if absent := [f"{key}.weight" for key in keys if key not in needed]:
             raise MattaError(
-                f"{name!r} looks like a BERT, but its embeddings or its first MLP are missing."
+                f"{name!r} looks like a BERT, but lacks matrices of these names: {some(absent)}."
             )
-        (vocab, width), (positions, _), (types, _) = tables
+        inner = needed[keys.pop()]
+        (vocab, width), (positions, _), (types, _) = (needed[key].shape for key in keys)
         heads, layers = shapes.heads_of(width, name), shapes.count_layers(named, "encoder.layer")
         told = f"MLP {inner.shape[0]}, vocabulary {vocab}, {positions} positions"
         told += ", GELU and mean pooling assumed"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
@@ -13,14 +14,18 @@ from typing import Any
 
 from torch import nn
 
+from matta_adapters.advice import example_like
 from matta_adapters.skeleton import read_config
+from matta_adapters.stock import opened
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, said
 
 _TIMM = "timm:create_model"
+# What checkpoints of old releases carry that holds no weights.
+_CONSTANTS = re.compile(r"(position_ids|attn\.bias|masked_bias|inv_freq)$")
 
 
-def opened(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
+def found(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
     """The model of a source, and the builder with its arguments that makes another like it.
 
     Raises ``MattaError`` where the model cannot be opened, or not be built again.
@@ -32,7 +37,7 @@ def opened(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
         raise MattaError(
             f"{name!r} holds tensors only: name the function that builds the model, and pass them "
             f"with --weights: matta convert my_pkg.models:build --weights {name} --adapter auto "
-            "--example 1x3x224x224."
+            f"--example {example_like(source.tensors)}."
         )
     model = copy.deepcopy(source.module) if source.module is not None else _stock(source)
     _without_cache(model)
@@ -152,12 +157,14 @@ def _stock(source: Source) -> nn.Module:
             import transformers
 
             kind = getattr(transformers, config["architectures"][0])
-            return kind.from_pretrained(str(folder))
+            return opened(kind, source, f"a {kind.__name__}", "one of its tensors", _CONSTANTS)[0]
+    except MattaError:
+        raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded: {said(error)}") from error
     raise MattaError(
-        f"{source.name!r} is neither a timm nor a transformers folder: "
-        "name a function, my_pkg.models:build."
+        f"{source.name!r} is neither a timm nor a transformers folder (its config.json names no "
+        "architecture, and no architectures): name a function, my_pkg.models:build."
     )
 
 

@@ -28,6 +28,13 @@ class Inputs:
 
         return Inputs(tuple(map(one, self.args)), {k: one(v) for k, v in self.kwargs.items()})
 
+    @property
+    def shown(self) -> str:
+        """The shapes as ``--example`` has them: ``1x3x32x32``, ``input_ids=1x16``."""
+        named = [("", t) for t in self.args] + [(f"{k}=", t) for k, t in self.kwargs.items()]
+        parts = [(k, "x".join(map(str, t.shape))) for k, t in named if isinstance(t, Tensor)]
+        return ",".join(f"{name}{shape}" for name, shape in parts)
+
     def tensors(self) -> list[Tensor]:
         return [value for value in (*self.args, *self.kwargs.values()) if isinstance(value, Tensor)]
 
@@ -92,7 +99,8 @@ def checked_output(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
     except Exception as error:  # it is the user's code that runs
         where = f"in {shown(*watch.inside[-1])}" if watch.inside else "before its first layer"
         raise MattaError(
-            f"{name}: the model does not run on --example: {said(error)} ({where})."
+            f"{name}: the model does not run on its example ({inputs.shown}): {said(error)} "
+            f"({where}). --example says how it is called."
         ) from error
     finally:
         watch.stop()
@@ -105,7 +113,7 @@ def checked_output(model: nn.Module, inputs: Inputs, name: str) -> Tensor:
             "or an integer); write an adapter for this model (CONTRIBUTING.md)."
         )
     if not torch.isfinite(output).all():
-        raise MattaError(f"{name}: the model's outputs on --example are not finite.")
+        raise MattaError(f"{name}: the model's outputs on {inputs.shown} are not finite.")
     return output
 
 

@@ -28,7 +28,7 @@ class GPT2(CausalLM):
 
     name = "gpt2"
     classes = {"gpt2": "GPT2LMHeadModel"}
-    unknown = "is not a GPT-2: no model_type 'gpt2' and no tensor h.0.attn.c_attn.weight"
+    kind = "a GPT-2 of transformers"
     tensors, bodies = ("h.0.attn.c_attn.weight",), ("transformer.", "")
     refused = {
         "add_cross_attention": "has cross-attention (add_cross_attention), which matta cannot nest"
@@ -98,7 +98,9 @@ class GPT2(CausalLM):
         needed = {key: t.shape for key, t in found.items() if t is not None and t.ndim == 2}
         absent = [f"{key}.weight" for key in keys if key not in needed]
         if absent:
-            raise MattaError(f"{name!r} looks like a GPT-2, but {some(absent)} is missing.")
+            raise MattaError(
+                f"{name!r} looks like a GPT-2, but lacks matrices of these names: {some(absent)}."
+            )
         (vocab, width), (positions, _), (_, inner) = needed.values()
         heads, layers = shapes.heads_of(width, name), shapes.count_layers(named, "transformer.h")
         told = f"MLP {inner}, vocabulary {vocab}, {positions} positions, GELU (tanh form) assumed"

@@ -38,9 +38,7 @@ class Llama(CausalLM):
 
     name = "llama"
     classes = _CLASSES
-    unknown = (
-        f"is none of {', '.join(_CLASSES)}: no such model_type, or no layers.0.mlp.gate_proj.weight"
-    )
+    kind = f"one of {', '.join(_CLASSES)} of transformers"
     tensors, bodies = tuple(f"layers.0.{part}.weight" for part in _PARTS), ("model.", "")
     refused = {"quantization_config": "is quantized: matta needs the weights that it was made from"}
     embedding = "model.embed_tokens.weight"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_adapters.advice import instead
 from matta_adapters.skeleton import fill, read_config, skeleton
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
@@ -41,6 +42,7 @@ _BETWEEN: dict[str, tuple[str, ...]] = {
 }
 _KINDS = _NORMS | _BETWEEN
 _MADE_OF = f"a ranker is made of Linear, {', '.join(_KINDS)}"
+_NAMED, _PLAIN = re.compile(r"(embeddings|mlp)\.\d+\.\w+"), re.compile(r"\d+\.\w+")
 # {"layer": "Linear", "out": 32}, {"layer": "ReLU"}, ... : what nn.Sequential is made of.
 Layer = dict[str, Any]
 
@@ -106,19 +108,15 @@ class MLPRanker(Adapter):
             return read_config(source.folder).get("architecture") == ARCHITECTURE
         if source.tensors is not None:
             names = list(source.tensors)
-            mlp = all(re.fullmatch(r"(embeddings|mlp)\.\d+\.\w+", name) for name in names)
-            plain = all(re.fullmatch(r"\d+\.\w+", name) for name in names)
-            return (mlp or plain) and any(name.endswith(".weight") for name in names)
+            named = all(map(_NAMED.fullmatch, names)) or all(map(_PLAIN.fullmatch, names))
+            return named and any(name.endswith(".weight") for name in names)
         return isinstance(source.module, (nn.Sequential, Ranker))
 
     def load(self, source: Source) -> nn.Module:
         self.notes = []
         if not self.matches(source):
-            raise MattaError(
-                f"{source.name!r} is not an MLP ranker: its tensors are not named "
-                "embeddings.0.weight, mlp.0.weight, ... nor 0.weight, 2.weight, ... "
-                "as in an nn.Sequential."
-            )
+            why = _mismatch(source)
+            raise MattaError(f"{source.name!r} is not an MLP ranker: {why}.{instead(source)}")
         if source.folder is not None:
             return self._from_folder(source.folder, source.name)
         if source.tensors is not None:
@@ -206,10 +204,14 @@ class MLPRanker(Adapter):
         embeddings = {key: tensor for key, tensor in named.items() if key not in mlp}
         order = sorted(embeddings, key=lambda key: int(key.split(".")[1]))
         fields = [tuple(embeddings[key].shape) for key in order]
-        if any(len(shape) != 2 for shape in fields) or "mlp.0.weight" not in state:
-            raise MattaError(
-                f"{name!r}: an embedding is a matrix, and the MLP starts with mlp.0.weight."
-            )
+        for key in order:
+            if embeddings[key].ndim != 2 or not key.endswith(".weight"):
+                shape = list(embeddings[key].shape)
+                raise MattaError(
+                    f"{name!r}: an embedding is one matrix, and {key} has shape {shape}."
+                )
+        if not state:
+            raise MattaError(f"{name!r} has embeddings, but no layers (mlp.0.weight, ...).")
         wide, read = sum(width for _, width in fields), state["mlp.0.weight"].shape[-1]
         if read < wide:
             raise MattaError(
@@ -217,6 +219,25 @@ class MLPRanker(Adapter):
                 f"{read} features."
             )
         return fill(_ranker(fields, read - wide, layers, name), {**embeddings, **state}, name)
+
+
+def _mismatch(source: Source) -> str:
+    """Why a source does not match, as the end of a sentence."""
+    if source.folder is not None:
+        return f"its config.json has no architecture {ARCHITECTURE!r}"
+    if source.tensors is None:
+        kind = "a function" if source.module is None else f"a {type(source.module).__name__}"
+        return f"it is {kind}, not a state dict or an nn.Sequential"
+    names = list(source.tensors)
+    if not any(name.endswith(".weight") for name in names):
+        return "it has no weights"
+    plain = [name for name in names if _PLAIN.fullmatch(name)]
+    odd = [name for name in names if not _NAMED.fullmatch(name)]
+    if plain and odd:
+        odd = [name for name in names if not _PLAIN.fullmatch(name)]
+        return f"it has {plain[0]} as an nn.Sequential has, and beside it {odd[0]}"
+    forms = "embeddings.0.weight, mlp.0.weight and the like, or 0.weight, 2.weight, ..."
+    return f"it has a tensor {odd[0]}, where a ranker's are named {forms}"
 
 
 def _settings(config: Mapping[str, Any]) -> tuple[str, float]:
@@ -257,12 +278,14 @@ def _layers_of(
             layers.append({"layer": activation})
             due = False
         if weight is None or weight.ndim not in (1, 2):
+            what = "no weight" if weight is None else f"a weight of shape {list(weight.shape)}"
             raise MattaError(
-                f"{name!r}: layer {n} is no Linear, BatchNorm1d or LayerNorm (they have a weight)."
+                f"{name!r}: layer {n} has {what}: it is no Linear, BatchNorm1d or LayerNorm."
             )
         if not linear and not bias:
             raise MattaError(
-                f"{name!r}: layer {n} has a weight of one dimension and no bias: it is no norm."
+                f"{name!r}: layer {n} has a weight of one dimension and no bias: it is neither a "
+                "BatchNorm1d nor a LayerNorm as a ranker has them."
             )
         if linear and layers and dropout:
             layers.append({"layer": "Dropout", "p": dropout})

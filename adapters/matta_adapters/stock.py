@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from matta_adapters.advice import instead
 from matta_adapters.shapes import stored_sizes
 from matta_adapters.skeleton import fill, read_config, some
 from matta_cli.adapter import Adapter, Source
@@ -23,14 +24,14 @@ class Transformers(Adapter):
     """An adapter of models that transformers loads and saves.
 
     classes: the model types of config.json that it knows, and the class of each.
-    unknown: what is said of a source that does not match, as the end of a sentence.
+    kind: what the models are, with an article.
     tensors: names by which a state dict is known; bodies: what each of them may begin with.
     refused: settings of a configuration that cannot be nested -> why, as the end of a sentence.
     """
 
     default = ("mlp",)
     classes: Mapping[str, str]
-    unknown: str
+    kind: str
     tensors: tuple[str, ...]
     bodies: tuple[str, ...]
     refused: Mapping[str, str]
@@ -44,9 +45,10 @@ class Transformers(Adapter):
         return any(c.__name__ in self.classes.values() for c in type(source.module).__mro__)
 
     def load(self, source: Source) -> nn.Module:
-        self.notes = []
+        self.notes, self.dropped = [], []
         if not self.matches(source):
-            raise MattaError(f"{source.name!r} {self.unknown}.")
+            why = self._mismatch(source)
+            raise MattaError(f"{source.name!r} is not {self.kind}: {why}.{instead(source)}")
         if source.folder is not None:
             model = self._from_folder(source.folder, source)
         elif source.tensors is not None:
@@ -57,6 +59,24 @@ class Transformers(Adapter):
             if getattr(model.config, setting, None):
                 raise MattaError(f"{source.name!r} {why}.")
         return model.cpu().float().eval()
+
+    def _mismatch(self, source: Source) -> str:
+        """Why a source does not match, as the end of a sentence."""
+        if source.folder is not None:
+            given = read_config(source.folder).get("model_type")
+            known = " or ".join(map(repr, self.classes))
+            if given is None:
+                return "its config.json cannot be read, or names no model_type"
+            return f"its config.json says model_type {given!r}, not {known}"
+        if source.tensors is not None:
+            told, there = source.config.get("model_type"), set(source.tensors)
+            if told is not None and told not in self.classes:
+                return f"--config says model_type {told!r}"
+            lacking = [[b + n for n in self.tensors if b + n not in there] for b in self.bodies]
+            return f"it has no tensor {min(lacking, key=len)[0]}"
+        if source.module is not None:
+            return f"it is a {type(source.module).__name__}"
+        return "it is neither a folder, nor a state dict, nor a module"
 
     def save(self, model: Any, folder: Path) -> None:
         with quiet():

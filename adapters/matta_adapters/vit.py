@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters import shapes
+from matta_adapters.advice import instead
 from matta_adapters.shapes import makes, reads
 from matta_adapters.skeleton import fill, read_config, skeleton
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
@@ -59,7 +60,10 @@ class ViT(Adapter):
 
         self.notes = []
         if not self.matches(source):
-            raise MattaError(f"{source.name!r} is not a timm vision transformer (vit_* or deit*).")
+            kind = "a vision transformer of timm (vit_*, deit*)"
+            raise MattaError(
+                f"{source.name!r} is not {kind}: {_mismatch(source)}.{instead(source)}"
+            )
         if source.tensors is not None:
             model: Any = self._from_tensors(source.tensors, source)
         elif source.module is not None:
@@ -71,7 +75,7 @@ class ViT(Adapter):
         else:
             where = f"local-dir:{source.folder}" if source.folder else source.name
             model = _create(where, source.name)
-        _check(model, source.name)
+        _check(model, source)
         _set_input(model)
         return model.float().eval()
 
@@ -150,7 +154,7 @@ class ViT(Adapter):
             raise MattaError(
                 f"timm cannot build {architecture} for {source.name!r}: {error}"
             ) from error
-        _check(model, source.name)
+        _check(model, source)
         _set_input(model)
         if "pretrained_cfg" not in config:
             mean, std = (tuple(model.pretrained_cfg[key]) for key in ("mean", "std"))
@@ -180,10 +184,6 @@ class ViT(Adapter):
         args: dict[str, Any] = {}
         if stock and "num_heads" not in given:
             args["num_heads"] = shapes.heads_of(width, name)
-            self.notes.append(
-                f"{args['num_heads']} attention heads (assumed: {shapes.HEAD} wide each). "
-                "If not, pass --config config.json."
-            )
         token, norm = "cls_token" in tensors, "fc_norm.weight" in tensors
         registers = tensors["reg_token"].shape[1] if "reg_token" in tensors else 0
         args |= {
@@ -200,6 +200,12 @@ class ViT(Adapter):
             "fc_norm": norm,
             **_optional(tensors),
         }
+        if stock and "num_heads" not in given:
+            self.notes.append(
+                f"Read off the tensors: {args['depth']} blocks, {width} wide, "
+                f"{args['num_classes']} classes; {args['num_heads']} attention heads (assumed: "
+                f"{shapes.HEAD} wide each). If not, pass --config config.json."
+            )
         if "img_size" not in given:
             prefix = token + registers + ("dist_token" in tensors)
             args |= self._grid(tensors["pos_embed"].shape[1], prefix, patch, name)
@@ -263,27 +269,44 @@ def _stream(model: Any) -> Iterator[Slice]:
             yield Slice(name, 0)
 
 
-def _check(model: nn.Module, name: str) -> None:
+def _mismatch(source: Source) -> str:
+    """Why a source does not match, as the end of a sentence."""
+    if source.folder is not None:
+        given = read_config(source.folder).get("architecture")
+        if given is None:
+            return "its config.json cannot be read, or names no architecture"
+        return f"its config.json says architecture {given!r}"
+    if source.tensors is not None:
+        return f"it has no tensor {min(_FIRST - set(source.tensors))}"
+    if source.module is not None:
+        return f"it is a {type(source.module).__name__}"
+    return "it has another name"
+
+
+def _check(model: nn.Module, source: Source) -> None:
+    """Raise ``MattaError`` for a model of timm that is built otherwise than this adapter knows."""
     from timm.layers import Mlp, PatchEmbed
     from timm.models.vision_transformer import VisionTransformer
 
-    if not isinstance(model, VisionTransformer) or type(model.patch_embed) is not PatchEmbed:
+    unknown, odd = "which the vit adapter does not know", ""
+    mlps = [getattr(block, "mlp", block) for block in getattr(model, "blocks", ())]
+    others = [type(mlp).__name__ for mlp in mlps if type(mlp) is not Mlp]
+    if not isinstance(model, VisionTransformer):
+        odd = f"is a {type(model).__name__}, {unknown}"
+    elif type(model.patch_embed) is not PatchEmbed:
+        odd = f"has a stem of its own ({type(model.patch_embed).__name__}), {unknown}"
+    elif others:
+        plain = "the vit adapter nests plain MLPs (Linear, activation, Linear)"
+        odd = f"has {others[0]} in its blocks: {plain}"
+    elif isinstance(model.head, nn.Identity):
         raise MattaError(
-            f"{name!r} is a {type(model).__name__} with a stem of its own, "
-            "which the vit adapter does not know."
-        )
-    mlps = [getattr(block, "mlp", block) for block in model.blocks]
-    odd = [type(mlp).__name__ for mlp in mlps if type(mlp) is not Mlp]
-    if odd:
-        raise MattaError(
-            f"{name!r} has {odd[0]} in its blocks: "
-            "the vit adapter nests plain MLPs (Linear, activation, Linear)."
-        )
-    if not isinstance(model.head, nn.Linear):
-        raise MattaError(
-            f"{name!r} has no classification head (num_classes is 0): "
+            f"{source.name!r} has no classification head (num_classes is {model.num_classes}): "
             "fine-tune it on your classes first."
         )
+    elif not isinstance(model.head, nn.Linear):
+        odd = f"has a {type(model.head).__name__} for a head, {unknown}"
+    if odd:
+        raise MattaError(f"{source.name!r} {odd}.{instead(source)}")
 
 
 def _set_input(model: Any) -> None:

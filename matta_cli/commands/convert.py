@@ -27,9 +27,13 @@ def convert(
     weights: options.Weights = None,
     example: options.Example = None,
     task: options.AutoTask = None,
+    drop_head: options.DropHead = None,
     out: options.Out = options.OUT,
     expand: options.Expand = None,
     axes: options.Axes = None,
+    target_params: options.AimParams = None,
+    target_memory: options.AimMemory = None,
+    target_macs: options.AimMacs = None,
     order: options.Order = None,
     preset: options.Preset = None,
     train: options.Train = None,
@@ -66,9 +70,9 @@ def convert(
 
 def _show(done: Converted, source: str, json: bool) -> None:
     """Print what was made, and what each width comes to."""
-    from matta_cli.conversion.inspect import menu, numbers
+    from matta_cli.conversion.inspect import numbers
 
-    ta, rows = done.ta, menu(done.ta, done.widths)
+    ta, rows = done.ta, done.menu
     for note in done.notes:
         console.say(f"Note: {note}")
     how = f"by the adapter {ta.adapter.name}; units ordered by {done.order}"
@@ -77,12 +81,11 @@ def _show(done: Converted, source: str, json: bool) -> None:
     console.say(f"Lossless: width 1.0 of the TA {differs}.")
     if json:
         made = {"folder": str(done.folder), "adapter": ta.adapter.name}
-        console.data({**made, "difference": done.difference, "widths": rows})
-        return
-    cells = [
-        [f"{r['width']:g}", r["role"], r["shown"], f"{r['parameters']:,}", r["loads"]] for r in rows
-    ]
-    console.table(["width", "role", "sizes", "parameters", "loads with"], cells)
+        more = {"difference": done.difference, "floor": done.floor, "widths": rows}
+        console.data({**made, **more})
+    else:
+        options.show_widths(rows)
+    console.say(done.floor)
     for row in rows:
         if row["role"] == "Student" and row["layers"]:
             console.say(f"Width {row['width']:g} keeps layers {numbers(row['layers'])}.")

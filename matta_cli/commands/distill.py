@@ -25,6 +25,8 @@ _Devices = Annotated[int | None, option("--devices", "Processes, one per device.
 def distill(
     folder: options.Folder = None,
     teacher: options.Teacher = None,
+    teacher_adapter: options.TeacherAdapter = None,
+    teacher_config: options.TeacherConfig = None,
     preset: options.Preset = None,
     out: options.Out = options.OUT,
     train: options.Train = None,
@@ -66,6 +68,7 @@ def distill(
     out = options.output(folder, out)
     _start(devices, dry_run)
     recipe = options.resolved(flags, out, file, ran=resume)
+    options.named(teacher_adapter)
     console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
         _plan(recipe, out, devices or 1, json)
@@ -74,11 +77,23 @@ def distill(
 
     with console.training_progress() as listen:
         saved = run(recipe, out, overwrite=overwrite, resume=resume, listen=listen)
-    if json:
-        console.data({"checkpoint": str(saved)})
-    console.say(f"Wrote {saved}.")
+    _show(saved, out, json)
     shown = ",".join(f"{w:g}" for w in recipe.distill.widths)
     console.hint(command("export", out, "--widths", shown))
+
+
+def _show(saved: Path, out: Path, json: bool) -> None:
+    """Print how good the models are (a table, or JSON) on stdout, and where they lie."""
+    from matta_cli.training.quality import quality
+
+    found = quality(out)
+    if json:
+        console.data({"checkpoint": str(saved), "quality": found and found.json()})
+    elif found is not None:
+        console.table(*found.rows())
+    if found is not None:
+        console.say(f"Measured on {found.examples:,} held-out examples; the report takes more.")
+    console.say(f"Wrote {saved}.")
 
 
 def _start(devices: int | None, dry_run: bool) -> None:

@@ -36,7 +36,8 @@ def inspect(
     _show_axes(inspected["axes"])
     if inspected["importance"]:
         _show_importance(inspected["importance"])
-    _show_widths(inspected["widths"])
+    options.show_widths(inspected["widths"])
+    console.say(inspected["floor"])
 
 
 def _show_axes(axes: list[dict[str, Any]]) -> None:
@@ -59,18 +60,6 @@ def _show_importance(importance: dict[str, list[float]]) -> None:
         ends = f"{min(scores):.3g}", f"{max(scores):.3g}"
         rows.append([name, picture(scores), *ends, f"{half:.0%}"])
     console.table(["axis", "importance", "least", "most", "first half"], rows)
-
-
-def _show_widths(widths: list[dict[str, Any]]) -> None:
-    from matta_cli.conversion.inspect import numbers
-
-    rows = []
-    for w in widths:
-        kept = "all" if w["layers"] is None else numbers(w["layers"])
-        size = w["shown"], f"{w['parameters']:,}"
-        rows.append([f"{w['width']:g}", w["role"], *size, kept, w["loads"]])
-    headers = ["width", "role", "sizes", "parameters", "layers", "loads with"]
-    console.table(headers, rows, spare=["layers"])
 
 
 def _span(sizes: list[int]) -> str:

@@ -46,6 +46,10 @@ Adapter = Annotated[str | None, flag("convert.adapter", "--adapter -a")]
 Weights = Annotated[str | None, flag("convert.weights")]
 Example = Annotated[str | None, flag("convert.example")]
 AutoTask = Annotated[str | None, flag("convert.task")]
+AimParams = Annotated[list[str] | None, flag("convert.target_params", panel=BUDGET)]
+AimMemory = Annotated[list[str] | None, flag("convert.target_memory", panel=BUDGET)]
+AimMacs = Annotated[list[str] | None, flag("convert.target_macs", panel=BUDGET)]
+DropHead = Annotated[bool | None, flag("convert.drop_head", "--drop-head")]
 Expand = Annotated[float | None, flag("convert.expand")]
 Axes = Annotated[str | None, flag("convert.axes", metavar=LIST)]
 Order = Annotated[str | None, flag("convert.order")]
@@ -60,6 +64,8 @@ SequenceLength = Annotated[int | None, flag("data.sequence_length")]
 # [distill]
 Preset = Annotated[str | None, flag("distill.preset")]
 Teacher = Annotated[str | None, flag("distill.teacher", "--teacher -t")]
+TeacherAdapter = Annotated[str | None, flag("distill.teacher_adapter")]
+TeacherConfig = Annotated[str | None, flag("distill.teacher_config")]
 TrainedWidths = Annotated[str | None, flag("distill.widths", metavar=NUMBERS)]
 Steps = Annotated[int | None, flag("distill.steps")]
 BatchSize = Annotated[int | None, flag("distill.batch_size")]
@@ -150,6 +156,30 @@ def resolved(
     for path in read:
         console.say(f"Settings from {path}.")
     return recipe
+
+
+def show_widths(widths: list[dict[str, Any]]) -> None:
+    """A table of widths: what each comes to, and what it keeps of the base."""
+    from matta_cli.conversion.inspect import numbers
+    from matta_cli.report.numbers import percent
+
+    rows = []
+    for w in widths:
+        layers = "all" if w["layers"] is None else numbers(w["layers"])
+        shares = [percent(w["kept"][name]) for name in ("parameters", "macs", "bytes")]
+        own = [f"{w['width']:g}", w["role"], w["shown"], f"{w['parameters']:,}", *shares]
+        rows.append([*own, layers, w["loads"]])
+    of_base = ["kept", "MACs kept", "bytes kept"]
+    headers = ["width", "role", "sizes", "parameters", *of_base, "layers", "loads with"]
+    console.table(headers, rows, spare=["layers", "bytes", "loads with", "role"])
+
+
+def named(adapter: str | None) -> None:
+    """Take it that the user, who typed where an adapter's code is, has named it on this machine."""
+    if adapter:
+        from matta_cli.models import plugins
+
+        plugins.adapter(adapter)
 
 
 def again(section: str, table: Mapping[str, Any]) -> list[str]:

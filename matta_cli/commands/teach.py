@@ -19,6 +19,8 @@ _TopK = Annotated[
 def teach(
     folder: options.Folder = None,
     teacher: options.Teacher = None,
+    teacher_adapter: options.TeacherAdapter = None,
+    teacher_config: options.TeacherConfig = None,
     to: _To = Path("teacher-outputs"),
     out: options.Out = options.OUT,
     train: options.Train = None,
@@ -38,6 +40,7 @@ def teach(
     """
     flags = options.tables(locals(), "distill", "data")
     out = options.output(folder, out)
+    options.named(teacher_adapter)
     recipe = options.resolved(flags, out, file)
 
     from matta_cli.training.teach import teach as run

@@ -78,7 +78,7 @@ def evaluation(
         what = "--tasks" if asked.tasks else "--speculative"
         raise MattaError(f"{what} is for language models; these are models for {task.name}.")
     device = pick(recipe.distill.device)
-    opener = Opener(task, device, example_of(names, out) or recipe.convert.example)
+    opener = Opener(task, device, example_of(names, out) or recipe.convert.example, say)
     subjects = [opener.open(name) for name in names]
     first = next(s for s in subjects if s.name == (asked.against or names[0]))
     others = {which: opener.open(name) for which, name in asked.references.items()}

@@ -21,6 +21,7 @@ from matta_cli.models.folders import load_ta, ta_folder
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
 
 _WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
@@ -114,11 +115,13 @@ def example_of(names: Sequence[str], out: Path) -> str:
 class Opener:
     """Opens models for a task by what the user typed. The Students of one TA share its weights.
 
-    example: how a model that a function builds is called.
+    example: how a model that a function builds is called. say: hears what was assumed of them.
     """
 
-    def __init__(self, task: Task, device: torch.device, example: str) -> None:
-        self.task, self.device, self.example = task, device, example
+    def __init__(
+        self, task: Task, device: torch.device, example: str, say: Say = lambda _: None
+    ) -> None:
+        self.task, self.device, self.example, self.say = task, device, example, say
         self._tas: dict[Path, TA] = {}
 
     def open(self, name: str) -> Subject:
@@ -129,7 +132,13 @@ class Opener:
             return self._student(name, folder, width)
         card = read_card(folder) if (folder / "matta.json").exists() else {}
         adapter = plugins.adapter(card["adapter"], folder) if card else None
-        model, source = load.load_model(name, self.task.name, adapter=adapter, example=self.example)
+        model, source = load.load_model(
+            name,
+            self.task.name,
+            adapter=adapter,
+            example=self.example,
+            say=lambda note: self.say(f"Note: {name!r}: {note}"),
+        )
         return Subject(name, model, folder if card else source.folder)
 
     def _student(self, name: str, folder: Path, width: float) -> Subject:

@@ -10,17 +10,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
 from matta_cli.adapter import PROGRAM, Source
+from matta_cli.conversion.inspect import menu
 from matta_cli.conversion.ordering import importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
+from matta_cli.conversion.target import Target, Targets
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.files.card import read_card, write_card
 from matta_cli.files.workspace import Workspace
+from matta_cli.measure.kept import floor
 from matta_cli.models import plugins
 from matta_cli.models.load import own_memory
 from matta_cli.models.save import save_model
@@ -31,20 +35,28 @@ from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
+from matta_cli.settings.budget import asked
 from matta_cli.settings.checks import check
-from matta_cli.settings.recipe import ConvertSettings, Recipe
+from matta_cli.settings.convert import ConvertSettings
+from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import task as open_task
 
 
 @dataclass
 class Converted:
-    """What ``convert`` did: the TA, its folder, and what a person should know."""
+    """What ``convert`` did: the TA, its folder, and what a person should know.
+
+    menu: what each of the widths comes to, see ``inspect.menu``. floor: what none goes below, in
+    a sentence.
+    """
 
     ta: TA
     folder: Path
     order: str
     difference: float
     widths: list[float]
+    menu: list[dict[str, Any]]
+    floor: str
     notes: list[str]
 
 
@@ -102,6 +114,7 @@ def convert(
 def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: bool) -> Source:
     source = open_source(settings.source, model_config=model_config, allow_pickle=allow_pickle)
     source = replace(source, example=settings.example, task=settings.task)
+    source = replace(source, drop_head=settings.drop_head)
     if not settings.weights:
         return source
     if not source.builder:
@@ -116,21 +129,33 @@ def _convert(
     settings, name = recipe.convert, source.name
     adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
     base = adapter.load(source)
+    opened_with = [
+        f for f, on in (("--config", source.config), ("--weights", settings.weights)) if on
+    ]
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
-    axes = nested_axes(adapter, base, settings.axes)
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
-    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
+    may_write, told = _may_write_settings(space), []
+    if budgets := asked(settings):
+        target = Targets(task, adapter, base, settings).choose(budgets)
+        recipe = _aimed(recipe, target)
+        settings, told = recipe.convert, target.notes
+        if not may_write:
+            shown = ",".join(f"{width:g}" for width in target.widths)
+            told.append(f"{space.settings} is yours: pass --widths {shown} to distill and export.")
+    axes = nested_axes(adapter, base, settings.axes)
+    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes, *told]
+    if settings.drop_head and not adapter.dropped:
+        notes.append(f"--drop-head left nothing out: {name} has no head besides.")
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")
     shares = parse_sizes(settings.sizes, list(kinds(full_sizes(axes))))
-    card = {"multiple": settings.multiple, "sizes": shares}
+    card = {"multiple": settings.multiple, "sizes": shares, "opened_with": opened_with}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     settings_left = _settings_file(recipe, adapter.task)
-    may_write = _may_write_settings(space)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
         batches = probe(task, ta, folder)
@@ -156,7 +181,16 @@ def _convert(
     _remark(space, ta, may_write, notes)
     there = sorted({*recipe.export.widths, 1.0, ta.widest})
     widths = [width for width in there if width <= ta.widest]
-    return Converted(ta, space.ta, order, difference, widths, notes)
+    known = menu(task, ta, widths), floor(ta).sentence
+    return Converted(ta, space.ta, order, difference, widths, *known, notes)
+
+
+def _aimed(recipe: Recipe, target: Target) -> Recipe:
+    """The recipe with the axes and widths of a target, which distill trains and export exports."""
+    aimed = copy.deepcopy(recipe)
+    aimed.convert.axes = target.axes
+    aimed.distill.widths, aimed.export.widths = target.widths, target.widths
+    return aimed
 
 
 def _copy_companions(source: Source, settings: ConvertSettings, folder: Path) -> None:
@@ -233,7 +267,7 @@ def _save(
     more |= ta.card
     if recipe.convert.example:
         more["example"] = recipe.convert.example
-    lineage = {"source": source, "digest": atomic.digest(folder)}
+    lineage = {"source": source, "digest": atomic.digest(folder), "dropped": ta.adapter.dropped}
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)
     atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

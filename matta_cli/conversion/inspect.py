@@ -11,11 +11,15 @@ from safetensors.torch import load_file
 
 from matta_cli.adapter import Sizes
 from matta_cli.files.workspace import Workspace
+from matta_cli.measure.kept import floor, kept
 from matta_cli.models.folders import load_ta
 from matta_cli.models.ta import IMPORTANCE, TA
 from matta_cli.nested.grow import growable
 from matta_cli.nested.sizes import kind, kinds
 from matta_cli.report.schema import AxisStrip
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
+from matta_cli.tasks.task import task as open_task
 
 _BARS = "▁▂▃▄▅▆▇█"
 
@@ -29,6 +33,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     # as it was converted
     folder = Workspace(folder).ta if Workspace(folder).converted else folder
     ta = load_ta(folder)
+    task = open_task(ta.adapter.task, Recipe())
     lineage = ta.card["lineage"]
     usual = [width for width in (0.25, 0.5, 0.75) if width <= ta.widest]
     return {
@@ -40,7 +45,8 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
         "order": ta.card.get("order", "none"),
         "axes": [_kind(ta, name) for name in kinds(ta.base)],
         "importance": _scores(ta, folder),
-        "widths": menu(ta, sorted({*(widths or usual), 1.0, ta.widest})),
+        "widths": menu(task, ta, sorted({*(widths or usual), 1.0, ta.widest})),
+        "floor": floor(ta).sentence,
     }
 
 
@@ -93,9 +99,12 @@ def _means(scores: Sequence[float], parts: int) -> list[float]:
     return [sum(scores[a:b]) / (b - a) for a, b in itertools.pairwise(ends)]
 
 
-def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
-    """What each width comes to: sizes, parameters, the layers that it keeps, what loads it."""
-    rows = []
+def menu(task: Task, ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
+    """What each width comes to: sizes, parameters, what it keeps of the base, what loads it.
+
+    kept: the shares of the base's parameters, MACs and bytes.
+    """
+    rows, shares = [], kept(task, ta, widths)
     for width in widths:
         student = ta.student(width)
         rows.append(
@@ -105,6 +114,7 @@ def menu(ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
                 "sizes": student.sizes,
                 "shown": student.shown(),
                 "parameters": student.parameters,
+                "kept": shares[width],
                 "layers": student.layers,
                 "stock": student.stock,
                 "loads": student.loads,

@@ -51,6 +51,11 @@ class Workspace:
         return self.run / "metrics.jsonl"
 
     @property
+    def start(self) -> Path:
+        """What the base and the Teacher measured before the run's first step."""
+        return self.run / "start.json"
+
+    @property
     def students(self) -> Path:
         """The exported Students, a folder each."""
         return self.root / "students"

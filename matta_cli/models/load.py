@@ -7,6 +7,7 @@ import mmap
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source, read_json
+from matta_cli.progress import Say
 
 
 def load_model(
@@ -22,38 +24,50 @@ def load_model(
     task: str,
     *,
     adapter: Adapter | None = None,
+    only: Adapter | None = None,
     model_config: Path | None = None,
     allow_pickle: bool = False,
     example: str = "",
+    say: Say = lambda _: None,
 ) -> tuple[nn.Module, Source]:
     """A model for ``task``, such as a Teacher: float32, on the CPU, in eval mode; and its source.
 
     A registered adapter of the task loads it, else the stock class that transformers or timm has
     for the task. A matta output folder stands for the TA in it. ``adapter`` is asked first; it need
-    not be registered. example: how it will be called, for a Teacher that a function builds.
+    not be registered. only: the adapter that loads it, and no other. example: how it will be
+    called, for a Teacher that a function builds. say: hears what the adapter had to assume.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
-    if source.builder:
+    source = replace(source, drop_head=True)  # which is said
+    if source.builder or only:
         source = replace(source, example=example, task=task)
     if source.folder is not None and not (source.folder / "config.json").exists():
         space = Workspace(source.folder)
         if space.ta.is_dir():
             source = replace(open_source(f"local-dir:{space.current_ta()}"), name=source.name)
+    if only:
+        return _loaded(only, source, task, say), source
     refusal: MattaError | None = None
     for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
-                model = known.load(source).float().eval()
-                if known.task != task:
-                    own = f"is a model for {known.task}, not for {task}"
-                    raise MattaError(f"{source.name!r} {own}.")
-                return model, source
+                return _loaded(known, source, task, say), source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:
-        return _load_stock(source, task).float().eval(), source
+        return _load_stock(source, task, say).float().eval(), source
     except MattaError as error:
         raise (refusal or error) from None
+
+
+def _loaded(adapter: Adapter, source: Source, task: str, say: Say) -> nn.Module:
+    """The model as an adapter loads it. Raises ``MattaError`` where it is for another task."""
+    model = adapter.load(source).float().eval()
+    if adapter.task != task:
+        raise MattaError(f"{source.name!r} is a model for {adapter.task}, not for {task}.")
+    for note in adapter.notes:
+        say(note)
+    return model
 
 
 def own_memory(model: nn.Module) -> None:
@@ -80,8 +94,10 @@ def own_memory(model: nn.Module) -> None:
             advise(ctypes.c_void_p(at), ctypes.c_size_t(end - at), mmap.MADV_DONTNEED)
 
 
-def _load_stock(source: Source, task: str) -> nn.Module:
-    """The model as transformers or timm loads it."""
+def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
+    """The model as transformers or timm loads it. Raises ``MattaError`` where it has not all of its
+    weights: transformers draws the others by chance.
+    """
     if source.module is not None:
         return source.module.cpu()
     if source.tensors is not None:
@@ -96,13 +112,29 @@ def _load_stock(source: Source, task: str) -> nn.Module:
                 return timm.create_model(name, pretrained=True)
             from transformers import AutoModelForImageClassification
 
-            return AutoModelForImageClassification.from_pretrained(str(source.folder))
+            return _whole(AutoModelForImageClassification, source, say)
         if task == "causal_lm" and source.folder is not None:
             from transformers import AutoModelForCausalLM
 
-            return AutoModelForCausalLM.from_pretrained(str(source.folder))
+            return _whole(AutoModelForCausalLM, source, say)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said(error)}") from error
     raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")
+
+
+def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
+    """The model of a class of transformers in a folder. What of the folder it leaves out is said.
+
+    Raises ``MattaError`` where weights of it are missing.
+    """
+    model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
+    what = type(model).__name__
+    if missing := sorted(report["missing_keys"]):
+        lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
+        raise MattaError(f"{source.name!r} is no whole {what}: {lacks} not in it.")
+    if unread := sorted(report["unexpected_keys"]):
+        more = f" and {len(unread) - 3} more" if unread[3:] else ""
+        say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
+    return model

@@ -220,4 +220,12 @@ def detect(source: Source) -> Adapter:
         several = f"several adapters fit ({names}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
     none = f"no installed adapter ({', '.join(working)}) knows this architecture."
-    raise MattaError(" ".join([f"{source.name}: {none}", *broken]))
+    hint = ""
+    if "auto" in working and source.tensors is None:
+        hint = "If it can be traced, `--adapter auto` takes it."
+    elif "auto" in working:
+        hint = (
+            "If it can be traced, `auto` takes it by the function that builds it: matta convert "
+            f"my_pkg.models:build --weights {source.name} --adapter auto --example SHAPES."
+        )
+    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}", *broken, hint])))

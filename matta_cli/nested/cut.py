@@ -115,12 +115,12 @@ def cut(state: Mapping[str, Tensor], axes: Sequence[Axis], sizes: Sizes) -> dict
 def count_parameters(model: nn.Module, axes: Sequence[Axis], sizes: Sizes) -> int:
     """Parameters of a Student without building it; tied tensors count once."""
     shapes = {name: p.shape for name, p in model.named_parameters()}
-    plan = Cut([_of_parameters(axis, shapes) for axis in axes], sizes, shapes)
+    plan = Cut([of_parameters(axis, shapes) for axis in axes], sizes, shapes)
     kept = [name for name in shapes if plan.name(name) is not None]
     return sum(math.prod(plan.shape(name, shapes[name])) for name in kept)
 
 
-def _of_parameters(axis: Axis, shapes: Mapping[str, Sequence[int]]) -> Axis:
+def of_parameters(axis: Axis, shapes: Mapping[str, Sequence[int]]) -> Axis:
     """The axis without its slices of buffers. Those of an axis of layers name no whole tensor."""
     if axis.layers:
         return axis

@@ -5,8 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from matta_cli.report.numbers import MISSING, finite, number, places_for
+from matta_cli.report.numbers import (
+    MISSING,
+    count,
+    finite,
+    in_bytes,
+    in_seconds,
+    number,
+    places_for,
+)
 from matta_cli.report.schema import Interval, Metric, ModelEntry, Report
+from matta_cli.settings.budget import LIMITS
 
 
 def decimals_of(report: Report, metric: Metric) -> int:
@@ -51,3 +60,12 @@ def short(text: str, most: int = 24) -> str:
 def listed(names: Sequence[str]) -> str:
     """``a, b and c``."""
     return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+
+
+def amount(name: str, value: float) -> str:
+    """An amount of a limit's name as people read it: ``1.23 M parameters``."""
+    if name == "latency":
+        return f"a latency of {in_seconds(value)}"
+    if name == "bytes":
+        return f"{in_bytes(value)} of weights"
+    return f"{count(value)} {LIMITS[name].label}"

@@ -10,8 +10,8 @@ import numpy as np
 from matta_cli.adapter import Sizes
 from matta_cli.data.split import Batch
 from matta_cli.measure import cost
-from matta_cli.models.ta import TA, Key
-from matta_cli.search.counts import Counts
+from matta_cli.measure.counts import Counts, Key
+from matta_cli.models.ta import TA
 from matta_cli.tasks.task import Task
 
 ROUNDS = 8  # of timing what is tried; what is chosen is timed longer

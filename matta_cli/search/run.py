@@ -53,7 +53,9 @@ def search(
         started = time.perf_counter()
         try:
             run = Search(recipe, out, journal.JournalStorage(file))
-            students = run.run(budgets, listen)
+            base = run.ta.sizes(1.0)
+            amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
+            students = run.run(amounts, listen)
             report = report_of(run, students, measured=measured)
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"

@@ -16,11 +16,12 @@ from typing import Any
 from matta_cli.adapter import Sizes
 from matta_cli.errors import MattaError
 from matta_cli.measure.cost import repeated
+from matta_cli.measure.counts import Counts, Key
+from matta_cli.measure.kept import forbidding
 from matta_cli.models import folders
-from matta_cli.models.ta import Key, Student
+from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, Progress
-from matta_cli.report import numbers
-from matta_cli.search.counts import Counts
+from matta_cli.report.values import amount
 from matta_cli.search.front import unbeaten
 from matta_cli.search.latency import Latency
 from matta_cli.search.scores import Scores, import_optuna
@@ -159,13 +160,14 @@ class Search:
             needed = self._with_margin(least)
             over = [LIMITS[name] for name, share in budget.used(needed).items() if share > 1]
             if over:
-                has = " and ".join(_shown(limit.name, least[limit.name]) for limit in over)
+                has = " and ".join(amount(limit.name, least[limit.name]) for limit in over)
                 texts = {limit.flag: limit.rounded_up(needed[limit.name]) for limit in over}
                 near = " ".join(f"--target-{flag} {text}" for flag, text in texts.items())
+                stays = forbidding(self.ta.model, self.ta.axes, smallest)
                 raise MattaError(
                     f"The budget {budget.name} is not possible: the smallest Student here has "
                     f"{has}, so the nearest possible is {near}; a smaller width has to be trained "
-                    "for less (distill.widths)."
+                    f"for less (distill.widths). {stays}"
                 )
 
     def levels(self) -> list[Budget]:
@@ -301,12 +303,3 @@ class Search:
         pairs = zip(ordered, every, strict=True)
         points = [(sign * one.value, *costs.values()) for one, costs in pairs]
         return sorted((ordered[i] for i in unbeaten(points)), key=self.parameters)
-
-
-def _shown(name: str, value: float) -> str:
-    """An amount as people read it: ``1.23 M parameters``."""
-    if name == "latency":
-        return f"a latency of {numbers.in_seconds(value)}"
-    if name == "bytes":
-        return f"{numbers.in_bytes(value)} of weights"
-    return f"{numbers.count(value)} {LIMITS[name].label}"

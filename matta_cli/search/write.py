@@ -11,7 +11,8 @@ from pathlib import Path
 from matta_cli.adapter import Sizes
 from matta_cli.files.atomic import atomic_write
 from matta_cli.measure import cost, intervals
-from matta_cli.models.ta import Key, Student
+from matta_cli.measure.counts import Key
+from matta_cli.models.ta import Student
 from matta_cli.report import page
 from matta_cli.report.schema import (
     Choice,

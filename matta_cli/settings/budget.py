@@ -6,9 +6,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from matta_cli.errors import MattaError
+from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.recipe import ExportSettings
 
 NEAR = 0.05  # what stays this close below a limit has used it up
@@ -33,6 +34,21 @@ class Limit:
     units: Mapping[str, float]
     written: tuple[str, ...]
     example: str
+
+    def share(self, text: str) -> float | None:
+        """``50%`` as a share of what the base has; None for a text that is no such share.
+
+        Raises ``MattaError`` for one that is not possible.
+        """
+        parts = re.fullmatch(r"(\d+(?:\.\d+)?|\.\d+) ?%", text)
+        if parts is None:
+            return None
+        flag, share = f"--target-{self.flag} {text}", float(parts[1]) / 100
+        if self.name == "latency":
+            raise MattaError(f"{flag} is not possible: say it in time, as {self.example}.")
+        if not 0 < share < 1:
+            raise MattaError(f"{flag} is not possible: it is above 0 and below 100 %.")
+        return share
 
     def amount(self, text: str) -> float:
         """``60M``, ``5ms``, ``200MB`` as a number: of parameters or MACs, seconds, bytes.
@@ -71,16 +87,24 @@ LIMITS = {
 class Budget:
     """The most that a Student may cost.
 
-    limits: of the names in ``LIMITS`` and their amounts. name: ``params-60M-latency-5ms``.
+    limits: of the names in ``LIMITS`` and their amounts. shares: those that are shares of what the
+    base has, which ``of`` makes amounts. name: ``params-60M-latency-5ms``. typed: its flags.
     """
 
     name: str
     limits: tuple[tuple[str, float], ...]
+    shares: tuple[tuple[str, float], ...] = ()
+    typed: str = ""
 
     @property
     def names(self) -> list[str]:
         """What is limited."""
-        return [name for name, _ in self.limits]
+        return [name for name, _ in (*self.limits, *self.shares)]
+
+    def of(self, base: Mapping[str, float]) -> Budget:
+        """The same in amounts alone. base: what the base has of whatever shares are of."""
+        amounts = tuple((name, base[name] * share) for name, share in self.shares)
+        return replace(self, limits=(*self.limits, *amounts), shares=())
 
     def used(self, costs: Mapping[str, float]) -> dict[str, float]:
         """The share of each limit that these costs are; above 1 is over it."""
@@ -104,9 +128,13 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
     budgets = []
     for i in range(count):
         pairs = [(LIMITS[name], texts[min(i, len(texts) - 1)]) for name, texts in given.items()]
-        limits = tuple((limit.name, limit.amount(text)) for limit, text in pairs)
-        words = (f"{limit.flag}-{text.replace(' ', '')}" for limit, text in pairs)
-        budgets.append(Budget("-".join(words), limits))
+        shares = {limit.name: limit.share(text) for limit, text in pairs}
+        limits = ((own.name, own.amount(text)) for own, text in pairs if shares[own.name] is None)
+        part = tuple((name, share) for name, share in shares.items() if share is not None)
+        words = [(limit.flag, text.replace(" ", "")) for limit, text in pairs]
+        name = "-".join(f"{flag}-{text.replace('%', 'pct')}" for flag, text in words)
+        flags = " ".join(f"--target-{flag} {text}" for flag, text in words)
+        budgets.append(Budget(name, tuple(limits), part, flags))
     times_given = Counter(budget.name for budget in budgets)
     twice = [name for name, times in times_given.items() if times > 1]
     if twice:
@@ -114,7 +142,7 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
     return budgets
 
 
-def asked(settings: ExportSettings) -> list[Budget]:
-    """The budgets that a recipe's [export] table names."""
+def asked(settings: ExportSettings | ConvertSettings) -> list[Budget]:
+    """The budgets that a recipe's [export] or [convert] table names."""
     flags = {name: f"target_{limit.flag}" for name, limit in LIMITS.items()}
-    return parse({name: getattr(settings, flag) for name, flag in flags.items()})
+    return parse({name: getattr(settings, flag, []) for name, flag in flags.items()})

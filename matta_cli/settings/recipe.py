@@ -9,61 +9,12 @@ from typing import Any, get_type_hints
 
 from matta_cli.errors import MattaError
 from matta_cli.settings import gone
+from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.setting import MATTA, OURS, SHARE, About, flag, setting
 from matta_cli.settings.values import did_you_mean, toml, typed
 
 TERM = f"term: {MATTA}; value: {OURS}"
-
-
-@dataclass
-class ConvertSettings:
-    """How a base is made into a TA."""
-
-    source: str = setting(
-        "", "the model to start from: a folder, a hub id, a timm name, or a state dict"
-    )
-    adapter: str = flag("", "the architecture's adapter; empty: found from the source")
-    weights: str = flag(
-        "", "the weights of a model that a function builds: a state dict (.safetensors, .pt)"
-    )
-    example: str = flag(
-        "", "for the adapter auto: the model's inputs, 1x3x224x224, ids=1x16:int64 or pkg.mod:fn"
-    )
-    task: str = flag(
-        "",
-        "for the adapter auto: causal_lm, image_classification or ranking; empty: from the example",
-    )
-    expand: float = flag(
-        1.0,
-        "the TA's width; at 1.0 Students nest inside the base itself, above it in a larger one",
-        least=1,
-        most=64,
-        rule="it is the TA's width, from 1.0 to 64",
-    )
-    axes: list[str] = flag(
-        [], "kinds of axes to nest, such as mlp, heads, hidden, depth; empty: the adapter's default"
-    )
-    sizes: list[str] = setting(
-        [],
-        "sizes of a width where its axes are not scaled alike, as '0.5: depth=0.75 mlp=0.5'",
-        "Starbucks, arXiv 2410.13230",
-    )
-    order: str = flag(
-        "auto",
-        "order of units: {choices}",
-        choices="auto: activation where data is given | activation | taylor | hessian "
-        "| magnitude | none | prefix: layers as they come, so that depths share a forward; "
-        "the rest as auto",
-    )
-    multiple: int = setting(
-        8, "sizes of large axes (64 units and more) are rounded to multiples of this", above=0
-    )
-    tokenizer: str = flag("", "folder or hub id of the tokenizer, where the source has none")
-    tolerance: float = setting(
-        1e-4, "largest difference allowed between the base and the TA at width 1.0, relative"
-    )
-    seed: int = setting(0, "seed of the new units' weights")
 
 
 @dataclass
@@ -131,6 +82,12 @@ class DistillSettings:
     )
     teacher: str = flag(
         "", "the Teacher: a folder, a hub id, a timm name, a state dict, or a file of outputs"
+    )
+    teacher_adapter: str = flag(
+        "", "the adapter that opens the Teacher; empty: the TA's own, else found from the Teacher"
+    )
+    teacher_config: str = flag(
+        "", "the Teacher's config.json, for a state dict whose sizes do not tell its architecture"
     )
     steps: int = flag(1000, "training steps", above=0)
     batch_size: int = flag(16, "examples per step, over all devices", above=0)
@@ -238,7 +195,9 @@ class DistillSettings:
     )
     eval_every: int = flag(0, "steps between evaluations; 0: ten times in a run")
     eval_examples: int = setting(
-        200, "held-out examples of those evaluations; the report measures on data.eval_examples"
+        200,
+        "held-out examples of those evaluations, and of that of base and Teacher before the first "
+        "step (200 at least); the report measures on data.eval_examples",
     )
     save_every: int = flag(0, "steps between checkpoints; 0: at every evaluation")
     keep: int = setting(2, "checkpoints that are kept, besides the best one; 0: all")
@@ -263,7 +222,7 @@ class DistillSettings:
         [], "{choices}: where the log goes besides metrics.jsonl", choices="tensorboard | wandb"
     )
     allow_weak_teacher: bool = flag(
-        False, "train even though the Teacher is no better than guessing"
+        False, "train even though the Teacher is worse than the base, or no better than guessing"
     )
 
 
@@ -273,7 +232,7 @@ class ExportSettings:
 
     widths: list[float] = flag([0.25, 0.5, 1.0], "the Students to export")
     target_params: list[str] = flag(
-        [], "Students by a budget: the most parameters, as 60M; several make a family"
+        [], "Students by a budget: the most parameters, as 60M or 50%; several make a family"
     )
     target_latency: list[str] = flag([], "the most time of a forward on this machine, as 5ms")
     target_memory: list[str] = flag([], "the most bytes of weights, as 200MB")

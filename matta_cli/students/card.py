@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,12 @@ def text(entry: ModelEntry, report: Report, data: DataSettings) -> str:
         recipe=fence(report.recipe.strip(), "toml"),
     )
     return f"{card}\n"
+
+
+def left_out(lineage: Mapping[str, Any]) -> str:
+    """What was left out of the model that was converted, in words; empty where nothing was."""
+    heads = ", ".join(map(str, lineage.get("dropped") or []))
+    return f"its head ({heads}), which was left out (--drop-head)" if heads else ""
 
 
 def with_verdict(card: str, verdict: str) -> str:
@@ -120,5 +126,7 @@ def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
             yield metric.label, f"{value.value:.4g} {interval}"
     yield "measured on", report.data
     yield "by", f"{machine.name}, {machine.threads} threads, torch {machine.torch}"
+    if dropped := left_out(report.lineage):
+        yield "not of the model that was converted", dropped
     yield "weights of the model that was converted", report.lineage["digest"]
     yield "weights of the trained TA", report.lineage["ta"]

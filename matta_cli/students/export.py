@@ -22,6 +22,7 @@ from matta_cli.report.write import write as write_report
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
+from matta_cli.students.card import left_out
 from matta_cli.students.parity import proven
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
@@ -66,7 +67,7 @@ def export(
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
         own = [entries.student_entry(one, proof, out) for one in written]
         folders = [one.folder for one in written]
-        models = entries.models(held_out, run, converted, own, folders, say)
+        models = entries.models(held_out, run, converted, own, folders, out, say)
         report = _report(out, held_out, run, models, say)
         report.lineage = lineage
         report.notes = _notes(students, held_out, run)
@@ -88,7 +89,10 @@ def _notes(students: Sequence[Student], held_out: HeldOut, run: Reached) -> list
     widths = [s.width for s in students if s.budget is None and s.width is not None]
     known = spent.trained_widths(settings, run.ta)
     menu = ", ".join(f"{width:g}" for width in known)
-    notes = [
+    notes = []
+    if dropped := left_out(run.ta.card["lineage"]):
+        notes.append(f"Not of the model that was converted: {dropped}.")
+    notes += [
         f"Width {width:g} was never trained ({menu} were): train what you export."
         for width in widths
         if width not in known

@@ -11,11 +11,10 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from matta_cli.data import sampling
-from matta_cli.data.split import Batch, Data
+from matta_cli.data.split import Batch, Columns, Data, Part
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Logits, Target, TopK
 from matta_cli.tasks.task import Task
-from matta_cli.training.teacher import refuse_guessing
 from matta_cli.training.teacher_file import VALUES, read
 
 # examples on which the gate measures; of text, whose examples are many predictions, fewer
@@ -167,13 +166,14 @@ class FileTeacher:
             given = torch.logit(given, 1e-6) if self.ranking else given.clamp(min=1e-12).log()
         return Logits(given.flatten() if self.ranking else given)
 
-    def check(self) -> None:
-        """Raise ``MattaError`` if what the file says is no better than guessing.
-
-        Some training examples say so: of all, since the first ones may all be of one class.
-        """
+    def sample(self) -> Part:
+        """Some training examples: of all, since the first ones may all be of one class."""
         limit = _CHECKED_TEXTS if self.task.name == "causal_lm" else _CHECKED
-        order = sampling.example_order(0, 0, len(self.train))[:limit].tolist()
+        return Part(self.train, sampling.example_order(0, 0, len(self.train))[:limit].tolist())
+
+    def columns(self, sample: Part) -> Columns:
+        """What the task scores of what the file says about these examples."""
+        order = [int(number) for number in sample.indices]
         columns: dict[str, list[np.ndarray]] = {}
         for start in range(0, len(order), 8):
             rows = order[start : start + 8]
@@ -181,8 +181,7 @@ class FileTeacher:
             for name, values in self.task.score(self._logits(batch, rows), batch).items():
                 columns.setdefault(name, []).append(values.numpy())
         whole = {name: np.concatenate(parts) for name, parts in columns.items()}
-        sentence = self.task.at_chance(self.task.gathered(whole), self.outputs)
-        refuse_guessing(f"The Teacher {self.name!r}", sentence)
+        return self.task.gathered(whole)
 
     def _logits(self, batch: Batch, rows: list[int]) -> Tensor:
         """Whole logits that say the same, for scoring."""
@@ -191,7 +190,8 @@ class FileTeacher:
             even = torch.full((len(target.rest), self.outputs), -float(np.log(self.outputs)))
             # as it was before it was softened
             whole = target.log_q(slice(None), even) * self.temperature
-            return whole.view(len(rows), -1, self.outputs)
+            texts = self.task.name == "causal_lm"
+            return whole.view(len(rows), -1, self.outputs) if texts else whole
         if isinstance(target, Tensor):
             return target if self.ranking else one_hot(target, self.outputs).float()
         return target.whole()

@@ -37,8 +37,8 @@ def distill(
 
     Under torchrun every process calls this; the batch is divided among them, and the first one
     writes. Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is
-    at chance, missing data, a non-finite loss, a full disk or memory; ``Interrupted`` after Ctrl-C,
-    once the checkpoint is saved.
+    worse than the base, missing data, a non-finite loss, a full disk or memory; ``Interrupted``
+    after Ctrl-C, once the checkpoint is saved.
     """
     device, space = pick(processes.local(recipe.distill.device)), Workspace(out)
     with processes.joined(device) as world:
@@ -112,6 +112,9 @@ def _train(
             if world.first:
                 _rewind(space.log, step)
             listen(Progress(message=f"Resuming from step {step}{_other_count(last, world)}."))
+        if world.first and setup.start is not None:
+            space.run.mkdir(parents=True, exist_ok=True)
+            atomic.atomic_write(space.start, setup.start.written())
         with explained(training):
             return training.run_steps(listen)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from matta_cli.training import log, teacher_file
 from matta_cli.training import teacher as teachers
 from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.rows import Rows
+from matta_cli.training.start import Start, Starting
 from matta_cli.training.teacher import ModelTeacher, Teacher
 
 
@@ -36,7 +38,8 @@ class Setup:
     ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
     none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
     companions: what belongs to the TA besides its weights (name -> content): its own files, and of
-    a TA without a tokenizer the Teacher's.
+    a TA without a tokenizer the Teacher's. start: what base and Teacher measured; None of a
+    baseline, which has no base.
     """
 
     recipe: Recipe
@@ -47,6 +50,7 @@ class Setup:
     device: torch.device
     world: World = ALONE
     companions: dict[str, bytes] = field(default_factory=dict)
+    start: Start | None = None
 
     @property
     def settings(self) -> DistillSettings:
@@ -59,8 +63,8 @@ def opened(
 ) -> Setup:
     """What the run of the TA in ``out`` works with.
 
-    Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is at
-    chance, and data that is missing or does not fit.
+    Raises ``MattaError`` for settings that make no sense, a Teacher that does not fit or is worse
+    than the base, and data that is missing or does not fit.
     """
     settings, folder = recipe.distill, Workspace(out).ta
     ta, home = load_ta(folder), tokenizer.home(folder)
@@ -71,7 +75,8 @@ def opened(
     by_file = bool(settings.teacher) and teacher_file.is_file(settings.teacher)
     model = None
     if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
-        model, source = teachers.load_teacher(settings, task, ta, device)
+        say = partial(_tell, listen)
+        model, source = teachers.load_teacher(settings, task, ta, out, device, say)
         if task.name == "causal_lm" and not tokenizer.has_tokenizer(folder) and source.beside:
             home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
     data = task.data(home, ta.model)
@@ -79,18 +84,20 @@ def opened(
     teacher: Teacher | None = None
     if model is not None:
         teacher = ModelTeacher(task, model)
-        outputs = task.outputs(ta.model)
-        split = data.held_out[0]
-        teachers.check_teacher(settings, task, model, outputs, split, device, world.size)
-        if (dtype := half(settings.precision, device)) is not None:
-            teachers.halve(model, dtype)
     elif by_file:
-        teacher = said = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
-        if not settings.allow_weak_teacher:
-            said.check()
+        teacher = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
+    start = None
+    if "baseline" not in ta.card["lineage"]:  # the run that it is compared with has asked
+        start = Starting(settings, task, ta, data, device, world.size).measured(teacher, listen)
+    if model is not None and (dtype := half(settings.precision, device)) is not None:
+        teachers.halve(model, dtype)
     files = tokenizer.companions(folder) | tokenizer.companions(home)
     companions = {name: path.read_bytes() for name, path in files.items()}
-    return Setup(recipe, task, ta, teacher, data, device, world, companions)
+    return Setup(recipe, task, ta, teacher, data, device, world, companions, start)
+
+
+def _tell(listen: Listener, sentence: str) -> None:
+    listen(Progress(message=sentence))
 
 
 def _check_rows(s: DistillSettings, ta: TA, world: World) -> None:

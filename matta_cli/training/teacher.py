@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,36 +12,55 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from matta_cli.adapter import Source
-from matta_cli.data.split import Batch, Split
-from matta_cli.errors import MattaError, said
+from matta_cli.adapter import Adapter, Source
+from matta_cli.data.split import Batch
+from matta_cli.errors import MattaError, command
+from matta_cli.files.workspace import Workspace
 from matta_cli.losses.targets import Logits, Target
-from matta_cli.measure import score
-from matta_cli.models import load
+from matta_cli.models import load, plugins
 from matta_cli.models.ta import TA
 from matta_cli.nested import view
+from matta_cli.progress import Say
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
-
-CHANCE_EXAMPLES = 256
 
 # from a batch, and the numbers of its examples in the split, to what is said about them
 Teacher = Callable[[Batch, list[int]], Target]
 
 
 def load_teacher(
-    settings: DistillSettings, task: Task, ta: TA, device: torch.device
+    settings: DistillSettings,
+    task: Task,
+    ta: TA,
+    out: Path,
+    device: torch.device,
+    say: Say = lambda _: None,
 ) -> tuple[nn.Module, Source]:
     """The frozen Teacher on ``device``, and where it came from.
 
-    Raises ``MattaError`` if its outputs are not the TA's or its weights are broken.
+    out: the output folder that the TA lies in. say: hears what was assumed of the Teacher. Raises
+    ``MattaError`` if its outputs are not the TA's or its weights are broken.
     """
     name = settings.teacher
     if not name:
-        forms = "a local folder, a hub id, a timm name or a state dict"
-        raise MattaError(f"No Teacher is named: pass --teacher with {forms}.")
-    example = ta.card.get("example", "")
-    teacher, source = load.load_model(name, ta.adapter.task, adapter=ta.adapter, example=example)
+        forms = "a larger model of the same outputs (a folder, a hub id, a timm name, a state dict)"
+        itself = command("distill", out, "--teacher", _itself(ta, out))
+        raise MattaError(
+            f"No Teacher is named: pass --teacher with {forms}, or the model itself, which is a "
+            f"Teacher of its smaller Students: `{itself}`."
+        )
+    try:
+        teacher, source = load.load_model(
+            name,
+            ta.adapter.task,
+            adapter=ta.adapter,
+            only=_adapter(settings.teacher_adapter, out),
+            model_config=Path(settings.teacher_config) if settings.teacher_config else None,
+            example=ta.card.get("example", ""),
+            say=lambda note: say(f"Note: Teacher {name!r}: {_flags(note)}"),
+        )
+    except MattaError as error:
+        raise MattaError(_flags(str(error))) from error
     for tensor, values in teacher.named_parameters():
         if not torch.isfinite(values).all():
             raise MattaError(f"Teacher {name!r}: its weight {tensor!r} holds NaN or infinity.")
@@ -53,37 +74,26 @@ def load_teacher(
     return teacher.to(device).eval().requires_grad_(False), source
 
 
-def check_teacher(
-    settings: DistillSettings,
-    task: Task,
-    teacher: nn.Module,
-    outputs: int,
-    split: Split,
-    device: torch.device,
-    processes: int = 1,
-) -> None:
-    """Refuse a Teacher that does not run on the data, or is no better than guessing.
+def _itself(ta: TA, out: Path) -> str:
+    """What opens the model that a TA was made of: what its user typed, or the TA's folder."""
+    source = str(ta.card["lineage"]["source"])
+    alone = not ta.card.get("opened_with") and (
+        Path(source).expanduser().exists() or ":" not in source
+    )
+    return source if alone else str(Workspace(out).ta)
 
-    The first examples of the data say so; where it may be weak, one batch has to run.
+
+def _adapter(spec: str, out: Path) -> Adapter | None:
+    """The adapter that ``distill.teacher_adapter`` names.
+
+    A settings file may come from anywhere: code that it names runs if the user named it before.
     """
-    name, weak = settings.teacher, settings.allow_weak_teacher
-    size = score.at_a_time(settings, processes)
-    enough = settings.batch_size if weak else CHANCE_EXAMPLES
-    try:
-        table = score.columns(task, teacher, split, size, device, enough)
-    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
-        # whatever its own code makes of it
-        why = f"does not run on this data: {said(error)}"
-        raise MattaError(f"The Teacher {name!r} {why}.") from error
-    if not weak:
-        refuse_guessing(f"The Teacher {name!r}", task.at_chance(table, outputs))
+    return plugins.adapter(spec, Workspace(out).ta) if spec else None
 
 
-def refuse_guessing(who: str, sentence: str | None) -> None:
-    """Raise ``MattaError`` if a task has a sentence on what is no better than guessing."""
-    if sentence:
-        weak = f"is too weak: {sentence.rstrip('.')}"
-        raise MattaError(f"{who} {weak}. Pass --allow-weak-teacher to go on.")
+def _flags(sentence: str) -> str:
+    """A sentence on opening a model, with the flags that a Teacher has."""
+    return re.sub(r"--(adapter|config)\b", r"--teacher-\1", sentence)
 
 
 def halve(model: nn.Module, dtype: torch.dtype) -> None:

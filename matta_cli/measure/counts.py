@@ -9,6 +9,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -67,7 +68,11 @@ class Counts:
         self._layers = depth(ta.axes)
         self._counted: dict[Key, int] = {}
         self._parameters, self._stored = self._tensors()
-        self._macs = self._sum_of_macs()
+
+    @cached_property
+    def _macs(self) -> Mapping[_Product, int] | None:
+        """What ``macs`` sums up. Forwards are run for it, so where nobody asks they are not."""
+        return self._sum_of_macs()
 
     @property
     def exact(self) -> bool:
