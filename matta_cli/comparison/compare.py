@@ -87,6 +87,8 @@ def evaluation(
         data = _data(recipe, task, first, [*subjects, *others.values()], device)
         splits = data.held_out
         say(f"Measuring on {data.description}.")
+        for note in data.notes:
+            say(f"Note: {note}")
         for subject in [*subjects, *others.values()]:
             fit(task, subject, first)
         if "ta" not in others:

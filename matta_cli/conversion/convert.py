@@ -133,7 +133,7 @@ def _convert(
     may_write = _may_write_settings(space)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        batches = probe(task, ta, folder)
+        batches = probe(task, ta, folder, notes)
         if batches is None and recipe.data.train:
             hint = f"{name} brings no tokenizer; --tokenizer names one"
             notes.append(f"{recipe.data.train!r} was not read: {hint}.")
