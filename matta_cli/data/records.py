@@ -169,11 +169,16 @@ def cells(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise find.empty(str(path), "rows")
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def check_names(path: Path, header: Sequence[str]) -> None:
+    """Raise ``MattaError`` where two columns have one name."""
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:
         several = f"{str(path)!r} has several columns {twice[0]!r}"
         raise MattaError(f"{several}: give each a name of its own.")
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    check_names(path, header)
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), "")
     if other:
         one = f"{str(path)!r} has one column, {header[0]!r}: cells seem to be parted by {other!r}"
@@ -257,7 +262,7 @@ def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names
-            _check_header(path, [*known, ""])  # a name may hold any mark
+            check_names(path, known)
             for column in columns:
                 find.check_column(str(path), column, setting, known)
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
