@@ -88,6 +88,11 @@ def part_of(path: Path, folder: Path) -> str:
     return ""
 
 
+def part_named(name: str) -> str:
+    """The part whose name a folder bears, and nothing else; else empty."""
+    return next((part for part, words in _WORDS.items() if name.lower() in words), "")
+
+
 def parts(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
     """The files by part, as ``datasets`` tells them by their names, and sentences on that.
 
