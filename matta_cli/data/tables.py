@@ -17,7 +17,7 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 _BLOCK = 1 << 26  # bytes that types are told from; a cell is shorter
 _SCAN = 1 << 22
-_EXACT = 1 << 53  # whole numbers beyond are not all told apart by float64
+_EXACT = 1 << 53  # from there on whole numbers are not all told apart by float64
 
 
 class Table:
@@ -104,7 +104,7 @@ class Table:
         if pa.types.is_floating(values.type):  # whole numbers that some program made floats
             numbers = values.to_numpy()
             self.complete(column, np.isnan(numbers), "misses values", hint)
-            odd = (numbers != np.floor(numbers)) | (np.abs(numbers) > _EXACT)
+            odd = (numbers != np.floor(numbers)) | (np.abs(numbers) >= _EXACT)
             rounded = "holds names that were rounded to decimals"
             self.complete(column, odd, rounded, "store them as whole numbers or as text")
             values = pa.chunked_array([pa.array(numbers.astype(np.int64))])
