@@ -423,13 +423,15 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
         rows = [{"sentence1": a, "sentence2": b, "score": s} for a, b, s in pairs(12, seed)]
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "notes.txt").write_text("\n".join(sentences(5, 99)))
-    found = task(train=str(tmp_path), held_out=str(tmp_path / "validation.jsonl"))
+    found = task(train=str(tmp_path))
     names = [s for seed in (0, 5) for a, b, _ in pairs(12, seed) for s in (a, b)]
-    assert len(found.data(folder, bert()).train) == len({*names, *sentences(5, 99)})
+    data = found.data(folder, bert())
+    assert len(data.train) == len({*names[:24]}) and len(data.held_out[0]) == 12
+    assert any("left out" in note and "notes.txt" in note for note in data.notes)
 
     # datasets opens a local folder with the same call
     rows = find.hub_dataset(str(tmp_path))["validation"]
-    opened = read.from_table("it", rows.column_names, rows.__getitem__, found.recipe.data)
+    opened = read.from_hub(rows, "it", found.recipe.data)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
 

@@ -90,6 +90,8 @@ def evaluation(
             data = score.reported(data, score.chooses(task, first.model, data, device))
         splits = data.held_out
         say(f"Measuring on {data.description}.")
+        for note in data.notes:
+            say(f"Note: {note}")
         for subject in [*subjects, *others.values()]:
             fit(task, subject, first)
         if "ta" not in others:

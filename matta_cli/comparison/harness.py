@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from matta_cli.data.records import json_lines
 from matta_cli.data.split import Columns
-from matta_cli.data.text import json_lines
 from matta_cli.errors import MattaError, said
 
 BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form

@@ -158,7 +158,7 @@ def _convert(
     settings_left = _settings_file(recipe, adapter.task)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        batches = probe(task, ta, folder)
+        batches = probe(task, ta, folder, notes)
         if batches is None and recipe.data.train:
             hint = f"{name} brings no tokenizer; --tokenizer names one"
             notes.append(f"{recipe.data.train!r} was not read: {hint}.")

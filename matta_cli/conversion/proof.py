@@ -18,13 +18,18 @@ CALIBRATION_BATCHES = 8
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 
 
-def probe(task: Task, ta: TA, folder: Path) -> list[dict[str, Tensor]] | None:
-    """Batches of the user's data for calibration and proof, or None where no data is named."""
+def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[dict[str, Tensor]] | None:
+    """Batches of the user's data for calibration and proof, or None where no data is named.
+
+    What there is to say of the data goes to the ``notes``.
+    """
     if not task.recipe.data.train:
         return None
     if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not has_tokenizer(folder):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
-    train = task.data(folder, ta.model).train
+    data = task.data(folder, ta.model)
+    train = data.train
+    notes.extend(data.notes)
     size = min(task.recipe.distill.batch_size, len(train))
     count = min(CALIBRATION_BATCHES, max(1, len(train) // size))
     spread = torch.linspace(0, len(train) - size, count).long().tolist()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from matta_cli.errors import MattaError, said
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from matta_cli.settings.recipe import DataSettings
 
 _TEXT = (".txt", ".md", ".jsonl", ".json")
@@ -97,34 +94,6 @@ def to_train_and_measure(
             train, held_out = divided(train)
     assert held_out is not None
     return (train if training else None), held_out
-
-
-def read_table(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a CSV, TSV, JSONL or Parquet file.
-
-    Numbers are numbers (missing ones NaN), everything else is objects. Raises ``MattaError`` where
-    the file cannot be read.
-    """
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.json
-    import pyarrow.parquet
-
-    try:
-        if path.suffix == ".parquet":
-            table = pyarrow.parquet.read_table(path)
-        elif path.suffix == ".jsonl":
-            table = pyarrow.json.read_json(path)
-        else:
-            options = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",")
-            table = pyarrow.csv.read_csv(path, parse_options=options)
-        twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-        if twice:
-            several = f"{str(path)!r} has several columns {twice[0]!r}"
-            raise MattaError(f"{several}: give each a name of its own.")
-        return {name: table[name].to_numpy() for name in table.column_names}
-    except (pa.ArrowException, OSError) as error:
-        raise unreadable(path, error) from None
 
 
 def unreadable(path: Path, error: Exception) -> MattaError:

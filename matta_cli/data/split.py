@@ -44,13 +44,15 @@ class Data:
 
     held_out: one or more splits; each is scored by itself (an LM has running text, and passages for
     the last word). description: one line for people: what it is, how much of it. unit: what a
-    task's ``items`` counts in: "tokens", "images", "rows".
+    task's ``items`` counts in: "tokens", "images", "rows". notes: sentences for people on what was
+    read, left out or assumed.
     """
 
     train: Split
     held_out: tuple[Split, ...]
     description: str
     unit: str
+    notes: tuple[str, ...] = ()
 
 
 class Part:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from matta_cli.data import find
+from matta_cli.data import find, lines, records
+from matta_cli.data.records import Tally
 from matta_cli.errors import MattaError, said
 
-_READ = (".txt", ".md", ".jsonl", ".parquet")
+READ = (".txt", ".md", *records.TABLES)
 
 # documents held out of a stream that has no held-out split: its last tenth is not known
 _FIRST = 1000
@@ -22,7 +23,8 @@ _CHUNK = 1 << 20  # characters that are read at once
 _PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
 _LONGEST = 1 << 20  # characters of a piece that has no line's end to be cut at
 _BATCH = 1 << 20  # characters of a list of pieces
-_ROWS = 256  # rows of a table that are read at once
+_ROWS = 256  # rows of a hub dataset that are read at once
+_COMPARED = 16  # characters of a line that two texts are compared by
 
 Chunk = tuple[str, bool]  # a part of a document, and whether the document ends there
 
@@ -36,34 +38,40 @@ class Text:
 
     name: the user's. identity: what JSON can hold, and another one whenever the documents may be
     others. size: bytes, about; None where nobody knows. read: the chunks of all documents that are
-    not blank; raises ``MattaError`` where there are none.
+    not blank; raises ``MattaError`` where there are none. tally: what was read, once it was. notes:
+    sentences on what is read.
     """
 
     name: str
     identity: list[Any]
     size: int | None
     read: Callable[[], Iterator[Chunk]]
+    tally: Tally = field(default_factory=Tally)
+    notes: tuple[str, ...] = ()
 
 
-def local(path: Path, column: str, name: str) -> Text:
-    """A file, or all files in a folder that can be read, in the order of their paths.
+def local(files: Sequence[Path], column: str, name: str, notes: Sequence[str] = ()) -> Text:
+    """The documents of files, one after the other.
 
     A .txt or .md file is one document; each row of the others, in ``column``, is one.
     """
-    if not path.is_dir() and not path.is_file():
-        twice = "is a pipe or a device, but text is read more than once"
-        raise MattaError(f"{name!r} {twice}: save it to a file first.")
-    files = [path]
-    if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.suffix in _READ and p.is_file())
+    for file in files:
+        if not file.is_file():
+            twice = "is a pipe or a device, but text is read more than once"
+            raise MattaError(f"{name!r} {twice}: save it to a file first.")
+        if file.suffix.lower() not in READ:
+            known = f"matta reads {', '.join(READ)}"
+            raise MattaError(f"{str(file)!r} is of no kind that is known as text: {known}.")
     status = [(str(file.resolve()), file.stat()) for file in files]
     size = sum(now.st_size for _, now in status)
     identity = ["files", column, *([file, now.st_size, now.st_mtime_ns] for file, now in status)]
+    tally = Tally()
 
     def read() -> Iterator[Chunk]:
-        return _nonblank((chunk for file in files for chunk in _file(file, column)), _no_text(name))
+        every = (chunk for file in files for chunk in _file(file, column, tally))
+        return _nonblank(every, _no_text(name))
 
-    return Text(name, identity, size, read)
+    return Text(name, identity, size, read, tally, tuple(notes))
 
 
 def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
@@ -73,10 +81,12 @@ def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
         find.check_column(name, column, "data.text", rows.column_names)
         rows = rows.select_columns([column])
 
-    def read() -> Iterator[Chunk]:
-        return _nonblank(_hub_rows(rows, column, name), _no_text(name))
+    tally = Tally()
 
-    return Text(name, ["hub", column, *identity], size, read)
+    def read() -> Iterator[Chunk]:
+        return _nonblank(_hub_rows(rows, column, name, tally), _no_text(name))
+
+    return Text(name, ["hub", column, *identity], size, read, tally)
 
 
 def first(text: Text, count: int = _FIRST) -> tuple[Text, Text]:
@@ -181,7 +191,7 @@ def batches(chunks: Iterable[Chunk]) -> Iterator[list[Chunk]]:
 
 
 def _no_text(name: str) -> MattaError:
-    return find.empty(name, f"text ({', '.join(_READ)})")
+    return find.empty(name, f"text ({', '.join(READ)})")
 
 
 def _nonblank(chunks: Iterable[Chunk], error: MattaError) -> Iterator[Chunk]:
@@ -199,76 +209,51 @@ def _nonblank(chunks: Iterable[Chunk], error: MattaError) -> Iterator[Chunk]:
         raise error
 
 
-def _file(path: Path, column: str) -> Iterator[Chunk]:
+def _file(path: Path, column: str, tally: Tally) -> Iterator[Chunk]:
     """The chunks of one file's documents, blank ones too."""
-    if path.suffix == ".jsonl":
-        yield from _documents(jsonl(path, column))
-    elif path.suffix == ".parquet":
-        yield from _parquet(path, column)
-    else:
-        try:
-            with path.open(encoding="utf-8") as file:
-                while chunk := file.read(_CHUNK):
-                    yield chunk, False
-        except (UnicodeDecodeError, OSError):
-            reads = f"matta reads {', '.join(_READ)}."
-            raise MattaError(f"{str(path)!r} is not a text file in UTF-8; {reads}") from None
-        yield "", True
+    if path.suffix.lower() in records.TABLES:
+        yield from _documents(records.strings(path, column, "data.text", tally))
+        return
+    for chunk in lines.chunks(path, _CHUNK):
+        yield chunk, False
+    yield "", True
 
 
-def jsonl(path: Path, column: str, setting: str = "data.text") -> Iterator[str]:
-    """The texts of a JSONL file, line by line. ``setting`` names the column in an error."""
-    for number, row in json_lines(path):
-        known = row if isinstance(row, dict) else {}
-        find.check_column(f"{path}:{number}", column, setting, known)
-        yield str(row[column])
-
-
-def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """The values in a JSONL file, each with the number of its line; empty lines are left out.
-
-    Raises ``MattaError`` where the file cannot be read, or at a line that is not JSON.
-    """
-    try:
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    where = f"{str(path)!r}, line {number}"
-                    raise MattaError(f"{where} is not valid JSON: {error}.") from None
-                yield number, row
-    except (UnicodeDecodeError, OSError):
-        raise MattaError(f"{str(path)!r} cannot be read as JSON lines in UTF-8.") from None
-
-
-def _parquet(path: Path, column: str) -> Iterator[Chunk]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            find.check_column(str(path), column, "data.text", file.schema_arrow.names)
-            for rows in file.iter_batches(batch_size=_ROWS, columns=[column]):
-                yield from _documents(rows[0].to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise find.unreadable(path, error) from None
-
-
-def _hub_rows(rows: Any, column: str, name: str) -> Iterator[Chunk]:
+def _hub_rows(rows: Any, column: str, name: str, tally: Tally) -> Iterator[Chunk]:
+    count, empty = 0, 0
     try:
         for batch in rows.iter(batch_size=_ROWS):
             find.check_column(name, column, "data.text", batch)
-            yield from _documents(batch[column])
+            for value in batch[column]:
+                count += 1
+                text = records.text_of(value, column, name, f"row {count:,}")
+                empty += text is None or not text.strip()
+                yield from _documents([text])
     except MattaError:
         raise
     except Exception as error:
         # a stream breaks in as many ways as there are networks and file formats
         failed = f"Reading {name!r} from the hub failed; try again."
         raise MattaError(f"{failed} ({said(error)})") from error
+    tally.files[name] = (count, f" of {count:,}", empty)
 
 
-def _documents(values: Iterable[Any]) -> Iterator[Chunk]:
-    return ((str(value), True) for value in values if value is not None)
+def _documents(values: Iterable[str | None]) -> Iterator[Chunk]:
+    return ((value, True) for value in values if value is not None)
+
+
+def repeated(train: Text, held_out: Text) -> tuple[int, int]:
+    """How many of the held-out lines also stand in the text to train on, and of how many.
+
+    Lines of 16 characters or more are compared: shorter ones, such as headings, say nothing.
+    """
+    held = Counter(_long_lines(held_out))
+    both = {line for line in _long_lines(train) if line in held}
+    return sum(held[line] for line in both), sum(held.values())
+
+
+def _long_lines(text: Text) -> Iterator[int]:
+    """A number for each of the longer lines: texts would take more memory."""
+    for piece, _ in pieces(text.read()):
+        own = (line.strip() for line in piece.split("\n"))
+        yield from (hash(line) for line in own if len(line) >= _COMPARED)

@@ -52,9 +52,15 @@ class Task(ABC):
         """
 
     def described(
-        self, train: Split, size: str, held_out: Sequence[Split], measured: str, unit: str
+        self,
+        train: Split,
+        size: str,
+        held_out: Sequence[Split],
+        measured: str,
+        unit: str,
+        notes: Sequence[str] = (),
     ) -> Data:
-        """The data, with a description of it.
+        """The data, with a description of it, and with notes.
 
         size: how much there is to train on, in words; empty: that is not told. measured: what the
         first held-out split is of, in words.
@@ -63,7 +69,7 @@ class Task(ABC):
         told = f"{named.held_out or named.train}: held out {len(held_out[0]):,} {measured}"
         if size:
             told = f"{named.train}: {size}; {told}"
-        return Data(train, tuple(held_out), told, unit)
+        return Data(train, tuple(held_out), told, unit, tuple(notes))
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
         """The metrics that these models have and of which a report can say what is better."""

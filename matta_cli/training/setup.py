@@ -81,6 +81,8 @@ def opened(
             home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
     data = task.data(home, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
+    for note in data.notes:
+        listen(Progress(message=f"Note: {note}"))
     teacher: Teacher | None = None
     if model is not None:
         teacher = ModelTeacher(task, model)

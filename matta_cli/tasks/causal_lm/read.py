@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find
-from matta_cli.data.text import Text, batches, cut, first, hub, jsonl, local, pieces
+from matta_cli.data import find, folders, records
+from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import tokenizer_digest
@@ -33,7 +34,14 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             what = "data.streaming is for datasets of the hub and folders that `datasets` opens"
             hint = "leave data.streaming out (matta never holds the text of a file in memory)."
             raise MattaError(f"{what}, but {text!r} is a file: {hint}")
-        return local(path, settings.text, text), None
+        if not path.is_dir():
+            return local([path], settings.text, text), None
+        parts, notes = folders.parts(folders.data_files(path, READ))
+
+        def part(files: list[Path]) -> Text:
+            return local(files, settings.text, text, notes)
+
+        return find.hub_parts(parts, text, settings, training, part)
 
     divided = first if settings.streaming else cut
     return find.to_train_and_measure(settings, training, opened, divided)
@@ -62,7 +70,8 @@ def read_passages(text: str) -> list[str]:
     path = find.find(text, "--passages")
     if path is None:
         raise MattaError(f"There is no file {text!r}: check --passages.")
-    return list(jsonl(path, "text", ""))
+    found = records.strings(path, "text", "", records.Tally())
+    return [passage for passage in found if passage is not None]
 
 
 def tokens(
@@ -91,15 +100,44 @@ def tokens(
                 raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")
             yield np.array(ids, dtype)
 
-    def passages() -> dict[str, Any]:
-        return {} if seen is None else {"passages": seen.passages()}
+    def more() -> dict[str, Any]:
+        own = {} if seen is None else {"passages": seen.passages()}
+        return {"read": text.tally.files, **own}
 
     if text.size is not None and text.size < _IN_MEMORY:
         row = np.concatenate(list(arrays()))[: limit or None]
-        return row, passages().get("passages", [])
+        return row, more().get("passages", [])
     identity: list[Any] = [text.identity, tokenizer_digest(tokenizer), tokenizer.eos_token_id]
     if seen is not None:
         # with the limit, on which the passages depend: a longer file would hold others
         identity = [identity, limit]
-    row, card = stored(identity, dtype, arrays, passages, limit)
+    row, card = stored(identity, dtype, arrays, more, limit)
+    text.tally.files.update({name: (*counts,) for name, counts in card["read"].items()})
     return row, card.get("passages", [])
+
+
+def notes_on(train: Text | None, held_out: Text) -> list[str]:
+    """What there is to say of texts whose tokens were read."""
+    notes = [*held_out.notes]
+    if train is None:
+        return [*notes, *held_out.tally.notes(held_out.name)]
+    notes = [*train.notes, *(note for note in notes if note not in train.notes)]
+    notes += train.tally.notes(train.name)
+    if held_out.tally is not train.tally:
+        notes += held_out.tally.notes(held_out.name)
+    if train.size is None or held_out.size is None:
+        return notes  # a stream is not read once more
+
+    def counts() -> Iterator[np.ndarray]:
+        yield np.array(repeated(train, held_out))
+
+    if train.size < _IN_MEMORY:
+        [both] = counts()
+    else:
+        both, _ = stored([train.identity, held_out.identity], "<i8", counts, dict)
+    if both[0]:
+        where = f"also stand in the text to train on, of {both[1]:,}"
+        notes.append(
+            f"{held_out.name!r}: {both[0]:,} held-out lines {where} (16 characters or more)."
+        )
+    return notes

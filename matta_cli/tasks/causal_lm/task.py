@@ -19,7 +19,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.report.schema import Metric
 from matta_cli.tasks.causal_lm.examples import Packed, Paragraphs, Passages
-from matta_cli.tasks.causal_lm.read import read_passages, read_text, tokens
+from matta_cli.tasks.causal_lm.read import notes_on, read_passages, read_text, tokens
 from matta_cli.tasks.task import Task, config, raw
 
 
@@ -75,7 +75,8 @@ class CausalLM(Task):
             none = f"{settings.passages!r} holds no passage that ends in a word after a space"
             raise MattaError(f"{none}: check --passages.")
         what = f"sequences of {measured.length:,} tokens"
-        return self.described(train, size, splits, what, "tokens")
+        notes = notes_on(train_text, held_out_text)
+        return self.described(train, size, splits, what, "tokens", notes)
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model.config

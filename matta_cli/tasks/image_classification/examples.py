@@ -6,7 +6,7 @@ import json
 import math
 import mmap
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 from matta_cli.data import split
 from matta_cli.data.split import Batch
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, said
 from matta_cli.tasks.task import config
 
+ORIENTATION = 0x0112  # a tag of EXIF
+_BITS = 258  # a tag of TIFF: bits of a sample
 _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 
 
@@ -28,7 +30,9 @@ class Source:
 
     labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are
     any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
-    of the user's images.
+    of the user's images. content: the bytes of an image, those of a file where ``encoded``; None
+    where nobody has them. identity: what JSON can hold, another one whenever images may be others.
+    ordered: whether the data itself numbers its classes. root: the folder of the paths.
     """
 
     labels: np.ndarray
@@ -36,12 +40,31 @@ class Source:
     classes: list[str] | None = None
     names: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    content: Callable[[int], bytes] | None = None
+    encoded: bool = True
+    identity: list[Any] | None = None
+    ordered: bool = False
+    root: str = ""
 
     def part(self, indices: np.ndarray) -> Source:
         """The images of these numbers, int64 [n]."""
         names = None if self.names is None else self.names[indices]
-        labels, read = self.labels[indices], self.read
-        return Source(labels, lambda i: read(int(indices[i])), self.classes, names, indices)
+        read, content = self.read, self.content
+        return replace(
+            self,
+            labels=self.labels[indices],
+            read=lambda i: read(int(indices[i])),
+            names=names,
+            numbers=indices,
+            content=None if content is None else lambda i: content(int(indices[i])),
+            identity=None if self.identity is None else [self.identity, indices.tolist()],
+        )
+
+    def called(self, i: int, name: str) -> str:
+        """An image by its path, else by its number in the data of this name."""
+        if self.names is not None:
+            return repr(str(Path(self.root) / str(self.names[i])))
+        return f"image {i if self.numbers is None else int(self.numbers[i])} of {name!r}"
 
 
 class Preparation:
@@ -75,7 +98,7 @@ class Preparation:
 
     def pixels(self, image: Any) -> np.ndarray:
         """An image of any size and mode as uint8 [C, H, W]."""
-        image = image.convert(self.mode)
+        image = plain(image).convert(self.mode)
         if image.size != (self.shape[2], self.shape[1]):
             return np.asarray(self.fit(image))
         return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
@@ -83,6 +106,25 @@ class Preparation:
     def input(self, pixels: np.ndarray) -> Tensor:
         """Pixels uint8 [..., C, H, W] as float32, normalised."""
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def plain(image: Any) -> Any:
+    """An image upright, of 8 bits a channel. Raises ``ValueError`` where its range is not known."""
+    from PIL import Image, ImageOps
+
+    kind, form = image.mode, image.format
+    if kind.startswith("I;16") or (kind == "I" and form in ("PNG", "PPM")):
+        bits = image.tag_v2.get(_BITS, 16) if form == "TIFF" else 16
+        top = 2 ** int(bits[0] if isinstance(bits, tuple) else bits) - 1
+        values = np.asarray(image).astype(np.int64).clip(0, top)
+        scaled = Image.fromarray(((values * 255 + top // 2) // top).astype(np.uint8))
+        scaled.info, turned = image.info, image.getexif().get(ORIENTATION, 1)
+        scaled.getexif()[ORIENTATION] = turned
+        image = scaled
+    elif kind in ("I", "F"):
+        numbers = "whole numbers of 32 bits" if kind == "I" else "numbers with decimals"
+        raise ValueError(f"its pixels are {numbers}, of which the range is not known: save 8 bits")
+    return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
 class Renormalized(nn.Module):
@@ -149,8 +191,10 @@ class Images:
     def _read(self, i: int) -> np.ndarray:
         try:
             return self.prepare.pixels(self.source.read(i))
-        except (OSError, ValueError) as error:  # PIL's errors for files that are no images
-            raise MattaError(f"Image {i} of {self.name!r} cannot be read: {error}.") from error
+        except Exception as error:
+            # what PIL raises for a damaged file is open-ended
+            which = self.source.called(i, self.name)
+            raise MattaError(f"{which} cannot be read: {said(error)}.") from error
 
 
 def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find
+from matta_cli.data import find, folders
+from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.image_classification.pictures import decoded
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-_HELD_OUT = ("val", "valid", "validation", "test")
 
 
-def read_images(settings: DataSettings, training: bool) -> tuple[Source | None, Source]:
-    """Images to train on (None unless ``training``) and to measure on."""
+def read_images(
+    settings: DataSettings, training: bool, notes: list[str]
+) -> tuple[Source | None, Source]:
+    """Images to train on (None unless ``training``) and to measure on.
+
+    What there is to say of a folder goes to the ``notes``.
+    """
 
     def opened(text: str, flag: str, training: bool) -> tuple[Source | None, Source | None]:
         path = find.find(text, flag)
@@ -30,7 +37,7 @@ def read_images(settings: DataSettings, training: bool) -> tuple[Source | None, 
             return find.hub_parts(
                 splits, text, settings, training, lambda rows: _from_hub(rows, text, settings)
             )
-        train, held_out = _local(path, text)
+        train, held_out = _local(path, text, settings, training, notes)
         if train is None and flag == "--data":
             raise find.empty(text, "images to train on")
         return train, held_out
@@ -54,20 +61,49 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
         raise MattaError(f"{numbers}: pass the data whose classes the model was trained on.")
 
 
-def _local(path: Path, text: str) -> tuple[Source | None, Source | None]:
+def _local(
+    path: Path, text: str, settings: DataSettings, training: bool, notes: list[str]
+) -> tuple[Source | None, Source | None]:
     """What a file or folder holds to train on, and to measure on."""
     if path.is_file():
         if path.suffix == ".npz":
             return _from_arrays(path), None
         forms = "images come as a folder, as .npz (images, labels), or from the hub."
         raise MattaError(f"{text!r} is a file; {forms}")
-    train, held_out = (_from_idx(path, part) for part in ("train", "t10k"))
-    if train or held_out:
-        return train, held_out
-    if not (path / "train").is_dir():
+    idx = [_from_idx(path, part) for part in ("train", "t10k")]
+    if any(idx):
+        return idx[0], idx[1]
+    parts, others = _parts(path)
+    if not parts:
         return _from_folder(path), None
-    beside = next((path / name for name in _HELD_OUT if (path / name).is_dir()), None)
-    return _from_folder(path / "train"), _from_folder(beside) if beside else None
+    if others:
+        why = "beside train, validation and test they are no parts"
+        notes.append(f"{text!r}: left out, as {why}: {shown(others)}.")
+    return find.hub_parts(parts, text, settings, training, _from_folder)
+
+
+def _parts(path: Path) -> tuple[dict[str, Path], list[str]]:
+    """The subfolders that are parts, and the names of the others; none where all are classes.
+
+    A class may be called train: a part is a folder of classes, or stands among parts only.
+    """
+    inside = _folders(path)
+    named = {own: part for own in inside if (part := folders.part_named(own.name))}
+    nested = any(_images(below) for own in named for below in _folders(own))
+    if not named or not (nested or len(named) == len(inside)):
+        return {}, []
+    parts: dict[str, Path] = {}
+    for own, part in named.items():
+        parts.setdefault(part, own)
+    return parts, [own.name for own in inside if own not in parts.values()]
+
+
+def _folders(path: Path) -> list[Path]:
+    return sorted(own for own in path.iterdir() if own.is_dir() and not folders.hidden(own.name))
+
+
+def _images(path: Path) -> list[Path]:
+    return [file for file in folders.walk(path) if file.suffix.lower() in _IMAGES]
 
 
 def _without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
@@ -83,26 +119,29 @@ def _without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
 
 
 def _from_folder(path: Path) -> Source:
-    """One folder of images per class, numbered by name, as torchvision's ``ImageFolder``."""
-    from PIL import Image
-
-    classes = sorted(p.name for p in path.iterdir() if p.is_dir())
-    files = []
-    for k, name in enumerate(classes):
-        inside = sorted((path / name).rglob("*"))
-        files += [(file, k) for file in inside if file.suffix.lower() in _IMAGES]
+    """One folder of images per class; ``numbered`` says which number it has."""
+    classes = _folders(path)
+    files = [(file, k) for k, own in enumerate(classes) for file in _images(own)]
     if not files:
         forms = "one folder of images per class (or train/ and val/ with those)"
         also = "train-images-idx3-ubyte and the like"
         raise MattaError(f"{str(path)!r} holds no images: matta looks for {forms}, or {also}.")
+    status = [file.stat() for file, _ in files]
+    names = [file.relative_to(path).as_posix() for file, _ in files]
+    sizes = [(now.st_size, now.st_mtime_ns) for now in status]
 
-    def read(i: int) -> Any:
-        with Image.open(files[i][0]) as image:
-            image.load()
-            return image
+    def content(i: int) -> bytes:
+        return files[i][0].read_bytes()
 
-    names = np.array([file.relative_to(path).as_posix() for file, _ in files])
-    return Source(np.array([k for _, k in files], dtype=np.int64), read, classes, names)
+    return Source(
+        np.array([k for _, k in files], dtype=np.int64),
+        lambda i: decoded(content(i)),
+        [own.name for own in classes],
+        np.array(names),
+        content=content,
+        identity=[str(path.resolve()), names, sizes],
+        root=str(path),
+    )
 
 
 def _from_idx(folder: Path, part: str) -> Source | None:
@@ -163,16 +202,57 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
         raise MattaError(f"{given}; {needed}")
     if not grey and images.shape[3] == 1:
         images = images[..., 0]
-    return Source(labels.astype(np.int64), lambda i: Image.fromarray(images[i]))
+    return Source(
+        labels.astype(np.int64),
+        lambda i: Image.fromarray(images[i]),
+        content=lambda i: images[i].tobytes(),
+        encoded=False,
+    )
 
 
 def _from_hub(rows: Any, name: str, settings: DataSettings) -> Source:
     image, label = settings.image, settings.label
     for column, setting in ((image, "data.image"), (label, "data.label")):
         find.check_column(name, column, setting, rows.column_names)
-    labels = np.array(rows[label])
+    values = list(rows[label])
     classes = getattr(rows.features[label], "names", None)
-    if labels.dtype.kind not in "iu":
-        classes, labels = np.unique(labels.astype(str), return_inverse=True)
-    names = list(classes) if classes is not None else None
-    return Source(labels.astype(np.int64), lambda i: rows[i][image], names)
+    holes = [i for i, value in enumerate(values) if value is None]
+    if holes:
+        missing = f"Column {label!r} of {name!r} misses {len(holes):,} labels"
+        raise MattaError(f"{missing}, the first in row {holes[0] + 1:,}: fill them in.")
+    if all(isinstance(value, str) for value in values):
+        found, labels = np.unique(values, return_inverse=True)
+        own: list[str] | None = [str(value) for value in found]
+    elif all(isinstance(value, int) for value in values):
+        own, labels = None if classes is None else list(classes), np.array(values)
+    else:
+        odd = next(value for value in values if not isinstance(value, (str, int)))
+        holds = f"Column {label!r} of {name!r} holds {type(odd).__name__}"
+        raise MattaError(f"{holds}, but labels are names or whole numbers.")
+    content = _contents(rows, image, name)
+    return Source(
+        labels.astype(np.int64),
+        lambda i: decoded(content(i)),
+        own,
+        content=content,
+        identity=[name, getattr(rows, "_fingerprint", "")],
+        ordered=classes is not None,
+    )
+
+
+def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
+    """The bytes of each image of a hub dataset, as they are stored."""
+    import datasets
+
+    if not isinstance(rows.features[column], datasets.Image):
+        holds = f"Column {column!r} of {name!r} holds {rows.features[column]}"
+        raise MattaError(f"{holds}, but images are needed: set data.image to their column.")
+    stored = rows.cast_column(column, datasets.Image(decode=False))
+
+    def content(i: int) -> bytes:
+        own = stored[i][column]
+        if own is None or (own["bytes"] is None and not own["path"]):
+            raise ValueError("there is none in its row")
+        return own["bytes"] if own["bytes"] is not None else Path(own["path"]).read_bytes()
+
+    return content

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
 from matta_cli.tasks.image_classification.examples import Images, Preparation, Renormalized
+from matta_cli.tasks.image_classification.names import numbered
+from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
 from matta_cli.tasks.task import Task, above, config, raw
 
@@ -46,21 +49,33 @@ class ImageClassification(Task):
         settings = self.recipe.data
         find.no_streaming(settings, "images")
         classes, given = self.outputs(model), settings.train
-        train, held_out = read_images(settings, training)
+        notes: list[str] = []
+        train, held_out = read_images(settings, training, notes)
         name = settings.held_out or given
+        held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
         prepare = Preparation(folder, model)
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
+        # before any of them is needed, not in the middle of a run
+        digests, odd = check(held_out, [int(i) for i in split.indices], name)
+        notes += [*said, *odd]
         if train is None:
-            return self.described(measured, "", [split], "images", "images")
+            return self.described(measured, "", [split], "images", "images", notes)
+        train, said = numbered(train, model, given)
         check_labels(train, classes, given, complete=True)
         if train.classes and held_out.classes and train.classes != held_out.classes:
-            odd = sorted(set(train.classes) ^ set(held_out.classes))[0]
+            odd_one = sorted(set(train.classes) ^ set(held_out.classes))[0]
             differ = f"{name!r} and {given!r} have different classes"
-            raise MattaError(f"{differ}: only one has {odd!r}.")
+            raise MattaError(f"{differ}: only one has {odd_one!r}.")
+        own, odd = check(train, range(len(train.labels)), given)
+        notes += [note for note in (*said, *odd) if note not in notes]
+        if both := int(np.isin(digests, own).sum()):
+            of = f"of {len(digests):,}"
+            notes.append(f"{both:,} held-out images also stand in the data to train on, {of}.")
         size = f"{len(train.labels):,} images of {classes:,} classes"
-        return self.described(Images(train, prepare, given), size, [split], "images", "images")
+        images = Images(train, prepare, given)
+        return self.described(images, size, [split], "images", "images", notes)
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model

@@ -8,31 +8,64 @@ from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find
+from matta_cli.data import find, folders, tables
+from matta_cli.data.tables import Table
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.ranking.examples import Rows, numbered
 
-_TABLES = (".csv", ".tsv", ".parquet")
-_NUMBERS = "biuf"  # the kinds of numpy's types that are numbers
+_FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
+
+Parts = tuple[list[Path] | None, list[Path] | None]  # to train on, and held out
 
 
-def read_rows(settings: DataSettings, model: Any, training: bool) -> tuple[Rows, Rows]:
-    """Rows to train on, and to measure on; without ``training`` the first may be any."""
-    given, held_out, paths = settings.train, settings.held_out, []
+def read_rows(settings: DataSettings, model: Any, training: bool) -> tuple[Rows, Rows, list[str]]:
+    """Rows to train on and to measure on, and notes; without ``training`` the first may be any."""
+    notes: list[str] = []
+    train, held_out = None, None
+    if settings.held_out:
+        own, beside = _files(settings.held_out, "--held-out", settings, notes)
+        held_out = beside or own
     if training or not held_out:
-        paths.append(_path(given, "--data"))
-    elif (beside := Path(given).expanduser()).is_file() and beside.suffix not in _TABLES:
-        # LibSVM: only together do files tell whether columns count from 0 or from 1
-        paths.append(beside)
-    if held_out:
-        paths.append(_path(held_out, "--held-out"))
-    tables = [path for path in paths if path.suffix in _TABLES]
-    if tables and len(tables) < len(paths):
-        differ = f"{str(paths[0])!r} and {str(paths[-1])!r} are of different formats"
+        train, beside = _files(settings.train, "--data", settings, notes)
+        held_out = held_out or beside
+    elif (path := Path(settings.train).expanduser()).is_file() and not _is_table([path]):
+        train = [path]
+    if train and held_out and _is_table(train) != _is_table(held_out):
+        differ = f"{str(train[0])!r} and {str(held_out[0])!r} are of different formats"
         raise MattaError(f"{differ}: pass two of the same.")
-    rows = [_table(path, settings, model) for path in tables] or _libsvm(paths, model)
-    return (rows[0], rows[-1]) if held_out else _without_last_tenth(rows[0], given)
+    groups = [files for files in (train, held_out) if files]
+    if _is_table(groups[-1]):
+        # of LibSVM files, only together do they tell whether columns count from 0 or from 1
+        groups = groups if training else groups[-1:]
+        rows = [_table(files, settings, model, notes) for files in groups]
+    else:
+        rows = _libsvm(groups, model, notes)
+    if held_out:
+        return rows[0], rows[-1], notes
+    return *_without_last_tenth(rows[0], settings.train), notes
+
+
+def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Parts:
+    """The file that ``text`` names, or the files of a folder by part."""
+    path = find.find(text, flag)
+    if path is None or not (path.is_file() or path.is_dir()):
+        needed = f"{flag} is a CSV, Parquet or LibSVM file of rows to rank, or a folder of them."
+        raise MattaError(f"{text!r} is no file: {needed}")
+    if path.is_file():
+        return [path], None
+    known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS}
+    files = folders.data_files(path, known & set(tables.SUFFIXES) or known)
+    if not files.files:
+        raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
+    parts, said = folders.parts(files)
+    notes += said
+    return find.hub_parts(parts, text, settings, True, lambda own: own)
+
+
+def _is_table(files: Sequence[Path]) -> bool:
+    return files[0].suffix.lower() in tables.SUFFIXES
 
 
 def features_of(model: Any) -> tuple[list[tuple[int, int]], int]:
@@ -44,14 +77,6 @@ def features_of(model: Any) -> tuple[list[tuple[int, int]], int]:
     return list(model.fields), int(model.dense)
 
 
-def _path(text: str, flag: str) -> Path:
-    path = find.find(text, flag)
-    if path is None or not path.is_file():
-        needed = f"{flag} is a CSV, Parquet or LibSVM file of rows to rank."
-        raise MattaError(f"{text!r} is no file: {needed}")
-    return path
-
-
 def _without_last_tenth(rows: Rows, name: str) -> tuple[Rows, Rows]:
     """The rows without the last tenth of the queries (or rows), and that tenth."""
     start = find.last_tenth(len(rows), name, rows.unit)
@@ -59,155 +84,155 @@ def _without_last_tenth(rows: Rows, name: str) -> tuple[Rows, Rows]:
     return rows.part(np.flatnonzero(~last)), rows.part(np.flatnonzero(last))
 
 
-def _libsvm(paths: Sequence[Path], model: Any) -> list[Rows]:
-    """The rows of LibSVM files (``label [qid:3] 1:0.5 ...``)."""
-    from sklearn.datasets import load_svmlight_files
-
+def _libsvm(groups: Sequence[list[Path]], model: Any, notes: list[str]) -> list[Rows]:
+    """The rows of LibSVM files (``label [qid:3] 1:0.5 ...``), of each part."""
     fields, width = features_of(model)
     if fields:
         only = f"The model has {len(fields)} embeddings, but LibSVM files hold dense features only"
         hint = "pass CSV or Parquet, and name the columns in data.categorical and data.dense."
         raise MattaError(f"{only}: {hint}")
-    for path in paths:
-        if path.stat().st_size == 0:
-            raise find.empty(str(path), "rows")
-    try:
-        loaded = load_svmlight_files([str(path) for path in paths], query_id=True)
-    except (ValueError, OSError) as error:
-        names = " and ".join(repr(str(path)) for path in paths)
-        raise MattaError(f"{names}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}.") from error
-    each = zip(paths, loaded[0::3], loaded[1::3], loaded[2::3], strict=True)
-    return [_libsvm_rows(*one, width) for one in each]
+    loaded = [[libsvm.read(path) for path in files] for files in groups]
+    every = [file for files in loaded for file in files]
+    first = min(file.first for file in every)
+    names = " and ".join(repr(str(file.path)) for file in every[:2])
+    notes.append(
+        f"{names}: columns are taken to count from {first}, as "
+        + ("one has the number 0." if first == 0 else "none has the number 0.")
+    )
+    for file in every:
+        columns = file.features.shape[1] - first
+        if columns > width:
+            numbers = f"{columns} columns, but the model reads {width} dense features."
+            raise MattaError(f"{str(file.path)!r} has {numbers}")
+        notes += file.notes
+    return [_joined([_libsvm_rows(file, first, width) for file in files]) for files in loaded]
 
 
-def _libsvm_rows(path: Path, features: Any, label: Any, query: Any, width: int) -> Rows:
-    """One LibSVM file's rows. Queries: ``qid``, else the sizes in a ``.query`` file beside it."""
-    if not len(label):
-        raise find.empty(str(path), "rows")
-    columns = features.shape[1]
-    if columns > width:
-        numbers = f"{columns} columns, but the model reads {width} dense features."
-        raise MattaError(f"{str(path)!r} has {numbers}")
+def _libsvm_rows(file: libsvm.File, first: int, width: int) -> Rows:
+    own = file.features[:, first:].toarray()
     # sparse rows need not name the last features
-    dense = np.zeros((len(label), width), dtype=np.float32)
-    dense[:, :columns] = features.toarray()
-    if not np.isfinite(dense).all():
-        missing = f"{str(path)!r} has features that are missing or not finite"
-        raise MattaError(f"{missing}: give them numbers.")
-    sidecar = path.with_name(path.name + ".query")
-    group: np.ndarray | None = None
-    if len(query) == len(label):
-        group = numbered(query)
-    elif sidecar.exists():
-        group = _sizes(sidecar, path, len(label))
-    return Rows(dense, None, label.astype(np.float32), group)
+    dense = np.zeros((len(own), width), dtype=np.float32)
+    dense[:, : own.shape[1]] = own
+    for values, what in ((dense, "features"), (file.label[:, None], "labels")):
+        wrong = np.flatnonzero(~np.isfinite(values).all(1))
+        if len(wrong):
+            missing = f"{str(file.path)!r} has {what} that are missing or not finite"
+            rows = f"in {len(wrong):,} rows, the first of them row {wrong[0] + 1:,}"
+            raise MattaError(f"{missing}, {rows}: give them numbers.")
+    return Rows(dense, None, file.label.astype(np.float32), file.group)
 
 
-def _sizes(sidecar: Path, path: Path, rows: int) -> np.ndarray:
-    """Group numbers [rows] from a file with one group size a line, as LightGBM has it."""
-    try:
-        sizes = [int(line) for line in sidecar.read_text(encoding="utf-8").split()]
-    except ValueError:
-        needed = "must hold the number of rows of one query in each line."
-        raise MattaError(f"{str(sidecar)!r} {needed}") from None
-    if sum(sizes) != rows or min(sizes) < 1:
-        numbers = f"counts {sum(sizes)} rows, but {str(path)!r} has {rows}."
-        raise MattaError(f"{str(sidecar)!r} {numbers}")
-    return np.repeat(np.arange(len(sizes)), sizes)
+def _joined(parts: Sequence[Rows]) -> Rows:
+    """The rows of several files; each has its own queries."""
+    if len(parts) == 1:
+        return parts[0]
+    grouped = [part.group for part in parts if part.group is not None]
+    if grouped and len(grouped) < len(parts):
+        raise MattaError("Some of the LibSVM files name queries, and some do not: all must.")
+    starts = np.cumsum([0, *(int(group.max()) + 1 for group in grouped)])
+    group = [own + start for own, start in zip(grouped, starts, strict=False)]
+    return Rows(
+        np.concatenate([part.dense for part in parts if part.dense is not None]),
+        None,
+        np.concatenate([part.label for part in parts]),
+        np.concatenate(group) if group else None,
+    )
 
 
-def _table(path: Path, settings: DataSettings, model: Any) -> Rows:
-    """The rows of a table, in the columns that the recipe names."""
-    table, name = find.read_table(path), str(path)
+def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: list[str]) -> Rows:
+    """The rows of tables, in the columns that the recipe names."""
+    keys = [column for column in (settings.group, settings.id) if column]
+    table = tables.Table(files, keys)
+    name, known = table.name, table.known
     wanted = [(settings.label, "data.label")]
     wanted += [(column, "data.categorical") for column in settings.categorical]
     wanted += [(column, "data.dense") for column in settings.dense]
     wanted += [(settings.group, "data.group")] if settings.group else []
     wanted += [(settings.id, "data.id")] if settings.id else []
     for column, setting in wanted:
-        find.check_column(name, column, setting, table)
+        find.check_column(name, column, setting, known)
     fields, width = features_of(model)
     if len(settings.categorical) != len(fields):
         named = f"data.categorical names {len(settings.categorical)} columns"
         hint = "name one for each, in the model's order."
         raise MattaError(f"The model has {len(fields)} embeddings, but {named}: {hint}")
-    if not len(table[settings.label]):
+    if not len(table):
         raise find.empty(name, "rows")
-    label = _numbers(table, settings.label, name)
+    notes += table.notes
+    label = _numbers(table, settings.label)
     pairs = zip(settings.categorical, fields, strict=True)
-    codes = [_codes(table, column, cardinality, name) for column, (cardinality, _) in pairs]
-    dense = _dense_columns(table, settings, width, name)
-    numbers = [_numbers(table, column, name) for column in dense]
+    codes = [_codes(table, column, cardinality) for column, (cardinality, _) in pairs]
+    numbers = [_numbers(table, column) for column in _dense_columns(table, settings, width)]
     return Rows(
         np.stack(numbers, axis=1) if numbers else None,
         np.stack(codes, axis=1) if codes else None,
         label,
-        numbered(table[settings.group].astype(str)) if settings.group else None,
-        table[settings.id].astype(str) if settings.id else None,
+        numbered(table.keys(settings.group)) if settings.group else None,
+        table.keys(settings.id) if settings.id else None,
     )
 
 
-def _dense_columns(
-    table: dict[str, np.ndarray], settings: DataSettings, width: int, name: str
-) -> list[str]:
+def _dense_columns(table: Table, settings: DataSettings, width: int) -> list[str]:
     """The columns of the dense features: those of ``data.dense``, else all numbers left over."""
     taken = {settings.label, settings.group, settings.id, *settings.categorical}
-    left = {column: values for column, values in table.items() if column not in taken}
+    left = [column for column in table.known if column not in taken]
     dense = list(settings.dense)
     if not dense and width:
-        dense = [column for column, values in left.items() if values.dtype.kind in _NUMBERS]
+        dense = [column for column in left if table.holds_numbers(column)]
     if len(dense) == width:
         return dense
     given = ", ".join(dense) or "none"
-    text = [c for c, v in left.items() if c not in dense and v.dtype.kind not in _NUMBERS]
+    text = [c for c in left if c not in dense and not table.holds_numbers(c)]
     if text:
-        given += f"; {text[0]!r} holds {_shown(table[text[0]])} and is left out"
-    reads = f"The model reads {width} dense features, but {name!r} gives {len(dense)} ({given})"
-    raise MattaError(f"{reads}: name the model's in data.dense, in its order.")
+        given += f"; {text[0]!r} holds {table.shown(text[0])} and is left out"
+    reads = f"The model reads {width} dense features, but {table.name!r} gives {len(dense)}"
+    raise MattaError(f"{reads} ({given}): name the model's in data.dense, in its order.")
 
 
-def _numbers(table: dict[str, np.ndarray], column: str, name: str) -> np.ndarray:
+def _numbers(table: Table, column: str) -> np.ndarray:
     """A column as float32."""
-    values, which = table[column], f"Column {column!r} of {name!r}"
-    if values.dtype.kind not in _NUMBERS:
-        needed = "dense features and labels are numbers."
-        raise MattaError(f"{which} holds {_shown(values)}, but {needed}")
-    numbers = values.astype(np.float32)
-    missing = int((~np.isfinite(numbers)).sum())
-    if missing:
-        which = f"{which} misses values, or has some not finite"
-        raise MattaError(f"{which}, {missing} in all: fill them in.")
+    if not table.holds_numbers(column):
+        which = f"Column {column!r} of {table.name!r} holds {table.shown(column)}"
+        raise MattaError(f"{which}, but dense features and labels are numbers.")
+    values = table.numbers(column, "fill them in")
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
+    table.complete(
+        column, ~np.isfinite(numbers), "has values too large for float32", "scale them down"
+    )
+    if values.dtype.kind in "iu":
+        lost = (np.abs(values.astype(np.float64)) > _FLOAT32) & (numbers != values)
+        rounded = "has whole numbers that float32 would round"
+        hint = "scale them, or store them as decimals if that does not matter"
+        table.complete(column, lost, rounded, f"{hint} (names of things go to data.categorical)")
     return numbers
 
 
-def _codes(table: dict[str, np.ndarray], column: str, cardinality: int, name: str) -> np.ndarray:
+def _codes(table: Table, column: str, cardinality: int) -> np.ndarray:
     """A categorical column as int64, within the model's embedding."""
-    values, which = table[column], f"Column {column!r} of {name!r}"
+    which = f"Column {column!r} of {table.name!r}"
     encode = f"encode it as whole numbers 0..{cardinality - 1}, as your model was trained"
-    if values.dtype.kind not in _NUMBERS:
-        raise MattaError(f"{which} holds {_shown(values)}: {encode}.")
-    if values.dtype.kind == "f" and not (np.isfinite(values) & (values == np.floor(values))).all():
-        raise MattaError(f"{which} has values that are missing or no whole numbers: {encode}.")
-    codes = values.astype(np.int64)
-    out = codes[(codes < 0) | (codes >= cardinality)]
-    if len(out):
-        known = f"has the value {out[0]}, but the model knows {cardinality}"
-        raise MattaError(f"{which} {known}: {encode}.")
-    return codes
+    if not table.holds_numbers(column):
+        raise MattaError(f"{which} holds {table.shown(column)}: {encode}.")
+    values = table.numbers(column, encode)
+    if values.dtype.kind == "f":
+        table.complete(column, values != np.floor(values), "has values no whole numbers", encode)
+    out = (values < 0) | (values >= cardinality)
+    if out.any():
+        first = values[out][0]
+        shown = f"{first:.0f}" if values.dtype.kind == "f" else str(first)
+        known = f"has the value {shown}, but the model knows {cardinality}"
+        table.complete(column, out, known, encode)
+    return values.astype(np.int64)
 
 
-def _shown(values: np.ndarray) -> str:
-    """What a column holds that is no numbers, in words, with an example where it is text."""
-    there = [value for value in values if value is not None]
-    example = next((value for value in there if not _is_number(value)), there[0] if there else None)
-    if isinstance(example, str):
-        return f"text such as {example!r}"
-    return f"no numbers ({values.dtype})"
+def repeated(train: Rows, held_out: Rows) -> int:
+    """How many of the held-out rows also stand among those to train on, feature by feature."""
 
+    def seen(rows: Rows) -> list[bytes]:
+        parts = [part for part in (rows.dense, rows.categorical) if part is not None]
+        whole = [np.ascontiguousarray(part).view(np.uint8) for part in parts]
+        return [row.tobytes() for row in np.concatenate(whole, 1)]
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+    known = set(seen(train))
+    return sum(row in known for row in seen(held_out))

@@ -18,7 +18,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
 from matta_cli.tasks.ranking.examples import members
-from matta_cli.tasks.ranking.read import features_of, read_rows
+from matta_cli.tasks.ranking.read import features_of, read_rows, repeated
 from matta_cli.tasks.task import Task
 
 _CUTOFF = 10  # NDCG@10
@@ -55,7 +55,7 @@ class Ranking(Task):
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, kind = self.recipe.data, self.recipe.distill.ranking_loss
         find.no_streaming(settings, "ranking")
-        train, held_out = read_rows(settings, model, training)
+        train, held_out, notes = read_rows(settings, model, training)
         relevant = held_out.label > 0
         if relevant.all() or not relevant.any():
             labels = f"only labels {'above 0' if relevant[0] else 'of 0 or less'}"
@@ -68,10 +68,13 @@ class Ranking(Task):
             raise MattaError(f"{none}: {name}, or use --ranking-loss pointwise.")
         split = sample(held_out, settings.eval_examples)
         if not training:
-            return self.described(held_out, "", [split], held_out.unit, "rows")
+            return self.described(held_out, "", [split], held_out.unit, "rows", notes)
         queries = "" if train.group is None else f" in {len(train):,} queries"
         size = f"{len(train.label):,} rows{queries}"
-        return self.described(train, size, [split], held_out.unit, "rows")
+        if both := repeated(train, held_out):
+            of = f"of {len(held_out.label):,}"
+            notes.append(f"{both:,} held-out rows also stand in the data to train on, {of}.")
+        return self.described(train, size, [split], held_out.unit, "rows", notes)
 
     def outputs(self, model: nn.Module) -> int:
         return 1

@@ -22,16 +22,30 @@ _AT_ONCE = 1 << 12  # sentences that are tokenized at once
 
 @dataclass(frozen=True)
 class Texts:
-    """Sentences, or pairs of them and a score [n] of how alike they are, as the user has them."""
+    """Sentences, or pairs of them and a score [n] of how alike they are, as the user has them.
+
+    Blank ones keep their place. notes: sentences for people on what was read.
+    """
 
     first: list[str]
     second: list[str] | None = None
     score: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     def part(self, rows: slice) -> Texts:
         """Some of the sentences or pairs."""
         second = None if self.second is None else self.second[rows]
-        return Texts(self.first[rows], second, None if self.score is None else self.score[rows])
+        score = None if self.score is None else self.score[rows]
+        return Texts(self.first[rows], second, score, self.notes)
+
+    def whole(self) -> Texts:
+        """The pairs of which neither sentence is blank."""
+        if self.second is None:
+            return self
+        pairs = zip(self.first, self.second, strict=True)
+        kept = [i for i, (first, second) in enumerate(pairs) if first.strip() and second.strip()]
+        first, second = ([own[i] for i in kept] for own in (self.first, self.second))
+        return Texts(first, second, None if self.score is None else self.score[kept], self.notes)
 
     def all(self) -> list[str]:
         """Every sentence in its place, both of a pair one after the other."""
@@ -122,6 +136,7 @@ class Pairs:
     """
 
     def __init__(self, texts: Texts, encode: Encoder, name: str) -> None:
+        texts = texts.whole()
         first, second, score = texts.first, texts.second, texts.score
         self.what = "pairs of sentences"
         if second is None:
@@ -133,8 +148,12 @@ class Pairs:
             self.what += "(no scored pairs: pass some with --held-out)"
         if not first:
             raise find.empty(name, f"pairs of sentences, nor text of {_WORDS} words to cut in two")
-        if score is not None and (not np.isfinite(score).all() or score.min() == score.max()):
-            same = f"The scores of {name!r} are missing in places, or all the same"
+        holes = np.flatnonzero(~np.isfinite([] if score is None else score))
+        if len(holes):
+            some = f"{len(holes):,} of the scores of {name!r} are missing or not finite"
+            raise MattaError(f"{some}, the first that of pair {holes[0] + 1:,}: fill them in.")
+        if score is not None and score.min() == score.max():
+            same = f"The scores of {name!r} are all the same"
             raise MattaError(f"{same}: pairs must differ in how alike they are.")
         self.score = np.full(len(first), np.nan) if score is None else score
         self.alike = np.ones(len(first), bool) if score is None else score >= _ALIKE * score.max()

@@ -72,10 +72,16 @@ class SentenceEmbedding(Task):
         pairs = Pairs(held_out, encode, settings.held_out or settings.train)
         split = sample(pairs, settings.eval_examples)
         if train is None:
-            return self.described(split, "", [split], pairs.what, "sentences")
-        sentences = Sentences(train.sentences(), encode, settings.train)
+            return self.described(split, "", [split], pairs.what, "sentences", held_out.notes)
+        own = train.sentences()
+        sentences = Sentences(own, encode, settings.train)
         size = f"{len(sentences):,} sentences"
-        return self.described(sentences, size, [split], pairs.what, "sentences")
+        notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
+        measured = held_out.sentences()
+        if both := sum(sentence in own for sentence in measured):
+            where = f"also stand in the data to train on, of {len(measured):,}"
+            notes.append(f"{both:,} held-out sentences {where}.")
+        return self.described(sentences, size, [split], pairs.what, "sentences", notes)
 
     def outputs(self, model: nn.Module) -> int:
         config: Any = model.config

@@ -1,0 +1,274 @@
+"""Rows of files as they stand: JSON, JSON lines, CSV, tab-separated values, Parquet.
+
+Nothing is guessed: a cell of CSV is text, and what is no text is not made into some.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matta_cli.data import find
+from matta_cli.data.lines import lines
+from matta_cli.errors import MattaError
+
+TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
+
+_ROWS = 256  # rows of Parquet that are read at once
+_LONGEST = 1 << 30  # characters of a cell
+
+Row = tuple[int, tuple[Any, ...]]  # its place in the file, and its values
+
+_KINDS = {list: "a list", dict: "an object", bytes: "bytes", bool: "true or false"}
+_KINDS |= {int: "a number", float: "a number"}
+
+
+@dataclass
+class Tally:
+    """How much was read of which file: rows, of how much the file has, and those without text."""
+
+    files: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+
+    def notes(self, name: str) -> list[str]:
+        """A sentence on what was read, if it was of rows."""
+        if not self.files:
+            return []
+        rows = sum(count for count, _, _ in self.files.values())
+        empty = sum(count for _, _, count in self.files.values())
+        of = next(iter(self.files.values()))[1] if len(self.files) == 1 else ""
+        said = f"{name!r}: {rows:,} rows read{of or f' of {len(self.files):,} files'}"
+        return [f"{said}, {empty:,} of them without text and left out." if empty else f"{said}."]
+
+
+def unit(path: Path) -> str:
+    """What the places of a file's rows are numbers of."""
+    return "row" if path.suffix.lower() in (".json", ".parquet") else "line"
+
+
+def names(path: Path) -> list[str]:
+    """The columns of a file; of JSON those of the first row."""
+    kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        return next(cells(path))[1]
+    if kind == ".parquet":
+        return _parquet(path, lambda file: list(file.schema_arrow.names))
+    _, first = next(_objects(path), (0, {}))
+    return list(first)
+
+
+def rows(path: Path, columns: Sequence[str], setting: str, tally: Tally) -> Iterator[Row]:
+    """The values of a file in these columns, row by row.
+
+    ``setting`` names the columns in an error. Raises ``MattaError`` where the file cannot be read,
+    or has no such column.
+    """
+    count = 0
+    for row in _rows(path, columns, setting):
+        count += 1
+        yield row
+    kind, of = path.suffix.lower(), f" of {count:,}"
+    if kind in (".csv", ".tsv"):
+        of = f" of {sum(1 for _ in lines(path)):,} lines"
+    elif kind == ".parquet":
+        of = f" of {_parquet(path, lambda file: file.metadata.num_rows):,}"
+    tally.files[str(path)] = (count, of, tally.files.get(str(path), (0, "", 0))[2])
+
+
+def _rows(path: Path, columns: Sequence[str], setting: str) -> Iterator[Row]:
+    kind = path.suffix.lower()
+    if kind in (".csv", ".tsv"):
+        table = cells(path)
+        header = next(table)[1]
+        for column in columns:
+            find.check_column(str(path), column, setting, header)
+        places = [header.index(column) for column in columns]
+        for number, row in table:
+            yield number, tuple(row[place] for place in places)
+    elif kind == ".parquet":
+        yield from enumerate(_batches(path, columns, setting), 1)
+    else:
+        for number, own in _objects(path):
+            for column in columns:
+                find.check_column(f"{path}:{number}", column, setting, own)
+            yield number, tuple(own[column] for column in columns)
+
+
+def strings(path: Path, column: str, setting: str, tally: Tally) -> Iterator[str | None]:
+    """The texts in a column; None where there is none. Raises ``MattaError`` for other values."""
+    empty = 0
+    for number, (value,) in rows(path, [column], setting, tally):
+        text = text_of(value, column, str(path), f"{unit(path)} {number:,}")
+        empty += text is None or not text.strip()
+        yield text
+    count, of, _ = tally.files[str(path)]
+    tally.files[str(path)] = (count, of, empty)
+
+
+def text_of(value: Any, column: str, name: str, where: str) -> str | None:
+    """A value as it is where it is text or none. Raises ``MattaError`` for any other."""
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        holds = _KINDS.get(type(value), f"a {type(value).__name__}")
+        hint = "name a column of text"
+        if isinstance(value, (list, dict)):
+            hint += ", or write what the model is to read into one (a chat by its template)"
+        wrong = f"Column {column!r} of {name!r} holds {holds} in {where}, but text is needed"
+        raise MattaError(f"{wrong}: {hint}.")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            half = f"Column {column!r} of {name!r} holds half of a character in {where}"
+            raise MattaError(f"{half} (a lone surrogate): mend it.") from None
+    return value
+
+
+def cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows of CSV or of tab-separated values, the header first; each with its first line.
+
+    CSV may be quoted, tab-separated values never are. Empty lines are none. Raises ``MattaError``
+    where quotation marks do not match, or rows are of another length than the header.
+    """
+    tabs = path.suffix.lower() == ".tsv"
+    csv.field_size_limit(_LONGEST)
+    reader = csv.reader(
+        lines(path, newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
+    )
+    header: list[str] = []
+    number = 1
+    try:
+        for row in reader:
+            first, number = number, reader.line_num + 1
+            if not row:
+                continue
+            if not header:
+                header = row
+                _check_header(path, header)
+            elif len(row) != len(header):
+                others = 1 + sum(len(row) not in (0, len(header)) for row in reader)
+                wrong = f"{str(path)!r}: {others:,} rows have another number of cells than the "
+                wrong += f"header, which has {len(header)}; the first, in line {first:,}, "
+                wrong += f"{len(row)}"
+                quoted = "" if tabs else " (a cell with a comma stands in quotation marks)"
+                raise MattaError(f"{wrong}: mend them{quoted}.")
+            yield first, row
+    except csv.Error as error:
+        wrong = f"{str(path)!r}: the row that begins in line {number:,} is not valid CSV ({error})"
+        hint = "a cell that begins with a quotation mark ends with one, and doubles those inside"
+        raise MattaError(f"{wrong}: {hint}.") from None
+    if not header:
+        raise find.empty(str(path), "rows")
+
+
+def check_names(path: Path, header: Sequence[str]) -> None:
+    """Raise ``MattaError`` where two columns have one name."""
+    twice = [name for name, count in Counter(header).items() if count > 1]
+    if twice:
+        several = f"{str(path)!r} has several columns {twice[0]!r}"
+        raise MattaError(f"{several}: give each a name of its own.")
+
+
+def _check_header(path: Path, header: Sequence[str]) -> None:
+    check_names(path, header)
+    other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), "")
+    if other:
+        one = f"{str(path)!r} has one column, {header[0]!r}: cells seem to be parted by {other!r}"
+        raise MattaError(f"{one}, but matta reads commas in .csv and tabs in .tsv.")
+
+
+def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """The values in a JSONL file, each with the number of its line; empty lines are left out.
+
+    Raises ``MattaError`` where the file cannot be read, or at a line that is not JSON.
+    """
+    for number, line in enumerate(lines(path), 1):
+        line = line.lstrip("\ufeff")  # of a file that was appended
+        if not line.strip():
+            continue
+        yield number, _parsed(line, f"{str(path)!r}, line {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise MattaError(f"{where} is not valid JSON: {error}.") from None
+    except (ValueError, RecursionError):
+        raise MattaError(f"{where} holds a number too long or nests too deep to be read.") from None
+
+
+def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of JSON lines or of JSON: its list, its columns, or its lines."""
+    read = json_lines if path.suffix.lower() == ".jsonl" else _json
+    for number, value in read(path):
+        if not isinstance(value, dict):
+            needed = "is no object with a value for each column"
+            raise MattaError(f"{str(path)!r}, {unit(path)} {number:,} {needed}.")
+        yield number, value
+
+
+def _json(path: Path) -> Iterator[tuple[int, Any]]:
+    text = "".join(lines(path))
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        if error.msg == "Extra data":  # lines of JSON, as many programs name them
+            yield from json_lines(path)
+            return
+        raise MattaError(f"{str(path)!r} is not valid JSON: {error}.") from None
+    except (ValueError, RecursionError):
+        value = _parsed(text, repr(str(path)))
+    if isinstance(value, list):
+        yield from enumerate(value, 1)
+        return
+    columns = value if isinstance(value, dict) else {}
+    # pandas writes columns as objects of index and value
+    columns = {k: list(v.values()) if isinstance(v, dict) else v for k, v in columns.items()}
+    if columns and not any(isinstance(own, list) for own in columns.values()):
+        yield 1, columns
+        return
+    lists = all(isinstance(own, list) for own in columns.values())
+    if not columns or not lists or len({len(own) for own in columns.values()}) > 1:
+        needed = "is neither a list of objects nor an object of columns of one length"
+        raise MattaError(f"{str(path)!r} {needed}: write one of these, or JSON lines.")
+    for number, row in enumerate(zip(*columns.values(), strict=True), 1):
+        yield number, dict(zip(columns, row, strict=True))
+
+
+def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            return asked(file)
+    except (pa.ArrowException, OSError) as error:
+        raise find.unreadable(path, error) from None
+
+
+def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple[Any, ...]]:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            known = file.schema_arrow.names
+            check_names(path, known)
+            for column in columns:
+                find.check_column(str(path), column, setting, known)
+            for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
+                values = [batch.column(column).to_pylist() for column in columns]
+                yield from zip(*values, strict=True)
+    except (pa.ArrowException, OSError) as error:
+        raise find.unreadable(path, error) from None
+    except UnicodeDecodeError:
+        raise MattaError(f"{str(path)!r} holds text that is not in UTF-8: mend it.") from None

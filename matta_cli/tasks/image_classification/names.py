@@ -1,0 +1,96 @@
+"""Which class a name is: as the model says, else in the order in which its library numbers them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from matta_cli.data.folders import shown
+from matta_cli.errors import MattaError
+from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.task import config
+
+_SHOWN = 20  # classes that are said by name
+
+
+def names_of(model: Any) -> dict[int, str]:
+    """The names of a model's classes by number; none where it does not know them."""
+    names = config(model, "id2label")
+    if names is None:
+        given = getattr(model, "pretrained_cfg", None) or {}
+        names = given.get("label_names") if isinstance(given, dict) else None
+        # timm has the descriptions by name, for people; folders have the names
+    if isinstance(names, (list, tuple)):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
+        return {}
+    known = {int(key): str(name) for key, name in names.items()}
+    made_up = all(name == f"LABEL_{key}" for key, name in known.items())
+    return {} if made_up or len(set(known.values())) < len(known) else known
+
+
+def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
+    """Images whose classes have the numbers that the model gives them, and a sentence on that.
+
+    Raises ``MattaError`` where some names are the model's and some are not.
+    """
+    if source.classes is None:
+        return source, []
+    known = {own: number for number, own in names_of(model).items()}
+    plain = {_plain(own): number for own, number in known.items()}
+    found = [known.get(own, plain.get(_plain(own))) for own in source.classes]
+    if any(number is not None for number in found):
+        odd = [own for own, number in zip(source.classes, found, strict=True) if number is None]
+        if odd:
+            classes = shown(sorted(known, key=known.__getitem__), 6)
+            unknown = f"{name!r} has the class {odd[0]!r}, which is none of the model's ({classes})"
+            raise MattaError(f"{unknown}: name it as the model does, or leave it out.")
+        given = [number for number in found if number is not None]
+        twice = next((number for number in given if given.count(number) > 1), None)
+        if twice is not None:
+            raise MattaError(f"{name!r} has two classes that are the model's number {twice}.")
+        by_number = {number: own for own, number in known.items()}
+        every = [by_number.get(k, str(k)) for k in range(max(by_number) + 1)]
+        return _renumbered(source, given, every, name, "by the names that the model has")
+    own = source.classes
+    order, how = list(range(len(own))), "in the order of their names"
+    if source.ordered:
+        how = "as the data numbers them"
+    elif _is_timm(model):
+        order = sorted(order, key=lambda k: _natural(own[k]))
+        how = "in the natural order of their names, as timm does"
+    if known:
+        how += f" (none is one of the model's own, such as {next(iter(known))!r})"
+    places = [int(place) for place in np.argsort(np.array(order))]
+    return _renumbered(source, places, [own[k] for k in order], name, how)
+
+
+def _renumbered(
+    source: Source, numbers: list[int], classes: list[str], name: str, how: str
+) -> tuple[Source, list[str]]:
+    """numbers: of each of the source's classes."""
+    labels = np.array(numbers, np.int64)[source.labels]
+    present = sorted(set(numbers))
+    listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
+    if len(present) > _SHOWN:
+        listed += f", ... {present[-1]} {classes[present[-1]]}"
+    said = f"{name!r}: classes are numbered {how}: {listed}."
+    return replace(source, labels=labels, classes=classes), [said]
+
+
+def _plain(name: str) -> str:
+    """A name without what file systems change of it."""
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+
+
+def _is_timm(model: Any) -> bool:
+    return any(kind.__module__.split(".")[0] == "timm" for kind in type(model).__mro__)
+
+
+def _natural(name: str) -> list[Any]:
+    """timm's key of sorting: runs of digits count as numbers."""
+    parts = re.split(r"(\d+)", name.lower())
+    return [int(part) if k % 2 else part for k, part in enumerate(parts)]

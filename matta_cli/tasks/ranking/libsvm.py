@@ -1,0 +1,106 @@
+"""LibSVM files, and the files beside them that say how many rows a query has."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from matta_cli.data import find
+from matta_cli.data.lines import lines
+from matta_cli.errors import MattaError
+from matta_cli.tasks.ranking.examples import numbered
+
+SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
+
+
+@dataclass(frozen=True)
+class File:
+    """The rows of a file: features, sparse [n, columns], whose columns count from 0 or from 1.
+
+    first: 0 where a row has a column 0, else 1. group: int64 [n], the row's query.
+    """
+
+    path: Path
+    features: Any
+    label: np.ndarray
+    group: np.ndarray | None
+    first: int
+    notes: tuple[str, ...]
+
+
+def read(path: Path) -> File:
+    """The rows of a file. Queries: ``qid``, else the sizes in a file beside it.
+
+    Raises ``MattaError`` where the file is not LibSVM, or rows lack a query that others have.
+    """
+    from sklearn.datasets import load_svmlight_file
+
+    if path.stat().st_size == 0:
+        raise find.empty(str(path), "rows")
+    try:
+        with _opened(path) as file:
+            features, label, query = load_svmlight_file(file, query_id=True, zero_based=True)
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        wrong = f"{str(path)!r}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}"
+        other = "Tables are .csv, .tsv and .parquet; all else is read as LibSVM."
+        raise MattaError(f"{wrong}. {other}") from None
+    rows = len(label)
+    if not rows:
+        raise find.empty(str(path), "rows")
+    group = numbered(query) if len(query) == rows else None
+    if 0 < len(query) < rows:
+        raise _without_query(path, rows - len(query))
+    beside = [path.with_name(path.name + suffix) for suffix in SIDECARS]
+    sizes = {own: _sizes(own, path, rows) for own in beside if group is None and own.exists()}
+    if any(not np.array_equal(own, sized) for own in sizes.values() for sized in sizes.values()):
+        raise MattaError(f"{' and '.join(repr(str(own)) for own in sizes)} differ: keep one.")
+    notes = [f"{str(path)!r}: {rows:,} rows read."]
+    for own, sized in sizes.items():
+        group = sized
+        notes.append(f"{str(own)!r} says which rows are one query's.")
+    first = 0 if (features.indices == 0).any() or not features.nnz else 1
+    return File(path, features, label, group, first, tuple(notes))
+
+
+def _opened(path: Path) -> BinaryIO:
+    """The file, after a byte order mark."""
+    kinds: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open}
+    file = kinds.get(path.suffix, Path.open)(path, "rb")
+    if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
+        file.seek(0)
+    return file
+
+
+def _without_query(path: Path, count: int) -> MattaError:
+    first = 0
+    with _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            row = line.split(b"#")[0].split()
+            if row and not any(word.startswith(b"qid:") for word in row):
+                first = number
+                break
+    missing = f"{str(path)!r} has {count:,} rows without a qid, the first in line {first:,}"
+    return MattaError(f"{missing}, and others with one: give all of them theirs.")
+
+
+def _sizes(sidecar: Path, path: Path, rows: int) -> np.ndarray:
+    """Group numbers [rows] from a file with one group size a line, as LightGBM has it."""
+    sizes: list[int] = []
+    for number, line in enumerate(lines(sidecar), 1):
+        try:
+            sizes += [int(word) for word in line.split()]
+        except ValueError:
+            sizes.append(0)
+        if sizes and min(sizes) < 1:
+            needed = "must hold the number of rows of one query in each line"
+            raise MattaError(f"{str(sidecar)!r} {needed}, but line {number:,} does not.")
+    if sum(sizes) != rows:
+        numbers = f"counts {sum(sizes)} rows, but {str(path)!r} has {rows}."
+        raise MattaError(f"{str(sidecar)!r} {numbers}")
+    return np.repeat(np.arange(len(sizes)), sizes)
