@@ -70,6 +70,12 @@ def like_llama(kind: str) -> Callable[[], nn.Module]:
     return make
 
 
+def opt() -> nn.Module:
+    given = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
+    config = transformers.OPTConfig(**given, ffn_dim=48)  # type: ignore[arg-type]
+    return transformers.OPTForCausalLM(config)
+
+
 def bert() -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**SMALL))  # type: ignore[arg-type]
 
@@ -104,6 +110,11 @@ ARCHITECTURES: dict[
     "Mistral": ("llama", like_llama("mistral"), TOKENS),
     "Qwen2": ("llama", like_llama("qwen2"), TOKENS),
     "Qwen3": ("llama", like_llama("qwen3"), TOKENS),
+    "Gemma 2": ("gemma", like_llama("gemma2"), TOKENS),
+    "Gemma 3": ("gemma", like_llama("gemma3_text"), TOKENS),
+    "Phi-3": ("phi3", like_llama("phi3"), TOKENS),
+    "GPT-NeoX": ("gpt_neox", like_llama("gpt_neox"), TOKENS),
+    "OPT": ("opt", opt, TOKENS),
     "BERT": ("bert", bert, TOKENS),
     "ViT": ("vit", image("vit_tiny_patch16_224", **VIT), IMAGES),
     "DeiT, distilled": ("vit", image("deit_tiny_distilled_patch16_224", **VIT), IMAGES),

@@ -82,20 +82,24 @@ def teach(
     out: str | Path = "matta-out",
     *,
     data: str | None = None,
-    k: int = 64,
+    k: int = 24,
+    draws: int = 96,
     overwrite: bool = False,
     **settings: Any,
 ) -> Path:
     """Write what ``teacher`` says of the training data to the folder ``to``, and return it.
 
-    ``distill`` takes that folder for a Teacher. k: outputs kept of each position, where there are
-    more than 64. settings: of the recipe's [distill] table. Raises as ``distill`` does.
+    ``distill`` takes that folder for a Teacher. Where there are more than 64 outputs, k: how many
+    of the likeliest are kept of each position; draws: how many of the others are drawn. settings:
+    of the recipe's [distill] table. Raises as ``distill`` does.
     """
     from matta_cli.training.teach import teach as run
 
     flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
     _named(settings)
-    return run(_recipe(flags, Path(out)), Path(out), Path(to), k=k, overwrite=overwrite)
+    return run(
+        _recipe(flags, Path(out)), Path(out), Path(to), k=k, draws=draws, overwrite=overwrite
+    )
 
 
 def export(

@@ -17,8 +17,8 @@ import pytest
 import timm
 import torch
 from matta_adapters.bert import Bert
+from matta_adapters.decoders import OPT, Gemma, GPTNeoX, Llama, Phi3
 from matta_adapters.gpt2 import GPT2
-from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 from safetensors.torch import load_file, save_file
@@ -51,7 +51,17 @@ from matta_cli.nested.view import StudentView, materialize
 from matta_cli.tasks.task import raw
 from matta_cli.testing import check_adapter
 
-ADAPTERS = {"gpt2": GPT2, "llama": Llama, "vit": ViT, "mlp_ranker": MLPRanker, "bert": Bert}
+ADAPTERS = {
+    "gpt2": GPT2,
+    "llama": Llama,
+    "gemma": Gemma,
+    "phi3": Phi3,
+    "gpt_neox": GPTNeoX,
+    "opt": OPT,
+    "vit": ViT,
+    "mlp_ranker": MLPRanker,
+    "bert": Bert,
+}
 
 
 def gpt2(**changes) -> GPT2LMHeadModel:
@@ -71,25 +81,19 @@ def llama(kind: str = "llama", **changes) -> nn.Module:
 
     It is 30 wide, and so not as wide as its heads together.
     """
-    torch.manual_seed(0)
-    plain = {
-        "vocab_size": 97,
-        "hidden_size": 30,
-        "intermediate_size": 37,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-    }
+    plain = {"hidden_size": 30, "intermediate_size": 37, "num_attention_heads": 6}
     # which has no such field: a sixth of the width
     plain |= {"hidden_size": 36} if kind == "qwen2" else {"head_dim": 10}
-    plain |= {
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 16,
-        "bos_token_id": 1,
-        "eos_token_id": 1,
-    }
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(kind, **{**plain, **changes})
-    ).eval()
+    plain |= {"num_key_value_heads": 3, "max_position_embeddings": 16, "pad_token_id": 0}
+    return _decoder(kind, **{**plain, **changes})
+
+
+def _decoder(kind: str, **settings) -> nn.Module:
+    """One with weights at which nothing is all but constant."""
+    torch.manual_seed(0)
+    plain = {"vocab_size": 97, "num_hidden_layers": 2, "bos_token_id": 1, "eos_token_id": 1}
+    config = AutoConfig.for_model(kind, **{**plain, **settings})
+    model = AutoModelForCausalLM.from_config(config).eval()
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             nn.init.normal_(parameter, std=0.1)
@@ -99,6 +103,16 @@ def llama(kind: str = "llama", **changes) -> nn.Module:
             # at the library's 0.02 attention is all but uniform
             nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def neox(**changes) -> nn.Module:
+    plain = {"hidden_size": 24, "num_attention_heads": 3, "max_position_embeddings": 16}
+    return _decoder("gpt_neox", **{**plain, "intermediate_size": 37, **changes})
+
+
+def opt(**changes) -> nn.Module:
+    plain = {"hidden_size": 24, "num_attention_heads": 3, "ffn_dim": 37, "pad_token_id": 1}
+    return _decoder("opt", **{**plain, "max_position_embeddings": 16, **changes})
 
 
 def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
@@ -176,6 +190,20 @@ MODELS = {
     "llama-qwen3": lambda: llama(
         "qwen3", num_key_value_heads=1, tie_word_embeddings=True, hidden_size=31
     ),
+    "gemma-gemma2": lambda: llama(
+        "gemma2", final_logit_softcapping=3.0, attn_logit_softcapping=2.0, sliding_window=3
+    ),
+    "gemma-gemma2-alike": lambda: llama("gemma2", layer_types=["full_attention"] * 2),
+    "gemma-gemma3": lambda: llama("gemma3_text", sliding_window=3, query_pre_attn_scalar=20),
+    "phi3": lambda: llama("phi3"),
+    "phi3-partial": lambda: llama("phi3", num_key_value_heads=6, partial_rotary_factor=0.4),
+    "gpt_neox": lambda: neox(),
+    "gpt_neox-in-turn": lambda: neox(use_parallel_residual=False, tie_word_embeddings=True),
+    "gpt_neox-no-bias": lambda: neox(attention_bias=False, hidden_act="relu"),
+    "opt": lambda: opt(),
+    "opt-narrow": lambda: opt(word_embed_proj_dim=10, do_layer_norm_before=False),
+    "opt-plain": lambda: opt(enable_bias=False, layer_norm_elementwise_affine=False),
+    "opt-untied": lambda: opt(tie_word_embeddings=False),
     "vit-token": lambda: vit(),
     "vit-average": lambda: vit(global_pool="avg", class_token=False, num_classes=3),
     "vit-average-with-token": lambda: vit(global_pool="avg", fc_norm=False),
@@ -225,8 +253,9 @@ def logits(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 def made(name: str) -> tuple[Adapter, nn.Module, dict[str, torch.Tensor]]:
     adapter = ADAPTERS[name.split("-")[0]]()
     model = MODELS[name]()
-    if isinstance(adapter, ViT):
-        model = adapter.load(Source(name, module=model))  # sets the true input size
+    if isinstance(adapter, (ViT, Gemma)):
+        # sets the true input size, or the factor of embeddings
+        model = adapter.load(Source(name, module=model))
     return adapter, model, inputs(model)
 
 
@@ -331,11 +360,14 @@ assert not any(name.startswith("matta") for name in sys.modules)
 
 
 STOCK_MODELS = ("gpt2-n_inner", "llama-qwen2", "vit-deit-distilled", "bert")
+DECODERS = ("gemma-gemma2", "gemma-gemma3", "phi3", "gpt_neox", "opt", "opt-narrow")
 OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-registers")
 
 
 @pytest.mark.parametrize(
-    "names", [STOCK_MODELS, pytest.param(OTHERS, marks=pytest.mark.slow)], ids=["usual", "others"]
+    "names",
+    [STOCK_MODELS, DECODERS, pytest.param(OTHERS, marks=pytest.mark.slow)],
+    ids=["usual", "decoders", "others"],
 )
 def test_stock_reload(names, tmp_path):
     """Students of MLPs alone, and of all axes, by the stock libraries in one process of its own."""
@@ -607,6 +639,7 @@ def test_gpt2_refusals(tmp_path):
 
 
 LLAMAS = [name for name in MODELS if name.startswith("llama")]
+GROUPED = [*LLAMAS, *(name for name in MODELS if name.startswith(("gemma", "phi3")))]
 
 
 @pytest.mark.parametrize("name", LLAMAS)
@@ -628,13 +661,13 @@ def test_llama_axes(name):
     assert hidden.step == (6 if model.config.model_type == "llama" else 1)  # LlamaConfig divides
 
 
-@pytest.mark.parametrize("name", LLAMAS)
+@pytest.mark.parametrize("name", GROUPED)
 @pytest.mark.parametrize(
     ("inner", "keys", "hidden"), [(13, None, None), (None, 1, None), (29, None, 24), (1, 2, 12)]
 )
 def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidden, tmp_path):
     """An independent reference: transformers' own model, with corners of the larger tensors."""
-    model = MODELS[name]()
+    adapter, model, _ = made(name)
     own = model.config
     shared = own.num_attention_heads // own.num_key_value_heads
     inner, hidden = inner or own.intermediate_size, hidden or own.hidden_size
@@ -647,12 +680,11 @@ def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidd
     ).eval()
     large = model.state_dict()
     corners = {
-        key: large[key][tuple(map(slice, small.shape))]
+        key: _corner(key, large[key], small, (own, reference.config), width)
         for key, small in reference.state_dict().items()
     }
     reference.load_state_dict(corners)
 
-    adapter = Llama()
     axes = [axis for axis in adapter.axes(model) if not axis.layers]
     wanted = {"mlp": inner, "heads": keys * width, "hidden": hidden}
     student = materialize(
@@ -669,6 +701,19 @@ def test_llama_student_is_the_librarys_own_smaller_model(name, inner, keys, hidd
             logits(built, batch), logits(reference, batch), rtol=1e-5, atol=1e-6
         )
     assert loaded.config.to_dict() == reference.config.to_dict() | _extra(loaded)
+
+
+def _corner(key, large, small, configs, width):
+    """What a smaller model keeps of a tensor; of a fused one, what each of its parts keeps."""
+    parts = [[large.shape[0]], [small.shape[0]]]
+    if "qkv" in key:
+        heads = [(c.num_attention_heads, *[c.num_key_value_heads] * 2) for c in configs]
+        parts = [[width * count for count in each] for each in heads]
+    elif "gate_up" in key:
+        parts = [[c.intermediate_size] * 2 for c in configs]
+    kept = zip(large.split(parts[0]), parts[1], strict=True)
+    rest = tuple(map(slice, small.shape[1:]))
+    return torch.cat([part[(slice(count), *rest)] for part, count in kept])
 
 
 def _extra(model: nn.Module) -> dict:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from matta_adapters.decoders import Llama
 from matta_adapters.gpt2 import GPT2
-from matta_adapters.llama import Llama
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from sample_text import byte_tokenizer
 from torch import nn

@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from matta_cli.adapter import Axis, Slice
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes
-from matta_cli.losses.targets import Logits, Term, TopK
+from matta_cli.losses.targets import Logits, Sampled, Term, TopK
 from matta_cli.models import plugins
 from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import grow, sizes
@@ -23,6 +23,7 @@ from matta_cli.training.objective import Step
 from matta_cli.training.optimizer import make_optimizer, untouched
 from matta_cli.training.rows import Rows
 from matta_cli.training.state import restore, state_of
+from matta_cli.training.teach import draw
 from matta_cli.training.teacher import ModelTeacher, halve
 
 N, D, V, TAU = 6, 5, 11, 2.0
@@ -106,6 +107,44 @@ def test_top_k_is_the_divergence_of_k_and_the_rest(k):
     total.backward()
     torch.testing.assert_close(total.item(), value.item(), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(z.grad, z_p.grad.float(), rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(("k", "draws"), [(1, 2), (3, 1), (2, 5)])
+def test_what_is_drawn_teaches_on_average_what_the_whole_distribution_does(k, draws):
+    """Over all starts of the draws, the mean loss and gradient are those in closed form."""
+    z_p, z_q = normal(0, N, V).requires_grad_(), normal(1, N, V)
+    log_q, log_p = F.log_softmax(z_q / TAU, -1), F.log_softmax(z_p / TAU, -1)
+    value = (log_q.exp() * (log_q - log_p)).sum() * TAU**2 / OVER["outputs"]
+    value.backward()
+    known, index = log_q.topk(k)
+    others = log_q.exp().scatter(1, index, 0.0)
+    entropy = -(log_q.exp() * log_q).sum(1)
+    starts, totals, gradients = (torch.arange(500) + 0.5) / 500, [], []
+    for start in starts.double():
+        drawn = draw(others, draws, start.expand(N))
+        assert not (drawn[:, :, None] == index[:, None]).any()  # those are known already
+        target = Sampled(known.float(), index, drawn, entropy.float())
+        assert torch.allclose(target.probabilities(z_p).sum(1), torch.ones(N, dtype=z_p.dtype))
+        z = z_p.detach().float().requires_grad_()
+        total, _ = classes.of_classes(
+            Logits(z), torch.zeros(N), [Term("teacher", 1.0, target)], OVER, TAU
+        )
+        total.backward()
+        totals.append(total.item())
+        gradients.append(z.grad)
+    assert max(totals) > 1.01 * min(totals)  # what is drawn differs from start to start
+    assert sum(totals) / len(totals) == pytest.approx(value.item(), rel=5e-3)
+    gap = torch.stack(gradients).mean(0) - z_p.grad.float()
+    assert gap.abs().max() < 1e-2 * z_p.grad.abs().max()
+
+
+def test_draws_are_as_many_as_a_class_should_have():
+    q = normal(2, N, V).softmax(-1)
+    q[:, 3] = 0.0
+    drawn = draw(q, 40, torch.rand(N, dtype=torch.float64))
+    counts = F.one_hot(drawn, V).sum(1)
+    expected = 40 * q / q.sum(1, keepdim=True)
+    assert ((counts - expected).abs() < 1 + 1e-9).all() and not counts[:, 3].any()
 
 
 def test_labels_of_a_teacher_are_cross_entropy():

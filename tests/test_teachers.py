@@ -191,8 +191,8 @@ def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatc
     recipe, size = text_folder(tmp_path, monkeypatch)
     distill(recipe, Path("out"))
     expected = losses_of("out")
-    teach(recipe, Path("out"), Path("all"), k=size - 1)
-    teach(recipe, Path("out"), Path("some"), k=64)
+    teach(recipe, Path("out"), Path("all"), k=size - 1, draws=0)
+    teach(recipe, Path("out"), Path("some"), k=64, draws=0)
     assert set(load_file("some/shard-00000.safetensors")) == {
         "row",
         "top_logits",
@@ -218,6 +218,34 @@ def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatc
     recipe.distill.temperature, recipe.data.sequence_length = 2.0, 8
     with pytest.raises(MattaError, match="made for other examples"):
         distill(recipe, Path("out"), overwrite=True)
+
+
+def test_what_is_drawn_of_a_language_model_is_kept_in_few_bytes_and_again_the_same(
+    tmp_path, monkeypatch
+):
+    recipe, _ = text_folder(tmp_path, monkeypatch)
+    from transformers import GPT2LMHeadModel
+
+    teacher = GPT2LMHeadModel.from_pretrained("teacher")
+    teacher.transformer.ln_f.weight.data.mul_(20)  # a Teacher that is sure of much
+    teacher.save_pretrained("teacher")
+    distill(recipe, Path("out"))
+    expected = losses_of("out")
+    teach(recipe, Path("out"), Path("said"), k=24, draws=96)
+    said = load_file("said/shard-00000.safetensors")
+    assert set(said) == {"row", "top_logits", "top_index", "drawn", "entropy"}
+    tokens = said["drawn"].shape[:-1].numel()
+    size = sum(t.numel() * t.element_size() for name, t in said.items() if name != "row")
+    assert size / tokens == 24 * 4 + 96 * 2 + 4
+    teach(recipe, Path("out"), Path("again"), k=24, draws=96)
+    assert Path("again/shard-00000.safetensors").read_bytes() == (
+        Path("said/shard-00000.safetensors").read_bytes()
+    )
+    recipe.distill.teacher = "said"
+    distill(recipe, Path("out"), overwrite=True)
+    for a, b in zip(expected, losses_of("out"), strict=True):
+        for model in a:
+            assert a[model]["teacher"] == pytest.approx(b[model]["teacher"], rel=0.05)
 
 
 @pytest.mark.parametrize("then", ["train", pytest.param("measure", marks=pytest.mark.slow)])

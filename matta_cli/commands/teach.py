@@ -12,7 +12,15 @@ from matta_cli.errors import command
 _To = Annotated[Path, options.option("--to", "Folder for what the Teacher says.")]
 _TopK = Annotated[
     int,
-    options.option("--top-k", "Outputs to keep of each position, where there are more than 64."),
+    options.option(
+        "--top-k", "The likeliest outputs of each position to keep, where there are more than 64."
+    ),
+]
+_Draws = Annotated[
+    int,
+    options.option(
+        "--draws", "How many of the other outputs are drawn by their probability; 0: their mass."
+    ),
 ]
 
 
@@ -26,7 +34,8 @@ def teach(
     train: options.Train = None,
     held_out: options.HeldOut = None,
     sequence_length: options.SequenceLength = None,
-    top_k: _TopK = 64,
+    top_k: _TopK = 24,
+    draws: _Draws = 96,
     batch_size: options.AtATime = None,
     precision: options.Precision = None,
     device: options.Device = None,
@@ -46,7 +55,7 @@ def teach(
     from matta_cli.training.teach import teach as run
 
     with console.training_progress() as listen:
-        written = run(recipe, out, to, k=top_k, overwrite=overwrite, listen=listen)
+        written = run(recipe, out, to, k=top_k, draws=draws, overwrite=overwrite, listen=listen)
     console.say(f"Wrote {written}.")
     same = {"--data": train, "--held-out": held_out, "--sequence-length": sequence_length}
     given = [word for flag, value in same.items() if value for word in (flag, value)]

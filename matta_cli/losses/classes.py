@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from matta_cli.losses.targets import Counts, Logits, Losses, Target, Term, TopK
+from matta_cli.losses.targets import Counts, Logits, Losses, Sampled, Target, Term, TopK
 
 IGNORED = -100  # a label that is not predicted
 
@@ -118,7 +118,7 @@ class _Summed(torch.autograd.Function):
         sums = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
         scales = sums.new_tensor([part.scale for part in parts])
         weights = sums.new_tensor([part.weight for part in parts])
-        known = any(isinstance(target, TopK) for target in targets)
+        known = any(isinstance(target, (TopK, Sampled)) for target in targets)
         summed = _compiled(backend) if backend and not known else _rows
         temperatures = [part.temperature for part in parts]
         for here in chunks(model, *given):
@@ -153,10 +153,12 @@ def chunks(model: Logits, *others: Target) -> list[slice]:
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _some(target: Target, here: slice) -> Tensor | TopK:
+def _some(target: Target, here: slice) -> Tensor | TopK | Sampled:
     """A few rows of a target: labels, fresh float32 logits, or what is known of them."""
     if isinstance(target, Tensor):
         return target[here]
+    if isinstance(target, Sampled):
+        return target.at(here)
     if isinstance(target, Logits):
         return target.part(here)
     return TopK(target.log_probs[here], target.index[here], target.rest[here])
@@ -169,7 +171,7 @@ def _compiled(backend: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
 
 def _rows(
     z: Tensor,
-    targets: Sequence[Tensor | TopK],
+    targets: Sequence[Tensor | TopK | Sampled],
     temperatures: Sequence[float],
     factors: Tensor,
     need: bool,
@@ -188,6 +190,8 @@ def _rows(
         log_p = softened[tau]
         if isinstance(target, Tensor) and not target.is_floating_point():
             value, own = _cross_entropy(log_p, target, need)
+        elif isinstance(target, Sampled):
+            value, own = _expected(log_p, target, tau, need)
         else:
             soft = target.log_q(slice(None), log_p) if isinstance(target, TopK) else target
             log_q = soft if isinstance(target, TopK) else torch.log_softmax(soft.div_(tau), -1)
@@ -220,4 +224,13 @@ def _divergence(
     """
     q = log_q.exp()
     value = torch.dot(q.flatten(), (log_q - log_p).flatten())
+    return value, log_p.exp().sub_(q).div_(temperature) if need else None
+
+
+def _expected(
+    log_p: Tensor, target: Sampled, temperature: float, need: bool
+) -> tuple[Tensor, Tensor | None]:
+    """What is on average KL(q || p), summed over rows, and its gradient, by what was drawn of q."""
+    q = target.probabilities(log_p)
+    value = -torch.dot(q.flatten(), log_p.flatten()) - target.entropy.sum().to(q.dtype)
     return value, log_p.exp().sub_(q).div_(temperature) if need else None

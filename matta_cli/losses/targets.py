@@ -115,8 +115,44 @@ class TopK:
         return (log_p + (rest - others)).clamp_(min=_NEVER).scatter_(1, index, known)
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """A softened distribution of which the likeliest classes are known, and others were drawn.
+
+    log_probs: float [rows, k], of the classes index: int64 [rows, k]. drawn: int64 [rows, m]: from
+    the other classes, in proportion to their probabilities, one or several times. Each stands for
+    an m-th of the others' mass, so that gradients are on average those of the whole distribution
+    (Anshumann et al. 2025, arXiv 2503.16870). entropy: float [rows], of that, in nats.
+    """
+
+    log_probs: Tensor
+    index: Tensor
+    drawn: Tensor
+    entropy: Tensor
+
+    def probabilities(self, like: Tensor) -> Tensor:
+        """[rows, classes], each row of which sums to 1; of the type and size of ``like``."""
+        known = self.log_probs.to(like.dtype).exp()
+        rest = (1 - known.sum(1, keepdim=True)).clamp_(min=0) / self.drawn.shape[1]
+        return (
+            torch.zeros_like(like)
+            .scatter_(1, self.index, known)
+            .scatter_add_(1, self.drawn, rest.expand_as(self.drawn))
+        )
+
+    def at(self, here: slice) -> Sampled:
+        """Some of the rows."""
+        rows = (self.log_probs, self.index, self.drawn, self.entropy)
+        return Sampled(*(tensor[here] for tensor in rows))
+
+    def spread(self) -> TopK:
+        """The same without what was drawn: how the rest is spread is then not known."""
+        left = torch.log1p(-self.log_probs.double().exp().sum(1).clamp(max=1))
+        return TopK(self.log_probs, self.index, left.float())
+
+
 # A Tensor holds labels: int64 classes, or float relevance of a ranking.
-Target = Logits | TopK | Tensor
+Target = Logits | TopK | Sampled | Tensor
 
 
 @dataclass(frozen=True)

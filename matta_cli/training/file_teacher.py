@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from matta_cli.data import sampling
 from matta_cli.data.split import Batch, Columns, Data, Part
 from matta_cli.errors import MattaError
-from matta_cli.losses.targets import Logits, Target, TopK
+from matta_cli.losses.targets import Logits, Sampled, Target, TopK
 from matta_cli.tasks.task import Task
 from matta_cli.training.teacher_file import VALUES, read
 
@@ -137,6 +137,8 @@ class FileTeacher:
             return "top_logits are not supported for rankers: give a score"
         if given.shape != index.shape:
             return "top_logits and top_index are of different sizes"
+        if ("drawn" in self.table.values) != ("entropy" in self.table.values):
+            return "drawn and entropy belong together: it has one of them"
         low, high, ordered = index.min(), index.max(), np.sort(index, -1)
         if low < 0 or high >= self.outputs or (ordered[..., 1:] == ordered[..., :-1]).any():
             return f"top_index must name different classes from 0 to {self.outputs - 1}"
@@ -147,12 +149,16 @@ class FileTeacher:
         places, device = self._places(rows), next(iter(batch.values())).device
 
         def tensor(name: str) -> Tensor:
-            values = np.ascontiguousarray(self.table.values[name][places])
-            return torch.from_numpy(values).to(device)
+            values = np.asarray(self.table.values[name][places])
+            signed = values.astype(np.int32) if values.dtype == np.uint16 else values
+            return torch.from_numpy(np.ascontiguousarray(signed)).to(device)
 
         given = tensor(self.kind)
         if self.kind == "top_logits":
             known, index = given.float().flatten(0, -2), tensor("top_index").long().flatten(0, -2)
+            if "drawn" in self.table.values:
+                drawn, entropy = tensor("drawn").long(), tensor("entropy").float()
+                return Sampled(known, index, drawn.flatten(0, -2), entropy.flatten())
             if "rest" in self.table.values:
                 rest = tensor("rest").float().flatten()
                 whole = torch.cat([known, rest[:, None]], 1).logsumexp(1)
@@ -186,6 +192,8 @@ class FileTeacher:
     def _logits(self, batch: Batch, rows: list[int]) -> Tensor:
         """Whole logits that say the same, for scoring."""
         target = self(batch, rows)
+        if isinstance(target, Sampled):  # what was not drawn is not impossible
+            target = target.spread()
         if isinstance(target, TopK):
             even = torch.full((len(target.rest), self.outputs), -float(np.log(self.outputs)))
             # as it was before it was softened

@@ -28,6 +28,8 @@ from matta_cli.training.state import size_of
 from matta_cli.training.teacher import ModelTeacher
 
 EXACT = 64  # outputs up to which all logits are written
+TOP, DRAWS = 24, 96  # of more: the likeliest that are written, and how many of the others are drawn
+_SMALL = 1 << 16  # outputs that a number of two bytes tells apart
 _SHARD = 1 << 26  # bytes of a shard, about
 
 
@@ -36,16 +38,19 @@ def teach(
     out: Path,
     to: Path,
     *,
-    k: int = 64,
+    k: int = TOP,
+    draws: int = DRAWS,
     overwrite: bool = False,
     listen: Listener = quiet,
 ) -> Path:
     """Write what the Teacher says about the training examples of the TA in ``out`` to ``to``.
 
     Embeddings, and up to 64 outputs: all numbers, float32. More: of each position the ``k``
-    likeliest outputs of the distribution softened by ``distill.temperature``, and the mass of the
-    rest: what is lost is how the rest is spread. Stopped at any moment, it goes on from the last
-    whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after Ctrl-C.
+    likeliest outputs of the distribution softened by ``distill.temperature``, and as many
+    ``draws`` of the others, in proportion to their probabilities: on average, what is learned from
+    them is what the whole distribution teaches (arXiv 2503.16870). Without draws, the mass of the
+    rest: what is lost is how it is spread. Stopped at any moment, it goes on from the last whole
+    shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after Ctrl-C.
     """
     name = recipe.distill.teacher
     if teacher_file.is_file(name):
@@ -53,11 +58,13 @@ def teach(
         raise MattaError(f"--teacher {name!r} is a file of outputs already: {instead}.")
     if k < 1:
         raise MattaError(f"--top-k {k} is not possible: it is 1 or more.")
+    if draws < 0:
+        raise MattaError(f"--draws {draws} is not possible: it is 0 or more.")
     setup = opened(recipe, out, pick(recipe.distill.device), listen=listen)
     if not isinstance(setup.teacher, ModelTeacher):
         needed = "pass --teacher with the model whose outputs shall be written"
         raise MattaError(f"No Teacher is named: {needed}.")
-    dictation = Dictation.of(setup, setup.teacher, k)
+    dictation = Dictation.of(setup, setup.teacher, k, draws)
     identity = dictation.identity()
     card = _begun(to, identity, overwrite) or {**identity, **dictation.shards()}
     _write_card(to, card)
@@ -105,21 +112,24 @@ def _begun(to: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any
 class Dictation:
     """A Teacher, and what is written of what it says.
 
-    outputs: their number. exact: whether all of them are written, or the ``k`` likeliest.
+    outputs: their number. exact: whether all of them are written, or the ``k`` likeliest and so
+    many ``draws`` of the others.
     """
 
     setup: Setup
     teacher: ModelTeacher
     outputs: int
     k: int
+    draws: int
     exact: bool
 
     @classmethod
-    def of(cls, setup: Setup, teacher: ModelTeacher, k: int) -> Dictation:
+    def of(cls, setup: Setup, teacher: ModelTeacher, k: int, draws: int) -> Dictation:
         """All outputs are written of embeddings, and where there are few."""
         task = setup.task
         outputs = task.outputs(teacher.model if task.embeds else setup.ta.model)
-        return cls(setup, teacher, outputs, k, task.embeds or outputs <= max(EXACT, k))
+        exact = task.embeds or outputs <= max(EXACT, k)
+        return cls(setup, teacher, outputs, k, 0 if exact else draws, exact)
 
     def identity(self) -> dict[str, Any]:
         """What makes a folder the same one again."""
@@ -131,6 +141,7 @@ class Dictation:
             "weights": save.weights_digest(self.teacher.model),
             "outputs": self.outputs,
             "k": None if self.exact else self.k,
+            "draws": self.draws,
             "temperature": None if self.exact else settings.temperature,
             "data": setup.data.train.digest(),
             "description": setup.data.description,
@@ -180,14 +191,50 @@ class Dictation:
         if self.exact:
             name = "embedding" if setup.task.embeds else "logits"
             return {"row": keys, name: logits.whole().float().cpu()}
-        prepared = logits.prepared()
-        parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        prepared, start = logits.prepared(), _start(settings.seed, rows, logits.count)
+        parts: list[dict[str, Tensor]] = []
         for here in classes.chunks(prepared):
             log_q = torch.log_softmax(prepared.part(here) / settings.temperature, -1)
-            known, index = log_q.topk(self.k)
-            rest = log_q.scatter_(1, index, -torch.inf).logsumexp(-1)
-            parts.append((known.cpu(), index.int().cpu(), rest.cpu()))
+            parts.append(self._kept(log_q, start[here].to(log_q.device)))
         shape = logits.hidden.shape[:-1]
-        known, index, rest = (torch.cat(part) for part in zip(*parts, strict=True))
-        top = {"top_logits": known.view(*shape, self.k), "top_index": index.view(*shape, self.k)}
-        return {"row": keys, **top, "rest": rest.view(shape)}
+        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {"row": keys, **{n: t.view(*shape, *t.shape[1:]) for n, t in whole.items()}}
+
+    def _kept(self, log_q: Tensor, start: Tensor) -> dict[str, Tensor]:
+        """What is written of some positions' log-probabilities [n, outputs]."""
+        known, index = log_q.topk(self.k)
+        top = {"top_logits": known.cpu(), "top_index": self._numbers(index)}
+        if not self.draws:
+            rest = log_q.scatter_(1, index, -torch.inf).logsumexp(-1)
+            return {**top, "rest": rest.cpu()}
+        q = log_q.exp()
+        entropy = -(q * log_q.clamp(min=-1e4)).sum(1)
+        drawn = draw(q.scatter_(1, index, 0.0), self.draws, start)
+        # Half the bits: what rounding changes is less than drawing does, and evens out as well.
+        top["top_logits"] = top["top_logits"].half()
+        return {**top, "drawn": self._numbers(drawn), "entropy": entropy.cpu()}
+
+    def _numbers(self, index: Tensor) -> Tensor:
+        """Numbers of outputs in as few bytes as tell them apart, without a sign."""
+        if self.outputs > _SMALL:
+            return index.int().cpu()
+        return torch.from_numpy(index.cpu().numpy().astype(np.uint16))
+
+
+def draw(mass: Tensor, count: int, start: Tensor) -> Tensor:
+    """So many classes of each row, in proportion to ``mass`` [n, classes]; int64 [n, count].
+
+    They are drawn at equal distances of the mass from a random start, float64 [n] from 0 to 1:
+    each class as often as it should be on average, and never more than one time off.
+    """
+    sums = mass.double().cumsum(1)
+    places = (torch.arange(count, device=mass.device) + start[:, None]) / count
+    found = torch.searchsorted(sums, (places * sums[:, -1:]).contiguous(), right=True)
+    return found.clamp_(max=mass.shape[1] - 1)
+
+
+def _start(seed: int, rows: list[int], count: int) -> Tensor:
+    """Where the draws of some examples start, float64 [count]: the same each time for the same."""
+    number = np.random.SeedSequence([seed, *rows]).generate_state(1)[0]
+    generator = torch.Generator().manual_seed(int(number))
+    return torch.rand(count, generator=generator, dtype=torch.float64)

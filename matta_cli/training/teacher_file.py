@@ -10,13 +10,14 @@ the data) and one of
     score          a ranker's logit
     embedding      of a sentence, of any width
     top_logits     of the k likeliest classes, with top_index, and, if known, rest: the log of the
-                   others' mass
+                   others' mass; or drawn: others, drawn in proportion to their probabilities
+                   (one or several times), with entropy: of the whole distribution, in nats
 
 ``top_logits`` and ``rest`` are log-probabilities, up to one constant, of the distribution softened
 by ``temperature`` (a column, 1 where there is none), which must be ``distill.temperature``. Without
 ``rest`` it is what they leave of 1. The file is one of these, or a folder that ``matta teach``
 wrote: ``teacher.json`` and shards of safetensors, with logits where there are few outputs (and
-embeddings), else with the k likeliest of the softened distribution and the mass of the rest.
+embeddings), else with the k likeliest of the softened distribution and what was drawn of the rest.
 """
 
 from __future__ import annotations
@@ -27,16 +28,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
 
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 
-FORMAT = 1
+FORMAT = 2
 CARD = "teacher.json"
 VALUES = ("label", "probabilities", "logits", "score", "embedding", "top_logits")
-_KNOWN = {"row", "id", *VALUES, "top_index", "rest", "temperature"}
+_KNOWN = {"row", "id", *VALUES, "top_index", "rest", "drawn", "entropy", "temperature"}
 
 
 def is_file(name: str) -> bool:
@@ -149,7 +149,7 @@ class _Sharded:
             shard = int(np.searchsorted(self.starts, place, side="right")) - 1
             at = int(place - self.starts[shard])
             rows.append(self.files[shard].get_slice(self.name)[at : at + 1])
-        return torch.cat(rows).numpy()
+        return np.concatenate(rows)
 
 
 def _shards(folder: Path) -> Table:
@@ -163,8 +163,9 @@ def _shards(folder: Path) -> Table:
             raise MattaError(f"{named} is damaged ({shard_name(number)}): {again}.")
     paths = [str(folder / shard_name(number)) for number in range(card["shards"])]
     try:
-        files = [safe_open(path, framework="pt") for path in paths]
-        keys = [file.get_tensor("row").numpy() for file in files]
+        # as arrays: torch joins no numbers of two bytes without a sign
+        files = [safe_open(path, framework="numpy") for path in paths]
+        keys = [file.get_tensor("row") for file in files]
         names = [*files[0].keys()]
     except (OSError, SafetensorError) as error:
         raise MattaError(f"{named} is damaged ({str(error).splitlines()[0]}): {again}.") from None
