@@ -522,6 +522,8 @@ def test_export_by_budgets(typed):
         f"matta-out/students/{name}"
         for name in ("params-57k-memory-10MB", "params-73k-memory-10MB", "width-0.5")
     ]
+    assert "that chose no sizes" in result.stderr and "Note: " not in result.stderr
+    result = typed("eval --bootstrap 5 --held-out text.txt")
     assert result.stderr.count("was chosen on a half of the run's held-out examples") == 2
 
 
@@ -542,7 +544,7 @@ def test_eval_measures_what_export_left(typed):
         *(f"matta-out/students/width-{w}" for w in ("0.25", "0.5", "1")),
     ]
     assert (
-        second[0].startswith("model\tmetric\tless matta-out/ta@1\tp\tp (Holm)\ttest")
+        second[0].startswith("model\tmetric\tless matta-out/ta@1\tverdict\tp\tp (Holm)\ttest")
         and len(second) == 1 + 3 * 3
     )
     result = typed(

@@ -29,6 +29,7 @@ class Latency:
         self.example, self.threads = example, threads
         self.measured: dict[Key, float] = {}
         self.careful: set[Key] = set()  # of these, what was timed three times
+        self._sizes: dict[Key, dict[str, int]] = {}
         self._points: dict[Key, tuple[int, float]] = {}
         self._curve: tuple[Sequence[float], Sequence[float]] = ((0.0,), (0.0,))
 
@@ -60,17 +61,24 @@ class Latency:
     def measure(self, sizes: Sizes, *, careful: bool = False) -> float:
         """The seconds of a dense Student of these sizes; careful: of three medians the middle."""
         model, rounds = {"": self.ta.student(sizes).dense()}, cost.ROUNDS if careful else ROUNDS
-        taken = sorted(self.time(model, rounds)[""] for _ in range(3 if careful else 1))
-        self._learn(sizes, taken[len(taken) // 2])
+        taken = sorted(self.time(model, rounds)[""] for _ in range(3 if careful else 2))
+        # what else the machine does only adds to a short timing
+        self._learn(sizes, taken[1 if careful else 0])
         if careful:
             self.careful.add(self.ta.key(sizes))
         return self.measured[self.ta.key(sizes)]
+
+    def slower(self, limit: float) -> list[dict[str, int]]:
+        """Sizes that a short timing found over a limit, the nearest first."""
+        over = {key: own for key, own in self.measured.items() if own > limit}
+        order = sorted(over.keys() - self.careful, key=over.__getitem__)
+        return [self._sizes[key] for key in order]
 
     def _learn(self, sizes: Sizes, seconds: float) -> None:
         from sklearn.isotonic import IsotonicRegression
 
         key = self.ta.key(sizes)
-        self.measured[key] = seconds
+        self.measured[key], self._sizes[key] = seconds, dict(sizes)
         self._points[key] = self.counts.macs(sizes), seconds
         fitted = IsotonicRegression().fit(*zip(*self._points.values(), strict=True))
         self._curve = fitted.X_thresholds_, fitted.y_thresholds_

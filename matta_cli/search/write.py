@@ -167,7 +167,7 @@ def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> C
 def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
     """How much of a budget is left over, and whether a Student that leaves more scored better."""
     budget, most, notes = _budget(student), max(choice.used.values()), []
-    if search.used(_budget(student))(student.sizes) < 1 - NEAR:
+    if most < 1 - NEAR and "latency" not in budget.names:  # of which some is left in any case
         notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]
