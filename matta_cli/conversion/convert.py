@@ -135,6 +135,7 @@ def _convert(
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
+    axes = nested_axes(adapter, base, settings.axes)
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
     may_write, told = _may_write_settings(space), []
@@ -145,7 +146,7 @@ def _convert(
         if not may_write:
             shown = ",".join(f"{width:g}" for width in target.widths)
             told.append(f"{space.settings} is yours: pass --widths {shown} to distill and export.")
-    axes = nested_axes(adapter, base, settings.axes)
+        axes = nested_axes(adapter, base, settings.axes)
     notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes, *told]
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
