@@ -56,6 +56,8 @@ def table(
     spare: beginnings of headers whose columns may go, first to last, where the terminal is too
     narrow for all. left: columns are words, not numbers.
     """
+    if _other():
+        return
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
             sys.stdout.write("\t".join(row) + "\n")

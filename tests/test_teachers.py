@@ -580,7 +580,7 @@ def test_a_teacher_is_measured_beside_the_base(folder):
     with torch.no_grad():
         noisy.mlp[0].weight[0, 1] = 0.5
     said, _ = told(sure(0), noisy)  # within the interval
-    assert "WARNING: the Teacher" in said
+    assert "WARNING: the Teacher 'teacher.pt' measures worse than the base, which may be" in said
     said, _ = told(sure(0), sure(0, 1 + 1e-6))
     assert "WARNING" not in said
     with pytest.raises(MattaError, match="is too weak: its AUC is"):

@@ -15,7 +15,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from matta_cli.adapter import PROGRAM, Source
+from matta_cli.adapter import PROGRAM, Axis, Source
 from matta_cli.conversion.inspect import menu
 from matta_cli.conversion.ordering import importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
@@ -129,31 +129,26 @@ def _convert(
     settings, name = recipe.convert, source.name
     adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
     base = adapter.load(source)
-    opened_with = [
-        f for f, on in (("--config", source.config), ("--weights", settings.weights)) if on
-    ]
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
-    # the adapter's load says which task the model has, where it knows several
-    task = open_task(adapter.task, recipe)
-    may_write, told = _may_write_settings(space), []
-    if budgets := asked(settings):
-        target = Targets(task, adapter, base, settings).choose(budgets)
-        recipe = _aimed(recipe, target)
-        settings, told = recipe.convert, target.notes
-        if not may_write:
-            shown = ",".join(f"{width:g}" for width in target.widths)
-            told.append(f"{space.settings} is yours: pass --widths {shown} to distill and export.")
     axes = nested_axes(adapter, base, settings.axes)
-    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes, *told]
-    if settings.drop_head and not adapter.dropped:
-        notes.append(f"--drop-head left nothing out: {name} has no head besides.")
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")
-    shares = parse_sizes(settings.sizes, list(kinds(full_sizes(axes))))
-    card = {"multiple": settings.multiple, "sizes": shares, "opened_with": opened_with}
+    # the adapter's load says which task the model has, where it knows several
+    task = open_task(adapter.task, recipe)
+    may_write = _may_write_settings(space)
+    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
+    if budgets := asked(settings):
+        target = Targets(task, adapter, base, settings).choose(budgets)
+        recipe = _aimed(recipe, target)
+        settings = recipe.convert
+        axes = nested_axes(adapter, base, settings.axes)
+        notes += target.told(None if may_write else space.settings)
+    if settings.drop_head and not adapter.dropped:
+        notes.append(f"--drop-head left nothing out: {name} has no head besides.")
+    card = _card(settings, axes, source)
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     settings_left = _settings_file(recipe, adapter.task)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
@@ -183,6 +178,19 @@ def _convert(
     widths = [width for width in there if width <= ta.widest]
     known = menu(task, ta, widths), floor(ta).sentence
     return Converted(ta, space.ta, order, difference, widths, *known, notes)
+
+
+def _card(settings: ConvertSettings, axes: Sequence[Axis], source: Source) -> dict[str, Any]:
+    """What the TA's card says of how it is made, before it is.
+
+    opened_with: the flags without which its source alone does not open.
+    """
+    given = {"--config": source.config, "--weights": settings.weights}
+    return {
+        "multiple": settings.multiple,
+        "sizes": parse_sizes(settings.sizes, list(kinds(full_sizes(axes)))),
+        "opened_with": [flag for flag, value in given.items() if value],
+    }
 
 
 def _aimed(recipe: Recipe, target: Target) -> Recipe:

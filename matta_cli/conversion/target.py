@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
@@ -31,6 +32,13 @@ class Target:
     axes: list[str]
     widths: list[float]
     notes: list[str]
+
+    def told(self, left: Path | None) -> list[str]:
+        """The notes. left: a file of settings that is the user's, and does not take the widths."""
+        if left is None:
+            return self.notes
+        shown = ",".join(f"{width:g}" for width in self.widths)
+        return [*self.notes, f"{left} is yours: pass --widths {shown} to distill and export."]
 
 
 class Targets:

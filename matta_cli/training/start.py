@@ -135,8 +135,14 @@ class Starting:
         listen(Progress(message=f"Before training, {measured}."))
         if told.surely and refuse and not weak:
             self._refuse(f"is worse than the base: {measured}. {OPENED}")
-        if chance or told.worse:
-            warning = f"only guesses: {chance}" if chance else f"is worse than the base. {OPENED}"
+        warning = ""
+        if chance:
+            warning = f"only guesses: {chance}"
+        elif told.worse:
+            surely = "is worse than the base"
+            by_chance = "measures worse than the base, which may be chance"
+            warning = f"{surely if told.surely else by_chance}. {OPENED}"
+        if warning:
             listen(Progress(message=f"WARNING: the Teacher {name!r} {warning}"))
 
     def _refuse(self, what: str) -> None:
