@@ -133,7 +133,8 @@ def _convert(
     may_write = _may_write_settings(space)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        batches = probe(task, ta, folder, notes)
+        told: list[str] = []  # of the data, which is none of the TA's
+        batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:
             hint = f"{name} brings no tokenizer; --tokenizer names one"
             notes.append(f"{recipe.data.train!r} was not read: {hint}.")
@@ -156,7 +157,7 @@ def _convert(
     _remark(space, ta, may_write, notes)
     there = sorted({*recipe.export.widths, 1.0, ta.widest})
     widths = [width for width in there if width <= ta.widest]
-    return Converted(ta, space.ta, order, difference, widths, notes)
+    return Converted(ta, space.ta, order, difference, widths, [*notes, *told])
 
 
 def _copy_companions(source: Source, settings: ConvertSettings, folder: Path) -> None:
