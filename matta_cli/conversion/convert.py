@@ -153,7 +153,8 @@ def _convert(
     settings_left = _settings_file(recipe, adapter.task)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        batches = probe(task, ta, folder, notes)
+        told: list[str] = []  # of the data, which is none of the TA's
+        batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:
             hint = f"{name} brings no tokenizer; --tokenizer names one"
             notes.append(f"{recipe.data.train!r} was not read: {hint}.")
@@ -177,7 +178,7 @@ def _convert(
     there = sorted({*recipe.export.widths, 1.0, ta.widest})
     widths = [width for width in there if width <= ta.widest]
     known = menu(task, ta, widths), floor(ta).sentence
-    return Converted(ta, space.ta, order, difference, widths, *known, notes)
+    return Converted(ta, space.ta, order, difference, widths, *known, [*notes, *told])
 
 
 def _card(settings: ConvertSettings, axes: Sequence[Axis], source: Source) -> dict[str, Any]:

@@ -40,8 +40,10 @@ class Tally:
             return []
         rows = sum(count for count, _, _ in self.files.values())
         empty = sum(count for _, _, count in self.files.values())
-        of = next(iter(self.files.values()))[1] if len(self.files) == 1 else ""
-        said = f"{name!r}: {rows:,} rows read{of or f' of {len(self.files):,} files'}"
+        of = f" of {len(self.files):,} files"
+        if len(self.files) == 1:
+            [(name, (_, of, _))] = self.files.items()
+        said = f"{name!r}: {rows:,} rows read{of}"
         return [f"{said}, {empty:,} of them without text and left out." if empty else f"{said}."]
 
 

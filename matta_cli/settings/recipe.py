@@ -31,13 +31,13 @@ class DataSettings:
         "",
         "split of a hub dataset to measure on; empty: validation, else test, else a tenth of train",
     )
-    text: str = setting("text", "column that holds the text (JSONL, Parquet, hub)")
+    text: str = setting("text", "column that holds the text (JSON, CSV, TSV, Parquet, hub)")
     sentences: list[str] = setting(
         ["sentence1", "sentence2"],
-        "the two columns of a pair of sentences (CSV, JSONL, Parquet, hub)",
+        "the two columns of a pair of sentences (JSON, CSV, TSV, Parquet, hub)",
     )
     score: str = setting(
-        "score", "column that says how alike the two are (CSV, JSONL, Parquet, hub)"
+        "score", "column that says how alike the two are (JSON, CSV, TSV, Parquet, hub)"
     )
     image: str = setting("image", "column that holds the image (hub)")
     label: str = setting("label", "column that holds the label (CSV, Parquet, hub)")

@@ -72,10 +72,13 @@ def _checked(source: Source, chosen: Sequence[int], name: str) -> tuple[np.ndarr
             return int.from_bytes(digest, "little", signed=True), odd, ""
         except Exception as error:
             # what PIL raises for a damaged file is open-ended
+            if type(error).__name__ == "DecompressionBombError":
+                return 0, [], "it has too many pixels to be opened: scale it down"
             return 0, [], said(error)
 
+    # threads only help where something is decoded
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        looked = list(pool.map(look, map(int, chosen)))
+        looked = list((pool.map if source.encoded else map)(look, map(int, chosen)))
     wrong = [(int(i), why) for i, (_, _, why) in zip(chosen, looked, strict=True) if why]
     if wrong:
         first, why = wrong[0]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from matta_cli.data import find, folders, tables
+from matta_cli.data.folders import shown
 from matta_cli.data.tables import Table
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
@@ -94,7 +95,7 @@ def _libsvm(groups: Sequence[list[Path]], model: Any, notes: list[str]) -> list[
     loaded = [[libsvm.read(path) for path in files] for files in groups]
     every = [file for files in loaded for file in files]
     first = min(file.first for file in every)
-    names = " and ".join(repr(str(file.path)) for file in every[:2])
+    names = shown(list(dict.fromkeys(repr(str(file.path)) for file in every)))
     notes.append(
         f"{names}: columns are taken to count from {first}, as "
         + ("one has the number 0." if first == 0 else "none has the number 0.")

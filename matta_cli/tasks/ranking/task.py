@@ -55,7 +55,8 @@ class Ranking(Task):
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, kind = self.recipe.data, self.recipe.distill.ranking_loss
         find.no_streaming(settings, "ranking")
-        train, held_out, notes = read_rows(settings, model, training)
+        train, held_out, told = read_rows(settings, model, training)
+        notes = list(dict.fromkeys(told))
         relevant = held_out.label > 0
         if relevant.all() or not relevant.any():
             labels = f"only labels {'above 0' if relevant[0] else 'of 0 or less'}"
@@ -64,7 +65,7 @@ class Ranking(Task):
             raise MattaError(f"{where}: {hint}")
         if training and kind != "pointwise" and train.group is None:
             none = f"The {kind} loss compares rows of a query, but {settings.train!r} has none"
-            name = "name the column in data.group (LibSVM: qid, or a .query file)"
+            name = "name the column in data.group (LibSVM: qid, or a .query or .group file)"
             raise MattaError(f"{none}: {name}, or use --ranking-loss pointwise.")
         split = sample(held_out, settings.eval_examples)
         if not training:
