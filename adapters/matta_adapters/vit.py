@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from matta_adapters import shapes
 from matta_adapters.shapes import makes, reads
 from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -300,7 +301,8 @@ def _create(name: str, shown: str) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True)
+        with trust.sealed():
+            return timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, its hub client and its downloader each raise their own
         sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         hint = " If the hub cannot be reached, pass a local folder or state dict."

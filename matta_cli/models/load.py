@@ -10,6 +10,7 @@ from pathlib import Path
 
 from torch import nn
 
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
@@ -88,21 +89,26 @@ def _load_stock(source: Source, task: str) -> nn.Module:
         what = f"{source.name!r} is a state dict of no architecture known for {task}"
         raise MattaError(f"{what}: pass a folder instead.")
     try:
-        if task == "image_classification":
-            if source.folder is None or "architecture" in read_json(source.folder / "config.json"):
-                import timm
+        with trust.sealed():
+            if task == "image_classification":
+                if source.folder is None or _of_timm(source.folder):
+                    import timm
 
-                name = f"local-dir:{source.folder}" if source.folder else source.name
-                return timm.create_model(name, pretrained=True)
-            from transformers import AutoModelForImageClassification
+                    name = f"local-dir:{source.folder}" if source.folder else source.name
+                    return timm.create_model(name, pretrained=True)
+                from transformers import AutoModelForImageClassification as Images
 
-            return AutoModelForImageClassification.from_pretrained(str(source.folder))
-        if task == "causal_lm" and source.folder is not None:
-            from transformers import AutoModelForCausalLM
+                return Images.from_pretrained(str(source.folder), trust_remote_code=False)
+            if task == "causal_lm" and source.folder is not None:
+                from transformers import AutoModelForCausalLM as Words
 
-            return AutoModelForCausalLM.from_pretrained(str(source.folder))
+                return Words.from_pretrained(str(source.folder), trust_remote_code=False)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
         raise MattaError(f"{source.name!r} cannot be loaded for {task}: {said(error)}") from error
     raise MattaError(f"{source.name!r} is no model for {task} that matta can load.")
+
+
+def _of_timm(folder: Path) -> bool:
+    return "architecture" in read_json(folder / "config.json")

@@ -13,11 +13,15 @@ from matta_cli.settings import gone
 from matta_cli.settings.checks import check_value
 from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import Recipe
+from matta_cli.trust import Read
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+
+_CODE = {"convert": ("source", "adapter", "example"), "distill": ("teacher",)}  # may name some
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -30,10 +34,25 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
+def _settings(path: Path) -> dict[str, Any]:
+    """The settings in a TOML file, of which those that may name code know who says so."""
+    return of_file(read_toml(path), path)
+
+
+def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Tables of settings that ``file`` holds: what may name code in them is a ``trust.Read``."""
+    found = dict(tables)
+    for section, names in _CODE.items():
+        table = found.get(section)
+        if isinstance(table, Mapping):
+            marked = {n: Read(v, file) for n, v in table.items() if n in names and type(v) is str}
+            found[section] = {**table, **marked}
+    return found
+
+
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
     """Take these tables over from a recipe that was written beside a result."""
-    table = read_toml(path)
-    table = gone.recorded(table)
+    table = gone.recorded(_settings(path))
     recipe.update({name: table[name] for name in sections if name in table}, str(path))
 
 
@@ -72,17 +91,17 @@ def resolve(
     nearer = config if config is not None else Path("matta.toml")
     for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:
-            tables.append((read_toml(path), str(path)))
+            tables.append((_settings(path), str(path)))
             read.append(path)
     if out is not None:
         converted, started = Workspace(out).ta / "recipe.toml", Workspace(out).recipe
         if converted.exists():  # how the TA was made is settled
-            made = read_toml(converted).get("convert", {})
+            made = _settings(converted).get("convert", {})
             if isinstance(made, Mapping):
                 made = {name: value for name, value in made.items() if value != ""}
             tables.append(({"convert": made}, str(converted)))
         if ran and config is None and started.exists():
-            run = gone.recorded(read_toml(started))
+            run = gone.recorded(_settings(started))
             tables.append(({k: run[k] for k in ("data", "distill") if k in run}, str(started)))
             read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
