@@ -29,6 +29,9 @@ _SOURCE = re.compile(r"(hf[-_]hub|local-dir):")  # before what timm opens
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
+BESIDE: set[str] = set()  # folders of code that the user named, in sys.path
+
+
 def is_code(text: str) -> bool:
     """Whether a text has the form of a name of code in a module, ``pkg.mod:thing``."""
     return bool(_NAME.fullmatch(text))
@@ -78,6 +81,9 @@ class Code:
             raise MattaError(f"{names}, which is of Python and builds no model: it is not run.")
         if self.file is not None and self._lies_with():
             raise MattaError(f"{names}, which lies with it and is no code of yours: it is not run.")
+        if self.file is None:
+            hint = "run matta from the folder that holds it, or install it"
+            raise MattaError(f"{names}, which is not found here: {hint}.")
         if self._line not in recorded():
             raise MattaError(
                 f"{names}, which is code that nobody has named on this machine: it is not run; if "
@@ -89,9 +95,8 @@ class Code:
         if not self.module:
             assert self.file is not None
             return _module(self.file, self.file.stat().st_mtime_ns)
-        if self.here and str(Path.cwd()) not in sys.path:
-            # last, so that a file there takes no installed package's place
-            sys.path.append(str(Path.cwd()))
+        if self.here:
+            _importable(Path.cwd())
         return importlib.import_module(self.module)
 
     def remember(self) -> None:
@@ -166,15 +171,21 @@ def _spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     return next((spec for spec in specs if spec is not None), None)
 
 
+def _importable(folder: Path) -> None:
+    """Let code that the user named import what lies beside it."""
+    if str(folder) not in sys.path:
+        # last, so that a file there takes no installed package's place
+        sys.path.append(str(folder))
+        BESIDE.add(str(folder))
+
+
 @cache
 def _module(path: Path, modified: int) -> ModuleType:
     """A file as a module, which may import what lies beside it.
 
     It is imported once for each version of the file, or classes would differ.
     """
-    if str(path.parent) not in sys.path:
-        # last, so that a file beside it takes no installed package's place
-        sys.path.append(str(path.parent))
+    _importable(path.parent)
     name = f"{path.stem}_{hashlib.sha256(f'{path}{modified}'.encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -293,7 +304,7 @@ def check_config(config: Any, said: str) -> None:
             words = [value] if isinstance(value, str) else []
             if isinstance(value, Mapping):
                 words = [word for word in value.values() if isinstance(word, str)]
-            if str(key).endswith(("attn_implementation", "experts_implementation")):
+            if "attn_implementation" in str(key) or "experts_implementation" in str(key):
                 wrong = [word for word in words if "/" in word]  # a kernel of the hub
             elif key in ("architecture", "backbone", "model_name"):
                 wrong = [word for word in words if _SOURCE.match(word)]

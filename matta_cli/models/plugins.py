@@ -26,6 +26,9 @@ def _installed(group: str) -> dict[str, list[EntryPoint]]:
     """
     by_name: dict[str, list[EntryPoint]] = {}
     for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
+        # what lies beside code that the user named is not installed
+        if entry.dist is not None and str(entry.dist.locate_file("")) in trust.BESIDE:
+            continue
         by_name.setdefault(entry.name, []).append(entry)
     return by_name
 

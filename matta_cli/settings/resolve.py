@@ -25,18 +25,16 @@ _CODE = {"convert": ("source", "adapter", "example"), "distill": ("teacher",)}  
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises ``MattaError`` where there is none, or it is no TOML."""
+    """The settings in a TOML file, as ``of_file`` has them.
+
+    Raises ``MattaError`` where there is none, or it is no TOML.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return of_file(tomllib.loads(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
         raise MattaError(f"There is no configuration file {str(path)!r}.") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits, too deep
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    """The settings in a TOML file, of which those that may name code know who says so."""
-    return of_file(read_toml(path), path)
 
 
 def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
@@ -52,7 +50,7 @@ def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
     """Take these tables over from a recipe that was written beside a result."""
-    table = gone.recorded(_settings(path))
+    table = gone.recorded(read_toml(path))
     recipe.update({name: table[name] for name in sections if name in table}, str(path))
 
 
@@ -91,17 +89,17 @@ def resolve(
     nearer = config if config is not None else Path("matta.toml")
     for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:
-            tables.append((_settings(path), str(path)))
+            tables.append((read_toml(path), str(path)))
             read.append(path)
     if out is not None:
         converted, started = Workspace(out).ta / "recipe.toml", Workspace(out).recipe
         if converted.exists():  # how the TA was made is settled
-            made = _settings(converted).get("convert", {})
+            made = read_toml(converted).get("convert", {})
             if isinstance(made, Mapping):
                 made = {name: value for name, value in made.items() if value != ""}
             tables.append(({"convert": made}, str(converted)))
         if ran and config is None and started.exists():
-            run = gone.recorded(_settings(started))
+            run = gone.recorded(read_toml(started))
             tables.append(({k: run[k] for k in ("data", "distill") if k in run}, str(started)))
             read.append(started)
     given = {s: {k: v for k, v in table.items() if v is not None} for s, table in flags.items()}
