@@ -14,7 +14,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
-from matta_cli.models.inside import inside
+from matta_cli.models.inside import check, inside
 
 _COMPANIONS = (
     "tokenizer*.json",
@@ -100,6 +100,8 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     if not own and not given:
         raise MattaError(f"There is no tokenizer in {str(folder)!r}: {_AGAIN} FOLDER_OR_HUB_ID.")
     where = str(home(folder)) if own else given
+    if Path(where).is_dir():
+        check(Path(where))
     try:
         with trust.sealed():
             tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
