@@ -308,8 +308,12 @@ def check_config(config: Any, said: str) -> None:
                 wrong = [word for word in words if "/" in word]  # a kernel of the hub
             elif key in ("architecture", "backbone", "model_name"):
                 wrong = [word for word in words if _SOURCE.match(word)]
+            elif key == "model_args" and isinstance(value, Mapping):  # of timm.create_model
+                wrong = [
+                    name for name in value if str(name).startswith(("pretrained", "cache_dir"))
+                ]
             else:
-                wrong = words if key in ("checkpoint_path", "pretrained_cfg_overlay") else []
+                wrong = words if key == "checkpoint_path" else []
             if wrong:
                 raise MattaError(
                     f"{said} sets {key} to {wrong[0]!r}, which is code or a file from elsewhere: "

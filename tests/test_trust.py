@@ -141,6 +141,7 @@ def test_auto_json(foreign, key, which):
             "transformers:TimmWrapperModel",
             {"config": {"architecture": "resnet18", "model_args": {"checkpoint_path": "evil.pth"}}},
         ),
+        ("timm:create_model", {"model_name": "resnet18", "pretrained_cfg": {"file": "evil.pth"}}),
         ("transformers:LlamaModel", {"config": {"attn_implementation": "evil/kernel"}}),
     ],
 )
@@ -451,6 +452,26 @@ def test_the_hubs_cache_is_made_of_links(models, tmp_path, shared):
     (snapshot / "vocab.txt").symlink_to(blobs / "evil")
     done = typed(f"convert {snapshot} --out other")
     assert done.exit_code == 1 and "is a link to /etc/passwd" in done.output
+
+
+def test_links_are_not_written_through(foreign, tmp_path):
+    mine = tmp_path / "mine"
+    out = Path("matta-out")
+    (out / "search").mkdir()
+    for link, line in {
+        out / ".lock": "distill --resume --steps 2",
+        out / "run/metrics.jsonl": "distill --resume --steps 2",
+        out / "search/.lock": "search --target-params 5k",
+        out / "search/trials.jsonl": "search --target-params 5k",
+    }.items():
+        mine.write_text("mine")
+        link.unlink(missing_ok=True)
+        link.symlink_to(mine)
+        done = typed(line)
+        # or a new file is in its place
+        assert f"{link} is a link to {mine}" in done.output or not link.is_symlink(), done.output
+        assert mine.read_text() == "mine"
+        link.unlink()
 
 
 def test_what_is_no_file_is_not_waited_for(models):

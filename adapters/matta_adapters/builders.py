@@ -50,7 +50,7 @@ def called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> n
     """A fresh model. folder: the folder that names the builder, where that was not the user."""
     library, _, what = builder.partition(":")
     if folder is not None:
-        trust.check_config(arguments, f"The builder of {folder}")
+        trust.check_config({"model_args": arguments}, f"The builder of {folder}")
     try:
         if builder == _TIMM:
             import timm

@@ -145,7 +145,7 @@ class ViT(Adapter):
         args = self._told(tensors, given, source.name, stock="architecture" not in config)
         args |= {**given, "pretrained_cfg_overlay": config.get("pretrained_cfg")}
         try:
-            with torch.device("meta"):
+            with trust.sealed(), torch.device("meta"):
                 model: Any = timm.create_model(architecture, **args)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise MattaError(

@@ -41,6 +41,7 @@ def open_source(
     code (``trust.Read``) that may not run.
     """
     config = read_json(model_config) if model_config is not None else {}
+    trust.check_config(config, str(model_config))
     prefix, _, rest = text.partition(":")
     wanted = prefix if prefix in ("local-dir", "hf-hub") and rest else ""
     name = rest if wanted else text
