@@ -11,8 +11,8 @@ from matta_cli import trust
 from matta_cli.errors import MattaError
 
 _KINDS = ("json", "safetensors", "bin", "pt", "pth", "ckpt", "model", "tiktoken", "jinja")
-_PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "vocab.*", "merges.txt", "*/*.json")
-_PATTERNS += ("*/*.safetensors",)
+_PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "vocab.*", "merges.txt")
+_PATTERNS += ("[0-9]*/*.json", "template/*.json", "importance/*.safetensors")
 
 
 def check(folder: Path) -> None:
