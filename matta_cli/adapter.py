@@ -119,6 +119,7 @@ class Adapter(ABC):
         (``{folder}`` stands for the folder, as a literal). ``PROGRAM`` where a ``torch.export``
         program of the model can do it: matta writes that beside each Student. Empty where
         ``matta_cli.load_student`` is the only way.
+    example: the shapes of what a model is called with, where ``load`` had ``Source.example``.
     spec: what finds the adapter again; matta sets it.
     notes: what ``load`` and ``axes`` had to assume about the last source, in sentences for the
         user.
@@ -130,6 +131,7 @@ class Adapter(ABC):
     task: str = ""
     default: tuple[str, ...] = ()
     loader: str = ""
+    example: str = ""
     spec: str = ""
 
     def __init__(self) -> None:

@@ -14,6 +14,8 @@ def said(error: Exception) -> str:
     if code := refused_code(error):
         holds = f"its weights are a pickle that holds code ({code}), which is never run"
         return f"{holds}; save_pretrained writes safetensors"
+    if "trust_remote_code" in str(error):
+        return "it needs code that its folder brings along (auto_map), which is never run"
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     return " ".join(lines[: 2 if lines[0].endswith(":") else 1])
 

@@ -312,6 +312,10 @@ def broken() -> nn.Module:
     raise RuntimeError("no such file: weights.bin")
 
 
+def one_image() -> torch.Tensor:
+    return torch.zeros(2, 1, 8, 8)
+
+
 def two_images() -> torch.Tensor:
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(5))
 

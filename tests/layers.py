@@ -16,6 +16,7 @@ from pathlib import Path
 # last one may. Imports inside functions and for type checkers count.
 ROWS = (
     ("adapter", "errors", "progress", "version"),
+    ("trust",),
     ("losses", "files", "nested", "devices"),
     ("settings",),
     ("data", "report", "models"),
@@ -124,7 +125,7 @@ def outsiders(file: File) -> Iterator[str]:
         # the demo's ranker is built from the adapter's own class
         if file.top not in ("", "demo") and under(name, "matta_adapters"):
             yield f"the engine imports {name}"
-        contract = under(name, "matta_cli.adapter", "matta_cli.errors")
+        contract = under(name, "matta_cli.adapter", "matta_cli.errors", "matta_cli.trust")
         if under(file.name, "adapters") and under(name, "matta_cli") and not contract:
             yield f"an adapter imports {name}"
 

@@ -438,9 +438,12 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
     (folder / "auto.json").write_text(json.dumps({**card, "whole": {}}))
     with pytest.raises(MattaError, match=r"auto\.json is damaged"):
         Auto().load(Source("d", folder=folder))
-    # beside it, not in it: the user's own
+    # beside it, not in it, and named before: the user's own
     Path("mine.py").write_text("from auto_models import plain_cnn\n")
     (folder / "auto.json").write_text(json.dumps({**card, "builder": "mine:plain_cnn"}))
+    with pytest.raises(MattaError, match=r"nobody has named .*`matta adapters mine:plain_cnn`"):
+        Auto().load(Source("d", folder=folder))
+    Auto().load(Source("mine", builder="mine:plain_cnn", example="1x1x8x8"))
     assert torch.equal(
         outputs(Auto().load(Source("d", folder=folder)), "plain_cnn"), outputs(model, "plain_cnn")
     )

@@ -30,9 +30,9 @@ from matta_adapters.tracing import nest, resized
 from matta_adapters.trial import Repeats, built
 from matta_cli.adapter import PROGRAM, Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError, said
+from matta_cli.trust import is_code
 
 _FILE = "auto.json"
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _SHAPE = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
 _TASKS = ("causal_lm", "image_classification", "ranking")
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
@@ -43,6 +43,7 @@ _ATTRIBUTE = "_matta_plan"
 class Plan:
     """How a model was made; the model carries it.
 
+    example: shapes. given: the inputs themselves, where a function gave them; they are not kept.
     axes: at its own sizes, None before it was traced. repeats: axis -> attributes that repeat its
     size. whole: the sizes that the builder gives. exports: whether it can be a program.
     """
@@ -56,6 +57,7 @@ class Plan:
     repeats: Mapping[str, Repeats] = field(default_factory=dict)
     whole: Mapping[str, int] = field(default_factory=dict)
     exports: bool = False
+    given: Inputs | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> Plan:
@@ -80,9 +82,11 @@ class Plan:
             repeats = {}
             for name, places in stored.pop("repeats").items():
                 repeats[name] = tuple((m, a, v) for m, a, v in places)
-            plan = cls(**stored, axes=axes, repeats=repeats)
-            if not _NAME.fullmatch(plan.builder) or set(plan.whole) != {a.name for a in axes}:
+            plan = cls(**stored, axes=axes, repeats=repeats, given=None)
+            if not is_code(plan.builder) or set(plan.whole) != {a.name for a in axes}:
                 raise ValueError("the builder or the sizes are not right")
+            if is_code(plan.example):
+                raise ValueError("its example is no shapes, but a function, which is not run")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MattaError(f"{path} is damaged ({error}): convert the model again.") from None
         return plan
@@ -142,7 +146,8 @@ class Auto(Adapter):
             own = state[name].detach().cpu()
             tensors[name] = own.clone(memory_format=torch.contiguous_format)
         save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
-        written = {"format": 1, **asdict(replace(Plan.of(model), axes=tuple(axes)))}
+        written = {"format": 1, **asdict(replace(Plan.of(model), axes=tuple(axes), given=None))}
+        del written["given"]
         (folder / _FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
     def _from_folder(self, folder: Path, name: str) -> nn.Module:
@@ -167,7 +172,10 @@ class Auto(Adapter):
 
     def _described(self, model: nn.Module, plan: Plan, name: str) -> Plan:
         """The plan with its task, and with the preprocessing of images. Runs the model once."""
-        inputs = _example(plan.example)
+        if is_code(plan.example):
+            inputs = _given(plan.example)
+            plan = replace(plan, example=_shapes(inputs, plan.example), given=inputs)
+        self.example, inputs = plan.example, plan.given or _example(plan.example)
         output = checked_output(copy.deepcopy(model).requires_grad_(True), inputs, name)
         given, alone = inputs.tensors(), len(inputs.args) == 1 and not inputs.kwargs
         image = alone and given[0].dim() == 4 and given[0].is_floating_point() and output.dim() == 2
@@ -217,15 +225,7 @@ class Auto(Adapter):
 
 
 def _example(text: str) -> Inputs:
-    """The inputs that ``--example`` names.
-
-    They are shapes (``1x3x32x32``, ``input_ids=1x16:int64``) or a function that gives them.
-    """
-    if _NAME.fullmatch(text):
-        given = imported(text, None)()
-        if isinstance(given, Mapping):
-            return Inputs(kwargs=dict(given))
-        return Inputs(args=tuple(given) if isinstance(given, (tuple, list)) else (given,))
+    """Inputs of the shapes that ``--example`` names: ``1x3x32x32``, ``input_ids=1x16:int64``."""
     inputs, generator = Inputs(), torch.Generator().manual_seed(0)
     for part in map(str.strip, text.split(",")):
         match = _SHAPE.fullmatch(part)
@@ -252,12 +252,35 @@ def _example(text: str) -> Inputs:
     return inputs
 
 
+def _given(function: str) -> Inputs:
+    """The inputs that the user's function gives."""
+    given = imported(function)()
+    if isinstance(given, Mapping):
+        return Inputs(kwargs=dict(given))
+    return Inputs(args=tuple(given) if isinstance(given, (tuple, list)) else (given,))
+
+
+def _shapes(inputs: Inputs, function: str) -> str:
+    """The shapes of inputs, as ``_example`` reads them: what a folder keeps of a function."""
+    named = [("", value) for value in inputs.args]
+    named += [(f"{name}=", value) for name, value in inputs.kwargs.items()]
+    parts = []
+    for name, value in named:
+        if not isinstance(value, Tensor) or not value.dim():
+            what = f"{name}{type(value).__name__}"
+            raise MattaError(f"--example {function}: a tensor of sizes is needed, not {what}.")
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = "x".join(map(str, value.shape))
+        parts.append(f"{name}{shape}" + ("" if dtype == "float32" else f":{dtype}"))
+    return ",".join(parts)
+
+
 def _inputs(plan: Plan) -> Inputs:
     """The example as the task calls the model, two of it.
 
     Raises ``MattaError`` where the task has no such inputs.
     """
-    inputs, task, wanted = _example(plan.example), plan.task, ""
+    inputs, task, wanted = plan.given or _example(plan.example), plan.task, ""
     alone = len(inputs.args) == 1 and not inputs.kwargs
     if task == "image_classification" and not alone:
         wanted = "one unnamed tensor"

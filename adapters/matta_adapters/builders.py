@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import re
-import sys
 from collections.abc import Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from torch import nn
 from matta_adapters.advice import example_like
 from matta_adapters.skeleton import read_config
 from matta_adapters.stock import opened
+from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, said
 
@@ -56,18 +54,18 @@ def found(source: Source) -> tuple[nn.Module, str, dict[str, Any]]:
 def called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> nn.Module:
     """A fresh model. folder: the folder that names the builder, where that was not the user."""
     library, _, what = builder.partition(":")
+    if folder is not None:
+        trust.check_config({"model_args": arguments}, f"The builder of {folder}")
     try:
         if builder == _TIMM:
             import timm
 
-            model = timm.create_model(**arguments)
+            with trust.sealed():
+                model = timm.create_model(**arguments)
         elif library == "transformers" and "config" in arguments:
-            import transformers
-
-            kind: Any = getattr(transformers, what)
-            if not issubclass(kind, transformers.PreTrainedModel):
-                raise TypeError(f"{what} is no model")
-            model = kind(kind.config_class.from_dict(dict(arguments["config"])))
+            kind = _kind(what)
+            with trust.sealed():
+                model = kind(kind.config_class.from_dict(dict(arguments["config"])))
         else:
             model = imported(builder, folder)()
         _without_cache(model)
@@ -82,25 +80,19 @@ def called(builder: str, arguments: Mapping[str, Any], folder: Path | None) -> n
     return model
 
 
-def imported(name: str, folder: Path | None) -> Any:
-    """The function that ``pkg.mod:fn`` names, from what is installed or the current directory.
+def imported(name: str, folder: Path | None = None) -> Any:
+    """The function that ``pkg.mod:fn`` names, from what is installed or the current folder.
 
-    A folder may come from anywhere, and must not bring code along that runs: code that lies with it
-    is refused, and so is the standard library, none of whose functions builds a model.
+    A folder may come from anywhere, and must not bring code along that runs: what it names has to
+    be what the user named before (see ``matta_cli.trust``).
     """
-    module, _, function = name.partition(":")
-    if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    if folder is not None and _comes_with(folder, module):
-        raise MattaError(
-            f"{folder} names the builder {name}, which is not the code of a model of yours: "
-            "it is not run."
-        )
+    code = trust.found(name, folder)
+    code.check()
     try:
-        build = getattr(importlib.import_module(module), function)
+        build = getattr(code.imported(), code.thing)
     except ModuleNotFoundError as error:
-        missing, hint = error.name or module, ""
-        if module.startswith(missing):
+        missing, hint = error.name or code.module, ""
+        if code.module.startswith(missing):
             hint = " here (run matta from the folder that holds it, or install it)"
         raise MattaError(
             f"{name} does not import: there is no module {missing!r}{hint}."
@@ -111,36 +103,18 @@ def imported(name: str, folder: Path | None) -> Any:
         raise MattaError(f"{name} does not import: {type(error).__name__}: {error}") from error
     if not callable(build):
         raise MattaError(f"{name} is no function, but of type {type(build).__name__}.")
+    code.remember()
     return build
 
 
-def _comes_with(folder: Path, module: str) -> bool:
-    """Whether a module is no code of the user's: it lies with the folder, or is of the library."""
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        return True
-    origin = _origin(module)
-    return origin is not None and origin.is_relative_to(_outermost(folder))
+def _kind(name: str) -> Any:
+    """A class of transformers' models by its name, of which a file may say any."""
+    import transformers
 
-
-def _origin(module: str) -> Path | None:
-    """The file of a module, found without running any of its packages."""
-    path: Any = None
-    spec = None
-    for depth in range(module.count(".") + 1):
-        spec = PathFinder.find_spec(".".join(module.split(".")[: depth + 1]), path)
-        if spec is None:
-            return None
-        path = spec.submodule_search_locations
-    assert spec is not None
-    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or [])
-    return Path(places[0]).resolve() if places else None
-
-
-def _outermost(folder: Path) -> Path:
-    """All that may have come with a folder: it, or what holds it below the current directory."""
-    folder, here = folder.resolve(), Path.cwd().resolve()
-    parts = folder.relative_to(here).parts if folder.is_relative_to(here) else ()
-    return here / parts[0] if parts else folder
+    kind = getattr(transformers, name)
+    if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
+        raise TypeError(f"{name} is no model")
+    return kind
 
 
 def _stock(source: Source) -> nn.Module:
@@ -152,11 +126,10 @@ def _stock(source: Source) -> nn.Module:
             import timm
 
             where = f"local-dir:{folder}" if folder else source.name
-            return timm.create_model(where, pretrained=True)
+            with trust.sealed():
+                return timm.create_model(where, pretrained=True)
         if config.get("architectures"):
-            import transformers
-
-            kind = getattr(transformers, config["architectures"][0])
+            kind = _kind(config["architectures"][0])
             return opened(kind, source, f"a {kind.__name__}", "one of its tensors", _CONSTANTS)[0]
     except MattaError:
         raise

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matta_adapters.advice import instead
 from matta_adapters.shapes import stored_sizes
 from matta_adapters.skeleton import fill, read_config, some
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 
@@ -154,7 +155,7 @@ def opened(
     where transformers cannot load the folder, or its tensors are not those of the model.
     """
     try:
-        with quiet():
+        with trust.sealed(), quiet():
             model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error

@@ -20,6 +20,7 @@ from matta_adapters import shapes
 from matta_adapters.advice import instead
 from matta_adapters.shapes import makes, reads
 from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
@@ -148,7 +149,7 @@ class ViT(Adapter):
         args = self._told(tensors, given, source.name, stock="architecture" not in config)
         args |= {**given, "pretrained_cfg_overlay": config.get("pretrained_cfg")}
         try:
-            with torch.device("meta"):
+            with trust.sealed(), torch.device("meta"):
                 model: Any = timm.create_model(architecture, **args)
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise MattaError(
@@ -323,7 +324,8 @@ def _create(name: str, shown: str) -> nn.Module:
     import timm
 
     try:
-        return timm.create_model(name, pretrained=True)
+        with trust.sealed():
+            return timm.create_model(name, pretrained=True)
     except Exception as error:  # timm, its hub client and its downloader each raise their own
         sentence = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         hint = " If the hub cannot be reached, pass a local folder or state dict."

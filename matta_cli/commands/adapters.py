@@ -11,26 +11,30 @@ from matta_cli.commands import options
 from matta_cli.errors import MattaError
 
 _Specs = Annotated[
-    list[str] | None, typer.Argument(metavar="[FILE.py:CLASS]...", help="Trust these as well.")
+    list[str] | None,
+    typer.Argument(metavar="[FILE.py:CLASS]...", help="Code of yours to trust from now on."),
 ]
 
 
 def adapters(specs: _Specs = None, json: options.Json = False) -> None:
     """List the installed adapters.
 
-    A FILE.py:CLASS (or package.module:CLASS) named here is code that folders of matta may use from
-    now on.
+    A FILE.py:CLASS or package.module:CLASS named here is code that folders of matta, and files of
+    settings, may use from now on; so is a package.module:FUNCTION that builds a model.
     """
     from matta_cli.models import plugins
 
     rows = []
     for spec, origin in (plugins.origins() | {spec: spec for spec in specs or []}).items():
         try:
-            adapter = plugins.adapter(spec)
+            adapter = plugins.trusted(spec) if spec in (specs or []) else plugins.adapter(spec)
         except MattaError as error:
             if spec in (specs or []):
                 raise
             console.say(str(error))
+            continue
+        if adapter is None:
+            console.say(f"{spec} is trusted from now on.")
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
         rows.append([adapter.name, adapter.task or "any", origin, what])

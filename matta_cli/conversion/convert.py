@@ -40,6 +40,7 @@ from matta_cli.settings.checks import check
 from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import task as open_task
+from matta_cli.trust import is_code
 
 
 @dataclass
@@ -274,8 +275,9 @@ def _save(
     save_file(ranked, str(folder / IMPORTANCE))
     more = {"settings": atomic.text_digest(settings_left), "expand": recipe.convert.expand}
     more |= ta.card
-    if recipe.convert.example:
-        more["example"] = recipe.convert.example
+    example = ta.adapter.example or recipe.convert.example
+    if example and not is_code(example):  # no folder names a function to call
+        more["example"] = example
     lineage = {"source": source, "digest": atomic.digest(folder), "dropped": ta.adapter.dropped}
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from matta_cli import trust
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.files.cache import cache
@@ -48,7 +49,8 @@ def stored(
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
     folder = cache() / key
     with _writable(folder.parent):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        trust.made_home()
+        folder.parent.mkdir(exist_ok=True)
         lock = FileLock(str(folder.with_suffix(".lock")))
         lock.acquire()
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +23,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from matta_cli.errors import MattaError
+from matta_cli.trust import isolated
 
 _BUCKET = 1 << 24  # values that are exchanged at a time
+_MAIN = "sys.argv[0] = 'matta'\nfrom matta_cli.main import main\nmain()"  # what they run
 _RUN = "matta"  # what ``launch`` calls its processes, in their environment
 
 # FSDP2 warns that a module returns a view, lest it be changed in place: nothing here changes an
@@ -172,7 +173,7 @@ def joined(device: torch.device) -> Iterator[World]:
 
 
 def launch(count: int, arguments: list[str]) -> int:
-    """Run ``python -m matta_cli`` with ``arguments`` in ``count`` processes of this machine.
+    """Run ``matta`` with ``arguments`` in ``count`` processes of this machine.
 
     This is ``torchrun --standalone --nproc-per-node count``; across machines, torchrun itself
     starts matta. Returns the exit code.
@@ -196,7 +197,8 @@ def launch(count: int, arguments: list[str]) -> int:
                 max_restarts=0,
                 logs_specs=DefaultLogsSpecs(log_dir=logs),
             )
-            elastic_launch(config, sys.executable)("-m", "matta_cli", *arguments)
+            python, *code = isolated(_MAIN)
+            elastic_launch(config, python)(*code, *arguments)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]
         return max(codes, key=lambda code: (code > 128, code)) if max(codes) > 0 else 1

@@ -112,7 +112,7 @@ def alone(folder: Path, said: str) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(str(folder / ".lock"))
+    lock = FileLock(str(own(folder / ".lock")))
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -121,6 +121,16 @@ def alone(folder: Path, said: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def own(path: Path) -> Path:
+    """``path``, which is written to as it is there.
+
+    Raises ``MattaError`` where it is a link: a folder from elsewhere could have any file changed.
+    """
+    if path.is_symlink():
+        raise MattaError(f"{path} is a link to {path.resolve()}: it is not written to; remove it.")
+    return path
 
 
 def file_digest(path: Path) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Axis
 from matta_cli.errors import MattaError
 from matta_cli.files.atomic import atomic_write
@@ -49,6 +50,8 @@ def read_card(folder: Path) -> dict[str, Any]:
         if card["format"] > FORMAT:
             known = f"this matta reads up to {FORMAT}: upgrade matta"
             raise MattaError(f"{path} has format {card['format']}; {known}.")
+        if trust.is_code(card.get("example", "")):
+            raise ValueError("its example is no shapes, but a function, which is not run")
         card["axes"] = [Axis.restored(axis) for axis in card["axes"]]
     except FileNotFoundError:
         what = f"{folder} is not a folder written by matta (it has no matta.json)."

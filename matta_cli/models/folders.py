@@ -21,7 +21,7 @@ from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
-from matta_cli.settings.resolve import tomllib
+from matta_cli.settings.resolve import of_file, tomllib
 
 
 def ta_folder(folder: str | Path) -> Path:
@@ -127,5 +127,6 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)
     recipe = Recipe()
-    recipe.update(gone.recorded(tomllib.loads(counters["recipe"])), str(last))
+    table = of_file(tomllib.loads(counters["recipe"]), last / "trainer.json")
+    recipe.update(gone.recorded(table), str(last))
     return Reached(last, ta, counters, recipe)

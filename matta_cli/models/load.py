@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
@@ -104,19 +105,20 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
         what = f"{source.name!r} is a state dict of no architecture known for {task}"
         raise MattaError(f"{what}: pass a folder instead.")
     try:
-        if task == "image_classification":
-            if source.folder is None or "architecture" in read_json(source.folder / "config.json"):
-                import timm
+        with trust.sealed():
+            if task == "image_classification":
+                if source.folder is None or _of_timm(source.folder):
+                    import timm
 
-                name = f"local-dir:{source.folder}" if source.folder else source.name
-                return timm.create_model(name, pretrained=True)
-            from transformers import AutoModelForImageClassification
+                    name = f"local-dir:{source.folder}" if source.folder else source.name
+                    return timm.create_model(name, pretrained=True)
+                from transformers import AutoModelForImageClassification as Images
 
-            return _whole(AutoModelForImageClassification, source, say)
-        if task == "causal_lm" and source.folder is not None:
-            from transformers import AutoModelForCausalLM
+                return _whole(Images, source, say)
+            if task == "causal_lm" and source.folder is not None:
+                from transformers import AutoModelForCausalLM as Words
 
-            return _whole(AutoModelForCausalLM, source, say)
+                return _whole(Words, source, say)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
@@ -129,7 +131,9 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
 
     Raises ``MattaError`` where weights of it are missing.
     """
-    model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
+    model, report = kind.from_pretrained(
+        str(source.folder), output_loading_info=True, trust_remote_code=False
+    )
     what = type(model).__name__
     if missing := sorted(report["missing_keys"]):
         lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
@@ -138,3 +142,7 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
+
+
+def _of_timm(folder: Path) -> bool:
+    return "architecture" in read_json(folder / "config.json")

@@ -1,25 +1,21 @@
 """Adapters and tasks, found by entry point: built-ins are declared exactly as an outsider's are.
 
 An adapter may also be named by where its class is, without a package: ``FILE.py:Class`` or
-``package.module:Class``. That runs code, so only the user may name it. What a ``matta.json`` names
-runs if the user has named the same thing before.
+``package.module:Class``. That runs code, so only the user may name it (see ``matta_cli.trust``).
 """
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import importlib.util
-import sys
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
-from matta_cli.errors import MattaError, command
-from matta_cli.files.cache import cache as cache_folder
+from matta_cli.errors import MattaError
 
 
 @cache
@@ -30,6 +26,9 @@ def _installed(group: str) -> dict[str, list[EntryPoint]]:
     """
     by_name: dict[str, list[EntryPoint]] = {}
     for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
+        # what lies beside code that the user named is not installed
+        if entry.dist is not None and str(entry.dist.locate_file("")) in trust.BESIDE:
+            continue
         by_name.setdefault(entry.name, []).append(entry)
     return by_name
 
@@ -82,17 +81,7 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
         made = _made(load_class("matta.adapters", spec), f"The adapter {spec!r}")
         made.name = made.spec = spec
         return made
-    path = _file(where, spec, folder) if where.endswith(".py") else None
-    key = f"{path or where}:{name}"
-    if folder is not None and key not in _vouched():
-        raise MattaError(
-            f"{folder} was made with the adapter {spec!r}, which is code that nobody has named on "
-            f"this machine: if you trust it, run `{command('adapters', key)}` and then this again."
-        )
-    try:
-        module = _module(path, path.stat().st_mtime_ns) if path else importlib.import_module(where)
-    except Exception as error:
-        raise MattaError(f"The adapter {spec!r} does not import: {_said(error)}.") from error
+    code, module = _imported(spec, folder)
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
         classes = {n: c for n, c in vars(module).items() if isinstance(c, type)}
@@ -101,9 +90,39 @@ def adapter(spec: str, folder: Path | None = None) -> Adapter:
         raise MattaError(f"{where!r} has no class {name!r}; its adapters: {known}.")
     made = _made(cls, f"The adapter {spec!r}")
     made.name, made.spec = made.name or name, spec
-    if folder is None:
-        _vouch(key)
+    code.remember()
     return made
+
+
+def trusted(spec: str) -> Adapter | None:
+    """The adapter that the user trusts by this name; None for a function that builds models.
+
+    Folders and settings may name it from now on. Raises ``MattaError`` as ``adapter`` does.
+    """
+    if trust.is_code(spec):
+        code, module = _imported(spec, None)
+        thing = getattr(module, code.thing, None)
+        if callable(thing) and not (isinstance(thing, type) and issubclass(thing, Adapter)):
+            code.remember()
+            return None
+    return adapter(spec)
+
+
+def _imported(spec: str, folder: Path | None) -> tuple[trust.Code, ModuleType]:
+    """What a spec names, and its module."""
+    where = spec.rpartition(":")[0]
+    code = trust.found(spec, folder)
+    if where.endswith(".py") and code.file is None:
+        if code.by is None:
+            raise MattaError(f"There is no file {where!r} for --adapter {spec!r}.")
+        gone = "but that file is gone: put it back, or run where it is"
+        raise MattaError(f"{code.by} was made with the adapter {spec!r}, {gone}.")
+    code.check(f"the adapter {spec!r}")
+    try:
+        module = code.imported()
+    except Exception as error:
+        raise MattaError(f"The adapter {spec!r} does not import: {_said(error)}.") from error
+    return code, module
 
 
 def _made(cls: Any, what: str) -> Adapter:
@@ -119,62 +138,6 @@ def _made(cls: Any, what: str) -> Adapter:
         return cls()
     except Exception as error:
         raise MattaError(f"{what} cannot be made: {_said(error)}.") from error
-
-
-def _file(where: str, spec: str, folder: Path | None) -> Path:
-    """The file that ``where`` names, resolved."""
-    above = [] if folder is None else list(folder.resolve().parents)
-    for base in (Path(), *above):
-        path = base / Path(where).expanduser()
-        if path.is_file():
-            return path.resolve()
-    if folder is None:
-        raise MattaError(f"There is no file {where!r} for --adapter {spec!r}.")
-    gone = "but that file is gone: put it back, or run where it is"
-    raise MattaError(f"{folder} was made with the adapter {spec!r}, {gone}.")
-
-
-@cache
-def _module(path: Path, modified: int) -> ModuleType:
-    """A file as a module, which may import what lies beside it.
-
-    It is imported once for each version of the file, or classes would differ.
-    """
-    if str(path.parent) not in sys.path:
-        # last, so that a file beside it takes no installed package's place
-        sys.path.append(str(path.parent))
-    name = f"{path.stem}_{hashlib.sha256(f'{path}{modified}'.encode()).hexdigest()[:8]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    # dataclasses look their module up there
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _record() -> Path:
-    return cache_folder().parent / "adapters.txt"
-
-
-def _vouched() -> list[str]:
-    """The files and modules that the user has named as adapters on this machine, with classes."""
-    return _record().read_text(encoding="utf-8").splitlines() if _record().exists() else []
-
-
-def _vouch(key: str) -> None:
-    if key in _vouched():
-        return
-    try:
-        _record().parent.mkdir(parents=True, exist_ok=True)
-        with _record().open("a", encoding="utf-8") as file:
-            file.write(key + "\n")
-    except OSError as error:
-        what = f"{_record()} cannot be written ({error.strerror})"
-        raise MattaError(f"{what}: set MATTA_CACHE to a folder of yours.") from error
 
 
 def _said(error: Exception) -> str:

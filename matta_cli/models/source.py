@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
+from matta_cli.models import inside
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
 # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 TEMPLATE = "template"
@@ -36,15 +37,18 @@ def open_source(
     not bring their own. allow_pickle: whether a file may run code while it is opened (whole pickled
     modules need that).
 
-    Raises ``MattaError`` where nothing of that name is found or the file cannot be opened.
+    Raises ``MattaError`` where nothing of that name is found, it cannot be opened, or a file names
+    code (``trust.Read``) that may not run.
     """
     config = read_json(model_config) if model_config is not None else {}
+    trust.check_config(config, str(model_config))
     prefix, _, rest = text.partition(":")
     wanted = prefix if prefix in ("local-dir", "hf-hub") and rest else ""
     name = rest if wanted else text
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
+            inside.check(path)
             if (path / TEMPLATE).is_dir():
                 return _open_own(path, text)
             return Source(name=text, config=config, folder=path, beside=path)
@@ -52,13 +56,15 @@ def open_source(
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
             raise MattaError(f"There is no folder {name!r}.")
-        if _BUILDER.fullmatch(name):
+        if trust.is_code(name):
+            trust.found(name).check()
             return Source(name=name, config=config, builder=name)
         if _looks_like_path(name):
             raise MattaError(f"There is no file or folder {name!r}.")
         if _is_timm_name(name):
             return Source(name=name, config=config)
     folder = _download(name, text)
+    inside.check(folder)
     return Source(name=text, config=config, folder=folder, beside=folder)
 
 

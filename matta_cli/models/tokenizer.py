@@ -9,10 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from matta_cli import trust
 from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
+from matta_cli.models.inside import check, inside
 
 _COMPANIONS = (
     "tokenizer*.json",
@@ -43,9 +45,13 @@ _TOKENIZER = (
 
 
 def companions(source: Path) -> dict[str, Path]:
-    """The tokenizer, preprocessing, pooling and the like of a checkpoint: name in it -> file."""
-    there = {path for pattern in _COMPANIONS for path in source.glob(pattern) if path.is_file()}
-    return {path.relative_to(source).as_posix(): path for path in sorted(there)}
+    """The tokenizer, preprocessing, pooling and the like of a checkpoint: name in it -> file.
+
+    Raises ``MattaError`` where one is a link to elsewhere.
+    """
+    there = {path for pattern in _COMPANIONS for path in source.glob(pattern)}
+    files = [inside(source, path) for path in sorted(there)]
+    return {path.relative_to(source).as_posix(): path for path in files if path.is_file()}
 
 
 def copy_companions(source: Path, target: Path) -> list[str]:
@@ -94,8 +100,11 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     if not own and not given:
         raise MattaError(f"There is no tokenizer in {str(folder)!r}: {_AGAIN} FOLDER_OR_HUB_ID.")
     where = str(home(folder)) if own else given
+    if Path(where).is_dir():
+        check(Path(where))
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(where)
+        with trust.sealed():
+            tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except Exception as error:  # transformers raises what its backends raise
         what = f"The tokenizer in {where!r} cannot be opened"
         raise MattaError(f"{what}: {_AGAIN} FOLDER_OR_HUB_ID. ({said(error)})") from error

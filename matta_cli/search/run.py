@@ -49,7 +49,7 @@ def search(
         raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
-        file = journal.JournalFileBackend(str(space.search / "trials.jsonl"))
+        file = journal.JournalFileBackend(str(atomic.own(space.search / "trials.jsonl")))
         started = time.perf_counter()
         try:
             run = Search(recipe, out, journal.JournalStorage(file))

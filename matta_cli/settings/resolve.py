@@ -13,6 +13,7 @@ from matta_cli.settings import gone
 from matta_cli.settings.checks import check_value
 from matta_cli.settings.presets import PRESETS
 from matta_cli.settings.recipe import Recipe
+from matta_cli.trust import Read
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -21,22 +22,36 @@ else:
 
 
 _JUDGED = ("margin", "bootstrap")  # by what models are compared
+_CODE = {"convert": ("source", "adapter", "example"), "distill": ("teacher",)}  # may name some
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises ``MattaError`` where there is none, or it is no TOML."""
+    """The settings in a TOML file, as ``of_file`` has them.
+
+    Raises ``MattaError`` where there is none, or it is no TOML.
+    """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return of_file(tomllib.loads(path.read_text(encoding="utf-8")), path)
     except FileNotFoundError:
         raise MattaError(f"There is no configuration file {str(path)!r}.") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits, too deep
         raise MattaError(f"{path} is not valid TOML: {error}.") from None
 
 
+def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Tables of settings that ``file`` holds: what may name code in them is a ``trust.Read``."""
+    found = dict(tables)
+    for section, names in _CODE.items():
+        table = found.get(section)
+        if isinstance(table, Mapping):
+            marked = {n: Read(v, file) for n, v in table.items() if n in names and type(v) is str}
+            found[section] = {**table, **marked}
+    return found
+
+
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
     """Take these tables over from a recipe that was written beside a result."""
-    table = read_toml(path)
-    table = gone.recorded(table)
+    table = gone.recorded(read_toml(path))
     recipe.update({name: table[name] for name in sections if name in table}, str(path))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from matta_cli import trust
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Parity
@@ -22,7 +22,7 @@ from matta_cli.tasks.task import Task
 
 NEAR = 1e-4  # the largest difference from the view, as a share of its largest output
 
-# Run with `python -c` in a fresh process: loads each folder as its user would, and runs it on the
+# Run in a fresh process: loads each folder as its user would, and runs it on the
 # same inputs.
 _RELOAD = """
 import json, sys
@@ -104,7 +104,7 @@ def _run(loader: str, job: Mapping[str, object]) -> None:
     imports = f"import {loader.partition('.')[0]}"
     code = _RELOAD.format(imports=imports, loader=loader.format(folder="folder"))
     text = json.dumps({**job, "threads": torch.get_num_threads()})
-    done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True)
+    done = subprocess.run(trust.isolated(code), input=text, capture_output=True, text=True)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise MattaError(f"A Student does not load with {loader}: {said}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
-from matta_cli.files.atomic import atomic_write
+from matta_cli.files.atomic import atomic_write, own
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import Recipe
 
@@ -62,7 +62,7 @@ class Log:
         run, names = self.space.run, self.recipe.distill.log_to
         run.mkdir(parents=True, exist_ok=True)
         atomic_write(self.space.recipe, self.recipe.text())
-        self.file = self.space.log.open("a", encoding="utf-8")
+        self.file = own(self.space.log).open("a", encoding="utf-8")
         if "tensorboard" in names:
             from torch.utils.tensorboard import SummaryWriter
 

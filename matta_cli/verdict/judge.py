@@ -94,6 +94,9 @@ def _exported(out: Path) -> Report:
     except ValueError as error:
         raise MattaError(f"{path} is damaged ({error}): run `{again}` again.") from None
     for student in report.students:
+        name = Path(str(student.folder))
+        if name.is_absolute() or ".." in name.parts:
+            raise MattaError(f"{path} names {str(name)!r}, which lies outside of {out}.")
         if not (out / str(student.folder)).is_dir():
             raise MattaError(f"{out / str(student.folder)} is gone: run `{again}` again.")
     return report

@@ -1,0 +1,85 @@
+"""The files of a model's folder: regular ones that lie in it, and none that it only points to."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from matta_cli import trust
+from matta_cli.errors import MattaError
+
+_KINDS = ("json", "safetensors", "bin", "pt", "pth", "ckpt", "model", "tiktoken", "jinja")
+_PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "vocab.*", "merges.txt")
+_PATTERNS += ("[0-9]*/*.json", "template/*.json", "importance/*.safetensors")
+
+
+def check(folder: Path) -> None:
+    """Raise ``MattaError`` where a folder points to files, or to code, that are not its own.
+
+    Links that the hub's cache is made of stay within that, and count as its files.
+    """
+    for path in sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)}):
+        inside(folder, path)
+    if (folder / "adapter_config.json").is_file():
+        merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
+        raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")
+    for path in folder.glob("*.index.json"):
+        shards = _json(path)
+        weights = shards.get("weight_map") if isinstance(shards, dict) else None
+        for name in sorted({*map(str, weights.values())} if isinstance(weights, dict) else ()):
+            _named(folder, path, name)
+    steps = _json(folder / "modules.json")
+    for step in steps if isinstance(steps, list) else ():
+        if not isinstance(step, dict):
+            continue
+        _named(folder, folder / "modules.json", str(step.get("path", "")))
+    for name in ("config.json", "template/config.json"):
+        trust.check_config(_json(folder / name), str(folder / name))
+
+
+def inside(folder: Path, path: Path) -> Path:
+    """``path``. Raises ``MattaError`` where it is no regular file, or one outside of ``folder``."""
+    root, real = folder.resolve(), path.resolve()
+    if not (real.is_relative_to(root) or _of_cache(real, root)):
+        copied = "it is not followed: put a copy in its place, if it is meant"
+        raise MattaError(f"{path} is a link to {real}, outside of its folder: {copied}.")
+    if not real.exists():
+        raise MattaError(f"{path} is a link to nothing: put the file in its place.")
+    if not (real.is_file() or real.is_dir()):
+        raise MattaError(f"{path} is no regular file: put one in its place.")
+    return path
+
+
+def _named(folder: Path, by: Path, name: str) -> None:
+    """Check the file or folder that ``by`` names."""
+    path = folder / name
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise MattaError(f"{by} names {name!r}, which lies outside of its folder: it is not read.")
+    if path.exists():
+        inside(folder, path)
+
+
+def _of_cache(real: Path, root: Path) -> bool:
+    """Whether a file is what a snapshot of the hub's cache links to.
+
+    It lies among the blobs of the same repository, or among those that the repositories of a cache
+    share, and belongs to this user, or to whom the snapshot belongs.
+    """
+    snapshots = next((path for path in root.parents if path.name == "snapshots"), None)
+    if snapshots is None or "--" not in snapshots.parent.name:
+        return False
+    blobs = snapshots.parent / "blobs", snapshots.parent.parent / "blobs"
+    if not any(real.is_relative_to(path) for path in blobs):
+        return False
+    own = os.getuid() if hasattr(os, "getuid") else 0
+    return real.stat().st_uid in (own, snapshots.stat().st_uid, 0)
+
+
+def _json(path: Path) -> Any:
+    """What a JSON file holds; None where it cannot be read, which its own reader says."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
