@@ -89,7 +89,8 @@ class Source:
     (``vit_tiny_patch16_224``) and downloads by itself. ``example`` (the inputs) and ``task`` are
     what the user said of them. ``sizes`` comes with ``tensors`` of matta's own format: ``build``
     makes the module that they fit from that of ``config``. ``beside``: the folder with the files
-    that belong to the model besides its weights (tokenizer); matta takes care of those.
+    that belong to the model besides its weights (tokenizer); matta takes care of those. ``notes``:
+    what was chosen in opening it, in sentences for the user.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Source:
     example: str = ""
     task: str = ""
     beside: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):

@@ -114,7 +114,9 @@ def _convert(
     recipe: Recipe, space: Workspace, source: Source, overwrite: bool, listen: Listener
 ) -> Converted:
     settings, name = recipe.convert, source.name
-    adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
+    named = plugins.adapter(settings.adapter) if settings.adapter else None
+    source = plugins.bare(source, [named] if named else plugins.adapters().values())
+    adapter = named or plugins.detect(source)
     base = adapter.load(source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
@@ -122,7 +124,7 @@ def _convert(
     axes = nested_axes(adapter, base, settings.axes)
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
-    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
+    notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")

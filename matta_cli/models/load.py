@@ -14,6 +14,7 @@ from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
+from matta_cli.models.foreign import layout
 from matta_cli.models.source import open_source, read_json
 
 
@@ -40,7 +41,9 @@ def load_model(
         if space.ta.is_dir():
             source = replace(open_source(f"local-dir:{space.current_ta()}"), name=source.name)
     refusal: MattaError | None = None
-    for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
+    asked = [*([adapter] if adapter else []), *plugins.adapters().values()]
+    source = plugins.bare(source, asked)
+    for known in asked:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
                 model = known.load(source).float().eval()
@@ -86,7 +89,7 @@ def _load_stock(source: Source, task: str) -> nn.Module:
         return source.module.cpu()
     if source.tensors is not None:
         what = f"{source.name!r} is a state dict of no architecture known for {task}"
-        raise MattaError(f"{what}: pass a folder instead.")
+        raise MattaError(f"{what}; {layout(source.tensors)}.")
     try:
         if task == "image_classification":
             if source.folder is None or "architecture" in read_json(source.folder / "config.json"):

@@ -11,6 +11,8 @@ import difflib
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,6 +22,8 @@ from typing import Any
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, command
 from matta_cli.files.cache import cache as cache_folder
+from matta_cli.models.checkpoint import without_prefix
+from matta_cli.models.foreign import layout
 
 
 @cache
@@ -209,6 +213,22 @@ def knows(adapter: Adapter, source: Source) -> bool:
         return False
 
 
+def bare(source: Source, among: Iterable[Adapter]) -> Source:
+    """``source`` by names that one of these adapters knows, or as it is where none does.
+
+    A training script's own module around the model puts one word before all names (``model.``).
+    """
+    known, tried = list(among), source
+    while tried.tensors is not None and not any(knows(a, tried) for a in known):
+        shorter = without_prefix(tried.tensors)
+        if shorter is None:
+            return source
+        word, tensors = shorter
+        note = f"All names in {source.name} begin with {word!r}, which is left out."
+        tried = replace(tried, tensors=tensors, notes=(*tried.notes, note))
+    return tried
+
+
 def detect(source: Source) -> Adapter:
     """The adapter that knows ``source``. Raises ``MattaError`` where none or several do."""
     working, broken = _asked()
@@ -219,5 +239,7 @@ def detect(source: Source) -> Adapter:
     if matching:
         several = f"several adapters fit ({names}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
-    none = f"no installed adapter ({', '.join(working)}) knows this architecture."
-    raise MattaError(" ".join([f"{source.name}: {none}", *broken]))
+    none = f"no installed adapter ({', '.join(working)}) knows this architecture"
+    if source.tensors is not None:
+        none = f"{none}; {layout(source.tensors)}"
+    raise MattaError(" ".join([f"{source.name}: {none}.", *broken]))
