@@ -97,12 +97,14 @@ class TopK:
 
     log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the mass of
     all other classes together. Divergences from it are those of k + 1 outcomes: among the others a
-    model may do as it likes.
+    model may do as it likes. classes: how many there are, of which the model may have more; 0: as
+    many as the model's.
     """
 
     log_probs: Tensor
     index: Tensor
     rest: Tensor
+    classes: int = 0
 
     def log_q(self, here: slice, log_p: Tensor) -> Tensor:
         """[n, classes]: the known classes, and the rest spread as the model ``log_p`` spreads it.

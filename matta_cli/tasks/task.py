@@ -40,6 +40,7 @@ class Task(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        self.notes: list[str] = []  # what had to be assumed, in sentences for the user
 
     @abstractmethod
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -74,17 +75,23 @@ class Task(ABC):
     def outputs(self, model: nn.Module) -> int:
         """The number of outputs (vocabulary, classes, scores) that a Teacher must share."""
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         """The Teacher as it must be called on ``model``'s batches.
 
-        ``folder`` is the Teacher's own, where it has one. Raises ``MattaError`` with both numbers
-        where its outputs or inputs are not the model's.
+        ``folder`` is the Teacher's own, where it has one; ``home`` the model's. Raises
+        ``MattaError`` with both numbers where its outputs or inputs are not the model's.
         """
         theirs, ours = self.outputs(teacher), self.outputs(model)
         if theirs != ours:
             numbers = f"The Teacher has {theirs:,} {self.output}, the model {ours:,}"
             raise MattaError(f"{numbers}: they must be the same to distil.")
         return teacher
+
+    def narrowed(self, model: nn.Module, outputs: int) -> nn.Module:
+        """A model with its first so many outputs, where the rest are nobody's; else ``model``."""
+        return model
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch) -> Tensor:

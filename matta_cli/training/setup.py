@@ -71,10 +71,16 @@ def opened(
     by_file = bool(settings.teacher) and teacher_file.is_file(settings.teacher)
     model = None
     if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
-        model, source = teachers.load_teacher(settings, task, ta, device)
+        model, source = teachers.load_teacher(settings, task, ta, device, home)
+        for note in (*source.notes, *task.notes):
+            listen(Progress(message=f"Teacher: {note}"))
         if task.name == "causal_lm" and not tokenizer.has_tokenizer(folder) and source.beside:
             home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
+            listen(Progress(message=f"The TA has no tokenizer: the Teacher's is used ({home})."))
+    task.notes.clear()
     data = task.data(home, ta.model)
+    for note in task.notes:
+        listen(Progress(message=note))
     listen(Progress(message=f"Data: {data.description}"))
     teacher: Teacher | None = None
     if model is not None:

@@ -118,7 +118,7 @@ class Dictation:
     def of(cls, setup: Setup, teacher: ModelTeacher, k: int) -> Dictation:
         """All outputs are written of embeddings, and where there are few."""
         task = setup.task
-        outputs = task.outputs(teacher.model if task.embeds else setup.ta.model)
+        outputs = task.outputs(teacher.model)
         return cls(setup, teacher, outputs, k, task.embeds or outputs <= max(EXACT, k))
 
     def identity(self) -> dict[str, Any]:

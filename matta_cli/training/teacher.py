@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ Teacher = Callable[[Batch, list[int]], Target]
 
 
 def load_teacher(
-    settings: DistillSettings, task: Task, ta: TA, device: torch.device
+    settings: DistillSettings, task: Task, ta: TA, device: torch.device, home: Path | None = None
 ) -> tuple[nn.Module, Source]:
     """The frozen Teacher on ``device``, and where it came from.
+
+    home: where the tokenizer and the like of the TA lie.
 
     Raises ``MattaError`` if its outputs are not the TA's or its weights are broken.
     """
@@ -47,7 +50,7 @@ def load_teacher(
         empty = "all its weight matrices are zero: the file holds no trained model"
         raise MattaError(f"Teacher {name!r}: {empty}.")
     try:
-        teacher = task.fit_teacher(teacher, source.beside, ta.model)
+        teacher = task.fit_teacher(teacher, source.beside, ta.model, home)
     except MattaError as error:
         raise MattaError(f"Teacher {name!r}: {error}") from None
     return teacher.to(device).eval().requires_grad_(False), source

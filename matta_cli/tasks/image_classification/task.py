@@ -67,7 +67,9 @@ class ImageClassification(Task):
         labels = config(model, "num_labels")
         return int(own.num_classes if labels is None else labels)
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         teacher = super().fit_teacher(teacher, folder, model)
         theirs, ours = Preparation(folder or Path(), teacher), Preparation(Path(), model)
         if theirs.shape != ours.shape:

@@ -22,6 +22,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences
 from matta_cli.tasks.sentence_embedding.read import LONGEST, config_of, encoder, read_texts
 from matta_cli.tasks.task import Task, above, agreeing, raw
+from matta_cli.tasks.vocabulary import common
 
 # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
 _TIE = 1e-5
@@ -81,14 +82,13 @@ class SentenceEmbedding(Task):
         config: Any = model.config
         return int(config.hidden_size)
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         """Embeddings may be of another width than the model's; the tokens must be the same."""
         own, other = config_of(model), config_of(teacher)
-        theirs, ours = int(other.vocab_size), int(own.vocab_size)
-        if theirs != ours:
-            numbers = f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}"
-            hint = "they must be the same, or the Teacher a file of its embeddings."
-            raise MattaError(f"{numbers}: {hint}")
+        instead = ", or pass a file of its embeddings as the Teacher"
+        common(self, int(other.vocab_size), int(own.vocab_size), folder, home, instead)
         needed = self.recipe.data.sequence_length or min(LONGEST, own.max_position_embeddings)
         positions = other.max_position_embeddings
         if positions < needed:
