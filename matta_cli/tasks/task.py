@@ -132,6 +132,13 @@ class Task(ABC):
         """How many of ``Data.unit`` a batch holds; unless a task says otherwise, its rows."""
         return len(next(iter(batch.values())))
 
+    def calibration(self, one: Batch) -> int:
+        """How many examples the order of a base's units is read off. one: a batch of one of them.
+
+        More order them no better (``benchmarks/ordering``).
+        """
+        return 128
+
     @abstractmethod
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Columns from which ``summarize`` computes the metrics, a row for each example."""

@@ -24,6 +24,8 @@ from matta_cli.tasks.causal_lm.read import frame, read_passages, read_text, toke
 from matta_cli.tasks.task import Task, config, raw
 from matta_cli.tasks.vocabulary import common, narrowed
 
+_CALIBRATION = 8192  # tokens
+
 
 class CausalLM(Task):
     """Next-token prediction.
@@ -137,6 +139,10 @@ class CausalLM(Task):
         if "target" in batch:
             return int(batch["target"].sum())
         return int(self._predicted(batch["input_ids"]).sum())
+
+    def calibration(self, one: Batch) -> int:
+        """So many sequences as hold 8,192 tokens: eight times as many order units no better."""
+        return max(1, min(super().calibration(one), round(_CALIBRATION / one["input_ids"].numel())))
 
     def _predicted(self, ids: Tensor) -> Tensor:
         """Which of the tokens after the first are predicted, bool [B, L - 1]."""
