@@ -26,7 +26,7 @@ from matta_cli.models.load import own_memory
 from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
-from matta_cli.models.tokenizer import copy_companions
+from matta_cli.models.tokenizer import copy_companions, two_formats
 from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
@@ -135,7 +135,10 @@ def _convert(
     may_write = _may_write_settings(space)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
+        if both := two_formats(source.beside or folder):
+            notes.append(both)
         batches = probe(task, ta, folder)
+        notes += task.notes
         if batches is None and recipe.data.train:
             hint = f"{name} brings no tokenizer; --tokenizer names one"
             notes.append(f"{recipe.data.train!r} was not read: {hint}.")

@@ -126,6 +126,39 @@ def tokenizer_of(folder: Path | None, given: str = "") -> Any:
     return open_tokenizer(folder or Path(), given, sys.maxsize) if given else None
 
 
+def two_formats(folder: Path) -> str:
+    """A note where a folder has another tokenizer in a second format; transformers takes the first.
+
+    Empty where there is one, or where both hold the same vocabulary.
+    """
+    stored = folder / "tokenizer.json"
+    if not stored.is_file():
+        return ""
+    try:
+        known = json.loads(stored.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    others = [p for p in ("tokenizer.model", "spiece.model") if (folder / p).is_file()]
+    for name in ("vocab.json", "vocab.txt"):
+        vocabulary = _vocabulary(folder / name)
+        if isinstance(known, dict) and vocabulary and vocabulary != known:
+            others.append(name)
+    if not others:
+        return ""
+    which = "tokenizer.json is the one that is used, as transformers does"
+    return f"{folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text.split("\n")[: -1 if text.endswith("\n") else None]
+        found = json.loads(text) if path.suffix == ".json" else {w: i for i, w in enumerate(lines)}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The tokens that a tokenizer's own call puts before a text, and those that it puts behind."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]

@@ -72,7 +72,8 @@ def opened(
     model = None
     if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
         model, source = teachers.load_teacher(settings, task, ta, device, home)
-        for note in (*source.notes, *task.notes):
+        both = tokenizer.two_formats(source.beside) if source.beside else ""
+        for note in filter(None, (*source.notes, both, *task.notes)):
             listen(Progress(message=f"Teacher: {note}"))
         if task.name == "causal_lm" and not tokenizer.has_tokenizer(folder) and source.beside:
             home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
