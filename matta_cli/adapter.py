@@ -90,7 +90,8 @@ class Source:
     what the user said of them; ``drop_head``: that a head of another task may be left out.
     ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit
     from that of ``config``. ``beside``: the folder with the files that belong to the model besides
-    its weights (tokenizer); matta takes care of those.
+    its weights (tokenizer); matta takes care of those. ``notes``: what was chosen in opening it, in
+    sentences for the user.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Source:
     task: str = ""
     drop_head: bool = False
     beside: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):

@@ -40,9 +40,10 @@ from matta_cli.adapter import Adapter, Slice, Source
 from matta_cli.errors import MattaError
 from matta_cli.measure import cost
 from matta_cli.models import plugins
+from matta_cli.models.checkpoint import strip_prefixes
 from matta_cli.models.load import load_model, own_memory
 from matta_cli.models.save import save_model
-from matta_cli.models.source import _OTHER_FOLDERS, open_source, strip_prefixes
+from matta_cli.models.source import _OTHER_FOLDERS, open_source
 from matta_cli.models.tokenizer import copy_companions
 from matta_cli.nested import grow
 from matta_cli.nested import sizes as nested_sizes

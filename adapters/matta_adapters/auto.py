@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from matta_adapters.advice import example_for
 from matta_adapters.builders import called, found, imported
 from matta_adapters.calls import Inputs, checked_output, output_of, run
-from matta_adapters.skeleton import fill
+from matta_adapters.skeleton import as_named, fill
 from matta_adapters.tracing import nest, resized
 from matta_adapters.trial import Repeats, built
 from matta_cli.adapter import PROGRAM, Adapter, Axis, Sizes, Source
@@ -110,7 +110,8 @@ class Auto(Adapter):
             return self._from_folder(source.folder, source.name)
         model, builder, arguments = found(source)
         if source.builder and source.tensors is not None:
-            model = fill(model, _with_ties(model, source.tensors), source.name)
+            named = as_named(model.state_dict(), source.tensors)
+            model = fill(model, _with_ties(model, named), source.name)
         model = model.cpu().float().eval()
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         example = source.example or ("x".join(map(str, (1, *size))) if size else "")

@@ -20,6 +20,9 @@ from matta_cli.adapter import Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
 
 _WRITERS = ("attn.c_proj", "mlp.c_proj")  # what adds to the residual stream
+_LINEAR = ("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+_NORMS = (".ln_1", ".ln_2", "ln_f")
+_GELU = "gelu_new"  # of a GPT-2 whose configuration does not say
 _END = {50257: 50256}  # <|endoftext|> of GPT-2's own vocabulary; that of another is not known
 
 
@@ -82,6 +85,16 @@ class GPT2(CausalLM):
         uneven = shapes.one_for_all(kind, "n_inner", _widths(model))
         return uneven or shapes.heads_as_wide(kind, heads, body.wte.weight.shape[1])
 
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
+        tensors, turned = _as_conv1d(tensors)
+        if turned:
+            form = source.config.get("activation_function", _GELU)
+            self.notes.append(
+                "The linear layers were stored as [out, in], as nanoGPT has them, and are turned; "
+                f"the activation is {form} (nanoGPT's own is gelu; --config says another)."
+            )
+        return super()._from_tensors(tensors, source)
+
     def _empty(self, named: Mapping[str, Tensor], untied: bool, source: Source) -> Any:
         from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -116,6 +129,27 @@ class GPT2(CausalLM):
             "bos_token_id": _END.get(vocab),
             "eos_token_id": _END.get(vocab),
         }
+
+
+def _as_conv1d(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """GPT-2's tensors as transformers has them, and whether they were turned for that.
+
+    Its linear layers keep their weights as [in, out], those of nanoGPT as [out, in]: the fused
+    q, k, v, three times as wide as they are long, tell. nanoGPT may leave out biases, which are
+    then zeros.
+    """
+    first = next((t for k, t in tensors.items() if k.endswith("h.0.attn.c_attn.weight")), None)
+    if first is None or first.dim() != 2 or first.shape[0] != 3 * first.shape[1]:
+        return dict(tensors), False
+    named: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        layer, _, part = key.rpartition(".")
+        linear = part == "weight" and layer.endswith(_LINEAR) and tensor.dim() == 2
+        named[key] = tensor.T.contiguous() if linear else tensor
+        if part == "weight" and layer.endswith((*_LINEAR, *_NORMS)):
+            missing = tensor.new_zeros(tensor.shape[0])
+            named[f"{layer}.bias"] = tensors.get(f"{layer}.bias", missing)
+    return named, True
 
 
 def _channels(block: Any) -> int:

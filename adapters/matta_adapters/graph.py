@@ -25,7 +25,7 @@ MAKERS = (nn.Linear, CONV, nn.Embedding)  # layers that make channels
 WIDTHS = ("head_dim", "attention_head_size", "head_size", "dim_head", "d_head")
 _STATISTICS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
 _NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-_LAYERS = (*MAKERS, *NORMS, nn.modules.batchnorm._BatchNorm, nn.Dropout)
+LAYERS = (*MAKERS, *NORMS, nn.modules.batchnorm._BatchNorm, nn.Dropout)
 
 Place = tuple[str, int, bool]  # tensor, dim, whether it reads the units
 Pairs = dict[Place, set[tuple[int, int]]]  # place -> (its index, the channel of the root)
@@ -283,7 +283,7 @@ def numbers(model: nn.Module, scope: str) -> Iterator[tuple[str, str, int]]:
     for path, module in model.named_modules():
         if path != scope and not inside(path, scope):
             continue
-        if isinstance(module, _LAYERS) or type(module).__name__ == "Conv1D":
+        if isinstance(module, LAYERS) or type(module).__name__ == "Conv1D":
             continue
         for name, value in vars(module).items():
             whole = isinstance(value, int) and not isinstance(value, bool)

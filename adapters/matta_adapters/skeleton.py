@@ -104,6 +104,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Modul
     that are missing, not known, or of another shape.
     """
     own = model.state_dict()
+    tensors = as_named(own, tensors)
     wrong = [f"{key} is missing" for key in own if key not in tensors]
     wrong += [f"{key} is not one of the architecture's" for key in tensors if key not in own]
     for key in own:
@@ -117,6 +118,20 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], name: str) -> nn.Modul
     state = {key: t.float() if t.is_floating_point() else t for key, t in tensors.items()}
     model.load_state_dict(state)
     return model.eval()
+
+
+def as_named(own: Iterable[str], tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state dict by a module's ``own`` names where one word stands before all of its own.
+
+    A training script's module around the model puts it there (``model.``, ``net.``).
+    """
+    known, named = set(own), tensors
+    while named and not known & set(named):
+        words = {key.partition(".")[0] for key in named}
+        if len(words) > 1 or not all("." in key for key in named):
+            return tensors
+        named = {key.partition(".")[2]: tensor for key, tensor in named.items()}
+    return named
 
 
 def some(items: Iterable[str], limit: int = 3) -> str:

@@ -13,7 +13,16 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from matta_adapters.calls import Inputs, checked_output
-from matta_adapters.graph import NORMS, WIDTHS, Candidate, Graph, grouped_queries, numbers, scope_of
+from matta_adapters.graph import (
+    LAYERS,
+    NORMS,
+    WIDTHS,
+    Candidate,
+    Graph,
+    grouped_queries,
+    numbers,
+    scope_of,
+)
 from matta_adapters.trial import Repeats, Trial
 from matta_cli.adapter import Axis, Sizes, Slice
 
@@ -51,6 +60,10 @@ def nest(model: nn.Module, inputs: Inputs, name: str) -> Nested:
     nested.leave(
         "the graph does not reach them (unused, detached, or run by other code than their own)",
         *tracing.graph.unseen(model),
+    )
+    nested.leave(
+        "they are parameters of modules of the model's own (experts, say), not of layers",
+        *tracing.raw(),
     )
     while nested.axes and not tracing.trial.together(nested.axes, nested.repeats):
         last = nested.axes.pop()
@@ -107,6 +120,21 @@ class _Tracing:
                 self.nested.leave("several query heads share each of their heads", *grouped.shared)
             else:
                 self.nested.leave(reason, path)
+
+    def raw(self) -> list[str]:
+        """Matrices, and what has more dimensions, that no layer owns and no axis shrinks.
+
+        One that stands once for all examples (a class token) is no matrix.
+        """
+        taken = {tensor for tensor, _, _ in self.taken}
+        named = []
+        for path, module in self.model.named_modules():
+            if isinstance(module, LAYERS) or type(module).__name__ == "Conv1D":
+                continue
+            for name, tensor in module.named_parameters(path, recurse=False):
+                if tensor.dim() > 1 and len(tensor) > 1 and name not in taken:
+                    named.append(name)
+        return named
 
     def accept(self, path: str, candidates: Sequence[Candidate], steps: Sequence[int] = ()) -> bool:
         """Try what the candidates may mean, the simplest first; the first that holds is an axis.

@@ -172,6 +172,7 @@ def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
     kinds = (nn.Linear, CONV)
     linear = [m for m in model.modules() if isinstance(m, kinds) or type(m).__name__ == "Conv1D"]
     layers = {id(m.weight) for m in linear}
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     tensors: dict[str, Tensor] = dict(model.named_parameters())
     for name, buffer in model.named_buffers():
         if name.rpartition(".")[2] in ("running_mean", "running_var"):
@@ -180,6 +181,10 @@ def _randomized(model: nn.Module, generator: torch.Generator) -> nn.Module:
         drawn = torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype)
         if id(tensor) in layers:
             tensor.copy_(drawn * 1.5 / math.sqrt(max(1, tensor[0].numel())))
+        elif tensor.dim() > 1 and len(tensor) > 1 and id(tensor) not in tables:
+            # a matrix, or several (experts), of a module of the model's own: which of its
+            # dimensions is the input is not known
+            tensor.copy_(drawn * 1.5 / math.prod(tensor.shape[-2:]) ** 0.25)
         elif name.endswith("running_var"):
             tensor.copy_(0.5 + drawn.abs())
         else:

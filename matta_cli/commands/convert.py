@@ -37,6 +37,7 @@ def convert(
     order: options.Order = None,
     preset: options.Preset = None,
     train: options.Train = None,
+    sequence_length: options.SequenceLength = None,
     tokenizer: options.Tokenizer = None,
     files: _Files = None,
     allow_pickle: _AllowPickle = False,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from matta_cli.comparison import cascade, references, speculation
-from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, task_of
+from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, level, task_of
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
@@ -99,6 +99,10 @@ def evaluation(
         if "ta" in others:
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
+    if data is not None:
+        level(task, everyone)
+    for note in dict.fromkeys(task.notes):
+        say(note)
     for subject in everyone:
         subject.fitted = subject.fitted.to(device)
     macs = _macs(task, subjects, first, splits, device)
@@ -120,7 +124,7 @@ def evaluation(
         small, large = (next(s for s in subjects if s.name == name) for name in asked.speculative)
         say(f"Generating with {large.name}, alone and with drafts of {small.name}.")
         prompts = speculation.prompts(splits[0]).to(device)
-        found = speculation.measure(small.model, large.model, prompts, draft=asked.draft_tokens)
+        found = speculation.measure(small.fitted, large.fitted, prompts, draft=asked.draft_tokens)
         result["speculative"] = {"small": small.name, "large": large.name, **found}
     return result
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,11 @@ from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
-from matta_cli.models import load, plugins, tokenizer
+from matta_cli.models import load, plugins
 from matta_cli.models.folders import load_ta, ta_folder
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA
-from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.models.tokenizer import same_tokens, tokenizer_of
 from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
 
@@ -162,16 +161,17 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     if subject is first:
         subject.fitted = subject.model
         return
-    digests = [_tokenizer(s.folder) for s in (subject, first)]
-    if all(digests) and digests[0] != digests[1]:
+    own, other = (tokenizer_of(s.folder) for s in (subject, first))
+    if own is not None and other is not None and not same_tokens(own, other, whole=task.embeds):
         both = f"{subject.name} and {first.name} have different tokenizers"
         raise MattaError(f"{both}: they cannot be compared on the same tokens.")
     try:
-        subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model)
+        subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model, first.folder)
     except MattaError as error:
         said = str(error)
         length = f"pass --against {subject.name}, whose length is then the one used"
         for words, here in {
+            "The Teacher's": "its",
             "The Teacher": "it",
             "the model": first.name,
             " to distil": "",
@@ -182,7 +182,9 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
         raise MattaError(f"{what}: {said}") from None
 
 
-def _tokenizer(folder: Path | None) -> str | None:
-    if folder is None or not tokenizer.has_tokenizer(folder):
-        return None
-    return tokenizer_digest(tokenizer.open_tokenizer(folder, "", sys.maxsize))
+def level(task: Task, subjects: Sequence[Subject]) -> None:
+    """Of vocabularies that are padded over the same tokens, use what all of them have."""
+    least = min(task.outputs(subject.fitted) for subject in subjects)
+    for subject in subjects:
+        if task.outputs(subject.fitted) > least:
+            subject.fitted = task.narrowed(subject.fitted, least)

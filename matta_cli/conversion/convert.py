@@ -30,7 +30,7 @@ from matta_cli.models.load import own_memory
 from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
-from matta_cli.models.tokenizer import copy_companions
+from matta_cli.models.tokenizer import copy_companions, two_formats
 from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
@@ -128,7 +128,9 @@ def _convert(
     recipe: Recipe, space: Workspace, source: Source, overwrite: bool, listen: Listener
 ) -> Converted:
     settings, name = recipe.convert, source.name
-    adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
+    named = plugins.adapter(settings.adapter) if settings.adapter else None
+    source = plugins.bare(source, [named] if named else plugins.adapters().values())
+    adapter = named or plugins.detect(source)
     base = adapter.load(source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
@@ -140,7 +142,7 @@ def _convert(
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
     may_write = _may_write_settings(space)
-    notes = [*([] if settings.adapter else plugins.problems()), *adapter.notes]
+    notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     if budgets := asked(settings):
         target = Targets(task, adapter, base, settings).choose(budgets)
         recipe = _aimed(recipe, target)
@@ -154,6 +156,8 @@ def _convert(
     settings_left = _settings_file(recipe, adapter.task)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
+        if both := two_formats(source.beside or folder):
+            notes.append(both)
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:

@@ -14,7 +14,7 @@ from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.tasks.task import Task
 
-CALIBRATION_BATCHES = 8
+CALIBRATION_BATCHES = 8  # or more, where the user's batches are smaller
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 
 
@@ -30,8 +30,9 @@ def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[dict[str, 
     data = task.data(folder, ta.model)
     train = data.train
     notes.extend(data.notes)
-    size = min(task.recipe.distill.batch_size, len(train))
-    count = min(CALIBRATION_BATCHES, max(1, len(train) // size))
+    examples = min(task.calibration(train.batch([0])), len(train))
+    size = min(task.recipe.distill.batch_size, -(-examples // CALIBRATION_BATCHES))
+    count = min(-(-examples // size), len(train) // size)
     spread = torch.linspace(0, len(train) - size, count).long().tolist()
     return [train.batch(range(start, start + size)) for start in spread]
 
@@ -46,8 +47,12 @@ def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
     Raises ``MattaError`` for outputs that are not finite.
     """
     proof: Proof = []
-    for batch in as_many_as_fit(task, base, batches, PROOF_BYTES):
-        outputs = task.forward(base, batch).clone()
+    first: list[Tensor] = []
+    for batch in as_many_as_fit(task, base, batches, PROOF_BYTES, first):
+        one = len(next(iter(batch.values()))) == 1
+        # of a long sequence the outputs are known already
+        outputs = first.pop() if one and first else task.forward(base, batch).clone()
+        first.clear()
         if not torch.isfinite(outputs).all():
             why = "its weights hold NaN or infinity"
             raise MattaError(f"The model's outputs are not finite: {why}.")
@@ -57,12 +62,22 @@ def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
 
 @torch.no_grad()
 def as_many_as_fit(
-    task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float
+    task: Task,
+    model: nn.Module,
+    batches: Sequence[dict[str, Tensor]],
+    room: float,
+    first: list[Tensor] | None = None,
 ) -> list[dict[str, Tensor]]:
-    """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
+    """As many examples of the batches as have ``room`` bytes of outputs, one at least.
+
+    first: takes the outputs of the very first example, which are made to know how many they are.
+    """
     few = []
     one = {name: tensor[:1] for name, tensor in batches[0].items()}
-    each = task.forward(model, one).numel() * 4
+    outputs = task.forward(model, one)
+    if first is not None:
+        first.append(outputs)
+    each = outputs.numel() * 4
     for batch in batches:
         count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
         few.append({name: tensor[:count] for name, tensor in batch.items()})

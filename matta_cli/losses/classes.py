@@ -161,7 +161,7 @@ def _some(target: Target, here: slice) -> Tensor | TopK | Sampled:
         return target.at(here)
     if isinstance(target, Logits):
         return target.part(here)
-    return TopK(target.log_probs[here], target.index[here], target.rest[here])
+    return TopK(target.log_probs[here], target.index[here], target.rest[here], target.classes)
 
 
 @functools.cache
@@ -179,15 +179,17 @@ def _rows(
     """The value of each term on a few rows [n, classes], summed over them, without its scale.
 
     factors: of the terms, by which they are summed up into the gradient of the logits ``z``, the
-    second of what is returned, where there is ``need`` of it. Changes ``z`` and the targets.
+    second of what is returned, where there is ``need`` of it. A target with fewer classes is
+    followed in these alone. Changes ``z`` and the targets.
     """
     values: list[Tensor] = []
     gradient: Tensor | None = None
-    softened: dict[float, Tensor] = {}
+    softened: dict[tuple[float, int], Tensor] = {}
     for k, (target, tau) in enumerate(zip(targets, temperatures, strict=True)):
-        if tau not in softened:
-            softened[tau] = torch.log_softmax(z / tau, -1)
-        log_p = softened[tau]
+        count = _classes(target, z.shape[-1])
+        if (tau, count) not in softened:
+            softened[tau, count] = torch.log_softmax(z[:, :count] / tau, -1)
+        log_p = softened[tau, count]
         if isinstance(target, Tensor) and not target.is_floating_point():
             value, own = _cross_entropy(log_p, target, need)
         elif isinstance(target, Sampled):
@@ -199,8 +201,18 @@ def _rows(
         values.append(value)
         if own is not None:
             own = own.mul_(factors[k])
-            gradient = own if gradient is None else gradient.add_(own)
+            if gradient is None:
+                gradient = own if count == z.shape[-1] else torch.zeros_like(z)
+            if gradient is not own:
+                gradient[:, :count].add_(own)
     return torch.stack(values), gradient
+
+
+def _classes(target: Tensor | TopK | Sampled, most: int) -> int:
+    """How many classes a target knows."""
+    if isinstance(target, (TopK, Sampled)):
+        return target.classes or most
+    return target.shape[-1] if target.is_floating_point() else most
 
 
 def _cross_entropy(log_p: Tensor, labels: Tensor, need: bool) -> tuple[Tensor, Tensor | None]:

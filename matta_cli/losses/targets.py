@@ -97,12 +97,14 @@ class TopK:
 
     log_probs: float [rows, k]. index: int64 [rows, k]. rest: float [rows], the log of the mass of
     all other classes together. Divergences from it are those of k + 1 outcomes: among the others a
-    model may do as it likes.
+    model may do as it likes. classes: how many there are, of which the model may have more; 0: as
+    many as the model's.
     """
 
     log_probs: Tensor
     index: Tensor
     rest: Tensor
+    classes: int = 0
 
     def log_q(self, here: slice, log_p: Tensor) -> Tensor:
         """[n, classes]: the known classes, and the rest spread as the model ``log_p`` spreads it.
@@ -123,12 +125,14 @@ class Sampled:
     the other classes, in proportion to their probabilities, one or several times. Each stands for
     an m-th of the others' mass, so that gradients are on average those of the whole distribution
     (Anshumann et al. 2025, arXiv 2503.16870). entropy: float [rows], of that, in nats.
+    classes: as of ``TopK``.
     """
 
     log_probs: Tensor
     index: Tensor
     drawn: Tensor
     entropy: Tensor
+    classes: int = 0
 
     def probabilities(self, like: Tensor) -> Tensor:
         """[rows, classes], each row of which sums to 1; of the type and size of ``like``."""
@@ -142,13 +146,13 @@ class Sampled:
 
     def at(self, here: slice) -> Sampled:
         """Some of the rows."""
-        rows = (self.log_probs, self.index, self.drawn, self.entropy)
-        return Sampled(*(tensor[here] for tensor in rows))
+        known, drawn = (self.log_probs[here], self.index[here]), self.drawn[here]
+        return Sampled(*known, drawn, self.entropy[here], self.classes)
 
     def spread(self) -> TopK:
         """The same without what was drawn: how the rest is spread is then not known."""
         left = torch.log1p(-self.log_probs.double().exp().sum(1).clamp(max=1))
-        return TopK(self.log_probs, self.index, left.float())
+        return TopK(self.log_probs, self.index, left.float(), self.classes)
 
 
 # A Tensor holds labels: int64 classes, or float relevance of a ranking.

@@ -16,6 +16,7 @@ from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
+from matta_cli.models.foreign import layout
 from matta_cli.models.source import open_source, read_json
 from matta_cli.progress import Say
 
@@ -49,7 +50,9 @@ def load_model(
     if only:
         return _loaded(only, source, task, say), source
     refusal: MattaError | None = None
-    for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
+    asked = [*([adapter] if adapter else []), *plugins.adapters().values()]
+    source = plugins.bare(source, asked)
+    for known in asked:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
                 return _loaded(known, source, task, say), source
@@ -103,7 +106,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
         return source.module.cpu()
     if source.tensors is not None:
         what = f"{source.name!r} is a state dict of no architecture known for {task}"
-        raise MattaError(f"{what}: pass a folder instead.")
+        raise MattaError(f"{what}; {layout(source.tensors)}.")
     try:
         with trust.sealed():
             if task == "image_classification":

@@ -7,6 +7,8 @@ An adapter may also be named by where its class is, without a package: ``FILE.py
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -16,6 +18,8 @@ from typing import Any
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
+from matta_cli.models.checkpoint import without_prefix
+from matta_cli.models.foreign import layout
 
 
 @cache
@@ -172,6 +176,22 @@ def knows(adapter: Adapter, source: Source) -> bool:
         return False
 
 
+def bare(source: Source, among: Iterable[Adapter]) -> Source:
+    """``source`` by names that one of these adapters knows, or as it is where none does.
+
+    A training script's own module around the model puts one word before all names (``model.``).
+    """
+    known, tried = list(among), source
+    while tried.tensors is not None and not any(knows(a, tried) for a in known):
+        shorter = without_prefix(tried.tensors)
+        if shorter is None:
+            return source
+        word, tensors = shorter
+        note = f"All names in {source.name} begin with {word!r}, which is left out."
+        tried = replace(tried, tensors=tensors, notes=(*tried.notes, note))
+    return tried
+
+
 def detect(source: Source) -> Adapter:
     """The adapter that knows ``source``. Raises ``MattaError`` where none or several do."""
     working, broken = _asked()
@@ -182,7 +202,9 @@ def detect(source: Source) -> Adapter:
     if matching:
         several = f"several adapters fit ({names}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
-    none = f"no installed adapter ({', '.join(working)}) knows this architecture."
+    none = f"no installed adapter ({', '.join(working)}) knows this architecture"
+    if source.tensors is not None:
+        none = f"{none}; {layout(source.tensors)}"
     hint = ""
     if "auto" in working and source.tensors is None:
         hint = "If it can be traced, `--adapter auto` takes it."
@@ -191,4 +213,4 @@ def detect(source: Source) -> Adapter:
             "If it can be traced, `auto` takes it by the function that builds it: matta convert "
             f"my_pkg.models:build --weights {source.name} --adapter auto --example SHAPES."
         )
-    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}", *broken, hint])))
+    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}.", *broken, hint])))

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
-from matta_cli.models import inside
+from matta_cli.models import checkpoint, foreign, inside
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-_WRAPPED = ("state_dict", "model", "model_state_dict")  # where training scripts put the state dict
 # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 TEMPLATE = "template"
 # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
@@ -51,7 +50,7 @@ def open_source(
             inside.check(path)
             if (path / TEMPLATE).is_dir():
                 return _open_own(path, text)
-            return Source(name=text, config=config, folder=path, beside=path)
+            return _open_folder(path, text, config)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
         if wanted == "local-dir":
@@ -65,7 +64,7 @@ def open_source(
             return Source(name=name, config=config)
     folder = _download(name, text)
     inside.check(folder)
-    return Source(name=text, config=config, folder=folder, beside=folder)
+    return _open_folder(folder, text, config)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -85,41 +84,34 @@ def _open_own(folder: Path, text: str) -> Source:
     return replace(source, sizes=sizes, beside=folder)
 
 
-def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict by the bare module's names, without what torch.compile and DDP put before."""
-    named = {key.replace("_orig_mod.", ""): tensor for key, tensor in tensors.items()}
-    while named and all(key.startswith("module.") for key in named):
-        named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
-    return named
+def _open_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
+    """A folder of a stock library's, which opens it."""
+    stored = folder / "config.json"
+    foreign.refuse_folder(folder, read_json(stored) if stored.is_file() else {}, text)
+    note = foreign.chosen_weights(folder, text)
+    return Source(text, config, folder=folder, beside=folder, notes=(note,) if note else ())
 
 
 def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
+    foreign.refuse_file(path, text)
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
-            return Source(name=text, config=config, tensors=strip_prefixes(load_file(str(path))))
+            opened: Any = load_file(str(path))
         except (SafetensorError, OSError) as error:
             raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
-    if path.suffix not in _FILES:
+    elif path.suffix not in _FILES:
         opens = f"matta opens {', '.join(_FILES)}, or a folder"
         raise MattaError(f"{text!r} is not a model file: {opens}.")
-    opened = _torch_load(path, text, allow_pickle)
-    while isinstance(opened, Mapping):
-        if opened and all(isinstance(value, Tensor) for value in opened.values()):
-            return Source(name=text, config=config, tensors=strip_prefixes(opened))
-        values = [opened.get(key) for key in _WRAPPED]
-        inner = [value for value in values if isinstance(value, (Mapping, nn.Module))]
-        if not inner:
-            keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"
-            what = f"{text!r} holds a dictionary with {keys}"
-            raise MattaError(f"{what}, but no state dict (tensors by name).")
-        opened = inner[0]
-    if isinstance(opened, nn.Module):
-        return Source(name=text, config=config, module=_unwrapped(opened))
-    what = f"{text!r} holds a {type(opened).__name__}"
-    raise MattaError(f"{what}, but a state dict (tensors by name) is needed.")
+    else:
+        opened = _torch_load(path, text, allow_pickle)
+    found = checkpoint.find(opened, text)
+    if isinstance(found.state, nn.Module):
+        return Source(name=text, config=config, module=found.state, notes=found.notes)
+    foreign.refuse_tensors(found.state, text)
+    return Source(text, config or found.config, tensors=found.state, notes=found.notes)
 
 
 def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
@@ -149,17 +141,6 @@ def _why_unopened(error: Exception) -> str:
     if isinstance(error, (ImportError, AttributeError)):
         return f"needs code that is not installed here: {str(error).splitlines()[0]}"
     return "is damaged, or not a file that torch.save wrote"
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """The user's own module, without torch.compile's and DDP's wrappers."""
-    while True:
-        inner = getattr(module, "_orig_mod", None)
-        if inner is None and type(module).__name__ in ("DistributedDataParallel", "DataParallel"):
-            inner = module.module
-        if not isinstance(inner, nn.Module):
-            return module
-        module = inner
 
 
 def _download(name: str, text: str) -> Path:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,15 @@ _AGAIN = "convert again with --tokenizer"
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("spiece.model", "*.tiktoken"),
+)
+# texts that tokenizers cut up in different ways
+_PROBES = (
+    "The quick Brown fox, can't JUMP; it's 12,345.67 over!",
+    "  two spaces,\ta tab\n\nand an empty line ",
+    "Ångström, naïve cafe\u0301, ﬁne “quotes”…",
+    "привет мир, 你好世界, こんにちは, مرحبا, 🙂👍🏽",
+    "def f(x):\n    return x**2  # https://example.org/a_b?c=1",
+    "1000000 007 x86_64 CamelCase snake_case ALLCAPS",
 )
 
 
@@ -115,6 +126,85 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
         sizes = f"{len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}"
         raise MattaError(f"The tokenizer has {sizes}: pass the model's own with --tokenizer.")
     return tokenizer
+
+
+def tokenizer_of(folder: Path | None, given: str = "") -> Any:
+    """The tokenizer of a model's folder, else ``given``; None where there is neither."""
+    if folder is not None and has_tokenizer(folder):
+        return open_tokenizer(folder, "", sys.maxsize)
+    return open_tokenizer(folder or Path(), given, sys.maxsize) if given else None
+
+
+def two_formats(folder: Path) -> str:
+    """A note where a folder has another tokenizer in a second format; transformers takes the first.
+
+    Empty where there is one, or where both hold the same vocabulary.
+    """
+    stored = folder / "tokenizer.json"
+    if not stored.is_file():
+        return ""
+    try:
+        known = json.loads(stored.read_text(encoding="utf-8"))["model"]["vocab"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    others = [p for p in ("tokenizer.model", "spiece.model") if (folder / p).is_file()]
+    for name in ("vocab.json", "vocab.txt"):
+        vocabulary = _vocabulary(folder / name)
+        if isinstance(known, dict) and vocabulary and vocabulary != known:
+            others.append(name)
+    if not others:
+        return ""
+    which = "tokenizer.json is the one that is used, as transformers does"
+    return f"{folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
+
+
+def _vocabulary(path: Path) -> dict[str, int]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        lines = text.split("\n")[: -1 if text.endswith("\n") else None]
+        found = json.loads(text) if path.suffix == ".json" else {w: i for i, w in enumerate(lines)}
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer's own call puts before a text, and those that it puts behind."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole, begin, end = tokenizer("a")["input_ids"], [], []
+    for start in range(len(whole) - len(bare) + 1) if bare else ():
+        if whole[start : start + len(bare)] == bare:
+            begin, end = whole[:start], whole[start + len(bare) :]
+            break
+    first = tokenizer.bos_token_id
+    if not begin and first is not None and getattr(tokenizer, "add_bos_token", False):
+        begin = [first]
+    return begin, end
+
+
+def same_tokens(one: Any, other: Any, *, whole: bool = False) -> bool:
+    """Whether two tokenizers make the same tokens of any text; one may know some more at its end.
+
+    whole: the tokens that begin and end a text, too. Vocabulary and merges are compared, and what
+    becomes of texts that are hard to cut up, some of them of the vocabulary itself.
+    """
+    backends: list[Any] = [
+        getattr(tokenizer, "backend_tokenizer", None) for tokenizer in (one, other)
+    ]
+    if None in backends:
+        return tokenizer_digest(one) == tokenizer_digest(other)
+    cards = [json.loads(backend.to_str()) for backend in backends]
+    added = [{token["id"]: token["content"] for token in card["added_tokens"]} for card in cards]
+    if cards[0]["model"] != cards[1]["model"]:
+        return False
+    if any(added[0][id] != added[1][id] for id in added[0].keys() & added[1].keys()):
+        return False
+    known = list(cards[0]["model"].get("vocab") or [])
+    words = [token if isinstance(token, str) else token[0] for token in known]
+    some = " ".join(re.sub(r"^(##|Ġ|▁)", "", word) for word in words[:: max(1, len(words) // 200)])
+    texts = [*_PROBES, some, some.upper(), some.title()]
+    made = [t(texts, add_special_tokens=whole)["input_ids"] for t in (one, other)]
+    return made[0] == made[1]
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -129,8 +130,7 @@ def activation(
     model.eval()
     try:
         for batch in batches:
-            watch.present = present(batch)
-            forward(model, batch)
+            watch.follow(functools.partial(forward, model, batch), present(batch))
     finally:
         watch.end()
         model.train(was_training)
@@ -149,6 +149,10 @@ def activation(
     return scores
 
 
+class _Seen(Exception):
+    """All that is watched in a forward has been seen."""
+
+
 class _Watch:
     """Sums the mean absolute activations of units over the batches of a model's forwards."""
 
@@ -156,6 +160,8 @@ class _Watch:
         self.sums: dict[tuple[str, str], Tensor] = {}  # (axis, tensor that reads it) -> [size]
         self.present: Tensor | None = None
         self._handles: list[Any] = []
+        # calls of what is watched: in the forward that goes on, and in a whole one
+        self._calls, self._all = 0, 0
 
     def add(self, owner: nn.Module, axis: Axis, place: Slice) -> None:
         """Watch what a module reads."""
@@ -166,8 +172,23 @@ class _Watch:
             x = x.movedim(1, -1) if isinstance(owner, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) else x
             units = _by_unit(self._rows(x).abs().mean(0), axis, place)
             self.sums[key] = self.sums[key] + units if key in self.sums else units
+            self._calls += 1
+            if self._calls == self._all:
+                raise _Seen
 
         self._handles.append(owner.register_forward_pre_hook(hook))
+
+    def follow(self, forward: Callable[[], Any], present: Tensor | None) -> None:
+        """Run a forward, after the first one only as far as there is something to watch.
+
+        The output layer of a language model, say, is a fifth of its work.
+        """
+        self.present, self._calls = present, 0
+        try:
+            forward()
+            self._all = self._calls
+        except _Seen:
+            pass
 
     def _rows(self, x: Tensor) -> Tensor:
         """Activations [..., C] as float32 [positions that are no padding, C]."""

@@ -40,6 +40,8 @@ class Task(ABC):
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
+        # what had to be assumed since data were last described, in sentences for the user
+        self.notes: list[str] = []
 
     @abstractmethod
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -69,7 +71,8 @@ class Task(ABC):
         told = f"{named.held_out or named.train}: held out {len(held_out[0]):,} {measured}"
         if size:
             told = f"{named.train}: {size}; {told}"
-        return Data(train, tuple(held_out), told, unit, tuple(notes))
+        every, self.notes = (*self.notes, *notes), []
+        return Data(train, tuple(held_out), told, unit, every)
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
         """The metrics that these models have and of which a report can say what is better."""
@@ -80,17 +83,23 @@ class Task(ABC):
     def outputs(self, model: nn.Module) -> int:
         """The number of outputs (vocabulary, classes, scores) that a Teacher must share."""
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         """The Teacher as it must be called on ``model``'s batches.
 
-        ``folder`` is the Teacher's own, where it has one. Raises ``MattaError`` with both numbers
-        where its outputs or inputs are not the model's.
+        ``folder`` is the Teacher's own, where it has one; ``home`` the model's. Raises
+        ``MattaError`` with both numbers where its outputs or inputs are not the model's.
         """
         theirs, ours = self.outputs(teacher), self.outputs(model)
         if theirs != ours:
             numbers = f"The Teacher has {theirs:,} {self.output}, the model {ours:,}"
             raise MattaError(f"{numbers}: they must be the same to distil.")
         return teacher
+
+    def narrowed(self, model: nn.Module, outputs: int) -> nn.Module:
+        """A model with its first so many outputs, where the rest are nobody's; else ``model``."""
+        return model
 
     @abstractmethod
     def forward(self, model: Any, batch: Batch) -> Tensor:
@@ -130,6 +139,13 @@ class Task(ABC):
     def items(self, batch: Batch) -> int:
         """How many of ``Data.unit`` a batch holds; unless a task says otherwise, its rows."""
         return len(next(iter(batch.values())))
+
+    def calibration(self, one: Batch) -> int:
+        """How many examples the order of a base's units is read off. one: a batch of one of them.
+
+        More order them no better (``benchmarks/ordering``).
+        """
+        return 128
 
     @abstractmethod
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:

@@ -45,6 +45,7 @@ class FileTeacher:
             raise self._error(f"the key {keys[counted > 1][0]} occurs {counted.max()} times")
         self.keys, self.places = keys, places
         self._check_card()
+        self.known = min(outputs, int(self.table.card.get("outputs", outputs)))
         self._check_values(self._places(range(len(data.train))))
 
     def _error(self, sentence: str) -> MattaError:
@@ -74,7 +75,10 @@ class FileTeacher:
                 raise self._error(f"{softened}, but {instead}")
         if "data" not in card:
             return
-        if card["outputs"] != self.outputs and not self.task.embeds:
+        known = int(card["outputs"])
+        # of a vocabulary that is padded beyond the Teacher's the common tokens are followed
+        padded = self.task.name == "causal_lm" and known < self.outputs
+        if known != self.outputs and not self.task.embeds and not padded:
             made = f"it was made for {card['outputs']:,} {self.task.output}"
             raise self._error(f"{made}, the model has {self.outputs:,}")
         if card["data"] != self.train.digest():
@@ -158,13 +162,13 @@ class FileTeacher:
             known, index = given.float().flatten(0, -2), tensor("top_index").long().flatten(0, -2)
             if "drawn" in self.table.values:
                 drawn, entropy = tensor("drawn").long(), tensor("entropy").float()
-                return Sampled(known, index, drawn.flatten(0, -2), entropy.flatten())
+                return Sampled(known, index, drawn.flatten(0, -2), entropy.flatten(), self.known)
             if "rest" in self.table.values:
                 rest = tensor("rest").float().flatten()
                 whole = torch.cat([known, rest[:, None]], 1).logsumexp(1)
-                return TopK(known - whole[:, None], index, rest - whole)
+                return TopK(known - whole[:, None], index, rest - whole, self.known)
             left = torch.log1p(-known.double().exp().sum(1).clamp(max=1))
-            return TopK(known, index, left.float())
+            return TopK(known, index, left.float(), self.known)
         if self.kind == "label":
             return given.float() if self.ranking else given.long()
         given = given.float()
@@ -195,11 +199,11 @@ class FileTeacher:
         if isinstance(target, Sampled):  # what was not drawn is not impossible
             target = target.spread()
         if isinstance(target, TopK):
-            even = torch.full((len(target.rest), self.outputs), -float(np.log(self.outputs)))
+            even = torch.full((len(target.rest), self.known), -float(np.log(self.known)))
             # as it was before it was softened
             whole = target.log_q(slice(None), even) * self.temperature
             texts = self.task.name == "causal_lm"
-            return whole.view(len(rows), -1, self.outputs) if texts else whole
+            return whole.view(len(rows), -1, self.known) if texts else whole
         if isinstance(target, Tensor):
             return target if self.ranking else one_hot(target, self.outputs).float()
         return target.whole()

@@ -76,9 +76,10 @@ def opened(
     model = None
     if not by_file and (settings.teacher or teachers.asks_teacher(settings, task)):
         say = partial(_tell, listen)
-        model, source = teachers.load_teacher(settings, task, ta, out, device, say)
+        model, source = teachers.load_teacher(settings, task, ta, out, device, say, home)
         if task.name == "causal_lm" and not tokenizer.has_tokenizer(folder) and source.beside:
             home = source.beside  # the same vocabulary, so its tokenizer is the TA's, too
+            listen(Progress(message=f"The TA has no tokenizer: the Teacher's is used ({home})."))
     data = task.data(home, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     for note in data.notes:

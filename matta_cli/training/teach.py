@@ -127,7 +127,7 @@ class Dictation:
     def of(cls, setup: Setup, teacher: ModelTeacher, k: int, draws: int) -> Dictation:
         """All outputs are written of embeddings, and where there are few."""
         task = setup.task
-        outputs = task.outputs(teacher.model if task.embeds else setup.ta.model)
+        outputs = task.outputs(teacher.model)
         exact = task.embeds or outputs <= max(EXACT, k)
         return cls(setup, teacher, outputs, k, 0 if exact else draws, exact)
 

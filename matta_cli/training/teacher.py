@@ -17,7 +17,7 @@ from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.losses.targets import Logits, Target
-from matta_cli.models import load, plugins
+from matta_cli.models import load, plugins, tokenizer
 from matta_cli.models.ta import TA
 from matta_cli.nested import view
 from matta_cli.progress import Say
@@ -35,11 +35,13 @@ def load_teacher(
     out: Path,
     device: torch.device,
     say: Say = lambda _: None,
+    home: Path | None = None,
 ) -> tuple[nn.Module, Source]:
     """The frozen Teacher on ``device``, and where it came from.
 
-    out: the output folder that the TA lies in. say: hears what was assumed of the Teacher. Raises
-    ``MattaError`` if its outputs are not the TA's or its weights are broken.
+    out: the output folder that the TA lies in. say: hears what was assumed of the Teacher. home:
+    where the tokenizer and the like of the TA lie. Raises ``MattaError`` if its outputs are not the
+    TA's or its weights are broken.
     """
     name = settings.teacher
     if not name:
@@ -68,9 +70,13 @@ def load_teacher(
         empty = "all its weight matrices are zero: the file holds no trained model"
         raise MattaError(f"Teacher {name!r}: {empty}.")
     try:
-        teacher = task.fit_teacher(teacher, source.beside, ta.model)
+        teacher = task.fit_teacher(teacher, source.beside, ta.model, home)
     except MattaError as error:
         raise MattaError(f"Teacher {name!r}: {error}") from None
+    both = tokenizer.two_formats(source.beside) if source.beside else ""
+    for note in filter(None, (*source.notes, both, *task.notes)):
+        say(f"Note: Teacher {name!r}: {note}")
+    task.notes.clear()
     return teacher.to(device).eval().requires_grad_(False), source
 
 

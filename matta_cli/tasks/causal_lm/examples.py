@@ -59,19 +59,21 @@ class Passages:
     The last word is what follows the last space; it counts if every one of its tokens is the
     likeliest given all before it (Paperno et al. 2016, arXiv 1606.06031). Longer passages than
     ``length`` tokens lose their beginning. Passages without a space, or whose last word is longer
-    than that, are left out.
+    than that, are left out. ``begin``: the tokens that every text begins with.
     """
 
-    def __init__(self, tokenizer: Any, texts: Sequence[str], length: int) -> None:
+    def __init__(
+        self, tokenizer: Any, texts: Sequence[str], length: int, begin: Sequence[int] = ()
+    ) -> None:
         # tokens, and how many of them are the last word
         self.rows: list[tuple[np.ndarray, int]] = []
         self.padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
         texts = [text for text in texts if text.rpartition(" ")[0].strip()]
         contexts = encode(tokenizer, [text.rpartition(" ")[0] for text in texts])
         for context, whole in zip(contexts, encode(tokenizer, texts), strict=True):
-            word = len(whole) - len(context)
-            if 0 < word < min(length, len(whole)):
-                self.rows.append((np.array(whole[-length:], dtype=np.int64), word))
+            word, room = len(whole) - len(context), length - len(begin)
+            if 0 < word < min(room, len(whole)):
+                self.rows.append((np.array([*begin, *whole[-room:]], dtype=np.int64), word))
 
     def __len__(self) -> int:
         return len(self.rows)

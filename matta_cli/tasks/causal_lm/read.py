@@ -12,7 +12,7 @@ from matta_cli.data import find, folders, records
 from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.models.tokenizer import around, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.causal_lm.examples import Paragraphs, encode
 
@@ -74,24 +74,38 @@ def read_passages(text: str) -> list[str]:
     return [passage for passage in found if passage is not None]
 
 
+def frame(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The tokens that begin each document, and those that end it."""
+    begin, end = around(tokenizer)
+    return begin, end or _end_of_text(tokenizer)
+
+
+def _end_of_text(tokenizer: Any) -> list[int]:
+    return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+
+
 def tokens(
     tokenizer: Any, text: Text, vocabulary: int, limit: int, seen: Paragraphs | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """All of a text as one row of tokens [n], at most ``limit`` (0: all).
 
-    With ``seen`` also passages of what was read. Each document is followed by the end-of-text token
-    if there is one. Tokens are uint16 where the vocabulary allows. Raises ``MattaError`` where the
+    With ``seen`` also passages of what was read. Each document begins and ends with what the
+    tokenizer's own call puts there; where that ends it with nothing, with the end-of-text token if
+    there is one. Tokens are uint16 where the vocabulary allows. Raises ``MattaError`` where the
     tokenizer makes tokens outside the ``vocabulary``.
     """
     dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    begin, end = frame(tokenizer)
 
     def arrays() -> Iterator[np.ndarray]:
+        start = begin
         for batch in batches(pieces(text.read())):
             ids: list[int] = []
             encoded = encode(tokenizer, [piece for piece, _ in batch])
             for own, (piece, last) in zip(encoded, batch, strict=True):
-                ids += own + (end if last else [])
+                ids += start + own + (end if last else [])
+                # an end that is a beginning, too, serves as both
+                start = begin if last and begin != end else []
                 if seen is not None:
                     seen.add(piece)
             if max(ids, default=0) >= vocabulary:
@@ -108,6 +122,8 @@ def tokens(
         row = np.concatenate(list(arrays()))[: limit or None]
         return row, more().get("passages", [])
     identity: list[Any] = [text.identity, tokenizer_digest(tokenizer), tokenizer.eos_token_id]
+    if begin or end != _end_of_text(tokenizer):
+        identity += [begin, end]
     if seen is not None:
         # with the limit, on which the passages depend: a longer file would hold others
         identity = [identity, limit]

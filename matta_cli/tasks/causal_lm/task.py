@@ -18,15 +18,20 @@ from matta_cli.losses import classes
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.report.schema import Metric
+from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm.examples import Packed, Paragraphs, Passages
-from matta_cli.tasks.causal_lm.read import notes_on, read_passages, read_text, tokens
+from matta_cli.tasks.causal_lm.read import frame, notes_on, read_passages, read_text, tokens
 from matta_cli.tasks.task import Task, config, raw
+from matta_cli.tasks.vocabulary import common, narrowed
+
+_CALIBRATION = 8192  # tokens
 
 
 class CausalLM(Task):
     """Next-token prediction.
 
-    Text is tokenized whole, documents are separated by the end-of-text token, and the tokens are
+    Text is tokenized whole, documents begin and end with what the tokenizer's own call puts there,
+    or end with the end-of-text token, and the tokens are
     cut into sequences without overlap; the rest that fills no sequence is dropped. Text is read as
     a stream; the tokens of 64 MiB of text or more, and all of those that are streamed, go through a
     token file (``matta_cli.data.tokens``).
@@ -43,6 +48,10 @@ class CausalLM(Task):
         Metric("next_token_accuracy", "next-token accuracy", higher=True),
         Metric("last_word_accuracy", "last-word accuracy", higher=True),
     )
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.given: list[int] = []  # tokens that begin documents: nobody has to predict them
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, run = self.recipe.data, self.recipe.distill
@@ -68,13 +77,17 @@ class CausalLM(Task):
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
         splits: list[Split] = [sample(measured, settings.eval_examples)]
         given = read_passages(settings.passages) if settings.passages else own
-        passages = Passages(tokenizer, given, _most(model))
+        begin, end = frame(tokenizer)
+        self.given = [token for token in begin if token not in end]
+        passages = Passages(tokenizer, given, _most(model), begin)
         if len(passages):
             splits.append(sample(passages, settings.eval_examples))
         elif settings.passages:
             none = f"{settings.passages!r} holds no passage that ends in a word after a space"
             raise MattaError(f"{none}: check --passages.")
         what = f"sequences of {measured.length:,} tokens"
+        if begin:  # as the tokenizer's own call has it
+            what += f" (documents begin with {tokenizer.decode(begin)})"
         notes = notes_on(train_text, held_out_text)
         return self.described(train, size, splits, what, "tokens", notes)
 
@@ -82,14 +95,22 @@ class CausalLM(Task):
         own: Any = model.config
         return int(own.vocab_size)
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
+        """Of a vocabulary that is padded over the same tokens the common part is used."""
         positions = config(teacher, "max_position_embeddings")
         # the passages may be longer than the sequences
         needed = max(self._length(model), _most(model))
         if positions and positions < needed:
             numbers = f"The Teacher has {positions:,} positions, the model uses {needed:,}"
             raise MattaError(f"{numbers}: a longer Teacher is needed.")
-        return super().fit_teacher(teacher, folder, model)
+        theirs, ours = self.outputs(teacher), self.outputs(model)
+        shared = common(self, theirs, ours, folder, home)
+        return self.narrowed(teacher, shared) if theirs > shared else teacher
+
+    def narrowed(self, model: nn.Module, outputs: int) -> nn.Module:
+        return narrowed(model, outputs)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         # HF modules would otherwise build a cache of keys and values that nothing here reads
@@ -102,14 +123,15 @@ class CausalLM(Task):
 
     def counts(self, batch: Batch) -> Counts:
         """All positions are outputs: a Teacher knows what comes after the last one too."""
-        ids = batch["input_ids"]
-        return {"labels": float(ids[:, 1:].numel()), "outputs": float(ids.numel())}
+        return {"labels": float(self.items(batch)), "outputs": float(batch["input_ids"].numel())}
 
     def objective(
         self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
     ) -> Losses:
         # shift the labels, not the logits: those would be copied
         labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=classes.IGNORED)
+        for token in self.given:
+            labels = labels.masked_fill(labels == token, classes.IGNORED)
         own, over = self.recipe.distill, over or self.counts(batch)
         return classes.of_classes(logits, labels, terms, over, own.temperature, own.compile)
 
@@ -117,7 +139,18 @@ class CausalLM(Task):
         """Tokens that are predicted."""
         if "target" in batch:
             return int(batch["target"].sum())
-        return batch["input_ids"][:, 1:].numel()
+        return int(self._predicted(batch["input_ids"]).sum())
+
+    def calibration(self, one: Batch) -> int:
+        """So many sequences as hold 8,192 tokens: eight times as many order units no better."""
+        return max(1, min(super().calibration(one), round(_CALIBRATION / one["input_ids"].numel())))
+
+    def _predicted(self, ids: Tensor) -> Tensor:
+        """Which of the tokens after the first are predicted, bool [B, L - 1]."""
+        predicted = torch.ones_like(ids[:, 1:], dtype=torch.bool)
+        for token in self.given:
+            predicted &= ids[:, 1:] != token
+        return predicted
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Text: ``nll`` (nats, summed), ``tokens``, ``correct``. Passages: ``last_word`` 0 or 1."""
@@ -125,13 +158,14 @@ class CausalLM(Task):
         right = logits[:, :-1].argmax(-1) == ids[:, 1:]
         if "target" in batch:
             return {"last_word": (right | ~batch["target"][:, 1:]).all(1).double()}
+        counted = self._predicted(ids)
         nll = [
-            F.cross_entropy(row[:-1].float(), own[1:], reduction="none").double().sum()
+            (F.cross_entropy(row[:-1].float(), own[1:], reduction="none") * count).double().sum()
             # row by row, for the float32 copies of one row only
-            for row, own in zip(logits, ids, strict=True)
+            for row, own, count in zip(logits, ids, counted, strict=True)
         ]
-        predicted = torch.full((len(ids),), ids.shape[1] - 1, dtype=torch.double, device=ids.device)
-        return {"nll": torch.stack(nll), "tokens": predicted, "correct": right.sum(1).double()}
+        correct, predicted = (right & counted).sum(1).double(), counted.sum(1).double()
+        return {"nll": torch.stack(nll), "tokens": predicted, "correct": correct}
 
     def right(self, columns: Columns) -> Columns:
         return {"last_word_accuracy": columns["last_word"]} if "last_word" in columns else {}

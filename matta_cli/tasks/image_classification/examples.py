@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import mmap
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
+from matta_cli.tasks.image_classification.stored import stored
 from matta_cli.tasks.task import config
 
 ORIENTATION = 0x0112  # a tag of EXIF
@@ -70,19 +70,19 @@ class Source:
 class Preparation:
     """From a PIL image to the model's pixels, uint8 [C, H, W], and from those to its input."""
 
-    def __init__(self, folder: Path, model: Any) -> None:
+    def __init__(self, folder: Path | None, model: Any) -> None:
+        """folder: the model's, where it has one."""
         from timm.data import create_transform, resolve_model_data_config
 
+        self.notes: list[str] = []
         settings = resolve_model_data_config(model)
         channels, *size = settings["input_size"]
         if config(model, "image_size") is not None:  # a model of transformers
             channels, side = model.config.num_channels, model.config.image_size
             size = [side, side] if isinstance(side, int) else list(side)
-            settings |= {"crop_pct": 1.0, "crop_mode": "squash"}
-            file = folder / "preprocessor_config.json"
-            stored = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-            known = [key for key in ("mean", "std") if f"image_{key}" in stored]
-            settings |= {key: stored[f"image_{key}"] for key in known}
+            found = stored(folder, channels, size)
+            settings |= found.settings
+            self.notes += found.notes
         elif hasattr(getattr(model, "patch_embed", None), "img_size"):
             # what it was built for, not what its namesake was
             channels = model.patch_embed.proj.weight.shape[1]
@@ -93,6 +93,8 @@ class Preparation:
             reads = f"The model reads images of {channels} channels"
             raise MattaError(f"{reads}; matta reads images of 1, 3 or 4.")
         settings["input_size"] = self.shape
+        how = ("interpolation", "crop_pct", "crop_mode")
+        self.how = {key: settings[key] for key in how if key in settings}
         self.fit = create_transform(**settings, is_training=False, normalize=False)
         self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
 

@@ -55,6 +55,7 @@ class ImageClassification(Task):
         held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
         prepare = Preparation(folder, model)
+        self.notes += prepare.notes
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run
@@ -82,13 +83,19 @@ class ImageClassification(Task):
         labels = config(model, "num_labels")
         return int(own.num_classes if labels is None else labels)
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         teacher = super().fit_teacher(teacher, folder, model)
-        theirs, ours = Preparation(folder or Path(), teacher), Preparation(Path(), model)
+        theirs, ours = Preparation(folder, teacher), Preparation(home, model)
         if theirs.shape != ours.shape:
             sizes = ["x".join(map(str, shape)) for shape in (theirs.shape, ours.shape)]
             differ = f"The Teacher reads images of {sizes[0]}, the model of {sizes[1]}"
             raise MattaError(f"{differ}: they must be the same.")
+        if theirs.how != ours.how:
+            own, model_s = (", ".join(map(str, p.how.values())) for p in (theirs, ours))
+            given = f"it sees what the model sees ({model_s})"
+            self.notes.append(f"The Teacher's own images are made otherwise ({own}): {given}.")
         same = torch.equal(theirs.mean, ours.mean) and torch.equal(theirs.std, ours.std)
         return teacher if same else Renormalized(teacher, ours, theirs)
 

@@ -80,7 +80,9 @@ class Ranking(Task):
     def outputs(self, model: nn.Module) -> int:
         return 1
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         teacher = super().fit_teacher(teacher, folder, model)
         known = _features(model)
         for what, theirs in _features(teacher).items():

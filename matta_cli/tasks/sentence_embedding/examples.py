@@ -67,20 +67,21 @@ class Encoder:
     """How sentences become tokens, ``length`` of them at most.
 
     lower: in lower case. fixed: all batches have the greatest length, for graphs that are compiled
-    once.
+    once. prompt: what every sentence begins with.
     """
 
     tokenizer: Any
     length: int
     lower: bool = False
     fixed: bool = False
+    prompt: str = ""
 
     def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
         """The tokens of each sentence, int32, cut to the length, with those that begin and end."""
         options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
         rows: list[np.ndarray] = []
         for start in range(0, len(sentences), _AT_ONCE):
-            part = sentences[start : start + _AT_ONCE]
+            part = [self.prompt + s for s in sentences[start : start + _AT_ONCE]]
             part = [sentence.lower() if self.lower else sentence for sentence in part]
             rows += [
                 np.array(row, np.int32) for row in self.tokenizer(part, **options)["input_ids"]

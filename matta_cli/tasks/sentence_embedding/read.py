@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.settings.recipe import DataSettings, Recipe
 from matta_cli.tasks.sentence_embedding.examples import Encoder, Texts
+from matta_cli.tasks.sentence_embedding.stored import stored
 
 LONGEST = 512  # tokens of a sentence, where nothing says less
 
@@ -61,22 +61,24 @@ def from_hub(rows: Any, name: str, settings: DataSettings) -> Texts:
     return from_rows(name, rows.column_names, read, settings)
 
 
-def encoder(folder: Path, model: nn.Module, recipe: Recipe) -> Encoder:
-    """The tokenizer in the model's folder, else the recipe's, as sentence-transformers uses it."""
+def encoder(
+    folder: Path, model: nn.Module, recipe: Recipe, notes: list[str] | None = None
+) -> Encoder:
+    """The tokenizer in the model's folder, else the recipe's, as sentence-transformers uses it.
+
+    notes: takes what is to be said of that.
+    """
     own, length = config_of(model), recipe.data.sequence_length
     tokenizer = open_tokenizer(folder, recipe.convert.tokenizer, own.vocab_size)
-    try:
-        card = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        card = {}
+    said = stored(folder)
+    (notes if notes is not None else []).extend(said.notes)
     positions = int(own.max_position_embeddings)
     if length > positions or 0 < length < 3:
         known = f"the model has {positions:,} positions, and 3 are needed."
         raise MattaError(f"--sequence-length is {length:,}, but {known}")
-    most = int(card.get("max_seq_length") or LONGEST)
+    most = said.length or LONGEST
     length = length or min(positions, tokenizer.model_max_length, most)
-    lower, fixed = bool(card.get("do_lower_case")), bool(recipe.distill.compile)
-    return Encoder(tokenizer, length, lower, fixed)
+    return Encoder(tokenizer, length, said.lower, bool(recipe.distill.compile), said.prompt)
 
 
 def config_of(model: nn.Module) -> Any:

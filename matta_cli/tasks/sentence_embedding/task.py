@@ -21,7 +21,9 @@ from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences
 from matta_cli.tasks.sentence_embedding.read import LONGEST, config_of, encoder, read_texts
+from matta_cli.tasks.sentence_embedding.stored import stored
 from matta_cli.tasks.task import Task, above, agreeing, raw
+from matta_cli.tasks.vocabulary import common
 
 # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
 _TIE = 1e-5
@@ -68,7 +70,7 @@ class SentenceEmbedding(Task):
             numbers = f"embeddings have {width} numbers; name fewer."
             raise MattaError(f"distill.output_dims {self.dims} is not possible: {numbers}")
         train, held_out = read_texts(settings, training)
-        encode = encoder(folder, model, self.recipe)
+        encode = encoder(folder, model, self.recipe, self.notes)
         pairs = Pairs(held_out, encode, settings.held_out or settings.train)
         split = sample(pairs, settings.eval_examples)
         if train is None:
@@ -87,14 +89,18 @@ class SentenceEmbedding(Task):
         config: Any = model.config
         return int(config.hidden_size)
 
-    def fit_teacher(self, teacher: nn.Module, folder: Path | None, model: nn.Module) -> nn.Module:
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
         """Embeddings may be of another width than the model's; the tokens must be the same."""
         own, other = config_of(model), config_of(teacher)
-        theirs, ours = int(other.vocab_size), int(own.vocab_size)
-        if theirs != ours:
-            numbers = f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}"
-            hint = "they must be the same, or the Teacher a file of its embeddings."
-            raise MattaError(f"{numbers}: {hint}")
+        instead = ", or pass a file of its embeddings as the Teacher"
+        common(self, int(other.vocab_size), int(own.vocab_size), folder, home, instead)
+        asked, given = stored(folder), stored(home)
+        if (asked.lower, asked.prompt) != (given.lower, given.prompt):
+            what = f"prompt {asked.prompt!r}, lower case {asked.lower}"
+            read = f"it reads what the model reads ({given.prompt!r}, {given.lower})"
+            self.notes.append(f"The Teacher's folder asks for other sentences ({what}): {read}.")
         needed = self.recipe.data.sequence_length or min(LONGEST, own.max_position_embeddings)
         positions = other.max_position_embeddings
         if positions < needed:

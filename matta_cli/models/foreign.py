@@ -1,0 +1,160 @@
+"""Files, folders and tensors of formats that matta does not open, known by sight: what to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from matta_cli.errors import MattaError
+
+_SAVE = "save its state dict or, with save_pretrained, a folder"
+_STOCK = "load it with transformers and write it again with save_pretrained"
+_QUANTIZED = "matta needs the weights that it was made from"
+_LORA = "merge it first (peft: model.merge_and_unload(), then save_pretrained), and pass that"
+_LORA = f"is a LoRA adapter, without the model that it changes: {_LORA}"
+
+# how the name of a file ends -> what it is, and what to do
+_FILES = {
+    ".gguf": "is a GGUF file, whose weights are rounded: pass the folder that it was made from, or "
+    "load it with transformers (gguf_file=...) and write it again with save_pretrained",
+    ".onnx": "is an ONNX graph, which holds no PyTorch module: pass the checkpoint that it was "
+    "exported from",
+    ".h5": f"holds weights of TensorFlow: {_STOCK} (from_tf=True, transformers 4)",
+    ".msgpack": f"holds weights of Flax: {_STOCK} (from_flax=True, transformers 4)",
+    ".keras": "is a Keras model: pass a PyTorch checkpoint of it",
+    ".tflite": "is a TensorFlow Lite graph: pass the checkpoint that it was exported from",
+    ".pb": "is a TensorFlow graph: pass a PyTorch checkpoint of it",
+    ".index": f"is a TensorFlow checkpoint: {_STOCK} (from_tf=True, transformers 4)",
+    ".ot": f"holds weights for Rust: {_STOCK}",
+    ".npz": f"holds arrays of NumPy, as JAX models have them: {_SAVE}",
+    ".pkl": f"is a pickle: {_SAVE}",
+    ".pt2": "is a program of torch.export: pass the checkpoint that it was exported from",
+    ".engine": "is a TensorRT engine: pass the checkpoint that it was made from",
+    ".mlmodel": "is a Core ML model: pass the checkpoint that it was made from",
+    ".mlpackage": "is a Core ML model: pass the checkpoint that it was made from",
+    ".nemo": f"is an archive of NeMo: {_SAVE}",
+    ".zip": "is an archive: unpack it, and pass the folder or file in it",
+    ".gz": "is an archive: unpack it, and pass the folder or file in it",
+    ".tar": "is an archive: unpack it, and pass the folder or file in it",
+}
+# what quantization leaves beside, or in place of, a weight
+_PACKED = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv)?"
+    r"|weight_packed|weight_format|weight_zero_point|_packed_params.*)$"
+)
+_NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
+_MERGE = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a)\b")
+# tensors of layouts that other libraries have -> which one, and what to do
+_LAYOUTS = (
+    (r"^layers\.0\.(attention\.wq|feed_forward\.w1)\.", "Meta's Llama", "convert_llama_weights"),
+    (r"^(model\.)?(language_model|decoder)\..*(query_key_value|linear_qkv)\.", "Megatron", ""),
+    (r"(^|\.)transformer\.h\.0\.attn\.(attn|qkv)\.", "LitGPT", "convert_from_litgpt"),
+    (r"^gpt_neox\.layers\.0\.attention\.query_key_value\.", "a transformers GPT-NeoX", ""),
+    (r"(^|\.)(vit|deit|beit)\.encoder\.layer\.0\.attention\.", "a transformers ViT", ""),
+    (r"^(visual\.)?(transformer\.resblocks|conv1)\.", "CLIP", ""),
+    (r"^(conv_proj|encoder\.layers\.encoder_layer_0)\b", "torchvision's ViT", ""),
+    (r"(^|\.)roberta\.encoder\.layer\.0\.", "a transformers RoBERTa", ""),
+    (r"^(layer1\.0\.conv1|conv1)\.weight$", "a ResNet", ""),
+)
+
+
+def refuse_file(path: Path, name: str) -> None:
+    """Raise ``MattaError`` for a file of a format that is known, and not opened."""
+    try:
+        with path.open("rb") as file:
+            gguf = file.read(4) == b"GGUF"
+    except OSError as error:
+        raise MattaError(f"{name!r} cannot be read: {error.strerror or error}.") from error
+    if said := _FILES[".gguf"] if gguf else _FILES.get(path.suffix.lower(), ""):
+        raise MattaError(f"{name!r} {said}.")
+
+
+def refuse_folder(folder: Path, config: Mapping[str, Any], name: str) -> None:
+    """Raise ``MattaError`` for a folder that is no checkpoint, but known; config: its config.json.
+
+    A folder without any sign of a model is left to who asked for one.
+    """
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    weights = {n for n in there if n.endswith((".safetensors", ".bin")) and "adapter" not in n}
+    if "adapter_config.json" in there:
+        raise MattaError(f"{name!r} {_LORA}.")
+    if isinstance(method := config.get("quantization_config"), Mapping):
+        how = method.get("quant_method") or "quantization_config"
+        raise MattaError(f"{name!r} is quantized ({how}): {_QUANTIZED}.")
+    if weights:
+        return
+    if ".metadata" in there and any(n.endswith(".distcp") for n in there):
+        join = "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'model.pt')"
+        raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: make one file of it ({join}).")
+    if any(n.startswith("zero_") or "_zero_pp_rank_" in n for n in there) or (
+        "zero_to_fp32.py" in there
+    ):
+        join = "run its zero_to_fp32.py, and pass what that writes"
+        raise MattaError(f"{name!r} is a checkpoint of DeepSpeed ZeRO in shards: {join}.")
+    for suffix, said in _FILES.items():
+        if found := sorted(n for n in there if n.lower().endswith(suffix)):
+            raise MattaError(f"{name!r} holds {found[0]}, but no weights of PyTorch: it {said}.")
+    inner = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
+    inner = [n for n in inner if any((folder / n).glob("*.safetensors"))]
+    if inner:
+        which = f"pass one of them, {folder / inner[-1]} say"
+        raise MattaError(
+            f"{name!r} holds no weights, but checkpoints ({', '.join(inner)}): {which}."
+        )
+
+
+def chosen_weights(folder: Path, name: str) -> str:
+    """A note on which of several files of weights is opened; empty where there is one.
+
+    transformers and timm choose alike: safetensors first, and one file before one in shards.
+    """
+    order = [f"model.safetensors{more}" for more in ("", ".index.json")]
+    order += [f"pytorch_model.bin{more}" for more in ("", ".index.json")]
+    there = [n for n in order if (folder / n).is_file()]
+    if len(there) < 2:
+        return ""
+    which = f"{there[0]} is opened, as transformers and timm do"
+    return f"{name} has its weights in {len(there)} forms ({', '.join(there)}): {which}."
+
+
+def refuse_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise ``MattaError`` for a state dict that holds no weights that could be trained."""
+    if any(_MERGE.search(key) for key in tensors):
+        raise MattaError(f"{name!r} {_LORA}.")
+    narrow = [k for k, t in tensors.items() if k.endswith("weight") and t.dtype in _NARROW]
+    packed = [k for k, t in tensors.items() if _PACKED.search(k) or t.is_quantized]
+    if packed or narrow:
+        first = (packed or narrow)[0]
+        raise MattaError(f"{name!r} is quantized ({first}): {_QUANTIZED}.")
+    empty = [k for k, t in tensors.items() if t.dim() and not t.numel() and k.endswith("weight")]
+    if empty:
+        join = "DeepSpeed ZeRO keeps them in shards: run the zero_to_fp32.py beside it"
+        raise MattaError(f"{name!r} holds empty tensors ({empty[0]} first). {join}.")
+
+
+def layout(names: Iterable[str]) -> str:
+    """What is said of tensors by these names that no adapter knows: whose they are, what to do."""
+    names = list(names)
+    for pattern, kind, script in _LAYOUTS:
+        if any(re.search(pattern, name) for name in names):
+            how = f"convert it with the script {script}" if script else _STOCK
+            if kind in ("CLIP", "torchvision's ViT", "a ResNet"):
+                return (
+                    f"these are tensors of {kind}: name a function that builds it "
+                    "(pkg.mod:build), with --weights, --example and --adapter auto"
+                )
+            if kind.startswith("a transformers"):
+                how = "pass its folder (--adapter auto), or a function that builds it and --weights"
+            return f"these are tensors of {kind}: {how}"
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    any_model = (
+        "a function that builds the model (pkg.mod:build) with --weights, and --adapter auto"
+    )
+    return (
+        f"its tensors are {shown}: pass its folder, its config.json with --config, or {any_model}"
+    )

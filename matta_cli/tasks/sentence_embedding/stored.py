@@ -1,0 +1,70 @@
+"""What a folder of sentence-transformers says about the sentences that its encoder reads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from matta_cli.errors import MattaError
+
+# the one beside the weights, whatever kind of encoder it was first written for
+_CARDS = "sentence_*_config.json"
+
+
+@dataclass(frozen=True)
+class Stored:
+    """length: tokens of a sentence, 0 where nothing is said. lower: in lower case. prompt: what is
+    put before each sentence. notes: what is not honoured, for people.
+    """
+
+    length: int = 0
+    lower: bool = False
+    prompt: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def stored(folder: Path | None) -> Stored:
+    """What is said in a folder; nothing where it is no folder of sentence-transformers.
+
+    Raises ``MattaError`` for what would give other embeddings, and cannot be done here.
+    """
+    if folder is None:
+        return Stored()
+    cards = [path for where in (folder, folder / "0_Transformer") for path in where.glob(_CARDS)]
+    card = _read(sorted(cards)[0]) if cards else {}
+    own = _read(folder / "config_sentence_transformers.json")
+    known = own.get("prompts")
+    given = known.items() if isinstance(known, dict) else ()
+    prompts = {name: text for name, text in given if isinstance(text, str) and text}
+    named, notes = own.get("default_prompt_name"), []
+    prompt = prompts.get(named, "")
+    if prompt and _read(folder / "1_Pooling" / "config.json").get("include_prompt") is False:
+        why = "its embedding leaves the prompt out (include_prompt), which matta cannot"
+        raise MattaError(f"{str(folder)!r} has a prompt before each sentence, but {why}.")
+    if prompt:
+        notes.append(f"Each sentence begins with the folder's prompt {prompt!r}.")
+    elif prompts:
+        unless = "as sentence-transformers leaves them out unless one is asked for"
+        do = "if the encoder needs one, write it into the data"
+        notes.append(f"The prompts {', '.join(map(repr, prompts))} are not used, {unless}: {do}.")
+    alike = own.get("similarity_fn_name")
+    if alike not in (None, "cosine"):
+        notes.append(f"The folder compares embeddings by {alike}; matta does by the cosine.")
+    if own.get("truncate_dim"):
+        hint = "distill.output_dims trains first numbers"
+        notes.append(f"The folder's truncate_dim is not used: embeddings are whole ({hint}).")
+    length = card.get("max_seq_length")
+    return Stored(
+        length if isinstance(length, int) else 0, bool(card.get("do_lower_case")), prompt, notes
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none that can be read."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

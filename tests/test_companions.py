@@ -1,0 +1,188 @@
+"""What the files beside a model's weights say about its inputs is done, or said."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from matta_adapters.bert import Bert
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertModel,
+    PreTrainedTokenizerFast,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+)
+
+from matta_cli.adapter import Source
+from matta_cli.errors import MattaError
+from matta_cli.models.tokenizer import two_formats
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.image_classification.examples import Preparation
+from matta_cli.tasks.sentence_embedding.read import encoder
+from matta_cli.tasks.task import task as open_task
+from tests.sample_text import WORDS, byte_tokenizer, prose
+
+ASKED = ["query:", "One", "one", "dog"]
+
+
+@pytest.fixture
+def encoder_folder(tmp_path):
+    known = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS[:10], "query:", "One"]
+    words = {word: i for i, word in enumerate(known)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    template = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    tokenizer.post_processor = template
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]"
+    ).save_pretrained(tmp_path)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(words), **sizes, intermediate_size=16)
+    BertModel(config).save_pretrained(tmp_path)
+    return tmp_path
+
+
+def put(folder, name, **content):
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(json.dumps(content))
+
+
+def opened(folder):
+    notes: list[str] = []
+    model = Bert().load(Source("m", folder=folder))
+    made = encoder(folder, model, Recipe(), notes)
+    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(made(["One dog"])[0])
+    return made, tokens, " ".join(notes)
+
+
+def test_prompts_of_sentence_transformers(encoder_folder):
+    name = "config_sentence_transformers.json"
+    put(encoder_folder, name, prompts={"query": "query: ", "document": ""})
+    _, tokens, notes = opened(encoder_folder)
+    assert tokens == ["[CLS]", "One", "dog", "[SEP]"] and "'query' are not used" in notes
+    put(encoder_folder, name, prompts={"query": "query: "}, default_prompt_name="query")
+    _, tokens, notes = opened(encoder_folder)
+    assert tokens == ["[CLS]", "query:", "One", "dog", "[SEP]"] and "'query: '" in notes
+    put(encoder_folder, "1_Pooling/config.json", include_prompt=False)
+    with pytest.raises(MattaError, match="include_prompt"):
+        opened(encoder_folder)
+
+
+def test_the_encoders_own_card_whatever_it_is_called(encoder_folder):
+    put(encoder_folder, "sentence_roberta_config.json", max_seq_length=7, do_lower_case=True)
+    made, tokens, _ = opened(encoder_folder)
+    assert made.length == 7 and tokens == ["[CLS]", "one", "dog", "[SEP]"]
+
+
+def test_what_is_not_done_is_said(encoder_folder):
+    assert opened(encoder_folder)[2] == ""
+    more = {"similarity_fn_name": "dot", "truncate_dim": 8}
+    put(encoder_folder, "config_sentence_transformers.json", **more)
+    notes = opened(encoder_folder)[2]
+    assert "by dot" in notes and "truncate_dim" in notes
+
+
+def test_a_teacher_that_asks_for_other_sentences_is_said(encoder_folder, tmp_path_factory):
+    model = Bert().load(Source("m", folder=encoder_folder))
+    task = open_task("sentence_embedding", Recipe())
+    task.fit_teacher(model, encoder_folder, model, encoder_folder)
+    assert task.notes == []
+    prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
+    put(encoder_folder, "config_sentence_transformers.json", **prompts)
+    task.fit_teacher(model, encoder_folder, model, tmp_path_factory.mktemp("model"))
+    assert any("asks for other sentences" in note for note in task.notes)
+
+
+def test_two_tokenizers_in_a_folder_are_said(tmp_path):
+    byte_tokenizer([prose(50)], 280).save_pretrained(tmp_path)
+    assert two_formats(tmp_path) == ""
+    known = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "vocab.json").write_text(json.dumps(known))
+    assert two_formats(tmp_path) == ""  # the same twice
+    (tmp_path / "vocab.json").write_text(json.dumps({**known, "more": 999}))
+    assert "tokenizer.json is the one that is used" in two_formats(tmp_path)
+    (tmp_path / "vocab.json").unlink()
+    (tmp_path / "tokenizer.model").touch()
+    assert "not tokenizer.model" in two_formats(tmp_path)
+
+
+PROCESSORS = {
+    "squash-bicubic": {"resample": 3, "size": {"height": 32, "width": 32}},
+    "nearest": {"resample": 0, "size": {"height": 32, "width": 32}},
+    "not-normalised": {"do_normalize": False, "size": {"height": 32, "width": 32}},
+    "not-scaled": {
+        "do_rescale": False,
+        "image_mean": [120.0, 110.0, 100.0],
+        "image_std": [60.0, 61.0, 62.0],
+        "size": {"height": 32, "width": 32},
+    },
+    "other-factor": {"rescale_factor": 1 / 127.5, "size": {"height": 32, "width": 32}},
+}
+
+
+def vit():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    more = {"intermediate_size": 16, "image_size": 32, "patch_size": 16, "num_labels": 3}
+    return ViTForImageClassification(ViTConfig(**sizes, **more))
+
+
+def picture(width=70, height=50):
+    random = np.random.default_rng(0)
+    coarse = random.integers(0, 255, (6, 8, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("how", PROCESSORS)
+def test_pixels_are_those_of_the_models_own_processor(tmp_path, how):
+    usual = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.25, 0.3]}
+    processor = ViTImageProcessor(**{**usual, **PROCESSORS[how]})
+    processor.save_pretrained(tmp_path)
+    image = picture()
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    prepare = Preparation(tmp_path, vit())
+    made = prepare.input(prepare.pixels(image))
+    scale = float(expected.max() - expected.min())
+    assert (made - expected).abs().mean() < 0.01 * scale and not prepare.notes
+
+
+def test_an_edge_and_a_crop_are_done(tmp_path):
+    card = {"size": {"shortest_edge": 40}, "do_center_crop": True, "crop_size": 32, "resample": 2}
+    card |= {"image_mean": [0.0] * 3, "image_std": [1.0] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(card))
+    prepare = Preparation(tmp_path, vit())
+    image = picture(80, 40)  # whose edge is the one asked for
+    middle = np.asarray(image)[4:36, 24:56].transpose(2, 0, 1)
+    assert np.array_equal(prepare.pixels(image), middle)
+
+
+def test_what_a_processor_asks_for_and_is_not_done(tmp_path):
+    assert "There is no preprocessor_config.json" in Preparation(tmp_path, vit()).notes[0]
+    put(tmp_path, "preprocessor_config.json", size=48)
+    assert "makes images of 48 x 48" in Preparation(tmp_path, vit()).notes[0]
+    put(tmp_path, "preprocessor_config.json", do_flip_channel_order=True)
+    with pytest.raises(MattaError, match="do_flip_channel_order"):
+        Preparation(tmp_path, vit())
+    put(tmp_path, "preprocessor_config.json", image_mean="half")
+    with pytest.raises(MattaError, match="is damaged"):
+        Preparation(tmp_path, vit())
+
+
+def test_a_teacher_whose_images_are_made_otherwise_is_said(tmp_path, monkeypatch):
+    ours, theirs, elsewhere = tmp_path / "ours", tmp_path / "theirs", tmp_path / "elsewhere"
+    for folder, resample in ((ours, 2), (theirs, 3), (elsewhere, 0)):
+        folder.mkdir()
+        ViTImageProcessor(resample=resample, size=32).save_pretrained(folder)
+    monkeypatch.chdir(elsewhere)  # whose own file is nothing to the model
+    model, teacher = vit(), vit()
+    task = open_task("image_classification", Recipe())
+    assert task.fit_teacher(teacher, theirs, model, ours) is teacher
+    assert "bicubic" in task.notes[0] and "bilinear" in task.notes[0]
+    assert torch.equal(Preparation(None, model).mean, Preparation(tmp_path, model).mean)
