@@ -101,10 +101,7 @@ def evaluation(
     everyone = [*subjects, *others.values()]
     if data is not None:
         level(task, everyone)
-    for note in dict.fromkeys(task.notes):
-        say(note)
-    for subject in everyone:
-        subject.fitted = subject.fitted.to(device)
+    _ready(task, everyone, device, say)
     macs = _macs(task, subjects, first, splits, device)
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
@@ -127,6 +124,14 @@ def evaluation(
         found = speculation.measure(small.fitted, large.fitted, prompts, draft=asked.draft_tokens)
         result["speculative"] = {"small": small.name, "large": large.name, **found}
     return result
+
+
+def _ready(task: Task, everyone: Sequence[Subject], device: torch.device, say: Say) -> None:
+    """Say what had to be assumed of the models, and bring them to the device."""
+    for note in dict.fromkeys(task.notes):
+        say(note)
+    for subject in everyone:
+        subject.fitted = subject.fitted.to(device)
 
 
 def _needs_data(recipe: Recipe, asked: Asked) -> bool:
