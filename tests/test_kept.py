@@ -75,6 +75,14 @@ def test_convert_and_inspect_say_what_each_width_keeps_and_none_goes_below(here)
     assert "--axes" not in json.loads(fine("inspect --json").stdout)["floor"]
 
 
+def test_a_model_all_of_which_shrinks_is_said_to_have_no_floor_to_speak_of(here):
+    torch.manual_seed(0)
+    layers = torch.nn.Linear(4, 64), torch.nn.ReLU(), torch.nn.Linear(64, 1)
+    torch.save(torch.nn.Sequential(*layers).state_dict(), "ranker.pt")
+    done = fine("convert ranker.pt --adapter mlp_ranker")
+    assert "No width keeps less than 1.8 % of the parameters." in done.stderr
+
+
 def settings_of(out: str) -> dict:
     return tomllib.loads(Path(out, "matta.toml").read_text())
 

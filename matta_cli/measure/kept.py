@@ -19,6 +19,7 @@ from matta_cli.report.numbers import count, percent
 from matta_cli.tasks.task import Task
 
 NAMED = 3  # tensors that a sentence names
+SMALL = 0.05  # a floor that is in nobody's way
 LEAST = 0.01  # of the base: what is less is not worth a name, or another command
 
 
@@ -105,6 +106,8 @@ class Floor:
 
     @property
     def sentence(self) -> str:
+        if self.share < SMALL:
+            return f"No width keeps less than {percent(self.share)} of the parameters."
         named = ", ".join(f"{name} {percent(share)}" for name, share in self.stays)
         along = ", ".join(self.axes)
         told = f"{percent(self.share)} of the parameters cannot shrink along {along}"
