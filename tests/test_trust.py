@@ -344,6 +344,20 @@ def test_a_kernel_of_the_hub(models, key):
     assert done.exit_code == 1 and "from elsewhere" in done.output
 
 
+@pytest.mark.parametrize("key", ["vocab_file", "merges_file", "fast_tokenizer_files"])
+def test_files_of_a_tokenizer_outside(models, key):
+    path = models / "gpt2/tokenizer_config.json"
+    for name in ("../bert/tokenizer.json", str(models / "bert/tokenizer.json")):
+        value = [name] if key == "fast_tokenizer_files" else name
+        edit(path, lambda found, value=value: found.update({key: value}))
+        done = typed("convert models/gpt2 --out out")
+        assert done.exit_code == 1 and "outside of its folder" in done.output, done.output
+        with pytest.raises(MattaError, match="outside of its folder"):
+            open_tokenizer(models / "gpt2", "", 300)
+    edit(path, lambda found: found.update({key: [] if key[0] == "f" else "/not/there"}))
+    assert typed("convert models/gpt2 --out out").exit_code == 0
+
+
 def test_modules_json(models):
     steps = [
         {"idx": 0, "name": "0", "path": "", "type": "evil.Transformer"},
