@@ -15,6 +15,7 @@ from pathlib import Path
 import auto_models
 import numpy as np
 import pytest
+import timm
 import torch
 from sample_text import byte_tokenizer
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
@@ -344,6 +345,20 @@ def test_a_kernel_of_the_hub(models, key):
     assert done.exit_code == 1 and "from elsewhere" in done.output
 
 
+@pytest.mark.parametrize("key", ["vocab_file", "merges_file", "fast_tokenizer_files"])
+def test_files_of_a_tokenizer_outside(models, key):
+    path = models / "gpt2/tokenizer_config.json"
+    for name in ("../bert/tokenizer.json", str(models / "bert/tokenizer.json")):
+        value = [name] if key == "fast_tokenizer_files" else name
+        edit(path, lambda found, value=value: found.update({key: value}))
+        done = typed("convert models/gpt2 --out out")
+        assert done.exit_code == 1 and "outside of its folder" in done.output, done.output
+        with pytest.raises(MattaError, match="outside of its folder"):
+            open_tokenizer(models / "gpt2", "", 300)
+    edit(path, lambda found: found.update({key: [] if key[0] == "f" else "/not/there"}))
+    assert typed("convert models/gpt2 --out out").exit_code == 0
+
+
 def test_modules_json(models):
     steps = [
         {"idx": 0, "name": "0", "path": "", "type": "evil.Transformer"},
@@ -375,6 +390,21 @@ def test_pickles(models, tmp_path, name):
         for adapter in ("", " --adapter auto") if name == "pytorch_model.bin" else ("",):
             done = typed(f"convert {folder if folder != tmp_path else name} --out out{adapter}")
             assert done.exit_code == 1, done.output
+
+
+def test_bin_files_that_hold_tensors_open(models, tmp_path):
+    from timm.models import save_for_hf
+
+    model = GPT2LMHeadModel.from_pretrained(models / "gpt2")
+    (models / "gpt2/model.safetensors").unlink()
+    torch.save(model.state_dict(), models / "gpt2/pytorch_model.bin")
+    assert typed("convert models/gpt2 --out words").exit_code == 0
+    torch.manual_seed(0)
+    small = {"img_size": 16, "patch_size": 8, "embed_dim": 64, "depth": 1, "num_heads": 1}
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, **small)
+    save_for_hf(model, str(tmp_path / "timm"), model_args=small, safe_serialization=False)
+    done = typed("convert timm --out images")
+    assert done.exit_code == 0, done.output
 
 
 def test_old_timm_reads_no_pickle_either(tmp_path):

@@ -35,8 +35,21 @@ def check(folder: Path) -> None:
         if not isinstance(step, dict):
             continue
         _named(folder, folder / "modules.json", str(step.get("path", "")))
+    _tokenizer(folder, folder / "tokenizer_config.json")
     for name in ("config.json", "template/config.json"):
         trust.check_config(_json(folder / name), str(folder / name))
+
+
+def _tokenizer(folder: Path, path: Path) -> None:
+    """Check the files that a tokenizer's configuration names, which some releases open."""
+    settings = _json(path)
+    for key, value in settings.items() if isinstance(settings, dict) else ():
+        # many name one of the machine that they were written on, which is not there
+        named = isinstance(value, str) and str(key).endswith("_file") and (folder / value).exists()
+        names = [value] if named and key != "special_tokens_map_file" else []
+        names += value if key == "fast_tokenizer_files" and isinstance(value, list) else []
+        for name in names:
+            _named(folder, path, str(name))
 
 
 def inside(folder: Path, path: Path) -> Path:
