@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matta_cli import console
@@ -48,7 +48,7 @@ def _show_differences(result: Result) -> None:
                     [*row, less["verdict"] or "-", _p(less["p"]), _p(less["p_holm"]), less["test"]]
                 )
     headers = ["model", "metric", f"less {result['against']}", "verdict", "p", "p (Holm)", "test"]
-    _another(headers, rows)
+    _another(headers, rows, spare=["test", "p (Holm)", "p"])
     if rows:
         console.say(
             f"Verdicts are those of a report: by the intervals and p, where a loss of "
@@ -115,11 +115,13 @@ def _show_speculative(drafted: Result) -> None:
         console.say(f"Greedy outputs differ where {why}.")
 
 
-def _another(headers: list[str], rows: list[list[str]], *, left: bool = False) -> None:
+def _another(
+    headers: list[str], rows: list[list[str]], *, spare: Sequence[str] = (), left: bool = False
+) -> None:
     """One more table, if it has rows."""
     if rows:
         console.text("\n")
-        console.table(headers, rows, left=left)
+        console.table(headers, rows, spare, left=left)
 
 
 def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
