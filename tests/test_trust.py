@@ -26,6 +26,7 @@ from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
+from matta_cli.files.workspace import Workspace
 from matta_cli.main import app
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
@@ -482,6 +483,21 @@ def test_the_hubs_cache_is_made_of_links(models, tmp_path, shared):
     (snapshot / "vocab.txt").symlink_to(blobs / "evil")
     done = typed(f"convert {snapshot} --out other")
     assert done.exit_code == 1 and "is a link to /etc/passwd" in done.output
+
+
+def test_a_checkpoint_outside_is_not_the_best(foreign):
+    out = foreign / "matta-out"
+    shutil.copytree(out / "run/checkpoints/step-1", foreign / "step-9")
+    edit(
+        out / "run/checkpoints/step-1/trainer.json",
+        lambda found: found.update(best_step="0/../../../../step-9"),
+    )
+    (out / "run/checkpoints/step-0").mkdir()
+    (out / "run/checkpoints/step-1/SHA256SUMS").unlink()
+    atomic.seal(out / "run/checkpoints/step-1")
+    assert Workspace(out).trained()[0] == out / "run/checkpoints/step-1"
+    with pytest.raises(MattaError, match="step-9 is not there"):
+        Workspace(out).trained("best")
 
 
 def test_links_are_not_written_through(foreign, tmp_path):

@@ -124,7 +124,7 @@ class Workspace:
         if which == "best" and not best:
             kept = "kept no best checkpoint: `matta distill --best WIDTH` does"
             raise MattaError(f"{self.run} {kept}.")
-        path = self.run / "checkpoints" / name
+        path = self.run / "checkpoints" / Path(name).name  # a file said it
         if is_sound(path):
             return path, damaged
         if which == "auto":
