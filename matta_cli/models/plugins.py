@@ -242,4 +242,7 @@ def detect(source: Source) -> Adapter:
     none = f"no installed adapter ({', '.join(working)}) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    if source.folder is not None and not (source.folder / "config.json").is_file():
+        held = sorted(path.name for path in source.folder.iterdir())[:4]
+        none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"
     raise MattaError(" ".join([f"{source.name}: {none}.", *broken]))
