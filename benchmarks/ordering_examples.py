@@ -1,7 +1,8 @@
 """How many examples the order of units by activation needs.
 
 The models of ``ordering``, or with --model and --text a language model of yours (a folder of
-transformers, a text file) instead: units are ordered by fewer and by more examples (of text in tokens).
+transformers, a text file) instead: units are ordered by fewer and by more examples (of text in
+tokens).
 correlation: Spearman's of the scores with those by the most examples, the mean over the axes.
 cut: by how much the held-out loss of the MLPs' halves exceeds the model's. holds: with what convert
 uses, no cut is worse by a tenth than with the most.
