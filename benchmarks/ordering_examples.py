@@ -1,7 +1,8 @@
 """How many examples the order of units by activation needs.
 
-The models of ``ordering``, and with --model and --text a language model of yours (a folder of
-transformers, a text file): units are ordered by fewer and by more examples (of text in tokens).
+The models of ``ordering``, or with --model and --text a language model of yours (a folder of
+transformers, a text file) instead: units are ordered by fewer and by more examples (of text in
+tokens).
 correlation: Spearman's of the scores with those by the most examples, the mean over the axes.
 cut: by how much the held-out loss of the MLPs' halves exceeds the model's. holds: with what convert
 uses, no cut is worse by a tenth than with the most.
@@ -106,7 +107,7 @@ def main() -> None:
     options = arguments.parse_args()
     steps = 60 if options.quick else 600
     found = {}
-    for name, (make, each, counts) in CASES.items():
+    for name, (make, each, counts) in () if options.model else CASES.items():
         torch.manual_seed(0)
         made = make()
         train(made[0], made[1], steps)
@@ -114,7 +115,8 @@ def main() -> None:
     if options.model:
         length, own = 512, (1024, 8192, 65536)
         made = own_model(options.model, options.text, length, own[-1], held=8)
-        adapter = plugins.adapter("llama" if "layers" in dir(made[0].get_decoder()) else "gpt2")
+        kind: Any = made[0].config
+        adapter = plugins.adapter("gpt2" if kind.model_type == "gpt2" else "llama")
         found[options.model.name] = measure(made, length, own, adapter)
     worst = max(case["ratio"] for case in found.values())
     common.result(

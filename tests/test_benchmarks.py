@@ -142,3 +142,12 @@ def test_budgets():
             <= width["difference"]["value"]
             <= width["difference"]["high"]
         )
+
+
+@pytest.mark.slow
+def test_ordering_examples():
+    """What convert reads orders units nearly as well as much more."""
+    cases = quick("ordering_examples")["cases"]
+    assert all(list(c["examples"].values())[1]["correlation"] > 0.9 for c in cases.values())
+    stored = json.loads((RESULTS / "ordering_examples-cpu.json").read_text())
+    assert stored["holds"] and not stored["quick"]

@@ -72,14 +72,15 @@ def test_text_is_read_by_tokens_whatever_the_batch_size(tmp_path, length, sequen
         assert sequences <= sum(len(batch["input_ids"]) for batch in batches) < sequences + size
 
 
-def test_the_proof_reuses_the_outputs_by_which_it_is_sized(monkeypatch):
+def test_the_proof_takes_as_much_of_a_long_text_as_it_keeps(monkeypatch):
     model, task = gpt2(), open_task("causal_lm", Recipe())
-    monkeypatch.setattr("matta_cli.conversion.proof.PROOF_BYTES", 1)
+    monkeypatch.setattr("matta_cli.conversion.proof.PROOF_BYTES", 8 * 300 * 4)
     calls = []
     model.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    batches = [{"input_ids": torch.arange(24).view(2, 12)}]
+    batches = [{"input_ids": torch.arange(24).view(2, 12)}] * 3
     [(batch, outputs)] = prove(task, model, batches)
-    assert len(calls) == 1 and torch.equal(outputs, task.forward(model, batch))
+    assert len(calls) == 1 and torch.equal(batch["input_ids"], torch.arange(8)[None])
+    assert torch.equal(outputs, task.forward(model, batch))
 
 
 def test_convert_takes_a_sequence_length():

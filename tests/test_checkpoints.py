@@ -10,7 +10,14 @@ import torch
 from matta_adapters.gpt2 import GPT2
 from safetensors.torch import save_file
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    TimmWrapperConfig,
+    TimmWrapperForImageClassification,
+)
 
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
@@ -226,3 +233,17 @@ def test_two_files_of_weights_in_a_folder_are_said(tmp_path, monkeypatch):
     assert any("model.safetensors is opened" in note for note in done.notes)
     _, source = load_model("m", "causal_lm", adapter=GPT2())
     assert any("model.safetensors is opened" in note for note in source.notes)
+
+
+def test_a_timm_model_that_transformers_saved(tmp_path):
+    told = {"embed_dim": 64, "depth": 2, "num_heads": 2, "img_size": 32}
+    mean = {"mean": [0.4] * 3, "std": [0.3] * 3, "input_size": [3, 32, 32]}
+    more = {"num_classes": 3, "label_names": ["a", "b", "c"], "pretrained_cfg": mean}
+    stored = {"architecture": "vit_tiny_patch16_224", "model_args": told, **more}
+    model = TimmWrapperForImageClassification(TimmWrapperConfig.from_dict(stored)).eval()
+    model.save_pretrained(tmp_path)
+    again = plugins.adapter("vit").load(open_source(str(tmp_path)))
+    image = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(again(image), model(image).logits, atol=1e-6)
+    assert list(again.pretrained_cfg["mean"]) == [0.4] * 3

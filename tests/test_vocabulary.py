@@ -139,10 +139,11 @@ def test_eval_and_speculative_use_the_common_rows(models, tmp_path):
     recipe = recipe_of(models)
     recipe.data.held_out, recipe.export.bootstrap = recipe.data.train, 2
     names = ["base-padded", "teacher", "teacher-padded", "base"]
-    asked = Asked(
-        [str(models / n) for n in names], speculative=[str(models / n) for n in names[:2]]
-    )
-    found = evaluation(recipe, asked, tmp_path / "none")
+    folders = [str(models / name) for name in names]
+    asked = Asked(folders, speculative=folders[:2])
+    said: list[str] = []
+    found = evaluation(recipe, asked, tmp_path / "none", said.append)
+    assert any(f"{TOKENS:,} rows in {folders[1]}" in note for note in said)
     perplexity = [m["metrics"]["perplexity"]["value"] for m in found["models"]]
     assert perplexity[1] == pytest.approx(perplexity[2]) and perplexity[0] == pytest.approx(
         perplexity[3]

@@ -138,6 +138,7 @@ class Opener:
             example=self.example,
             say=lambda note: self.say(f"Note: {name!r}: {note}"),
         )
+        self.task.notes += source.notes
         return Subject(name, model, folder if card else source.folder)
 
     def _student(self, name: str, folder: Path, width: float) -> Subject:
@@ -165,6 +166,7 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     if own is not None and other is not None and not same_tokens(own, other, whole=task.embeds):
         both = f"{subject.name} and {first.name} have different tokenizers"
         raise MattaError(f"{both}: they cannot be compared on the same tokens.")
+    before = len(task.notes)
     try:
         subject.fitted = task.fit_teacher(subject.model, subject.folder, first.model, first.folder)
     except MattaError as error:
@@ -180,6 +182,10 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
             said = said.replace(words, here)
         what = f"{subject.name} cannot be measured on the examples of {first.name}"
         raise MattaError(f"{what}: {said}") from None
+    names = {"The Teacher": subject.name, "the Teacher": subject.name, "the model": first.name}
+    for at in range(before, len(task.notes)):
+        for word, name in names.items():
+            task.notes[at] = task.notes[at].replace(word, name)
 
 
 def level(task: Task, subjects: Sequence[Subject]) -> None:

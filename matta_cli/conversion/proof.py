@@ -47,12 +47,11 @@ def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
     Raises ``MattaError`` for outputs that are not finite.
     """
     proof: Proof = []
-    first: list[Tensor] = []
-    for batch in as_many_as_fit(task, base, batches, PROOF_BYTES, first):
-        one = len(next(iter(batch.values()))) == 1
-        # of a long sequence the outputs are known already
-        outputs = first.pop() if one and first else task.forward(base, batch).clone()
-        first.clear()
+    for batch in as_many_as_fit(task, base, batches, PROOF_BYTES):
+        if len(next(iter(batch.values()))) == 1:  # which may be more than fits
+            share = PROOF_BYTES / (4 * task.logits(base, batch))
+            batch = task.shortened(batch, share) if share < 1 else batch
+        outputs = task.forward(base, batch).clone()
         if not torch.isfinite(outputs).all():
             why = "its weights hold NaN or infinity"
             raise MattaError(f"The model's outputs are not finite: {why}.")
@@ -62,22 +61,11 @@ def prove(task: Task, base: nn.Module, batches: Sequence[dict[str, Tensor]]) -> 
 
 @torch.no_grad()
 def as_many_as_fit(
-    task: Task,
-    model: nn.Module,
-    batches: Sequence[dict[str, Tensor]],
-    room: float,
-    first: list[Tensor] | None = None,
+    task: Task, model: nn.Module, batches: Sequence[dict[str, Tensor]], room: float
 ) -> list[dict[str, Tensor]]:
-    """As many examples of the batches as have ``room`` bytes of outputs, one at least.
-
-    first: takes the outputs of the very first example, which are made to know how many they are.
-    """
+    """As many examples of the batches as have ``room`` bytes of outputs, one at least."""
     few = []
-    one = {name: tensor[:1] for name, tensor in batches[0].items()}
-    outputs = task.forward(model, one)
-    if first is not None:
-        first.append(outputs)
-    each = outputs.numel() * 4
+    each = task.logits(model, {name: tensor[:1] for name, tensor in batches[0].items()}) * 4
     for batch in batches:
         count = max(1, min(len(next(iter(batch.values()))), int(room / each)))
         few.append({name: tensor[:count] for name, tensor in batch.items()})

@@ -205,6 +205,9 @@ def detect(source: Source) -> Adapter:
     none = f"no installed adapter ({', '.join(working)}) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    if source.folder is not None and not (source.folder / "config.json").is_file():
+        held = sorted(path.name for path in source.folder.iterdir())[:4]
+        none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"
     hint = ""
     if "auto" in working and source.tensors is None:
         hint = "If it can be traced, `--adapter auto` takes it."

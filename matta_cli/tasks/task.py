@@ -105,6 +105,14 @@ class Task(ABC):
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Logits of ``model`` (anything callable like the module) on a batch."""
 
+    def logits(self, model: nn.Module, batch: Batch) -> int:
+        """How many numbers a model gives for a batch."""
+        return self.forward(model, batch).numel()
+
+    def shortened(self, batch: Batch, share: float) -> Batch:
+        """A batch with this share of each example, where a part of one is an example, too."""
+        return batch
+
     @abstractmethod
     def example(self, model: nn.Module, size: int = 4) -> Batch:
         """A made-up batch of inputs, always the same: for proofs and timings without data."""
@@ -143,7 +151,7 @@ class Task(ABC):
     def calibration(self, one: Batch) -> int:
         """How many examples the order of a base's units is read off. one: a batch of one of them.
 
-        More order them no better (``benchmarks/ordering``).
+        More order them little better (``benchmarks/ordering_examples``).
         """
         return 128
 

@@ -117,6 +117,13 @@ class CausalLM(Task):
         cached = hasattr(getattr(model, "config", None), "use_cache")
         return raw(model(input_ids=batch["input_ids"], **({"use_cache": False} if cached else {})))
 
+    def logits(self, model: nn.Module, batch: Batch) -> int:
+        return batch["input_ids"].numel() * self.outputs(model)
+
+    def shortened(self, batch: Batch, share: float) -> Batch:
+        length = max(2, int(batch["input_ids"].shape[1] * share))
+        return {name: tensor[:, :length] for name, tensor in batch.items()}
+
     def example(self, model: nn.Module, size: int = 4) -> Batch:
         generator, shape = torch.Generator().manual_seed(0), (size, min(_most(model), 64))
         return {"input_ids": torch.randint(self.outputs(model), shape, generator=generator)}
@@ -142,7 +149,7 @@ class CausalLM(Task):
         return int(self._predicted(batch["input_ids"]).sum())
 
     def calibration(self, one: Batch) -> int:
-        """So many sequences as hold 8,192 tokens: eight times as many order units no better."""
+        """So many sequences as hold 8,192 tokens: eight times as many order units little better."""
         return max(1, min(super().calibration(one), round(_CALIBRATION / one["input_ids"].numel())))
 
     def _predicted(self, ids: Tensor) -> Tensor:
