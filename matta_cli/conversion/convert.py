@@ -93,6 +93,7 @@ def convert(
         raise MattaError(f"No model is named: {what}.")
     check(settings)
     space = Workspace(out)
+    space.mend()
     atomic.refuse_existing(space.ta, overwrite)
     with space.alone() if space.run.exists() else nullcontext():
         source = _source(settings, model_config, allow_pickle)
@@ -130,7 +131,7 @@ def _convert(
     card = {"multiple": settings.multiple, "sizes": shares}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     settings_left = _settings_file(recipe, adapter.task)
-    may_write = _may_write_settings(space)
+    may_write = _may_write_settings(space, settings_left)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
         batches = probe(task, ta, folder)
@@ -151,8 +152,8 @@ def _convert(
             )
         ta.card = {**card, "order": order, "difference": difference}
         _save(ta, recipe, name, ranked, settings_left, folder, notes)
-    if may_write:
-        atomic.atomic_write(space.settings, settings_left)
+        if may_write:  # before the TA appears: a kill here leaves no TA without its settings
+            atomic.atomic_write(space.settings, settings_left)
     _remark(space, ta, may_write, notes)
     there = sorted({*recipe.export.widths, 1.0, ta.widest})
     widths = [width for width in there if width <= ta.widest]
@@ -279,15 +280,16 @@ def _settings_file(recipe: Recipe, task: str) -> str:
     return left.text(("data", "distill", "export"), header=header, to_edit=True)
 
 
-def _may_write_settings(space: Workspace) -> bool:
-    """Whether ``matta.toml`` is missing, or still as ``convert`` left it.
+def _may_write_settings(space: Workspace, settings_left: str) -> bool:
+    """Whether ``matta.toml`` is missing, still as ``convert`` left it, or what it leaves now.
 
     One that was edited is the user's own.
     """
     if not space.settings.exists():
         return True
+    there = atomic.file_digest(space.settings)
     try:
         left = read_card(space.ta).get("settings")
     except MattaError:
-        return False
-    return left == atomic.text_digest(space.settings.read_text(encoding="utf-8"))
+        left = ""
+    return there in (left, atomic.text_digest(settings_left))

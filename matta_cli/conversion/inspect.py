@@ -26,6 +26,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     axes: by kind. importance: by axis, the scores of its groups of units in the order in which
     Students lose them, the last one first to go; of layers, by number. widths: see ``menu``.
     """
+    Workspace(folder).mend()
     # as it was converted
     folder = Workspace(folder).ta if Workspace(folder).converted else folder
     ta = load_ta(folder)

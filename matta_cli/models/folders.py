@@ -25,6 +25,8 @@ from matta_cli.settings.resolve import tomllib
 def ta_folder(folder: str | Path) -> Path:
     """Where the TA lies that a folder stands for: itself, or the latest one of an output folder."""
     folder = Path(folder)
+    if not (folder / "matta.json").exists():
+        Workspace(folder).mend()
     if not (folder / "matta.json").exists() and Workspace(folder).converted:
         return Workspace(folder).current_ta()
     return folder
@@ -95,6 +97,7 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
+        space.refuse_training()
         first = f"run `{command('distill', out)}` first"
         raise MattaError(f"There is no trained TA in {space.run}: {first}.")
     ta = load_ta(last)

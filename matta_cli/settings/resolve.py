@@ -63,12 +63,15 @@ def resolve(
     Returns the files that were read, too. A flag that is None was not given; ``origin`` names them
     in an error. The preset is the one that the last of these names. With ``ran``, and no
     ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
-    exporting it, needs no flag that it was started with. Other training data by a flag brings
+    exporting it, needs no flag that it was started with. What killed processes left in ``out`` is
+    mended first. Other training data by a flag brings
     neither the configuration of a hub dataset nor held-out data along from a file. Raises
     ``MattaError`` for what a file or a flag cannot be.
     """
     tables: list[tuple[Mapping[str, Any], str]] = []
     read = []
+    if out is not None:
+        Workspace(out).mend()
     nearer = config if config is not None else Path("matta.toml")
     for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -96,4 +95,4 @@ def prune(space: Workspace, counters: Counters, keep: int, damaged: Collection[P
     passed = [path for path in damaged if step_of(path) < counters.step]
     for old in [*sound[:-keep], *passed] if keep else []:
         if old.name != f"step-{counters.best_step}":
-            shutil.rmtree(old, ignore_errors=True)
+            atomic.remove(old)

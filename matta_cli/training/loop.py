@@ -95,6 +95,8 @@ class Training:
             # and the settings of a run that is finished stay what they were
             done = f"The run is finished, at step {counters.step}"
             listen(Progress(message=f"{done}: nothing was trained, no setting changed."))
+            if self.world.first:  # a kill may have come before that
+                checkpoint.prune(self.space, counters, settings.keep, self.damaged)
             return saved or self.space.checkpoint(counters.step)
         steps = range(counters.step, settings.steps)
         began, before = time.perf_counter(), counters.seconds

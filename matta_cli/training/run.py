@@ -6,7 +6,7 @@ The method is MatTA's (arXiv 2505.23337).
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from matta_cli.devices import processes
@@ -72,6 +72,7 @@ def _begun(
     for path in damaged:
         listen(Progress(message=f"{path} is damaged and is left out."))
     if last is None:
+        space.refuse_training()
         none = f"There is no {'sound ' if damaged else ''}checkpoint"
         raise MattaError(f"{none} in {space.run} to resume from.")
     return last, damaged
@@ -101,8 +102,10 @@ def _train(
         setup.ta = load_ta(last)
         refuse_other_ta(digest, setup.ta, last)
     world.wait()
-    lock = space.alone() if world.first else nullcontext()
-    with lock, space.set_aside(keep=last is not None or not world.first):
+    with ExitStack() as held:
+        if world.first:
+            held.enter_context(space.alone())
+            held.enter_context(space.set_aside(keep=last is not None))
         world.wait()
         training = Training(setup, space)
         if last is not None:

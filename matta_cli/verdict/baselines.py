@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +159,7 @@ def train(
             if one.folder.exists():
                 why = "what is there was made by another recipe; it is made anew"
                 listen(Progress(message=f"{told}: {why}."))
-                shutil.rmtree(one.folder)
+                atomic.remove(one.folder)
             _prepare(ta, one, out)
         last, _ = Workspace(one.folder).sound()
         if last is not None and counters_of(last)["step"] >= run.steps:

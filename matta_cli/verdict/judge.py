@@ -51,6 +51,7 @@ def remake(
     Raises ``MattaError`` where nothing was exported, or a baseline cannot be trained.
     """
     baselines.check(kinds, margin or 0.0)
+    Workspace(out).mend()
     report = _exported(out)
     # alarms are sounded anew, if they still hold
     report.notes = tell(report).notes
