@@ -6,13 +6,18 @@ import errno
 import functools
 import json
 import os
+import signal
 import sys
+import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.version import __version__
 
 if TYPE_CHECKING:
     from matta_cli.progress import Listener
@@ -97,21 +102,45 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except Interrupted as stop:
-            _fail(str(stop), stop.code)
-        except KeyboardInterrupt:
-            _fail("Stopped; nothing half-done was left behind.", 130)
-        except Exception as error:
-            if sentence := _sentence(error):
-                _fail(sentence, 1)
-            raise
+        with _noticed() as pressed:
+            try:
+                command(*args, **kwargs)
+            except Interrupted as stop:
+                _fail(str(stop), stop.code)
+            except (KeyboardInterrupt, Exception) as error:
+                if pressed or isinstance(error, KeyboardInterrupt):
+                    _fail("Stopped; nothing half-done was left behind.", 130)
+                if isinstance(error, BrokenPipeError):
+                    raise  # whoever reads has enough
+                _fail(_sentence(error) or _mistake(error), 1)
 
     return run
 
 
-def _sentence(error: Exception) -> str:
+@contextmanager
+def _noticed() -> Iterator[list[int]]:
+    """A list that Ctrl-C fills besides what it does by itself.
+
+    A library that is just being imported may make another error of it.
+    """
+    pressed: list[int] = []
+
+    def handler(number: int, _frame: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _sentence(error: BaseException) -> str:
     """What an error is to a person; empty where it is a mistake of matta's own."""
     kind = type(error).__name__
     if isinstance(error, MattaError):
@@ -124,9 +153,23 @@ def _sentence(error: Exception) -> str:
     if full or (kind == "SafetensorError" and "No space left" in str(error)):
         again = "free some space and run the same command again"
         return f"The disk is full{where}: {again}; nothing half-written was left."
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+    if isinstance(error, OSError):
         return f"{error.strerror or error}{where}."
-    return ""
+    return "Out of memory: try a smaller --batch-size." if isinstance(error, MemoryError) else ""
+
+
+def _mistake(error: BaseException) -> str:
+    """What is said of a mistake of matta's own, whose traceback is kept in a file."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
+    wrong = f"This is a mistake of matta itself ({what}): please report it"
+    try:
+        handle, name = tempfile.mkstemp(prefix="matta-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"matta {__version__}, Python {sys.version}\n{sys.argv}\n\n")
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return f"{wrong}."
+    return f"{wrong}, with the file {name}, which says where it happened."
 
 
 def _fail(sentence: str, code: int) -> None:
