@@ -29,6 +29,7 @@ from matta_cli.settings.checks import check_value
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
+from matta_cli.training import checkpoint
 from matta_cli.training.run import distill
 from matta_cli.training.spent import Spent, of_run
 
@@ -161,8 +162,11 @@ def train(
                 listen(Progress(message=f"{told}: {why}."))
                 atomic.remove(one.folder)
             _prepare(ta, one, out)
-        last, _ = Workspace(one.folder).sound()
+        space = Workspace(one.folder)
+        last, damaged = space.sound()
         if last is not None and counters_of(last)["step"] >= run.steps:
+            counters = checkpoint.Counters.stored(last, 1)  # a kill may have come before that
+            checkpoint.prune(space, counters, one.recipe.distill.keep, damaged)
             listen(Progress(message=f"{told}: finished already."))
             continue
         what = f"{'going on' if last else 'training'}, {run.steps:,} steps"
