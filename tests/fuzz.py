@@ -124,7 +124,9 @@ def _bytes(random: Random, path: Path) -> str:
     if how == "cut":
         content = content[:at]
     elif how == "flipped":
-        content = content[:at] + bytes([content[at] ^ (1 << random.randrange(8))]) + content[at + 1 :]
+        flipped = bytearray(content or b"0")
+        flipped[at] ^= 1 << random.randrange(8)
+        content = bytes(flipped)
     elif how == "not UTF-8":
         content = content[:at] + b"\xff\xfe\x80" + content[at:]
     elif how == "text":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 from random import Random
 
@@ -12,7 +11,7 @@ import pytest
 import timm
 import torch
 from fuzz import attempt
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from test_cli import gpt2, tokenizer_of
@@ -81,7 +80,8 @@ def project(tmp_path_factory) -> Path:
     pa.parquet.write_table(pa.table(scores), "said.parquet")
     lines = (f'{{"row": {n}, "score": {score}}}\n' for n, score in enumerate(rows[:, 0]))
     Path("said.jsonl").write_text("".join(lines))
-    save_file({"row": torch.arange(60), "score": torch.tensor(rows[:, 0].copy())}, "said.safetensors")
+    score = torch.tensor(rows[:, 0].copy())
+    save_file({"row": torch.arange(60), "score": score}, "said.safetensors")
     text = "\n\n".join(f"The {n}th paragraph of a text says what {n * n} is." for n in range(80))
     Path("text.txt").write_text(text)
     Path("text.jsonl").write_text("".join(f'{{"text": "{t}"}}\n' for t in text.split("\n\n")))
@@ -99,8 +99,19 @@ def project(tmp_path_factory) -> Path:
         pretrained_cfg_overlay={"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)},
     )
     Path("pixels").mkdir()
-    timm.models.save_for_hf(pixels, "pixels", model_args={"img_size": 8, "patch_size": 4,
-        "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}, safe_serialization=True)
+    timm.models.save_for_hf(
+        pixels,
+        "pixels",
+        model_args={
+            "img_size": 8,
+            "patch_size": 4,
+            "in_chans": 1,
+            "embed_dim": 16,
+            "depth": 1,
+            "num_heads": 2,
+        },
+        safe_serialization=True,
+    )
     images = np.random.default_rng(0).integers(0, 255, (30, 8, 8)).astype("uint8")
     np.savez("images.npz", images=images, labels=np.arange(30) % 3)
     Path("matta.toml").write_text('[data]\ntrain = "train.csv"\n[export]\nbootstrap = 5\n')
@@ -112,3 +123,21 @@ def project(tmp_path_factory) -> Path:
     typed("report --baselines ground-truth")
     os.chdir(before)
     return folder
+
+
+@pytest.mark.slow
+@settings(
+    max_examples=2_000,
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(seed=st.integers(0, 2**32))
+def test_whatever_is_wrong_with_a_file_is_said(project, tmp_path_factory, seed):
+    assert attempt(Random(seed), project, tmp_path_factory.mktemp("copy") / "here", READERS) == ""
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_some_of_that(project, tmp_path, seed):
+    assert attempt(Random(seed), project, tmp_path / "here", READERS) == ""

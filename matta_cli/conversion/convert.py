@@ -22,7 +22,7 @@ from matta_cli.files import atomic
 from matta_cli.files.card import read_card, write_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
-from matta_cli.models.load import own_memory
+from matta_cli.models.load import opened, own_memory
 from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
@@ -116,7 +116,7 @@ def _convert(
 ) -> Converted:
     settings, name = recipe.convert, source.name
     adapter = plugins.adapter(settings.adapter) if settings.adapter else plugins.detect(source)
-    base = adapter.load(source)
+    base = opened(adapter, source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -190,6 +191,8 @@ def file_digest(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    if not path.is_file():  # a device has no end
+        raise FileNotFoundError(errno.ENOENT, "There is no such file", str(path))
     total = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(1 << 22):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.atomic import alone, is_sound
 
 TRAINING = "Another run is training"  # what is said of the process that holds a folder's lock
@@ -182,6 +183,21 @@ class Workspace:
             atomic.remove(self.run)
 
 
+class Trainer(TypedDict):
+    """What ``trainer.json`` of a checkpoint holds."""
+
+    step: int
+    seconds: float
+    recipe: str
+    optimizer: dict[str, Any]
+    bad_in_a_row: NotRequired[int]
+    bad_steps: NotRequired[int]
+    best_value: NotRequired[float | None]
+    best_step: NotRequired[int]
+    loss_scale: NotRequired[dict[str, Any]]
+    processes: NotRequired[int]
+
+
 def step_of(checkpoint: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(checkpoint.name.removeprefix("step-"))
@@ -191,7 +207,11 @@ def counters_of(checkpoint: Path | None) -> dict[str, Any]:
     """What a run had come to at a checkpoint; empty where there is none."""
     if checkpoint is None:
         return {}
-    return json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    again = "go on from another checkpoint"
+    try:
+        return reading.stored(checkpoint / "trainer.json", Trainer, again)
+    except FileNotFoundError:
+        raise MattaError(f"{checkpoint} has no trainer.json: {again}.") from None
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from matta_cli.adapter import Axis
 from matta_cli.errors import MattaError, command
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import plugins
+from matta_cli.models.load import opened
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA, UNSHARED, UnsharedTA
-from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
@@ -43,17 +42,21 @@ def load_ta(folder: str | Path) -> TA:
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
     card = read_card(folder)
     adapter = plugins.adapter(card["adapter"], folder)
-    model = adapter.load(open_source(f"local-dir:{folder}"))
-    axes: list[Axis] = card["axes"]
-    there = full_sizes(adapter.axes(model))
-    if any(there.get(axis.name) != axis.size for axis in axes):
+    model = opened(adapter, open_source(f"local-dir:{folder}"))
+    known = {axis.name: axis for axis in adapter.axes(model)}
+    if any(axis.name not in known or known[axis.name].size != axis.size for axis in card["axes"]):
         what = "the weights and matta.json disagree on the axes; convert the model again"
         raise MattaError(f"{folder}: {what}.")
+    # where its units lie the model itself says
+    axes = [replace(known[axis.name], order=axis.order) for axis in card["axes"]]
     ta = TA(adapter, model, axes, card["base"], card)
     unshared = {}
     for path in sorted((folder / UNSHARED).glob("width-*")):
-        width = float(path.name.removeprefix("width-"))
-        unshared[width] = adapter.load(open_source(f"local-dir:{path}"))
+        try:
+            width = float(path.name.removeprefix("width-"))
+        except ValueError:
+            continue  # a copy that somebody has put beside them
+        unshared[width] = opened(adapter, open_source(f"local-dir:{path}"))
     return UnsharedTA.of(ta, unshared) if unshared else ta
 
 
@@ -63,7 +66,7 @@ def load_student(folder: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise MattaError(f"There is no folder {str(folder)!r}.")
     card = read_card(folder)
-    return plugins.adapter(card["adapter"], folder).load(open_source(f"local-dir:{folder}"))
+    return opened(plugins.adapter(card["adapter"], folder), open_source(f"local-dir:{folder}"))
 
 
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
@@ -104,5 +107,10 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)
     recipe = Recipe()
-    recipe.update(gone.recorded(tomllib.loads(counters["recipe"])), str(last))
+    try:
+        recorded = tomllib.loads(counters["recipe"])
+    except (ValueError, RecursionError) as error:
+        what = f"{last} is damaged (the recipe in trainer.json: {error})"
+        raise MattaError(f"{what}: name another with --checkpoint.") from None
+    recipe.update(gone.recorded(recorded), str(last))
     return Reached(last, ta, counters, recipe)

@@ -43,7 +43,7 @@ def load_model(
     for known in [*([adapter] if adapter else []), *plugins.adapters().values()]:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
-                model = known.load(source).float().eval()
+                model = opened(known, source).float().eval()
                 if known.task != task:
                     own = f"is a model for {known.task}, not for {task}"
                     raise MattaError(f"{source.name!r} {own}.")
@@ -54,6 +54,20 @@ def load_model(
         return _load_stock(source, task).float().eval(), source
     except MattaError as error:
         raise (refusal or error) from None
+
+
+def opened(adapter: Adapter, source: Source) -> nn.Module:
+    """The model that an adapter makes of a source.
+
+    Raises ``MattaError`` where it cannot: whatever the libraries under it make of what is wrong.
+    """
+    try:
+        return adapter.load(source)
+    except MattaError:
+        raise
+    except Exception as error:
+        what = f"{source.name!r} cannot be opened by the adapter {adapter.name!r}"
+        raise MattaError(f"{what}: {type(error).__name__}: {said(error)}.") from error
 
 
 def own_memory(model: nn.Module) -> None:

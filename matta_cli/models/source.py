@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
+from matta_cli.files import reading
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _BUILDER = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -45,6 +45,7 @@ def open_source(
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
+            reading.only_files(path)
             if (path / TEMPLATE).is_dir():
                 return _open_own(path, text)
             return Source(name=text, config=config, folder=path, beside=path)
@@ -89,19 +90,17 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return Source(name=text, config=config, tensors=strip_prefixes(load_file(str(path))))
-        except (SafetensorError, OSError) as error:
-            raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
+        tensors = reading.tensors(path, "save it again, as a safetensors file")
+        return Source(name=text, config=config, tensors=strip_prefixes(tensors))
     if path.suffix not in _FILES:
         opens = f"matta opens {', '.join(_FILES)}, or a folder"
         raise MattaError(f"{text!r} is not a model file: {opens}.")
     opened = _torch_load(path, text, allow_pickle)
-    while isinstance(opened, Mapping):
+    for _ in range(8):  # a dictionary may hold itself
+        if not isinstance(opened, Mapping):
+            break
         if opened and all(isinstance(value, Tensor) for value in opened.values()):
+            _refuse_odd(opened, text)
             return Source(name=text, config=config, tensors=strip_prefixes(opened))
         values = [opened.get(key) for key in _WRAPPED]
         inner = [value for value in values if isinstance(value, (Mapping, nn.Module))]
@@ -114,6 +113,16 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
         return Source(name=text, config=config, module=_unwrapped(opened))
     what = f"{text!r} holds a {type(opened).__name__}"
     raise MattaError(f"{what}, but a state dict (tensors by name) is needed.")
+
+
+def _refuse_odd(tensors: Mapping[Any, Tensor], text: str) -> None:
+    """Raise ``MattaError`` for a state dict whose names are no text, or whose tensors not dense."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise MattaError(f"{text!r} has a tensor called {name!r}: names of tensors are text.")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "sparse, or without values"
+            raise MattaError(f"{text!r}: the tensor {name!r} is {kind}: save it dense.")
 
 
 def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
@@ -188,7 +197,7 @@ def _download(name: str, text: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ``MattaError`` where there is none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = reading.parsed(reading.text(path))
     except OSError:
         raise MattaError(f"There is no file {str(path)!r}.") from None
     except ValueError as error:

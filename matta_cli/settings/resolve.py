@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings import gone
 from matta_cli.settings.checks import check_value
@@ -23,7 +24,7 @@ else:
 def read_toml(path: Path) -> dict[str, Any]:
     """What a TOML file holds. Raises ``MattaError`` where there is none, or it is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(reading.text(path))
     except FileNotFoundError:
         raise MattaError(f"There is no configuration file {str(path)!r}.") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits, too deep

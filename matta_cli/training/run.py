@@ -5,7 +5,6 @@ The method is MatTA's (arXiv 2505.23337).
 
 from __future__ import annotations
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from matta_cli.devices import processes
 from matta_cli.devices.device import pick
 from matta_cli.devices.processes import World
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.progress import Listener, Progress, quiet
@@ -21,6 +20,7 @@ from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, run_recipe
 from matta_cli.training.failure import explained
+from matta_cli.training.log import lines
 from matta_cli.training.loop import Training
 from matta_cli.training.setup import Setup, opened
 
@@ -130,11 +130,10 @@ def _other_count(last: Path, world: World) -> str:
 
 def _rewind(log: Path, step: int) -> None:
     """Drop the records after a checkpoint: the steps they tell of are taken again."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     kept = []
-    for line in lines:
+    for line in lines(log):
         try:
-            if json.loads(line)["step"] <= step:
+            if reading.parsed(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # a line that was cut short by a kill
