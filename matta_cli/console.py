@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.version import __version__
@@ -35,7 +36,15 @@ def say(text: str) -> None:
         return
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(harmless(text), markup=False)
+
+
+def harmless(text: str) -> str:
+    """A text without what a terminal obeys: control characters are written as Python writes them.
+
+    So are those that turn the direction of writing, or cannot be seen.
+    """
+    return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def hint(command: str) -> None:
@@ -60,6 +69,8 @@ def table(
     spare: beginnings of headers whose columns may go, first to last, where the terminal is too
     narrow for all. left: columns are words, not numbers.
     """
+    headers = [harmless(cell) for cell in headers]
+    rows = [[harmless(" ".join(cell.split())) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
             sys.stdout.write("\t".join(row) + "\n")
@@ -67,6 +78,7 @@ def table(
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     columns = list(zip(headers, *rows, strict=True))
@@ -80,7 +92,7 @@ def table(
     for i, (header, *_) in enumerate(columns):
         drawn.add_column(header, justify="left" if i == 0 or left else "right", overflow="fold")
     for row in zip(*(column[1:] for column in columns), strict=True):
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     console.print(drawn)
     if gone:
         say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
@@ -176,7 +188,8 @@ def _fail(sentence: str, code: int) -> None:
     """Say the sentence and exit. What befell all processes is said by the first of them."""
     if _other() and code < 128:
         time.sleep(3)  # what befell this one alone is said after that
-        sys.stderr.write(f"Process {_other()}: {sentence}\n")
+        sys.stderr.write(f"Process {_other()}: {harmless(sentence)}\n")
+    sentence = " ".join(sentence.splitlines())
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
     sys.exit(code)
@@ -207,7 +220,7 @@ def training_progress() -> Iterator[Listener]:
         def listen(event: Event) -> None:
             nonlocal said
             if event.message:
-                console.print(event.message, markup=False, soft_wrap=True)
+                console.print(harmless(event.message), markup=False, soft_wrap=True)
                 return
             shown = _told(event)
             bar.update(task, completed=event.step, total=event.steps, description=shown)

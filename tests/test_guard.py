@@ -63,3 +63,26 @@ def test_ctrl_c_while_the_command_line_is_imported(tmp_path):
         _, said = process.communicate(timeout=30)
     assert process.returncode in (130, -signal.SIGINT)
     assert said == "matta: Stopped before anything was begun.\n"
+
+
+def test_what_a_terminal_obeys_is_written_out(capsys):
+    console.say("a name \x1b[31mred\x1b[0m, \x9b2J and \u202eturned")
+    console.table(["\x1b]0;title\x07"], [["[bold]\x1b[2J[/bold]\nnext"]])
+    shown = capsys.readouterr()
+    assert shown.err == "a name \\x1b[31mred\\x1b[0m, \\x9b2J and \\u202eturned\n"
+    assert shown.out == "\\x1b]0;title\\x07\n[bold]\\x1b[2J[/bold] next\n"
+
+
+def test_an_error_is_one_line_whatever_is_in_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("matta.toml").write_text('["\\u001b[31mx\\nError: no"]\na = 1\n')
+    done = CliRunner().invoke(app, ["recipe", "show"])
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+    assert "\x1b" not in done.stderr and "\\x1b[31mx" in done.stderr
+
+
+def test_the_home_folder_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "matta.toml").write_text("[distill]\nsteps = 77\n")
+    done = CliRunner().invoke(app, ["recipe", "show", "--out", "~", "--changed"])
+    assert done.exit_code == 0 and "distill.steps\t77" in done.stdout

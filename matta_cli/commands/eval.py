@@ -93,7 +93,7 @@ def eval(
     from matta_cli.comparison.compare import evaluation
     from matta_cli.comparison.subjects import chosen_by, home
 
-    out = home(folders or [], out)
+    out = home(folders or [], options.home(out))
     recipe = options.resolved(flags, out, file, ran=True)
     asked = _asked(typed, out)
     for name in chosen_by(asked.models):

@@ -37,7 +37,7 @@ def teach(
     Example: matta teach --teacher gpt2-large --to gpt2-large-outputs
     """
     flags = options.tables(locals(), "distill", "data")
-    out = options.output(folder, out)
+    out, to = options.output(folder, out), options.home(to)
     recipe = options.resolved(flags, out, file)
 
     from matta_cli.training.teach import teach as run

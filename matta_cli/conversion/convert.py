@@ -31,6 +31,7 @@ from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
+from matta_cli.report.render import escaped
 from matta_cli.settings.checks import check
 from matta_cli.settings.recipe import ConvertSettings, Recipe
 from matta_cli.tasks.task import task as open_task
@@ -258,7 +259,7 @@ def _readme(ta: TA) -> str:
     if ta.adapter.loader != PROGRAM and ta.student(full_sizes(ta.axes)).stock:
         loader = ta.adapter.loader  # a program is written of Students alone
     return (
-        f"# Teaching Assistant of {source}\n\n"
+        f"# Teaching Assistant of {escaped(source)}\n\n"
         f"Made by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its nested "
         f"weights is the base (largest relative difference {difference:.1e}); the whole is width "
         f"{ta.widest:g}.\n\n"

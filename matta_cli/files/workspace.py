@@ -196,6 +196,8 @@ class Trainer(TypedDict):
     best_step: NotRequired[int]
     loss_scale: NotRequired[dict[str, Any]]
     processes: NotRequired[int]
+    made_of: NotRequired[dict[str, str]]
+    matta: NotRequired[str]
 
 
 def step_of(checkpoint: Path) -> int:

@@ -36,6 +36,7 @@ from matta_cli.training.objective import Step
 from matta_cli.training.rows import WHOLE, Piece, Rows
 from matta_cli.training.setup import Setup
 from matta_cli.training.state import state_of
+from matta_cli.version import __version__
 
 Parts = list[tuple[Batch, Piece]]  # the batches of a step, and what goes through which models
 
@@ -52,7 +53,7 @@ class Training:
     def __init__(self, setup: Setup, space: Workspace, *, count_flops: bool = False) -> None:
         """space: where the run lies. count_flops: also where the device's peak is not known."""
         self.recipe, self.settings, self.space = setup.recipe, setup.settings, space
-        self.task, self.data = setup.task, setup.data
+        self.task, self.data, self.made_of = setup.task, setup.data, setup.made_of
         self.device, self.world, self.companions = setup.device, setup.world, setup.companions
         settings, ta, device = setup.settings, setup.ta, setup.device
         if not settings.shared and not ta.copies:
@@ -344,6 +345,8 @@ class Training:
             **asdict(counters),
             "optimizer": numbers,
             "recipe": self.recipe.text(["distill"]),
+            "made_of": self.made_of,
+            "matta": __version__,
         }
         checkpoint.write(path, ta, self.companions, tensors, trainer)
         self.damaged.discard(path)

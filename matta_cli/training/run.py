@@ -19,6 +19,7 @@ from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, run_recipe
+from matta_cli.training import resumed
 from matta_cli.training.failure import explained
 from matta_cli.training.log import lines
 from matta_cli.training.loop import Training
@@ -101,6 +102,8 @@ def _train(
         digest = setup.ta.card["lineage"]["digest"]
         setup.ta = load_ta(last)
         refuse_other_ta(digest, setup.ta, last)
+        if world.first:
+            resumed.check(setup, last, listen)
     world.wait()
     with ExitStack() as held:
         if world.first:

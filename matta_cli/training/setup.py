@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from matta_cli.data.split import Data
 from matta_cli.devices.device import half
 from matta_cli.devices.processes import ALONE, World
 from matta_cli.errors import MattaError
+from matta_cli.files.atomic import file_digest
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import tokenizer
 from matta_cli.models.folders import load_ta
+from matta_cli.models.save import weights_digest
 from matta_cli.models.ta import TA
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, Progress, quiet
@@ -35,6 +38,8 @@ class Setup:
 
     ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
     none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
+    made_of: digests of the Teacher and of the training data, by which a run that goes on knows them
+    again; only the first process has them.
     companions: what belongs to the TA besides its weights (name -> content): its own files, and of
     a TA without a tokenizer the Teacher's.
     """
@@ -47,6 +52,7 @@ class Setup:
     device: torch.device
     world: World = ALONE
     companions: dict[str, bytes] = field(default_factory=dict)
+    made_of: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> DistillSettings:
@@ -77,6 +83,11 @@ def opened(
     data = task.data(home, ta.model)
     listen(Progress(message=f"Data: {data.description}"))
     teacher: Teacher | None = None
+    made_of = {}
+    if world.first:
+        made_of["Teacher"] = _teacher_digest(settings.teacher, model, by_file)
+        if not recipe.data.streaming:  # of a stream only as much is read as the steps need
+            made_of["training data"] = data.train.digest()
     if model is not None:
         teacher = ModelTeacher(task, model)
         outputs = task.outputs(ta.model)
@@ -90,7 +101,15 @@ def opened(
             said.check()
     files = tokenizer.companions(folder) | tokenizer.companions(home)
     companions = {name: path.read_bytes() for name, path in files.items()}
-    return Setup(recipe, task, ta, teacher, data, device, world, companions)
+    return Setup(recipe, task, ta, teacher, data, device, world, companions, made_of)
+
+
+def _teacher_digest(name: str, model: nn.Module | None, by_file: bool) -> str:
+    """sha256 of a Teacher's weights, or of what it said; empty without any."""
+    if model is not None:
+        return weights_digest(model)
+    path = Path(name).expanduser()
+    return file_digest(path / teacher_file.CARD if path.is_dir() else path) if by_file else ""
 
 
 def _check_rows(s: DistillSettings, ta: TA, world: World) -> None:

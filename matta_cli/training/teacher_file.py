@@ -104,9 +104,16 @@ def _own(path: Path) -> Table:
         neither = "it has neither a column 'row', the numbers of the examples, nor 'id'"
         has = ", ".join(values) or "nothing that is known"
         raise MattaError(f"{named}: {neither}; it has {has}.")
+    for name, value in values.items():
+        if name in _KNOWN and name != "id" and value.dtype.kind not in "biuf":
+            raise MattaError(f"{named}: column {name!r} holds no numbers ({value.dtype}).")
+    rows = {name: value.shape[:1] for name, value in values.items() if name in _KNOWN}
+    if () in rows.values() or len(set(rows.values())) > 1:
+        lengths = ", ".join(f"{name} {list(shape)}" for name, shape in rows.items())
+        raise MattaError(f"{named}: its columns are not of one length ({lengths}).")
     by_id = "id" in values
     key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row"))
-    if key.dtype.kind not in "iu" and not by_id:
+    if (key.dtype.kind not in "iu" and not by_id) or key.ndim != 1:
         raise MattaError(f"{named}: column 'row' must hold whole numbers.")
     known = {name: v for name, v in values.items() if name in _KNOWN}
     temperature = np.unique(np.asarray(known.pop("temperature", 1.0)))

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.files import atomic, card
+from matta_cli.files import atomic, card, reading
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import save, tokenizer
 from matta_cli.models.folders import load_ta, refuse_other_ta
@@ -107,8 +107,8 @@ class _Wanted:
     def there(self) -> bool:
         """Whether what lies in the folder is this one."""
         try:
-            return json.loads((self.folder / CARD).read_text(encoding="utf-8")) == self.identity
-        except (OSError, ValueError):
+            return reading.stored(self.folder / CARD, dict[str, Any], "") == self.identity
+        except (OSError, MattaError):
             return False
 
 
