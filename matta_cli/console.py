@@ -6,14 +6,20 @@ import errno
 import functools
 import json
 import os
+import signal
 import sys
+import tempfile
 import textwrap
+import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from matta_cli.errors import Interrupted, MattaError
+from matta_cli.version import __version__
 
 if TYPE_CHECKING:
     from matta_cli.progress import Listener
@@ -31,7 +37,15 @@ def say(text: str) -> None:
         return
     from rich.console import Console
 
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(harmless(text), markup=False)
+
+
+def harmless(text: str) -> str:
+    """A text without what a terminal obeys: control characters are written as Python writes them.
+
+    So are those that turn the direction of writing, or cannot be seen.
+    """
+    return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
 def hint(command: str) -> None:
@@ -58,6 +72,8 @@ def table(
     """
     if _other():
         return
+    headers = [harmless(cell) for cell in headers]
+    rows = [[harmless(" ".join(cell.split())) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in [headers, *rows]:
             sys.stdout.write("\t".join(row) + "\n")
@@ -65,6 +81,7 @@ def table(
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console(highlight=False)
     columns = list(zip(headers, *rows, strict=True))
@@ -78,7 +95,7 @@ def table(
     for i, (header, *_) in enumerate(columns):
         drawn.add_column(header, justify="left" if i == 0 or left else "right", overflow="fold")
     for row in zip(*(column[1:] for column in columns), strict=True):
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))
     console.print(drawn)
     if gone:
         say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
@@ -135,21 +152,45 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except Interrupted as stop:
-            _fail(str(stop), stop.code)
-        except KeyboardInterrupt:
-            _fail("Stopped; nothing half-done was left behind.", 130)
-        except Exception as error:
-            if sentence := _sentence(error):
-                _fail(sentence, 1)
-            raise
+        with _noticed() as pressed:
+            try:
+                command(*args, **kwargs)
+            except Interrupted as stop:
+                _fail(str(stop), stop.code)
+            except (KeyboardInterrupt, Exception) as error:
+                if pressed or isinstance(error, KeyboardInterrupt):
+                    _fail("Stopped; nothing half-done was left behind.", 130)
+                if isinstance(error, BrokenPipeError):
+                    raise  # whoever reads has enough
+                _fail(_sentence(error) or _mistake(error), 1)
 
     return run
 
 
-def _sentence(error: Exception) -> str:
+@contextmanager
+def _noticed() -> Iterator[list[int]]:
+    """A list that Ctrl-C fills besides what it does by itself.
+
+    A library that is just being imported may make another error of it.
+    """
+    pressed: list[int] = []
+
+    def handler(number: int, _frame: Any) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    signal.signal(signal.SIGINT, handler)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _sentence(error: BaseException) -> str:
     """What an error is to a person; empty where it is a mistake of matta's own."""
     kind = type(error).__name__
     if isinstance(error, MattaError):
@@ -162,16 +203,31 @@ def _sentence(error: Exception) -> str:
     if full or (kind == "SafetensorError" and "No space left" in str(error)):
         again = "free some space and run the same command again"
         return f"The disk is full{where}: {again}; nothing half-written was left."
-    if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
+    if isinstance(error, OSError):
         return f"{error.strerror or error}{where}."
-    return ""
+    return "Out of memory: try a smaller --batch-size." if isinstance(error, MemoryError) else ""
+
+
+def _mistake(error: BaseException) -> str:
+    """What is said of a mistake of matta's own, whose traceback is kept in a file."""
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
+    wrong = f"This is a mistake of matta itself ({what}): please report it"
+    try:
+        handle, name = tempfile.mkstemp(prefix="matta-error-", suffix=".txt")
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"matta {__version__}, Python {sys.version}\n{sys.argv}\n\n")
+            file.writelines(traceback.format_exception(error))
+    except OSError:
+        return f"{wrong}."
+    return f"{wrong}, with the file {name}, which says where it happened."
 
 
 def _fail(sentence: str, code: int) -> None:
     """Say the sentence and exit. What befell all processes is said by the first of them."""
     if _other() and code < 128:
         time.sleep(3)  # what befell this one alone is said after that
-        sys.stderr.write(f"Process {_other()}: {sentence}\n")
+        sys.stderr.write(f"Process {_other()}: {harmless(sentence)}\n")
+    sentence = " ".join(sentence.splitlines())
     say(f"matta: {sentence}" if code > 128 else f"Error: {sentence}")
     sys.stdout.flush()
     sys.exit(code)
@@ -202,20 +258,20 @@ def training_progress() -> Iterator[Listener]:
 
     def listen(event: Event) -> None:
         if event.message:
-            console.print(event.message, markup=False, soft_wrap=True)
+            console.print(harmless(event.message), markup=False, soft_wrap=True)
             return
         if live:
-            shown = event.doing or _told(event)
+            shown = harmless(event.doing or _told(event))
             bar.update(task, completed=event.step, total=event.steps, description=shown)
             bar.start()  # not before there is something to tell
             if event.doing:
                 bar.refresh()  # it will stand for a while
         elif event.doing and event.step < event.steps:
-            console.print(event.doing, markup=False, soft_wrap=True)
+            console.print(harmless(event.doing), markup=False, soft_wrap=True)
         # what soon ends needs no lines in a log
         brief = not event.terms and (live or time.monotonic() - started < 10)
         for line in () if event.doing else told.lines(event, brief):
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(harmless(line), markup=False, soft_wrap=True)
 
     try:
         yield listen

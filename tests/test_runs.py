@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from matta_adapters.mlp_ranker import Ranker
+from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
@@ -669,3 +670,42 @@ def test_what_is_training_is_not_converted_anew(folder):
         "out/run trained another TA than this one: distill again with --overwrite" in note
         for note in done.notes
     )
+
+
+def test_a_run_goes_on_only_with_the_data_and_the_teacher_that_it_was_begun_with(folder):
+    convert(settings(), Path("out"))
+    distill(settings(), Path("out"))
+    kept = Path("train.csv").read_text()
+    table(Path("train.csv"), rows=410)
+    with pytest.raises(MattaError, match=r"training data 'train.csv' of now is not what the run"):
+        distill(settings(steps=6), Path("out"), resume=True)
+    Path("train.csv").write_text(kept)
+    torch.save(ranker(2).state_dict(), "teacher.pt")
+    with pytest.raises(MattaError, match=r"Teacher 'teacher.pt' of now is not what the run"):
+        distill(settings(steps=6), Path("out"), resume=True)
+    torch.save(ranker(1).state_dict(), "teacher.pt")
+    told = []
+    again = settings(steps=6, seed=3, batch_size=16)
+    distill(again, Path("out"), resume=True, listen=lambda event: told.append(event.message))
+    assert any("goes on with batch_size 16 instead of 32, seed 3 instead of 0" in t for t in told)
+
+
+def test_a_run_knows_again_the_file_that_was_its_teacher(folder):
+    convert(settings(), Path("out"))
+    scores = {"row": torch.arange(400), "score": torch.linspace(-1, 1, 400)}
+    save_file(scores, "said.safetensors")
+    distill(settings(teacher="said.safetensors"), Path("out"))
+    save_file(scores | {"score": torch.linspace(-1, 2, 400)}, "said.safetensors")
+    with pytest.raises(MattaError, match=r"Teacher 'said.safetensors' of now is not what the run"):
+        distill(settings(teacher="said.safetensors", steps=6), Path("out"), resume=True)
+
+
+def test_a_ranker_in_the_format_of_matta(folder):
+    torch.save(ranker().state_dict(), "a <b>& # name.pt")
+    convert(settings("a <b>& # name.pt"), Path("out"))
+    assert "of a &lt;b&gt;&amp; \\# name.pt" in Path("out/ta/README.md").read_text()
+    distill(settings(), Path("out"))
+    wanted = settings()
+    wanted.export.format, wanted.export.widths = ["matta"], [0.5]
+    report = export(wanted, Path("out"))
+    assert report.students[0].parity.exact and not report.students[0].stock

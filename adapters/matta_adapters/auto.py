@@ -366,6 +366,11 @@ def _dress(model: Any, plan: Plan) -> None:
             vocabulary, length = run(model.eval(), inputs).shape[-1], inputs.tensors()[0].shape[1]
         model.config = SimpleNamespace(vocab_size=vocabulary, max_position_embeddings=length)
     if plan.task == "ranking":
+        if isinstance(getattr(model, "dense", None), nn.Module):
+            raise MattaError(
+                f"{plan.builder}: the task ranking reads how many dense features there are in "
+                "model.dense, which is a layer here: give that layer another name."
+            )
         if not hasattr(model, "dense"):
             model.dense = inputs.kwargs["dense"].shape[1] if "dense" in inputs.kwargs else 0
         if "categorical" not in inputs.kwargs:

@@ -119,6 +119,9 @@ class MLPRanker(Adapter):
             raise MattaError(f"{source.name!r} is not an MLP ranker: {why}.{instead(source)}")
         if source.folder is not None:
             return self._from_folder(source.folder, source.name)
+        if source.tensors is not None and source.sizes:  # matta's own format
+            small = self._described(source.config, source.name)
+            return fill(self.build(small, source.sizes), source.tensors, source.name)
         if source.tensors is not None:
             return self._from_tensors(source.tensors, source)
         assert source.module is not None
@@ -168,17 +171,23 @@ class MLPRanker(Adapter):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        config = read_config(folder)
+        model = self._described(read_config(folder), name)
         try:
-            model = _ranker(config["fields"], config["dense"], config["layers"], name)
             tensors = load_file(str(folder / "model.safetensors"))
-        except KeyError as error:
-            raise MattaError(f"{folder / 'config.json'} has no {error}.") from None
         except FileNotFoundError:
             raise MattaError(f"There is no model.safetensors in {name!r}.") from None
         except (TypeError, ValueError, SafetensorError) as error:
             raise MattaError(f"{name!r} cannot be read: {error}.") from error
         return fill(model, tensors, name)
+
+    def _described(self, config: Mapping[str, Any], name: str) -> Ranker:
+        """The ranker that a ``config.json`` describes; its weights are arbitrary."""
+        try:
+            return _ranker(config["fields"], config["dense"], config["layers"], name)
+        except KeyError as error:
+            raise MattaError(f"The config.json of {name!r} has no {error}.") from None
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+            raise MattaError(f"The config.json of {name!r} is no ranker's: {error}.") from error
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> nn.Module:
         """Read the layers off names and shapes.

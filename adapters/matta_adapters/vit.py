@@ -10,7 +10,6 @@ import copy
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from matta_adapters import shapes
 from matta_adapters.advice import instead
 from matta_adapters.shapes import makes, reads
 from matta_adapters.skeleton import fill, read_config, skeleton
+from matta_adapters.wrapped import is_wrapped, unwrapped
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Axis, Sizes, Slice, Source
 from matta_cli.errors import MattaError
@@ -66,8 +66,8 @@ class ViT(Adapter):
             raise MattaError(
                 f"{source.name!r} is not {kind}: {_mismatch(source)}.{instead(source)}"
             )
-        if source.folder is not None and _is_wrapped(source.folder):
-            source = _unwrapped(source, source.folder)
+        if source.folder is not None and is_wrapped(source.folder):
+            source = unwrapped(source, source.folder)
         if source.tensors is not None:
             model: Any = self._from_tensors(source.tensors, source)
         elif source.module is not None:
@@ -321,23 +321,6 @@ def _set_input(model: Any) -> None:
         if key in cfg and len(cfg[key]) != channels:
             cfg[key] = (sum(cfg[key]) / len(cfg[key]),) * channels
     model.pretrained_cfg = model.default_cfg = cfg
-
-
-def _is_wrapped(folder: Path) -> bool:
-    """Whether transformers wrote a folder around a timm model, with a word before all names."""
-    return read_config(folder).get("model_type") == "timm_wrapper"
-
-
-def _unwrapped(source: Source, folder: Path) -> Source:
-    """The timm model that a folder of transformers holds."""
-    from safetensors.torch import load_file
-
-    try:
-        stored = load_file(str(folder / "model.safetensors"))
-    except Exception as error:  # safetensors and the system each raise their own
-        raise MattaError(f"{source.name!r} has no model.safetensors: {error}.") from error
-    tensors = {key.removeprefix("timm_model."): tensor for key, tensor in stored.items()}
-    return replace(source, folder=None, tensors=tensors, config=read_config(folder))
 
 
 def _create(name: str, shown: str) -> nn.Module:

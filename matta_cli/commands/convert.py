@@ -49,8 +49,10 @@ def convert(
     Example: matta convert model.pt --adapter gpt2
     """
     flags = options.tables(locals(), "convert", "data", "distill")
-    toml = [path for path in files or [] if path.suffix != ".json"]
-    architecture = [path for path in files or [] if path.suffix == ".json"]
+    out = options.home(out)
+    files = [options.home(path) for path in files or []]
+    toml = [path for path in files if path.suffix != ".json"]
+    architecture = [path for path in files if path.suffix == ".json"]
     if len(toml) > 1 or len(architecture) > 1:
         raise MattaError("--config takes one recipe (.toml) and one architecture (.json) at most.")
     # not the output folder's settings: convert writes that file, with a corpus that the user did

@@ -33,7 +33,7 @@ def demo(
     from matta_cli.files.atomic import atomic_write
     from matta_cli.training.run import distill
 
-    out = out or Path(f"matta-demo-{adapter}")
+    out = options.home(out or Path(f"matta-demo-{adapter}"))
     with console.training_progress() as listen:
         recipe = prepare(adapter, out, quick=quick, listen=listen)
     settings = out / "demo" / "recipe.toml"

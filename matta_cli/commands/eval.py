@@ -93,7 +93,7 @@ def eval(
     from matta_cli.comparison.compare import evaluation
     from matta_cli.comparison.subjects import chosen_by, home
 
-    out = home(folders or [], out)
+    out = home(folders or [], options.home(out))
     recipe = options.resolved(flags, out, file, ran=True, exported=True)
     for setting in ("bootstrap", "margin"):
         check_value(f"export.{setting}", getattr(recipe.export, setting))

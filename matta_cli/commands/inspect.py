@@ -22,7 +22,7 @@ def inspect(
     from matta_cli.conversion.inspect import inspect as run
 
     more = options.parse_widths(widths) if widths is not None else ()
-    inspected = run(folder or options.OUT, more)
+    inspected = run(options.output(folder, options.OUT), more)
     if json:
         console.data(inspected)
         return

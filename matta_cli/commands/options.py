@@ -126,10 +126,19 @@ def output(folder: Path | None, out: Path) -> Path:
 
     Raises ``MattaError`` where these are two folders.
     """
+    folder, out = home(folder) if folder is not None else None, home(out)
     if folder is not None and out not in (OUT, folder):
         which = "pass the one that `matta convert` made"
         raise MattaError(f"{folder} and --out {out} are two folders: {which}.")
     return folder or out
+
+
+def home(path: Path) -> Path:
+    """A path in which ``~`` is the user's home, as a shell has it where it is not quoted."""
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise MattaError(f"{str(path)!r} is in the home of a user who is not known.") from None
 
 
 def tables(typed: Mapping[str, Any], *sections: str) -> dict[str, dict[str, Any]]:
@@ -152,6 +161,7 @@ def resolved(
     exported: bool = False,
 ) -> Recipe:
     """The recipe of flags and files, which are named to the user; see ``resolve``."""
+    file = None if file is None else home(file)
     recipe, read = resolve(flags, out, file, ran=ran, exported=exported)
     for path in read:
         console.say(f"Settings from {path}.")

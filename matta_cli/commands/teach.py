@@ -48,7 +48,7 @@ def teach(
     Example: matta teach --teacher gpt2-large --to gpt2-large-outputs
     """
     flags = options.tables(locals(), "distill", "data")
-    out = options.output(folder, out)
+    out, to = options.output(folder, out), options.home(to)
     options.named(teacher_adapter)
     recipe = options.resolved(flags, out, file)
 

@@ -26,7 +26,7 @@ from matta_cli.files.card import read_card, write_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.kept import floor
 from matta_cli.models import plugins
-from matta_cli.models.load import own_memory
+from matta_cli.models.load import opened, own_memory
 from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
@@ -35,6 +35,7 @@ from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, quiet
+from matta_cli.report.render import escaped
 from matta_cli.settings.budget import asked
 from matta_cli.settings.checks import check
 from matta_cli.settings.convert import ConvertSettings
@@ -106,6 +107,7 @@ def convert(
         raise MattaError(f"No model is named: {what}.")
     check(settings)
     space = Workspace(out)
+    space.mend()
     atomic.refuse_existing(space.ta, overwrite)
     with space.alone() if space.run.exists() else nullcontext():
         source = _source(settings, model_config, allow_pickle)
@@ -131,7 +133,7 @@ def _convert(
     named = plugins.adapter(settings.adapter) if settings.adapter else None
     source = plugins.bare(source, [named] if named else plugins.adapters().values())
     adapter = named or plugins.detect(source)
-    base = adapter.load(source)
+    base = opened(adapter, source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
@@ -141,19 +143,20 @@ def _convert(
         raise MattaError(f"{name}: {what}.")
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
-    may_write = _may_write_settings(space)
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
+    target = None
     if budgets := asked(settings):
         target = Targets(task, adapter, base, settings).choose(budgets)
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
-        notes += target.told(None if may_write else space.settings)
+    settings_left = _settings_file(recipe, adapter.task)
+    may_write = _may_write_settings(space, settings_left)
+    notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
     card = _card(settings, axes, source)
     ta = TA(adapter, base, axes, full_sizes(axes), card)
-    settings_left = _settings_file(recipe, adapter.task)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
         if both := two_formats(source.beside or folder):
@@ -161,8 +164,8 @@ def _convert(
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:
-            hint = f"{name} brings no tokenizer; --tokenizer names one"
-            notes.append(f"{recipe.data.train!r} was not read: {hint}.")
+            unread = f"{recipe.data.train!r} was not read"
+            notes.append(f"{unread}: {name} brings no tokenizer; --tokenizer names one.")
         order = _order(settings.order, bool(batches))
         # from here on the base itself is made into the TA
         proof = prove(task, base, batches or [task.example(base)])
@@ -177,11 +180,10 @@ def _convert(
             )
         ta.card = {**card, "order": order, "difference": difference}
         _save(ta, recipe, name, ranked, settings_left, folder, notes)
-    if may_write:
-        atomic.atomic_write(space.settings, settings_left)
+        if may_write:  # before the TA appears: a kill here leaves no TA without its settings
+            atomic.atomic_write(space.settings, settings_left)
     _remark(space, ta, may_write, notes)
-    there = sorted({*recipe.export.widths, 1.0, ta.widest})
-    widths = [width for width in there if width <= ta.widest]
+    widths = sorted({*(w for w in recipe.export.widths if w <= ta.widest), 1.0, ta.widest})
     known = menu(task, ta, widths), floor(ta).sentence
     return Converted(ta, space.ta, order, difference, widths, *known, [*notes, *told])
 
@@ -306,7 +308,7 @@ def _readme(ta: TA) -> str:
     if ta.adapter.loader != PROGRAM and ta.student(full_sizes(ta.axes)).stock:
         loader = ta.adapter.loader  # a program is written of Students alone
     return (
-        f"# Teaching Assistant of {source}\n\n"
+        f"# Teaching Assistant of {escaped(source)}\n\n"
         f"Made by `matta convert` with the adapter `{ta.adapter.name}`: width 1.0 of its nested "
         f"weights is the base (largest relative difference {difference:.1e}); the whole is width "
         f"{ta.widest:g}.\n\n"
@@ -328,15 +330,16 @@ def _settings_file(recipe: Recipe, task: str) -> str:
     return left.text(("data", "distill", "export"), header=header, to_edit=True)
 
 
-def _may_write_settings(space: Workspace) -> bool:
-    """Whether ``matta.toml`` is missing, or still as ``convert`` left it.
+def _may_write_settings(space: Workspace, settings_left: str) -> bool:
+    """Whether ``matta.toml`` is missing, still as ``convert`` left it, or what it leaves now.
 
     One that was edited is the user's own.
     """
     if not space.settings.exists():
         return True
+    there = atomic.file_digest(space.settings)
     try:
         left = read_card(space.ta).get("settings")
     except MattaError:
-        return False
-    return left == atomic.text_digest(space.settings.read_text(encoding="utf-8"))
+        left = ""
+    return there in (left, atomic.text_digest(settings_left))

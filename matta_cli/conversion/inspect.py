@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-
 from matta_cli.adapter import Sizes
+from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.kept import floor, kept
 from matta_cli.models.folders import load_ta
@@ -30,6 +30,7 @@ def inspect(folder: Path, widths: Sequence[float] = ()) -> dict[str, Any]:
     axes: by kind. importance: by axis, the scores of its groups of units in the order in which
     Students lose them, the last one first to go; of layers, by number. widths: see ``menu``.
     """
+    Workspace(folder).mend()
     # as it was converted
     folder = Workspace(folder).ta if Workspace(folder).converted else folder
     ta = load_ta(folder)
@@ -86,9 +87,14 @@ def _scores(ta: TA, folder: Path) -> dict[str, list[float]]:
     places += [Workspace(parent).ta / IMPORTANCE for parent in folder.resolve().parents[:3]]
     for place in places:
         if place.exists():
-            scores = load_file(str(place))
+            again = "convert the model again"
+            scores = reading.tensors(place, again)
             there = [axis.name for axis in ta.axes if axis.name in scores]
-            return {name: scores[name].tolist() for name in there}
+            for name in there:
+                if scores[name].dim() != 1 or not scores[name].numel():
+                    raise MattaError(f"{place} is damaged (the scores of {name!r}): {again}.")
+            # a score that is no number says nothing of its unit
+            return {name: scores[name].double().nan_to_num(0.0).tolist() for name in there}
     return {}
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -56,9 +55,7 @@ def stored(
     try:
         card = _sound(folder, identity, limit)
         if card is None:
-            # nobody else writes while the lock is held
-            for killed in folder.parent.glob(f".{key}.*"):
-                shutil.rmtree(killed, ignore_errors=True)
+            atomic.sweep(folder.parent)
             with _writable(folder.parent), atomic.atomic_folder(folder, overwrite=True) as fresh:
                 written = _write(fresh / "tokens.bin", dtype, write(), limit)
                 card = {"identity": identity, **written, **more()}

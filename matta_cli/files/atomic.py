@@ -3,46 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from matta_cli.errors import MattaError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
+
+
+# what is written lies beside its place, in .NAME.matta-xxxxxxxx, which holds these
+_LOCK, _NEW, _OLD = "lock", "new", "old"
 
 
 def atomic_write(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old one or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temp = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temp).chmod(0o644)
-        Path(temp).replace(path)
-    except BaseException:
-        Path(temp).unlink(missing_ok=True)
-        raise
+    with atomic_file(path) as temp:
+        temp.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` that takes its place on success, and else disappears."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temp
-        with temp.open("rb") as opened:
-            os.fsync(opened.fileno())
-        temp.chmod(0o644)
-        temp.replace(path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
+    with _beside(path) as place:
+        yield place / _NEW
+        _synced(place / _NEW)
+        (place / _NEW).replace(path)
 
 
 @contextlib.contextmanager
@@ -55,28 +49,96 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     refuse_existing(path, overwrite)
     new = [parent for parent in path.parents if not parent.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temp
-        for file in temp.rglob("*"):
-            if file.is_file():
-                file.chmod(0o644)  # some writers leave what only the owner can read
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-        temp.chmod(0o755)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
-            path.replace(old / path.name)
-            temp.replace(path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            temp.replace(path)
+        with _beside(path) as place:
+            (place / _NEW).mkdir()
+            yield place / _NEW
+            for file in (place / _NEW).rglob("*"):
+                if file.is_file():
+                    _synced(file)
+            if path.exists():
+                path.replace(place / _OLD)
+            (place / _NEW).replace(path)
     except BaseException:
-        shutil.rmtree(temp, ignore_errors=True)
         with contextlib.suppress(OSError):  # where another process has written there
             for parent in new:
                 parent.rmdir()
         raise
+
+
+def remove(path: Path) -> None:
+    """Remove a folder: at once as far as anyone can see, whatever becomes of this process."""
+    with contextlib.suppress(OSError), _beside(path) as place:
+        path.replace(place / _NEW)
+
+
+def sweep(folder: Path, name: str = "") -> None:
+    """Clear away what killed processes have left half-written in a folder (of one name's alone).
+
+    What one of them had moved out of the way, and not yet replaced, is replaced. The work of
+    living processes stays.
+    """
+    from filelock import FileLock, Timeout
+
+    for place in sorted(folder.glob(f".{glob.escape(name) if name else '*'}.matta-*")):
+        # where the folder cannot be written, or cannot be locked, all stays as it is
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            if not (place / _LOCK).exists():
+                place.rmdir()  # empty: whoever made it was killed at once, or makes another one
+                continue
+            with FileLock(str(place / _LOCK), timeout=0):
+                _clear(place, place.with_name(place.name[1:].rpartition(".matta-")[0]))
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A new folder beside ``path`` for what is to take its place; it is locked, and goes again."""
+    sweep(path.parent, path.name)
+    place, lock = _locked(path)
+    try:
+        yield place
+    finally:
+        _clear(place, path)
+        lock.release()
+
+
+def _locked(path: Path) -> tuple[Path, FileLock]:
+    """Such a folder, and its lock."""
+    from filelock import FileLock
+
+    while True:
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.matta-"))
+        lock = FileLock(str(place / _LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except NotImplementedError:  # a file system without locks
+            (place / _LOCK).touch()
+        if (place / _LOCK).exists():  # else another process took it for a dead one's
+            return place, lock
+
+
+def _clear(place: Path, path: Path) -> None:
+    """Remove the folder in which something was written that was to be at ``path``.
+
+    If that is gone, what was to take its place takes it now: it was whole by then.
+    """
+    if (place / _OLD).exists() and not path.exists():
+        with contextlib.suppress(OSError):
+            (place / _NEW).replace(path)
+        if not path.exists():
+            (place / _OLD).replace(path)
+    for inner in (_NEW, _OLD):
+        if (place / inner).is_dir():
+            shutil.rmtree(place / inner, ignore_errors=True)
+    # with the lock last: what a kill leaves of it can be told from what is being made
+    shutil.rmtree(place, ignore_errors=True)
+
+
+def _synced(file: Path) -> None:
+    """Make sure that a file is on the disk; some writers leave what only the owner can read."""
+    file.chmod(0o644)
+    with file.open("rb") as opened:
+        os.fsync(opened.fileno())
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
@@ -139,6 +201,8 @@ def file_digest(path: Path) -> str:
 
 
 def _sha256(path: Path) -> str:
+    if not path.is_file():  # a device has no end
+        raise FileNotFoundError(errno.ENOENT, "There is no such file", str(path))
     total = hashlib.sha256()
     with path.open("rb") as opened:
         while chunk := opened.read(1 << 22):

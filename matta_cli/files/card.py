@@ -8,13 +8,65 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Axis
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.atomic import atomic_write
 from matta_cli.version import __version__
 
 FORMAT = 1
+
+
+class _Versioned(TypedDict):
+    format: int
+
+
+class _Slice(TypedDict):
+    tensor: str
+    dim: int
+    blocks: NotRequired[int]
+    start: NotRequired[int]
+    outgoing: NotRequired[bool]
+    unit: NotRequired[int]
+
+
+class _Axis(TypedDict):
+    name: str
+    size: int
+    slices: list[_Slice]
+    step: NotRequired[int]
+    layers: NotRequired[str]
+    order: NotRequired[list[int]]
+
+
+class _Lineage(TypedDict):
+    source: str
+    digest: str
+    student: NotRequired[str | None]
+    width: NotRequired[float | None]
+    budget: NotRequired[str | None]
+    dropped: NotRequired[list[str]]
+
+
+class Card(_Versioned):
+    """What ``matta.json`` holds."""
+
+    adapter: str
+    task: str
+    axes: list[_Axis]
+    base: dict[str, int]
+    lineage: _Lineage
+    multiple: NotRequired[int]
+    sizes: NotRequired[dict[str, dict[str, float]]]
+    order: NotRequired[str]
+    difference: NotRequired[float]
+    expand: NotRequired[float]
+    settings: NotRequired[str]
+    example: NotRequired[str]
+    opened_with: NotRequired[list[str]]
 
 
 def write_card(
@@ -45,18 +97,22 @@ def read_card(folder: Path) -> dict[str, Any]:
     Raises ``MattaError`` where it is missing, broken or of a newer format.
     """
     path = folder / "matta.json"
+    again = "write it again with the command that made it"
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] > FORMAT:
-            known = f"this matta reads up to {FORMAT}: upgrade matta"
-            raise MattaError(f"{path} has format {card['format']}; {known}.")
-        if trust.is_code(card.get("example", "")):
-            raise ValueError("its example is no shapes, but a function, which is not run")
-        card["axes"] = [Axis.restored(axis) for axis in card["axes"]]
+        if reading.stored(path, _Versioned, again)["format"] > FORMAT:
+            raise MattaError(f"{path} is of a newer format than this matta reads: upgrade matta.")
+        card: dict[str, Any] = reading.stored(path, Card, again)
     except FileNotFoundError:
         what = f"{folder} is not a folder written by matta (it has no matta.json)."
         raise MattaError(what) from None
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"{path} is damaged ({error}); write it again with the command that made it."
-        raise MattaError(what) from None
+    if trust.is_code(card.get("example", "")):
+        what = "its example is no shapes, but a function, which is not run"
+        raise MattaError(f"{path} is damaged ({what}): {again}.")
+    card["axes"] = axes = [Axis.restored(axis) for axis in card["axes"]]
+    for axis in axes:
+        size, order = card["base"].get(axis.name, 0), axis.order
+        if not 0 < size <= axis.size or axis.step < 1:
+            raise MattaError(f"{path} is damaged (the sizes of {axis.name!r}): {again}.")
+        if order and sorted(order) != list(range(axis.size)):
+            raise MattaError(f"{path} is damaged (the order of {axis.name!r}): {again}.")
     return card

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from matta_cli.errors import MattaError
+from matta_cli.files import atomic, reading
 from matta_cli.files.atomic import alone, is_sound
 
 TRAINING = "Another run is training"  # what is said of the process that holds a folder's lock
@@ -84,6 +85,12 @@ class Workspace:
         """Hold the folder's lock while its TA or its run changes."""
         return alone(self.root, TRAINING)
 
+    def refuse_training(self) -> None:
+        """Raise ``MattaError`` while the folder's TA or its run changes."""
+        if self.root.is_dir():
+            with self.alone():
+                pass
+
     # Checkpoints
 
     def checkpoint(self, step: int) -> Path:
@@ -147,30 +154,55 @@ class Workspace:
     def set_aside(self, *, keep: bool) -> Iterator[None]:
         """Move a finished run out of the way, to bring it back if its successor saves nothing."""
         if not keep and self.run.exists():
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            atomic.remove(self._replaced)
             self.run.replace(self._replaced)
         try:
             yield
         finally:
-            self._bring_back()
-            shutil.rmtree(self._replaced, ignore_errors=True)
+            self._settle()
 
     def mend(self) -> None:
-        """Bring back a finished run whose successor was killed.
+        """Clear away what killed processes have left, and bring back what they had moved away.
 
-        Raises ``MattaError`` while that one is training.
+        What living ones are at stays, and so does all that may not be changed.
         """
-        if self._is_lost():
-            with self.alone():
-                self._bring_back()
+        below = self.students, self.baselines
+        inner = [path for folder in below if folder.is_dir() for path in folder.iterdir()]
+        for folder in (self.root, self.run, self.run / "checkpoints", self.search, *inner):
+            atomic.sweep(folder)
+        for baseline in inner:
+            if baseline.parent == self.baselines:
+                Workspace(baseline).mend()
+        if self._replaced.exists() or (self.run.exists() and not self.checkpoints()):
+            with suppress(OSError, MattaError), self.alone():
+                self._settle()
 
-    def _is_lost(self) -> bool:
-        return self.newest() is None and _newest(self._replaced) is not None
-
-    def _bring_back(self) -> None:
-        if self._is_lost():
-            shutil.rmtree(self.run, ignore_errors=True)
+    def _settle(self) -> None:
+        """Keep one run: this one if it has a checkpoint, else the one that it was to replace."""
+        if self.newest() is None and _newest(self._replaced) is not None:
+            atomic.remove(self.run)
             self._replaced.replace(self.run)
+        elif self._replaced.exists():
+            atomic.remove(self._replaced)
+        if self.run.exists() and not self.checkpoints():
+            atomic.remove(self.run)
+
+
+class Trainer(TypedDict):
+    """What ``trainer.json`` of a checkpoint holds."""
+
+    step: int
+    seconds: float
+    recipe: str
+    optimizer: dict[str, Any]
+    bad_in_a_row: NotRequired[int]
+    bad_steps: NotRequired[int]
+    best_value: NotRequired[float | None]
+    best_step: NotRequired[int]
+    loss_scale: NotRequired[dict[str, Any]]
+    processes: NotRequired[int]
+    made_of: NotRequired[dict[str, str]]
+    matta: NotRequired[str]
 
 
 def step_of(checkpoint: Path) -> int:
@@ -182,7 +214,11 @@ def counters_of(checkpoint: Path | None) -> dict[str, Any]:
     """What a run had come to at a checkpoint; empty where there is none."""
     if checkpoint is None:
         return {}
-    return json.loads((checkpoint / "trainer.json").read_text(encoding="utf-8"))
+    again = "go on from another checkpoint"
+    try:
+        return reading.stored(checkpoint / "trainer.json", Trainer, again)
+    except FileNotFoundError:
+        raise MattaError(f"{checkpoint} has no trainer.json: {again}.") from None
 
 
 def _checkpoints(run: Path) -> list[Path]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from matta_cli.adapter import Axis
 from matta_cli.errors import MattaError, command
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import plugins
+from matta_cli.models.load import opened
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import STATISTICS, TA, UNSHARED, Key, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
@@ -27,6 +27,8 @@ from matta_cli.settings.resolve import of_file, tomllib
 def ta_folder(folder: str | Path) -> Path:
     """Where the TA lies that a folder stands for: itself, or the latest one of an output folder."""
     folder = Path(folder)
+    if not (folder / "matta.json").exists():
+        Workspace(folder).mend()
     if not (folder / "matta.json").exists() and Workspace(folder).converted:
         return Workspace(folder).current_ta()
     return folder
@@ -43,18 +45,22 @@ def load_ta(folder: str | Path) -> TA:
         raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
     card = read_card(folder)
     adapter = plugins.adapter(card["adapter"], folder)
-    model = adapter.load(open_source(f"local-dir:{folder}"))
-    axes: list[Axis] = card["axes"]
-    there = full_sizes(adapter.axes(model))
-    if any(there.get(axis.name) != axis.size for axis in axes):
+    model = opened(adapter, open_source(f"local-dir:{folder}"))
+    known = {axis.name: axis for axis in adapter.axes(model)}
+    if any(axis.name not in known or known[axis.name].size != axis.size for axis in card["axes"]):
         what = "the weights and matta.json disagree on the axes; convert the model again"
         raise MattaError(f"{folder}: {what}.")
+    # where its units lie the model itself says
+    axes = [replace(known[axis.name], order=axis.order) for axis in card["axes"]]
     ta = TA(adapter, model, axes, card["base"], card)
     ta.statistics = _statistics(ta, folder)
     unshared = {}
     for path in sorted((folder / UNSHARED).glob("width-*")):
-        width = float(path.name.removeprefix("width-"))
-        unshared[width] = adapter.load(open_source(f"local-dir:{path}"))
+        try:
+            width = float(path.name.removeprefix("width-"))
+        except ValueError:
+            continue  # a copy that somebody has put beside them
+        unshared[width] = opened(adapter, open_source(f"local-dir:{path}"))
     if not unshared:
         return ta
     whole = UnsharedTA.of(ta, unshared)
@@ -87,7 +93,7 @@ def load_student(folder: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise MattaError(f"There is no folder {str(folder)!r}.")
     card = read_card(folder)
-    return plugins.adapter(card["adapter"], folder).load(open_source(f"local-dir:{folder}"))
+    return opened(plugins.adapter(card["adapter"], folder), open_source(f"local-dir:{folder}"))
 
 
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
@@ -121,12 +127,17 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
+        space.refuse_training()
         first = f"run `{command('distill', out)}` first"
         raise MattaError(f"There is no trained TA in {space.run}: {first}.")
     ta = load_ta(last)
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)
     recipe = Recipe()
-    table = of_file(tomllib.loads(counters["recipe"]), last / "trainer.json")
-    recipe.update(gone.recorded(table), str(last))
+    try:
+        recorded = tomllib.loads(counters["recipe"])
+    except (ValueError, RecursionError) as error:
+        what = f"{last} is damaged (the recipe in trainer.json: {error})"
+        raise MattaError(f"{what}: name another with --checkpoint.") from None
+    recipe.update(gone.recorded(of_file(recorded, last / "trainer.json")), str(last))
     return Reached(last, ta, counters, recipe)

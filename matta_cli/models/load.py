@@ -66,12 +66,26 @@ def load_model(
 
 def _loaded(adapter: Adapter, source: Source, task: str, say: Say) -> nn.Module:
     """The model as an adapter loads it. Raises ``MattaError`` where it is for another task."""
-    model = adapter.load(source).float().eval()
+    model = opened(adapter, source).float().eval()
     if adapter.task != task:
         raise MattaError(f"{source.name!r} is a model for {adapter.task}, not for {task}.")
     for note in adapter.notes:
         say(note)
     return model
+
+
+def opened(adapter: Adapter, source: Source) -> nn.Module:
+    """The model that an adapter makes of a source.
+
+    Raises ``MattaError`` where it cannot: whatever the libraries under it make of what is wrong.
+    """
+    try:
+        return adapter.load(source)
+    except MattaError:
+        raise
+    except Exception as error:
+        what = f"{source.name!r} cannot be opened by the adapter {adapter.name!r}"
+        raise MattaError(f"{what}: {type(error).__name__}: {said(error)}.") from error
 
 
 def own_memory(model: nn.Module) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
+from matta_cli.files import reading
 from matta_cli.models import checkpoint, foreign, inside
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -47,6 +47,7 @@ def open_source(
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
+            reading.only_files(path)
             inside.check(path)
             if (path / TEMPLATE).is_dir():
                 return _open_own(path, text)
@@ -95,13 +96,8 @@ def _open_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
 def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
     foreign.refuse_file(path, text)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            opened: Any = load_file(str(path))
-        except (SafetensorError, OSError) as error:
-            raise MattaError(f"{text!r} is damaged, or not a safetensors file: {error}.") from error
+        tensors = reading.tensors(path, "save it again, as a safetensors file")
+        opened: Any = tensors
     elif path.suffix not in _FILES:
         opens = f"matta opens {', '.join(_FILES)}, or a folder"
         raise MattaError(f"{text!r} is not a model file: {opens}.")
@@ -110,8 +106,19 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
     found = checkpoint.find(opened, text)
     if isinstance(found.state, nn.Module):
         return Source(name=text, config=config, module=found.state, notes=found.notes)
+    _refuse_odd(found.state, text)
     foreign.refuse_tensors(found.state, text)
     return Source(text, config or found.config, tensors=found.state, notes=found.notes)
+
+
+def _refuse_odd(tensors: Mapping[Any, Tensor], text: str) -> None:
+    """Raise ``MattaError`` for a state dict whose names are no text, or whose tensors not dense."""
+    for name, tensor in tensors.items():
+        if not isinstance(name, str):
+            raise MattaError(f"{text!r} has a tensor called {name!r}: names of tensors are text.")
+        if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+            kind = "quantised" if tensor.is_quantized else "sparse, or without values"
+            raise MattaError(f"{text!r}: the tensor {name!r} is {kind}: save it dense.")
 
 
 def _torch_load(path: Path, text: str, allow_pickle: bool) -> Any:
@@ -175,7 +182,7 @@ def _download(name: str, text: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ``MattaError`` where there is none."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = reading.parsed(reading.text(path))
     except OSError:
         raise MattaError(f"There is no file {str(path)!r}.") from None
     except ValueError as error:

@@ -53,6 +53,13 @@ def _json(value: Any) -> Any:
 
 def _restored(kind: Any, value: Any) -> Any:
     """A value of JSON as a type has it; ``MISSING`` where it is of no use."""
+    try:
+        return _of_kind(kind, value)
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError):
+        return MISSING  # a field is missing, a role is not known here, or it is of another type
+
+
+def _of_kind(kind: Any, value: Any) -> Any:
     parts, origin = get_args(kind), get_origin(kind)
     if NoneType in parts:
         found = _restored(next(part for part in parts if part is not NoneType), value)
@@ -74,7 +81,4 @@ def _restored(kind: Any, value: Any) -> Any:
     if origin is tuple:
         place = [_restored(part, item) for part, item in zip(parts, value, strict=True)]
         return MISSING if MISSING in place else tuple(place)
-    try:
-        return kind.from_json(value) if issubclass(kind, Stored) else kind(value)
-    except (KeyError, ValueError):  # a field is missing, or a role is not known here
-        return MISSING
+    return kind.from_json(value) if issubclass(kind, Stored) else kind(value)

@@ -12,7 +12,7 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, quiet
 from matta_cli.report.schema import Report
-from matta_cli.search.scores import import_optuna
+from matta_cli.search.journal import journal
 from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
 from matta_cli.settings import checks
@@ -43,16 +43,15 @@ def search(
     budget is not possible.
     """
     check(recipe)
-    journal = import_optuna().storages.journal
     space = Workspace(out)
     if not space.ta.is_dir():
         raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
-        file = journal.JournalFileBackend(str(atomic.own(space.search / "trials.jsonl")))
+        storage = journal(space.search)
         started = time.perf_counter()
         try:
-            run = Search(recipe, out, journal.JournalStorage(file))
+            run = Search(recipe, out, storage)
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
             students = run.run(amounts, listen)

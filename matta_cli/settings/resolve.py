@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings import gone
 from matta_cli.settings.checks import check_value
@@ -31,7 +32,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     Raises ``MattaError`` where there is none, or it is no TOML.
     """
     try:
-        return of_file(tomllib.loads(path.read_text(encoding="utf-8")), path)
+        return of_file(tomllib.loads(reading.text(path)), path)
     except FileNotFoundError:
         raise MattaError(f"There is no configuration file {str(path)!r}.") from None
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, too many digits, too deep
@@ -83,12 +84,15 @@ def resolve(
     in an error. The preset is the one that the last of these names. With ``ran``, and no
     ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
     exporting it, needs no flag that it was started with. With ``exported``, what the report in
-    ``out`` was measured on, and by which margin, stands above that. Other training data by a flag
-    brings neither the configuration of a hub dataset nor held-out data along from a file. Raises
+    ``out`` was measured on, and by which margin, stands above that. What killed processes left in
+    ``out`` is mended first. Other training data by a flag brings neither the configuration of a
+    hub dataset nor held-out data along from a file. Raises
     ``MattaError`` for what a file or a flag cannot be.
     """
     tables: list[tuple[Mapping[str, Any], str]] = []
     read = []
+    if out is not None:
+        Workspace(out).mend()
     nearer = config if config is not None else Path("matta.toml")
     for path in dict.fromkeys([*([Workspace(out).settings] if out is not None else []), nearer]):
         if path.exists() or path == config:

@@ -38,7 +38,9 @@ def toml(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(toml, value))}]"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        written = json.dumps(value, ensure_ascii=False)
+        # a terminal obeys these, too
+        return re.sub("[\x7f-\x9f]", lambda found: f"\\u{ord(found[0]):04x}", written)
     return repr(value) if isinstance(value, float) else json.dumps(value)
 
 

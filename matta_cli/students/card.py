@@ -38,7 +38,7 @@ def text(entry: ModelEntry, report: Report, data: DataSettings) -> str:
     card = ModelCard.from_template(
         _metadata(entry, report, data),
         str(_TEMPLATE),
-        name=entry.name,
+        name=escaped(entry.name),
         version=report.matta,
         source=escaped(report.lineage["source"]),
         loading=fence("\n\n".join(blocks), "python"),

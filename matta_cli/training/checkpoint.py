@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.card import write_card
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.save import save_model
@@ -94,10 +93,11 @@ def restore(path: Path, optimizer: torch.optim.Optimizer, name: str) -> None:
 
     name: the optimizer's. Raises ``MattaError`` where the checkpoint is of another optimizer.
     """
-    tensors = load_file(str(path / "optimizer" / "state.safetensors"))
+    again = "go on from another checkpoint"
+    tensors = reading.tensors(path / "optimizer" / "state.safetensors", again)
     try:
         state.restore(optimizer, tensors, counters_of(path)["optimizer"])
-    except (KeyError, RuntimeError):
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError, AttributeError):
         raise MattaError(f"{path} was trained with another optimizer than {name!r}.") from None
 
 
@@ -110,4 +110,4 @@ def prune(space: Workspace, counters: Counters, keep: int, damaged: Collection[P
     passed = [path for path in damaged if step_of(path) < counters.step]
     for old in [*sound[:-keep], *passed] if keep else []:
         if old.name != f"step-{counters.best_step}":
-            shutil.rmtree(old, ignore_errors=True)
+            atomic.remove(old)

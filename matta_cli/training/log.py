@@ -6,14 +6,16 @@ import contextlib
 import importlib.util
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.atomic import atomic_write, own
 from matta_cli.files.workspace import Workspace
+from matta_cli.report.numbers import finite
 from matta_cli.settings.recipe import Recipe
 
 
@@ -30,17 +32,26 @@ def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, floa
     found = []
     for record in _records(space.log):
         if "evaluation" in record:
-            models = record["evaluation"].items()
-            values = {name: own[metric] for name, own in models if metric in own}
-            found.append((record["step"], values))
+            models = reading.record(record["evaluation"]).items()
+            values = {name: reading.record(own).get(metric) for name, own in models}
+            numbers = {name: value for name, value in values.items() if finite(value)}
+            found.append((record["step"], numbers))
     return found
 
 
-def _records(log: Path) -> Iterator[dict[str, Any]]:
+def _records(log: Path) -> Iterator[Mapping[str, Any]]:
     """The records of a log, without a line that a killed process left half-written."""
-    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else []:
+    for line in lines(log):
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            if (record := reading.record(reading.parsed(line))).get("step"):
+                yield record
+
+
+def lines(log: Path) -> list[str]:
+    """The lines of a log; what is no text in one is lost with that line alone."""
+    if not reading.regular(log).is_file():
+        return []
+    return log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 class Log:

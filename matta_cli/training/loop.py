@@ -36,6 +36,7 @@ from matta_cli.training.objective import Step
 from matta_cli.training.rows import WHOLE, Piece, Rows
 from matta_cli.training.setup import Setup
 from matta_cli.training.state import state_of
+from matta_cli.version import __version__
 
 Parts = list[tuple[Batch, Piece]]  # the batches of a step, and what goes through which models
 
@@ -52,7 +53,7 @@ class Training:
     def __init__(self, setup: Setup, space: Workspace, *, count_flops: bool = False) -> None:
         """space: where the run lies. count_flops: also where the device's peak is not known."""
         self.recipe, self.settings, self.space = setup.recipe, setup.settings, space
-        self.task, self.data = setup.task, setup.data
+        self.task, self.data, self.made_of = setup.task, setup.data, setup.made_of
         self.device, self.world, self.companions = setup.device, setup.world, setup.companions
         settings, ta, device = setup.settings, setup.ta, setup.device
         if not settings.shared and not ta.copies:
@@ -95,6 +96,8 @@ class Training:
             # and the settings of a run that is finished stay what they were
             done = f"The run is finished, at step {counters.step}"
             listen(Progress(message=f"{done}: nothing was trained, no setting changed."))
+            if self.world.first:  # a kill may have come before that
+                checkpoint.prune(self.space, counters, settings.keep, self.damaged)
             return saved or self.space.checkpoint(counters.step)
         steps = range(counters.step, settings.steps)
         began, before = time.perf_counter(), counters.seconds
@@ -347,6 +350,8 @@ class Training:
             **asdict(counters),
             "optimizer": numbers,
             "recipe": self.recipe.text(["distill"]),
+            "made_of": self.made_of,
+            "matta": __version__,
         }
         checkpoint.write(path, ta, self.settings.widths, self.companions, tensors, trainer)
         self.damaged.discard(path)

@@ -5,22 +5,23 @@ The method is MatTA's (arXiv 2505.23337).
 
 from __future__ import annotations
 
-import json
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 
 from matta_cli.devices import processes
 from matta_cli.devices.device import pick
 from matta_cli.devices.processes import World
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, run_recipe
+from matta_cli.training import resumed
 from matta_cli.training.failure import explained
+from matta_cli.training.log import lines
 from matta_cli.training.loop import Training
 from matta_cli.training.setup import Setup, opened
 
@@ -72,6 +73,7 @@ def _begun(
     for path in damaged:
         listen(Progress(message=f"{path} is damaged and is left out."))
     if last is None:
+        space.refuse_training()
         none = f"There is no {'sound ' if damaged else ''}checkpoint"
         raise MattaError(f"{none} in {space.run} to resume from.")
     return last, damaged
@@ -100,9 +102,13 @@ def _train(
         digest = setup.ta.card["lineage"]["digest"]
         setup.ta = load_ta(last)
         refuse_other_ta(digest, setup.ta, last)
+        if world.first:
+            resumed.check(setup, last, listen)
     world.wait()
-    lock = space.alone() if world.first else nullcontext()
-    with lock, space.set_aside(keep=last is not None or not world.first):
+    with ExitStack() as held:
+        if world.first:
+            held.enter_context(space.alone())
+            held.enter_context(space.set_aside(keep=last is not None))
         world.wait()
         training = Training(setup, space)
         if last is not None:
@@ -130,11 +136,10 @@ def _other_count(last: Path, world: World) -> str:
 
 def _rewind(log: Path, step: int) -> None:
     """Drop the records after a checkpoint: the steps they tell of are taken again."""
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     kept = []
-    for line in lines:
+    for line in lines(log):
         try:
-            if json.loads(line)["step"] <= step:
+            if reading.parsed(line)["step"] <= step:
                 kept.append(line + "\n")
         except (ValueError, KeyError, TypeError):
             continue  # a line that was cut short by a kill

@@ -8,14 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from matta_cli.data.split import Data
 from matta_cli.devices.device import half
 from matta_cli.devices.processes import ALONE, World
 from matta_cli.errors import MattaError
+from matta_cli.files.atomic import file_digest
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import tokenizer
 from matta_cli.models.folders import load_ta
+from matta_cli.models.save import weights_digest
 from matta_cli.models.ta import TA
 from matta_cli.nested.view import has_statistics
 from matta_cli.progress import Listener, Progress, quiet
@@ -37,6 +40,8 @@ class Setup:
 
     ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
     none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
+    made_of: digests of the Teacher and of the training data, by which a run that goes on knows them
+    again; only the first process has them.
     companions: what belongs to the TA besides its weights (name -> content): its own files, and of
     a TA without a tokenizer the Teacher's. start: what base and Teacher measured; None of a
     baseline, which has no base.
@@ -51,6 +56,7 @@ class Setup:
     world: World = ALONE
     companions: dict[str, bytes] = field(default_factory=dict)
     start: Start | None = None
+    made_of: dict[str, str] = field(default_factory=dict)
 
     @property
     def settings(self) -> DistillSettings:
@@ -85,6 +91,11 @@ def opened(
     for note in data.notes:
         listen(Progress(message=f"Note: {note}"))
     teacher: Teacher | None = None
+    made_of = {}
+    if world.first:
+        made_of["Teacher"] = _teacher_digest(settings.teacher, model, by_file)
+        if not recipe.data.streaming:  # of a stream only as much is read as the steps need
+            made_of["training data"] = data.train.digest()
     if model is not None:
         teacher = ModelTeacher(task, model)
     elif by_file:
@@ -96,11 +107,19 @@ def opened(
         teachers.halve(model, dtype)
     files = tokenizer.companions(folder) | tokenizer.companions(home)
     companions = {name: path.read_bytes() for name, path in files.items()}
-    return Setup(recipe, task, ta, teacher, data, device, world, companions, start)
+    return Setup(recipe, task, ta, teacher, data, device, world, companions, start, made_of)
 
 
 def _tell(listen: Listener, sentence: str) -> None:
     listen(Progress(message=sentence))
+
+
+def _teacher_digest(name: str, model: nn.Module | None, by_file: bool) -> str:
+    """sha256 of a Teacher's weights, or of what it said; empty without any."""
+    if model is not None:
+        return weights_digest(model)
+    path = Path(name).expanduser()
+    return file_digest(path / teacher_file.CARD if path.is_dir() else path) if by_file else ""
 
 
 def _check_rows(s: DistillSettings, ta: TA, world: World) -> None:

@@ -91,6 +91,7 @@ def _begun(to: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any
 
     Raises ``MattaError`` where something else, or what is finished, would be lost.
     """
+    atomic.sweep(to)
     card = teacher_file.read_teacher_card(to)
     if card is not None and not overwrite:
         if {name: card.get(name) for name in identity} != identity:
@@ -100,10 +101,11 @@ def _begun(to: Path, identity: dict[str, Any], overwrite: bool) -> dict[str, Any
             instead = "pass --overwrite to make it again, or --to for another folder"
             raise MattaError(f"{to} is finished; {instead}.")
         return card
-    if card is None and to.exists() and any(to.iterdir()):
+    if card is None and to.exists() and any(path.name != ".lock" for path in to.iterdir()):
         what = "nothing that `matta teach` wrote: pass --to with another folder"
         raise MattaError(f"{to} is not empty, and {what}.")
-    for old in [to / teacher_file.CARD, *to.glob("shard-*.safetensors")] if card else []:
+    # the card goes last: a kill leaves no shards of which nobody knows whose they are
+    for old in [*to.glob("shard-*.safetensors"), to / teacher_file.CARD] if card else []:
         old.unlink()
     return None
 

@@ -22,19 +22,35 @@ embeddings), else with the k likeliest of the softened distribution and what was
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
+from typing_extensions import NotRequired, TypedDict
 
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 
 FORMAT = 2
 CARD = "teacher.json"
+
+
+class Card(TypedDict):
+    """What ``teacher.json`` holds."""
+
+    format: int
+    outputs: int
+    data: str
+    description: str
+    per_shard: int
+    shards: int
+    digests: list[str]
+    complete: bool
+    temperature: NotRequired[float | None]
+
+
 VALUES = ("label", "probabilities", "logits", "score", "embedding", "top_logits")
 _KNOWN = {"row", "id", *VALUES, "top_index", "rest", "drawn", "entropy", "temperature"}
 
@@ -88,9 +104,16 @@ def _own(path: Path) -> Table:
         neither = "it has neither a column 'row', the numbers of the examples, nor 'id'"
         has = ", ".join(values) or "nothing that is known"
         raise MattaError(f"{named}: {neither}; it has {has}.")
+    for name, value in values.items():
+        if name in _KNOWN and name != "id" and value.dtype.kind not in "biuf":
+            raise MattaError(f"{named}: column {name!r} holds no numbers ({value.dtype}).")
+    rows = {name: value.shape[:1] for name, value in values.items() if name in _KNOWN}
+    if () in rows.values() or len(set(rows.values())) > 1:
+        lengths = ", ".join(f"{name} {list(shape)}" for name, shape in rows.items())
+        raise MattaError(f"{named}: its columns are not of one length ({lengths}).")
     by_id = "id" in values
     key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row"))
-    if key.dtype.kind not in "iu" and not by_id:
+    if (key.dtype.kind not in "iu" and not by_id) or key.ndim != 1:
         raise MattaError(f"{named}: column 'row' must hold whole numbers.")
     known = {name: v for name, v in values.items() if name in _KNOWN}
     temperature = np.unique(np.asarray(known.pop("temperature", 1.0)))
@@ -101,9 +124,7 @@ def _own(path: Path) -> Table:
 
 def _tensors(path: Path) -> dict[str, np.ndarray]:
     """The tensors of a safetensors file as arrays, floats as float32."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(str(path)).items()
+    tensors = reading.tensors(path, "make it again").items()
     return {n: (t.float() if t.is_floating_point() else t).numpy() for n, t in tensors}
 
 
@@ -158,6 +179,8 @@ def _shards(folder: Path) -> Table:
     card = read_teacher_card(folder)
     if card is None or not card.get("complete"):
         raise MattaError(f"{named} is not finished: run the `matta teach` that began it again.")
+    if not 0 < card["shards"] == len(card["digests"]):
+        raise MattaError(f"{named} is damaged ({CARD}: its digests): {again}.")
     for number, digest in enumerate(card["digests"]):
         if not is_whole(folder / shard_name(number), digest):
             raise MattaError(f"{named} is damaged ({shard_name(number)}): {again}.")
@@ -167,7 +190,7 @@ def _shards(folder: Path) -> Table:
         files = [safe_open(path, framework="numpy") for path in paths]
         keys = [file.get_tensor("row") for file in files]
         names = [*files[0].keys()]
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError) as error:
         raise MattaError(f"{named} is damaged ({str(error).splitlines()[0]}): {again}.") from None
     starts = np.cumsum([0, *(len(key) for key in keys[:-1])])
     values = {name: _Sharded(files, name, starts) for name in names if name != "row"}
@@ -181,15 +204,12 @@ def read_teacher_card(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / CARD
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        if card["format"] > FORMAT:
-            newer = f"this matta reads up to {FORMAT}: upgrade matta"
-            raise MattaError(f"{path} has format {card['format']}; {newer}.")
-        return card
+        card: dict[str, Any] = reading.stored(path, Card, "run `matta teach --overwrite` again")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, TypeError):
-        raise MattaError(f"{path} is damaged: run `matta teach --overwrite` again.") from None
+    if card["format"] > FORMAT:
+        raise MattaError(f"{path} is of a newer format than this matta reads: upgrade matta.")
+    return card
 
 
 def is_whole(shard: Path, digest: str) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from matta_cli.errors import Interrupted, MattaError
-from matta_cli.files import atomic, card
+from matta_cli.files import atomic, card, reading
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import save, tokenizer
 from matta_cli.models.folders import load_ta, refuse_other_ta
@@ -30,6 +29,7 @@ from matta_cli.settings.checks import check_value
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
+from matta_cli.training import checkpoint
 from matta_cli.training.run import distill
 from matta_cli.training.spent import Spent, of_run
 
@@ -107,8 +107,8 @@ class _Wanted:
     def there(self) -> bool:
         """Whether what lies in the folder is this one."""
         try:
-            return json.loads((self.folder / CARD).read_text(encoding="utf-8")) == self.identity
-        except (OSError, ValueError):
+            return reading.stored(self.folder / CARD, dict[str, Any], "") == self.identity
+        except (OSError, MattaError):
             return False
 
 
@@ -160,10 +160,13 @@ def train(
             if one.folder.exists():
                 why = "what is there was made by another recipe; it is made anew"
                 listen(Progress(message=f"{told}: {why}."))
-                shutil.rmtree(one.folder)
+                atomic.remove(one.folder)
             _prepare(ta, one, out)
-        last, _ = Workspace(one.folder).sound()
+        space = Workspace(one.folder)
+        last, damaged = space.sound()
         if last is not None and counters_of(last)["step"] >= run.steps:
+            counters = checkpoint.Counters.stored(last, 1)  # a kill may have come before that
+            checkpoint.prune(space, counters, one.recipe.distill.keep, damaged)
             listen(Progress(message=f"{told}: finished already."))
             continue
         what = f"{'going on' if last else 'training'}, {run.steps:,} steps"

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from matta_cli.errors import MattaError, command
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
@@ -50,6 +50,7 @@ def remake(
     Raises ``MattaError`` where nothing was exported, or a baseline cannot be trained.
     """
     baselines.check(kinds, margin or 0.0)
+    Workspace(out).mend()
     report = _exported(out)
     # alarms are sounded anew, if they still hold
     report.notes = tell(report).notes
@@ -88,11 +89,11 @@ def _exported(out: Path) -> Report:
     """The report of the export. Raises ``MattaError`` where it or one of its Students is gone."""
     again, path = command("export", out), Workspace(out).report
     try:
-        report = Report.from_json(json.loads(path.read_text(encoding="utf-8")))
+        report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
     except FileNotFoundError:
         raise MattaError(f"There is no report in {out}: run `{again}` first.") from None
-    except ValueError as error:
-        raise MattaError(f"{path} is damaged ({error}): run `{again}` again.") from None
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise MattaError(f"{path} is damaged ({error!r}): run `{again}` again.") from None
     for student in report.students:
         name = Path(str(student.folder))
         if name.is_absolute() or ".." in name.parts:
@@ -166,5 +167,5 @@ def _into_cards(told: Story, out: Path) -> None:
     verdicts = {rival.student.name: rival.sentence for rival in told.rivals}
     for student in told.report.students:
         path = out / str(student.folder) / "README.md"
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8", errors="replace")
         atomic.atomic_write(path, card.with_verdict(text, verdicts.get(student.name, "")))

@@ -94,7 +94,8 @@ class Ranking(Task):
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Scores [N]."""
-        return model(dense=batch.get("dense"), categorical=batch.get("categorical"))
+        # a model may take one of the two alone
+        return model(**{name: batch[name] for name in ("dense", "categorical") if name in batch})
 
     def example(self, model: nn.Module, size: int = 4) -> Batch:
         (fields, dense), random = features_of(model), torch.Generator().manual_seed(0)

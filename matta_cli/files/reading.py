@@ -1,0 +1,137 @@
+"""Files of other hands: opened only if they are files, and read as what they should hold.
+
+What they hold instead is one sentence, which names the file and the field.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from typing_extensions import NotRequired, get_type_hints, is_typeddict
+
+from matta_cli.errors import MattaError, said
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LARGEST = 1 << 28  # bytes of a file that is read whole, and held in memory
+
+
+@cache
+def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """The fields of a ``TypedDict``: of each its kind, and whether it has to be there."""
+    found = {}
+    for name, own in get_type_hints(kind, include_extras=True).items():
+        optional = get_origin(own) is NotRequired
+        found[name] = (get_args(own)[0] if optional else own, not optional)
+    return found
+
+
+def regular(path: Path) -> Path:
+    """The path of a file. Raises ``MattaError`` for a pipe or a device, which may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise MattaError(f"{str(path)!r} is a pipe or a device: put a file there.")
+    return path
+
+
+def only_files(folder: Path) -> Path:
+    """A folder of files and folders. Raises ``MattaError`` where anything else lies in it."""
+    for path in folder.iterdir():
+        regular(path)
+    return folder
+
+
+def text(path: Path) -> str:
+    """The text in a file.
+
+    Raises ``MattaError`` where it is none, and ``OSError`` as the system does.
+    """
+    if regular(path).stat().st_size > LARGEST:
+        raise MattaError(f"{str(path)!r} is too large for such a file, with {LARGEST:,} bytes.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MattaError(f"{str(path)!r} is not text in UTF-8: {error}.") from None
+
+
+def parsed(json_text: str) -> Any:
+    """What JSON says. Raises ``ValueError`` where it is none."""
+    try:
+        return json.loads(json_text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def stored(path: Path, kind: Any, again: str) -> Any:
+    """The JSON of a file, of a kind (see ``checked``).
+
+    Raises ``MattaError`` where it is another; ``again`` says what then helps. Raises ``OSError``
+    where there is no file.
+    """
+    try:
+        return checked(parsed(text(path)), kind)
+    except ValueError as error:
+        raise MattaError(f"{path} is damaged ({error}): {again}.") from None
+
+
+def checked(value: Any, kind: Any, where: str = "it") -> Any:
+    """A value of JSON, if it is of a kind: a type as annotations have it, or a ``TypedDict``.
+
+    Raises ``ValueError``, which names the field, where it is not.
+    """
+    parts, origin = get_args(kind), get_origin(kind)
+    if NoneType in parts:
+        return None if value is None else checked(value, parts[0], where)
+    if kind is Any:
+        return value
+    fields = _fields(kind) if is_typeddict(kind) else {}
+    plain = dict if fields else origin or kind
+    fits = isinstance(value, (int, float) if plain is float else plain)
+    if not fits or (isinstance(value, bool) and plain is not bool):
+        article = "an" if plain.__name__ == "int" else "a"
+        raise ValueError(f"{where} is {value!r:.60}, where {article} {plain.__name__} belongs")
+    if plain in (int, float) and not (abs(value) < 2**63 if plain is int else finite(value)):
+        raise ValueError(f"{where} is no number that can be")
+    for name, (own, needed) in fields.items():
+        inner = name if where == "it" else f"{where}.{name}"
+        if name in value:
+            checked(value[name], own, inner)
+        elif needed:
+            raise ValueError(f"{inner} is missing")
+    if origin is list:
+        for number, item in enumerate(value):
+            checked(item, parts[0], f"{where}[{number}]")
+    if origin is dict:
+        for name, item in value.items():
+            checked(item, parts[1], f"{where}[{name!r}]")
+    return value
+
+
+def tensors(path: Path, again: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises ``MattaError`` where it holds none."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(regular(path)))
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise MattaError(f"{path} is damaged ({said(error)}): {again}.") from None
+
+
+def finite(value: float) -> bool:
+    """Whether a number is one, and small enough to be reckoned with."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def record(value: Any) -> Mapping[str, Any]:
+    """A value of JSON that is read leniently, field by field: an object, else an empty one."""
+    return value if isinstance(value, Mapping) else {}

@@ -1,0 +1,59 @@
+"""What a search has scored, in a journal of optuna's: a line of JSON for each thing it did."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matta_cli.errors import MattaError
+from matta_cli.files.atomic import own
+from matta_cli.search.scores import import_optuna
+
+
+class _Held:
+    """The lock of a journal that only the holder of its folder's lock opens.
+
+    optuna's own is a link that stays where a process is killed, and that the next one waits for.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
+def journal(folder: Path) -> Any:
+    """The storage of the search in ``folder``, whose lock is held.
+
+    Raises ``MattaError`` for a journal that is damaged.
+    """
+    path, kinds = own(folder / "trials.jsonl"), import_optuna().storages.journal
+    for left in folder.glob(f"{path.name}.lock*"):  # by a process that took optuna's own lock
+        left.unlink()
+    if path.is_file():
+        _whole_lines(path)
+    try:
+        return kinds.JournalStorage(kinds.JournalFileBackend(str(path), _Held()))
+    except Exception as error:  # whatever replaying its lines runs into
+        raise _damaged(path) from error
+
+
+def _whole_lines(path: Path) -> None:
+    """Cut off a last line that a killed process has not finished."""
+    with path.open("r+b") as file:
+        end = 0
+        for line in file:
+            if line.endswith(b"\n"):
+                end += len(line)
+                try:
+                    json.loads(line)
+                except (ValueError, RecursionError):
+                    raise _damaged(path) from None
+        file.truncate(end)
+
+
+def _damaged(path: Path) -> MattaError:
+    again = "delete it, and the same command scores everything anew"
+    return MattaError(f"{path} is damaged: {again}.")
