@@ -89,13 +89,12 @@ def evaluation(
         say(f"Measuring on {data.description}.")
         for subject in [*subjects, *others.values()]:
             fit(task, subject, first)
+        level(task, [*subjects, *others.values()])
         if "ta" not in others:
             others = references.near(opener, names, first, out, say) | others
         if "ta" in others:
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
-    if data is not None:
-        level(task, everyone)
     for note in dict.fromkeys(task.notes):
         say(note)
     for subject in everyone:
