@@ -262,7 +262,7 @@ def test_a_ta_that_does_not_fit_is_left_out(folder, tmp_path):
     measured.
     """
     alone = tmp_path / "alone"
-    gpt2(3, n_embd=16, vocab_size=300).save_pretrained(alone)
+    gpt2(3, n_embd=16, n_positions=256).save_pretrained(alone)
     tokenizer_in(alone)
     said: list[str] = []
     result = compare.evaluation(recipe(folder), Asked([str(alone)]), folder / "out", said.append)

@@ -94,13 +94,12 @@ def evaluation(
             say(f"Note: {note}")
         for subject in [*subjects, *others.values()]:
             fit(task, subject, first)
+        level(task, [*subjects, *others.values()])
         if "ta" not in others:
             others = references.near(opener, names, first, out, say) | others
         if "ta" in others:
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
-    if data is not None:
-        level(task, everyone)
     _ready(task, everyone, device, say)
     macs = _macs(task, subjects, first, splits, device)
     if asked.cascade:  # what cannot be is said before all is measured

@@ -12,8 +12,8 @@ from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import same_tokens, tokenizer_of
 from matta_cli.tasks.task import Task, raw
 
-# by how many rows two matrices over one tokenizer may differ: they are padded to multiples
-_PADDING = 1024
+# where only one tokenizer is there: matrices are padded to a multiple of this, by less than that
+_MULTIPLE, _PADDING = 8, 1024
 
 
 def common(
@@ -41,7 +41,8 @@ def common(
         return ours
     there = [len(tokenizer) for tokenizer in (own, other) if tokenizer is not None]
     least = min(there, default=0)
-    padded = len(there) == 2 or abs(theirs - ours) < _PADDING
+    padding = abs(theirs - ours) < _PADDING and max(theirs, ours) % _MULTIPLE == 0
+    padded = len(there) == 2 or padding
     if not there or not padded or min(theirs, ours) < least:
         numbers = f"The Teacher has {theirs:,} tokens in its vocabulary, the model {ours:,}"
         raise MattaError(f"{numbers}: they must be the same to distil.")
