@@ -167,5 +167,7 @@ def test_a_run_without_a_checkpoint_goes(tmp_path):
     space.run.mkdir()
     space.log.write_text("{}\n")
     (Path(space.run) / "checkpoints" / "step-abc").mkdir(parents=True)
-    space.mend()
+    with pytest.raises(OSError, match="died"), space.set_aside(keep=False):
+        space.run.mkdir()
+        raise OSError("died in its first step")
     assert not space.run.exists()
