@@ -44,7 +44,7 @@ CARD = {
         ({"base": {"mlp.0": 5}}, "the sizes of 'mlp.0'"),
         ({"axes": [{**AXIS, "order": [0, 0]}]}, "the order of 'mlp.0'"),
         ({"difference": float("nan")}, "difference is no number"),
-        ({"format": 99}, "newer format than this matta reads: upgrade"),
+        ({"format": 99}, "has format 99; this matta reads up to 1: upgrade"),
     ],
 )
 def test_a_card_names_the_field_that_is_wrong(tmp_path, change, sentence):
