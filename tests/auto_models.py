@@ -107,6 +107,17 @@ class TwoTowers(nn.Module):
         return (user * item).sum(-1)
 
 
+class DenseAlone(nn.Module):
+    """A ranker whose forward takes no categorical columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 1))
+
+    def forward(self, dense: torch.Tensor) -> torch.Tensor:
+        return self.mlp(dense).squeeze(1)
+
+
 class PlainCNN(nn.Module):
     """Convolutions, BatchNorm, a residual, and a head."""
 

@@ -136,8 +136,3 @@ def project(tmp_path_factory) -> Path:
 @given(seed=st.integers(0, 2**32))
 def test_whatever_is_wrong_with_a_file_is_said(project, tmp_path_factory, seed):
     assert attempt(Random(seed), project, tmp_path_factory.mktemp("copy") / "here", READERS) == ""
-
-
-@pytest.mark.parametrize("seed", range(24))
-def test_some_of_that(project, tmp_path, seed):
-    assert attempt(Random(seed), project, tmp_path / "here", READERS) == ""

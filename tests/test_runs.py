@@ -709,3 +709,11 @@ def test_a_ranker_in_the_format_of_matta(folder):
     wanted.export.format, wanted.export.widths = ["matta"], [0.5]
     report = export(wanted, Path("out"))
     assert report.students[0].parity.exact and not report.students[0].stock
+
+
+def test_a_ranker_that_takes_dense_features_alone(folder):
+    made = settings("auto_models:DenseAlone")
+    made.convert.adapter, made.convert.task = "auto", "ranking"
+    made.convert.example, made.convert.expand = "dense=3x4", 1.0
+    convert(made, Path("out"))
+    assert distill(settings(), Path("out")).is_dir()

@@ -22,7 +22,9 @@ def space(tmp_path) -> Workspace:
     for step in (2, 4):
         folder = space.checkpoint(step)
         folder.mkdir(parents=True)
-        (folder / "trainer.json").write_text(json.dumps({"step": step}))
+        (folder / "trainer.json").write_text(
+            json.dumps({"step": step, "seconds": 1.0, "recipe": "", "optimizer": {}})
+        )
         (folder / "model.safetensors").write_text(f"weights of step {step}")
         atomic.seal(folder)
     damage(space.checkpoint(4))

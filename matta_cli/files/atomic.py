@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -159,10 +160,10 @@ def seal(folder: Path) -> None:
 def is_sound(folder: Path) -> bool:
     """Whether every file of a sealed folder is there and as it was written."""
     try:
-        lines = (folder / "SHA256SUMS").read_text(encoding="utf-8").splitlines()
+        lines = reading.text(folder / "SHA256SUMS").splitlines()
         sums = [line.split("  ", 1) for line in lines]
         return bool(sums) and all(_sha256(folder / name) == value for value, name in sums)
-    except (OSError, ValueError):
+    except (OSError, ValueError, MattaError):
         return False
 
 

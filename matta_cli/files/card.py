@@ -20,10 +20,6 @@ from matta_cli.version import __version__
 FORMAT = 1
 
 
-class _Versioned(TypedDict):
-    format: int
-
-
 class _Slice(TypedDict):
     tensor: str
     dim: int
@@ -51,7 +47,7 @@ class _Lineage(TypedDict):
     dropped: NotRequired[list[str]]
 
 
-class Card(_Versioned):
+class Card(reading.Versioned):
     """What ``matta.json`` holds."""
 
     adapter: str
@@ -99,9 +95,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / "matta.json"
     again = "write it again with the command that made it"
     try:
-        if reading.stored(path, _Versioned, again)["format"] > FORMAT:
-            raise MattaError(f"{path} is of a newer format than this matta reads: upgrade matta.")
-        card: dict[str, Any] = reading.stored(path, Card, again)
+        card: dict[str, Any] = reading.stored(path, Card, again, FORMAT)
     except FileNotFoundError:
         what = f"{folder} is not a folder written by matta (it has no matta.json)."
         raise MattaError(what) from None

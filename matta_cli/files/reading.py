@@ -13,7 +13,7 @@ from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from typing_extensions import NotRequired, get_type_hints, is_typeddict
+from typing_extensions import NotRequired, TypedDict, get_type_hints, is_typeddict
 
 from matta_cli.errors import MattaError, said
 
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LARGEST = 1 << 28  # bytes of a file that is read whole, and held in memory
+
+
+class Versioned(TypedDict):
+    """What has a format, by which older versions of matta know that they cannot read it."""
+
+    format: int
 
 
 @cache
@@ -68,14 +74,18 @@ def parsed(json_text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
-def stored(path: Path, kind: Any, again: str) -> Any:
-    """The JSON of a file, of a kind (see ``checked``).
+def stored(path: Path, kind: Any, again: str, newest: int | None = None) -> Any:
+    """The JSON of a file, of a kind (see ``checked``), with ``format`` up to the newest known.
 
     Raises ``MattaError`` where it is another; ``again`` says what then helps. Raises ``OSError``
     where there is no file.
     """
     try:
-        return checked(parsed(text(path)), kind)
+        value = parsed(text(path))
+        if newest is not None and checked(value, Versioned)["format"] > newest:
+            known = f"this matta reads up to {newest}: upgrade matta"
+            raise MattaError(f"{path} has format {value['format']}; {known}.")
+        return checked(value, kind)
     except ValueError as error:
         raise MattaError(f"{path} is damaged ({error}): {again}.") from None
 

@@ -173,7 +173,7 @@ class Workspace:
         for baseline in inner:
             if baseline.parent == self.baselines:
                 Workspace(baseline).mend()
-        if self._replaced.exists() or (self.run.exists() and not self.checkpoints()):
+        if self._replaced.exists():
             with suppress(OSError, MattaError), self.alone():
                 self._settle()
 

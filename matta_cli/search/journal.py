@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.files.atomic import own
 from matta_cli.search.scores import import_optuna
 
@@ -32,7 +33,7 @@ def journal(folder: Path) -> Any:
     path, kinds = own(folder / "trials.jsonl"), import_optuna().storages.journal
     for left in folder.glob(f"{path.name}.lock*"):  # by a process that took optuna's own lock
         left.unlink()
-    if path.is_file():
+    if reading.regular(path).is_file():
         _whole_lines(path)
     try:
         return kinds.JournalStorage(kinds.JournalFileBackend(str(path), _Held()))

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import NotRequired
 
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
@@ -37,10 +37,9 @@ FORMAT = 2
 CARD = "teacher.json"
 
 
-class Card(TypedDict):
+class Card(reading.Versioned):
     """What ``teacher.json`` holds."""
 
-    format: int
     outputs: int
     data: str
     description: str
@@ -204,12 +203,9 @@ def read_teacher_card(folder: Path) -> dict[str, Any] | None:
     """
     path = folder / CARD
     try:
-        card: dict[str, Any] = reading.stored(path, Card, "run `matta teach --overwrite` again")
+        return reading.stored(path, Card, "run `matta teach --overwrite` again", FORMAT)
     except FileNotFoundError:
         return None
-    if card["format"] > FORMAT:
-        raise MattaError(f"{path} is of a newer format than this matta reads: upgrade matta.")
-    return card
 
 
 def is_whole(shard: Path, digest: str) -> bool:
