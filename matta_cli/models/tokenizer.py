@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError, said
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 
@@ -94,6 +94,8 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     if not own and not given:
         raise MattaError(f"There is no tokenizer in {str(folder)!r}: {_AGAIN} FOLDER_OR_HUB_ID.")
     where = str(home(folder)) if own else given
+    if Path(where).is_dir():
+        reading.only_files(Path(where))
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(where)
     except Exception as error:  # transformers raises what its backends raise
