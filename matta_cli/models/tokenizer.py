@@ -13,7 +13,7 @@ from typing import Any
 
 from matta_cli import trust
 from matta_cli.errors import MattaError, said
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.inside import check, inside
@@ -113,6 +113,7 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     where = str(home(folder)) if own else given
     if Path(where).is_dir():
         check(Path(where))
+        reading.only_files(Path(where))
     try:
         with trust.sealed():
             tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)

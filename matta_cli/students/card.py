@@ -56,7 +56,7 @@ def left_out(lineage: Mapping[str, Any]) -> str:
 
 def with_verdict(card: str, verdict: str) -> str:
     """A card with a verdict at its end, in place of one that it has; none where that is empty."""
-    return card.partition(_VERDICT)[0] + (f"{_VERDICT}{verdict}\n" if verdict else "")
+    return card.partition(_VERDICT)[0] + (f"{_VERDICT}{escaped(verdict)}\n" if verdict else "")
 
 
 def _metadata(entry: ModelEntry, report: Report, data: DataSettings) -> ModelCardData:
