@@ -840,28 +840,27 @@ def test_bert_state_dicts():
 
 def test_a_teacher_of_a_stock_library_is_whole(tmp_path):
     """transformers draws what a folder does not hold, and leaves the rest out silently."""
-    from transformers import OPTConfig, OPTForCausalLM, OPTForSequenceClassification
+    from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification
 
-    config = OPTConfig(
+    config = BloomConfig(
         vocab_size=20,
         hidden_size=8,
-        num_hidden_layers=1,
-        ffn_dim=8,
-        num_attention_heads=1,
-        word_embed_proj_dim=8,
+        n_layer=1,
+        n_head=1,
+        pad_token_id=3,
         tie_word_embeddings=False,
     )
-    OPTForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
+    BloomForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     with pytest.raises(
-        MattaError, match=r"is no whole OPTForCausalLM: lm_head.weight is not in it"
+        MattaError, match=r"is no whole BloomForCausalLM: lm_head.weight is not in it"
     ):
         load_model(str(tmp_path / "classifier"), "causal_lm")
-    whole = OPTForCausalLM(config)
+    whole = BloomForCausalLM(config)
     whole.score = nn.Linear(8, 2)
     whole.save_pretrained(tmp_path / "both")
     said = []
     load_model(str(tmp_path / "both"), "causal_lm", say=said.append)
-    assert said == ["What is not of a OPTForCausalLM is left out: score.bias, score.weight."]
+    assert said == ["What is not of a BloomForCausalLM is left out: score.bias, score.weight."]
 
 
 HEADS = {

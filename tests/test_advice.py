@@ -100,7 +100,7 @@ def test_folders_and_modules_are_told_what_they_are(adapter, tmp_path):
 
 
 def test_a_model_that_no_adapter_knows_is_told_of_auto(tmp_path):
-    folder = config(tmp_path / "opt", model_type="opt", architectures=["OPTForCausalLM"])
+    folder = config(tmp_path / "b", model_type="bloom", architectures=["BloomForCausalLM"])
     with pytest.raises(MattaError, match="If it can be traced, `--adapter auto` takes it"):
         plugins.detect(open_source(str(folder)))
     with pytest.raises(MattaError, match="by the function that builds it: matta convert"):

@@ -68,7 +68,7 @@ def test_text_is_read_by_tokens_whatever_the_batch_size(tmp_path, length, sequen
         recipe.data.train, recipe.data.sequence_length = str(tmp_path / "t.txt"), length
         recipe.distill.batch_size = size
         task = open_task("causal_lm", recipe)
-        batches = probe(task, TA(adapter, model, axes, full_sizes(axes), {}), tmp_path)
+        batches = probe(task, TA(adapter, model, axes, full_sizes(axes), {}), tmp_path, [])
         assert sequences <= sum(len(batch["input_ids"]) for batch in batches) < sequences + size
 
 

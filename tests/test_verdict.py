@@ -577,7 +577,7 @@ def test_students_for_a_budget_are_cut_out_of_the_runs_ta(here, monkeypatch):
     given = []
     monkeypatch.setattr(family.students, "export", lambda *args, **_: given.extend(args))
     export(budgets(settings()), here, overwrite=True)
-    _, students, _, run, _ = given
+    students, run = given[1], given[3]
     assert [student.name for student in students] == ["params-40"]
     assert all(student.ta is run.ta for student in students)
 

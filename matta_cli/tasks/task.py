@@ -71,7 +71,7 @@ class Task(ABC):
         told = f"{named.held_out or named.train}: held out {len(held_out[0]):,} {measured}"
         if size:
             told = f"{named.train}: {size}; {told}"
-        every, self.notes = (*self.notes, *notes), []
+        every, self.notes = (*notes, *self.notes), []
         return Data(train, tuple(held_out), told, unit, every)
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
