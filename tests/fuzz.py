@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -27,6 +29,10 @@ SECONDS, BYTES = 60, 12 << 30
 _DEEP = "[" * 100_000
 _WRONG: list[Any] = [None, True, -1, 0, 1, 2.5, 1e308, 10**18, "", "x", "\x1b[31m<b>", [], {}]
 _WRONG += [float("nan"), float("inf"), -(10**30), [[]], [None], [1, "a"], {"a": 1}, {"": None}]
+_WORDED = (".csv", ".tsv", ".svm", ".query", ".group", ".txt")
+_CELLS = ["", "nan", "inf", "-1", "1e400", "9" * 5_000, "x", '"', "a,b", "\x1b[31m", "\0", "1:1"]
+_CELLS += ["99999999999:1", "qid:x", "qid:-1", "0:1", "\ud7ff", "/dev/zero", "../../x", "\r", "#"]
+_CELLS += ["99999999:1", "true", "1979-05-27", "=1", "é", "\u202e", "0" * 64, str(2**63), "1_000"]
 _TEXTS = ["", "null", "[]", "{}", "0", '"x"', _DEEP, '{"a":' * 50_000, "9" * 5_000, "\0", "NaN"]
 
 
@@ -91,11 +97,22 @@ def spoil(random: Random, path: Path) -> str:
         return _pickled(random, path)
     if path.suffix == ".parquet" and random.random() < 0.7:
         return _columns(random, path)
-    return _bytes(random, path)
+    if path.suffix == ".npz" and random.random() < 0.7:
+        return _arrays(random, path)
+    if path.suffix == ".gz" and random.random() < 0.7:
+        return _packed(random, path)
+    words = path.suffix in _WORDED or path.name == "SHA256SUMS"
+    return (_words if words and random.random() < 0.6 else _bytes)(random, path)
 
 
 def reseal(path: Path) -> None:
     """Give a sealed folder above a file the sums of what lies there now."""
+    card = path.with_name("teacher.json")
+    if path.suffix == ".safetensors" and path.is_file() and card.is_file():
+        said = json.loads(card.read_text())
+        shards = sorted(path.parent.glob("*.safetensors"))
+        said["digests"] = [atomic.file_digest(shard) for shard in shards if shard.is_file()]
+        card.write_text(json.dumps(said))
     for folder in path.parents:
         if (folder / "SHA256SUMS").is_file() and path.name != "SHA256SUMS":
             (folder / "SHA256SUMS").unlink()
@@ -135,6 +152,56 @@ def _bytes(random: Random, path: Path) -> str:
         content = bytes(random.randrange(256) for _ in range(100 if how == "noise" else 0))
     path.write_bytes(content)
     return f"{how} at {at}"
+
+
+def _words(random: Random, path: Path) -> str:
+    """A cell of a table, or a word of a text, that is another."""
+    parts = re.split(r"([,\t\n ])", path.read_bytes().decode("utf-8", "replace"))
+    at = random.choice([n for n, part in enumerate(parts) if part not in ("", "\n")] or [0])
+    parts[at] = random.choice(_CELLS)
+    path.write_text("".join(parts))
+    return f"{parts[at][:40]!r} is word {at}"
+
+
+def _packed(random: Random, path: Path) -> str:
+    inner = path.with_suffix("")
+    inner.write_bytes(gzip.decompress(path.read_bytes()))
+    how = (_words if inner.suffix in _WORDED and random.random() < 0.5 else _bytes)(random, inner)
+    path.write_bytes(gzip.compress(inner.read_bytes()))
+    inner.unlink()
+    return f"inside {how}"
+
+
+def _arrays(random: Random, path: Path) -> str:
+    arrays = dict(np.load(path))
+    name = random.choice(sorted(arrays))
+    odd = {
+        "float": lambda a: a / 255,
+        "NaN": lambda a: np.full(a.shape, np.nan),
+        "text": lambda a: a.astype(str),
+        "negative": lambda a: -a.astype(int) - 1,
+        "large": lambda a: a.astype("uint64") + 2**63,
+        "complex": lambda a: a.astype(complex),
+        "dates": lambda a: a.astype("datetime64[s]"),
+        "bools": lambda a: a.astype(bool),
+        "scalar": lambda a: a.flat[0],
+        "flat": lambda a: a.ravel(),
+        "deeper": lambda a: a[..., None],
+        "no rows": lambda a: a[:0],
+        "one row": lambda a: a[:1],
+        "no columns": lambda a: a[..., :0],
+        "objects": lambda a: a.astype(object),
+        "big-endian": lambda a: a.astype(">i4"),
+        "records": lambda a: np.zeros(len(a), [("a", "i4")]),
+        "half": lambda a: a.astype("float16"),
+    }
+    how = random.choice([*odd, "gone"])
+    if how == "gone":
+        del arrays[name]
+    else:
+        arrays[name] = odd[how](arrays[name])
+    np.savez(path, **arrays)
+    return f"{name} {how}"
 
 
 def _nodes(value: Any) -> Iterator[tuple[Any, Any]]:
