@@ -22,8 +22,8 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Columns
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals, score
+from matta_cli.search.journal import import_optuna
 from matta_cli.search.run import search
-from matta_cli.search.scores import import_optuna
 from matta_cli.search.search import Search
 from matta_cli.settings.budget import Budget
 from matta_cli.settings.recipe import Recipe

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted, MattaError, no_room, number
 from matta_cli.version import __version__
 
 if TYPE_CHECKING:
@@ -199,12 +199,16 @@ def _sentence(error: BaseException) -> str:
         return f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size."
     file = getattr(error, "filename", None)
     where = f" ({file})" if file else ""
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    if full or (kind == "SafetensorError" and "No space left" in str(error)):
+    if no_room(error):
+        full = (
+            "A file may be no larger here" if number(error) == errno.EFBIG else "The disk is full"
+        )
         again = "free some space and run the same command again"
-        return f"The disk is full{where}: {again}; nothing half-written was left."
+        return f"{full}{where}: {again}; nothing half-written was left."
     if isinstance(error, OSError):
         return f"{error.strerror or error}{where}."
+    if number(error):  # of what a library in another language wrote or read
+        return f"A file could not be written or read ({os.strerror(number(error))})."
     return "Out of memory: try a smaller --batch-size." if isinstance(error, MemoryError) else ""
 
 

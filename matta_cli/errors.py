@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import shlex
 
@@ -24,6 +25,22 @@ def refused_code(error: Exception) -> str:
     """The code that torch refused to run as it opened a pickle; empty where it is another error."""
     found = re.search(r"unsupported global\W+(?:global )?([\w.]+)", str(error), re.IGNORECASE)
     return found[1] if found else ""
+
+
+def number(error: BaseException) -> int:
+    """The system's number (``errno``) of what went wrong; 0 where the error tells of none.
+
+    Libraries in Rust (safetensors, tokenizers) tell it in words.
+    """
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"\(os error (\d+)\)", str(error))
+    return int(found[1]) if found else 0
+
+
+def no_room(error: BaseException) -> bool:
+    """Whether the disk is full, the user's share of it is, or a file may be no larger."""
+    return number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def command(*words: object) -> str:

@@ -36,7 +36,7 @@ _PAIRS = "convert sentences --out other --data"
 _WORDED = f"{_SHORT} --out worded --data text.txt --teacher"
 _PICTURED = f"{_SHORT} --out pictured --data images.npz --teacher"
 _PAIRED = f"{_SHORT} --out paired --data pairs.csv --teacher"
-_BEGIN = "--allow-weak-teacher --batch-size 8 --steps 1"
+_SAID = "--data text.txt --teacher words --allow-weak-teacher"
 # files -> the lines that read them
 READERS = {
     f"{OUT}/ta/*.json": ["inspect", DISTILL, "search --trials 1"],
@@ -126,7 +126,9 @@ def project(folder: Path) -> None:
         ("pixels", "pictured", "images.npz"),
     ):
         typed(f"convert {source} --out {out} --data {data}")
-    typed("teach --out worded --data text.txt --teacher words --to worded/said --allow-weak-teacher")
+    typed(
+        "teach --out worded --data text.txt --teacher words --to worded/said --allow-weak-teacher"
+    )
     os.chdir(before)
 
 

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models.source import open_source, read_json
 from matta_cli.report.schema import Report
-from matta_cli.search.journal import journal
+from matta_cli.search.journal import journal, kept_trials
 from matta_cli.settings.resolve import read_toml
 from matta_cli.training.log import evaluations
 from matta_cli.training.teacher_file import read, read_teacher_card
@@ -155,6 +156,33 @@ def test_a_journal_that_was_cut_goes_on_and_a_damaged_one_is_named(tmp_path):
         path.write_text(text)
         with pytest.raises(MattaError, match="is damaged: delete it, and the same command scores"):
             journal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "ahead"),
+    [(None, "a", 0), (1e999, "a", 0), (1, [], 0), (1, None, 0), (1, "a", None), (1, "a", 9)],
+)
+def test_a_trial_that_no_search_has_written_is_damage(tmp_path, value, key, ahead):
+    study = optuna.create_study(storage=journal(tmp_path))
+    low_to_high = optuna.distributions.FloatDistribution(0.0, 10.0)
+    params = {} if ahead is None else {"x": float(ahead)}
+    trial = optuna.trial.create_trial(
+        value=0.0 if value is None else value,
+        params=params,
+        distributions=dict.fromkeys(params, low_to_high),
+        user_attrs={} if key is None else {"key": key},
+    )
+    study.add_trial(trial)
+    if value is None:
+        path = tmp_path / "trials.jsonl"
+        path.write_text(path.read_text().replace('"value":0.0', '"value":null'))
+    again = optuna.load_study(study_name=study.study_name, storage=journal(tmp_path))
+
+    def fits(one):
+        return isinstance(one.user_attrs["key"], str) and 0 <= one.params["x"] <= 2
+
+    with pytest.raises(MattaError, match="is damaged: delete it, and the same command scores"):
+        kept_trials(again, fits)
 
 
 def test_a_report_of_other_types_opens_with_what_it_has():

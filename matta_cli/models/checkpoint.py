@@ -123,6 +123,9 @@ def _chosen(opened: Mapping[Any, Any], name: str, notes: list[str]) -> str | Non
 
 def _with_named_rest(opened: Mapping[Any, Any], name: str, notes: list[str]) -> dict[str, Tensor]:
     """Tensors that lie among numbers and words, which are left out."""
+    for key, value in opened.items():
+        if isinstance(value, Tensor) and not isinstance(key, str):
+            raise MattaError(f"{name!r} has a tensor called {key!r}: names of tensors are text.")
     tensors = {key: value for key, value in _tensors(opened).items() if "." in key}
     if not tensors:
         keys = ", ".join(repr(key) for key in list(opened)[:4]) or "nothing"

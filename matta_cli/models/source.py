@@ -111,11 +111,9 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
     return Source(text, config or found.config, tensors=found.state, notes=found.notes)
 
 
-def _refuse_odd(tensors: Mapping[Any, Tensor], text: str) -> None:
-    """Raise ``MattaError`` for a state dict whose names are no text, or whose tensors not dense."""
+def _refuse_odd(tensors: Mapping[str, Tensor], text: str) -> None:
+    """Raise ``MattaError`` for a state dict whose tensors are not dense."""
     for name, tensor in tensors.items():
-        if not isinstance(name, str):
-            raise MattaError(f"{text!r} has a tensor called {name!r}: names of tensors are text.")
         if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
             kind = "quantised" if tensor.is_quantized else "sparse, or without values"
             raise MattaError(f"{text!r}: the tensor {name!r} is {kind}: save it dense.")

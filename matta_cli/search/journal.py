@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
 from matta_cli.files import reading
 from matta_cli.files.atomic import own
-from matta_cli.search.scores import import_optuna
+
+
+def import_optuna() -> Any:
+    """The package, which says nothing. Raises ``MattaError`` where it is not installed."""
+    try:
+        import optuna
+    except ImportError:
+        raise MattaError("Searching sizes needs optuna: pip install 'matta[search]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    return optuna
 
 
 class _Held:
@@ -41,6 +54,20 @@ def journal(folder: Path) -> Any:
         raise _damaged(path) from error
 
 
+def kept_trials(study: Any, fits: Callable[[Any], bool]) -> list[Any]:
+    """The trials of a study that has a journal.
+
+    Raises ``MattaError`` where one has no value, or is another than ``fits`` says.
+    """
+    try:
+        found = study.trials
+        if all(math.isfinite(trial.value) and fits(trial) for trial in found):
+            return found
+    except Exception as error:  # whatever optuna and ``fits`` run into
+        raise _damaged("The journal of this search, trials.jsonl,") from error
+    raise _damaged("The journal of this search, trials.jsonl,")
+
+
 def _whole_lines(path: Path) -> None:
     """Cut off a last line that a killed process has not finished."""
     with path.open("r+b") as file:
@@ -55,6 +82,6 @@ def _whole_lines(path: Path) -> None:
         file.truncate(end)
 
 
-def _damaged(path: Path) -> MattaError:
+def _damaged(path: Path | str) -> MattaError:
     again = "delete it, and the same command scores everything anew"
     return MattaError(f"{path} is damaged: {again}.")

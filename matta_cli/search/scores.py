@@ -5,35 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import warnings
 from typing import Any
 
 from matta_cli.adapter import Sizes
 from matta_cli.data.split import Columns, Part, halves
 from matta_cli.devices import device
-from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models.folders import Reached
 from matta_cli.nested.view import has_statistics
+from matta_cli.search.journal import import_optuna, kept_trials
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task
 
 # examples trained on for each one that sizes are chosen by: 32 trials are then a small part of the
 # training
 SHARE = 64
-
-
-def import_optuna() -> Any:
-    """The package, which says nothing. Raises ``MattaError`` where it is not installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise MattaError("Searching sizes needs optuna: pip install 'matta[search]'.") from None
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    return optuna
 
 
 class Scores:
@@ -67,7 +55,7 @@ class Scores:
             direction=self.direction,
             load_if_exists=True,
         )
-        kept = (trial for trial in self.study.trials if trial.value is not None)
+        kept = kept_trials(self.study, lambda trial: isinstance(trial.user_attrs["key"], str))
         self.known = {trial.user_attrs["key"]: trial.value for trial in kept}
         self.evaluated = 0
 

@@ -23,8 +23,9 @@ from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.values import amount
 from matta_cli.search.front import unbeaten
+from matta_cli.search.journal import import_optuna, kept_trials
 from matta_cli.search.latency import Latency
-from matta_cli.search.scores import Scores, import_optuna
+from matta_cli.search.scores import Scores
 from matta_cli.search.space import SLOPE, SLOPES, Share, Space
 from matta_cli.settings.budget import LIMITS, NEAR, Budget
 from matta_cli.settings.recipe import Recipe
@@ -210,7 +211,10 @@ class Search:
             values = {"value": score(ahead), "params": ahead, "distributions": distributions}
             study.add_trial(optuna.trial.create_trial(**values))
 
-        for trial in kept.trials:
+        def fits(trial: Any) -> bool:
+            return all(0 <= trial.params[name] <= SLOPE for name in axes)
+
+        for trial in kept_trials(kept, fits):
             add(trial.params)
         for number in range(len(study.trials), trials):
             if number < len(SLOPES):

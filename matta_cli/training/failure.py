@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, no_room
 from matta_cli.training.loop import Training
 from matta_cli.training.state import size_of, state_of
 from matta_cli.training.teacher import ModelTeacher
@@ -24,9 +23,8 @@ def explained(training: Training) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         raise MattaError(_out_of_memory(training, str(error))) from None
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
         failed = f"A file could not be written ({str(error).splitlines()[0]})"
-        what = "The disk is full" if full else failed
+        what = "The disk is full" if no_room(error) else failed
         last = space.newest()
         then = f"{last} is kept: make room there, then go on with `{training.again}`"
         nothing = "nothing was saved: make room there, then run the same command again"
