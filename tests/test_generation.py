@@ -202,7 +202,7 @@ def test_a_report_of_language_models_is_about_generating(trained, monkeypatch):
     shown = rows[report.models.index(student)][headers.index("tokens/s b3")]
     assert shown == count(3 / (student.cost.parameters * 1e-6))
     told = story.tell(report)
-    assert "a prompt of 16 tokens" in told.reading and "each of the next 16" in told.reading
+    assert "a prompt of 16 tokens" in told.reading and "for each of the next 16" in told.reading
     html = page.render(report)
     assert "median time for a generated token, batch 1" in html
     assert "latency, batch" not in html and "latency&nbsp;" not in html

@@ -104,7 +104,7 @@ _GENERATION = (
         "time",
         in_seconds,
         lambda m: m.latency(1, "decode"),
-        "a token, batch 1",
+        "time for a token, batch 1",
     ),
     Cost("prefill", "to the first token", "time", in_seconds, lambda m: m.latency(1, "prefill")),
 )

@@ -84,7 +84,9 @@ def _reading(report: Report) -> str:
     if own := report.generation:
         usual += [
             f"prefill is the time from a prompt of {own.prompt:,} tokens to the first one after it",
-            f"decode that of each of the next {own.new:,}, one at a time with the cache",
+            f"decode that for each of the next {own.new:,}, one by one with the cache of keys and "
+            "values",
+            "tokens/s are those of the whole batch while it decodes",
         ]
     return "; ".join([*better, *usual]) + "."
 
