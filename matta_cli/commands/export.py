@@ -22,6 +22,7 @@ def export(
     dtype: options.Dtype = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
+    target_prefill: options.TargetPrefill = None,
     target_memory: options.TargetMemory = None,
     target_macs: options.TargetMacs = None,
     batch_size: options.Batch = None,

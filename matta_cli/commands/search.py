@@ -13,6 +13,7 @@ def search(
     folder: options.Folder = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
+    target_prefill: options.TargetPrefill = None,
     target_memory: options.TargetMemory = None,
     target_macs: options.TargetMacs = None,
     batch_size: options.Batch = None,
@@ -40,7 +41,7 @@ def search(
     from matta_cli.settings import budget
 
     timing = options.again("export", {"batch_size": batch_size, "threads": threads})
-    if timing and not recipe.export.target_latency:
+    if timing and not (recipe.export.target_latency or recipe.export.target_prefill):
         nothing = "is about latency, and nothing is timed here: pass --target-latency 5ms"
         raise MattaError(f"{timing[0]} {nothing}, say.")
     with console.training_progress() as listen:

@@ -7,11 +7,12 @@ import gc
 import platform
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from matta_cli.data.split import Batch
 from matta_cli.tasks.task import Task
+
+T = TypeVar("T")
 
 ROUNDS, WARMUP = 30, 3
 FEWEST, LONGEST = 5, 60.0  # rounds that are taken in any case; seconds after which none begins
@@ -68,32 +71,51 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def now(device: torch.device) -> float:
+    """The time in seconds, once the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def in_turns(runs: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:
+    """What each gives in so many rounds, in which all take their turn, after some to warm up.
+
+    Drift then hits all alike. Where ``rounds`` would take longer than a minute it stops earlier,
+    after five of them at the least.
+    """
+    found: dict[str, list[T]] = {name: [] for name in runs}
+    began = time.perf_counter()
+    for turn in range(WARMUP + rounds):
+        if turn >= WARMUP + FEWEST and time.perf_counter() - began > LONGEST:
+            break
+        for name, run in runs.items():
+            one = run()
+            if turn >= WARMUP:
+                found[name].append(one)
+    return found
+
+
+def spread(seconds: Sequence[float]) -> dict[str, float]:
+    """``median`` and 95th percentile ``p95``."""
+    taken = torch.tensor(seconds, dtype=torch.float64)
+    return {"median": taken.median().item(), "p95": taken.quantile(0.95).item()}
+
+
 def latencies(
     task: Task, candidates: Mapping[str, nn.Module], batch: Batch, rounds: int = ROUNDS
 ) -> dict[str, dict[str, float]]:
-    """Seconds per forward of each model, warmed up: ``median`` and 95th percentile ``p95``.
+    """Seconds per forward of each model, warmed up: their ``spread``."""
+    device = next(iter(batch.values())).device
 
-    Models take turns, so that drift hits all alike. Where ``rounds`` would take longer than a
-    minute it stops earlier, after five of them at the least.
-    """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    device, began = next(iter(batch.values())).device, time.perf_counter()
+    def forward(model: nn.Module) -> float:
+        started = now(device)
+        task.forward(model, batch)
+        return now(device) - started
+
     with torch.no_grad():
-        for turn in range(WARMUP + rounds):
-            if turn >= WARMUP + FEWEST and time.perf_counter() - began > LONGEST:
-                break
-            for name, model in candidates.items():
-                started = time.perf_counter()
-                task.forward(model, batch)
-                if device.type == "cuda":
-                    torch.cuda.synchronize(device)
-                if turn >= WARMUP:
-                    times[name].append(time.perf_counter() - started)
-    found = {}
-    for name, taken in times.items():
-        seconds = torch.tensor(taken, dtype=torch.float64)
-        found[name] = {"median": seconds.median().item(), "p95": seconds.quantile(0.95).item()}
-    return found
+        runs = {name: partial(forward, model) for name, model in candidates.items()}
+        return {name: spread(taken) for name, taken in in_turns(runs, rounds).items()}
 
 
 @dataclass

@@ -10,12 +10,12 @@ from torch import nn
 
 from matta_cli.data.split import Batch, Data
 from matta_cli.devices.device import pick
-from matta_cli.measure import score
+from matta_cli.measure import generation, score
 from matta_cli.measure.intervals import Sampled, intervals_of
 from matta_cli.measure.students import measurable
 from matta_cli.models.ta import TA, Student
 from matta_cli.nested.view import has_statistics
-from matta_cli.report.schema import Interval
+from matta_cli.report.schema import Generation, Interval
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
@@ -26,7 +26,8 @@ from matta_cli.tasks.task import Task
 class HeldOut:
     """The held-out examples of a report, and by name the models that were scored on them.
 
-    at_a_time: how many examples go through a model together.
+    at_a_time: how many examples go through a model together. generation: how models are timed that
+    generate.
     """
 
     recipe: Recipe
@@ -34,6 +35,7 @@ class HeldOut:
     data: Data
     device: torch.device
     at_a_time: int
+    generation: Generation | None = None
     models: dict[str, list[Sampled]] = field(default_factory=dict)
 
     @classmethod
@@ -41,15 +43,17 @@ class HeldOut:
         """The recipe's data, opened for the TA in ``folder``. processes: of the run that made it.
 
         Where sizes are chosen for a budget, the examples that they are chosen by are left out.
-        Raises ``MattaError`` where the data is missing or does not fit.
+        Raises ``MattaError`` where the data is missing or does not fit, or the prompt that models
+        are to be timed with.
         """
         device, at_a_time = pick(recipe.distill.device), score.at_a_time(recipe.distill, processes)
         task = tasks_task.task(ta.adapter.task, recipe)
+        timed = generation.lengths(recipe.export, ta.model) if task.generates else None
         data = task.data(folder, ta.model, training=has_statistics(ta.model))
         if asked(recipe.export):
             chose = score.chooses(task, ta.model, data, torch.device("cpu"))
             data = score.reported(data, chose)
-        return cls(recipe, task, data, device, at_a_time)
+        return cls(recipe, task, data, device, at_a_time, timed)
 
     def first(self, count: int) -> Batch:
         """A batch of the first so many examples, or of all where there are fewer."""

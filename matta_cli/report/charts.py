@@ -58,11 +58,17 @@ class Axis:
     unit: Callable[..., str]
 
 
-AXES = (
-    Axis("parameters", "parameters", lambda m: m.cost.parameters, count),
-    Axis("latency", "median latency, batch 1", lambda m: m.latency(1), in_seconds),
-    Axis("MACs", "MACs per example", lambda m: m.cost.macs, count),
-)
+def axes(report: Report) -> list[Axis]:
+    """The costs that a report's models are drawn against."""
+    time = Axis("latency", "median latency, batch 1", lambda m: m.latency(1), in_seconds)
+    if report.generation:
+        what = "median time for a generated token, batch 1"
+        time = Axis("decode", what, lambda m: m.latency(1, "decode"), in_seconds)
+    return [
+        Axis("parameters", "parameters", lambda m: m.cost.parameters, count),
+        time,
+        Axis("MACs", "MACs per example", lambda m: m.cost.macs, count),
+    ]
 
 
 def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | None:

@@ -36,13 +36,15 @@ def _against_base(report: Report, metric: Metric, best: Pick) -> str:
 
 def _faster(report: Report, best: Pick) -> str:
     """Only where even a slow run of the Student beats the base's usual one is it called faster."""
-    fast = []
-    for batch in batches(report):
-        own, usual = best.student.timing(batch), best.base.latency(batch)
+    fast, of = [], report.timed
+    for batch in batches(report, of):
+        own, usual = best.student.timing(batch, of), best.base.latency(batch, of)
         if own.median and own.p95 and usual and own.p95 < usual:
-            times = f"{in_seconds(own.median)} against {in_seconds(usual)}"
+            token = " a token" if of == "decode" else ""
+            times = f"{in_seconds(own.median)}{token} against {in_seconds(usual)}"
             fast.append(f"{usual / own.median:.1f}x at batch {batch} ({times})")
-    return f"{best.called} is faster than the base: {listed(fast)}." if fast else ""
+    how = "generates" if of == "decode" else "is"
+    return f"{best.called} {how} faster than the base: {listed(fast)}." if fast else ""
 
 
 def _trained(report: Report, metric: Metric) -> str:
@@ -66,9 +68,10 @@ def _ta(report: Report, metric: Metric) -> str:
     return f"The Teaching Assistant is {how} the base: {metric.label} {values}."
 
 
-def batches(report: Report) -> list[int]:
-    """The batch sizes at which some model was timed."""
-    return sorted({batch for model in report.models for batch in model.cost.latency})
+def batches(report: Report, of: str = "latency") -> list[int]:
+    """The batch sizes at which this was timed of some model."""
+    every = (getattr(model.cost, of) for model in report.models)
+    return sorted({batch for times in every for batch in times})
 
 
 def with_cuts(report: Report, metric: Metric) -> list[tuple[ModelEntry, ModelEntry]]:

@@ -75,7 +75,7 @@ def _tiles(story: Story) -> list[Tile]:
     places = decimals_of(story.report, metric)
     ours, base = number(best.ours.value, places), f"base {shown(best.theirs, places)}"
     tiles = [Tile(metric.label, ours, span(best.ours, places), base)]
-    for cost in _COSTS:
+    for cost in _costs(story.report):
         own, theirs = cost.read(best.student), cost.read(best.base)
         if cost.tile and own is not None and theirs:
             share = f"{percent(own / theirs)} of the base"
@@ -94,15 +94,30 @@ class Cost(NamedTuple):
     tile: str = ""
 
 
+_LATENCY = Cost(
+    "latency", "for one example", "time", in_seconds, lambda m: m.latency(1), "latency, batch 1"
+)
+_GENERATION = (
+    Cost(
+        "decode",
+        "for a token",
+        "time",
+        in_seconds,
+        lambda m: m.latency(1, "decode"),
+        "time for a token, batch 1",
+    ),
+    Cost("prefill", "to the first token", "time", in_seconds, lambda m: m.latency(1, "prefill")),
+)
 _COSTS = (
     Cost("parameters", "parameters", "count", count, lambda m: m.cost.parameters, "parameters"),
     Cost("MACs", "MACs per example", "count", count, lambda m: m.cost.macs, "MACs per example"),
-    Cost(
-        "latency", "for one example", "time", in_seconds, lambda m: m.latency(1), "latency, batch 1"
-    ),
     Cost("memory", "of memory at most", "bytes", in_bytes, lambda m: m.cost.peak_memory),
     Cost("checkpoint", "on disk", "bytes", in_bytes, lambda m: m.cost.bytes, "checkpoint"),
 )
+
+
+def _costs(report: Report) -> tuple[Cost, ...]:
+    return *_COSTS[:2], *(_GENERATION if report.generation else [_LATENCY]), *_COSTS[2:]
 
 
 @dataclass(frozen=True)
@@ -129,7 +144,7 @@ def _plots(report: Report) -> Plots | None:
     # Untrained cuts are often so bad that they flatten everything else: the same plot without.
     trained = [model for model in known if model.role is not Role.CUT]
     found = []
-    for axis in charts.AXES:
+    for axis in charts.axes(report):
         if chart := charts.pareto(report, known, axis):
             both = 0 < len(trained) < len(known)
             less = charts.pareto(report, trained, axis) if both else None
@@ -146,9 +161,9 @@ def _budget(story: Story) -> dict[str, Any] | None:
         return None
     places = decimals_of(report, metric)
     verdicts = {one.student.name: one.verdict for one in story.rivals}
-    students = report.scored(metric, Role.STUDENT)
+    students, every = report.scored(metric, Role.STUDENT), _costs(report)
     kinds = []  # a budget of what all Students cost alike decides nothing
-    for at, cost in enumerate(_COSTS):
+    for at, cost in enumerate(every):
         if len({cost.read(student) for student in students} - {None}) > 1:
             kinds.append((at, cost))
     if len(students) < 2 or not kinds:
@@ -162,7 +177,7 @@ def _budget(story: Story) -> dict[str, Any] | None:
                 "quality": value.value,
                 "shown": shown(value, places),
                 "verdict": verdicts.get(student.name, ""),
-                "costs": [cost.read(student) for cost in _COSTS],
+                "costs": [cost.read(student) for cost in every],
             }
         )
     told = {
@@ -205,8 +220,8 @@ def _table(story: Story) -> Table:
 
 def _head(column: Column) -> Markup:
     """'latency b8 median (p95)' as two lines; no arrow alone on a line, nor a bracket over two."""
-    if found := re.fullmatch(r"latency (b\d+) (median \(p95\))", column.header):
-        return Markup("latency&nbsp;{} <small>{}</small>").format(*found.groups())
+    if found := re.fullmatch(r"(\w+) (b\d+) (median \(p95\))", column.header):
+        return Markup("{}&nbsp;{} <small>{}</small>").format(*found.groups())
     if found := re.fullmatch(r"(.*?)((?:\([^()]*\)|\S+) [↑↓])", column.header):
         return Markup('{}<span class="whole">{}</span>').format(*found.groups())
     return Markup("{}").format(column.header)

@@ -61,7 +61,7 @@ class Interval(Stored):
 
 @dataclass(frozen=True)
 class Timing(Stored):
-    """Seconds of a forward: median and 95th percentile."""
+    """Seconds: median and 95th percentile."""
 
     median: float | None = None
     p95: float | None = None
@@ -70,14 +70,28 @@ class Timing(Stored):
         return {name: value for name, value in super().to_json().items() if value is not None}
 
 
+@dataclass(frozen=True)
+class Generation(Stored):
+    """How generating was timed: tokens of the prompt, and tokens that were generated after it."""
+
+    prompt: int
+    new: int
+
+
 @dataclass
 class Cost(Stored):
-    """What a model costs to serve. latency: by batch. macs: of one example. None: not measured."""
+    """What a model costs to serve. macs: of one example. None: not measured.
+
+    By batch, latency: of a forward. Of a language model that generates instead, prefill: until the
+    first token; decode: for each token after it.
+    """
 
     parameters: int | None = None
     bytes: int | None = None
     macs: int | None = None
     latency: dict[int, Timing] = field(default_factory=dict)
+    prefill: dict[int, Timing] = field(default_factory=dict)
+    decode: dict[int, Timing] = field(default_factory=dict)
     peak_memory: int | None = None
 
 
@@ -155,13 +169,17 @@ class ModelEntry(Stored):
     curve: list[tuple[int, float]] = field(default_factory=list)
     searched: Searched | None = None
 
-    def timing(self, batch: int) -> Timing:
-        """The seconds of a forward at a batch size; empty where it was not measured."""
-        return self.cost.latency.get(batch, Timing())
+    def timing(self, batch: int, of: str = "latency") -> Timing:
+        """The seconds of a forward at a batch size, or of ``prefill`` or ``decode``.
 
-    def latency(self, batch: int) -> float | None:
-        """The median seconds of a forward at a batch size; None where it was not measured."""
-        return self.timing(batch).median
+        Empty where they were not measured.
+        """
+        times: dict[int, Timing] = getattr(self.cost, of)
+        return times.get(batch, Timing())
+
+    def latency(self, batch: int, of: str = "latency") -> float | None:
+        """The median seconds at a batch size; None where they were not measured."""
+        return self.timing(batch, of).median
 
     def measured(self, metric: Metric) -> Interval | None:
         """Its value of a metric if there is one; with both ends of its interval, or none."""
@@ -175,7 +193,8 @@ class ModelEntry(Stored):
         value: dict[str, Any] = {}
         for name, item in super().to_json().items():
             value |= (item or {}) if name in ("cost", "searched") else {name: item}
-        dropped = {name for name in ("of", "training", "curve") if not value[name]}
+        some = ("of", "training", "curve", "prefill", "decode")
+        dropped = {name for name in some if not value[name]}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
         if self.searched:  # of a search, which writes no programs and does not measure memory
@@ -284,8 +303,8 @@ def now() -> str:
 class Report(Stored):
     """All that an export, a search or a verdict has to say.
 
-    metrics: the primary one first. margin: the share of a value that may be lost. costs and
-    choices: of a search. searched: its numbers.
+    metrics: the primary one first. generation: of models that were timed generating. margin: the
+    share of a value that may be lost. costs and choices: of a search. searched: its numbers.
     """
 
     task: str = ""
@@ -297,6 +316,7 @@ class Report(Stored):
     device: Machine = field(default_factory=Machine)
     metrics: list[Metric] = field(default_factory=list)
     batch_size: int | None = None
+    generation: Generation | None = None
     models: list[ModelEntry] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     run: Run | None = None
@@ -313,6 +333,11 @@ class Report(Stored):
     def primary(self) -> Metric | None:
         """The metric that verdicts are about; None where nothing was measured."""
         return self.metrics[0] if self.metrics else None
+
+    @property
+    def timed(self) -> str:
+        """What a model's speed is here: ``decode`` where models generated, else ``latency``."""
+        return "decode" if self.generation else "latency"
 
     def of(self, *roles: Role) -> list[ModelEntry]:
         """The models of these roles, in the report's order."""
@@ -357,6 +382,7 @@ class Report(Stored):
         names = {"run": "training", "searched": "search"}
         value = {names.get(name, name): item for name, item in super().to_json().items()}
         dropped = {"training", "axes"} if self.run is None else set()
+        dropped |= {"generation"} if self.generation is None else set()
         dropped |= {"margin", "pairs"} if self.margin is None else set()
         dropped |= set() if self.searched else {"costs", "choices", "search"}
         kept = {name: item for name, item in value.items() if name not in dropped}

@@ -80,8 +80,15 @@ def _reading(report: Report) -> str:
     for higher, way in ((True, "higher"), (False, "lower")):
         if labels := [metric.label for metric in report.metrics if metric.higher is higher]:
             better.append(f"{listed(labels)}: {way} is better")
-    usual = "brackets are 95 % intervals; MACs are per example at batch 1"
-    return "; ".join([*better, usual]) + "."
+    usual = ["brackets are 95 % intervals", "MACs are per example at batch 1"]
+    if own := report.generation:
+        usual += [
+            f"prefill is the time from a prompt of {own.prompt:,} tokens to the first one after it",
+            f"decode that for each of the next {own.new:,}, one by one with the cache of keys and "
+            "values",
+            "tokens/s are those of the whole batch while it decodes",
+        ]
+    return "; ".join([*better, *usual]) + "."
 
 
 def _loading(models: Sequence[ModelEntry]) -> list[Loading]:

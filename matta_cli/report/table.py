@@ -10,6 +10,7 @@ from matta_cli.report.findings import batches
 from matta_cli.report.numbers import MISSING, count, duration, in_bytes, in_seconds, number, signed
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.values import decimals_of, seconds_of, span
+from matta_cli.settings.budget import TIMED
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def columns(report: Report) -> list[Column]:
     add("parameters", lambda m: count(m.cost.parameters))
     add("MACs", lambda m: count(m.cost.macs))
     add("checkpoint", lambda m: in_bytes(m.cost.bytes))
-    found += [_latency(report, batch) for batch in batches(report)]
-    found += [_speed(report, batch) for batch in batches(report)]
+    found += [_time(report, batch, of) for of in TIMED for batch in batches(report, of)]
+    found += [speed(report, batch) for batch in batches(report, report.timed)]
     add("peak memory", lambda m: in_bytes(m.cost.peak_memory))
     found += [_quality(report, metric) for metric in report.metrics]
     found += _against_plain(report)
@@ -53,18 +54,20 @@ def columns(report: Report) -> list[Column]:
     return [column for column in found if any(main != MISSING for main, _ in column.cells)]
 
 
-def _latency(report: Report, batch: int) -> Column:
+def _time(report: Report, batch: int, of: str) -> Column:
     cells = []
-    for timing in (model.timing(batch) for model in report.models):
+    for timing in (model.timing(batch, of) for model in report.models):
         slow = "" if timing.p95 is None else f"({in_seconds(timing.p95)})"
         cells.append((in_seconds(timing.median), slow))
-    return Column(f"latency b{batch} median (p95)", "latency", cells)
+    return Column(f"{of} b{batch} median (p95)", of, cells)
 
 
-def _speed(report: Report, batch: int) -> Column:
-    seconds = [model.latency(batch) for model in report.models]
+def speed(report: Report, batch: int) -> Column:
+    """How many examples a second go through a model, or how many tokens it generates."""
+    seconds = [model.latency(batch, report.timed) for model in report.models]
     cells = [(count(batch / taken) if taken else MISSING, "") for taken in seconds]
-    return Column(f"examples/s b{batch}", "speed", cells)
+    unit = "tokens" if report.generation else "examples"
+    return Column(f"{unit}/s b{batch}", "speed", cells)
 
 
 def _quality(report: Report, metric: Metric) -> Column:

@@ -9,6 +9,7 @@ from matta_cli.report.claims import claim
 from matta_cli.report.headline import pick
 from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds, number
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
+from matta_cli.report.table import speed
 from matta_cli.report.values import decimals_of, span
 
 Table = tuple[list[str], list[list[str]]]  # headers, and a row for each model
@@ -19,8 +20,9 @@ def tables(report: Report) -> list[Table]:
 
     Intervals go first, then digits, then what is told last. Names, which say the widths, stay.
     """
-    every = report.metrics
-    levels = [(every, True, 3, 4), (every, False, 3, 4), (every, False, 2, 4)]
+    every, most = report.metrics, len(_costs(report))
+    levels = [(every, True, 3, most), (every, False, 3, most), (every, False, 2, most)]
+    levels += [(every, False, 2, costs) for costs in range(most - 1, 3, -1)]
     levels += [(every[: len(every) - less], False, 2, 4) for less in range(1, len(every))]
     levels += [(every[:1], False, 2, costs) for costs in (3, 2, 1, 0)]
     return [table.rows(report), *(_table(report, *level) for level in levels)]
@@ -30,16 +32,10 @@ def _table(
     report: Report, metrics: list[Metric], intervals: bool, digits: int, costs: int
 ) -> Table:
     """One with so many digits, and so many of the costs, the most important first."""
-    batch = report.batch_size or 1
     columns = {"model": [model.name for model in report.models]}
-    known = {
-        "parameters": [count(model.cost.parameters) for model in report.models],
-        f"latency b{batch}": [in_seconds(model.latency(batch)) for model in report.models],
-        "bytes": [in_bytes(model.cost.bytes) for model in report.models],
-        "MACs": [count(model.cost.macs) for model in report.models],
-    }
-    kept = list(known)[:costs]
-    for header in ("parameters", "MACs", "bytes", f"latency b{batch}"):
+    known = _costs(report)
+    kept, first = list(known)[:costs], ("parameters", "MACs", "bytes")
+    for header in (*first, *(other for other in known if other not in first)):
         if header in kept:
             columns[header] = [_rounded(cell, digits) for cell in known[header]]
     for metric in metrics:
@@ -49,6 +45,22 @@ def _table(
     columns[f"against {' or '.join(sorted(against))}"] = [verdict for verdict, _ in verdicts]
     some = {header: cells for header, cells in columns.items() if set(cells) != {MISSING}}
     return list(some), [list(row) for row in zip(*some.values(), strict=True)]
+
+
+def _costs(report: Report) -> dict[str, list[str]]:
+    """The columns of costs, the most important first."""
+    models, batch = report.models, report.batch_size or 1
+    known = {"parameters": [count(model.cost.parameters) for model in models]}
+    if report.generation:
+        for size in dict.fromkeys((1, batch)):
+            own = speed(report, size)
+            known[own.header] = [cell for cell, _ in own.cells]
+        known["prefill b1"] = [in_seconds(model.latency(1, "prefill")) for model in models]
+    else:
+        known[f"latency b{batch}"] = [in_seconds(model.latency(batch)) for model in models]
+    known["bytes"] = [in_bytes(model.cost.bytes) for model in models]
+    known["MACs"] = [count(model.cost.macs) for model in models]
+    return known
 
 
 def _values(report: Report, metric: Metric, intervals: bool, digits: int) -> list[str]:

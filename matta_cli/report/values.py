@@ -15,7 +15,7 @@ from matta_cli.report.numbers import (
     places_for,
 )
 from matta_cli.report.schema import Interval, Metric, ModelEntry, Report
-from matta_cli.settings.budget import LIMITS
+from matta_cli.settings.budget import LIMITS, TIMED
 
 
 def decimals_of(report: Report, metric: Metric) -> int:
@@ -64,8 +64,8 @@ def listed(names: Sequence[str]) -> str:
 
 def amount(name: str, value: float) -> str:
     """An amount of a limit's name as people read it: ``1.23 M parameters``."""
-    if name == "latency":
-        return f"a latency of {in_seconds(value)}"
+    if name in TIMED:
+        return f"a {LIMITS[name].label} of {in_seconds(value)}"
     if name == "bytes":
         return f"{in_bytes(value)} of weights"
     return f"{count(value)} {LIMITS[name].label}"

@@ -1,32 +1,40 @@
-"""Seconds of a forward on this machine."""
+"""Seconds on this machine: of a forward, or of what a language model generates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from matta_cli.adapter import Sizes
 from matta_cli.data.split import Batch
-from matta_cli.measure import cost
+from matta_cli.errors import MattaError
+from matta_cli.measure import cost, generation
 from matta_cli.measure.counts import Counts, Key
 from matta_cli.models.ta import TA
+from matta_cli.report.schema import Generation
+from matta_cli.settings.budget import TIMED, Budget
+from matta_cli.settings.recipe import ExportSettings
 from matta_cli.tasks.task import Task
 
 ROUNDS = 8  # of timing what is tried; what is chosen is timed longer
 
+Timer = Callable[[Mapping[str, Any], int], dict[str, float]]
+
 
 class Latency:
-    """Seconds of a forward on this machine, measured; and a guess of those that were not.
+    """Seconds on this machine, measured; and a guess of those that were not.
 
     The guess says what to time next, and nothing else goes by it. It is a curve over MACs through
     all that was measured, which never falls where an axis grows (isotonic regression).
+
+    timer: the median seconds of each model in so many rounds.
     """
 
-    def __init__(self, task: Task, ta: TA, counts: Counts, example: Batch, threads: int) -> None:
-        self.task, self.ta, self.counts = task, ta, counts
-        self.example, self.threads = example, threads
+    def __init__(self, ta: TA, counts: Counts, threads: int, timer: Timer) -> None:
+        self.ta, self.counts, self.threads, self.timer = ta, counts, threads, timer
         self.measured: dict[Key, float] = {}
         self.careful: set[Key] = set()  # of these, what was timed three times
         self._sizes: dict[Key, dict[str, int]] = {}
@@ -34,10 +42,9 @@ class Latency:
         self._curve: tuple[Sequence[float], Sequence[float]] = ((0.0,), (0.0,))
 
     def time(self, models: Mapping[str, Any], rounds: int = cost.ROUNDS) -> dict[str, float]:
-        """The median seconds of a forward of each model."""
+        """The median seconds of each model."""
         with cost.threads(self.threads):
-            taken = cost.latencies(self.task, models, self.example, rounds)
-        return {name: timing["median"] for name, timing in taken.items()}
+            return self.timer(models, rounds)
 
     def start(self, uniform: Sequence[Sizes]) -> None:
         """Time the Students of the uniform widths, in turns: what guesses are made of at first."""
@@ -82,3 +89,65 @@ class Latency:
         self._points[key] = self.counts.macs(sizes), seconds
         fitted = IsotonicRegression().fit(*zip(*self._points.values(), strict=True))
         self._curve = fitted.X_thresholds_, fitted.y_thresholds_
+
+
+class Timings:
+    """What budgets limit of a Student's time, as it is measured.
+
+    known: by its name. generation: how models are timed that generate. notes: what is to be known
+    of that.
+    """
+
+    def __init__(
+        self, task: Task, ta: TA, counts: Counts, batch: Batch, settings: ExportSettings
+    ) -> None:
+        self.task, self.ta, self.counts = task, ta, counts
+        self.batch, self.settings = batch, settings
+        self.known: dict[str, Latency] = {}
+        self.generation: Generation | None = None
+        self.notes: list[str] = []
+
+    def of(self, budgets: Sequence[Budget], sizes: Sizes) -> list[Budget]:
+        """The same budgets, by the names of what is timed for them: a token, where models generate.
+
+        sizes: of a Student that it is tried with. Raises ``MattaError`` for a limit on the time to
+        the first token where models do not generate.
+        """
+        limited = {name for budget in budgets for name in budget.names} & set(TIMED)
+        if not limited:
+            return list(budgets)
+        why = self._try(sizes)
+        if why and "prefill" in limited:
+            instead = "--target-latency is the time of a forward"
+            raise MattaError(f"--target-prefill is not possible: {why}; {instead}.")
+        if why and self.task.generates:
+            self.notes.append(f"--target-latency is the time of a forward here: {why}.")
+        found = list(budgets) if why else [budget.decoding() for budget in budgets]
+        for name in dict.fromkeys(name for budget in found for name in budget.names):
+            if name in TIMED:
+                threads, timer = self.settings.threads, partial(self._time, name)
+                self.known[name] = Latency(self.ta, self.counts, threads, timer)
+        return found
+
+    def _try(self, sizes: Sizes) -> str:
+        """Why models do not generate, in words; empty where they do."""
+        if not self.task.generates:
+            return f"these are models for {self.task.name}, which generate nothing"
+        how, model = (
+            generation.lengths(self.settings, self.ta.model),
+            self.ta.student(sizes).dense(),
+        )
+        why = generation.cannot(model, generation.prompts(self.batch, 1, how.prompt))
+        if why:
+            return f"a Student cannot generate with a cache ({why})"
+        self.generation = how
+        return ""
+
+    def _time(self, name: str, models: Mapping[str, Any], rounds: int) -> dict[str, float]:
+        size, how = self.settings.batch_size, self.generation
+        if how is None:
+            taken = cost.latencies(self.task, models, cost.repeated(self.batch, size), rounds)
+            return {model: seconds["median"] for model, seconds in taken.items()}
+        ids = generation.prompts(self.batch, size, how.prompt)
+        found = generation.latencies(models, ids, how.new if name == "decode" else 0, rounds)
+        return {model: times[name]["median"] for model, times in found.items()}

@@ -15,7 +15,6 @@ from typing import Any
 
 from matta_cli.adapter import Sizes
 from matta_cli.errors import MattaError
-from matta_cli.measure.cost import repeated
 from matta_cli.measure.counts import Counts, Key
 from matta_cli.measure.kept import forbidding
 from matta_cli.models import folders
@@ -24,16 +23,16 @@ from matta_cli.progress import Listener, Progress
 from matta_cli.report.values import amount
 from matta_cli.search.front import unbeaten
 from matta_cli.search.journal import import_optuna, kept_trials
-from matta_cli.search.latency import Latency
+from matta_cli.search.latency import Latency, Timings
 from matta_cli.search.scores import Scores
 from matta_cli.search.space import SLOPE, SLOPES, Share, Space
-from matta_cli.settings.budget import LIMITS, NEAR, Budget
+from matta_cli.settings.budget import LIMITS, NEAR, TIMED, Budget
 from matta_cli.settings.recipe import Recipe
 
 LEVELS = 8  # budgets of a search without one: between the smallest Student and the largest
-TIMED = 4  # how often a proposal is made anew after it was timed
-UNSURE = 0.2  # latencies so close are as good as equal, on a machine that does other things, too
-MARGIN = 0.05  # of a latency's limit that is left free: it is never the same twice
+TRIES = 4  # how often a proposal is made anew after it was timed
+UNSURE = 0.2  # times so close are as good as equal, on a machine that does other things, too
+MARGIN = 0.05  # of a limit on time that is left free: it is never the same twice
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,7 @@ class Search:
         some = part.batch(range(min(size, len(part))))
         self.counts = Counts(scores.task, self.ta, some)
         here = {name: tensor.to(scores.device) for name, tensor in some.items()}
-        batch, threads = repeated(here, size), recipe.export.threads
-        self.latency = Latency(scores.task, self.ta, self.counts, batch, threads)
+        self.timings = Timings(scores.task, self.ta, self.counts, here, recipe.export)
         self.scored: dict[Key, Scored] = {}
         self._stock: dict[Key, bool] = {}
 
@@ -92,17 +90,20 @@ class Search:
         return self.counts.parameters(one.student.sizes)
 
     def costs(self, sizes: Sizes, names: Sequence[str]) -> dict[str, float]:
-        """Costs by name. Latency is the one measured; of what is not timed yet a guess."""
-        costs = self.counts(sizes, [name for name in names if name != "latency"])
-        if "latency" in names:
-            measured = self.latency.measured.get(self.key(sizes))
-            costs["latency"] = measured or self.latency.guess(sizes)
+        """Costs by name. Times are those measured; of what is not timed yet a guess."""
+        costs = self.counts(sizes, [name for name in names if name not in TIMED])
+        for name, latency in self._latencies(names).items():
+            costs[name] = latency.measured.get(self.key(sizes)) or latency.guess(sizes)
         return costs
+
+    def _latencies(self, names: Sequence[str]) -> dict[str, Latency]:
+        """Those of these costs that are timed."""
+        return {name: self.timings.known[name] for name in names if name in TIMED}
 
     def used(self, budget: Budget) -> Share:
         """The share of a budget that sizes take: of its limits the one that they use most.
 
-        Of a latency's limit a margin stays free.
+        Of a limit on time a margin stays free.
         """
 
         def share(sizes: Sizes) -> float:
@@ -111,7 +112,7 @@ class Search:
         return share
 
     def _with_margin(self, costs: Mapping[str, float]) -> dict[str, float]:
-        return {n: value / (1 - MARGIN) if n == "latency" else value for n, value in costs.items()}
+        return {n: value / (1 - MARGIN) if n in TIMED else value for n, value in costs.items()}
 
     # Searching
 
@@ -121,6 +122,7 @@ class Search:
         Without budgets, sizes are tried from the smallest Student to the largest. Raises
         ``MattaError`` for a budget that is not possible.
         """
+        budgets = self.timings.of(budgets, self.space.uneven())
         self._start(budgets, listen)
         some = budgets or self.levels()
         trials = self.settings.trials if budgets else max(1, self.settings.trials // 4)
@@ -141,12 +143,13 @@ class Search:
         return [self.choice(budget) for budget in budgets]
 
     def _start(self, budgets: Sequence[Budget], listen: Listener) -> None:
-        """Time some Students where latency is limited, and refuse budgets that are not possible."""
-        if any("latency" in budget.names for budget in budgets):
-            listen(
-                Progress(message="Timing the uniform widths, to guess which sizes to time next.")
-            )
-            self.latency.start(list(self.space.uniform.values()))
+        """Time some Students where time is limited, and refuse budgets that are not possible."""
+        for note in self.timings.notes:
+            listen(Progress(message=f"Note: {note}"))
+        for name, latency in self.timings.known.items():
+            first = f"Timing the uniform widths ({LIMITS[name].label})"
+            listen(Progress(message=f"{first}, to guess which sizes to time next."))
+            latency.start(list(self.space.uniform.values()))
         self.refuse_impossible(budgets)
 
     def refuse_impossible(self, budgets: Sequence[Budget]) -> None:
@@ -156,8 +159,9 @@ class Search:
         """
         smallest = self.space.smallest()
         for budget in budgets:
-            if "latency" in budget.names and self.key(smallest) not in self.latency.careful:
-                self.latency.measure(smallest, careful=True)
+            for latency in self._latencies(budget.names).values():
+                if self.key(smallest) not in latency.careful:
+                    latency.measure(smallest, careful=True)
             least = self.costs(smallest, budget.names)
             needed = self._with_margin(least)
             over = [LIMITS[name] for name, share in budget.used(needed).items() if share > 1]
@@ -231,27 +235,30 @@ class Search:
             kept.add_trial(study.trials[-1])
 
     def _timed(self, budget: Budget, sizes: Sizes) -> None:
-        """Time sizes where the budget limits latency, and they were not yet."""
-        if "latency" in budget.names and self.key(sizes) not in self.latency.measured:
-            self.latency.measure(sizes)
+        """Time sizes where the budget limits time, and they were not yet."""
+        for latency in self._latencies(budget.names).values():
+            if self.key(sizes) not in latency.measured:
+                latency.measure(sizes)
 
     def _filling(self, ahead: Mapping[str, float], budget: Budget) -> dict[str, int]:
         """The largest sizes within a budget whose axes are so far ``ahead`` of one another.
 
-        Where latency is limited, sizes are timed until it is known which are the last ones within.
+        Where time is limited, sizes are timed until it is known which are the last ones within.
         """
-        used, limit = self.used(budget), dict(budget.limits).get("latency")
+        used, limits = self.used(budget), dict(budget.limits)
+        latencies = self._latencies(budget.names)
 
         def share(sizes: Sizes) -> float:
-            if limit is not None and self.latency.doubtful(sizes, limit * (1 - MARGIN)):
-                self.latency.measure(sizes)
+            for name, latency in latencies.items():
+                if latency.doubtful(sizes, limits[name] * (1 - MARGIN)):
+                    latency.measure(sizes)
             return used(sizes)
 
         tried: list[tuple[float, dict[str, int]]] = []
-        for _ in range(TIMED):
+        for _ in range(TRIES):
             sizes = self.space.decode(ahead, share)
             assert sizes is not None  # impossible budgets were refused
-            known = limit is None or self.key(sizes) in self.latency.measured
+            known = all(self.key(sizes) in latency.measured for latency in latencies.values())
             self._timed(budget, sizes)
             tried.append((used(sizes), sizes))
             if known or 1 - NEAR <= used(sizes) <= 1:
@@ -264,19 +271,22 @@ class Search:
     def choice(self, budget: Budget) -> Student:
         """The best Student within a budget.
 
-        Latency is measured once more, for longer, and has to meet its limit.
+        Its times are measured once more, for longer, and have to meet their limits.
         """
-        best, again = self._best(budget), TIMED
-        while "latency" in budget.names:
-            if self.key(best.sizes) not in self.latency.careful:
-                self.latency.measure(best.sizes, careful=True)
+        best, again = self._best(budget), TRIES
+        latencies = self._latencies(budget.names).values()
+        while latencies:
+            if hasty := [one for one in latencies if self.key(best.sizes) not in one.careful]:
+                for latency in hasty:
+                    latency.measure(best.sizes, careful=True)
                 if self.used(budget)(best.sizes) > 1 and not self.settings.stock_only:
                     self.score(self._filling(self.space.rule(0.0), budget))
             elif again and self.used(budget)(best.sizes) < 1 - NEAR and self._slower(budget):
                 # a machine that was busy for a moment may have kept the next ones out
                 again -= 1
                 sizes = self._slower(budget)[0]
-                self.latency.measure(sizes, careful=True)
+                for latency in latencies:
+                    latency.measure(sizes, careful=True)
                 self.score(sizes)
             else:
                 break
@@ -285,12 +295,13 @@ class Search:
 
     def _slower(self, budget: Budget) -> list[dict[str, int]]:
         """Sizes that only a short timing kept out of a budget, the nearest first."""
-        limit = dict(budget.limits)["latency"] * (1 - MARGIN)
-        rest = replace(budget, limits=tuple(one for one in budget.limits if one[0] != "latency"))
-        fits = self.used(rest) if rest.limits else lambda sizes: 0.0
-        only = self.settings.stock_only
-        slower = self.latency.slower(limit)
-        return [one for one in slower if fits(one) <= 1 and (not only or self.stock(one))]
+        only, limits, found = self.settings.stock_only, dict(budget.limits), []
+        for name, latency in self._latencies(budget.names).items():
+            rest = replace(budget, limits=tuple(one for one in budget.limits if one[0] != name))
+            fits = self.used(rest) if rest.limits else lambda sizes: 0.0
+            slower = latency.slower(limits[name] * (1 - MARGIN))
+            found += [one for one in slower if fits(one) <= 1 and (not only or self.stock(one))]
+        return found
 
     def _best(self, budget: Budget) -> Student:
         """The best of those that use a budget up, or else of those nearly as large as can be."""
@@ -301,7 +312,7 @@ class Search:
             only = self.settings.stock_only
             hint = "leave out --stock-only" if only else "try again, or give it more room"
             raise MattaError(f"No Student that was found meets the budget {budget.name}: {hint}.")
-        near = UNSURE if "latency" in budget.names else NEAR
+        near = UNSURE if self._latencies(budget.names) else NEAR
         enough = 1 - near if most >= 1 - near else most - near
         return self.order([one for one, share in shares if enough <= share <= 1])[0].student
 
@@ -320,9 +331,10 @@ class Search:
     def front(self, names: Sequence[str]) -> list[Scored]:
         """What no other beats in quality and these costs, each of which is measured or counted."""
         ordered, sign = self.order(self.allowed()), -1 if self.scores.metric.higher else 1
-        for one in ordered if "latency" in names else ():
-            if self.key(one.student.sizes) not in self.latency.measured:
-                self.latency.measure(one.student.sizes)
+        for latency in self._latencies(names).values():
+            for one in ordered:
+                if self.key(one.student.sizes) not in latency.measured:
+                    latency.measure(one.student.sizes)
         every = [self.costs(one.student.sizes, names) for one in ordered]
         pairs = zip(ordered, every, strict=True)
         points = [(sign * one.value, *costs.values()) for one, costs in pairs]

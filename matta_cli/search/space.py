@@ -33,6 +33,11 @@ class Space:
     def smallest(self) -> dict[str, int]:
         return {name: menu[0] for name, menu in self.menus.items()}
 
+    def uneven(self) -> dict[str, int]:
+        """Sizes of which those of each axis are the smallest and the largest in turn."""
+        pairs = enumerate(self.menus.items())
+        return {name: menu[-1 if number % 2 else 0] for number, (name, menu) in pairs}
+
     def free(self) -> list[str]:
         """The axes that have more than one size, in the order of the model."""
         return [name for name, menu in self.menus.items() if len(menu) > 1]

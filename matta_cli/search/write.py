@@ -28,7 +28,7 @@ from matta_cli.report.schema import (
 )
 from matta_cli.search.front import unbeaten
 from matta_cli.search.search import Scored, Search
-from matta_cli.settings.budget import NEAR, Budget
+from matta_cli.settings.budget import NEAR, TIMED, Budget
 from matta_cli.version import __version__
 
 
@@ -48,6 +48,7 @@ def report_of(search: Search, students: Sequence[Student], *, measured: bool) ->
     models = _not_beaten(search, models, {search.key(student.sizes) for student in students})
     choices = [_choice(search, student, models) for student in students]
     pairs = zip(students, choices, strict=True)
+    notes = [note for student, one in pairs for note in _notes(search, student, one, front)]
     sizes = [min(scores.examples, len(half)) for half in (scores.choosing, scores.reporting)]
     held_out = f"sizes chosen by {sizes[0]} held-out examples, measured on {sizes[1]} others"
     device = Machine(**cost.device_card(scores.device))
@@ -61,8 +62,9 @@ def report_of(search: Search, students: Sequence[Student], *, measured: bool) ->
         device=replace(device, threads=recipe.export.threads or device.threads),
         metrics=scores.task.reported(models),
         batch_size=recipe.export.batch_size,
+        generation=search.timings.generation,
         models=models,
-        notes=[note for student, one in pairs for note in _notes(search, student, one, front)],
+        notes=[*search.timings.notes, *notes],
         costs=costs,
         choices=choices,
         searched={
@@ -108,8 +110,11 @@ def _entries(
 
 def _entry(search: Search, name: str, one: Scored, *, front: bool) -> ModelEntry:
     student, sizes = one.student, one.student.sizes
-    seconds = search.latency.measured.get(search.key(sizes))
-    timings = {} if seconds is None else {search.recipe.export.batch_size: Timing(seconds)}
+    key, batch = search.key(sizes), search.recipe.export.batch_size
+    cost = Cost(**search.counts(sizes))
+    for of, known in search.timings.known.items():
+        if taken := known.measured.get(key):
+            setattr(cost, of, {batch: Timing(taken)})
     return ModelEntry(
         name=name,
         role=Role.STUDENT,
@@ -117,7 +122,7 @@ def _entry(search: Search, name: str, one: Scored, *, front: bool) -> ModelEntry
         stock=search.stock(sizes),
         sizes=sizes,
         layers=student.layers,
-        cost=Cost(**search.counts(sizes), latency=timings),
+        cost=cost,
         searched=Searched(
             loads=student.loads, shown=student.shown(whole=True), front=front, chosen_by=one.value
         ),
@@ -133,13 +138,15 @@ def _not_beaten(
     front.
     """
     primary, batch = search.scores.metric, search.recipe.export.batch_size
-    sign, timed = -1 if primary.higher else 1, all(model.latency(batch) for model in models)
+    sign, known = -1 if primary.higher else 1, search.timings.known
+    timed = [of for of in known if all(model.latency(batch, of) for model in models)]
     points = []
     for model in models:
         own = model.measured(primary)
         quality = own.value if own else model.searched and model.searched.chosen_by
         cost = model.cost
-        columns = [cost.parameters, cost.bytes, cost.macs, model.latency(batch) if timed else 0]
+        times = [model.latency(batch, of) for of in timed]
+        columns = [cost.parameters, cost.bytes, cost.macs, *times]
         points.append([sign * (quality or 0.0), *(value or 0.0 for value in columns)])
     kept, best = [], set(unbeaten(points))
     for at, model in enumerate(models):
@@ -167,7 +174,8 @@ def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> C
 def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
     """How much of a budget is left over, and whether a Student that leaves more scored better."""
     budget, most, notes = _budget(student), max(choice.used.values()), []
-    if most < 1 - NEAR and "latency" not in budget.names:  # of which some is left in any case
+    # of time some is left in any case
+    if most < 1 - NEAR and not set(TIMED) & set(budget.names):
         notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]

@@ -1,4 +1,4 @@
-"""What may be spent on a Student: limits on parameters, bytes, multiply-accumulates and latency."""
+"""What may be spent on a Student: limits on parameters, bytes, multiply-accumulates and time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Limit:
         if parts is None:
             return None
         flag, share = f"--target-{self.flag} {text}", float(parts[1]) / 100
-        if self.name == "latency":
+        if self.name in TIMED:
             raise MattaError(f"{flag} is not possible: say it in time, as {self.example}.")
         if not 0 < share < 1:
             raise MattaError(f"{flag} is not possible: it is above 0 and below 100 %.")
@@ -71,12 +71,17 @@ class Limit:
         return f"{rounded:.{digits}f}{unit}"
 
 
-_COUNTED = ("", "k", "M", "G", "T")
+_COUNTED, _TIMES = ("", "k", "M", "G", "T"), ("s", "ms", "us")
+# what is timed: a forward; of a language model the first token after a prompt, and one after that
+TIMED = ("latency", "prefill", "decode")
 LIMITS = {
     limit.name: limit
     for limit in (
         Limit("parameters", "params", "parameters", _COUNT, _COUNTED, "60M"),
-        Limit("latency", "latency", "latency", _SECONDS, ("s", "ms", "us"), "5ms"),
+        Limit("latency", "latency", "latency", _SECONDS, _TIMES, "5ms"),
+        Limit("prefill", "prefill", "time to the first token", _SECONDS, _TIMES, "100ms"),
+        # what --target-latency is of for a language model
+        Limit("decode", "latency", "time for a token", _SECONDS, _TIMES, "5ms"),
         Limit("bytes", "memory", "bytes of weights", _BYTES, ("B", "kB", "MB", "GB"), "200MB"),
         Limit("macs", "macs", "MACs", _COUNT, _COUNTED, "3G"),
     )
@@ -105,6 +110,11 @@ class Budget:
         """The same in amounts alone. base: what the base has of whatever shares are of."""
         amounts = tuple((name, base[name] * share) for name, share in self.shares)
         return replace(self, limits=(*self.limits, *amounts), shares=())
+
+    def decoding(self) -> Budget:
+        """The same for a model that generates: its latency is the time for a token."""
+        own = (("decode" if name == "latency" else name, amount) for name, amount in self.limits)
+        return replace(self, limits=tuple(own))
 
     def used(self, costs: Mapping[str, float]) -> dict[str, float]:
         """The share of each limit that these costs are; above 1 is over it."""
@@ -144,5 +154,5 @@ def parse(targets: Mapping[str, Sequence[str]]) -> list[Budget]:
 
 def asked(settings: ExportSettings | ConvertSettings) -> list[Budget]:
     """The budgets that a recipe's [export] or [convert] table names."""
-    flags = {name: f"target_{limit.flag}" for name, limit in LIMITS.items()}
+    flags = {n: f"target_{limit.flag}" for n, limit in LIMITS.items() if n != "decode"}
     return parse({name: getattr(settings, flag, []) for name, flag in flags.items()})

@@ -234,7 +234,14 @@ class ExportSettings:
     target_params: list[str] = flag(
         [], "Students by a budget: the most parameters, as 60M or 50%; several make a family"
     )
-    target_latency: list[str] = flag([], "the most time of a forward on this machine, as 5ms")
+    target_latency: list[str] = flag(
+        [],
+        "the most time on this machine, as 5ms: of a generated token for language models, of a "
+        "forward for others",
+    )
+    target_prefill: list[str] = flag(
+        [], "for language models: the most time from a prompt to its first token, as 100ms"
+    )
     target_memory: list[str] = flag([], "the most bytes of weights, as 200MB")
     target_macs: list[str] = flag([], "the most multiply-accumulates of one example, as 3G")
     format: list[str] = flag(
@@ -253,9 +260,18 @@ class ExportSettings:
     )
     batch_size: int = flag(
         8,
-        "batch of the throughput measurement, which is also made at 1 and at four times as many",
+        "batch that latency is measured at, besides 1 and (but for language models) four times as "
+        "many",
         called="--batch",
         least=1,
+    )
+    prompt_tokens: int = setting(
+        0,
+        "tokens of the prompt that a language model is timed with; 0: 128, or half of its "
+        "positions where those are fewer",
+    )
+    new_tokens: int = setting(
+        32, "tokens that a language model generates after it when it is timed", least=1
     )
     threads: int = flag(0, "threads of a CPU that latency is measured with; 0: torch's own number")
     bootstrap: int = flag(

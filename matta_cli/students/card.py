@@ -11,8 +11,10 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
+from matta_cli.report.findings import batches
 from matta_cli.report.render import escaped, fence
 from matta_cli.report.schema import ModelEntry, Report
+from matta_cli.settings.budget import LIMITS, TIMED
 from matta_cli.settings.recipe import DataSettings
 
 # what the hub calls the tasks
@@ -116,9 +118,12 @@ def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
     yield "MACs per example", f"{cost.macs:,}"
     if cost.bytes:
         yield "bytes of weights", f"{cost.bytes:,}"
-    for size, taken in cost.latency.items():
-        what = f"latency, batch {size}, median (95th percentile)"
-        yield what, f"{taken.median:.4g} s ({taken.p95:.4g} s)"
+    for of in TIMED:
+        for size in batches(report, of):
+            taken = entry.timing(size, of)
+            if taken.median is not None and taken.p95 is not None:
+                what = f"{LIMITS[of].label}, batch {size}, median (95th percentile)"
+                yield what, f"{taken.median:.4g} s ({taken.p95:.4g} s)"
     for metric in report.metrics:
         if metric.name in entry.metrics:
             value = entry.metrics[metric.name]

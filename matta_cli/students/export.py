@@ -16,9 +16,10 @@ from matta_cli.models.ta import TA, Student
 from matta_cli.progress import Steps
 from matta_cli.report import search_table
 from matta_cli.report.numbers import in_seconds
-from matta_cli.report.schema import Machine, ModelEntry, Report, Role, Run, now
+from matta_cli.report.schema import Machine, Report, Role, Run, now
 from matta_cli.report.story import tell
 from matta_cli.report.write import write as write_report
+from matta_cli.settings.budget import LIMITS, TIMED
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
@@ -67,10 +68,10 @@ def export(
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
         own = [entries.student_entry(one, proof, out) for one in written]
         folders = [one.folder for one in written]
-        models = entries.models(held_out, run, converted, own, folders, out, say)
-        report = _report(out, held_out, run, models, say)
+        measured = entries.models(held_out, run, converted, own, folders, out, say)
+        report = _report(out, held_out, run, measured, say)
         report.lineage = lineage
-        report.notes = _notes(students, held_out, run)
+        report.notes = [*_notes(students, held_out, run), *measured.notes]
         if searched is not None:
             report.notes += [*search_table.choices(searched, report), *searched.notes]
         report.notes += _over(students, report)
@@ -110,23 +111,26 @@ def _notes(students: Sequence[Student], held_out: HeldOut, run: Reached) -> list
 
 
 def _over(students: Sequence[Student], report: Report) -> list[str]:
-    """A note for each Student whose latency is over its budget's limit now."""
+    """A note for each Student that takes longer now than its budget's limit."""
     notes = []
     for student in students:
-        limit = dict(student.budget.limits).get("latency") if student.budget else None
-        taken = report.model(student.name).latency(report.batch_size or 1)
-        if limit is not None and taken is not None and taken > limit:
-            over = f"{in_seconds(taken)} instead of {in_seconds(limit)}"
-            again = "measured once more for this report, its latency is over the limit"
-            notes.append(f"{student.name}: {again}: {over}.")
+        for name, limit in student.budget.limits if student.budget else ():
+            if name not in TIMED:
+                continue
+            taken = report.model(student.name).latency(report.batch_size or 1, name)
+            if taken is not None and taken > limit:
+                over = f"{in_seconds(taken)} instead of {in_seconds(limit)}"
+                again = f"measured once more for this report, its {LIMITS[name].label} is over"
+                notes.append(f"{student.name}: {again} the limit: {over}.")
     return notes
 
 
 def _report(
-    out: Path, held_out: HeldOut, run: Reached, models: list[ModelEntry], say: Steps
+    out: Path, held_out: HeldOut, run: Reached, measured: entries.Measured, say: Steps
 ) -> Report:
     """The report on these models, without its notes."""
     recipe, task, space = held_out.recipe, held_out.task, Workspace(out)
+    models = measured.entries
     with cost.threads(recipe.export.threads):
         machine = Machine(**cost.device_card(held_out.device))
     metrics = task.reported(models)
@@ -146,6 +150,7 @@ def _report(
         device=machine,
         metrics=metrics,
         batch_size=recipe.export.batch_size,
+        generation=measured.generation,
         models=models,
         run=Run(run.counters["step"], run.counters["seconds"], curve),
         margin=recipe.export.margin,

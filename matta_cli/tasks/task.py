@@ -28,7 +28,8 @@ class Task(ABC):
     metrics: the primary one first. output: what ``outputs`` counts, for people. alike: what
     ``agreement`` is a share of, for people. labelled: whether there is ground truth to learn;
     without, the Teacher is all that is followed. embeds: whether outputs are coordinates rather
-    than logits: a Teacher may then have another number of them.
+    than logits: a Teacher may then have another number of them. generates: whether it is served
+    token by token, each after those before it.
     """
 
     name: str = ""
@@ -37,6 +38,7 @@ class Task(ABC):
     metrics: tuple[Metric, ...] = ()
     labelled = True
     embeds = False
+    generates = False
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

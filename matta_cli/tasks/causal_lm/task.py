@@ -43,6 +43,7 @@ class CausalLM(Task):
     name = "causal_lm"
     output = "tokens in its vocabulary"
     alike = "positions with the same likeliest next token"
+    generates = True
     metrics = (
         Metric("perplexity", "perplexity", higher=False),
         Metric("next_token_accuracy", "next-token accuracy", higher=True),
