@@ -34,6 +34,7 @@ def teach(
     train: options.Train = None,
     held_out: options.HeldOut = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     top_k: _TopK = 24,
     draws: _Draws = 96,
     batch_size: options.AtATime = None,
@@ -58,5 +59,6 @@ def teach(
         written = run(recipe, out, to, k=top_k, draws=draws, overwrite=overwrite, listen=listen)
     console.say(f"Wrote {written}.")
     same = {"--data": train, "--held-out": held_out, "--sequence-length": sequence_length}
+    same["--train-on"] = train_on
     given = [word for flag, value in same.items() if value for word in (flag, value)]
     console.hint(command("distill", out, "--teacher", written, *given))

@@ -121,6 +121,14 @@ class Task(ABC):
         """Which positions of a batch are no padding, bool [B, L]; None where none is."""
         return None
 
+    def positions(self, batch: Batch) -> float:
+        """How many rows of logits a model gives for a batch."""
+        return self.counts(batch)["outputs"]
+
+    def taught(self, batch: Batch) -> Tensor | None:
+        """Which positions of a batch have a part in the losses, bool [B, L]; None: all."""
+        return None
+
     @abstractmethod
     def counts(self, batch: Batch) -> Counts:
         """What the terms are averaged over: ``labels`` and ``outputs``."""
