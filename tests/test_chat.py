@@ -6,6 +6,7 @@ import json
 import math
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -34,6 +36,7 @@ from matta_cli.settings.checks import check
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import conversations
 from matta_cli.tasks.causal_lm.task import CausalLM
+from matta_cli.training.setup import opened
 from tests.sample_text import byte_tokenizer, prose
 
 CHATML = (
@@ -407,7 +410,9 @@ def test_a_run_on_conversations(folder):
 
 
 def test_eval_measures_completions(folder):
-    result = json.loads(run(f"eval base --teacher teacher {DATA} --json --bootstrap 20 --batch-size 4").stdout)
+    result = json.loads(
+        run(f"eval base --teacher teacher {DATA} --json --bootstrap 20 --batch-size 4").stdout
+    )
     rows = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
     each = [stock_losses(gpt2(), gpt2(), tokenizer_of(), row["messages"], 1.0) for row in rows]
     truth, _, count = (sum(column) for column in zip(*each, strict=True))
@@ -415,6 +420,38 @@ def test_eval_measures_completions(folder):
     found = models["base"]["metrics"]["perplexity"]["value"]
     assert found == pytest.approx(math.exp(truth / count), rel=1e-4)
     assert 0 <= models["base"]["agreement"]["teacher"]["value"] < 1
+
+
+def setup_of(teacher, out="a", **distill):
+    """What a run of ``out`` with this Teacher works with, and its first step's examples."""
+    found = recipe(train="talk.jsonl", held_out="test.jsonl", sequence_length=128)
+    found.update({"distill": {"allow_weak_teacher": True, "teacher": teacher, **distill}}, "test")
+    return opened(found, Path(out), torch.device("cpu"))
+
+
+def test_a_file_of_a_teacher_says_what_the_teacher_does(folder):
+    """At the positions that are learned, whatever examples are in a batch."""
+    run("convert base --data talk.jsonl --sequence-length 128 --expand 1 --out a")
+    teach = f"teach --out a --teacher teacher {DATA} --allow-weak-teacher"
+    run(f"{teach} --to said --draws 0 --top-k 299")
+    run(f"{teach} --to drawn")
+    run(f"distill --out a --teacher drawn {RUN} --micro-batch 3")
+    model, file = setup_of("teacher"), setup_of("said")
+    counts = [
+        int(own["positions"].sum()) for own in map(load_file, Path("said").glob("*.safetens*"))
+    ]
+    assert sum(counts) == file.data.train.size()[1]
+    rows = [7, 3, 11]
+    batch, logits = file.data.train.batch(rows), None
+    values = []
+    for setup in (model, file):
+        logits = Logits(setup.task.forward(setup.ta.model.eval(), batch).detach())
+        terms = [Term("teacher", 1.0, setup.teacher(batch, rows))]
+        values.append(setup.task.objective(logits, batch, terms)[1]["teacher"].item())
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+    with pytest.raises(MattaError, match="it was made for other examples"):
+        written(Path("talk.jsonl"), talks(39))
+        setup_of("said")
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Annotated
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import command
+from matta_cli.settings.recipe import Recipe
 
 _To = Annotated[Path, options.option("--to", "Folder for what the Teacher says.")]
 _TopK = Annotated[
@@ -20,6 +21,12 @@ _Draws = Annotated[
     int,
     options.option(
         "--draws", "How many of the other outputs are drawn by their probability; 0: their mass."
+    ),
+]
+_Prompts = Annotated[
+    Path | None,
+    options.option(
+        "--prompts", "Write the tokens of each training example to this JSONL, and ask no Teacher."
     ),
 ]
 
@@ -35,6 +42,7 @@ def teach(
     held_out: options.HeldOut = None,
     sequence_length: options.SequenceLength = None,
     train_on: options.TrainOn = None,
+    prompts: _Prompts = None,
     top_k: _TopK = 24,
     draws: _Draws = 96,
     batch_size: options.AtATime = None,
@@ -53,6 +61,10 @@ def teach(
     options.named(teacher_adapter)
     recipe = options.resolved(flags, out, file)
 
+    if prompts is not None:
+        _write_prompts(recipe, out, options.home(prompts))
+        return
+
     from matta_cli.training.teach import teach as run
 
     with console.training_progress() as listen:
@@ -62,3 +74,11 @@ def teach(
     same["--train-on"] = train_on
     given = [word for flag, value in same.items() if value for word in (flag, value)]
     console.hint(command("distill", out, "--teacher", written, *given))
+
+
+def _write_prompts(recipe: Recipe, out: Path, to: Path) -> None:
+    from matta_cli.training.prompt_logprobs import write_prompts
+
+    with console.training_progress() as listen:
+        count = write_prompts(recipe, out, to, listen)
+    console.say(f"Wrote {to}: {count:,} training examples, to be sent to a server.")

@@ -129,6 +129,9 @@ class Task(ABC):
         """Which positions of a batch have a part in the losses, bool [B, L]; None: all."""
         return None
 
+    def leave_last_out(self) -> None:  # noqa: B027
+        """From now on what follows an example's last token has no part: no Teacher says it."""
+
     @abstractmethod
     def counts(self, batch: Batch) -> Counts:
         """What the terms are averaged over: ``labels`` and ``outputs``."""

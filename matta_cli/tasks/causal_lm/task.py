@@ -167,6 +167,9 @@ class CausalLM(Task):
     def present(self, batch: Batch) -> Tensor | None:
         return batch["attention_mask"].bool() if "attention_mask" in batch else None
 
+    def leave_last_out(self) -> None:
+        self.last = False
+
     def taught(self, batch: Batch) -> Tensor | None:
         if "predicted" in batch:
             return F.pad(batch["predicted"][:, 1:], (0, 1))
