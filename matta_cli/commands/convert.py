@@ -38,6 +38,7 @@ def convert(
     preset: options.Preset = None,
     train: options.Train = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     tokenizer: options.Tokenizer = None,
     files: _Files = None,
     allow_pickle: _AllowPickle = False,

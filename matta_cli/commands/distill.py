@@ -33,6 +33,7 @@ def distill(
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     widths: options.TrainedWidths = None,
     steps: options.Steps = None,
     batch_size: options.BatchSize = None,

@@ -63,6 +63,7 @@ def eval(
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     batch_size: options.AtATime = None,
     bootstrap: options.Bootstrap = None,
     margin: options.Margin = None,

@@ -35,6 +35,7 @@ def export(
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     checkpoint: options.Checkpoint = None,
     baselines: options.Baselines = None,
     margin: options.Margin = None,

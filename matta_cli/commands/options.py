@@ -60,6 +60,7 @@ Train = Annotated[str | None, flag("data.train")]
 HeldOut = Annotated[str | None, flag("data.held_out")]
 Passages = Annotated[str | None, flag("data.passages")]
 SequenceLength = Annotated[int | None, flag("data.sequence_length")]
+TrainOn = Annotated[str | None, flag("data.train_on")]
 
 # [distill]
 Preset = Annotated[str | None, flag("distill.preset")]

@@ -8,6 +8,7 @@ from typing import Annotated
 from matta_cli import console
 from matta_cli.commands import options
 from matta_cli.errors import command
+from matta_cli.settings.recipe import Recipe
 
 _To = Annotated[Path, options.option("--to", "Folder for what the Teacher says.")]
 _TopK = Annotated[
@@ -22,6 +23,12 @@ _Draws = Annotated[
         "--draws", "How many of the other outputs are drawn by their probability; 0: their mass."
     ),
 ]
+_Prompts = Annotated[
+    Path | None,
+    options.option(
+        "--prompts", "Write the tokens of each training example to this JSONL, and ask no Teacher."
+    ),
+]
 
 
 def teach(
@@ -34,6 +41,8 @@ def teach(
     train: options.Train = None,
     held_out: options.HeldOut = None,
     sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
+    prompts: _Prompts = None,
     top_k: _TopK = 24,
     draws: _Draws = 96,
     batch_size: options.AtATime = None,
@@ -52,11 +61,24 @@ def teach(
     options.named(teacher_adapter)
     recipe = options.resolved(flags, out, file)
 
+    if prompts is not None:
+        _write_prompts(recipe, out, options.home(prompts))
+        return
+
     from matta_cli.training.teach import teach as run
 
     with console.training_progress() as listen:
         written = run(recipe, out, to, k=top_k, draws=draws, overwrite=overwrite, listen=listen)
     console.say(f"Wrote {written}.")
     same = {"--data": train, "--held-out": held_out, "--sequence-length": sequence_length}
+    same["--train-on"] = train_on
     given = [word for flag, value in same.items() if value for word in (flag, value)]
     console.hint(command("distill", out, "--teacher", written, *given))
+
+
+def _write_prompts(recipe: Recipe, out: Path, to: Path) -> None:
+    from matta_cli.training.prompt_logprobs import write_prompts
+
+    with console.training_progress() as listen:
+        count = write_prompts(recipe, out, to, listen)
+    console.say(f"Wrote {to}: {count:,} training examples, to be sent to a server.")

@@ -20,8 +20,11 @@ ROUNDS = 3
 
 def prompts(split: Split) -> Tensor:
     """The beginnings of the first held-out texts, int64 [N, P]: half of each, or 32 tokens."""
-    texts = split.batch(range(min(PROMPTS, len(split))))["input_ids"]
-    return texts[:, : max(1, min(PROMPT, texts.shape[1] // 2))]
+    batch = split.batch(range(min(PROMPTS, len(split))))
+    texts = batch["input_ids"]
+    # conversations are padded: no prompt reaches beyond the shortest
+    length = int(batch.get("attention_mask", torch.ones_like(texts)).sum(1).min())
+    return texts[:, : max(1, min(PROMPT, length // 2))]
 
 
 def measure(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from matta_cli.losses.targets import Counts, Logits, Losses, Sampled, Target, Term, TopK
+from matta_cli.losses.targets import Counts, Logits, Losses, Rows, Sampled, Target, Term, TopK
 
 IGNORED = -100  # a label that is not predicted
 
@@ -34,6 +34,7 @@ def of_classes(
     over: Counts,
     temperature: float,
     backend: str = "",
+    counted: Tensor | None = None,
 ) -> Losses:
     """The weighted sum of terms, and each of them, for ``logits`` [..., classes].
 
@@ -41,7 +42,8 @@ def of_classes(
     the divergence of the distributions softened by ``temperature``, KL(target || model), times its
     square (Hinton et al. 2015, arXiv 1503.02531). Sums over rows are divided by ``over`` (see
     ``counts``). Gradients reach the logits; a target is a constant. backend: of torch.compile, for
-    what is done to each few rows; empty: not compiled.
+    what is done to each few rows; empty: not compiled. counted: bool [...], the positions that have
+    a part in the terms; None: all.
 
     All terms share one pass over the rows, a few at a time, with gradients in closed form: a
     softmax over a large vocabulary that autograd records would keep several float32 copies of all
@@ -56,7 +58,10 @@ def of_classes(
         else:
             scale = temperature**2 / max(1.0, over["outputs"])
             parts.append(_Part(scale, term.weight, target, temperature))
-    total, values = _Summed.apply(logits, parts, backend, *logits.tensors)
+    rows = None if counted is None else counted.flatten().nonzero().flatten()
+    if rows is not None:
+        backend = ""  # a graph is of one number of rows, and these are of many
+    total, values = _Summed.apply(logits, parts, backend, rows, *logits.tensors)
     return total, dict(zip((term.name for term in terms), values.unbind(), strict=True))
 
 
@@ -73,15 +78,17 @@ class _Part:
 class _Gradient:
     """Gathers the gradient of ``Logits`` from that of their rows."""
 
-    def __init__(self, logits: Logits, prepared: Logits) -> None:
+    def __init__(self, logits: Logits, prepared: Logits, some: bool = False) -> None:
+        """some: not all rows will be added; the others' gradient is zero."""
         hidden, weight, bias = logits.tensors
         self.prepared, self.shape = prepared, hidden.shape
-        self.hidden = torch.empty_like(hidden.flatten(0, -2))
+        made = torch.zeros_like if some else torch.empty_like
+        self.hidden = made(hidden.flatten(0, -2))
         # in float32 whatever the product's type: it is a sum over all rows
         self.weight = None if weight is None else torch.zeros_like(weight, dtype=torch.float32)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=torch.float32)
 
-    def add(self, here: slice, grad: Tensor) -> None:
+    def add(self, here: Rows, grad: Tensor) -> None:
         """Take the gradient of the rows ``here``, float32 [n, classes]."""
         if self.weight is None or self.prepared.weight is None:
             self.hidden[here] = grad
@@ -105,23 +112,29 @@ class _Gradient:
 class _Summed(torch.autograd.Function):
     """The weighted sum of parts, and each one's value; the forward pass makes the gradients.
 
-    tensors: those of the logits, so that autograd knows of them.
+    rows: int64 [n], those that have a part; None: all. tensors: those of the logits, so that
+    autograd knows of them.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Logits, parts: Sequence[_Part], backend: str, *tensors: Tensor | None
+        ctx: Any,
+        logits: Logits,
+        parts: Sequence[_Part],
+        backend: str,
+        rows: Tensor | None,
+        *tensors: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         model, given = logits.prepared(), [part.target for part in parts]
         targets = [t.prepared() if isinstance(t, Logits) else t for t in given]
-        own = _Gradient(logits, model) if any(ctx.needs_input_grad) else None
+        own = _Gradient(logits, model, rows is not None) if any(ctx.needs_input_grad) else None
         sums = torch.zeros(len(parts), device=model.hidden.device, dtype=torch.float32)
         scales = sums.new_tensor([part.scale for part in parts])
         weights = sums.new_tensor([part.weight for part in parts])
         known = any(isinstance(target, (TopK, Sampled)) for target in targets)
         summed = _compiled(backend) if backend and not known else _rows
         temperatures = [part.temperature for part in parts]
-        for here in chunks(model, *given):
+        for here in chunks(model, *given, rows=rows):
             some = [_some(target, here) for target in targets]
             found, gradient = summed(
                 model.part(here), some, temperatures, weights * scales, own is not None
@@ -140,20 +153,23 @@ class _Summed(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None  # scaled in place, so it serves once
         if gradient is None:
             raise RuntimeError("This loss has been differentiated before; compute it again.")
-        return None, None, None, *gradient.times(upstream)
+        return None, None, None, None, *gradient.times(upstream)
 
 
-def chunks(model: Logits, *others: Target) -> list[slice]:
-    """The rows of ``prepared`` logits, so many at a time as memory is spared for."""
+def chunks(model: Logits, *others: Target, rows: Tensor | None = None) -> list[Rows]:
+    """The rows of ``prepared`` logits, or these, so many at a time as memory is spared for."""
     products = [t for t in (model, *others) if isinstance(t, Logits) and t.weight is not None]
     most = _PRODUCT_CHUNK if products else _CHUNK
     if model.hidden.device.type == "cuda":
         most = _CUDA_CHUNK
-    count, step = model.count, max(1, most // model.classes)
+    step = max(1, most // model.classes)
+    if rows is not None:
+        return list(rows.split(step))
+    count = model.count
     return [slice(start, min(start + step, count)) for start in range(0, count, step)]
 
 
-def _some(target: Target, here: slice) -> Tensor | TopK | Sampled:
+def _some(target: Target, here: Rows) -> Tensor | TopK | Sampled:
     """A few rows of a target: labels, fresh float32 logits, or what is known of them."""
     if isinstance(target, Tensor):
         return target[here]

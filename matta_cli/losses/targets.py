@@ -18,6 +18,10 @@ Counts = dict[str, float]
 Losses = tuple[Tensor, dict[str, Tensor]]
 
 
+# Some of many rows: those between two of them, or these, int64 [n] in their order.
+Rows = slice | Tensor
+
+
 @dataclass(frozen=True)
 class Logits:
     """Logits [..., classes]: as they are (``hidden``), or as a product that makes them.
@@ -82,11 +86,12 @@ class Logits:
         bias = None if bias is None else bias.to(dtype)
         return Logits(hidden.to(dtype), weight.to(dtype), bias, self.kept)
 
-    def part(self, here: slice) -> Tensor:
+    def part(self, here: Rows) -> Tensor:
         """A fresh float32 copy of some rows of ``prepared`` logits."""
         if self.weight is None:
             return self.hidden[here].to(torch.float32, copy=True)
-        if self.kept is not None and here.stop <= len(self.kept):
+        stop = here.stop if isinstance(here, slice) else int(here[-1]) + 1
+        if self.kept is not None and stop <= len(self.kept):
             return self.kept[here].to(torch.float32, copy=True)
         return F.linear(self.hidden[here], self.weight, self.bias).float()
 
@@ -106,7 +111,7 @@ class TopK:
     rest: Tensor
     classes: int = 0
 
-    def log_q(self, here: slice, log_p: Tensor) -> Tensor:
+    def log_q(self, here: Rows, log_p: Tensor) -> Tensor:
         """[n, classes]: the known classes, and the rest spread as the model ``log_p`` spreads it.
 
         Spread so, the full divergence is the one of k + 1 outcomes, and so is its gradient.
@@ -144,7 +149,7 @@ class Sampled:
             .scatter_add_(1, self.drawn, rest.expand_as(self.drawn))
         )
 
-    def at(self, here: slice) -> Sampled:
+    def at(self, here: Rows) -> Sampled:
         """Some of the rows."""
         known, drawn = (self.log_probs[here], self.index[here]), self.drawn[here]
         return Sampled(*known, drawn, self.entropy[here], self.classes)

@@ -57,6 +57,11 @@ class DataSettings:
         "", "JSONL of passages for last-word accuracy (as LAMBADA); empty: held-out paragraphs"
     )
     sequence_length: int = flag(0, "tokens per sequence; 0: the model's maximum, 1024 at most")
+    train_on: str = flag(
+        "completions",
+        "of conversations, what is learned and measured: {choices}",
+        choices="completions: what the assistant says | all: prompts, too",
+    )
     eval_examples: int = setting(
         2000, "held-out examples (sequences, images, queries or rows) to measure on; 0: all"
     )

@@ -123,6 +123,17 @@ class Task(ABC):
         """Which positions of a batch are no padding, bool [B, L]; None where none is."""
         return None
 
+    def positions(self, batch: Batch) -> float:
+        """How many rows of logits a model gives for a batch."""
+        return self.counts(batch)["outputs"]
+
+    def taught(self, batch: Batch) -> Tensor | None:
+        """Which positions of a batch have a part in the losses, bool [B, L]; None: all."""
+        return None
+
+    def leave_last_out(self) -> None:  # noqa: B027
+        """From now on what follows an example's last token has no part: no Teacher says it."""
+
     @abstractmethod
     def counts(self, batch: Batch) -> Counts:
         """What the terms are averaged over: ``labels`` and ``outputs``."""

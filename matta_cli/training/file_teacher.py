@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
+from torch.nn.functional import one_hot, pad
 
 from matta_cli.data import sampling
 from matta_cli.data.split import Batch, Columns, Data, Part
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Logits, Sampled, Target, TopK
 from matta_cli.tasks.task import Task
-from matta_cli.training.teacher_file import VALUES, read
+from matta_cli.training import prompt_logprobs
+from matta_cli.training.teacher_file import LOGGED, VALUES, read
 
 # examples on which the gate measures; of text, whose examples are many predictions, fewer
 _CHECKED, _CHECKED_TEXTS = 256, 16
@@ -31,7 +32,11 @@ class FileTeacher:
         """
         self.name, self.task, self.outputs, self.train = name, task, outputs, data.train
         self.temperature, self.ranking = task.recipe.distill.temperature, task.name == "ranking"
-        self.table = read(Path(name).expanduser())
+        path = Path(name).expanduser()
+        self.logged = prompt_logprobs.is_logged(path)
+        self.table = prompt_logprobs.read(path) if self.logged else read(path)
+        if self.logged and task.name != "causal_lm":
+            raise self._error(f"{LOGGED} are of language models, and the task is {task.name}")
         self.by = "id" if self.table.by_id else "row"
         kinds = [kind for kind in VALUES if kind in self.table.values]
         if len(kinds) != 1:
@@ -90,6 +95,14 @@ class FileTeacher:
         """Refuse values that no model could have said."""
         if "data" in self.table.card:  # ``matta teach`` checked what it wrote
             return
+        if self.logged:
+            if sentence := prompt_logprobs.mismatch(self.table, places, self.train, self.outputs):
+                raise self._error(sentence)
+            self.task.leave_last_out()
+            return
+        if self.task.taught(self.train.batch([0])) is not None:
+            ways = f"what `matta teach` writes, or lines of JSON with {LOGGED}"
+            raise self._error(f"of conversations a Teacher's file is {ways}")
         values = self.table.values[self.kind]
         for start in range(0, len(places), 4096):
             here = places[start : start + 4096]
@@ -155,7 +168,8 @@ class FileTeacher:
         def tensor(name: str) -> Tensor:
             values = np.asarray(self.table.values[name][places])
             signed = values.astype(np.int32) if values.dtype == np.uint16 else values
-            return torch.from_numpy(np.ascontiguousarray(signed)).to(device)
+            given = torch.from_numpy(np.ascontiguousarray(signed)).to(device)
+            return self._placed(given, batch) if self.logged or self.table.ragged else given
 
         given = tensor(self.kind)
         if self.kind == "top_logits":
@@ -163,6 +177,8 @@ class FileTeacher:
             if "drawn" in self.table.values:
                 drawn, entropy = tensor("drawn").long(), tensor("entropy").float()
                 return Sampled(known, index, drawn.flatten(0, -2), entropy.flatten(), self.known)
+            if self.logged:  # of all tokens as they are, and some of them are named twice
+                return TopK(known, index, tensor("rest").flatten(), self.known)
             if "rest" in self.table.values:
                 rest = tensor("rest").float().flatten()
                 whole = torch.cat([known, rest[:, None]], 1).logsumexp(1)
@@ -175,6 +191,20 @@ class FileTeacher:
         if self.kind == "probabilities":
             given = torch.logit(given, 1e-6) if self.ranking else given.clamp(min=1e-12).log()
         return Logits(given.flatten() if self.ranking else given)
+
+    def _placed(self, values: Tensor, batch: Batch) -> Tensor:
+        """Values of some positions [n, ...] as [B, L, ...], zero where nothing is known.
+
+        They are those that are learned, or, of what a server said, all but each example's last.
+        """
+        known = self.task.taught(batch)
+        present = self.task.present(batch) if self.logged else None
+        if present is not None:
+            known = pad(present[:, 1:], (0, 1))
+        assert known is not None
+        whole = values.new_zeros(*known.shape, *values.shape[1:])
+        whole[known] = values
+        return whole
 
     def sample(self) -> Part:
         """Some training examples: of all, since the first ones may all be of one class."""

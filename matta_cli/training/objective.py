@@ -70,7 +70,7 @@ class Step:
         # of every loss, where gradients are averaged over processes rather than summed
         self.scale = 1.0
         one = {name: tensor[:1] for name, tensor in batch.items()}
-        large = task.counts(batch)["outputs"] * task.outputs(ta.model) * 4 > _SMALL
+        large = task.positions(batch) * task.outputs(ta.model) * 4 > _SMALL
         name = self._head(one, large)
         self.chunked = bool(name)
         if self.chunked and isinstance(teacher, ModelTeacher):

@@ -111,7 +111,7 @@ def plan(recipe: Recipe, out: Path, count: int = 1, listen: Listener = quiet) ->
     flops = training.flops * count if training.flops else None
     ta, state = _bytes(made.ta.model), size_of(state_of(training.optimizer)[0].values())
     teacher = None if frozen is None else _bytes(frozen)
-    logits = task.counts(parts[0][0])["outputs"] * task.outputs(made.ta.model) * 4
+    logits = task.positions(parts[0][0]) * task.outputs(made.ta.model) * 4
     return Plan(
         device=str(device),
         devices=count,

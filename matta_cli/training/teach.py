@@ -31,6 +31,7 @@ EXACT = 64  # outputs up to which all logits are written
 TOP, DRAWS = 24, 96  # of more: the likeliest that are written, and how many of the others are drawn
 _SMALL = 1 << 16  # outputs that a number of two bytes tells apart
 _SHARD = 1 << 26  # bytes of a shard, about
+_FEW = 8  # examples that tell how large they are
 
 
 def teach(
@@ -153,8 +154,10 @@ class Dictation:
 
     def shards(self) -> dict[str, Any]:
         """How the examples are divided into files, none of which is written yet."""
-        size = max(1, _SHARD // max(1, size_of(self.said([0]).values())))
-        count = -(-len(self.setup.data.train) // size)
+        examples = len(self.setup.data.train)
+        few = list(range(min(_FEW, examples)))
+        size = max(1, _SHARD // max(1, size_of(self.said(few).values()) // len(few)))
+        count = -(-examples // size)
         return {"per_shard": size, "shards": count, "digests": [], "complete": False}
 
     def shard(
@@ -180,7 +183,8 @@ class Dictation:
     def said(self, rows: list[int]) -> dict[str, Tensor]:
         """What the Teacher says about some examples, as a shard has it.
 
-        row: int64 [n]; the others [n, ...].
+        row: int64 [n]; the others [n, ...]. Where not all positions are learned, only these are
+        there, one after the other, and positions, int64 [n], says how many of each example.
         """
         setup, settings, split = self.setup, self.setup.settings, self.setup.data.train
         batch = {name: tensor.to(setup.device) for name, tensor in split.batch(rows).items()}
@@ -190,17 +194,23 @@ class Dictation:
         if not torch.isfinite(logits.hidden).all():
             what = f"says what is not finite about example {rows[0]} or one near it"
             raise MattaError(f"The Teacher {settings.teacher!r} {what}.")
+        taught = setup.task.taught(batch)
+        head, some = {"row": keys}, None
+        if taught is not None:
+            head[teacher_file.POSITIONS] = taught.sum(1).cpu()
+            some = taught.flatten().nonzero().flatten()
         if self.exact:
-            name = "embedding" if setup.task.embeds else "logits"
-            return {"row": keys, name: logits.whole().float().cpu()}
+            name, whole = "embedding" if setup.task.embeds else "logits", logits.whole().float()
+            return {**head, name: (whole if some is None else whole.flatten(0, -2)[some]).cpu()}
         prepared, start = logits.prepared(), _start(settings.seed, rows, logits.count)
         parts: list[dict[str, Tensor]] = []
-        for here in classes.chunks(prepared):
+        for here in classes.chunks(prepared, rows=some):
             log_q = torch.log_softmax(prepared.part(here) / settings.temperature, -1)
-            parts.append(self._kept(log_q, start[here].to(log_q.device)))
-        shape = logits.hidden.shape[:-1]
-        whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        return {"row": keys, **{n: t.view(*shape, *t.shape[1:]) for n, t in whole.items()}}
+            at = here if isinstance(here, slice) else here.cpu()
+            parts.append(self._kept(log_q, start[at].to(log_q.device)))
+        shape = logits.hidden.shape[:-1] if some is None else some.shape
+        said = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        return {**head, **{n: t.view(*shape, *t.shape[1:]) for n, t in said.items()}}
 
     def _kept(self, log_q: Tensor, start: Tensor) -> dict[str, Tensor]:
         """What is written of some positions' log-probabilities [n, outputs]."""

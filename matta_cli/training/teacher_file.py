@@ -18,6 +18,8 @@ by ``temperature`` (a column, 1 where there is none), which must be ``distill.te
 ``rest`` it is what they leave of 1. The file is one of these, or a folder that ``matta teach``
 wrote: ``teacher.json`` and shards of safetensors, with logits where there are few outputs (and
 embeddings), else with the k likeliest of the softened distribution and what was drawn of the rest.
+Of conversations these are at the positions that are learned. A third kind is what servers give:
+``matta_cli.training.prompt_logprobs``.
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ from matta_cli.files import atomic, reading
 
 FORMAT = 2
 CARD = "teacher.json"
+POSITIONS = "positions"  # of a shard: how many of each example there are, if they are not as many
 
 
 class Card(reading.Versioned):
@@ -50,6 +53,7 @@ class Card(reading.Versioned):
     temperature: NotRequired[float | None]
 
 
+LOGGED = "prompt_logprobs"  # of a server: see the module of that name
 VALUES = ("label", "probabilities", "logits", "score", "embedding", "top_logits")
 _KNOWN = {"row", "id", *VALUES, "top_index", "rest", "drawn", "entropy", "temperature"}
 
@@ -77,14 +81,27 @@ def is_file(name: str) -> bool:
 class Table:
     """What a file holds, in memory or on disk.
 
-    key: [n] numbers, or names (``by_id``). values: name -> [n, ...]. card: the temperature, and of
-    a folder what ``matta teach`` knew.
+    key: [n] numbers, or names (``by_id``). values: name -> [n, ...]; where examples are of unequal
+    lengths (``ragged``), all positions of those asked for, one after the other. card: the
+    temperature, and of a folder what ``matta teach`` knew.
     """
 
     key: np.ndarray
     by_id: bool
     values: dict[str, Any]
     card: dict[str, Any]
+    ragged: bool = False
+
+
+class Ragged:
+    """Values of examples of unequal lengths: [all positions, ...], and where each one ends."""
+
+    def __init__(self, values: np.ndarray, ends: np.ndarray) -> None:
+        self.values, self.ends = values, np.append(0, ends)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        """All positions of some examples, one after the other."""
+        return np.concatenate([self.values[self.ends[p] : self.ends[p + 1]] for p in places])
 
 
 def read(path: Path) -> Table:
@@ -160,15 +177,21 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 class _Sharded:
     """One tensor that lies in several files, read where it is asked for."""
 
-    def __init__(self, files: list[Any], name: str, starts: np.ndarray) -> None:
-        self.files, self.name, self.starts = files, name, starts
+    def __init__(
+        self, files: list[Any], name: str, starts: np.ndarray, ends: list[np.ndarray] | None = None
+    ) -> None:
+        """ends: of each file, where its examples end, if they are of unequal lengths."""
+        self.files, self.name, self.starts, self.ends = files, name, starts, ends
 
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         rows = []
         for place in places:
             shard = int(np.searchsorted(self.starts, place, side="right")) - 1
             at = int(place - self.starts[shard])
-            rows.append(self.files[shard].get_slice(self.name)[at : at + 1])
+            first, last = at, at + 1
+            if self.ends is not None:
+                first, last = (int(end) for end in self.ends[shard][at : at + 2])
+            rows.append(self.files[shard].get_slice(self.name)[first:last])
         return np.concatenate(rows)
 
 
@@ -189,11 +212,15 @@ def _shards(folder: Path) -> Table:
         files = [safe_open(path, framework="numpy") for path in paths]
         keys = [file.get_tensor("row") for file in files]
         names = [*files[0].keys()]
+        ragged = POSITIONS in names
+        counts = [file.get_tensor(POSITIONS) for file in files] if ragged else []
     except (OSError, SafetensorError, TypeError) as error:
         raise MattaError(f"{named} is damaged ({str(error).splitlines()[0]}): {again}.") from None
     starts = np.cumsum([0, *(len(key) for key in keys[:-1])])
-    values = {name: _Sharded(files, name, starts) for name in names if name != "row"}
-    return Table(np.concatenate(keys), False, values, card)
+    ends = [np.append(0, np.cumsum(own)) for own in counts] if ragged else None
+    names = [name for name in names if name not in ("row", POSITIONS)]
+    values = {name: _Sharded(files, name, starts, ends) for name in names}
+    return Table(np.concatenate(keys), False, values, card, ragged)
 
 
 def read_teacher_card(folder: Path) -> dict[str, Any] | None:

@@ -19,6 +19,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.causal_lm import conversations
 from matta_cli.tasks.causal_lm.examples import Packed, Paragraphs, Passages
 from matta_cli.tasks.causal_lm.read import frame, notes_on, read_passages, read_text, tokens
 from matta_cli.tasks.task import Task, config, raw
@@ -36,8 +37,13 @@ class CausalLM(Task):
     a stream; the tokens of 64 MiB of text or more, and all of those that are streamed, go through a
     token file (``matta_cli.data.tokens``).
 
+    Of conversations each is an example of its own, padded on the right: no attention ever joins
+    two, and padding changes nothing before it, since a causal model looks back only. Losses,
+    Teachers and metrics are at the tokens to be predicted: completions, or all.
+
     Batches of text: ``input_ids`` int64 [B, L]. Batches of passages: ``input_ids`` int64 [B, L],
-    padded on the right, and ``target`` bool [B, L], the tokens of the last word.
+    padded on the right, and ``target`` bool [B, L], the tokens of the last word. Batches of
+    conversations: ``input_ids`` and ``attention_mask`` int64 [B, L], and ``predicted`` bool [B, L].
     """
 
     name = "causal_lm"
@@ -53,13 +59,43 @@ class CausalLM(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.given: list[int] = []  # tokens that begin documents: nobody has to predict them
+        self.longest = 0  # tokens of the longest conversation that is measured
+        # whether a Teacher may say what follows a text's last token
+        self.last = True
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
-        settings, run = self.recipe.data, self.recipe.distill
-        length, vocabulary = self._length(model), self.outputs(model)
-        tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, vocabulary)
+        settings = self.recipe.data
+        tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
+        self.given = []
+        if own := conversations.columns(settings, training):
+            return self._conversations(own, tokenizer, model, training)
+        return self._text(tokenizer, model, training)
+
+    def _conversations(
+        self, own: tuple[str, ...], tokenizer: Any, model: nn.Module, training: bool
+    ) -> Data:
+        settings, length = self.recipe.data, self._length(model)
+        # graphs are compiled for batches of one length
+        fixed = bool(self.recipe.distill.compile)
+        read = conversations.Reader(settings, tokenizer, length, self.outputs(model), fixed)
+        train, measured = read(own, training)
+        self.longest = measured.fixed or measured.longest
+        what = "conversations" if settings.train_on == "all" else "conversations' completions"
+        size = ""
+        if train is not None:
+            train = train.first(settings.max_tokens) if settings.max_tokens else train
+            count, learned = train.size()
+            size = f"{len(train):,} conversations, {count:,} tokens, {learned:,} of them learned"
+        splits: list[Split] = [sample(measured, settings.eval_examples)]
+        if settings.passages:
+            splits.append(self._passages(tokenizer, read_passages(settings.passages), model))
+        return self.described(train or measured, size, splits, what, "tokens", read.notes)
+
+    def _text(self, tokenizer: Any, model: nn.Module, training: bool) -> Data:
+        settings, run = self.recipe.data, self.recipe.distill
+        length, vocabulary = self._length(model), self.outputs(model)
         train_text, held_out_text = read_text(settings, training)
         # a stream may have no end, so only what is measured is taken from it; else it is a sample
         # of all
@@ -77,20 +113,25 @@ class CausalLM(Task):
             size = f"{len(row):,} tokens, {len(train):,} sequences of {length:,}"
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
         splits: list[Split] = [sample(measured, settings.eval_examples)]
-        given = read_passages(settings.passages) if settings.passages else own
         begin, end = frame(tokenizer)
         self.given = [token for token in begin if token not in end]
-        passages = Passages(tokenizer, given, _most(model), begin)
-        if len(passages):
-            splits.append(sample(passages, settings.eval_examples))
-        elif settings.passages:
-            none = f"{settings.passages!r} holds no passage that ends in a word after a space"
-            raise MattaError(f"{none}: check --passages.")
+        given = read_passages(settings.passages) if settings.passages else own
+        passages = self._passages(tokenizer, given, model)
+        splits += [passages] if len(passages) else []
         what = f"sequences of {measured.length:,} tokens"
         if begin:  # as the tokenizer's own call has it
             what += f" (documents begin with {tokenizer.decode(begin)})"
         notes = notes_on(train_text, held_out_text)
         return self.described(train, size, splits, what, "tokens", notes)
+
+    def _passages(self, tokenizer: Any, given: Sequence[str], model: nn.Module) -> Split:
+        """Passages as a split, which is empty only where nobody named any."""
+        settings = self.recipe.data
+        passages = Passages(tokenizer, given, _most(model), frame(tokenizer)[0])
+        if settings.passages and not len(passages):
+            none = f"{settings.passages!r} holds no passage that ends in a word after a space"
+            raise MattaError(f"{none}: check --passages.")
+        return sample(passages, settings.eval_examples)
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model.config
@@ -121,6 +162,22 @@ class CausalLM(Task):
     def logits(self, model: nn.Module, batch: Batch) -> int:
         return batch["input_ids"].numel() * self.outputs(model)
 
+    def positions(self, batch: Batch) -> float:
+        return float(batch["input_ids"].numel())
+
+    def present(self, batch: Batch) -> Tensor | None:
+        return batch["attention_mask"].bool() if "attention_mask" in batch else None
+
+    def leave_last_out(self) -> None:
+        self.last = False
+
+    def taught(self, batch: Batch) -> Tensor | None:
+        if "predicted" in batch:
+            return F.pad(batch["predicted"][:, 1:], (0, 1))
+        if self.last:
+            return None
+        return F.pad(torch.ones_like(batch["input_ids"][:, 1:], dtype=torch.bool), (0, 1))
+
     def shortened(self, batch: Batch, share: float) -> Batch:
         length = max(2, int(batch["input_ids"].shape[1] * share))
         return {name: tensor[:, :length] for name, tensor in batch.items()}
@@ -130,31 +187,35 @@ class CausalLM(Task):
         return {"input_ids": torch.randint(self.outputs(model), shape, generator=generator)}
 
     def counts(self, batch: Batch) -> Counts:
-        """All positions are outputs: a Teacher knows what comes after the last one too."""
-        return {"labels": float(self.items(batch)), "outputs": float(batch["input_ids"].numel())}
+        """Of text all positions are outputs: a Teacher knows what comes after the last one too."""
+        taught = self.taught(batch)
+        outputs = self.positions(batch) if taught is None else float(taught.sum())
+        return {"labels": float(self.items(batch)), "outputs": outputs}
 
     def objective(
         self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
     ) -> Losses:
         # shift the labels, not the logits: those would be copied
-        labels = F.pad(batch["input_ids"][:, 1:], (0, 1), value=classes.IGNORED)
-        for token in self.given:
-            labels = labels.masked_fill(labels == token, classes.IGNORED)
-        own, over = self.recipe.distill, over or self.counts(batch)
-        return classes.of_classes(logits, labels, terms, over, own.temperature, own.compile)
+        labels = batch["input_ids"][:, 1:].masked_fill(~self._predicted(batch), classes.IGNORED)
+        labels = F.pad(labels, (0, 1), value=classes.IGNORED)
+        own, over, taught = self.recipe.distill, over or self.counts(batch), self.taught(batch)
+        return classes.of_classes(logits, labels, terms, over, own.temperature, own.compile, taught)
 
     def items(self, batch: Batch) -> int:
         """Tokens that are predicted."""
         if "target" in batch:
             return int(batch["target"].sum())
-        return int(self._predicted(batch["input_ids"]).sum())
+        return int(self._predicted(batch).sum())
 
     def calibration(self, one: Batch) -> int:
         """So many sequences as hold 8,192 tokens: eight times as many order units little better."""
         return max(1, min(super().calibration(one), round(_CALIBRATION / one["input_ids"].numel())))
 
-    def _predicted(self, ids: Tensor) -> Tensor:
+    def _predicted(self, batch: Batch) -> Tensor:
         """Which of the tokens after the first are predicted, bool [B, L - 1]."""
+        if "predicted" in batch:
+            return batch["predicted"][:, 1:]
+        ids = batch["input_ids"]
         predicted = torch.ones_like(ids[:, 1:], dtype=torch.bool)
         for token in self.given:
             predicted &= ids[:, 1:] != token
@@ -166,7 +227,7 @@ class CausalLM(Task):
         right = logits[:, :-1].argmax(-1) == ids[:, 1:]
         if "target" in batch:
             return {"last_word": (right | ~batch["target"][:, 1:]).all(1).double()}
-        counted = self._predicted(ids)
+        counted = self._predicted(batch)
         nll = [
             (F.cross_entropy(row[:-1].float(), own[1:], reduction="none") * count).double().sum()
             # row by row, for the float32 copies of one row only
@@ -188,8 +249,27 @@ class CausalLM(Task):
         return {"perplexity": perplexity, "next_token_accuracy": accuracy}
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Text: the likeliest next tokens, int32 [B, L - 1]."""
-        return {} if "target" in batch else {"next": logits[:, :-1].argmax(-1).int()}
+        """The likeliest next tokens, int32 [B, L - 1]; of conversations -1 where none counts.
+
+        These have as many columns in all batches. Passages have no answers.
+        """
+        if "target" in batch:
+            return {}
+        likeliest = logits[:, :-1].argmax(-1).int()
+        if "predicted" in batch:
+            likeliest = likeliest.masked_fill(~self._predicted(batch), -1)
+            length = batch["input_ids"].shape[1]
+            longest = self.longest or length
+            likeliest = F.pad(likeliest, (0, max(0, longest - length)), value=-1)[:, : longest - 1]
+        return {"next": likeliest}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        own, other = ours["next"], theirs["next"]
+        counted = own >= 0
+        return {
+            "same": ((own == other) & counted).sum(1).astype(float),
+            "of": counted.sum(1).astype(float),
+        }
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         if "nll" not in columns:

@@ -1,0 +1,218 @@
+"""What conversations, and prompts with their completions, become: tokens, some to be predicted."""
+
+from __future__ import annotations
+
+import datetime
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from matta_cli.errors import MattaError, said
+from matta_cli.models.tokenizer import around
+
+MESSAGES, PAIR = ("messages",), ("prompt", "completion")  # the columns of both kinds of rows
+
+# Templates that write the day's date would make other tokens each day; Llama's own default.
+_DATE = datetime.date(2024, 7, 26)
+
+Span = tuple[int, int]  # of characters
+Encoded = tuple[list[int], list[bool]]  # tokens, and which of them are to be predicted
+
+
+class Left(Exception):
+    """A row that is left out, with what is wrong with it: ``without messages``, say."""
+
+
+class Chat:
+    """A tokenizer's way from the rows of ``columns`` to tokens.
+
+    everything: whether prompts are to be predicted, too. Conversations are rendered by the chat
+    template that lies in the tokenizer's folder, in transformers' sandbox. Raises ``MattaError``
+    where there is none, and the columns hold messages.
+    """
+
+    def __init__(self, tokenizer: Any, columns: Sequence[str], everything: bool, name: str) -> None:
+        self.tokenizer, self.columns, self.everything = tokenizer, tuple(columns), everything
+        self.name = name
+        if not getattr(tokenizer, "is_fast", False):
+            cannot = "cannot tell which characters a token is of, as conversations need"
+            raise MattaError(f"The tokenizer {cannot}: convert again with a fast one.")
+        try:
+            self.template: str = tokenizer.get_chat_template()
+        except ValueError:
+            self.template = ""
+        if not self.template and self.columns == MESSAGES:
+            raise self._no_template()
+        # by HF's tags a template says itself what the assistant's part is
+        self.tagged = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.template))
+        self.dated = _dated(self.template)
+        begin, end = around(tokenizer)
+        eos = tokenizer.eos_token_id
+        self.begin, self.end = begin, end or ([] if eos is None else [eos])
+
+    def identity(self) -> list[Any]:
+        """What makes other tokens of the same rows."""
+        return [self.columns, self.everything, self.dated, self.begin, self.end]
+
+    def encoded(self, values: Sequence[Any], where: str) -> Encoded:
+        """The tokens of a row's values. ``where``: the row, for people.
+
+        Raises ``Left`` for a row that is left out, ``MattaError`` for one of another kind.
+        """
+        if self.columns == MESSAGES:
+            return self._conversation(self._messages(values[0], "messages", where), where)
+        prompt, completion = values
+        if prompt is None or completion is None or not completion:
+            raise Left("without a prompt or a completion")
+        if isinstance(prompt, str) and isinstance(completion, str):
+            return self._strings(prompt, completion)
+        if isinstance(prompt, str) or isinstance(completion, str):
+            both = "'prompt' and 'completion' hold text and messages"
+            raise self._wrong(f"{both} in {where}: give both as text, or both as messages")
+        if not self.template:
+            raise self._no_template()
+        return self._turn(
+            self._messages(prompt, "prompt", where),
+            self._messages(completion, "completion", where),
+            where,
+        )
+
+    def _strings(self, prompt: str, completion: str) -> Encoded:
+        """Both as one text, which begins and ends as documents do."""
+        if not completion.strip():
+            raise Left("without a prompt or a completion")
+        whole = prompt + completion
+        ids, predicted = self._tokens(whole, [(len(prompt), len(whole))])
+        learned = [self.everything] * len(self.begin) + predicted + [True] * len(self.end)
+        return [*self.begin, *ids, *self.end], learned
+
+    def _turn(self, prompt: list[Any], completion: list[Any], where: str) -> Encoded:
+        """Messages to which others are the completion."""
+        whole = self._rendered(prompt + completion)
+        start = 0 if self.everything else self._prefix(prompt, whole, True, where)
+        return self._tokens(whole, [(start, len(whole))])
+
+    def _conversation(self, messages: list[Any], where: str) -> Encoded:
+        if self.everything:
+            whole = self._rendered(messages)
+            return self._tokens(whole, [(0, len(whole))])
+        # what begins a conversation answers nothing: it is prompt
+        turns = [k for k, message in enumerate(messages) if k and message["role"] == "assistant"]
+        if not turns:
+            raise Left("without an assistant's turn that answers something")
+        if any(not _says(messages[k]) for k in turns):
+            raise Left("with an assistant's turn that is empty")
+        if self.tagged:
+            return self._by_tags(messages)
+        whole, spans = self._rendered(messages), []
+        for k in turns:
+            start = self._prefix(messages[:k], whole, True, where)
+            spans.append((start, self._prefix(messages[: k + 1], whole, False, where)))
+        return self._tokens(whole, spans)
+
+    def _by_tags(self, messages: list[Any]) -> Encoded:
+        """What the template's own tags say is the assistant's."""
+        try:
+            made = self.tokenizer.apply_chat_template(
+                messages,
+                chat_template=self.dated,
+                tokenize=True,
+                return_dict=True,
+                return_assistant_tokens_mask=True,
+            )
+        except Exception as error:  # a template may fail in any way
+            raise Left(f"that the chat template refuses ({_sentence(error)})") from None
+        return list(made["input_ids"]), [bool(own) for own in made["assistant_masks"]]
+
+    def _prefix(self, messages: list[Any], whole: str, opened: bool, where: str) -> int:
+        """How many characters of ``whole`` these first messages are.
+
+        opened: with what opens the assistant's turn. Raises ``MattaError`` where they are not how
+        the whole begins, so that nobody knows which part is the assistant's.
+        """
+        text = self._rendered(messages, opened) if messages else ""
+        if whole.startswith(text):
+            return len(text)
+        marks = "does not mark what the assistant says ({% generation %})"
+        other = f"makes other text of the first {len(messages)} messages of {where} alone than "
+        other += "where the rest follows"
+        hint = "pass --train-on all, or give each turn a row of its own, as prompt and completion"
+        raise MattaError(f"{self.name!r}: the chat template {marks}, and {other}: {hint}.")
+
+    def _rendered(self, messages: list[Any], opened: bool = False) -> str:
+        try:
+            text = self.tokenizer.apply_chat_template(
+                messages, chat_template=self.dated, tokenize=False, add_generation_prompt=opened
+            )
+        except Exception as error:  # a template may fail in any way
+            raise Left(f"that the chat template refuses ({_sentence(error)})") from None
+        return str(text)
+
+    def _tokens(self, text: str, spans: Sequence[Span]) -> Encoded:
+        """A text's tokens; those to be predicted hold a character of one of the spans, or more."""
+        made = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        predicted, number, last = [], 0, 0
+        for start, end in made["offset_mapping"]:
+            # byte-level tokenizers leave blanks out of what they say that a token is of
+            start = start if start < end else min(last, start)
+            while number < len(spans) and start >= spans[number][1]:
+                number += 1
+            inside = number < len(spans) and end > spans[number][0]
+            predicted.append(self.everything or inside)
+            last = end
+        return list(made["input_ids"]), predicted
+
+    def _messages(self, value: Any, column: str, where: str) -> list[dict[str, Any]]:
+        """Messages without what is None in them, as Parquet fills all of one shape."""
+        if value is None or value == []:
+            raise Left("without messages")
+        if not isinstance(value, list):
+            raise self._wrong(f"{column!r} holds {_kind(value)} in {where}, not a list of messages")
+        found = []
+        for message in value:
+            whole = isinstance(message, dict) and "role" in message
+            if not whole or not isinstance(message["role"], str):
+                shape = "an object with a role and a content"
+                raise self._wrong(f"{column!r} holds a message in {where} that is not {shape}")
+            content = message.get("content")
+            if content is None and message["role"] != "assistant":
+                raise Left("with a message without content")
+            if content is not None and not isinstance(content, str):
+                holds = f"{column!r} holds a message in {where} whose content is {_kind(content)}"
+                raise self._wrong(f"{holds}, not text")
+            kept = {name: own for name, own in message.items() if own is not None}
+            found.append({"content": "", **kept})
+        return found
+
+    def _wrong(self, sentence: str) -> MattaError:
+        return MattaError(f"{self.name!r}: {sentence}.")
+
+    def _no_template(self) -> MattaError:
+        lacks = "but the model's tokenizer has no chat template"
+        hint = "take a tokenizer that has one (convert with --tokenizer)"
+        instead = "or give prompts and completions as text, in columns 'prompt' and 'completion'"
+        return MattaError(f"{self.name!r} holds messages, {lacks}: {hint}, {instead}.")
+
+
+def _says(message: dict[str, Any]) -> bool:
+    """Whether an assistant's turn says, or calls, anything."""
+    return bool(str(message.get("content", "")).strip() or message.get("tool_calls"))
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
+    return kinds.get(type(value), "a number" if isinstance(value, (int, float)) else "no text")
+
+
+def _sentence(error: Exception) -> str:
+    return said(error).strip().rstrip(".")
+
+
+def _dated(template: str) -> str | None:
+    """A template that writes the same date whenever it runs; None: the tokenizer's own."""
+    if "strftime_now" not in template:
+        return None
+    formats = set(re.findall(r"strftime_now\(\s*[\"']([^\"']*)[\"']", template))
+    known = {form: _DATE.strftime(form) for form in sorted(formats)}
+    macro = f"{{{{ {known!r}.get(format, {str(_DATE)!r}) }}}}"
+    return f"{{%- macro strftime_now(format) -%}}{macro}{{%- endmacro -%}}{template}"
