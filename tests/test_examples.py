@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import struct
 import subprocess
@@ -39,6 +40,7 @@ def test_there_are_examples() -> None:
         "minilm_sts",
         "fixed_sizes",
         "gpt2_medium_paper",
+        "smollm2_family",
     }
     assert names <= {path.parent.name for path in RECIPES}
 
@@ -330,6 +332,71 @@ def test_ranker_movielens(tmp_path: Path) -> None:
 
     report = run_example("ranker_movielens", tmp_path, train=str(tmp_path / "ratings.csv"))
     assert report["task"] == "ranking"
+
+
+SMOLLM2 = EXAMPLES / "smollm2_family"
+
+
+def test_smollm2_text_is_split_by_documents(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    (docs / "translations" / "it").mkdir(parents=True)
+    (docs / "sources").mkdir()
+    for i in range(40):
+        (docs / f"part{i}.rst").write_text(f"Part {i}\n======\n\nOf {i} things.\n")
+    with gzip.open(docs / "packed.rst.gz", "wt") as file:
+        file.write("Packed\n")
+    (docs / "sources" / "part1.txt").write_text((docs / "part1.rst").read_text())  # a copy
+    (docs / "translations" / "it" / "uno.rst").write_text("Uno\n")
+    (docs / "empty.txt").write_text(" \n")
+    (docs / "figure.svg").write_text("<svg/>")
+    run = [sys.executable, str(SMOLLM2 / "prepare.py"), "text", str(docs), str(tmp_path / "data")]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    parts = {}
+    for part in ("train", "held_out"):
+        rows = pd.read_json(tmp_path / "data" / f"{part}.jsonl", lines=True)
+        parts[part] = list(rows["text"])
+        assert f"Wrote {len(rows)} documents" in done.stdout
+    whole = [f"Part {i}\n======\n\nOf {i} things." for i in range(40)] + ["Packed"]
+    assert sorted(parts["train"] + parts["held_out"]) == sorted(whole)
+    assert len(parts["held_out"]) == 2
+
+    again = subprocess.run([*run[:3], str(tmp_path / "data"), "o"], capture_output=True, text=True)
+    assert again.returncode == 1 and "no two documents" in again.stderr
+
+
+@pytest.mark.slow
+def test_smollm2_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sample_text import byte_tokenizer, prose
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text = prose(300)
+    tokenizer = byte_tokenizer([text], 280)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3}
+    sizes |= {"num_attention_heads": 2, "vocab_size": len(tokenizer)}
+    LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.2)).save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    (tmp_path / "data").mkdir()
+    for part in ("train", "held_out"):
+        rows = [json.dumps({"text": line}) for line in prose(400, len(part)).splitlines()]
+        (tmp_path / "data" / f"{part}.jsonl").write_text("\n".join(rows))
+    (tmp_path / "passages.jsonl").write_text(json.dumps({"text": "the cat sat on the mat"}))
+    monkeypatch.chdir(tmp_path)
+    run = [sys.executable, str(SMOLLM2 / "run.py"), "--passages", "passages.jsonl"]
+    run += ["--steps", "2", "--limit", "8", "--device", "cpu"]
+    first = subprocess.run(run, capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    results = json.loads((tmp_path / "results" / "results.json").read_text())
+    arms = [one["arm"] for one in results if one["arm"] != "-"]
+    assert [arms.count(arm) for arm in ("family", "domain_ta", "ground_truth", "plain")] == [3] * 4
+    assert [one["model"] for one in results].count("base") == 1
+    assert all(one["perplexity"]["value"] > 1 and one["bytes"] > 0 for one in results)
+    assert first.stdout.count("\n") == 2 + len(results)
+    # nothing is done again
+    again = subprocess.run(run, capture_output=True, text=True)
+    assert again.stdout == first.stdout and "Writing" not in again.stderr
+    other = subprocess.run([*run, "--steps", "3"], capture_output=True, text=True)
+    assert other.returncode == 1 and "begun with --steps 2" in other.stderr
 
 
 def test_the_slurm_script_is_bash_and_its_flags_exist() -> None:

@@ -240,7 +240,7 @@ def test_half_the_bits(trained: Path, dtype: str) -> None:
             {"format": ["onnx"], "dtype": "float16"},
             "--format onnx with --dtype float16 is not supported",
         ),
-        ({"dtype": "int8"}, "--dtype 'int8' is not known: float32, bfloat16, float16."),
+        ({"dtype": "int8"}, "--dtype 'int8' is not known: auto, float32, bfloat16, float16."),
     ],
 )
 def test_refusals(trained: Path, more: dict, sentence: str) -> None:

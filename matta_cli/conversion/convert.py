@@ -26,6 +26,7 @@ from matta_cli.files.card import read_card, write_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.kept import floor
 from matta_cli.models import plugins
+from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import opened, own_memory
 from matta_cli.models.save import save_model
 from matta_cli.models.source import open_source, open_weights
@@ -133,7 +134,7 @@ def _convert(
     named = plugins.adapter(settings.adapter) if settings.adapter else None
     source = plugins.bare(source, [named] if named else plugins.adapters().values())
     adapter = named or plugins.detect(source)
-    base = opened(adapter, source)
+    base, stored = opened(adapter, source), stored_dtype(source)
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
@@ -146,7 +147,7 @@ def _convert(
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     target = None
     if budgets := asked(settings):
-        target = Targets(task, adapter, base, settings).choose(budgets)
+        target = Targets(task, adapter, base, settings, stored).choose(budgets)
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
@@ -155,7 +156,7 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-    card = _card(settings, axes, source)
+    card = {**_card(settings, axes, source), "dtype": stored}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)

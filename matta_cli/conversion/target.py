@@ -45,9 +45,10 @@ class Targets:
     """What a base can be shrunk to, along which of its axes."""
 
     def __init__(
-        self, task: Task, adapter: Adapter, base: nn.Module, settings: ConvertSettings
+        self, task: Task, adapter: Adapter, base: nn.Module, settings: ConvertSettings, dtype: str
     ) -> None:
         self.task, self.adapter, self.base, self.settings = task, adapter, base, settings
+        self.dtype = dtype  # in which the base is stored
         self.example = cost.repeated(task.example(base, 1), 1)
         self.known = list(kinds(full_sizes(adapter.axes(base))))
 
@@ -84,7 +85,7 @@ class Targets:
     def _nested(self, kinds_wanted: Sequence[str]) -> tuple[TA, Counts]:
         """The base as a TA of these kinds of axes, and what its Students cost."""
         axes = nested_axes(self.adapter, self.base, kinds_wanted)
-        card = {"multiple": self.settings.multiple}
+        card = {"multiple": self.settings.multiple, "dtype": self.dtype}
         ta = TA(self.adapter, self.base, axes, full_sizes(axes), card)
         return ta, Counts(self.task, ta, self.example)
 

@@ -57,6 +57,7 @@ class Card(reading.Versioned):
     lineage: _Lineage
     multiple: NotRequired[int]
     sizes: NotRequired[dict[str, dict[str, float]]]
+    dtype: NotRequired[str]
     order: NotRequired[str]
     difference: NotRequired[float]
     expand: NotRequired[float]

@@ -148,12 +148,13 @@ class Counts:
         state = model.state_dict(keep_vars=True)
         # of tied tensors the first
         first = {names.get(id(tensor), name): tensor for name, tensor in state.items()}
-        stored = []
+        stored, saved = [], self.ta.saved_as(self.task.recipe.export.dtype)
         for name, tensor in first.items():
-            entry = {"dtype": _DTYPES.get(tensor.dtype, "F8_E4M3"), "shape": [], "data_offsets": []}
+            dtype = saved if tensor.is_floating_point() else tensor.dtype
+            entry = {"dtype": _DTYPES.get(dtype, "F8_E4M3"), "shape": [], "data_offsets": []}
             written = len(json.dumps({name: entry}, separators=(",", ":")))
             commas = max(0, tensor.dim() - 1)
-            stored.append((product(name, tensor), tensor.element_size(), written + commas))
+            stored.append((product(name, tensor), dtype.itemsize, written + commas))
         return Counter(product(name, tensor) for name, tensor in parameters.items()), stored
 
     # MACs: from the lengths of the matrix products

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,7 @@ _LORA = f"is a LoRA adapter, without the model that it changes: {_LORA}"
 
 # how the name of a file ends -> what it is, and what to do
 _FILES = {
-    ".gguf": "is a GGUF file, whose weights are rounded: pass the folder that it was made from, or "
-    "load it with transformers (gguf_file=...) and write it again with save_pretrained",
+    ".gguf": "is no GGUF file, whatever its name says: pass the file that it was meant to be",
     ".onnx": "is an ONNX graph, which holds no PyTorch module: pass the checkpoint that it was "
     "exported from",
     ".h5": f"holds weights of TensorFlow: {_STOCK} (from_tf=True, transformers 4)",
@@ -43,7 +41,7 @@ _FILES = {
     ".tar": "is an archive: unpack it, and pass the folder or file in it",
 }
 # what quantization leaves beside, or in place of, a weight
-_PACKED = re.compile(
+PACKED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv)?"
     r"|weight_packed|weight_format|weight_zero_point|_packed_params.*)$"
 )
@@ -65,17 +63,12 @@ _LAYOUTS = (
 
 def refuse_file(path: Path, name: str) -> None:
     """Raise ``MattaError`` for a file of a format that is known, and not opened."""
-    try:
-        with path.open("rb") as file:
-            gguf = file.read(4) == b"GGUF"
-    except OSError as error:
-        raise MattaError(f"{name!r} cannot be read: {error.strerror or error}.") from error
-    if said := _FILES[".gguf"] if gguf else _FILES.get(path.suffix.lower(), ""):
+    if said := _FILES.get(path.suffix.lower(), ""):
         raise MattaError(f"{name!r} {said}.")
 
 
-def refuse_folder(folder: Path, config: Mapping[str, Any], name: str) -> None:
-    """Raise ``MattaError`` for a folder that is no checkpoint, but known; config: its config.json.
+def refuse_folder(folder: Path, name: str) -> None:
+    """Raise ``MattaError`` for a folder that is no checkpoint, but known.
 
     A folder without any sign of a model is left to who asked for one.
     """
@@ -83,11 +76,11 @@ def refuse_folder(folder: Path, config: Mapping[str, Any], name: str) -> None:
     weights = {n for n in there if n.endswith((".safetensors", ".bin")) and "adapter" not in n}
     if "adapter_config.json" in there:
         raise MattaError(f"{name!r} {_LORA}.")
-    if isinstance(method := config.get("quantization_config"), Mapping):
-        how = method.get("quant_method") or "quantization_config"
-        raise MattaError(f"{name!r} is quantized ({how}): {_QUANTIZED}.")
     if weights:
         return
+    if inside := sorted(n for n in there if n.lower().endswith(".gguf")):
+        which = f"pass the file, {folder / inside[0]}" + (" say" if inside[1:] else "")
+        raise MattaError(f"{name!r} holds no weights but in GGUF: {which}.")
     if ".metadata" in there and any(n.endswith(".distcp") for n in there):
         join = "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'model.pt')"
         raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: make one file of it ({join}).")
@@ -127,7 +120,7 @@ def refuse_tensors(tensors: Mapping[str, Tensor], name: str) -> None:
     if any(_MERGE.search(key) for key in tensors):
         raise MattaError(f"{name!r} {_LORA}.")
     narrow = [k for k, t in tensors.items() if k.endswith("weight") and t.dtype in _NARROW]
-    packed = [k for k, t in tensors.items() if _PACKED.search(k) or t.is_quantized]
+    packed = [k for k, t in tensors.items() if PACKED.search(k) or t.is_quantized]
     if packed or narrow:
         first = (packed or narrow)[0]
         raise MattaError(f"{name!r} is quantized ({first}): {_QUANTIZED}.")

@@ -16,7 +16,7 @@ from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
 from matta_cli.files import reading
-from matta_cli.models import checkpoint, foreign, inside
+from matta_cli.models import checkpoint, foreign, inside, quantized
 
 _FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
@@ -88,12 +88,17 @@ def _open_own(folder: Path, text: str) -> Source:
 def _open_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
     """A folder of a stock library's, which opens it."""
     stored = folder / "config.json"
-    foreign.refuse_folder(folder, read_json(stored) if stored.is_file() else {}, text)
+    foreign.refuse_folder(folder, text)
+    own = read_json(stored) if stored.is_file() else {}
+    if quantized_source := quantized.open_quantized(folder, own, text):
+        return quantized_source
     note = foreign.chosen_weights(folder, text)
     return Source(text, config, folder=folder, beside=folder, notes=(note,) if note else ())
 
 
 def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:
+    if quantized.is_gguf(path, text):
+        return quantized.open_gguf(path, text)
     foreign.refuse_file(path, text)
     if path.suffix == ".safetensors":
         tensors = reading.tensors(path, "save it again, as a safetensors file")
@@ -191,7 +196,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _looks_like_path(name: str) -> bool:
-    if name.startswith((".", "/", "~")) or name.endswith((*_FILES, "/")):
+    if name.startswith((".", "/", "~")) or name.endswith((*_FILES, ".gguf", "/")):
         return True
     return "\\" in name or name.count("/") > 1
 

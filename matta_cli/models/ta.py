@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter, Axis, Sizes
 from matta_cli.errors import MattaError
+from matta_cli.models.dtype import DTYPES
 from matta_cli.models.save import save_model
 from matta_cli.nested.cut import count_parameters
 from matta_cli.nested.sizes import depth, kept_layers, kind, kinds, own_sizes, sizes_at
@@ -69,6 +70,11 @@ class TA:
     def widest(self) -> float:
         """The TA's own width: the most that any axis grew."""
         return max((axis.size / self.base[axis.name] for axis in self.axes), default=1.0)
+
+    def saved_as(self, dtype: str) -> torch.dtype:
+        """In what numbers Students are saved by ``export.dtype``; auto: as the base was stored."""
+        own = self.card.get("dtype", "float32") if dtype == "auto" else dtype
+        return DTYPES.get(own, torch.float32)
 
     @property
     def copies(self) -> Mapping[float, nn.Module]:
@@ -223,6 +229,11 @@ class UnsharedTA(TA):
     def start(cls, ta: TA, widths: Iterable[float]) -> UnsharedTA:
         """``ta`` with Students that begin as what it would nest."""
         return cls.of(ta, {width: ta.student(width).dense() for width in widths})
+
+    def saved_as(self, dtype: str) -> torch.dtype:
+        """In what numbers Students are saved by ``export.dtype``; auto: as the base was stored."""
+        own = self.card.get("dtype", "float32") if dtype == "auto" else dtype
+        return DTYPES.get(own, torch.float32)
 
     @property
     def copies(self) -> Mapping[float, nn.Module]:

@@ -107,10 +107,17 @@ class Training(Stored):
 
 @dataclass(frozen=True)
 class Parity(Stored):
-    """How far a reloaded checkpoint's outputs are from those of the nested view."""
+    """How far a reloaded checkpoint's outputs are from those of the nested view.
+
+    They are compared in float32, with weights of as many digits as are saved. dtype: in which these
+    are. rounded: where they have half the bits, how far it is, computed with them as they are, from
+    the view in float32, as a share of the largest output; None where that cannot be run here.
+    """
 
     exact: bool | None = None
     max_difference: float | None = None
+    dtype: str = "float32"
+    rounded: float | None = None
 
 
 @dataclass(frozen=True)

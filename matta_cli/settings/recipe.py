@@ -256,9 +256,9 @@ class ExportSettings:
         choices="stock | matta | pt2 | onnx",
     )
     dtype: str = flag(
-        "float32",
+        "auto",
         "of the Students' weights as saved: {choices}",
-        choices="float32 | bfloat16 | float16",
+        choices="auto: as the model was stored that was converted | float32 | bfloat16 | float16",
     )
     checkpoint: str = flag(
         "auto", "best, last, or step-N; auto: the best one where the run kept one, else the last"

@@ -13,7 +13,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from matta_cli.report.findings import batches
 from matta_cli.report.render import escaped, fence
-from matta_cli.report.schema import ModelEntry, Report
+from matta_cli.report.schema import ModelEntry, Parity, Report
 from matta_cli.settings.budget import LIMITS, TIMED
 from matta_cli.settings.recipe import DataSettings
 
@@ -54,6 +54,13 @@ def left_out(lineage: Mapping[str, Any]) -> str:
     """What was left out of the model that was converted, in words; empty where nothing was."""
     heads = ", ".join(map(str, lineage.get("dropped") or []))
     return f"its head ({heads}), which was left out (--drop-head)" if heads else ""
+
+
+def saved_in(parity: Parity) -> str:
+    """In what numbers weights are saved, and what rounding does to the outputs."""
+    if parity.rounded is None:
+        return parity.dtype
+    return f"{parity.dtype}: outputs within {parity.rounded:.2g} of the largest, of float32's"
 
 
 def with_verdict(card: str, verdict: str) -> str:
@@ -118,6 +125,8 @@ def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
     yield "MACs per example", f"{cost.macs:,}"
     if cost.bytes:
         yield "bytes of weights", f"{cost.bytes:,}"
+    if entry.parity is not None:
+        yield "weights saved in", saved_in(entry.parity)
     for of in TIMED:
         for size in batches(report, of):
             taken = entry.timing(size, of)

@@ -24,7 +24,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.students import card, entries
 from matta_cli.students.card import left_out
-from matta_cli.students.parity import proven
+from matta_cli.students.parity import ROUNDED, proven
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
 from matta_cli.version import __version__
@@ -71,7 +71,8 @@ def export(
         measured = entries.models(held_out, run, converted, own, folders, out, say)
         report = _report(out, held_out, run, measured, say)
         report.lineage = lineage
-        report.notes = [*_notes(students, held_out, run), *measured.notes]
+        saved_in = _saved_in(report.students)
+        report.notes = [*_notes(students, held_out, run), *measured.notes, *saved_in]
         if searched is not None:
             report.notes += [*search_table.choices(searched, report), *searched.notes]
         report.notes += _over(students, report)
@@ -108,6 +109,19 @@ def _notes(students: Sequence[Student], held_out: HeldOut, run: Reached) -> list
     elif at["step"] < settings.steps:
         notes.append(f"The run stopped at step {at['step']} of {settings.steps}.")
     return notes
+
+
+def _saved_in(students: Sequence[ModelEntry]) -> list[str]:
+    """A note where weights are saved in fewer bits than they were trained in."""
+    half = [s.parity for s in students if s.parity is not None and s.parity.dtype != "float32"]
+    if not half:
+        return []
+    far = [parity.rounded for parity in half if parity.rounded is not None]
+    what = f"Students are saved in {half[0].dtype} (export.dtype)"
+    if not far:
+        return [f"{what}, in which they cannot be run here."]
+    bound = f"at most {max(far):.2g} of the largest output from the trained slice's in float32"
+    return [f"{what}: computed so, their outputs are {bound} ({ROUNDED[half[0].dtype]:g} allowed)."]
 
 
 def _over(students: Sequence[Student], report: Report) -> list[str]:

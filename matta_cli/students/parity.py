@@ -6,6 +6,7 @@ import json
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,8 +23,11 @@ from matta_cli.tasks.task import Task
 
 NEAR = 1e-4  # the largest difference from the view, as a share of its largest output
 
+# The same where weights have half the bits and are computed with as they are: each layer rounds.
+ROUNDED = {"bfloat16": 0.1, "float16": 0.02}
+
 # Run in a fresh process: loads each folder as its user would, and runs it on the
-# same inputs.
+# same inputs. With weights of half the bits it is run as it is, and then in float32.
 _RELOAD = """
 import json, sys
 {imports}
@@ -33,9 +37,21 @@ job = json.load(sys.stdin)
 torch.set_num_threads(job["threads"])
 inputs = load_file(job["inputs"])
 outputs = {{}}
+tensor_of = lambda out: getattr(out, "logits", getattr(out, "last_hidden_state", out))
 for name, folder in job["folders"].items():
     model = {loader}
     args, kwargs = [inputs[k] for k in job["args"]], {{k: inputs[k] for k in job["kwargs"]}}
+    if half := getattr(torch, job["dtypes"].get(name, ""), None):
+        model.eval()
+        for tensor in model.state_dict(keep_vars=True).values():
+            tensor.data = tensor.data.to(half) if tensor.is_floating_point() else tensor.data
+        fit = lambda t: t.to(half) if t.is_floating_point() else t
+        try:
+            with torch.no_grad():
+                out = model(*map(fit, args), **{{k: fit(v) for k, v in kwargs.items()}})
+            outputs["own " + name] = tensor_of(out).float().contiguous()
+        except (RuntimeError, NotImplementedError):
+            pass  # not every operator is there for every type on a CPU
     if hasattr(model, "get_inputs"):  # onnxruntime
         names = [i.name for i in model.get_inputs()]
         given = dict(zip([n for n in names if n not in kwargs], args)) | kwargs
@@ -45,7 +61,7 @@ for name, folder in job["folders"].items():
             model.eval().float()  # weights of half the bits are compared in float32
         with torch.no_grad():
             out = model(*args, **kwargs)
-    outputs[name] = getattr(out, "logits", getattr(out, "last_hidden_state", out)).contiguous()
+    outputs[name] = tensor_of(out).contiguous()
 save_file(outputs, job["outputs"])
 """
 
@@ -63,6 +79,10 @@ def proven(
     for written in students:
         for name in written.loaders:
             found[name] = _parity(name, reloaded[name], written.expected)
+        name, own = written.student.name, reloaded.get(f"own {written.student.name}")
+        if written.dtype in ROUNDED:
+            rounded = None if own is None else _rounded(name, own, written)
+            found[name] = replace(found[name], dtype=written.dtype, rounded=rounded)
     return found
 
 
@@ -77,11 +97,26 @@ def _parity(name: str, got: Tensor, expected: Tensor) -> Parity:
     return Parity(torch.equal(got, expected), difference)
 
 
+def _rounded(name: str, got: Tensor, written: Written) -> float:
+    """How far what is computed in a Student's own type is from its view in float32.
+
+    It is a share of the largest output. Raises ``MattaError`` where that is too far.
+    """
+    largest = max(1.0, written.whole.abs().max().item())
+    share = (got - written.whole).abs().max().item() / largest
+    if not share <= ROUNDED[written.dtype]:
+        much = f"differs from the nested view by {share:.1%} of the largest output"
+        instead = "save it with --dtype float32, or --dtype bfloat16 where numbers are large"
+        raise MattaError(f"{name}, computed in {written.dtype}, {much}: {instead}.")
+    return share
+
+
 def _reloaded(
     students: Sequence[Written], task: Task, model: nn.Module, probe: Batch
 ) -> dict[str, Tensor]:
     """The outputs of all checkpoints and programs: one fresh process for each kind of loader."""
     by_loader: dict[str, dict[str, str]] = {}
+    dtypes = {one.student.name: one.dtype for one in students if one.dtype in ROUNDED}
     for written in students:
         for name, loader in written.loaders.items():
             by_loader.setdefault(loader, {})[name] = str(written.folder)
@@ -94,6 +129,7 @@ def _reloaded(
         save_file(given, str(inputs))
         for loader, folders in by_loader.items():
             job = {"folders": folders, "args": list(args), "kwargs": list(keyword)}
+            job["dtypes"] = {name: dtypes[name] for name in folders if name in dtypes}
             _run(loader, {**job, "inputs": str(inputs), "outputs": str(answers)})
             outputs |= load_file(str(answers))
     return outputs

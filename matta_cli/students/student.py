@@ -36,7 +36,7 @@ def check(settings: ExportSettings) -> None:
         one = "a Student's folder holds one checkpoint"
         raise MattaError(f"--format stock,matta is not possible: {one}.")
     programs = [name for name in settings.format if name in PROGRAMS]
-    if programs and settings.dtype != "float32":
+    if programs and settings.dtype not in ("auto", "float32"):
         both = f"--format {programs[0]} with --dtype {settings.dtype}"
         raise MattaError(f"{both} is not supported: programs are written in float32.")
 
@@ -47,7 +47,8 @@ class Written:
 
     loader: the expression that loads its checkpoint; programs: those that load the programs beside
     it; ``{folder}`` stands for the folder. expected: the outputs of the nested view on the first
-    ``PROBED`` examples, which what is loaded must give again.
+    ``PROBED`` examples, which what is loaded must give again, its weights rounded to ``dtype``;
+    whole: those of the view as it is.
     """
 
     student: Student
@@ -56,6 +57,8 @@ class Written:
     loader: str
     programs: dict[str, str]
     expected: Tensor
+    whole: Tensor
+    dtype: str
 
     @property
     def loaders(self) -> dict[str, str]:
@@ -77,9 +80,9 @@ def write(
     Raises ``MattaError`` where it was to be a stock checkpoint and cannot be one.
     """
     task, adapter, settings = held_out.task, student.ta.adapter, held_out.recipe.export
-    own, dtype = "matta" in settings.format, getattr(torch, settings.dtype)
+    own, dtype = "matta" in settings.format, student.ta.saved_as(settings.dtype)
     buffers = own_statistics(task, student, held_out.data.train)
-    view, reason = _as_written(student, buffers, dtype), student.unsupported
+    view, reason = _viewed(student, buffers), student.unsupported
     if reason and "stock" in settings.format:
         instead = "Without --format stock it is saved in matta's own format"
         raise MattaError(f"{student.name} cannot be a stock checkpoint: {reason}. {instead}.")
@@ -100,20 +103,30 @@ def write(
     for program in beside.values():
         say(f"Writing {program.file} of {student.name}.")
         program.write(task, load_student(folder), repeated(probe, 3), folder / program.file)
-    expected = Listening(view).run(task, probe).output
+    whole = expected = Listening(view).run(task, probe).output
+    if dtype is not torch.float32:
+        expected = Listening(_rounded(student, buffers, dtype)).run(task, probe).output
     programs = {name: program.loader for name, program in formats.items()}
-    return Written(student, folder, stock, adapter.loader if stock else OWN, programs, expected)
+    loader, kept = adapter.loader if stock else OWN, str(dtype).removeprefix("torch.")
+    return Written(student, folder, stock, loader, programs, expected, whole, kept)
 
 
-def _as_written(student: Student, buffers: Mapping[str, Tensor], dtype: torch.dtype) -> Any:
-    """The Student as it is called, with the statistics and the digits that are kept of it."""
+def _viewed(student: Student, buffers: Mapping[str, Tensor]) -> Any:
+    """The Student as it is called, with the statistics that are kept of it."""
     view = student.view().eval()
     if isinstance(view, nn.Module):  # weights of its own, which are saved with these statistics
         view.load_state_dict(buffers, strict=False)
     else:
         view.buffers = buffers
-    if dtype is torch.float32:
-        return view
+    return view
+
+
+def _rounded(student: Student, buffers: Mapping[str, Tensor], dtype: torch.dtype) -> nn.Module:
+    """The Student with the digits that are kept of its weights, in float32."""
     dense = student.dense()
     dense.load_state_dict(buffers, strict=False)
-    return dense.to(dtype).float()
+    # what is no part of the state dict, such as rotary frequencies, is not rounded by saving
+    for tensor in dense.state_dict(keep_vars=True).values():
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype).float()
+    return dense
