@@ -109,9 +109,8 @@ class Training(Stored):
 class Parity(Stored):
     """How far a reloaded checkpoint's outputs are from those of the nested view.
 
-    They are compared in float32, with weights of as many digits as are saved. dtype: in which these
-    are. rounded: where they have half the bits, how far it is, computed with them as they are, from
-    the view in float32, as a share of the largest output; None where that cannot be run here.
+    They are compared in float32, with weights rounded to what is saved: dtype. rounded: in half the
+    bits, how far it is then from the view in float32, as a share of the largest output, or None.
     """
 
     exact: bool | None = None

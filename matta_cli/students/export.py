@@ -16,7 +16,7 @@ from matta_cli.models.ta import TA, Student
 from matta_cli.progress import Steps
 from matta_cli.report import search_table
 from matta_cli.report.numbers import in_seconds
-from matta_cli.report.schema import Machine, Report, Role, Run, now
+from matta_cli.report.schema import Machine, ModelEntry, Report, Role, Run, now
 from matta_cli.report.story import tell
 from matta_cli.report.write import write as write_report
 from matta_cli.settings.budget import LIMITS, TIMED
