@@ -19,6 +19,14 @@ from matta_cli.commands import options
 from matta_cli.main import app
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Ctrl-C is heard, also where whoever started the tests ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_a_mistake_of_matta_is_one_sentence_and_a_file(monkeypatch, tmp_path):
     def broken(*_: object) -> None:
         raise TypeError("a mistake\nof its own")
