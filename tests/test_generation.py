@@ -106,6 +106,12 @@ def test_a_model_that_cannot_generate_is_found_out():
     assert generation.cannot(Forgetful(), ids).startswith("with the cache it gives other logits")
 
 
+def test_a_model_that_diverged_can_still_generate():
+    model = gpt2()
+    nn.init.constant_(model.transformer.ln_f.weight, float("nan"))
+    assert generation.cannot(model, torch.arange(6)[None]) == ""
+
+
 def test_in_half_precision_the_cache_is_found_right():
     model = made("llama-llama")[1].to(torch.bfloat16)
     assert generation.cannot(model, torch.arange(6)[None]) == ""

@@ -113,9 +113,11 @@ def cannot(model: nn.Module, ids: Tensor) -> str:
     ids = ids if ids.shape[1] > 1 else ids.repeat(1, 2)
     try:
         whole = raw(model(input_ids=ids))[:, -1]
-        _, cache = read(model, ids[:, :-1])
+        half, (_, cache) = whole.dtype != torch.float32, read(model, ids[:, :-1])
         cached = step(model, ids[:, -1:], cache)
-        tolerance = _SAME[whole.dtype != torch.float32] * whole.abs().max()
+        # a model that has diverged is as slow as another
+        whole, cached = whole.float().nan_to_num(), cached.float().nan_to_num()
+        tolerance = _SAME[half] * whole.abs().max()
         if (cached - whole).abs().max() <= tolerance:
             return ""
         return "with the cache it gives other logits than without"
