@@ -91,8 +91,8 @@ def row(arm: str, report: dict[str, Any], model: dict[str, Any], length: int) ->
         "parameters": model["parameters"],
         "bytes": model["bytes"],
         "tokens_per_second": round(int(batch) * length / seconds) if seconds else None,
-        "steps": report["run"]["steps"],
-        "seconds": report["run"]["seconds"],
+        "steps": report["training"]["steps"],
+        "seconds": report["training"]["seconds"],
         "device": report["device"]["name"],
     }
 
