@@ -409,6 +409,7 @@ def test_smollm2_family(
     assert [arms.count(arm) for arm in ("family", "domain_ta", "ground_truth", "plain")] == [3] * 4
     assert [one["model"] for one in results].count("base") == 1
     assert all(one["perplexity"]["value"] > 1 and one["bytes"] > 0 for one in results)
+    assert all(("steps" in one and one["steps"] is None) == (one["arm"] == "-") for one in results)
     assert capsys.readouterr().out.count("\n") == 2 + len(results)
     plan = json.loads((tmp_path / "results" / "plan.json").read_text())
     assert plan["family"] == 2 and plan["domain_ta"] <= 2 and plan["plain-0.25"] >= 1
