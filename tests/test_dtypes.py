@@ -80,6 +80,8 @@ def test_students_are_stored_as_the_base_was(trained: Path) -> None:
     assert proof.rounded is not None and 1e-4 < proof.rounded < 0.1
     assert any("saved in bfloat16 (export.dtype)" in note for note in report.notes)
     assert "| weights saved in | bfloat16: outputs within" in (student / "README.md").read_text()
+    base = report.model("base")
+    assert base.cost.bytes == pytest.approx(2 * (base.cost.parameters or 0), rel=0.1)
     # what a budget counts is what is written
     ta = load_ta(trained / "out")
     own = task("causal_lm", recipe(trained))

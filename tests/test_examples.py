@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import re
 import struct
@@ -18,10 +19,12 @@ import torch
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 from torch.distributed.run import get_args_parser
+from typer.testing import CliRunner
 
 import matta_cli
 from matta_cli.conversion.convert import convert
 from matta_cli.family import export
+from matta_cli.main import app
 from matta_cli.nested.sizes import own_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
@@ -365,7 +368,9 @@ def test_smollm2_text_is_split_by_documents(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_smollm2_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_smollm2_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from sample_text import byte_tokenizer, prose
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -382,21 +387,39 @@ def test_smollm2_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         (tmp_path / "data" / f"{part}.jsonl").write_text("\n".join(rows))
     (tmp_path / "passages.jsonl").write_text(json.dumps({"text": "the cat sat on the mat"}))
     monkeypatch.chdir(tmp_path)
-    run = [sys.executable, str(SMOLLM2 / "run.py"), "--passages", "passages.jsonl"]
-    run += ["--steps", "2", "--limit", "8", "--device", "cpu"]
-    first = subprocess.run(run, capture_output=True, text=True)
-    assert first.returncode == 0, first.stderr
+    spec = importlib.util.spec_from_file_location("smollm2_run", SMOLLM2 / "run.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    done: list[tuple[str, ...]] = []
+
+    def matta(*arguments: object) -> str:
+        """The command in this process, which has imported everything."""
+        done.append(tuple(map(str, arguments)))
+        result = CliRunner().invoke(app, list(done[-1]))
+        assert result.exit_code == 0, (done[-1], result.stderr, result.exception)
+        return result.stdout
+
+    monkeypatch.setattr(script, "matta", matta)
+    given = ["run.py", "--passages", "passages.jsonl", "--steps", "2", "--limit", "8"]
+    monkeypatch.setattr(sys, "argv", [*given, "--device", "cpu"])
+    script.main()
     results = json.loads((tmp_path / "results" / "results.json").read_text())
     arms = [one["arm"] for one in results if one["arm"] != "-"]
     assert [arms.count(arm) for arm in ("family", "domain_ta", "ground_truth", "plain")] == [3] * 4
     assert [one["model"] for one in results].count("base") == 1
     assert all(one["perplexity"]["value"] > 1 and one["bytes"] > 0 for one in results)
-    assert first.stdout.count("\n") == 2 + len(results)
-    # nothing is done again
-    again = subprocess.run(run, capture_output=True, text=True)
-    assert again.stdout == first.stdout and "Writing" not in again.stderr
-    other = subprocess.run([*run, "--steps", "3"], capture_output=True, text=True)
-    assert other.returncode == 1 and "begun with --steps 2" in other.stderr
+    assert all(("steps" in one and one["steps"] is None) == (one["arm"] == "-") for one in results)
+    assert capsys.readouterr().out.count("\n") == 2 + len(results)
+    plan = json.loads((tmp_path / "results" / "plan.json").read_text())
+    assert plan["family"] == 2 and plan["domain_ta"] <= 2 and plan["plain-0.25"] >= 1
+
+    done.clear()  # what is finished is not done again
+    script.main()
+    assert not done and json.loads((tmp_path / "results/results.json").read_text()) == results
+    monkeypatch.setattr(sys, "argv", [*given, "--steps", "3"])
+    with pytest.raises(SystemExit, match="begun with --steps 2"):
+        script.main()
 
 
 def test_the_slurm_script_is_bash_and_its_flags_exist() -> None:

@@ -15,8 +15,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.folders import load_ta
+from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
+from matta_cli.models.tokenizer import tokenizer_of
 from matta_cli.settings.recipe import Recipe
 
 needs_gguf = pytest.mark.skipif(
@@ -101,6 +104,13 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
     assert TOKENS.index("the") in tokenizer("the cat")["input_ids"]
     chat = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert chat == "user: hi"
+
+    teacher, source = load_model(str(tmp_path / "m.gguf"), "causal_lm")
+    with torch.no_grad():
+        assert torch.allclose(teacher(IDS).logits, model(IDS).logits, atol=1e-5)
+    assert tokenizer_of(source.beside)("the")["input_ids"] == tokenizer("the")["input_ids"]
+    write_gguf(tmp_path / "half.gguf", model, "F16")
+    assert stored_dtype(open_source(str(tmp_path / "half.gguf"))) == "float16"
 
 
 @needs_gguf

@@ -84,6 +84,7 @@ def row(arm: str, report: dict[str, Any], model: dict[str, Any], length: int) ->
     """A line of the results: what a model is worth, and what it costs."""
     batch = str(report["batch_size"])
     seconds = model["latency"].get(batch, {}).get("median")
+    took = report["training"] if model["role"] == "student" else {}
     return {
         "arm": arm,
         "model": model["name"],
@@ -91,8 +92,8 @@ def row(arm: str, report: dict[str, Any], model: dict[str, Any], length: int) ->
         "parameters": model["parameters"],
         "bytes": model["bytes"],
         "tokens_per_second": round(int(batch) * length / seconds) if seconds else None,
-        "steps": report["run"]["steps"],
-        "seconds": report["run"]["seconds"],
+        "steps": took.get("steps"),
+        "seconds": took.get("seconds"),
         "device": report["device"]["name"],
     }
 
@@ -146,7 +147,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for one in rows:
         known = [one.get(name) or {} for name in metrics]
         values = [
-            f"{m['value']:.4g} ({m['low']:.4g} to {m['high']:.4g})" if m.get("low") else "-"
+            f"{m['value']:.4g} ({m['low']:.4g} to {m['high']:.4g})"
+            if m.get("low") is not None
+            else "-"
             for m in known
         ]
         shown = [f"{one[name]:,}" if one[name] is not None else "-" for name in costs]

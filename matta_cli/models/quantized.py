@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from matta_cli import trust
@@ -45,7 +46,10 @@ def open_gguf(path: Path, name: str) -> Source:
     if lacking:
         needs = f"{name!r} is a GGUF file, and reading it needs {' and '.join(lacking)}"
         raise MattaError(f"{needs}: pip install 'matta[gguf]'.")
-    kinds = _kinds(path, name)
+    kinds, stored = _kinds(path, name), None
+    if len(kinds) == 1:  # all matrices have the same half of the bits
+        stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds[0])
+    kinds = [kind for kind in kinds if kind not in ("F64", "F32", "F16", "BF16")]
     own = tempfile.TemporaryDirectory(prefix="matta-gguf-", ignore_cleanup_errors=True)
     _beside.append(own)
     # alone, so that no other file of its folder is read
@@ -65,6 +69,9 @@ def open_gguf(path: Path, name: str) -> Source:
     except Exception as error:  # transformers and its readers raise what they run into
         what = f"transformers cannot open the GGUF file {name!r}"
         raise MattaError(f"{what}: {said(error)}. Instead {_FROM}.") from error
+    for tensor in model.parameters() if stored is not None else ():
+        if tensor.dim() > 1:
+            tensor.data = tensor.data.to(stored)  # as it is stored: nothing is lost
     notes = []
     if kinds:
         to = "they are opened as the numbers that they stand for, and Students are not quantized"
@@ -107,7 +114,7 @@ def open_quantized(folder: Path, config: Mapping[str, Any], name: str) -> Source
 
 
 def _kinds(path: Path, name: str) -> list[str]:
-    """How a GGUF file's matrices are rounded.
+    """The types of a GGUF file's matrices.
 
     Raises ``MattaError`` where it is damaged, or one of several parts.
     """
@@ -117,13 +124,13 @@ def _kinds(path: Path, name: str) -> list[str]:
         reader = GGUFReader(path)
         parts = reader.fields.get("split.count")
         count = int(parts.parts[-1][0]) if parts is not None else 1
-        kinds = sorted({t.tensor_type.name for t in reader.tensors})
+        kinds = sorted({t.tensor_type.name for t in reader.tensors if len(t.shape) > 1})
     except Exception as error:  # the reader walks through the bytes as they are
         raise MattaError(f"{name!r} is damaged, or no GGUF file: {said(error)}.") from error
     if count > 1:
         join = "join them with llama.cpp's `llama-gguf-split --merge`, and pass the one file"
         raise MattaError(f"{name!r} is one of {count} parts of a GGUF file: {join}.")
-    return [kind for kind in kinds if kind not in ("F64", "F32", "F16", "BF16")]
+    return kinds
 
 
 def _unpacked() -> dict[str, Any]:

@@ -14,7 +14,6 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, generation
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
-from matta_cli.models.save import save_model
 from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Steps
@@ -132,9 +131,10 @@ def _ta(run: Reached, students: Sequence[ModelEntry]) -> Opened:
 
 
 def _base(converted: TA) -> tuple[ModelEntry, nn.Module]:
-    base = converted.student(1.0).dense()
+    whole = converted.student(1.0)
+    base = whole.dense()
     with tempfile.TemporaryDirectory() as temp:
-        save_model(converted.adapter, base, Path(temp))
+        whole.save(Path(temp), dtype=converted.saved_as("auto"))  # as its user has it
         return ModelEntry("base", Role.BASE, 1.0, cost=_size(base, Path(temp))), base
 
 
