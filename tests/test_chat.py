@@ -319,6 +319,23 @@ def test_what_no_template_can_tell_is_refused(tmp_path):
         check(recipe(train_on="prompts").data)
 
 
+def test_tokens_to_train_on_are_limited_and_what_is_repeated_is_counted(tmp_path):
+    rows = talks(6)
+    _, data = task_of(tmp_path, rows, held_out=[rows[3], *talks(2, seed=9)])
+    assert any("1 held-out conversations also stand" in note for note in data.notes)
+    lengths = data.train.batch(range(6))["attention_mask"].sum(1).tolist()
+    _, data = task_of(tmp_path, rows, max_tokens=sum(lengths[:2]) + 1)
+    assert len(data.train) == 2
+
+
+def test_the_last_tenth_is_held_out(tmp_path):
+    tokenizer_of().save_pretrained(tmp_path / "tokenizer")
+    path = written(tmp_path / "talk.jsonl", talks(20))
+    data = CausalLM(recipe(train=str(path))).data(tmp_path / "tokenizer", gpt2())
+    assert (len(data.train), len(data.held_out[0])) == (18, 2)
+    assert sorted(data.held_out[0].keys([0, 1])) == [18, 19]
+
+
 def test_other_columns_are_named_and_text_comes_first(tmp_path):
     _, data = task_of(tmp_path, [{"id": 7, "messages": TALK}])
     assert any("not read: 'id'" in note for note in data.notes)

@@ -103,15 +103,18 @@ class Conversations:
         last = self.starts[-1]
         return self.tokens[self.starts[0] : last + 2 + self.tokens[last + 1]]
 
+    def rows(self, indices: Sequence[int] | None = None) -> Iterator[np.ndarray]:
+        """The tokens of these conversations, or of all, as they are kept."""
+        for i in range(len(self)) if indices is None else indices:
+            start = int(self.starts[i])
+            yield self.tokens[start + 2 : start + 2 + int(self.tokens[start + 1])]
+
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64, ``attention_mask`` int64 and ``predicted`` bool, all [B, L].
 
         They are padded on the right: a causal model never looks there from a token of its own.
         """
-        rows = []
-        for i in indices:
-            start = int(self.starts[i])
-            rows.append(self.tokens[start + 2 : start + 2 + int(self.tokens[start + 1])])
+        rows = list(self.rows(indices))
         longest = max(map(len, rows))
         length = self.fixed or -(-longest // _GRAIN) * _GRAIN
         ids = torch.full((len(rows), length), self.padding)
@@ -129,6 +132,16 @@ class Conversations:
 
     def digest(self) -> str:
         return split.digest(["conversations ", self._row()])
+
+
+def repeated(train: Conversations, held_out: Conversations) -> list[str]:
+    """A sentence on how many held-out conversations are also trained on, if any are."""
+    known = {hash(row.tobytes()) for row in train.rows()}
+    count = sum(hash(row.tobytes()) in known for row in held_out.rows())
+    if not count:
+        return []
+    where = f"held-out conversations also stand in what is trained on, of {len(held_out):,}"
+    return [f"{held_out.name!r}: {count:,} {where}."]
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,7 @@ class CausalLM(Task):
             train = train.first(settings.max_tokens) if settings.max_tokens else train
             count, learned = train.size()
             size = f"{len(train):,} conversations, {count:,} tokens, {learned:,} of them learned"
+            read.notes += conversations.repeated(train, measured)
         splits: list[Split] = [sample(measured, settings.eval_examples)]
         if settings.passages:
             splits.append(self._passages(tokenizer, read_passages(settings.passages), model))
