@@ -843,12 +843,7 @@ def test_a_teacher_of_a_stock_library_is_whole(tmp_path):
     from transformers import BloomConfig, BloomForCausalLM, BloomForSequenceClassification
 
     config = BloomConfig(
-        vocab_size=20,
-        hidden_size=8,
-        n_layer=1,
-        n_head=1,
-        pad_token_id=3,
-        tie_word_embeddings=False,
+        vocab_size=20, hidden_size=8, n_layer=1, n_head=1, pad_token_id=3, tie_word_embeddings=False
     )
     BloomForSequenceClassification(config).save_pretrained(tmp_path / "classifier")
     with pytest.raises(
