@@ -483,7 +483,7 @@ def test_overlapping_intervals_hide_no_loss(good):
     assert "too wide to say whether" in tell(good).headline
     one_alarm(
         good,
-        "too wide to say whether width 0.25 is better or worse than base in perplexity: −0.90 (4.5",
+        "too wide to say whether width 0.25 is better or worse than the base in perplexity: −0.90",
         "a loss above 0.20 would count. Nor can it be said of width 0.5. Evaluate on more data.",
     )
 
