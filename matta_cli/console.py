@@ -64,11 +64,13 @@ def table(
     spare: Sequence[str] = (),
     *,
     left: bool = False,
+    prose: Sequence[str] = (),
 ) -> None:
     """Data on stdout: a table for a terminal, tab-separated where stdout is a pipe.
 
     spare: beginnings of headers whose columns may go, first to last, where the terminal is too
-    narrow for all. left: columns are words, not numbers.
+    narrow for all. left: columns are words, not numbers. prose: headers of columns of sentences,
+    which take several lines so that the others stand in one.
     """
     if _other():
         return
@@ -85,15 +87,23 @@ def table(
 
     console = Console(highlight=False)
     columns = list(zip(headers, *rows, strict=True))
-    gone = []
+    gone: list[str] = []
+
+    def fits() -> bool:
+        least = [[text[:_PROSE] for text in c] if c[0] in prose else c for c in columns]
+        return _needs(least) <= console.width
+
     for start in spare:
-        if _needs(columns) <= console.width:
+        if fits():
             break
         gone += [column[0] for column in columns if column[0].startswith(start)]
         columns = [column for column in columns if not column[0].startswith(start)]
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    whole = bool(prose) and fits()
     for i, (header, *_) in enumerate(columns):
-        drawn.add_column(header, justify="left" if i == 0 or left else "right", overflow="fold")
+        side: Any = "left" if i == 0 or left or header in prose else "right"
+        one_line = whole and header not in prose
+        drawn.add_column(header, justify=side, overflow="fold", no_wrap=one_line)
     for row in zip(*(column[1:] for column in columns), strict=True):
         drawn.add_row(*map(Text, row))
     console.print(drawn)
@@ -122,6 +132,7 @@ def fitting(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> 
         say(f"Not shown in {room} columns, but in the report: {', '.join(gone)}.")
 
 
+_PROSE = 30  # how long the lines of a sentence in a table are at the least
 _LINES = (30, 12, 0)  # how long the lines of a header may be, whatever its cells; the best first
 
 

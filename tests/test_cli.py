@@ -319,10 +319,7 @@ def test_a_report_with_baselines(typed):
             ["There is no adapter 'gtp2'", "did you mean 'gpt2'"],
         ),
         ("convert nothing.pt --adapter gpt2 -o o", ["no file or folder 'nothing.pt'"]),
-        (
-            "convert truncated.safetensors --adapter gpt2 -o o",
-            ["truncated.safetensors is damaged"],
-        ),
+        ("convert truncated.safetensors --adapter gpt2 -o o", ["truncated.safetensors is damaged"]),
         ("convert conv.pt --adapter gpt2 -o o", ["'conv.pt'", "not a GPT-2"]),
         ("convert conv.pt -o o", ["conv.pt", "no installed adapter"]),
         ("convert pickled.pt --adapter mlp_ranker -o o", ["'pickled.pt'", "--allow-pickle"]),

@@ -227,6 +227,16 @@ def test_held_out_lines_that_are_trained_on_are_counted(tokenizer: Path, tmp_pat
     assert "held-out lines" not in said(of_text(tokenizer, train, held_out=str(held_out)))
 
 
+def test_a_source_is_named_once(tokenizer: Path, tmp_path: Path) -> None:
+    train, held_out = tmp_path / "a.txt", tmp_path / "b.txt"
+    for path in (train, held_out):
+        path.write_text("\n".join(DOCUMENTS))
+    told = of_text(tokenizer, train).description
+    assert told.startswith(f"{train}: ") and told.count(str(train)) == 1 and "; held out " in told
+    told = of_text(tokenizer, train, held_out=str(held_out)).description
+    assert told.startswith(f"{train}: ") and f"; {held_out}: held out " in told
+
+
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     folder = tmp_path_factory.mktemp("bert")

@@ -483,7 +483,7 @@ def test_overlapping_intervals_hide_no_loss(good):
     assert "too wide to say whether" in tell(good).headline
     one_alarm(
         good,
-        "too wide to say whether width 0.25 is better or worse than base in perplexity: −0.90 (4.5",
+        "too wide to say whether width 0.25 is better or worse than the base in perplexity: −0.90",
         "a loss above 0.20 would count. Nor can it be said of width 0.5. Evaluate on more data.",
     )
 
@@ -781,3 +781,13 @@ def test_importing_it_loads_no_torch():
     code = "import sys, matta_cli.report.write, matta_cli.report.search_table; "
     code += "sys.exit(bool({'torch', 'rich', 'typer'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_harm_in_several_metrics_is_one_alarm(good):
+    """The first with its numbers, the others by name."""
+    for metric, worse in (("ppl", (22.0, 21.8, 22.2)), ("acc", (0.40, 0.396, 0.404))):
+        score(good, "width 1", metric, *worse)
+        score(good, "width 0.5", metric, *worse)
+    said = [one for one in tell(good).alarms if "training did it harm" in one]
+    assert len(said) == 1 and said[0].startswith("width 1 has the base's size but is worse in ")
+    assert said[0].endswith(", and in accuracy; training did it harm."), said

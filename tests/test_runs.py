@@ -218,11 +218,9 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     torch.save(ranker(norm=True).state_dict(), "model.pt")
     convert(settings(), Path("out"))
     every = {"rows": "all"}  # one call for a step
-    own, weights, statistics = objective.Step.__call__, {}, {}
+    own, weights = objective.Step.__call__, {}
 
     def spoilt(self, batch, piece, step, over):
-        # before the step
-        statistics[step] = {k: v.clone() for k, v in self.ta.model.named_buffers()}
         found = own(self, batch, piece, step, over)
         weights[step] = {k: v.clone() for k, v in self.ta.model.named_parameters()}
         if step in (1, 2):
@@ -237,9 +235,6 @@ def test_a_bad_batch_is_skipped_and_counted(folder, monkeypatch):
     ] is None
     same = lambda a, b: all(torch.equal(weights[a][k], weights[b][k]) for k in weights[a])  # noqa: E731
     assert same(1, 2) and same(2, 3) and not same(0, 1) and not same(3, 4)
-    mean = [next(v for k, v in statistics[step].items() if "mean" in k) for step in range(5)]
-    assert torch.equal(mean[1], mean[2]) and torch.equal(mean[2], mean[3])
-    assert not torch.equal(mean[0], mean[1]) and not torch.equal(mean[3], mean[4])
     with pytest.raises(MattaError, match="the last 2 in a row"):
         distill(settings(steps=5, max_bad_steps=2, **every), Path("out"), overwrite=True)
 

@@ -562,11 +562,13 @@ def test_a_teacher_is_measured_beside_the_base(folder):
     with torch.no_grad():
         noisy.mlp[0].weight[0, 1] = 2.0
 
+    before: list[str] = []
+
     def told(base, teacher, weak=False):
         start, task, _ = starting(settings(allow_weak_teacher=weak), base)
-        said = []
-        found = start.measured(ModelTeacher(task, teacher), lambda p: said.append(p.message))
-        return " ".join(said), found
+        before.clear()
+        found = start.measured(ModelTeacher(task, teacher), lambda p: before.append(p.message))
+        return " ".join(before), found
 
     said, found = told(noisy, sure(0))
     assert "Before training, on 200 held-out examples, AUC: the base has" in said
@@ -575,6 +577,7 @@ def test_a_teacher_is_measured_beside_the_base(folder):
     assert f"{found.values['base']['auc']:.4g} and the Teacher" in said
     with pytest.raises(MattaError, match=r"'teacher.pt' is worse than the base: on 200 held-out"):
         told(sure(0), noisy)
+    assert before == [], "the error says it"
     said, _ = told(sure(0), noisy, weak=True)
     assert "WARNING: the Teacher 'teacher.pt' is worse than the base" in said
     with torch.no_grad():

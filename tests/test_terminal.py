@@ -143,3 +143,18 @@ def test_without_a_terminal_each_part_of_the_work_is_a_line(capsys):
         steps("Comparing.")
         steps.end()
     assert capsys.readouterr().err.splitlines() == ["Measuring base.", "Comparing."]
+
+
+@pytest.mark.parametrize(("columns", "gone"), [(80, True), (140, False)])
+def test_names_stand_in_one_line_beside_sentences(screen, columns, gone):
+    """Names can be copied: sentences take several lines, and what can be spared goes."""
+    names = ["distill.allow_weak_teacher", "convert.target_params"]
+    what = "a sentence on what this is for, which is longer than any line that it could stand in"
+    out, err = screen(columns)
+    rows = [[name, "0.25, 0.5, 1.0", what, "our choice, as it is"] for name in names]
+    console.table(["setting", "value", "what", "source"], rows, ["source"], prose=["what"])
+    lines = out.text.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line.split()[0] for line in lines if "." in line[:20]] == names
+    assert ("Not shown in 80 columns: source." in err.text) == gone
+    assert " ".join(out.text.split()).count("a sentence") == 2

@@ -37,9 +37,10 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
             console.say(f"{spec} is trusted from now on.")
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
+        what = what.replace("``", "`")
         rows.append([adapter.name, adapter.task or "any", origin, what])
     if json:
         names = ("name", "task", "origin", "what")
         console.data([dict(zip(names, row, strict=True)) for row in rows])
     else:
-        console.table(["name", "task", "from", "what"], rows)
+        console.table(["name", "task", "from", "what"], rows, ["from"], prose=["what"])

@@ -70,7 +70,8 @@ def distill(
     _start(devices, dry_run)
     recipe = options.resolved(flags, out, file, ran=resume)
     options.named(teacher_adapter)
-    console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
+    if Workspace(out).converted:
+        console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
         _plan(recipe, out, devices or 1, json)
         return

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from matta_cli import console
+from matta_cli.report.numbers import percent, places_for
 
 Result = dict[str, Any]
 _REFERENCES = {"ta": "TA", "teacher": "Teacher"}
@@ -51,8 +52,8 @@ def _show_differences(result: Result) -> None:
     _another(headers, rows, spare=["test", "p (Holm)", "p"])
     if rows:
         console.say(
-            f"Verdicts are those of a report: by the intervals and p, where a loss of "
-            f"{result['margin']:.3g} of the value of {result['against']} does not count."
+            f"Verdicts go by the intervals and p, as in a report: a loss within "
+            f"{percent(result['margin'])} of the value of {result['against']} is slight at most."
         )
 
 
@@ -128,7 +129,8 @@ def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
     """A value and its interval, ``0.8 [0.7, 0.9]``."""
     if not value:
         return "-"
-    form = "+.4g" if sign else ".4g"
+    half = (value["high"] - value["low"]) / 2
+    form = f"{'+' if sign else ''}.{places_for([half]) if half > 0 else 3}f"
     return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
 
 

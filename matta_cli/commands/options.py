@@ -165,8 +165,8 @@ def resolved(
     """The recipe of flags and files, which are named to the user; see ``resolve``."""
     file = None if file is None else home(file)
     recipe, read = resolve(flags, out, file, ran=ran, exported=exported)
-    for path in read:
-        console.say(f"Settings from {path}.")
+    if read:
+        console.say(f"Settings from {', '.join(map(str, read))}.")
     return recipe
 
 
@@ -175,14 +175,14 @@ def show_widths(widths: list[dict[str, Any]]) -> None:
     from matta_cli.conversion.inspect import numbers
     from matta_cli.report.numbers import percent
 
+    nested = any(w["layers"] is not None for w in widths)  # else all keep all layers
     rows = []
     for w in widths:
-        layers = "all" if w["layers"] is None else numbers(w["layers"])
         shares = [percent(w["kept"][name]) for name in ("parameters", "macs", "bytes")]
         own = [f"{w['width']:g}", w["role"], w["shown"], f"{w['parameters']:,}", *shares]
-        rows.append([*own, layers, w["loads"]])
-    of_base = ["kept", "MACs kept", "bytes kept"]
-    headers = ["width", "role", "sizes", "parameters", *of_base, "layers", "loads with"]
+        rows.append([*own, *([numbers(w["layers"] or [])] if nested else []), w["loads"]])
+    headers = ["width", "role", "sizes", "parameters", "kept", "MACs kept", "bytes kept"]
+    headers += [*(["layers"] if nested else []), "loads with"]
     console.table(headers, rows, spare=["layers", "bytes", "loads with", "role"])
 
 

@@ -45,7 +45,8 @@ def show(
         default = "" if row["value"] == row["default"] else _shown(row["default"])
         what = about(row["setting"]).told
         cells.append([row["setting"], _shown(row["value"]), default, what, row["source"]])
-    console.table(["setting", "value", "default", "what", "source"], cells, left=True)
+    headers, prose = ["setting", "value", "default", "what", "source"], ["value", "default", "what"]
+    console.table(headers, cells, ["source", "default"], left=True, prose=[*prose, "source"])
     for name, preset in PRESETS.items():
         console.say(f"Preset {name}: {preset.purpose}. Measured: {preset.measured}.")
 

@@ -35,7 +35,7 @@ from matta_cli.models.tokenizer import copy_companions, two_formats
 from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
-from matta_cli.progress import Listener, quiet
+from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report.render import escaped
 from matta_cli.settings.budget import asked
 from matta_cli.settings.checks import check
@@ -147,6 +147,8 @@ def _convert(
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     target = None
     if budgets := asked(settings):
+        if any("macs" in budget.names for budget in budgets):
+            listen(Progress(message="Counting MACs, by a few forwards for each choice of axes."))
         target = Targets(task, adapter, base, settings, stored).choose(budgets)
         recipe = _aimed(recipe, target)
         settings = recipe.convert

@@ -89,12 +89,12 @@ class TA:
         name = name or ("" if own is None else f"width {own:g}")
         return Student(self, name, self.sizes(width), own, budget)
 
-    def at(self, width: float | Sizes, *, head: str = "", live: bool = False) -> Any:
+    def at(self, width: float | Sizes, *, head: str = "") -> Any:
         """The Student of a width, or of sizes, run on views of the TA's tensors: no copy.
 
-        ``StudentView`` says what ``head`` and ``live`` are.
+        ``StudentView`` says what ``head`` is.
         """
-        return self.student(width).view(head=head, live=live)
+        return self.student(width).view(head=head)
 
 
 @dataclass(frozen=True)
@@ -177,11 +177,11 @@ class Student:
         """A dense module of its sizes whose weights are arbitrary."""
         return self.ta.adapter.build(self.ta.model, own_sizes(self.ta.axes, self.sizes))
 
-    def view(self, *, head: str = "", live: bool = False) -> Any:
+    def view(self, *, head: str = "") -> Any:
         """The Student on views of the TA's tensors: no copy."""
         ta = self.ta
-        view = StudentView(ta.adapter, ta.model, ta.axes, self.sizes, head=head, live=live)
-        view.buffers = {} if live else self.statistics or {}
+        view = StudentView(ta.adapter, ta.model, ta.axes, self.sizes, head=head)
+        view.buffers = self.statistics or {}
         return view
 
     def dense(self) -> nn.Module:
@@ -260,7 +260,7 @@ class UnsharedStudent(Student):
         """Its module, which a run trains."""
         return self.ta.copies[self.width]  # type: ignore[index]
 
-    def view(self, *, head: str = "", live: bool = False) -> Any:
+    def view(self, *, head: str = "") -> Any:
         return self.model
 
     def dense(self) -> nn.Module:

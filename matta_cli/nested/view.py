@@ -21,12 +21,10 @@ class StudentView:
     """A Student run on views of a live model, whose own tensors its gradients reach.
 
     It is called like the model. The dense skeleton lives on the meta device and outside any module
-    tree, so wrappers of the model do not see it. Buffers (BatchNorm statistics) are copies: a
-    narrow forward must not write into those of wider ones. The Student's own statistics stand in
-    ``buffers``. With ``live``, for the whole model alone, they are
-    the model's own, and a forward updates them. With ``head``, the name of the linear layer that
-    makes the outputs, that layer is left out: a call gives what it reads, and ``output`` the
-    layer's tensors.
+    tree, so wrappers of the model do not see it. Buffers are copies: a narrow forward must not
+    write into those of wider ones. The Student's own BatchNorm statistics stand in ``buffers``.
+    With ``head``, the name of the linear layer that makes the outputs, that layer is left out: a
+    call gives what it reads, and ``output`` the layer's tensors.
     """
 
     def __init__(
@@ -37,9 +35,8 @@ class StudentView:
         sizes: Sizes,
         *,
         head: str = "",
-        live: bool = False,
     ) -> None:
-        self.model, self.head, self.live = model, head, live
+        self.model, self.head = model, head
         with torch.device("meta"):
             self.skeleton = adapter.build(model, own_sizes(axes, sizes))
         if head:
@@ -63,7 +60,7 @@ class StudentView:
             if own in self.buffers:
                 state[own] = self.buffers[own]
             elif own is not None:
-                state[own] = buffer if self.live else self.cut(name, buffer).clone()
+                state[own] = self.cut(name, buffer).clone()
         return state
 
     def module(self) -> nn.Module:

@@ -21,8 +21,7 @@ def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
             found += _larger_but_worse(report, metric)
             # other metrics mostly repeat what the first one says of noise
             found += _no_better_than_cut(report, metric) if metric is report.primary else []
-            found += _harmed(report, metric)
-    return found + _uncompared(report)
+    return found + _harmed(report) + _uncompared(report)
 
 
 def _parity(report: Report) -> list[str]:
@@ -74,13 +73,15 @@ def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
     return found
 
 
-def _harmed(report: Report, metric: Metric) -> list[str]:
+def _harmed(report: Report) -> list[str]:
     """At the base's own width there is no smaller cut to beat: level is fine, worse is not."""
     found, base = [], report.base
-    for student in report.scored(metric, Role.STUDENT):
-        if base and student.width == 1.0 and claim(report, student, base, metric) == WORSE:
-            values = f"{metric.label}: {both(report, metric, student, base)}"
-            harm = f"has the base's size but is worse in {values}; training did it harm."
+    for student in report.students:
+        worse = [m for m in report.metrics if base and claim(report, student, base, m) == WORSE]
+        if base and student.width == 1.0 and worse:
+            values = f"{worse[0].label}: {both(report, worse[0], student, base)}"
+            more = f", and in {listed([m.label for m in worse[1:]])}" if worse[1:] else ""
+            harm = f"has the base's size but is worse in {values}{more}; training did it harm."
             found.append(f"{student.name} {harm}")
     return found
 

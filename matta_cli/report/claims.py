@@ -74,7 +74,8 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """The verdict in words, with its numbers."""
-        said = says(self.verdict, self.student.name, self.other.name, self.metric)
+        other = "the base" if self.other.role is Role.BASE else self.other.name
+        said = says(self.verdict, self.student.name, other, self.metric)
         margin = number(self.pair.margin, places_for([self.pair.margin]))
         tail = {
             SAME: f": {self.gain}, within ±{margin}.",

@@ -70,7 +70,9 @@ class Task(ABC):
         first held-out split is of, in words.
         """
         named = self.recipe.data
-        told = f"{named.held_out or named.train}: held out {len(held_out[0]):,} {measured}"
+        told = f"held out {len(held_out[0]):,} {measured}"
+        if named.held_out or not size:
+            told = f"{named.held_out or named.train}: {told}"
         if size:
             told = f"{named.train}: {size}; {told}"
         every, self.notes = (*notes, *self.notes), []

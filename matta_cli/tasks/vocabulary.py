@@ -29,7 +29,7 @@ def common(
     own, other = tokenizer_of(home, given), tokenizer_of(folder)
     if own is not None and other is not None:
         if not same_tokens(own, other, whole=task.embeds):
-            names = f"The Teacher's tokenizer ({folder}) is another one than the model's"
+            names = f"its tokenizer ({folder}) is another one than the model's"
             what = "the same numbers are other tokens to it, so it cannot read what the model reads"
             do = "take a Teacher of the same tokenizer"
             raise MattaError(f"{names} ({home or given}): {what}; {do}{instead}.")

@@ -143,7 +143,10 @@ class Training:
         done, steps = self.counters.step, self.settings.steps
         speed = self.world.size * sum(self.task.items(batch) for batch, _ in parts) / taken
         used = self.flops / taken / self.peak if self.flops and self.peak else None
-        return Progress(done, steps, record["terms"], speed, self.data.unit, waited / taken, used)
+        terms, widest = dict(record["terms"]), f"{self.ta.widest:g}"
+        if self.ta.widest in self.settings.widths and WHOLE in terms and widest not in terms:
+            terms[widest] = terms.pop(WHOLE)  # as every table calls it
+        return Progress(done, steps, terms, speed, self.data.unit, waited / taken, used)
 
     def _compile(self, listen: Listener) -> int:
         """Compile all graphs before the first step. Returns how many there are."""
@@ -238,9 +241,6 @@ class Training:
         settings, counters, scaler = self.settings, self.counters, self.step.scaler
         sampling.seed_step(settings.seed, step * self.world.size + self.world.rank)
         self.ta.model.train()
-        # a bad batch must not stay in the statistics
-        buffers = [buffer for model in self.models for buffer in model.buffers()]
-        before = [buffer.clone() for buffer in buffers]
         terms = self._gradients(step, parts)
         scaler.unscale_(self.optimizer)
         norm = float(gathered(nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)))
@@ -252,8 +252,6 @@ class Training:
             with optimizer.untouched(self.ta, self._trained(step), self.optimizer):
                 scaler.step(self.optimizer)
         else:
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
             counters.bad_steps += 1
             # fp16's scale finds its level by overflowing: that is no fault of the run until the
             # scale is used up

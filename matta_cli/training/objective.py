@@ -101,7 +101,7 @@ class Step:
     def _views(self, name: str) -> dict[str, Any]:
         """The models that a step runs, cut off at the layer ``name`` if there is one."""
         settings, ta = self.settings, self.ta
-        models = {WHOLE: ta.at(ta.widest, head=name, live=True)}
+        models = {WHOLE: ta.at(ta.widest, head=name)}
         models |= {own: ta.at(width, head=name) for own, width in self.rows.students.items()}
         if settings.compile:
             # of one code object, which the views of all steps of a process share: beyond it they
@@ -137,14 +137,11 @@ class Step:
         parts: of a step, on the device. over: its ``Task.counts``. Returns how many graphs there
         are.
         """
-        buffers = [(buffer, buffer.clone()) for buffer in self.ta.model.buffers()]
         for step in (0, self.settings.steps):  # without the TA -> Student term, and with it
             for batch, piece in parts:
                 self(batch, piece, step, over)
         for parameter in self.ta.model.parameters():
             parameter.grad = None
-        for buffer, before in buffers:
-            buffer.copy_(before)
         return self.graphs()
 
     @staticmethod

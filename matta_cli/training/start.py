@@ -132,9 +132,9 @@ class Starting:
             return
         count = f"{len(next(iter(tables['base'].values()))):,} {which} examples"
         measured = f"on {count}, {told.sentence}"
-        listen(Progress(message=f"Before training, {measured}."))
         if told.surely and refuse and not weak:
             self._refuse(f"is worse than the base: {measured}. {OPENED}")
+        listen(Progress(message=f"Before training, {measured}."))
         warning = ""
         if chance:
             warning = f"only guesses: {chance}"
