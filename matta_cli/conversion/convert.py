@@ -37,7 +37,7 @@ from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report.render import escaped
-from matta_cli.settings.budget import asked
+from matta_cli.settings.budget import Budget, asked
 from matta_cli.settings.checks import check
 from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.recipe import Recipe
@@ -147,9 +147,7 @@ def _convert(
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     target = None
     if budgets := asked(settings):
-        if any("macs" in budget.names for budget in budgets):
-            listen(Progress(message="Counting MACs, by a few forwards for each choice of axes."))
-        target = Targets(task, adapter, base, settings, stored).choose(budgets)
+        target = _target(Targets(task, adapter, base, settings, stored), budgets, listen)
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
@@ -202,6 +200,13 @@ def _card(settings: ConvertSettings, axes: Sequence[Axis], source: Source) -> di
         "sizes": parse_sizes(settings.sizes, list(kinds(full_sizes(axes)))),
         "opened_with": [flag for flag, value in given.items() if value],
     }
+
+
+def _target(targets: Targets, budgets: Sequence[Budget], listen: Listener) -> Target:
+    """The axes and widths that budgets ask for."""
+    if any("macs" in budget.names for budget in budgets):
+        listen(Progress(message="Counting MACs, by a few forwards for each choice of axes."))
+    return targets.choose(budgets)
 
 
 def _aimed(recipe: Recipe, target: Target) -> Recipe:
