@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from matta_cli.adapter import PROGRAM, Axis, Source
+from matta_cli.adapter import PROGRAM, Adapter, Axis, Source
 from matta_cli.conversion.inspect import menu
 from matta_cli.conversion.ordering import importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
@@ -40,6 +40,7 @@ from matta_cli.settings.budget import asked
 from matta_cli.settings.checks import check
 from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
 from matta_cli.tasks.task import task as open_task
 from matta_cli.trust import is_code
 
@@ -144,11 +145,8 @@ def _convert(
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
-    target = None
-    if budgets := asked(settings):
-        if any("macs" in budget.names for budget in budgets):
-            listen(Progress(message="Counting MACs, by a few forwards for each choice of axes."))
-        target = Targets(task, adapter, base, settings).choose(budgets)
+    target = _target(task, adapter, base, settings, listen)
+    if target is not None:
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
@@ -188,6 +186,16 @@ def _convert(
     widths = sorted({*(w for w in recipe.export.widths if w <= ta.widest), 1.0, ta.widest})
     known = menu(task, ta, widths), floor(ta).sentence
     return Converted(ta, space.ta, order, difference, widths, *known, [*notes, *told])
+
+
+def _target(
+    task: Task, adapter: Adapter, base: nn.Module, settings: ConvertSettings, listen: Listener
+) -> Target | None:
+    """The axes and widths of the budgets that are asked for, if any are."""
+    budgets = asked(settings)
+    if any("macs" in budget.names for budget in budgets):
+        listen(Progress(message="Counting MACs, by a few forwards for each choice of axes."))
+    return Targets(task, adapter, base, settings).choose(budgets) if budgets else None
 
 
 def _card(settings: ConvertSettings, axes: Sequence[Axis], source: Source) -> dict[str, Any]:
