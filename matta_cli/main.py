@@ -25,6 +25,7 @@ from matta_cli.version import __version__
 
 # the one of the click that this release of typer brings, or needs
 _UsageError: Any = typer.BadParameter.__bases__[0]
+_STOPPED = 130  # the code that typer makes of Ctrl-C
 
 
 class _Commands(TyperGroup):
@@ -41,6 +42,8 @@ class _Commands(TyperGroup):
     ) -> Any:
         try:
             code = super().main(args, prog_name, complete_var, False, windows_expand_args, **extra)
+            if code == _STOPPED and standalone_mode:  # outside of a command, which says so itself
+                say("matta: Stopped before anything was begun.")
         except _UsageError as error:
             if not standalone_mode:
                 raise

@@ -300,6 +300,7 @@ def _odd(random: Random, tensor: torch.Tensor) -> tuple[torch.Tensor, str]:
 
 def _pickled(random: Random, path: Path) -> str:
     state: Any = torch.load(path, weights_only=True)
+    whole, state = state, state.get("state_dict", state)
     name = random.choice(sorted(state))
     how = random.choice(["odd", "number", "sparse", "quantised", "itself", "deep", "list", "none"])
     if how == "odd":
@@ -320,6 +321,8 @@ def _pickled(random: Random, path: Path) -> str:
         state = random.choice([[state], [], 3, "x", (1,), {}, {"model": 3}, torch.ones(3)])
     else:
         state[name] = None
+    if "state_dict" in whole and random.random() < 0.8:
+        state = {**whole, "state_dict": state}
     try:
         torch.save(state, path)
     except RecursionError:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
 from test_cli import ENVIRONMENT
 from typer.testing import CliRunner
 
@@ -54,6 +55,16 @@ def test_ctrl_c_that_a_library_makes_another_error_of_is_a_stop(capsys):
     assert stop.value.code == 130
     assert capsys.readouterr().err == "matta: Stopped; nothing half-done was left behind.\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_while_a_line_is_taken_apart(monkeypatch):
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(typer.core.TyperGroup, "invoke", pressed)
+    done = CliRunner().invoke(app, ["recipe", "show"])
+    assert done.exit_code == 130
+    assert done.stderr == "matta: Stopped before anything was begun.\n"
 
 
 def test_ctrl_c_while_the_command_line_is_imported(tmp_path):

@@ -20,6 +20,8 @@ from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.main import app
+from matta_cli.training import run
+from matta_cli.training.setup import opened
 
 
 def write(path: Path, text: str) -> None:
@@ -67,6 +69,34 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path):
         assert not killed_at(1000, space.mend, tmp_path)  # another process
         space.mend()
     assert content(space.ta) == ["new", "new"]
+
+
+def test_what_another_process_has_finished_meanwhile_is_not_replaced(tmp_path):
+    space = Workspace(tmp_path)
+
+    def both() -> None:
+        with atomic.atomic_folder(space.ta) as folder:
+            (folder / "a.txt").write_text("second")
+            write(space.ta, "first")
+
+    with pytest.raises(MattaError, match="holds finished work; pass --overwrite"):
+        both()
+    assert content(space.ta) == ["first", "first"] and leftovers(tmp_path) == []
+
+
+def test_a_run_that_another_process_has_finished_meanwhile_is_kept(begun, tmp_path, monkeypatch):
+    before, after = begun("distill")
+    shutil.copytree(before, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def slow(*given: Any) -> Any:
+        shutil.copytree(after / "matta-out" / "run", "matta-out/run")
+        return opened(*given)
+
+    monkeypatch.setattr(run, "opened", slow)
+    done = CliRunner().invoke(app, COMMANDS["distill"][1].split())
+    assert done.exit_code == 1 and "matta-out/run holds finished work" in done.stderr
+    assert differing(state(Path.cwd()), state(after)) == []
 
 
 # Whole commands, on a ranker of 4 features. A kill at each change of the disk is too many for a

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from matta_cli.data.tables import Table
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
@@ -144,6 +145,35 @@ def test_teacher_files_that_are_none(tmp_path):
     pa.parquet.write_table(pa.table({"row": [0, 1], "score": decimal}), tmp_path / "said.parquet")
     with pytest.raises(MattaError, match="column 'score' holds no numbers"):
         read(tmp_path / "said.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "sentence"),
+    [
+        ("top_logits", [{"a": 1}, {"a": 1}], "column 'top_logits' holds lists of no numbers"),
+        ("top_logits", [["a"], ["b"]], "column 'top_logits' are of unequal lengths, or hold no"),
+        ("id", [b"\xff", b"\xfe"], "column 'id' must hold text or numbers, not bytes"),
+    ],
+)
+def test_a_teachers_columns_of_other_kinds(tmp_path, name, values, sentence):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    columns = {} if name == "id" else {"row": [0, 1]}
+    table = pa.table({**columns, name: pa.array(values), "score": [0.5, 1.0]})
+    pa.parquet.write_table(table, tmp_path / "said.parquet")
+    with pytest.raises(MattaError, match=sentence):
+        read(tmp_path / "said.parquet")
+
+
+def test_names_in_large_binary_columns(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    table = pa.table({"query": pa.array([b"\xff", b"a"], pa.large_binary())})
+    pa.parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(MattaError, match="holds large_binary, but names are text"):
+        Table([tmp_path / "a.parquet"], ["query"]).keys("query")
 
 
 def test_a_journal_that_was_cut_goes_on_and_a_damaged_one_is_named(tmp_path):

@@ -26,7 +26,7 @@ COMMANDS = {
     **RANKED,
     "resume": ("distill", f"distill --teacher teacher.pt --steps 6 --resume {TRAIN}"),
     "export programs": ("distill", "export --widths 0.5 --format pt2"),
-    "search anew": ("search", "search --target-params 50 --trials 4 --overwrite"),
+    "search anew": ("search", "search --target-params 50 --trials 4"),
     "export found": ("search", "export --widths 0.5 --target-params 60"),
     "eval": ("export", "eval matta-out@0.5 model.pt --data train.csv"),
     "words convert": ("words", "convert words --expand 2 --data text.txt"),

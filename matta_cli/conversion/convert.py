@@ -181,6 +181,7 @@ def _convert(
             )
         ta.card = {**card, "order": order, "difference": difference}
         _save(ta, recipe, name, ranked, settings_left, folder, notes)
+        atomic.refuse_existing(space.ta, overwrite)  # another process may have been faster
         if may_write:  # before the TA appears: a kill here leaves no TA without its settings
             atomic.atomic_write(space.settings, settings_left)
     _remark(space, ta, may_write, notes)

@@ -108,10 +108,13 @@ class Table:
             rounded = "holds names that were rounded to decimals"
             self.complete(column, odd, rounded, "store them as whole numbers or as text")
             values = pa.chunked_array([pa.array(numbers.astype(np.int64))])
-        elif pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
+        try:
+            if pa.types.is_nested(values.type) or pa.types.is_binary(values.type):
+                raise pa.ArrowInvalid("bytes may happen to be text")
+            texts = np.array(values.cast(pa.string()).to_pylist(), dtype=object)
+        except pa.ArrowException:
             holds = f"Column {column!r} of {self.name!r} holds {values.type}"
-            raise MattaError(f"{holds}, but names are text or whole numbers.")
-        texts = np.array(values.cast(pa.string()).to_pylist(), dtype=object)
+            raise MattaError(f"{holds}, but names are text or whole numbers.") from None
         self.complete(column, np.array([not text for text in texts]), "misses values", hint)
         return texts.astype(str)
 

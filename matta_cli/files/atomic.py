@@ -57,6 +57,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
             for file in (place / _NEW).rglob("*"):
                 if file.is_file():
                     _synced(file)
+            refuse_existing(path, overwrite)  # another process may have been faster
             if path.exists():
                 path.replace(place / _OLD)
             (place / _NEW).replace(path)

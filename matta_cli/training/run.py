@@ -5,6 +5,7 @@ The method is MatTA's (arXiv 2505.23337).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -49,7 +50,14 @@ def distill(
         world.wait()
         last, damaged = _begun(space, overwrite, resume, listen)
         setup = opened(recipe, out, device, world, listen)
-        return _train(setup, space, last, damaged, listen)
+
+        def unchanged() -> None:
+            """Raise ``MattaError`` where another process has trained here since."""
+            if _begun(space, overwrite, resume, quiet)[0] != last:
+                again = "type the same command again"
+                raise MattaError(f"Another run has trained in {out} meanwhile: {again}.")
+
+        return _train(setup, space, last, damaged, unchanged, listen)
 
 
 def _begun(
@@ -92,9 +100,17 @@ def _refuse_stopped(space: Workspace, last: Path) -> None:
 
 
 def _train(
-    setup: Setup, space: Workspace, last: Path | None, damaged: list[Path], listen: Listener
+    setup: Setup,
+    space: Workspace,
+    last: Path | None,
+    damaged: list[Path],
+    unchanged: Callable[[], None],
+    listen: Listener,
 ) -> Path:
-    """Take the steps of a run, from the checkpoint ``last`` on where there is one."""
+    """Take the steps of a run, from the checkpoint ``last`` on where there is one.
+
+    unchanged: raises ``MattaError`` where that has become another one by now.
+    """
     world = setup.world
     if last is not None:
         if space.recipe.exists():
@@ -108,6 +124,7 @@ def _train(
     with ExitStack() as held:
         if world.first:
             held.enter_context(space.alone())
+            unchanged()
             held.enter_context(space.set_aside(keep=last is not None))
         world.wait()
         training = Training(setup, space)

@@ -128,7 +128,10 @@ def _own(path: Path) -> Table:
         lengths = ", ".join(f"{name} {list(shape)}" for name, shape in rows.items())
         raise MattaError(f"{named}: its columns are not of one length ({lengths}).")
     by_id = "id" in values
-    key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row"))
+    try:
+        key = np.asarray(values.pop("id")).astype(str) if by_id else np.asarray(values.pop("row"))
+    except UnicodeDecodeError:
+        raise MattaError(f"{named}: column 'id' must hold text or numbers, not bytes.") from None
     if (key.dtype.kind not in "iu" and not by_id) or key.ndim != 1:
         raise MattaError(f"{named}: column 'row' must hold whole numbers.")
     known = {name: v for name, v in values.items() if name in _KNOWN}
@@ -169,7 +172,9 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
             lists = np.array(column.to_pylist(), dtype=np.float32) if nested else None
         except ValueError:
             unequal = f"the lists of column {name!r} are of unequal lengths"
-            raise MattaError(f"{named}: {unequal}.") from None
+            raise MattaError(f"{named}: {unequal}, or hold no numbers.") from None
+        except (TypeError, OverflowError):
+            raise MattaError(f"{named}: column {name!r} holds lists of no numbers.") from None
         columns[name] = column.to_numpy() if lists is None else lists
     return columns
 
