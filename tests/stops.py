@@ -17,7 +17,7 @@ from typing import Any
 from kills import leftovers
 from test_kills import differing, state
 
-from matta_cli.main import app
+from matta_cli.__main__ import main
 
 LONGEST = 120  # seconds after which a command hangs
 
@@ -49,7 +49,8 @@ def begin(folder: Path, line: str, told: Path, before: Callable[[], Any] = int) 
         before()
         code = 0
         try:
-            app(line.split(), prog_name="matta")
+            sys.argv = ["matta", *line.split()]
+            main()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(error.code is not None)
         except BaseException:

@@ -109,7 +109,8 @@ def convert(
     space = Workspace(out)
     space.mend()
     atomic.refuse_existing(space.ta, overwrite)
-    with space.alone() if space.run.exists() else nullcontext():
+    # a run must not begin on a TA that is being replaced
+    with space.alone() if space.ta.exists() or space.run.exists() else nullcontext():
         source = _source(settings, model_config, allow_pickle)
         return _convert(recipe, space, source, overwrite, listen)
 
