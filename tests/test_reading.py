@@ -21,8 +21,7 @@ from matta_cli.report.schema import Report
 from matta_cli.search.journal import journal, kept_trials
 from matta_cli.settings.resolve import read_toml
 from matta_cli.training.log import evaluations
-from matta_cli.training.teacher_file import is_file, read
-from matta_cli.training.teacher_file import read_card as read_teacher_card
+from matta_cli.training.teacher_file import is_file, read, read_teacher_card
 
 AXIS = {"name": "mlp.0", "size": 4, "slices": [{"tensor": "w", "dim": 0}]}
 LINEAGE = {"source": "model.pt", "digest": "sha256:0"}

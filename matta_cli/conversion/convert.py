@@ -156,8 +156,7 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-    card = _card(settings, axes, source)
-    ta = TA(adapter, base, axes, full_sizes(axes), card)
+    ta = TA(adapter, base, axes, full_sizes(axes), card := _card(settings, axes, source))
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
         if both := two_formats(source.beside or folder):
