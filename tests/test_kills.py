@@ -90,13 +90,29 @@ def test_a_run_that_another_process_has_finished_meanwhile_is_kept(begun, tmp_pa
     monkeypatch.chdir(tmp_path / "here")
 
     def slow(*given: Any) -> Any:
+        setup = opened(*given)
         shutil.copytree(after / "matta-out" / "run", "matta-out/run")
-        return opened(*given)
+        return setup
 
     monkeypatch.setattr(run, "opened", slow)
     done = CliRunner().invoke(app, COMMANDS["distill"][1].split())
     assert done.exit_code == 1 and "matta-out/run holds finished work" in done.stderr
     assert differing(state(Path.cwd()), state(after)) == []
+
+
+def test_a_ta_that_another_process_replaces_meanwhile_is_not_trained(begun, tmp_path, monkeypatch):
+    shutil.copytree(begun("distill")[0], tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+
+    def slow(*given: Any) -> Any:
+        setup = opened(*given)
+        typed("convert model.pt --expand 3 --overwrite")
+        return setup
+
+    monkeypatch.setattr(run, "opened", slow)
+    done = CliRunner().invoke(app, COMMANDS["distill"][1].split())
+    assert done.exit_code == 1 and "has written to matta-out meanwhile" in done.stderr
+    assert not Path("matta-out/run").exists()
 
 
 # Whole commands, on a ranker of 4 features. A kill at each change of the disk is too many for a
@@ -120,7 +136,16 @@ COMMANDS = {
     "report": ("export", "report --baselines ground-truth"),
 }
 # what differs from run to run: times, and what is counted by times
-_TIMED = {"seconds", "rows_per_second", "waiting", "created", "latency", "peak_memory", "evaluated"}
+_TIMED = {
+    "seconds",
+    "rows_per_second",
+    "tokens_per_second",
+    "waiting",
+    "created",
+    "latency",
+    "peak_memory",
+    "evaluated",
+}
 _TOLD = (".html", ".md", "SHA256SUMS")
 
 

@@ -21,7 +21,7 @@ from matta_cli.report.schema import Report
 from matta_cli.search.journal import journal, kept_trials
 from matta_cli.settings.resolve import read_toml
 from matta_cli.training.log import evaluations
-from matta_cli.training.teacher_file import read, read_teacher_card
+from matta_cli.training.teacher_file import is_file, read, read_teacher_card
 
 AXIS = {"name": "mlp.0", "size": 4, "slices": [{"tensor": "w", "dim": 0}]}
 LINEAGE = {"source": "model.pt", "digest": "sha256:0"}
@@ -164,6 +164,12 @@ def test_a_teachers_columns_of_other_kinds(tmp_path, name, values, sentence):
     pa.parquet.write_table(table, tmp_path / "said.parquet")
     with pytest.raises(MattaError, match=sentence):
         read(tmp_path / "said.parquet")
+
+
+def test_a_teachers_file_that_is_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "said.safetensors")
+    with pytest.raises(MattaError, match="is a pipe or a device"):
+        is_file(str(tmp_path / "said.safetensors"))
 
 
 def test_names_in_large_binary_columns(tmp_path):

@@ -14,6 +14,7 @@ from matta_cli.devices.device import pick
 from matta_cli.devices.processes import World
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
+from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of, step_of
 from matta_cli.models.folders import load_ta, refuse_other_ta
 from matta_cli.progress import Listener, Progress, quiet
@@ -53,9 +54,10 @@ def distill(
 
         def unchanged() -> None:
             """Raise ``MattaError`` where another process has trained here since."""
-            if _begun(space, overwrite, resume, quiet)[0] != last:
+            same = read_card(space.ta)["lineage"]["digest"] == setup.ta.card["lineage"]["digest"]
+            if _begun(space, overwrite, resume, quiet)[0] != last or not same:
                 again = "type the same command again"
-                raise MattaError(f"Another run has trained in {out} meanwhile: {again}.")
+                raise MattaError(f"Another process has written to {out} meanwhile: {again}.")
 
         return _train(setup, space, last, damaged, unchanged, listen)
 

@@ -67,7 +67,7 @@ def is_file(name: str) -> bool:
         if not path.is_file():
             raise MattaError(f"There is no file {name!r}: check --teacher.")
         return True
-    if path.suffix != ".safetensors" or not path.exists():
+    if path.suffix != ".safetensors" or not reading.regular(path).exists():
         return False
     try:
         with safe_open(str(path), framework="pt") as opened:

@@ -228,12 +228,18 @@ def _codes(table: Table, column: str, cardinality: int) -> np.ndarray:
 
 
 def repeated(train: Rows, held_out: Rows) -> int:
-    """How many of the held-out rows also stand among those to train on, feature by feature."""
+    """How many of the held-out rows also stand among those to train on, feature by feature.
+
+    0 where most of those are alike anyway: features of few values make many equal rows.
+    """
 
     def seen(rows: Rows) -> list[bytes]:
         parts = [part for part in (rows.dense, rows.categorical) if part is not None]
         whole = [np.ascontiguousarray(part).view(np.uint8) for part in parts]
         return [row.tobytes() for row in np.concatenate(whole, 1)]
 
-    known = set(seen(train))
+    own = seen(train)
+    known = set(own)
+    if 2 * len(known) < len(own):
+        return 0
     return sum(row in known for row in seen(held_out))
