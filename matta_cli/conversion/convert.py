@@ -157,12 +157,8 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-<<<<<<< HEAD
     card = {**_card(settings, axes, source), "dtype": stored}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
-=======
-    ta = TA(adapter, base, axes, full_sizes(axes), card := _card(settings, axes, source))
->>>>>>> w-hard
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
         if both := two_formats(source.beside or folder):
