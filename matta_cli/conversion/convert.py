@@ -157,12 +157,11 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-    card = {**_card(settings, axes, source), "dtype": stored}
+    card = _card(settings, axes, source) | {"dtype": stored}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        if both := two_formats(source.beside or folder):
-            notes.append(both)
+        notes += filter(None, [two_formats(source.beside or folder)])
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:
