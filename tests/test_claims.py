@@ -111,13 +111,14 @@ def claimed(story):
     labels = {m.label: m for m in METRICS}
     for said in story.alarms:
         if hit := re.match(r"(.+) is larger than (.+) but worse in (\w+)", said):
-            found.append((hit[1], hit[2], labels[hit[3]], "loss"))
+            other = "base" if hit[2] == "the base" else hit[2]
+            found.append((hit[1], other, labels[hit[3]], "loss"))
         elif hit := re.match(r"(width \S+) has the base's size but is worse in (\w+)", said):
             found.append((hit[1], "base", labels[hit[2]], "loss"))
         elif hit := re.match(rf"(.+) is ({words}) its untrained cut in (\w+)", said):
             found.append((hit[1], cuts[hit[1]], labels[hit[3]], WORDS[hit[2]]))
         elif hit := re.match(r".*too wide to say whether (.+) is b.* than (.+) in (\w+)", said):
-            b = cuts[hit[1]] if hit[2] == "its untrained cut" else hit[2]
+            b = {"its untrained cut": cuts.get(hit[1]), "the base": "base"}.get(hit[2], hit[2])
             found.append((hit[1], b, labels[hit[3]], "level"))
         elif hit := re.match(rf"(.+) is ({words}) (plain \S+ \S+) in (\w+)", said):
             found.append((hit[1], hit[3], labels[hit[4]], WORDS[hit[2]]))

@@ -126,7 +126,7 @@ def test_a_models_padding_is_left_out_where_the_teacher_has_none(models, tmp_pat
     assert torch.allclose(whole, setup.task.objective(Logits(logits[..., :TOKENS]), batch, term)[0])
     # a file of the same Teacher says the same
     recipe = recipe_of(models, "teacher", "base-padded")
-    file = teach(recipe, tmp_path / "o", tmp_path / "said", k=TOKENS - 1, draws=0)
+    file = teach(recipe, tmp_path / "o", tmp_path / "said", k=TOKENS - 1)
     recipe.distill.teacher = str(file)
     by_file = opened(recipe, tmp_path / "o", torch.device("cpu"))
     target = by_file.teacher(batch, [0, 1])

@@ -5,8 +5,8 @@ the model; by a file of ``matta teach`` as it is by default; and by one of as ma
 likeliest outputs alone. Paired seeds. One line of JSON: by how many per cent of perplexity each
 width is better by a file than by the model (below 0: worse), for each seed, and bytes a token.
 
-    python -m benchmarks.teacher_file --data FOLDER            # a quarter of an hour
-    python -m benchmarks.teacher_file --data FOLDER --quick    # two minutes
+    python -m benchmarks.family.teacher_file --data FOLDER            # a quarter of an hour
+    python -m benchmarks.family.teacher_file --data FOLDER --quick    # two minutes
 
 """
 
