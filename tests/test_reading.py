@@ -20,6 +20,7 @@ from matta_cli.models.source import open_source, read_json
 from matta_cli.report.schema import Report
 from matta_cli.search.journal import journal, kept_trials
 from matta_cli.settings.resolve import read_toml
+from matta_cli.tasks.sentence_embedding.stored import Stored, stored
 from matta_cli.training.log import evaluations
 from matta_cli.training.teacher_file import is_file, read, read_teacher_card
 
@@ -235,3 +236,13 @@ def test_a_run_without_a_checkpoint_goes(tmp_path):
         space.run.mkdir()
         raise OSError("died in its first step")
     assert not space.run.exists()
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"{", b"\xff\xfe{}", None])
+def test_what_can_be_done_without_is_none_where_it_cannot_be_read(tmp_path, content):
+    """Each of the files that lie beside a model, say: a sentence on it would be in the way."""
+    path = tmp_path / "sentence_bert_config.json"
+    if content is not None:
+        path.write_bytes(content)
+    assert reading.lenient(path) is None
+    assert stored(tmp_path) == Stored()

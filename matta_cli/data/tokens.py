@@ -19,7 +19,7 @@ import numpy as np
 
 from matta_cli import trust
 from matta_cli.errors import MattaError
-from matta_cli.files import atomic
+from matta_cli.files import atomic, reading
 from matta_cli.files.cache import cache
 
 FORMAT = 2  # also that of how text becomes tokens: another one is another key
@@ -86,7 +86,7 @@ def _write(path: Path, dtype: str, arrays: Iterator[np.ndarray], limit: int) -> 
 def _sound(folder: Path, identity: Any, limit: int) -> dict[str, Any] | None:
     """The card of a token file that is as it was written and long enough, else None."""
     try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+        card = reading.lenient(folder / "card.json")
         if card["identity"] != identity or not (card["complete"] or 0 < limit <= card["count"]):
             return None
         path, crc = folder / "tokens.bin", 0

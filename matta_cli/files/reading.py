@@ -74,6 +74,14 @@ def parsed(json_text: str) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def lenient(path: Path) -> Any:
+    """What a JSON file holds, for who can do without it; None where none can be read."""
+    try:
+        return parsed(text(path))
+    except (OSError, ValueError, MattaError):
+        return None
+
+
 def stored(path: Path, kind: Any, again: str, newest: int | None = None) -> Any:
     """The JSON of a file, of a kind (see ``checked``), with ``format`` up to the newest known.
 
@@ -132,6 +140,15 @@ def tensors(path: Path, again: str) -> dict[str, Tensor]:
         return load_file(str(regular(path)))
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise MattaError(f"{path} is damaged ({said(error)}): {again}.") from None
+
+
+def header(path: Path) -> tuple[dict[str, Any], int]:
+    """What a safetensors file says of its tensors, by name, and where their values begin."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+    entries.pop("__metadata__", None)
+    return entries, 8 + length
 
 
 def finite(value: float) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -43,25 +42,16 @@ def _of_folder(folder: Path) -> str:
     """That of a folder's safetensors files; where it has none, what its config.json says."""
     counted: Counter[str] = Counter()
     for path in sorted(folder.glob("model*.safetensors")):
-        for name, entry in _header(path).items():
-            if name != "__metadata__" and entry["dtype"] in ("F64", *_SAFETENSORS):
+        for entry in reading.header(path)[0].values():
+            if entry["dtype"] in ("F64", *_SAFETENSORS):
                 start, end = entry["data_offsets"]
                 each = 4 if entry["dtype"] in ("F32", "F64") else 2
                 counted[_SAFETENSORS.get(entry["dtype"], "float32")] += (end - start) // each
     if counted:
         return _most(counted)
-    try:
-        config = reading.parsed(reading.text(folder / "config.json"))
-    except (OSError, ValueError):
-        return "float32"
-    said = config.get("dtype") or config.get("torch_dtype") if isinstance(config, dict) else None
+    config = reading.record(reading.lenient(folder / "config.json"))
+    said = config.get("dtype") or config.get("torch_dtype")
     return said if said in DTYPES else "float32"
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """What a safetensors file, which has been opened once, says of its tensors."""
-    with path.open("rb") as file:
-        return json.loads(file.read(int.from_bytes(file.read(8), "little")))
 
 
 def _most(counted: Counter[str]) -> str:

@@ -74,8 +74,6 @@ def refuse_folder(folder: Path, name: str) -> None:
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
     weights = {n for n in there if n.endswith((".safetensors", ".bin")) and "adapter" not in n}
-    if "adapter_config.json" in there:
-        raise MattaError(f"{name!r} {_LORA}.")
     if weights:
         return
     if inside := sorted(n for n in there if n.lower().endswith(".gguf")):

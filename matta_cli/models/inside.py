@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Any
 
 from matta_cli import trust
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import lenient, only_files
 
 _KINDS = ("json", "safetensors", "bin", "pt", "pth", "ckpt", "model", "tiktoken", "jinja")
 _PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "vocab.*", "merges.txt")
@@ -18,31 +17,33 @@ _PATTERNS += ("[0-9]*/*.json", "template/*.json", "importance/*.safetensors")
 def check(folder: Path) -> None:
     """Raise ``MattaError`` where a folder points to files, or to code, that are not its own.
 
-    Links that the hub's cache is made of stay within that, and count as its files.
+    And where a pipe or a device lies in it. Links that the hub's cache is made of stay within
+    that, and count as its files.
     """
+    only_files(folder)
     for path in sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)}):
         inside(folder, path)
     if (folder / "adapter_config.json").is_file():
         merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
         raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")
     for path in folder.glob("*.index.json"):
-        shards = _json(path)
+        shards = lenient(path)
         weights = shards.get("weight_map") if isinstance(shards, dict) else None
         for name in sorted({*map(str, weights.values())} if isinstance(weights, dict) else ()):
             _named(folder, path, name)
-    steps = _json(folder / "modules.json")
+    steps = lenient(folder / "modules.json")
     for step in steps if isinstance(steps, list) else ():
         if not isinstance(step, dict):
             continue
         _named(folder, folder / "modules.json", str(step.get("path", "")))
     _tokenizer(folder, folder / "tokenizer_config.json")
     for name in ("config.json", "template/config.json"):
-        trust.check_config(_json(folder / name), str(folder / name))
+        trust.check_config(lenient(folder / name), str(folder / name))
 
 
 def _tokenizer(folder: Path, path: Path) -> None:
     """Check the files that a tokenizer's configuration names, which some releases open."""
-    settings = _json(path)
+    settings = lenient(path)
     for key, value in settings.items() if isinstance(settings, dict) else ():
         # many name one of the machine that they were written on, which is not there
         named = isinstance(value, str) and str(key).endswith("_file") and (folder / value).exists()
@@ -88,11 +89,3 @@ def _of_cache(real: Path, root: Path) -> bool:
         return False
     own = os.getuid() if hasattr(os, "getuid") else 0
     return real.stat().st_uid in (own, snapshots.stat().st_uid, 0)
-
-
-def _json(path: Path) -> Any:
-    """What a JSON file holds; None where it cannot be read, which its own reader says."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    except (OSError, ValueError, RecursionError):
-        return None

@@ -17,6 +17,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.foreign import layout
+from matta_cli.models.quantized import refuse_missing
 from matta_cli.models.source import open_source, read_json
 from matta_cli.progress import Say
 
@@ -151,12 +152,10 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     model, report = kind.from_pretrained(
         str(source.folder), output_loading_info=True, trust_remote_code=False
     )
-    what = type(model).__name__
-    if missing := sorted(report["missing_keys"]):
-        lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
-        raise MattaError(f"{source.name!r} is no whole {what}: {lacks} not in it.")
+    refuse_missing(model, report, source.name)
     if unread := sorted(report["unexpected_keys"]):
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
+        what = type(model).__name__
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
 

@@ -165,10 +165,18 @@ def _whole(kind: Any, folder: Path, name: str, **given: Any) -> nn.Module:
         raise MattaError(
             f"{name!r} is quantized, and transformers leaves {scales[0]} out: {_FROM}."
         )
+    refuse_missing(model, report, name)
+    return model
+
+
+def refuse_missing(model: nn.Module, report: Mapping[str, Any], name: str) -> None:
+    """Raise ``MattaError`` where weights are missing, which transformers draws by chance.
+
+    report: what it says of a loading.
+    """
     if missing := sorted(report["missing_keys"]):
         lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
         raise MattaError(f"{name!r} is no whole {type(model).__name__}: {lacks} not in it.")
-    return model
 
 
 def _is_plain(model: nn.Module) -> bool:

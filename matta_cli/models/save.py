@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.models.source import TEMPLATE
 from matta_cli.nested.sizes import full_sizes, own_sizes
 
@@ -71,7 +71,7 @@ def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
     # a tied one by every name
     values = {name: known[id(tensor)] for name, tensor in named.items() if id(tensor) in known}
     files = sorted(folder.glob("*.safetensors"))
-    headers = [_header(path) for path in files]
+    headers = [reading.header(path) for path in files]
     if any(name not in values for entries, _ in headers for name in entries):
         return False
     for path, (entries, start) in zip(files, headers, strict=True):
@@ -84,15 +84,6 @@ def _overwritten(folder: Path, model: nn.Module, state: Mapping[str, Tensor]) ->
                 file.seek(start + entry["data_offsets"][0])
                 file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return True
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, by name, and where their values begin."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        entries = json.loads(file.read(length))
-    entries.pop("__metadata__", None)
-    return entries, 8 + length
 
 
 def weights_digest(model: nn.Module) -> str:

@@ -47,7 +47,6 @@ def open_source(
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
-            reading.only_files(path)
             inside.check(path)
             if (path / TEMPLATE).is_dir():
                 return _open_own(path, text)

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,6 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     where = str(home(folder)) if own else given
     if Path(where).is_dir():
         check(Path(where))
-        reading.only_files(Path(where))
     try:
         with trust.sealed():
             tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
@@ -145,8 +145,8 @@ def two_formats(folder: Path) -> str:
     if not stored.is_file():
         return ""
     try:
-        known = json.loads(stored.read_text(encoding="utf-8"))["model"]["vocab"]
-    except (OSError, ValueError, KeyError, TypeError):
+        known = reading.lenient(stored)["model"]["vocab"]
+    except (KeyError, TypeError):
         return ""
     others = [p for p in ("tokenizer.model", "spiece.model") if (folder / p).is_file()]
     for name in ("vocab.json", "vocab.txt"):
@@ -159,14 +159,15 @@ def two_formats(folder: Path) -> str:
     return f"{folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
 
 
-def _vocabulary(path: Path) -> dict[str, int]:
+def _vocabulary(path: Path) -> Mapping[str, int]:
+    if path.suffix == ".json":
+        return reading.record(reading.lenient(path))
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = text.split("\n")[: -1 if text.endswith("\n") else None]
-        found = json.loads(text) if path.suffix == ".json" else {w: i for i, w in enumerate(lines)}
-    except (OSError, ValueError):
+        text = reading.text(path)
+    except (OSError, MattaError):
         return {}
-    return found if isinstance(found, dict) else {}
+    lines = text.split("\n")[: -1 if text.endswith("\n") else None]
+    return {word: number for number, word in enumerate(lines)}
 
 
 def around(tokenizer: Any) -> tuple[list[int], list[int]]:

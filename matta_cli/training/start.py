@@ -11,6 +11,7 @@ import torch
 
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import lenient
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import score
 from matta_cli.measure.intervals import Difference, Sampled, differences
@@ -51,10 +52,10 @@ class Start:
     def of(cls, space: Workspace) -> Start | None:
         """What a run in ``space`` began from; None where that is not known."""
         try:
-            stored = json.loads(space.start.read_text(encoding="utf-8"))
+            stored = lenient(space.start)
             values = {str(name): dict(own) for name, own in stored["values"].items()}
             return cls(int(stored["examples"]), values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import lenient, record
 
 # the one beside the weights, whatever kind of encoder it was first written for
 _CARDS = "sentence_*_config.json"
@@ -33,14 +32,15 @@ def stored(folder: Path | None) -> Stored:
     if folder is None:
         return Stored()
     cards = [path for where in (folder, folder / "0_Transformer") for path in where.glob(_CARDS)]
-    card = _read(sorted(cards)[0]) if cards else {}
-    own = _read(folder / "config_sentence_transformers.json")
+    card = record(lenient(sorted(cards)[0])) if cards else {}
+    own = record(lenient(folder / "config_sentence_transformers.json"))
     known = own.get("prompts")
     given = known.items() if isinstance(known, dict) else ()
     prompts = {name: text for name, text in given if isinstance(text, str) and text}
     named, notes = own.get("default_prompt_name"), []
     prompt = prompts.get(named, "")
-    if prompt and _read(folder / "1_Pooling" / "config.json").get("include_prompt") is False:
+    pooling = record(lenient(folder / "1_Pooling" / "config.json"))
+    if prompt and pooling.get("include_prompt") is False:
         why = "its embedding leaves the prompt out (include_prompt), which matta cannot"
         raise MattaError(f"{str(folder)!r} has a prompt before each sentence, but {why}.")
     if prompt:
@@ -59,12 +59,3 @@ def stored(folder: Path | None) -> Stored:
     return Stored(
         length if isinstance(length, int) else 0, bool(card.get("do_lower_case")), prompt, notes
     )
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none that can be read."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
