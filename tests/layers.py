@@ -22,7 +22,7 @@ ROWS = (
     ("data", "report", "models"),
     ("tasks",),
     ("measure",),
-    ("conversion",),
+    ("conversion", "formats"),
     ("training",),
     ("students", "search", "comparison"),
     ("verdict",),

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 import matta_cli
 from matta_cli.commands.options import explained
 from matta_cli.errors import MattaError
+from matta_cli.formats.programs import PROGRAMS
 from matta_cli.main import app
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
 from matta_cli.settings.resolve import resolve, tomllib
-from matta_cli.students.programs import PROGRAMS
 
 NAMES = [
     f"{section}.{field.name}"

@@ -20,6 +20,7 @@ def export(
     widths: options.Widths = None,
     format: options.Format = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
     target_prefill: options.TargetPrefill = None,
@@ -77,12 +78,13 @@ def export(
 def show(report: Report, out: Path, json: bool) -> None:
     """Print a report: the table (or JSON) on stdout; its notes, and what is next, on stderr."""
     from matta_cli.report import terminal
+    from matta_cli.report.findings import quantized
 
     if json:
         console.data(report.to_json())
     else:
         console.fitting(terminal.tables(report))
-    for note in report.notes:
+    for note in [*quantized(report), *report.notes]:
         console.say(f"Note: {note}")
     console.say(f"Students: {Workspace(out).students}")
     console.say(f"Report: {Workspace(out).report.with_suffix('.html')}")

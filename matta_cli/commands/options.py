@@ -90,6 +90,7 @@ Shard = Annotated[bool | None, flag("distill.shard", "--shard/--no-shard", panel
 Widths = Annotated[str | None, flag("export.widths", metavar=NUMBERS)]
 Format = Annotated[str | None, flag("export.format", metavar=LIST)]
 Dtype = Annotated[str | None, flag("export.dtype")]
+Quantize = Annotated[str | None, flag("export.quantize", metavar=LIST)]
 Checkpoint = Annotated[str | None, flag("export.checkpoint")]
 Margin = Annotated[float | None, flag("export.margin")]
 Bootstrap = Annotated[int | None, flag("export.bootstrap")]

@@ -93,6 +93,9 @@ def load_student(folder: str | Path) -> nn.Module:
     if not folder.is_dir():
         raise MattaError(f"There is no folder {str(folder)!r}.")
     card = read_card(folder)
+    if kind := card["lineage"].get("quantized"):
+        instead = "its README.md says what loads it, and `matta eval` measures it"
+        raise MattaError(f"{str(folder)!r} is a Student in {kind}, and no dense module: {instead}.")
     return opened(plugins.adapter(card["adapter"], folder), open_source(f"local-dir:{folder}"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import UNTOLD, Comparison, claim, compared, says
+from matta_cli.report.claims import UNTOLD, Comparison, against_float, claim, compared, says
 from matta_cli.report.findings import with_cuts
 from matta_cli.report.schema import Metric, Report, Role
 from matta_cli.report.values import both, listed
@@ -15,6 +15,7 @@ def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
     """The sentences; none when all is well. rivals: Students against plain distillation."""
     found = _parity(report)
     found += [one.sentence for one in rivals if one.verdict == WORSE]
+    found += [one.sentence for one in against_float(report) if one.verdict == WORSE]
     found += _unclear(rivals) + _unclear(compared(report, Role.BASE))
     for metric in report.metrics:
         if metric.higher is not None:

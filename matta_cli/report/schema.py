@@ -26,6 +26,7 @@ class Role(str, Enum):
     TA = "ta"
     BASE = "base"
     STUDENT = "student"
+    QUANTIZED = "quantized"  # a Student, in fewer bits
     CUT = "cut"  # a Student's size, cut out of the TA as it was converted
     PLAIN = "plain"  # that cut, distilled by itself
     ALONE = "alone"  # that cut, trained on the labels by itself
@@ -138,8 +139,7 @@ class Program(Stored):
 class Searched(Stored):
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
-    trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
-    are chosen by.
+    trained: whether all its sizes were trained. chosen_by: its score where sizes are chosen.
     """
 
     loads: str = ""
@@ -153,15 +153,16 @@ class Searched(Stored):
 class ModelEntry(Stored):
     """One model of a report.
 
-    of: the Student that a cut or a baseline is compared with. folder: below the output folder.
-    loader: the expression that loads it. layers: those of the TA that it keeps. curve: (step,
-    value of the first metric) during a baseline's training.
+    of: the Student that it is compared with, of a cut, a baseline or one in fewer bits. quantized:
+    in which, such as int8. folder: below the output folder. loader: the expression that loads it.
+    layers: those of the TA that it keeps. curve: (step, value of the first metric) of a baseline.
     """
 
     name: str
     role: Role = Role.STUDENT
     width: float | None = None
     of: str | None = None
+    quantized: str = ""
     folder: str | None = None
     loader: str = ""
     stock: bool = False
@@ -199,7 +200,7 @@ class ModelEntry(Stored):
         value: dict[str, Any] = {}
         for name, item in super().to_json().items():
             value |= (item or {}) if name in ("cost", "searched") else {name: item}
-        some = ("of", "training", "curve", "prefill", "decode")
+        some = ("of", "quantized", "training", "curve", "prefill", "decode")
         dropped = {name for name in some if not value[name]}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
@@ -209,8 +210,8 @@ class ModelEntry(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelEntry:
-        searched = value if "front" in value else None
-        return super().from_json({**value, "cost": value, "searched": searched})
+        own = {"cost": value, "searched": value if "front" in value else None}
+        return super().from_json({**value, **own})
 
 
 @dataclass(frozen=True)
@@ -295,8 +296,7 @@ class Run(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Run:
-        points = value.get("curve") or []
-        curve = [(point.get("step"), point.get("values") or {}) for point in points]
+        curve = [(p.get("step"), p.get("values") or {}) for p in value.get("curve") or []]
         return super().from_json({**value, "curve": curve})
 
 
@@ -396,5 +396,5 @@ class Report(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:
-        run, searched = value.get("training"), value.get("search")
-        return super().from_json({**value, "run": run, "searched": searched})
+        named = {"run": value.get("training"), "searched": value.get("search")}
+        return super().from_json({**value, **named})
