@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -93,4 +94,6 @@ app.add_typer(recipe, name="recipe")
 
 def main() -> None:
     """Entry point of ``matta``."""
+    # torchao, wherever it is installed, has torch warn here of its own future
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     app()

@@ -20,6 +20,7 @@ from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from safetensors.torch import load_file, save_file
 from test_adapters import ADAPTERS, MODELS, layer, made
 from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from matta_cli.adapter import Adapter
 from matta_cli.comparison.compare import Asked, evaluation
@@ -41,6 +42,7 @@ from matta_cli.students import quantized as students
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
 from matta_cli.verdict.judge import remake
+from tests.sample_text import byte_tokenizer, prose
 
 NO_TORCHAO = pytest.mark.skipif(
     importlib.util.find_spec("torchao") is None, reason="torchao is not installed"
@@ -267,11 +269,17 @@ def test_every_adapter(name: str, kind: str, tmp_path: Path) -> None:
     to.mkdir()
     task = tasks_task.task(adapter.task, Recipe())
     by_torchao = torchao.fits(model, adapter.loader)
-    if by_torchao and kind == "int4":
+    if by_torchao and kind == "int4" and importlib.util.find_spec("torchao"):
         with pytest.raises(MattaError, match="torchao computes with weights of 4 bits on GPUs"):
             quantized.refuse(kind, model, adapter.loader)
         return
     assert by_torchao == (adapter.task == "causal_lm" and name not in ("gpt2", "auto"))
+    if by_torchao and importlib.util.find_spec("torchao") is None:
+        with pytest.raises(
+            MattaError, match=r"needs torchao .*: pip install 'matta\[quantize\]'\."
+        ):
+            quantized.refuse(kind, model, adapter.loader)
+        return
     own = Maker(task, model, tmp_path / "float", adapter.loader, repeated(batch, 3), list, 1)
     with own as maker:
         line = maker.write(kind, to)
@@ -324,3 +332,73 @@ def test_convolutions_are_calibrated(tmp_path: Path) -> None:
     got, expected = (Listening(one).run(task, batch).output for one in (copy, model))
     assert seen and 0 < (got - expected).abs().max() < 0.2 * expected.abs().max()
     assert (tmp_path / "student.onnx").stat().st_size < 1.2 * cost.parameters(model)
+
+
+# Language models, from a run to where they are opened again
+
+
+def spoken(folder: Path, model: Any) -> tuple[Path, Report]:
+    """A run of a language model and its export in int8, in an output folder."""
+    (folder / "train.txt").write_text(prose(80))
+    model.save_pretrained(folder / "base")
+    byte_tokenizer([prose(60)], 300).save_pretrained(folder / "base")
+    found = Recipe()
+    run = {"teacher": str(folder / "base"), "steps": 2, "batch_size": 4, "widths": [1.0]}
+    data = {"train": str(folder / "train.txt"), "eval_examples": 8, "sequence_length": 16}
+    times = {"batch_size": 2, "new_tokens": 2, "prompt_tokens": 4}
+    tables = {
+        "convert": {"source": str(folder / "base")},
+        "data": data,
+        "distill": {**run, "allow_weak_teacher": True},
+        "export": {"widths": [1.0], "bootstrap": 20, "quantize": ["int8"], **times},
+    }
+    found.update(tables, "test")
+    convert(found, folder / "out")
+    distill(found, folder / "out")
+    return folder / "out", export(found, folder / "out")
+
+
+@NO_TORCHAO
+@pytest.mark.slow
+def test_a_language_model_by_torchao(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=300, **sizes, **heads))
+    out, report = spoken(tmp_path, model)
+    (copy,), own = copies(report), report.model("width 1")
+    assert copy.latency(2, "decode") and copy.latency(1, "prefill") and own.cost.bytes
+    # embeddings and the output layer, half of so small a model, stay as they are
+    assert 0.5 < (copy.cost.bytes or 0) / own.cost.bytes < 0.8
+    folder = out / str(copy.folder)
+    assert [path.name for path in folder.glob("*.safetensors")] == ["model.safetensors"]
+    assert not [*folder.glob("*.bin"), *folder.glob("*.pt")]
+    batch = {"input_ids": torch.arange(20).reshape(2, 10)}
+    said = run_lines(lines_of(folder / "README.md"), batch, tmp_path)
+    quantized_one = quantized.opened(folder, nn.Identity())
+    with torch.no_grad():
+        assert torch.allclose(said, quantized_one(**batch).logits, atol=1e-5)
+    # opened as any model of few bits is: as the numbers that its weights stand for
+    found = Recipe()
+    found.update({"convert": {"source": str(folder)}}, "test")
+    found.convert.order = "none"
+    opened = convert(found, tmp_path / "again").ta.model.model.layers[0].mlp.up_proj.weight
+    whole = load_student(out / str(own.folder)).model.layers[0].mlp.up_proj.weight
+    step = whole.abs().amax(1, keepdim=True) / 127
+    assert ((opened - whole).abs() <= 0.51 * step).all() and (opened != whole).any()
+
+
+@pytest.mark.slow
+def test_a_language_model_as_a_program(tmp_path: Path) -> None:
+    """GPT-2 has no linear layers for torchao: its program reads prompts, and keeps no cache."""
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=300, n_embd=32, n_head=2, n_layer=2, n_positions=32)
+    out, report = spoken(tmp_path, GPT2LMHeadModel(config))
+    (copy,), own = copies(report), report.model("width 1")
+    assert copy.loader.startswith("onnxruntime.") and own.latency(2, "decode")
+    assert copy.latency(2, "prefill") and copy.latency(2, "decode") is None
+    assert any("In onnxruntime, too, width 1 takes" in note for note in report.notes)
+    small = str(out / str(copy.folder))
+    asked = Asked([small], speculative=[small, str(out / str(own.folder))])
+    with pytest.raises(MattaError, match="a program of ONNX, which does not generate"):
+        evaluation(Recipe(), asked, out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -41,13 +42,18 @@ def quantize(kind: str, program: Path, to: Path, examples: Sequence[Inputs]) -> 
     where onnxruntime cannot.
     """
     try:
-        with _quiet():
+        with _quiet(), tempfile.TemporaryDirectory() as temp:
+            from onnxruntime.quantization.shape_inference import quant_pre_process
+
+            # what can be computed before, such as a transposed weight, is one that quantizes
+            folded = Path(temp) / "folded.onnx"
+            quant_pre_process(program, folded, skip_symbolic_shape=True)
             if kind == "int4":
-                _int4(program, to)
+                _int4(folded, to)
             elif kind == "int8":
-                _dynamic(program, to)
+                _dynamic(folded, to)
             else:
-                _static(program, to, examples)
+                _static(folded, to, examples)
     except Exception as error:  # it raises whatever it has not foreseen
         what = f"onnxruntime cannot quantize this program ({kind})"
         raise MattaError(f"{what}: {said(error)[:300]}") from error

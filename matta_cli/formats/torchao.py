@@ -39,7 +39,7 @@ def fits(model: nn.Module, loader: str) -> bool:
 def quantize(folder: Path, to: Path) -> None:
     """Write the model of a folder with weights of 8 bits, a scale for each output.
 
-    Embeddings, and an output layer that shares their weights, stay as they are. Raises
+    Embeddings and the output layer stay as they are. Raises
     ``MattaError`` where transformers or torchao cannot.
     """
     with _sealed(folder):
@@ -47,7 +47,7 @@ def quantize(folder: Path, to: Path) -> None:
         from transformers import TorchAoConfig
 
         how: Any = TorchAoConfig(Int8WeightOnlyConfig(set_inductor_config=False))
-        model = _from(folder, quantization_config=how, dtype="auto")
+        model = _from(folder, quantization_config=how, torch_dtype="auto")
         model.save_pretrained(str(to))
 
 
@@ -56,7 +56,7 @@ def opened(folder: Path) -> nn.Module:
     import torch
 
     with _sealed(folder):
-        return _from(folder, dtype=torch.float32).eval()
+        return _from(folder, torch_dtype=torch.float32).eval()
 
 
 def _from(folder: Path, **given: Any) -> Any:

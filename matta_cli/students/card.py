@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
+from matta_cli.report.claims import Comparison, against_float
 from matta_cli.report.findings import batches
 from matta_cli.report.render import escaped, fence
 from matta_cli.report.schema import ModelEntry, Parity, Report
@@ -27,6 +28,7 @@ PIPELINES = {
 
 _TEMPLATE = Path(__file__).with_name("card.md")
 _LICENSE = ("license", "license_name", "license_link")
+_NEEDS = {"transformers": "transformers torchao"}
 _VERDICT = "\n## Verdict\n\n"
 
 
@@ -119,12 +121,21 @@ def _license(source: str) -> dict[str, Any]:
     return {name: getattr(known, name, None) for name in _LICENSE}
 
 
+def _against(entry: ModelEntry, report: Report) -> list[Comparison]:
+    """A quantized Student against its float one."""
+    return [one for one in against_float(report) if one.student is entry]
+
+
 def _rows(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
     cost, machine = entry.cost, report.device
     yield "parameters", f"{cost.parameters:,}"
     yield "MACs per example", f"{cost.macs:,}"
     if cost.bytes:
         yield "bytes of weights", f"{cost.bytes:,}"
+    if entry.quantized:
+        module = entry.loader.partition(".")[0]
+        yield "needs", f"pip install {_NEEDS.get(module, module)}"
+    yield from ((f"against {one.other.name}", one.sentence) for one in _against(entry, report))
     if entry.parity is not None:
         yield "weights saved in", saved_in(entry.parity)
     for of in TIMED:

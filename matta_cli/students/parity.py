@@ -63,10 +63,12 @@ for name, folder in job["folders"].items():
         out = torch.from_numpy(model.run(None, {{k: v.numpy() for k, v in given.items()}})[0])
     else:
         if not isinstance(model, torch.fx.GraphModule):  # a program is in eval mode for good
-            model.eval().float()  # weights of half the bits are compared in float32
+            model.eval()
+            if not getattr(model, "is_quantized", False):
+                model.float()  # weights of half the bits are compared in float32
         with torch.no_grad():
             out = model(*args, **kwargs)
-    outputs[name] = tensor_of(out).contiguous()
+    outputs[name] = tensor_of(out).float().contiguous()
 save_file(outputs, job["outputs"])
 """
 
@@ -87,7 +89,8 @@ def proven(
     found = {}
     reloaded = _reloaded(students, quantized, task, model, probe)
     for one in quantized:
-        found[one.name] = _parity(one.name, reloaded[one.name], one.expected, STEPPED)
+        near = max(STEPPED, ROUNDED.get(one.of.dtype, 0.0))  # it computes in what it is saved in
+        found[one.name] = _parity(one.name, reloaded[one.name], one.expected, near)
     for written in students:
         for name in written.loaders:
             found[name] = _parity(name, reloaded[name], written.expected)
