@@ -48,14 +48,15 @@ def rows(report: Report) -> list[dict[str, Any]]:
     return [row(model) for model in report.of(Role.STUDENT, Role.QUANTIZED)]
 
 
-def measure(name: str, folders: list[Path], cache: Path, quick: bool) -> dict[str, Any]:
+def measure(name: str, cache: Path, options: Any) -> dict[str, Any]:
     """One run of a problem, and its export."""
-    problem = PROBLEMS[name]
-    recipe = problem.recipe(cache, problem.data(folders), 0, quick=quick)
+    problem, quick = PROBLEMS[name], options.quick
+    recipe = problem.recipe(cache, problem.data(options.data), 0, quick=quick)
     recipe.distill.lr, recipe.distill.widths = problem.middle, WIDTHS
+    recipe.distill.steps = options.steps or recipe.distill.steps
     recipe.distill.allow_weak_teacher, own = True, recipe.export
-    own.widths, own.quantize, own.batch_size = WIDTHS, list(KINDS), BATCH
-    recipe.data.eval_examples = 200 if quick else 0
+    own.widths, own.quantize, own.batch_size = WIDTHS, options.quantize.split(","), BATCH
+    recipe.data.eval_examples = 200 if quick else options.examples
     with tempfile.TemporaryDirectory() as temp:
         out = Path(temp)
         convert(recipe, out)
@@ -65,6 +66,7 @@ def measure(name: str, folders: list[Path], cache: Path, quick: bool) -> dict[st
     metric = report.metrics[0]
     beside = [note for note in report.notes if note.startswith("In onnxruntime")]
     told = {"title": problem.title, "metric": metric.label, "higher_is_better": metric.higher}
+    told["steps"] = recipe.distill.steps
     return {**told, "data": report.data, "models": rows(report), "in_onnxruntime": beside}
 
 
@@ -72,6 +74,9 @@ def main() -> None:
     arguments = common.parser(__doc__)
     arguments.add_argument("--data", type=Path, action="append", default=[])
     arguments.add_argument("--problems", default=",".join(USUAL))
+    arguments.add_argument("--steps", type=int, default=0, help="of each run; 0: the study's")
+    arguments.add_argument("--examples", type=int, default=0, help="measured on; 0: all")
+    arguments.add_argument("--quantize", default=",".join(KINDS))
     arguments.add_argument("--cache", type=Path, help="keep bases and Teachers here")
     options = arguments.parse_args()
     cache = options.cache or Path(tempfile.mkdtemp(prefix="matta-quantized-"))
@@ -79,7 +84,7 @@ def main() -> None:
     try:
         for name in options.problems.split(","):
             try:
-                found[name] = measure(name, options.data, cache, options.quick)
+                found[name] = measure(name, cache, options)
             except Missing as error:
                 sys.stderr.write(f"{name} is left out: {error}.\n")
     finally:

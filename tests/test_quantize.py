@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -37,6 +38,7 @@ from matta_cli.models.folders import load_student
 from matta_cli.models.save import save_model
 from matta_cli.report.claims import against_float
 from matta_cli.report.schema import ModelEntry, Report, Role
+from matta_cli.search import bits
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import quantized as students
 from matta_cli.tasks import task as tasks_task
@@ -195,6 +197,10 @@ def test_what_is_broken_is_left_out(reported: Report, tmp_path: Path) -> None:
     [
         ({"quantize": ["int2"]}, "--quantize 'int2' is not known: int8, int8-static, int4, auto."),
         ({"quantize": ["auto"]}, "--quantize auto is for --target-memory"),
+        (
+            {"quantize": ["auto"], "target_memory": ["1MB"], "target_latency": ["1s"]},
+            "--quantize auto with a limit on time is not supported",
+        ),
     ],
 )
 def test_refusals(ranked: Path, more: dict[str, Any], sentence: str) -> None:
@@ -211,6 +217,50 @@ def test_a_missing_package_is_one_sentence(ranked: Path, monkeypatch: pytest.Mon
     )
     with pytest.raises(MattaError, match=r"needs onnx.*: pip install 'matta\[onnx\]'\.$"):
         export(recipe(ranked, quantize=["int8"]), ranked / "out", overwrite=True)
+
+
+@pytest.mark.slow
+def test_a_budget_is_met_by_more_units_of_fewer_bits(
+    ranked: Path, reported: Report, tmp_path: Path
+) -> None:
+    """Where int8 has room for all of the units, and float for a part of them, both are measured."""
+    int8, _ = copies(reported)
+    limit = (int8.cost.bytes or 0) + 500
+    assert limit < (reported.model("width 1").cost.bytes or 0)
+    given = {"widths": [], "target_memory": [f"{limit}B"], "quantize": ["auto"]}
+    own = recipe(ranked, **given)
+    own.search.trials = 3
+    out = shutil.copytree(ranked / "out", tmp_path / "out")
+    report = export(own, out, overwrite=True)
+    name = f"memory-{limit}B"
+    (chosen,) = copies(report)
+    assert (chosen.name, chosen.of, chosen.quantized) == (name, f"{name} float", "int8")
+    assert (chosen.cost.bytes or 0) <= limit < (report.model(f"{name} float").cost.bytes or 0)
+    assert (out / "students" / name / "student.onnx").is_file()
+    assert any(re.search(rf"^{name}: width 1, in int8; it uses 9\d\.\d %", n) for n in report.notes)
+    found = re.compile(r"AUC while sizes were chosen was (.*) in float .* and (.*) in int8")
+    (told,) = (match for note in report.notes if (match := found.search(note)))
+    assert float(told[2]) > float(told[1])
+
+
+@pytest.mark.slow
+def test_a_budget_that_float_meets_better_stays_in_float(ranked: Path, tmp_path: Path) -> None:
+    """A rule of nothing but the scores: here those of int8 are all but chance."""
+    own = recipe(ranked, widths=[], target_memory=["40kB"], quantize=["auto"])
+    own.search.trials = 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits.Bits, "_score", lambda self, copy: 0.5)
+        out = shutil.copytree(ranked / "out", tmp_path / "out")
+        report = export(own, out, overwrite=True)
+    assert not copies(report) and report.model("memory-40kB").cost.bytes <= 40_000
+
+
+@pytest.mark.slow
+def test_a_budget_that_no_bits_meet(ranked: Path) -> None:
+    own = recipe(ranked, widths=[], target_memory=["2kB"], quantize=["auto"])
+    near = r"the smallest Student here has .* in int8, so the nearest possible is --target-memory"
+    with pytest.raises(MattaError, match=near):
+        export(own, ranked / "out", overwrite=True)
 
 
 # In a process of its own, with what a card says alone: it prepares what the lines need, and runs.

@@ -177,10 +177,7 @@ class ModelEntry(Stored):
     searched: Searched | None = None
 
     def timing(self, batch: int, of: str = "latency") -> Timing:
-        """The seconds of a forward at a batch size, or of ``prefill`` or ``decode``.
-
-        Empty where they were not measured.
-        """
+        """The seconds of a forward at a batch size, or of ``prefill`` or ``decode``, if known."""
         times: dict[int, Timing] = getattr(self.cost, of)
         return times.get(batch, Timing())
 
@@ -263,7 +260,7 @@ class AxisStrip(Stored):
 
 @dataclass(frozen=True)
 class Choice(Stored):
-    """The Student of a budget. limits and used (the share of each limit) by the cost's name."""
+    """The Student of a budget, in float or ``quantized``. limits, used (shares) by name."""
 
     budget: str
     limits: dict[str, float]
@@ -271,6 +268,7 @@ class Choice(Stored):
     model: str
     stock: bool
     trained: bool
+    quantized: str = ""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,9 @@ def check(settings: ExportSettings, ta: TA) -> None:
     if quantized.AUTO in settings.quantize and not settings.target_memory:
         own = "it chooses between float and int8 within that"
         raise MattaError(f"--quantize auto is for --target-memory, and there is none: {own}.")
+    if quantized.AUTO in settings.quantize and (settings.target_latency or settings.target_prefill):
+        own = "what a Student takes in other bits is not searched"
+        raise MattaError(f"--quantize auto with a limit on time is not supported: {own}.")
     own = quantized.usual(ta.model)
     for kind in settings.quantize:
         quantized.refuse(own if kind == quantized.AUTO else kind, ta.model, ta.adapter.loader)
