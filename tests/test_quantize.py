@@ -173,6 +173,20 @@ def test_a_copy_alone_and_as_a_module_is_refused(
         folder.rename(ranked / "out/students/width-1-int8")
 
 
+def test_a_program_that_is_a_link_to_elsewhere_is_refused(
+    reported: Report, ranked: Path, tmp_path: Path
+) -> None:
+    folder = ranked / "out/students/width-1-int8"
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "student.onnx").symlink_to(folder / "student.onnx")
+    with pytest.raises(MattaError, match=r"is a link to .* it is not followed"):
+        quantized.opened(tmp_path / "copy", nn.Identity())
+    (tmp_path / "copy" / "student.onnx").unlink()
+    (tmp_path / "copy" / "student.onnx").write_bytes(b"no program")
+    with pytest.raises(MattaError, match=r"onnxruntime cannot open .*student\.onnx: "):
+        quantized.opened(tmp_path / "copy", nn.Identity())
+
+
 def test_what_is_broken_is_left_out(reported: Report, tmp_path: Path) -> None:
     """The gate is the metric's: one that surely loses more than a share of its float one's goes."""
     report = Report.from_json(reported.to_json())
@@ -428,6 +442,12 @@ def test_a_language_model_by_torchao(tmp_path: Path) -> None:
     quantized_one = quantized.opened(folder, nn.Identity())
     with torch.no_grad():
         assert torch.allclose(said, quantized_one(**batch).logits, atol=1e-5)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quant_type"]["default"]["_type"] = "AWQConfig"
+    odd = shutil.copytree(folder, tmp_path / "odd")
+    (odd / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MattaError, match=r"names 'AWQConfig', which matta does not write there\.$"):
+        quantized.opened(odd, nn.Identity())
     # opened as any model of few bits is: as the numbers that its weights stand for
     found = Recipe()
     found.update({"convert": {"source": str(folder)}}, "test")

@@ -13,8 +13,10 @@ from torch import nn
 
 from matta_cli import trust
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import lenient
 from matta_cli.models.quantized import quiet
 
+_WRITTEN = {"Int8WeightOnlyConfig", "PerRow"}
 LOADER = "transformers.AutoModelForCausalLM.from_pretrained({folder})"
 
 
@@ -52,11 +54,28 @@ def quantize(folder: Path, to: Path) -> None:
 
 
 def opened(folder: Path) -> nn.Module:
-    """What ``quantize`` wrote: it computes in float32 with weights of 8 bits, on the CPU."""
+    """What ``quantize`` wrote: it computes in float32 with weights of 8 bits, on the CPU.
+
+    Raises ``MattaError`` for a configuration that names anything else: torchao looks such names up.
+    """
     import torch
 
+    config = lenient(folder / "config.json")
+    stored = config.get("quantization_config") if isinstance(config, dict) else None
+    if strange := sorted(_named(stored) - _WRITTEN):
+        what = f"its config.json names {strange[0]!r}, which matta does not write there"
+        raise MattaError(f"{str(folder)!r} is no Student that matta quantized: {what}.")
     with _sealed(folder):
         return _from(folder, torch_dtype=torch.float32).eval()
+
+
+def _named(stored: Any) -> set[str]:
+    """The classes that a stored configuration names."""
+    parts = stored.values() if isinstance(stored, dict) else stored
+    if not isinstance(stored, (dict, list)):
+        return set()
+    own = {str(stored["_type"])} if isinstance(stored, dict) and "_type" in stored else set()
+    return own.union(*map(_named, parts))
 
 
 def _from(folder: Path, **given: Any) -> Any:
