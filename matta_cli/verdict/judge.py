@@ -90,6 +90,8 @@ def _exported(out: Path) -> Report:
     again, path = command("export", out), Workspace(out).report
     try:
         report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
+        for cut in report.of(Role.CUT):
+            report.model(str(cut.of))
     except FileNotFoundError:
         raise MattaError(f"There is no report in {out}: run `{again}` first.") from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
