@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from encoder_models import encoder, tokens
+from encoder_models import ENCODERS, tokens
 from matta_adapters.decoders import OPT, Gemma, GPTNeoX, Llama, Phi3
 from matta_adapters.encoder import Encoder
-from matta_adapters.encoders import Bert
+from matta_adapters.encoders import Bert, Deberta, DistilBert, Electra, ModernBert, MPNet, Roberta
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
@@ -64,6 +64,12 @@ ADAPTERS = {
     "vit": ViT,
     "mlp_ranker": MLPRanker,
     "bert": Bert,
+    "roberta": Roberta,
+    "electra": Electra,
+    "distilbert": DistilBert,
+    "mpnet": MPNet,
+    "modernbert": ModernBert,
+    "deberta": Deberta,
 }
 
 
@@ -221,8 +227,7 @@ MODELS = {
     "bert-eager-relu": lambda: bert(
         attn_implementation="eager", hidden_act="relu", hidden_dropout_prob=0.3
     ),
-    "bert-sequence": lambda: encoder("bert", "sequence"),
-    "bert-token": lambda: encoder("bert", "token", type_vocab_size=1),
+    **ENCODERS,
     "mlp_ranker-both": lambda: ranker(FIELDS, 6, layer(8, "ReLU"), layer(5, "GELU")),
     "mlp_ranker-batchnorm": lambda: ranker(
         FIELDS, 6, layer(8, "BatchNorm1d", "ReLU", "Dropout"), layer(6, "SiLU", bias=False)
@@ -368,14 +373,14 @@ assert not any(name.startswith("matta") for name in sys.modules)
 
 
 STOCK_MODELS = ("gpt2-n_inner", "llama-qwen2", "vit-deit-distilled", "bert")
-ENCODERS = ("bert-sequence", "bert-token")
+CLASSIFIERS = [name for name in ENCODERS if name.endswith(("-sequence", "-token"))]
 DECODERS = ("gemma-gemma2", "gemma-gemma3", "phi3", "gpt_neox", "opt", "opt-narrow")
 OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-registers")
 
 
 @pytest.mark.parametrize(
     "names",
-    [STOCK_MODELS, DECODERS, ENCODERS, pytest.param(OTHERS, marks=pytest.mark.slow)],
+    [STOCK_MODELS, DECODERS, CLASSIFIERS, pytest.param(OTHERS, marks=pytest.mark.slow)],
     ids=["usual", "decoders", "encoders", "others"],
 )
 def test_stock_reload(names, tmp_path):

@@ -45,7 +45,8 @@ class Encoder(Transformers):
     layers: the path of the blocks. In a block, by paths from it: attention, the module that counts
     heads; qkv, what makes queries, keys and values; out, what reads the heads; up, what makes the
     MLP's units; down, what reads them; norms, those of the stream. inner: the configuration's name
-    of the MLP's units. What a model does not have of the stream, norms and qkv is passed over.
+    of the MLP's units. alike: whether blocks compute alike, so that some may go. What a model does
+    not have of the stream, norms and qkv is passed over.
     """
 
     refused = {key: _DECODER.format(key) for key in ("is_decoder", "add_cross_attention")}
@@ -63,13 +64,17 @@ class Encoder(Transformers):
     down = "output.dense"
     norms: tuple[str, ...] = ("attention.output.LayerNorm", "output.LayerNorm")
     inner = "intermediate_size"
+    alike = True
 
     def matches(self, source: Source) -> bool:
         if source.module is not None:
             kinds = {_named(kind, end) for kind in self.classes.values() for end in ("", *HEADS)}
             return any(c.__name__ in kinds for c in type(source.module).__mro__)
-        other = source.config.get("model_type") not in (None, *self.classes)
-        return not (source.tensors is not None and other) and super().matches(source)
+        told = source.config.get("model_type")
+        if source.tensors is not None and told is not None:
+            whole = [{f"{body}{n}" for n in self.tensors} for body in (self.prefix, "")]
+            return told in self.classes and any(names <= set(source.tensors) for names in whole)
+        return super().matches(source)
 
     def load(self, source: Source) -> nn.Module:
         model: Any = super().load(source)
@@ -89,29 +94,42 @@ class Encoder(Transformers):
 
     def axes(self, model: Any) -> list[Axis]:
         """mlp.I, heads.I (in channels, whole heads at a time), with a head hidden, and depth."""
-        mlps, heads = [], []
-        for i, (path, block) in enumerate(self._blocks(model)):
-            mlp = makes(model, path, *self.up) + reads(model, path, self.down)
-            units = block.get_submodule(self.down).weight.shape[1]
-            mlps.append(Axis(f"mlp.{i}", units, tuple(mlp)))
-            inner = makes(model, path, *self.qkv) + reads(model, path, self.out)
-            size = block.get_submodule(self.out).weight.shape[1]
-            heads.append(Axis(f"heads.{i}", size, tuple(inner), self._channels(model)))
-        axes, body = [*mlps, *heads], self._body(model)
+        axes, body = [], self._body(model)
+        for i, (path, units) in enumerate(zip(self._paths(model), self._units(model), strict=True)):
+            fused = model.get_submodule(f"{path}.{self.up[0]}").weight.shape[0] // units
+            mlp = makes(model, path, *self.up, blocks=fused) + reads(model, path, self.down)
+            axes.append(Axis(f"mlp.{i}", units, tuple(mlp)))
+        axes += self._heads(model)
         if body:
             axes.append(self._hidden(model))
-        # A block's norms come after the sum, so that no block can start as the identity.
-        return [*axes, Axis("depth", len(mlps), (), layers=body + self.layers)]
+        if self.alike:
+            # A block's norms come after the sum, so that no block can start as the identity.
+            count = len(self._paths(model))
+            axes.append(Axis("depth", count, (), layers=body + self.layers))
+        return axes
+
+    def _heads(self, model: Any) -> list[Axis]:
+        axes, step = [], self._channels(model)
+        for i, (path, size) in enumerate(zip(self._paths(model), self._made(model), strict=True)):
+            fused = model.get_submodule(f"{path}.{self.qkv[0]}").weight.shape[0] // size
+            slices = makes(model, path, *self._qkv(model, path), blocks=fused)
+            slices += reads(model, path, self.out)
+            axes.append(Axis(f"heads.{i}", size, tuple(slices), step))
+        return axes
+
+    def _qkv(self, model: nn.Module, path: str) -> list[str]:
+        """What makes the heads of a block, as far as it has that."""
+        return [name for name in self.qkv if _module(model, f"{path}.{name}") is not None]
 
     def _hidden(self, model: Any) -> Axis:
         """The residual stream, with all that is as wide up to the head's last layer."""
         body, slices = self._body(model), list[Slice]()
-        for name in self.stream:
+        for name in self._stream(model):
             slices += _there(model, body + name)
-        for path, _ in self._blocks(model):
+        for path in self._paths(model):
             for norm in self.norms:
                 slices += _there(model, f"{path}.{norm}")
-            slices += reads(model, path, *self.qkv, *self.up)
+            slices += reads(model, path, *self._qkv(model, path), *self.up)
             slices += makes(model, path, self.out, self.down)
         *between, last = self._after(model)
         for name in between:
@@ -120,6 +138,10 @@ class Encoder(Transformers):
                 slices += reads(model, "", name)
         slices += reads(model, "", last)
         return Axis("hidden", self._width(model), tuple(slices), self._channels(model))
+
+    def _stream(self, model: Any) -> tuple[str, ...]:
+        """What of ``stream`` is as wide as the stream."""
+        return self.stream
 
     def _after(self, model: nn.Module) -> list[str]:
         """The layers from the last block to the outputs, in their order."""
@@ -131,17 +153,21 @@ class Encoder(Transformers):
 
     def build(self, model: Any, sizes: Sizes) -> nn.Module:
         student = skeleton(self, model, sizes)
-        config, blocks = student.config, [block for _, block in self._blocks(student)]
-        config.num_hidden_layers = len(blocks)
+        config, paths = student.config, self._paths(student)
+        config.num_hidden_layers = len(paths)
         channels, width = self._channels(student), self._width(student)
         units, made = self._units(student), self._made(student)
-        for block, size in zip(blocks, made, strict=True):
-            self._fit(block.get_submodule(self.attention), size // channels)
+        for path, size in zip(paths, made, strict=True):
+            self._fit(student.get_submodule(f"{path}.{self.attention}"), size // channels)
         if len(set(units)) == 1:
             setattr(config, self.inner, units[0])
         if set(made) == {width}:  # else the library has no such model
             config.hidden_size, config.num_attention_heads = width, width // channels
+        self._repeat(student)
         return student
+
+    def _repeat(self, student: Any) -> None:
+        """Set what else repeats the sizes that the configuration has now."""
 
     def _fit(self, attention: Any, heads: int) -> None:
         """Set what an attention keeps of its sizes beside its tensors."""
@@ -159,27 +185,28 @@ class Encoder(Transformers):
         """What the names of the encoder's modules begin with: nothing where it is alone."""
         return self.prefix if _head(model) else ""
 
-    def _blocks(self, model: Any) -> list[tuple[str, Any]]:
-        """Each block, with its path."""
+    def _paths(self, model: Any) -> list[str]:
+        """The paths of the blocks."""
         path = self._body(model) + self.layers
-        return [(f"{path}.{i}", block) for i, block in enumerate(model.get_submodule(path))]
+        return [f"{path}.{i}" for i in range(len(model.get_submodule(path)))]
 
     def _channels(self, model: Any) -> int:
         """How wide one head is."""
-        (_, block), *_ = self._blocks(model)
-        return int(block.get_submodule(self.attention).attention_head_size)
+        attention = model.get_submodule(f"{self._paths(model)[0]}.{self.attention}")
+        return int(attention.attention_head_size)
 
     def _width(self, model: Any) -> int:
-        (_, block), *_ = self._blocks(model)
-        return int(block.get_submodule(self.down).weight.shape[0])
+        return int(model.get_submodule(f"{self._paths(model)[0]}.{self.down}").weight.shape[0])
 
     def _units(self, model: Any) -> list[int]:
         """The hidden units of each block's MLP."""
-        return [b.get_submodule(self.down).weight.shape[1] for _, b in self._blocks(model)]
+        paths = self._paths(model)
+        return [model.get_submodule(f"{path}.{self.down}").weight.shape[1] for path in paths]
 
     def _made(self, model: Any) -> list[int]:
         """The channels of each block's heads."""
-        return [b.get_submodule(self.out).weight.shape[1] for _, b in self._blocks(model)]
+        paths = self._paths(model)
+        return [model.get_submodule(f"{path}.{self.out}").weight.shape[1] for path in paths]
 
     # Opening
 
@@ -248,7 +275,7 @@ class Encoder(Transformers):
         failing = f"{source.name!r}: transformers cannot build a model from its --config"
         model = empty(lambda: config, getattr(transformers, kind), failing)
         pooler = self._body(model) + _POOLER
-        if not head and not any(key.startswith(pooler) for key in named):
+        if not head and "pooler" in self.own and not any(k.startswith(pooler) for k in named):
             model.pooler = None
         if not any(key.startswith(pooler) for key in model.state_dict()):
             named = {key: tensor for key, tensor in named.items() if not key.startswith(pooler)}
@@ -324,6 +351,11 @@ def _drops(head: str, source: Source) -> bool:
 
 def _there(model: nn.Module, path: str) -> list[Slice]:
     """Where the units lie that a module makes; nowhere where the model has none of that name."""
-    body, _, name = path.rpartition(".")
-    module = getattr(model.get_submodule(body), name, None)
-    return makes(model, body, name) if isinstance(module, nn.Module) else []
+    return makes(model, "", path) if _module(model, path) is not None else []
+
+
+def _module(model: nn.Module, path: str) -> Any:
+    """The module at a path; None where there is none."""
+    above, _, name = path.rpartition(".")
+    found = getattr(model.get_submodule(above), name, None)
+    return found if isinstance(found, nn.Module) else None
