@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from matta_adapters.bert import Bert
+from matta_adapters.encoders import Bert
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (

@@ -17,13 +17,7 @@ import pytest
 import scipy.stats
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-)
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForQuestionAnswering, BertModel
 
 import matta_cli
 from matta_cli.conversion.convert import convert
@@ -524,23 +518,23 @@ def records(out: Path) -> list[dict[str, Any]]:
 def test_a_head_that_is_left_out_is_asked_for_and_stands_in_report_and_card(
     folder: Path, texts: Path
 ) -> None:
-    """A classifier is not silently an encoder. As a Teacher it is said to be one."""
-    model, out = texts / "classifier", texts / "out"
+    """A head is not silently an encoder. As a Teacher it is said to be one."""
+    model, out = texts / "questions", texts / "out"
     shutil.copytree(folder, model)
     torch.manual_seed(0)
-    BertForSequenceClassification(bert().config).save_pretrained(model)
+    BertForQuestionAnswering(bert().config).save_pretrained(model)
     settings = recipe(model, texts, steps=1, batch_size=4, eval_examples=8)
-    with pytest.raises(MattaError, match=r"has a head \(classifier\).*pass --drop-head"):
+    with pytest.raises(MattaError, match=r"has a head \(qa_outputs\).*pass --drop-head"):
         convert(settings, out)
     assert not (out / "ta").exists()
     settings.convert.drop_head = True
-    assert any("(classifier) is left out" in note for note in convert(settings, out).notes)
+    assert any("(qa_outputs) is left out" in note for note in convert(settings, out).notes)
     said: list[str] = []
     distill(settings, out, listen=lambda told: said.append(told.message))
-    assert any("Teacher" in s and "(classifier) is left out" in s for s in said)
+    assert any("Teacher" in s and "(qa_outputs) is left out" in s for s in said)
     settings.export.widths = [0.5]
     report = export(settings, out).to_json()
-    dropped = "its head (classifier), which was left out (--drop-head)"
+    dropped = "its head (qa_outputs), which was left out (--drop-head)"
     assert any(dropped in note for note in report["notes"])
     assert dropped in (out / "students" / "width-0.5" / "README.md").read_text()
     assert dropped in (out / "report.md").read_text()

@@ -41,9 +41,9 @@ def load_model(
     called, for a Teacher that a function builds. say: hears what the adapter had to assume.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
-    source = replace(source, drop_head=True)  # which is said
+    source = replace(source, drop_head=True, task=task)  # what is left out is said
     if source.builder or only:
-        source = replace(source, example=example, task=task)
+        source = replace(source, example=example)
     if source.folder is not None and not (source.folder / "config.json").exists():
         space = Workspace(source.folder)
         if space.ta.is_dir():
