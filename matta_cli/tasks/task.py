@@ -30,7 +30,8 @@ class Task(ABC):
     without, the Teacher is all that is followed. embeds: whether outputs are coordinates rather
     than logits: a Teacher may then have another number of them. generates: whether it is served
     token by token, each after those before it. reading: what outputs mean together: ``classes``,
-    of which one is right; ``odds``, each the log odds of a thing of its own; ``values``.
+    of which one is right; ``odds``, each the log odds of a thing of its own; ``values``. tokens:
+    whether what is read are tokens that all models must share.
     """
 
     name: str = ""
@@ -41,6 +42,7 @@ class Task(ABC):
     embeds = False
     generates = False
     reading = "classes"
+    tokens = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

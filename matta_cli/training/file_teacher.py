@@ -89,7 +89,8 @@ class FileTeacher:
             made = f"it was made for {card['outputs']:,} {self.task.output}"
             raise self._error(f"{made}, the model has {self.outputs:,}")
         if card["data"] != self.train.digest():
-            what = f"{card['description']}; tokenizer and sequence length included"
+            how = "tokenizer and sequence length included" if self.task.tokens else "in their order"
+            what = f"{card['description']}; {how}"
             those = f"those of {self.task.recipe.data.train!r}: run `matta teach` again"
             raise self._error(f"it was made for other examples ({what}) than {those}")
 

@@ -20,6 +20,7 @@ from matta_cli.tasks import calibration, scores
 from matta_cli.tasks.ranking.read import features_of, read_rows, repeated
 from matta_cli.tasks.task import Task
 
+
 class Ranking(Task):
     """One score per row.
 

@@ -47,7 +47,7 @@ class Labels:
                 raise MattaError(f"{says}, which needs several labels, but it has one output.")
             return Ranked(settings) if group else Number(settings, self.odds)
         if group:
-            one = f"data.group names queries, whose texts a model of one output ranks; this one has"
+            one = "data.group names queries, whose texts a model of one output ranks; this one has"
             raise MattaError(f"{one} {self.outputs}: leave it out.")
         if self.problem == "regression":
             what = f"A model of {self.outputs} numbers (problem_type 'regression')"
@@ -71,7 +71,9 @@ class Labels:
             return self._one(parts)
         if isinstance(kind, SeveralLabels):
             return self._several(parts)
-        return [np.array(_each(rows, _number, "but labels are numbers"), np.float32) for rows in parts]
+        return [
+            np.array(_each(rows, _number, "but labels are numbers"), np.float32) for rows in parts
+        ]
 
     def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         values = [value for rows in parts for value in rows.label]
@@ -121,8 +123,11 @@ class Labels:
             return int(number or 0) if whole else None
 
         distinct = {str(value): value for value in values}.values()
+        names = [named(value) is not None for value in distinct]
+        if all(names):
+            return named
         by_number = all(counted(value) is not None for value in distinct)
-        return counted if by_number and any(named(v) is None for v in distinct) else named
+        return counted if by_number or not any(names) else named
 
     def _unknown(self) -> str:
         if not self.names:
@@ -132,7 +137,7 @@ class Labels:
         known = shown([repr(self.names[k]) for k in sorted(self.names)], _SHOWN)
         return f"which is none of the model's: {known}"
 
-    def told(self, kind: Kind, label: np.ndarray, name: str) -> list[str]:
+    def told(self, kind: Kind, label: np.ndarray, part: str) -> list[str]:
         """How many texts have each label, if these are few; and which labels none has."""
         if isinstance(kind, OneLabel):
             counts = np.bincount(label, minlength=self.outputs)
@@ -142,11 +147,11 @@ class Labels:
             return []
         called = [self.names.get(k, str(k)) for k in range(self.outputs)]
         absent = [own for own, count in zip(called, counts, strict=True) if not count]
-        notes = [f"{name!r}: no text has the label {shown(absent)}."] if absent else []
+        notes = [f"{part}: no text has the label {shown(absent)}."] if absent else []
         if self.outputs <= _SHOWN:
             each = zip(called, counts.tolist(), strict=True)
             there = ", ".join(f"{count:,} {own}" for own, count in each if count)
-            notes.insert(0, f"{name!r}: {there}.")
+            notes.insert(0, f"{part}: {there}.")
         return notes
 
 
@@ -196,4 +201,3 @@ def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
         has = f"Column {rows.column!r} holds {rows.label[odd[0]]!r} in {rows.called(odd[0])}"
         raise MattaError(f"{has}{several}, {wrong}.")
     return found
-

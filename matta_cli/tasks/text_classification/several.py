@@ -94,7 +94,9 @@ class SeveralLabels(Kind):
             variance += with_it * without * (len(label) + 1) / 12
         if not pairs or more - pairs / 2 > 2 * math.sqrt(variance):
             return None
-        share = f"a text that has a label scores higher in it than one without in {more / pairs:.4f}"
+        share = (
+            f"a text that has a label scores higher in it than one without in {more / pairs:.4f}"
+        )
         return f"{share} of {int(pairs):,} pairs, and guessing gives 0.5."
 
 

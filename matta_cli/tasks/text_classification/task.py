@@ -12,7 +12,6 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
-from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.labels import order_of
 from matta_cli.tasks.task import config, raw
@@ -71,10 +70,11 @@ class TextClassification(TextTask):
 
         def opened(rows: Rows, at: int, name: str) -> Texts:
             made = Texts(rows, read[at], encode, self.readers, names)
-            rows.notes += labels.told(self.kind, read[at], name)
+            part = f"{name!r}, {'to train on' if at else 'held out'}"
+            rows.notes += labels.told(self.kind, read[at], part)
             if cut := made.read.cut():
                 longer = f"longer than the {encode.length:,} tokens that are read of a text"
-                rows.notes.append(f"{name!r}: {cut:,} of {len(rows):,} are {longer}, and are cut.")
+                rows.notes.append(f"{part}: {cut:,} of {len(rows):,} are {longer}, and are cut.")
             return made
 
         name = settings.held_out or settings.train

@@ -108,6 +108,7 @@ class TextTask(Task):
     and of pairs, if the model is told which text a token is of, ``token_type_ids`` int64 [B, L].
     """
 
+    tokens = False
     longest = 512  # tokens of a text, where nothing says less
 
     def __init__(self, recipe: Recipe) -> None:
