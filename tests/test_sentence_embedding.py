@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, 
 
 import matta_cli
 from matta_cli.conversion.convert import convert
-from matta_cli.data import find
+from matta_cli.data import find, sources
 from matta_cli.data.split import sample
 from matta_cli.errors import MattaError
 from matta_cli.family import export
@@ -35,6 +35,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding import read
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
+from matta_cli.tasks.texts.task import Readers
 from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.run import distill
 from matta_cli.training.teach import teach
@@ -425,7 +426,7 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
 
     # datasets opens a local folder with the same call
     rows = find.hub_dataset(str(tmp_path))["validation"]
-    opened = read.from_hub(rows, "it", found.recipe.data)
+    opened = read.from_source(sources.of_split(rows, "it"), found.recipe.data)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
 
@@ -459,16 +460,19 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("\n".join(sentences(30)))
-    encode = read.encoder(folder, bert(), task(train=str(text)).recipe)
+    encode, readers = task(train=str(text)).encoder(folder, bert()), Readers()
     one, other = (
-        Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1))
+        Sentences(dict.fromkeys(part, 0), encode, "t", readers)
+        for part in (sentences(5), sentences(5, 1))
     )
     assert (
         one.digest()
-        == Sentences(dict.fromkeys(sentences(5), 0), encode, "t").digest()
+        == Sentences(dict.fromkeys(sentences(5), 0), encode, "t", readers).digest()
         != other.digest()
     )
-    split = sample(Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p"), 4)
+    split = sample(
+        Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p", readers), 4
+    )
     assert len(split) == 4 and set(split.batch(range(4))) == {
         "input_ids",
         "attention_mask",

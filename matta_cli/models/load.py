@@ -17,9 +17,17 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.foreign import layout
-from matta_cli.models.quantized import refuse_missing
+from matta_cli.models.quantized import quiet, refuse_missing
 from matta_cli.models.source import open_source, read_json
 from matta_cli.progress import Say
+
+# the class of transformers that opens a model of any architecture for a task
+_AUTO = {
+    "causal_lm": "AutoModelForCausalLM",
+    "image_classification": "AutoModelForImageClassification",
+    "text_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+}
 
 
 def load_model(
@@ -124,19 +132,16 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
         raise MattaError(f"{what}; {layout(source.tensors)}.")
     try:
         with trust.sealed():
-            if task == "image_classification":
-                if source.folder is None or _of_timm(source.folder):
-                    import timm
+            images = task == "image_classification"
+            if images and (source.folder is None or _of_timm(source.folder)):
+                import timm
 
-                    name = f"local-dir:{source.folder}" if source.folder else source.name
-                    return timm.create_model(name, pretrained=True)
-                from transformers import AutoModelForImageClassification as Images
+                name = f"local-dir:{source.folder}" if source.folder else source.name
+                return timm.create_model(name, pretrained=True)
+            if task in _AUTO and source.folder is not None:
+                import transformers
 
-                return _whole(Images, source, say)
-            if task == "causal_lm" and source.folder is not None:
-                from transformers import AutoModelForCausalLM as Words
-
-                return _whole(Words, source, say)
+                return _whole(getattr(transformers, _AUTO[task]), source, say)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
@@ -149,9 +154,10 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
 
     Raises ``MattaError`` where weights of it are missing.
     """
-    model, report = kind.from_pretrained(
-        str(source.folder), output_loading_info=True, trust_remote_code=False
-    )
+    with quiet():
+        model, report = kind.from_pretrained(
+            str(source.folder), output_loading_info=True, trust_remote_code=False
+        )
     refuse_missing(model, report, source.name)
     if unread := sorted(report["unexpected_keys"]):
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
