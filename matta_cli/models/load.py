@@ -152,18 +152,27 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
 def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     """The model of a class of transformers in a folder. What of the folder it leaves out is said.
 
-    Raises ``MattaError`` where weights of it are missing.
+    Raises ``MattaError`` where weights of it are missing, or its head is for another task.
     """
     with quiet():
         model, report = kind.from_pretrained(
             str(source.folder), output_loading_info=True, trust_remote_code=False
         )
     refuse_missing(model, report, source.name)
+    what, named = type(model).__name__, _architecture(source.folder)
+    # the heads of texts and of tokens may have tensors of the same names
+    if "Classification" in named and named.partition("For")[2] != what.partition("For")[2]:
+        raise MattaError(f"{source.name!r} is a {named}, not a {what}: its head has another task.")
     if unread := sorted(report["unexpected_keys"]):
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
-        what = type(model).__name__
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
+
+
+def _architecture(folder: Path | None) -> str:
+    """The class of the model in a folder of transformers, as that says; empty where it does not."""
+    named = read_json(folder / "config.json").get("architectures") if folder else None
+    return str(named[0]) if isinstance(named, list) and named else ""
 
 
 def _of_timm(folder: Path) -> bool:
