@@ -141,6 +141,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
             if task in _AUTO and source.folder is not None:
                 import transformers
 
+                _refuse_other(source, task)
                 return _whole(getattr(transformers, _AUTO[task]), source, say)
     except MattaError:
         raise
@@ -164,6 +165,20 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
         what = type(model).__name__
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
+
+
+def _refuse_other(source: Source, task: str) -> None:
+    """Raise ``MattaError`` where a folder says that its model has the head of another task.
+
+    Heads may have tensors of the same names.
+    """
+    assert source.folder is not None
+    declared = read_json(source.folder / "config.json").get("architectures")
+    head = _AUTO[task].removeprefix("AutoModel")
+    if task in ("text_classification", "token_classification"):
+        named = [str(name) for name in declared] if isinstance(declared, list) else []
+        if named and not any(name.endswith(head) for name in named):
+            raise MattaError(f"{source.name!r} is a {named[0]}, not a model for {task}.")
 
 
 def _of_timm(folder: Path) -> bool:
