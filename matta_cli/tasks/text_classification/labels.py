@@ -93,10 +93,10 @@ class Labels:
                 numbers = [_number(one) for one in own]
                 fits = len(own) == self.outputs and set(numbers) <= {0.0, 1.0}
                 return np.array(numbers, np.float32) if fits else None
-            places = [number(one) for one in own]
-            if None in places:
-                return None
-            found[places] = 1
+            for place in map(number, own):
+                if place is None:
+                    return None
+                found[place] = 1
             return found
 
         columns = ", ".join(self.names.values()) if self.names else f"{self.outputs} labels"
