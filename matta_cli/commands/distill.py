@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.commands.options import DEVICES, MEMORY, RUN, option
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
@@ -64,16 +65,18 @@ def distill(
 
     Example: matta distill --teacher gpt2-large
     """
-    flags = options.tables(locals(), "distill", "data")
+    typed, out = locals(), options.output(folder, out)
+    flags = options.tables(typed, "distill", "data")
     flags["distill"]["compile"] = "inductor" if compile else None
-    out = options.output(folder, out)
     _start(devices, dry_run)
     recipe = options.resolved(flags, out, file, ran=resume)
+    early.training(recipe, out)
     options.named(teacher_adapter)
-    if Workspace(out).converted:
-        console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
+    console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
         _plan(recipe, out, devices or 1, json)
+        same = (options.again(s, {name: typed[name] for name in flags[s]}) for s in flags)
+        console.hint(command("distill", out, *itertools.chain(*same)))
         return
     from matta_cli.training.run import distill as run
 

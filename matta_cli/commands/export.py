@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.resolve import instead_of_widths
@@ -53,6 +53,7 @@ def export(
     out = options.output(folder, out)
     # the run's data and Teacher hold for what is exported, unless a flag says otherwise
     recipe = options.resolved(flags, out, file, ran=True)
+    early.trained(recipe, out)
 
     from matta_cli.family import export as run
     from matta_cli.settings.budget import asked
@@ -77,15 +78,20 @@ def export(
 def show(report: Report, out: Path, json: bool) -> None:
     """Print a report: the table (or JSON) on stdout; its notes, and what is next, on stderr."""
     from matta_cli.report import terminal
+    from matta_cli.report.story import tell
 
+    story = tell(report)
+    for alarm in story.alarms:
+        console.say(f"Look at this first: {alarm}")
     if json:
         console.data(report.to_json())
     else:
         console.fitting(terminal.tables(report))
-    for note in report.notes:
+    for note in story.notes:
         console.say(f"Note: {note}")
+    console.say(story.headline)
     console.say(f"Students: {Workspace(out).students}")
+    if loads := terminal.loading(report):
+        console.say(f"In Python: {loads}")
     console.say(f"Report: {Workspace(out).report.with_suffix('.html')}")
     console.hint(command("eval", *(() if out == options.OUT else ("--out", out))))
-    if loads := terminal.loading(report):
-        console.say(f"Or in Python: {loads}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.commands.export import show
 
 
@@ -20,6 +20,7 @@ def report(
     Example: matta report --baselines untrained,ground-truth,plain
     """
     out, kinds = options.output(folder, out), options.words(baselines)
+    early.exported(out)
 
     from matta_cli.verdict.judge import remake
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.report.schema import Report
@@ -36,6 +36,7 @@ def search(
     flags = options.tables(locals(), "export", "search", "distill", "data")
     out = options.output(folder, out)
     recipe = options.resolved(flags, out, file, ran=True)
+    early.trained(recipe, out)
 
     from matta_cli.search.run import search as run
     from matta_cli.settings import budget

@@ -15,6 +15,7 @@ from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, leve
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, intervals, pairs, score, students
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.progress import Say
@@ -147,9 +148,7 @@ def _names(asked: Asked, out: Path) -> list[str]:
     """
     names = list(dict.fromkeys([*asked.models, *asked.speculative]))
     if not names:
-        raise MattaError(
-            f"There is nothing to evaluate: name models, or export Students to {out} first."
-        )
+        raise Workspace(out).nothing_to_evaluate()
     if asked.against and asked.against not in names:
         raise MattaError(f"--against {asked.against!r} is none of the models: {', '.join(names)}.")
     if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from typing_extensions import NotRequired, TypedDict
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.files import atomic, reading
 from matta_cli.files.atomic import alone, is_sound
 
@@ -80,6 +80,31 @@ class Workspace:
     def converted(self) -> bool:
         """Whether there is a TA here."""
         return (self.ta / "matta.json").exists()
+
+    def refuse_unconverted(self) -> None:
+        """Raise ``MattaError`` where there is no TA here."""
+        if not self.ta.is_dir():
+            raise no_ta(self.ta)
+
+    def refuse_untrained(self) -> NoReturn:
+        """Raise ``MattaError``: the run here is training, or there is none."""
+        self.refuse_training()
+        first = f"run `{command('distill', self.root)}` first"
+        raise MattaError(f"There is no trained TA in {self.run}: {first}.")
+
+    def exported(self) -> list[Path]:
+        """The folders of the exported Students."""
+        return [path.parent for path in self.students.glob("*/matta.json")]
+
+    def nothing_to_evaluate(self) -> MattaError:
+        """The error where nothing is exported here, and no models are named."""
+        first = f"name models, or export Students to {self.root} first"
+        return MattaError(f"There is nothing to evaluate: {first}.")
+
+    def no_report(self) -> MattaError:
+        """The error where there is no report here."""
+        first = f"run `{command('export', self.root)}` first"
+        return MattaError(f"There is no report in {self.root}: {first}.")
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the folder's lock while its TA or its run changes."""
@@ -186,6 +211,11 @@ class Workspace:
             atomic.remove(self._replaced)
         if self.run.exists() and not self.checkpoints():
             atomic.remove(self.run)
+
+
+def no_ta(folder: Path) -> MattaError:
+    """The error for a folder that should hold a TA, and is not there."""
+    return MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
 
 
 class Trainer(TypedDict):

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.ta import Student
@@ -44,8 +44,7 @@ def search(
     """
     check(recipe)
     space = Workspace(out)
-    if not space.ta.is_dir():
-        raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
+    space.refuse_unconverted()
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
         storage = journal(space.search)

@@ -91,7 +91,7 @@ def _exported(out: Path) -> Report:
     try:
         report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
     except FileNotFoundError:
-        raise MattaError(f"There is no report in {out}: run `{again}` first.") from None
+        raise Workspace(out).no_report() from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise MattaError(f"{path} is damaged ({error!r}): run `{again}` again.") from None
     for student in report.students:
