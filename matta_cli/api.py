@@ -106,14 +106,16 @@ def export(
     widths: list[float] | None = None,
     out: str | Path = "matta-out",
     *,
+    name: str = "",
     overwrite: bool = False,
     **settings: Any,
 ) -> dict[str, Any]:
     """Export Students of these widths to ``out/students`` and return the report.
 
     settings: of [export] and [search]. Budgets, such as ``target_params=["60M"]``, stand for the
-    widths where none are given. Raises ``MattaError`` for widths that the TA does not hold, budgets
-    that are not possible, and Students that do not reload to the same outputs.
+    widths where none are given. name: of a family beside the first one. Raises ``MattaError`` for
+    widths that the TA does not hold, budgets that are not possible, and Students that do not reload
+    to the same outputs.
     """
     from matta_cli.family import export as run
 
@@ -121,20 +123,22 @@ def export(
     search = {name: value for name, value in settings.items() if name in names}
     rest = {name: value for name, value in settings.items() if name not in names}
     flags = {"export": instead_of_widths({"widths": widths, **rest}), "search": search}
-    return run(_recipe(flags, Path(out), True), Path(out), overwrite=overwrite).to_json()
+    return run(_recipe(flags, Path(out), True), Path(out), name=name, overwrite=overwrite).to_json()
 
 
 def judge(
     baselines: Sequence[str] = ("untrained", "ground-truth", "plain"),
     out: str | Path = "matta-out",
     *,
+    name: str = "",
     margin: float | None = None,
 ) -> dict[str, Any]:
     """Train missing baselines of the exported Students; return the report with its verdicts.
 
-    margin: the share of a baseline's value that a Student may lose and be called no worse. Raises
+    margin: the share of a baseline's value that a Student may lose and be called no worse. name: of
+    a family beside the first one. Raises
     ``MattaError`` where nothing was exported, or a baseline cannot be trained.
     """
     from matta_cli.verdict.judge import remake
 
-    return remake(Path(out), baselines, margin=margin).to_json()
+    return remake(Path(out), baselines, name=name, margin=margin).to_json()

@@ -37,7 +37,7 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
             console.say(f"{spec} is trusted from now on.")
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
-        what = what.replace("``", "`")
+        what = what.replace("`", "")
         rows.append([adapter.name, adapter.task or "any", origin, what])
     if json:
         keys = ("name", "task", "origin", "what")

@@ -59,7 +59,7 @@ def demo(
     _step(5, "cut them out, and measure each", "export", out, "--widths", widths)
     with console.training_progress() as listen:
         report = export(recipe, out, overwrite=True, listen=listen)
-    show(report, out, json)
+    show(report, out, "", json)
     console.say("With a model of your own:")
     console.hint(command("convert", "MODEL", "--adapter", adapter))
 

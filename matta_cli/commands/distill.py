@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from matta_cli import console
 from matta_cli.commands import early, options
@@ -74,9 +75,7 @@ def distill(
     options.named(teacher_adapter)
     console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
-        _plan(recipe, out, devices or 1, json)
-        same = (options.again(s, {name: typed[name] for name in flags[s]}) for s in flags)
-        console.hint(command("distill", out, *itertools.chain(*same)))
+        _plan(recipe, out, typed, flags)
         return
     from matta_cli.training.run import distill as run
 
@@ -115,13 +114,17 @@ def _start(devices: int | None, dry_run: bool) -> None:
     sys.exit(launch(devices, sys.argv[1:]))
 
 
-def _plan(recipe: Recipe, out: Path, devices: int, json: bool) -> None:
-    """Print what a run would do, and what it would cost."""
+def _plan(
+    recipe: Recipe, out: Path, typed: Mapping[str, Any], flags: Mapping[str, Iterable[str]]
+) -> None:
+    """Print what a run would do, what it would cost, and how it is begun: by the same words."""
     from matta_cli.training.plan import plan, rows
 
     with console.training_progress() as listen:
-        planned = plan(recipe, out, devices, listen=listen)
-    if json:
+        planned = plan(recipe, out, typed["devices"] or 1, listen=listen)
+    if typed["json"]:
         console.data(planned.json())
     else:
         console.table(["what", "how much"], rows(planned))
+    same = (options.again(table, {name: typed[name] for name in flags[table]}) for table in flags)
+    console.hint(command("distill", out, *itertools.chain(*same)))

@@ -54,11 +54,11 @@ def folder(path: Path) -> None:
         raise no_ta(path)
 
 
-def exported(out: Path) -> None:
-    """Raise ``MattaError`` where there is no report to be made anew."""
+def exported(out: Path, name: str) -> None:
+    """Raise ``MattaError`` where there is no report to be made anew. name: of a family."""
     Workspace(out).mend()
-    if not Workspace(out).report.exists():
-        raise Workspace(out).no_report()
+    if not Workspace(out, name).report.exists():
+        raise Workspace(out, name).no_report()
 
 
 def models(typed: Mapping[str, Any], out: Path) -> None:

@@ -112,6 +112,7 @@ Folder = Annotated[
 Out = Annotated[Path, option("--out -o", "Output folder.")]
 File = Annotated[Path | None, option("--config -c", "A recipe (TOML) instead of ./matta.toml.")]
 Overwrite = Annotated[bool, option("--overwrite", "Replace finished work.")]
+Name = Annotated[str, option("--name", "A family beside the first one.", default="none")]
 Json = Annotated[bool, option("--json", "Print JSON on stdout instead of a table.")]
 AtATime = Annotated[int | None, option("--batch-size", "Examples at a time.")]
 Baselines = Annotated[

@@ -68,6 +68,8 @@ def _show(report: Report, json: bool) -> None:
         console.data(report.to_json())
     else:
         console.table(*search_table.front_rows(report), spare=["bytes", "MACs", "sizes"])
+    if any(model.searched and model.width is None for model in report.models):
+        console.say("A mix has layers of different sizes; the front's page has what exports each.")
     for line in search_table.choices(report):
         console.say(line)
     for note in report.notes:

@@ -58,7 +58,7 @@ def home(models: Sequence[str], out: Path) -> Path:
         return out
     for text in models:
         path = Path(folder_and_width(text)[0])
-        for folder in (path, *list(path.parents)[:3]):
+        for folder in (path, *list(path.parents)[:5]):
             if Workspace(folder).converted:
                 return folder
     return out

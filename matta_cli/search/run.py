@@ -54,7 +54,7 @@ def search(
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
             students = run.run(amounts, listen)
-            report = report_of(run, students, measured=measured)
+            report = report_of(run, students, out, measured=measured)
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None
