@@ -230,8 +230,8 @@ def _ranker(folder: Path, recipe: Recipe) -> Models:
 
 DEMOS = {
     "gpt2": Demo("a GPT-2 on the Python language reference", _gpt2, (100, 150, 120), "two minutes"),
-    "vit": Demo("a ViT on scans of handwritten digits", _vit, (250, 900, 600), "two minutes"),
+    "vit": Demo("a ViT on scans of handwritten digits", _vit, (250, 900, 600), "a minute"),
     "mlp_ranker": Demo(
-        "a ranker on a table of visits to doctors", _ranker, (100, 600, 500), "two minutes"
+        "a ranker on a table of visits to doctors", _ranker, (100, 600, 500), "half a minute"
     ),
 }

@@ -26,7 +26,7 @@ def demo(
 ) -> None:
     """Train a small base and a Teacher, then convert, distill and export, without a network.
 
-    It takes two minutes on two cores. Example: matta demo --adapter vit
+    It takes two minutes at most on two cores. Example: matta demo --adapter vit
     """
     own = named(adapter)
     long = "less than a minute" if quick else f"about {own.minutes}"

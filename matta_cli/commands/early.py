@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -78,5 +79,5 @@ def models(typed: Mapping[str, Any], out: Path) -> None:
 def data(recipe: Recipe) -> None:
     """Raise ``MattaError`` where data that are a path are not there."""
     for text, flag in ((recipe.data.train, "--data"), (recipe.data.held_out, "--held-out")):
-        if text:
-            find.find(text, flag)
+        if text and find.find(text, flag) is None and not find_spec("datasets"):
+            find.hub_datasets(text)  # says what is missing

@@ -198,8 +198,8 @@ class ModelEntry(Stored):
         value: dict[str, Any] = {}
         for name, item in super().to_json().items():
             value |= (item or {}) if name in ("cost", "searched") else {name: item}
-        some = ("of", "training", "curve", "prefill", "decode", "tokens")
-        dropped = {name for name in some if not value[name]}
+        some = ("of", "training", "curve", "prefill", "decode", "tokens", "command")
+        dropped = {name for name in some if not value.get(name)}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
         if self.searched:  # of a search, which writes no programs and does not measure memory
