@@ -55,9 +55,10 @@ def search(
     if not limits:
         sizes = sorted(model.cost.parameters or 0 for model in report.models)
         limits = ["--target-params", str(sizes[len(sizes) // 2])]
-    console.hint(
-        command("export", out, *limits, *timing, *options.again("search", flags["search"]))
-    )
+    # where Students are already, others stand beside them
+    beside = ["--name", "searched"] if Workspace(out).exported() else []
+    kept = options.again("search", flags["search"])
+    console.hint(command("export", out, *limits, *timing, *kept, *beside))
 
 
 def _show(report: Report, json: bool) -> None:

@@ -95,8 +95,9 @@ def behind(report: Report) -> str:
     """What MACs, and times of a forward, are of."""
     if not (tokens := of_tokens(report)):
         return "MACs are per example at batch 1"
-    timed = "" if report.generation else f", and latencies of examples{tokens} each"
-    return f"MACs are per example{tokens} at batch 1{timed}"
+    timed = any(model.cost.latency for model in report.models)
+    more = f", and latencies of examples{tokens} each" if timed else ""
+    return f"MACs are per example{tokens} at batch 1{more}"
 
 
 def _loading(models: Sequence[ModelEntry]) -> list[Loading]:

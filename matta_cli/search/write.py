@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,10 @@ def _entries(
         key = search.key(one.student.sizes)
         name = ", ".join(budgets.get(key, [])) or one.student.name or f"mix {next(mixes)}"
         words = typed.get(key, "").split() or _words(search, one)
-        entry = _entry(search, name, one, command("export", out, *words), front=key in on_front)
+        # beside the first family, which may be there
+        named = re.sub(r"[^\w.-]+", "-", name.partition(",")[0])
+        typed_so = command("export", out, *words, "--name", named)
+        entry = _entry(search, name, one, typed_so, front=key in on_front)
         entries.append(entry)
     return entries
 
