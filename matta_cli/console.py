@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from matta_cli.progress import Listener
     from matta_cli.progress import Progress as Event
 
+_ENDLESS = re.compile(r"\S{4200,}")  # a path has 4,096 characters at most
+
 
 def _other() -> int:
     """The number of this process, where torchrun started several; only the first one, 0, prints."""
@@ -43,8 +46,10 @@ def say(text: str) -> None:
 def harmless(text: str) -> str:
     """A text without what a terminal obeys: control characters are written as Python writes them.
 
-    So are those that turn the direction of writing, or cannot be seen.
+    So are those that turn the direction of writing, or cannot be seen. A word longer than any
+    name or path loses its middle: it is a file's content, of which a sentence is to be read.
     """
+    text = _ENDLESS.sub(lambda word: f"{word[0][:200]}...{word[0][-50:]}", text)
     return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 

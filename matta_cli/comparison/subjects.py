@@ -141,9 +141,7 @@ class Opener:
         if ta.adapter.task != self.task.name:
             kinds = f"{ta.adapter.task}, not for {self.task.name}"
             raise MattaError(f"{name!r} is a model for {kinds}.")
-        view = ta.at(width)
-        model = view if isinstance(view, nn.Module) else view.module()
-        return Subject(name, model, folder, ta, width)
+        return Subject(name, ta.at(width), folder, ta, width)
 
 
 def fit(task: Task, subject: Subject, first: Subject) -> None:

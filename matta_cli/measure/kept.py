@@ -34,7 +34,7 @@ def kept(task: Task, ta: TA, widths: Iterable[float]) -> dict[float, dict[str, f
 
     def costs(width: float) -> dict[str, float]:
         sizes = ta.sizes(width)
-        macs = cost.macs(task, ta.at(width).eval(), counts.example)
+        macs = cost.macs(task, ta.student(width).view().eval(), counts.example)
         return {**counts(sizes, ("parameters", "bytes")), "macs": macs}
 
     base = costs(1.0)

@@ -94,6 +94,8 @@ def _exported(space: Workspace) -> Report:
     again = command("export", out, *(("--name", space.family) if space.family else ()))
     try:
         report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
+        for cut in report.of(Role.CUT):
+            report.model(str(cut.of))
     except FileNotFoundError:
         raise space.no_report() from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
