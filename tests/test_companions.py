@@ -23,7 +23,7 @@ from transformers import (
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import two_formats
+from matta_cli.models.tokenizer import open_tokenizer, two_formats
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.examples import Preparation
 from matta_cli.tasks.sentence_embedding.examples import Sentences
@@ -110,6 +110,21 @@ def test_a_teacher_reads_sentences_as_its_folder_asks(encoder_folder, tmp_path_f
     given = task.forward(teacher, batch)
     torch.testing.assert_close(given, task.forward(model, asked))
     assert not torch.allclose(given, task.forward(model, batch), atol=1e-3)
+
+
+@pytest.mark.parametrize("value", ["x", [], {"a": 1}, None, -1, 1e308, True])
+def test_a_tokenizer_that_opens_is_one_that_reads(tmp_path, value):
+    byte_tokenizer([prose(50)], 280).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    told = json.loads(path.read_text()) | {"model_max_length": 512}
+    for key in told:
+        path.write_text(json.dumps(told | {key: value}))
+        try:
+            tokenizer = open_tokenizer(tmp_path, "", 10_000)
+        except MattaError as error:
+            assert "cannot be opened" in str(error)  # noqa: PT017
+        else:
+            assert tokenizer("a text")["input_ids"]
 
 
 def test_two_tokenizers_in_a_folder_are_said(tmp_path):

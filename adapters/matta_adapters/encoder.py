@@ -30,7 +30,7 @@ HEADS = {
 }
 _ALONE = "sentence_embedding"
 # Classes whose heads may have tensors of the same names.
-_ALIKE = (*HEADS, "ForMultipleChoice", "ForQuestionAnswering")
+_ALIKE = (*HEADS, "ForMultipleChoice")
 _CONSTANT = re.compile(r"embeddings\.(position_ids|token_type_ids)$")  # of old releases
 _POOLER = "pooler."
 _DECODER = "is a decoder ({}), and this adapter nests encoders"
@@ -83,6 +83,12 @@ class Encoder(Transformers):
             self.dropped = [name for name, _ in model.named_children() if name != body]
             self._note_dropped()
             model = model.base_model
+        empty_ones = [name for name in self.stream if _rows(model.base_model, name) == 0]
+        if empty_ones:
+            raise MattaError(
+                f"{source.name!r} has no rows in {empty_ones[0]}: transformers itself cannot run "
+                f"such a {model.config.model_type}."
+            )
         head = _head(model)
         self.task = HEADS.get(head, _ALONE)
         if source.task not in ("", self.task):
@@ -352,6 +358,12 @@ def _drops(head: str, source: Source) -> bool:
 def _there(model: nn.Module, path: str) -> list[Slice]:
     """Where the units lie that a module makes; nowhere where the model has none of that name."""
     return makes(model, "", path) if _module(model, path) is not None else []
+
+
+def _rows(model: nn.Module, path: str) -> int | None:
+    """How many entries an embedding has; None where there is none."""
+    found = _module(model, path)
+    return found.num_embeddings if isinstance(found, nn.Embedding) else None
 
 
 def _module(model: nn.Module, path: str) -> Any:

@@ -153,7 +153,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
 def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     """The model of a class of transformers in a folder. What of the folder it leaves out is said.
 
-    Raises ``MattaError`` where weights of it are missing.
+    Raises ``MattaError`` where weights of it are missing, or its head is for another task.
     """
     with quiet():
         model, report = kind.from_pretrained(
@@ -167,18 +167,22 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     return model
 
 
+def _architecture(folder: Path | None) -> str:
+    """The class of the model in a folder of transformers, as that says; empty where it does not."""
+    named = read_json(folder / "config.json").get("architectures") if folder else None
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
 def _refuse_other(source: Source, task: str) -> None:
     """Raise ``MattaError`` where a folder says that its model has the head of another task.
 
     Heads may have tensors of the same names.
     """
-    assert source.folder is not None
-    declared = read_json(source.folder / "config.json").get("architectures")
-    head = _AUTO[task].removeprefix("AutoModel")
+    named, head = _architecture(source.folder), _AUTO[task].removeprefix("AutoModel")
     if task in ("text_classification", "token_classification"):
-        named = [str(name) for name in declared] if isinstance(declared, list) else []
-        if named and not any(name.endswith(head) for name in named):
-            raise MattaError(f"{source.name!r} is a {named[0]}, not a model for {task}.")
+        if named and not named.endswith(head):
+            wrong = f"{source.name!r} is a {named}, not a model for {task}"
+            raise MattaError(f"{wrong}: its head has another task.")
 
 
 def _of_timm(folder: Path) -> bool:

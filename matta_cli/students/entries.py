@@ -76,16 +76,16 @@ def models(
     return Measured(entries, how, notes)
 
 
-def student_entry(written: Written, proof: Mapping[str, Parity], out: Path) -> ModelEntry:
-    """What is known of a written Student before it is measured. out: where it is going to lie."""
+def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspace) -> ModelEntry:
+    """What is known of a written Student before it is measured. space: where it is going to lie."""
     student = written.student
-    home = Workspace(out).students / student.folder
+    home = space.students / student.folder
     where, name = repr(str(home)), student.name
     return ModelEntry(
         name,
         Role.STUDENT,
         student.width,
-        folder=home.relative_to(out).as_posix(),
+        folder=home.relative_to(space.root).as_posix(),
         loader=written.loader.format(folder=where),
         stock=written.stock,
         parity=proof[name],
@@ -206,6 +206,7 @@ def _measure(entry: ModelEntry, model: nn.Module, held_out: HeldOut, times: Time
     for what, by_batch in times.items():
         setattr(entry.cost, what, by_batch)
     entry.cost.macs = cost.macs(held_out.task, model, cost.repeated(batch, 1))
+    entry.cost.tokens = cost.tokens(batch)
     whole = cost.repeated(batch, size)
     entry.cost.peak_memory = cost.peak_memory(held_out.task, model, whole)
     held_out.add(entry.name, model)

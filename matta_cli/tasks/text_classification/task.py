@@ -13,7 +13,7 @@ from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.labels import order_of
+from matta_cli.tasks.class_names import order_of
 from matta_cli.tasks.task import config, raw
 from matta_cli.tasks.text_classification.examples import Texts
 from matta_cli.tasks.text_classification.kinds import Kind, Number, OneLabel
@@ -66,10 +66,9 @@ class TextClassification(TextTask):
         self.metrics, self.told = self.kind.metrics, True
         read = labels.read(self.kind, parts)
         encode = self.encoder(folder, model)
-        names = [labels.names.get(k, str(k)) for k in range(labels.outputs)]
 
         def opened(rows: Rows, at: int, name: str) -> Texts:
-            made = Texts(rows, read[at], encode, self.readers, names)
+            made = Texts(rows, read[at], encode, self.readers, labels.called)
             part = f"{name!r}, {'to train on' if at else 'held out'}"
             rows.notes += labels.told(self.kind, read[at], part)
             if cut := made.read.cut():
