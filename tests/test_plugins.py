@@ -22,7 +22,7 @@ import matta_cli
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.main import app
-from matta_cli.models import plugins
+from matta_cli.models import names, plugins
 from matta_cli.testing import check_adapter
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_adapter"
@@ -127,7 +127,7 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "gated_mlp" not in plugins.origins(), "it is installed there, not here"
+    assert "gated_mlp" not in names.origins(), "it is installed there, not here"
 
     prepare(work)
     assert "gated_mlp:GatedMLPAdapter" in run(python, work, "adapters").stdout
@@ -274,11 +274,11 @@ def typed(tmp_path, monkeypatch):
     sys.path.insert(0, str(tmp_path / "site"))
 
     def run_line(line: str):
-        plugins._installed.cache_clear()
+        names.installed.cache_clear()
         return CliRunner().invoke(app, line.split())
 
     yield run_line
-    plugins._installed.cache_clear()
+    names.installed.cache_clear()
 
 
 def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
