@@ -302,7 +302,7 @@ def main() -> None:
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}"
     versions += f", torch {torch.__version__.partition('+')[0]}"
-    print("\n".join([*lines, "", f"Tried with {versions}."]))
+    print("\n".join([*lines, "", f"Tried with {versions}.", *DECIDED]))
 
 
 EXPLAINED = (
@@ -318,6 +318,38 @@ EXPLAINED = (
     "head that classifies tokens nests as one that classifies texts.",
     "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not "
     "asked.",
+)
+
+# what was looked at and is as it is, a paragraph each
+DECIDED = (
+    "",
+    "## What is not nested, and why",
+    "",
+    "**Experts of a mixture** are not an axis. They could be cut: experts, their rows in the "
+    "router and the units in each expert are dimensions of named tensors. But a Student with fewer "
+    "experts routes tokens otherwise, so that importance has to be measured at the router, all "
+    "layers need as many experts for a stock checkpoint, and units of an expert could only be "
+    "ordered alike in all experts of a layer, since an axis has one order. That is an adapter and "
+    "a measure of its own, not a line in a table. `--adapter auto` nests what is not an expert, "
+    "and names the tensors that it leaves whole.",
+    "",
+    "**Gemma 3n** is not opened as a ready-made TA. Its smaller widths are prefixes of the same "
+    "weights, but its configuration does not say which: that of E4B has 35 layers and 16,384 units "
+    "in each, and that E2B is 8,192 of these without the layers 20 to 24 stands in a data set "
+    "beside the model (google/gemma3n-slicing-configs). What is guessed about a stranger's "
+    "checkpoint would be wrong in silence. Its blocks also share keys and values, and keep only "
+    "units that stand out among all of a block (`activation_sparsity_pattern`), so that growing is "
+    "not lossless, and depth not a cut. The smaller models of that data set are stock checkpoints "
+    "once they are cut; as Teachers all of them serve.",
+    "",
+    "## How sequences begin",
+    "",
+    "Where the tokenizer's own call puts a token before a text (`<s>`, `<bos>`), documents begin "
+    "with it, and so does each sequence, in training and in evaluation: it stands in place of the "
+    "sequence's first token, which nobody has to predict. Models that have seen no text without it "
+    "are worse at such text, and so is what they teach. The tokens that are predicted, and their "
+    "number, stay the same; a perplexity of older versions, and of tools that cut a stream without "
+    "it, is higher for these models.",
 )
 
 if __name__ == "__main__":
