@@ -16,6 +16,7 @@ from matta_cli.commands.distill import distill
 from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
+from matta_cli.commands.push import push
 from matta_cli.commands.recipe import app as recipe
 from matta_cli.commands.report import report
 from matta_cli.commands.search import search
@@ -85,7 +86,8 @@ def root(
         typer.echo(context.get_help())
 
 
-for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
+_COMMANDS = (convert, inspect, distill, search, export, eval, report, push, teach, demo, adapters)
+for _command in _COMMANDS:
     app.command()(guarded(_command))
 
 app.add_typer(recipe, name="recipe")
