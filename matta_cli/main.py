@@ -107,9 +107,9 @@ def root(
         hint("matta demo")
 
 
-_COMMANDS = (convert, distill, export, inspect, search, eval, report, push, teach)
-_COMMANDS += (demo, adapters, doctor)
-for _command in _COMMANDS:
+_FIRST = (convert, distill, export, inspect, search, eval)
+_THEN = (report, push, teach, demo, adapters, doctor)
+for _command in (*_FIRST, *_THEN):
     app.command()(guarded(_command))
 
 app.add_typer(recipe, name="recipe")
