@@ -282,6 +282,7 @@ RUN = """
 import sys, torch
 sys.modules["matta_cli"] = None
 {lines}
+model = globals().get("session") or model
 from safetensors.torch import load_file, save_file
 given = load_file({inputs!r})
 if hasattr(model, "run"):
@@ -304,9 +305,8 @@ def run_lines(lines: str, inputs: dict[str, torch.Tensor], folder: Path) -> torc
 
 
 def lines_of(card: Path) -> str:
-    found = re.search(r"```python\n(.*?)```", card.read_text(), re.DOTALL)
-    assert found
-    return found[1]
+    """All that a card has of Python, one after the other."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL))
 
 
 def test_the_lines_of_the_card_run(reported: Report, ranked: Path, tmp_path: Path) -> None:

@@ -247,7 +247,7 @@ def plain():
     z_ta = ta.model(ids).logits
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach())) / 3
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
@@ -302,6 +302,19 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
 
 
+@pytest.mark.parametrize("logits", ["whole", "chunked"])
+def test_a_teacher_of_half_the_bits_is_counted_and_split_as_it_was(logits):
+    found = []
+    for precision in ("fp32", "bf16"):
+        recipe, task, ta, teacher, batch = tools(precision=precision, logits=logits)
+        if precision == "bf16":
+            halve(teacher, torch.bfloat16)  # as a run does
+        teacher = ModelTeacher(task, teacher)
+        step = made(recipe, task, ta, teacher, batch)
+        found.append((step.flops(batch), teacher.output is not None))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_all_compiled_steps_of_a_process_are_compiled():
@@ -354,7 +367,7 @@ def divided(settings, which):
     for row, width in enumerate(which):
         ids = batch["input_ids"][[row]]
         own, kd = losses(s, teacher, ids)
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + own(z) / len(which)
         if width < 2.0:
             taught = ta.model(ids).logits.detach()

@@ -24,7 +24,7 @@ from matta_cli.report.svg import (
     spaced,
     wide_range,
 )
-from matta_cli.report.values import decimals_of, short, shown
+from matta_cli.report.values import decimals_of, of_tokens, short, shown
 from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
 
 # what each role is called in a key, in the key's order
@@ -65,7 +65,9 @@ def axes(report: Report) -> list[Axis]:
     Where there are Students in fewer bits, bytes come first: of parameters and MACs they have as
     many as their float ones, and stand in no chart of these.
     """
-    time = Axis("latency", "median latency, batch 1", lambda m: m.latency(1), in_seconds)
+    tokens = of_tokens(report)
+    each = f", one example{tokens}" if tokens else ", batch 1"
+    time = Axis("latency", f"median latency{each}", lambda m: m.latency(1), in_seconds)
     if report.generation:
         what = "median time for a generated token, batch 1"
         time = Axis("decode", what, lambda m: m.latency(1, "decode"), in_seconds)
@@ -74,7 +76,7 @@ def axes(report: Report) -> list[Axis]:
         *([Axis("bytes", "bytes of weights", lambda m: m.cost.bytes, in_bytes)] if fewer else []),
         Axis("parameters", "parameters", lambda m: _own(m, m.cost.parameters), count),
         time,
-        Axis("MACs", "MACs per example", lambda m: _own(m, m.cost.macs), count),
+        Axis("MACs", f"MACs per example{tokens}", lambda m: _own(m, m.cost.macs), count),
     ]
 
 
@@ -199,7 +201,7 @@ def trace(report: Report, drawn: Sequence[Line], title: str) -> Chart | None:
     metric = report.primary or Metric("value", "value")
     xs, ys = ([place[i] for one in drawn for place in one.places] for i in (0, 1))
     y = Scale(ys, 232.0, 10.0, metric.higher is not True and wide_range(ys, 3), 0.06)
-    x = Scale(xs, 0.0, 100.0)
+    x = Scale([0.0, *xs], 0.0, 100.0)  # from the first step to the last one, and no further
     chart = Chart(
         alt=f"{metric.label} {title}, {len(drawn)} lines",
         title=f"{metric.label} {title}",

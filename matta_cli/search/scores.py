@@ -71,7 +71,7 @@ class Scores:
     def model(self, sizes: Sizes) -> Any:
         """A Student to score: a view, or where it needs statistics of its own a dense copy."""
         if not self.normed:
-            return self.ta.at(sizes).eval()
+            return self.ta.student(sizes).view().eval()
         student = self.ta.student(sizes)
         return measurable(self.task, student, self.data.train, self.device)
 

@@ -15,6 +15,7 @@ from matta_cli.measure import cost
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.ta import TA
+from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Steps
 from matta_cli.report.schema import Cost, Generation, ModelEntry, Parity, Program, Role
@@ -23,6 +24,8 @@ from matta_cli.students.student import Written
 from matta_cli.students.times import Opened, Times, times
 from matta_cli.training.teacher import load_teacher
 from matta_cli.training.teacher_file import is_file
+
+SENTENCES = "sentence_transformers.SentenceTransformer({folder})"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ def models(
     converted: the TA as it was before the run. students: the entries of those in ``folders``. The
     TA has none of its own where a Student is all of it.
     """
-    opened = [*_teacher(held_out, run.ta, out, say), *_ta(run, students), _base(converted)]
+    opened = [*_teacher(held_out, run, out, say), *_ta(run, students), _base(converted)]
     for entry, folder in zip(students, folders, strict=True):
         model = load_student(folder)
         entry.cost = _size(model, folder)
@@ -81,17 +84,22 @@ def models(
     return Measured(entries, taken.generation, taken.notes)
 
 
-def student_entry(written: Written, proof: Mapping[str, Parity], out: Path) -> ModelEntry:
-    """What is known of a written Student before it is measured. out: where it is going to lie."""
+def student_entry(
+    written: Written, proof: Mapping[str, Parity], space: Workspace, of: str
+) -> ModelEntry:
+    """What is known of a written Student before it is measured.
+
+    space: where it is going to lie. of: the task's name.
+    """
     student = written.student
-    home = Workspace(out).students / student.folder
+    home = space.students / student.folder
     where, name = repr(str(home)), student.name
     return ModelEntry(
         name,
         Role.STUDENT,
         student.width,
-        folder=home.relative_to(out).as_posix(),
-        loader=written.loader.format(folder=where),
+        folder=home.relative_to(space.root).as_posix(),
+        loader=_shown(written, of).format(folder=where),
         stock=written.stock,
         parity=proof[name],
         sizes=student.sizes,
@@ -103,13 +111,19 @@ def student_entry(written: Written, proof: Mapping[str, Parity], out: Path) -> M
     )
 
 
+def _shown(written: Written, of: str) -> str:
+    """What loads a Student as its users do: encoders of sentences with pooling and tokenizer."""
+    sentences = of == "sentence_embedding" and written.stock and has_tokenizer(written.folder)
+    return SENTENCES if sentences else written.loader
+
+
 def _size(model: nn.Module, folder: Path | None) -> Cost:
     """A model's parameters, and the bytes of its weights where they lie in a folder."""
     size = cost.weight_bytes(folder) if folder is not None else 0
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
+def _teacher(held_out: HeldOut, run: Reached, out: Path, say: Steps) -> Opened:
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
         say.tell("The Teacher is a file of outputs: the report goes without it.")
@@ -117,8 +131,8 @@ def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
     if not recipe.distill.teacher:
         return []
     try:
-        own = held_out.task, ta, out, held_out.device
-        teacher, source = load_teacher(recipe.distill, *own, say.tell)
+        own = held_out.task, run.ta, out, held_out.device
+        teacher, source = load_teacher(recipe.distill, *own, say.tell, run.folder)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
         say.tell(f"The report goes without the Teacher: {error}")
@@ -155,6 +169,7 @@ def _measure(entry: ModelEntry, model: nn.Module, held_out: HeldOut, taken: Time
     batch = {k: v.to(held_out.device) for k, v in held_out.first(size).items()}
     for what, by_batch in taken.items():
         setattr(entry.cost, what, by_batch)
+    entry.cost.tokens = cost.tokens(batch)
     if entry.role is not Role.QUANTIZED:
         entry.cost.macs = cost.macs(held_out.task, model, cost.repeated(batch, 1))
         whole = cost.repeated(batch, size)

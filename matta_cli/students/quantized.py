@@ -125,9 +125,9 @@ def _card(one: Written, name: str, kind: str, folder: Path) -> None:
     write_card(folder, adapter, card["axes"], card["base"], lineage)
 
 
-def entry(one: Quantized, proof: Mapping[str, Parity], out: Path) -> ModelEntry:
-    """What is known of one before it is measured. out: where it is going to lie."""
-    home = Workspace(out).students / one.folder.name
+def entry(one: Quantized, proof: Mapping[str, Parity], space: Workspace) -> ModelEntry:
+    """What is known of one before it is measured. space: where it is going to lie."""
+    home = space.students / one.folder.name
     difference = (one.expected - one.of.whole).abs().max().item()
     share = difference / max(1.0, one.of.whole.abs().max().item())
     reloaded = proof[one.name]
@@ -137,7 +137,7 @@ def entry(one: Quantized, proof: Mapping[str, Parity], out: Path) -> ModelEntry:
         one.of.student.width,
         of=one.of.student.name,
         quantized=one.kind,
-        folder=home.relative_to(out).as_posix(),
+        folder=home.relative_to(space.root).as_posix(),
         loader=one.loader.format(folder=repr(str(home))),
         stock=True,
         parity=Parity(reloaded.exact, reloaded.max_difference, one.kind, share),
