@@ -166,6 +166,20 @@ def test_an_export_with_settings_of_a_search_that_are_gone_is_judged(here):
         path.write_text(text)
 
 
+def test_a_report_with_a_cut_of_no_student_is_damaged(here, tmp_path):
+    path, copy = Workspace(here).report, tmp_path / "report.json"
+    shutil.copy(path, copy)
+    try:
+        told = json.loads(path.read_text())
+        [cut, *_] = (model for model in told["models"] if model["role"] == "cut")
+        cut["of"] = "nobody"
+        path.write_text(json.dumps(told))
+        with pytest.raises(MattaError, match=r"report\.json is damaged \(KeyError\('nobody'\)\)"):
+            judge.remake(here)
+    finally:
+        shutil.copy(copy, path)
+
+
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
     assert len(rivals(result)) == 2

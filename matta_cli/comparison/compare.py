@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from matta_cli.comparison import cascade, references, speculation
 from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, level, task_of
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, intervals, pairs, score, students
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.progress import Say
@@ -101,7 +103,8 @@ def evaluation(
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
-    macs = _macs(task, subjects, first, splits, device)
+    one = _example(task, first, splits, device)
+    macs = {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
     scored: dict[str, _Scored] = {}
@@ -110,7 +113,7 @@ def evaluation(
             say(f"Measuring {subject.name}.")
             scored[subject.name] = _score(recipe, task, subject, splits, device)
     entries = _entries(recipe, task, subjects, others, first.name, macs, scored)
-    result = _result(recipe, task, data, device, first.name, others, list(entries.values()))
+    result = _result(recipe, task, data, device, first.name, others, entries, one)
     if asked.tasks:
         _add_tasks(recipe, asked, subjects, entries, first.name, say)
     if asked.cascade:
@@ -147,9 +150,7 @@ def _names(asked: Asked, out: Path) -> list[str]:
     """
     names = list(dict.fromkeys([*asked.models, *asked.speculative]))
     if not names:
-        raise MattaError(
-            f"There is nothing to evaluate: name models, or export Students to {out} first."
-        )
+        raise Workspace(out).nothing_to_evaluate()
     if asked.against and asked.against not in names:
         raise MattaError(f"--against {asked.against!r} is none of the models: {', '.join(names)}.")
     if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
@@ -195,17 +196,12 @@ def _data(
     return data
 
 
-def _macs(
-    task: Task,
-    subjects: Sequence[Subject],
-    first: Subject,
-    splits: Sequence[Split],
-    device: torch.device,
-) -> dict[str, int]:
-    """The MACs of each model for one example."""
+def _example(
+    task: Task, first: Subject, splits: Sequence[Split], device: torch.device
+) -> dict[str, Tensor]:
+    """The one example that MACs are counted on."""
     one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    batch = {k: v.to(device) for k, v in one.items()}
-    return {subject.name: cost.macs(task, subject.fitted, batch) for subject in subjects}
+    return {k: v.to(device) for k, v in one.items()}
 
 
 def _check_cascade(
@@ -265,8 +261,10 @@ def _result(
     device: torch.device,
     against: str,
     others: Mapping[str, Subject],
-    models: list[dict[str, Any]],
+    entries: Mapping[str, dict[str, Any]],
+    one: Mapping[str, Tensor],
 ) -> dict[str, Any]:
+    models = list(entries.values())
     present = {name for model in models for name in model["metrics"]}
     metrics = [m for m in task.metrics if m.name in present]
     return {
@@ -275,6 +273,7 @@ def _result(
         "task": task.name,
         "data": data.description if data is not None else "",
         "device": cost.device_card(device),
+        "tokens": cost.tokens(one),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
         "against": against,
         "margin": recipe.export.margin,

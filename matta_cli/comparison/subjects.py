@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,12 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
 from matta_cli.models import load, plugins
 from matta_cli.models.folders import load_ta, ta_folder
+from matta_cli.models.names import folder_and_width
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import same_tokens, tokenizer_of
 from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
-
-_WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
 
 
 @dataclass
@@ -46,15 +44,9 @@ class Subject:
 
 def students_of(out: Path) -> list[str]:
     """What ``eval`` measures unasked: an output folder's base, and its Students, small to large."""
-    folders = [path.parent for path in Workspace(out).students.glob("*/matta.json")]
+    folders = Workspace(out).exported()
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
     return [f"{Workspace(out).ta}@1", *map(str, by_size)] if folders else []
-
-
-def folder_and_width(name: str) -> tuple[str, float | None]:
-    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole."""
-    found = _WIDTH.fullmatch(name)
-    return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
 
 
 def home(models: Sequence[str], out: Path) -> Path:
@@ -66,7 +58,7 @@ def home(models: Sequence[str], out: Path) -> Path:
         return out
     for text in models:
         path = Path(folder_and_width(text)[0])
-        for folder in (path, *list(path.parents)[:3]):
+        for folder in (path, *list(path.parents)[:5]):
             if Workspace(folder).converted:
                 return folder
     return out
@@ -160,8 +152,8 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     if subject is first:
         subject.fitted = subject.model
         return
-    own, other = (tokenizer_of(s.folder) for s in (subject, first))
-    if own is not None and other is not None and not same_tokens(own, other, whole=task.embeds):
+    own, other = (tokenizer_of(s.folder) if task.tokens else None for s in (subject, first))
+    if own is not None and other is not None and not same_tokens(own, other):
         both = f"{subject.name} and {first.name} have different tokenizers"
         raise MattaError(f"{both}: they cannot be compared on the same tokens.")
     before = len(task.notes)

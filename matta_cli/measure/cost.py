@@ -55,6 +55,12 @@ def macs(task: Task, model: Any, batch: Batch) -> int:
     return counter.get_total_flops() // 2
 
 
+def tokens(batch: Mapping[str, Tensor]) -> int | None:
+    """How many tokens each example of a batch takes, with those that pad it; None without any."""
+    ids = batch.get("input_ids")
+    return None if ids is None else ids.shape[1]
+
+
 def repeated(batch: Mapping[str, Tensor], size: int) -> Batch:
     """A batch of exactly ``size`` examples, repeating those given."""
     return {name: torch.cat([t] * -(-size // len(t)))[:size] for name, t in batch.items()}

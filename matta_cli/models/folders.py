@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
-from matta_cli.files.workspace import Workspace, counters_of
+from matta_cli.files.workspace import Workspace, counters_of, no_ta
 from matta_cli.models import plugins
 from matta_cli.models.load import opened
 from matta_cli.models.source import download, open_source
@@ -45,7 +45,7 @@ def load_ta(folder: str | Path) -> TA:
     """
     folder = ta_folder(folder)
     if not folder.is_dir():
-        raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
+        raise no_ta(folder)
     card = read_card(folder)
     adapter = plugins.adapter(card["adapter"], folder)
     model = opened(adapter, open_source(f"local-dir:{folder}"))
@@ -135,9 +135,7 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
-        space.refuse_training()
-        first = f"run `{command('distill', out)}` first"
-        raise MattaError(f"There is no trained TA in {space.run}: {first}.")
+        space.refuse_untrained()
     ta = load_ta(last)
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)

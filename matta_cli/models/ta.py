@@ -6,6 +6,7 @@ import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models.dtype import DTYPES
 from matta_cli.models.save import save_model
 from matta_cli.nested.cut import count_parameters
-from matta_cli.nested.sizes import depth, kept_layers, kind, kinds, own_sizes, sizes_at
+from matta_cli.nested.sizes import depth, full_sizes, kept_layers, kind, kinds, own_sizes, sizes_at
 from matta_cli.nested.view import StudentView, has_statistics, materialize
 from matta_cli.settings.budget import Budget
 
@@ -32,7 +33,7 @@ Key = tuple[tuple[str, int], ...]
 _MAKING = threading.Lock()  # modules are made one at a time, whichever threads ask for them
 
 
-@dataclass
+@dataclass(repr=False)
 class TA:
     """A Teaching Assistant in memory: the grown model, its axes, and the base's sizes in them.
 
@@ -47,6 +48,18 @@ class TA:
     card: dict[str, Any]
     statistics: dict[Key, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
     _served: dict[Key, _Served] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        axes, size = ", ".join(kinds(self.base)), self.student(full_sizes(self.axes)).parameters
+        source = self.card.get("lineage", {}).get("source", "a model")
+        return f"TA of {source}: {size:,} parameters, width {self.widest:g}, nested along {axes}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a line, and how large the Students of a few widths are."""
+        widths = sorted({0.25, 0.5, 1.0, self.widest})
+        rows = (f"<tr><td>{w:g}</td><td>{self.student(w).parameters:,}</td></tr>" for w in widths)
+        head = "<tr><th>width</th><th>parameters</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
 
     def key(self, sizes: Sizes) -> Key:
         """What tells Students apart: the sizes of layers that are left out do not matter."""
@@ -249,7 +262,7 @@ def _in_steps(size: int, step: int) -> str:
 # The paper's ablation: Students that share no weights with the TA
 
 
-@dataclass
+@dataclass(repr=False)
 class UnsharedTA(TA):
     """A TA beside which each Student has weights of its own (``distill.shared = false``)."""
 

@@ -117,6 +117,7 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     try:
         with trust.sealed():
             tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer(_PROBES[0])  # what is wrong in a setting is only seen where it is used
     except Exception as error:  # transformers raises what its backends raise
         what = f"The tokenizer in {where!r} cannot be opened"
         raise MattaError(f"{what}: {_AGAIN} FOLDER_OR_HUB_ID. ({said(error)})") from error

@@ -24,7 +24,7 @@ from matta_cli.report.svg import (
     spaced,
     wide_range,
 )
-from matta_cli.report.values import decimals_of, short, shown
+from matta_cli.report.values import decimals_of, of_tokens, short, shown
 from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
 
 # what each role is called in a key, in the key's order
@@ -60,14 +60,16 @@ class Axis:
 
 def axes(report: Report) -> list[Axis]:
     """The costs that a report's models are drawn against."""
-    time = Axis("latency", "median latency, batch 1", lambda m: m.latency(1), in_seconds)
+    tokens = of_tokens(report)
+    each = f", one example{tokens}" if tokens else ", batch 1"
+    time = Axis("latency", f"median latency{each}", lambda m: m.latency(1), in_seconds)
     if report.generation:
         what = "median time for a generated token, batch 1"
         time = Axis("decode", what, lambda m: m.latency(1, "decode"), in_seconds)
     return [
         Axis("parameters", "parameters", lambda m: m.cost.parameters, count),
         time,
-        Axis("MACs", "MACs per example", lambda m: m.cost.macs, count),
+        Axis("MACs", f"MACs per example{tokens}", lambda m: m.cost.macs, count),
     ]
 
 
@@ -187,7 +189,7 @@ def trace(report: Report, drawn: Sequence[Line], title: str) -> Chart | None:
     metric = report.primary or Metric("value", "value")
     xs, ys = ([place[i] for one in drawn for place in one.places] for i in (0, 1))
     y = Scale(ys, 232.0, 10.0, metric.higher is not True and wide_range(ys, 3), 0.06)
-    x = Scale(xs, 0.0, 100.0)
+    x = Scale([0.0, *xs], 0.0, 100.0)  # from the first step to the last one, and no further
     chart = Chart(
         alt=f"{metric.label} {title}, {len(drawn)} lines",
         title=f"{metric.label} {title}",

@@ -1,7 +1,4 @@
-"""A report as data: what was measured of each model.
-
-``report.json`` and ``search.json`` hold it. Files that an older matta wrote open, too.
-"""
+"""A report as data: ``report.json`` and ``search.json``, those of an older matta, too."""
 
 from __future__ import annotations
 
@@ -80,15 +77,16 @@ class Generation(Stored):
 
 @dataclass
 class Cost(Stored):
-    """What a model costs to serve. macs: of one example. None: not measured.
+    """What a model costs to serve. macs: of one example, of so many tokens. None: not measured.
 
-    By batch, latency: of a forward. Of a language model that generates instead, prefill: until the
-    first token; decode: for each token after it.
+    By batch, latency: of a forward. Of a language model, prefill: until the first token; decode:
+    for each token after it.
     """
 
     parameters: int | None = None
     bytes: int | None = None
     macs: int | None = None
+    tokens: int | None = None
     latency: dict[int, Timing] = field(default_factory=dict)
     prefill: dict[int, Timing] = field(default_factory=dict)
     decode: dict[int, Timing] = field(default_factory=dict)
@@ -139,7 +137,7 @@ class Searched(Stored):
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
     trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
-    are chosen by.
+    are chosen by. command: what exports it.
     """
 
     loads: str = ""
@@ -147,6 +145,7 @@ class Searched(Stored):
     trained: bool = True
     front: bool = True
     chosen_by: float | None = None
+    command: str = ""
 
 
 @dataclass
@@ -199,8 +198,8 @@ class ModelEntry(Stored):
         value: dict[str, Any] = {}
         for name, item in super().to_json().items():
             value |= (item or {}) if name in ("cost", "searched") else {name: item}
-        some = ("of", "training", "curve", "prefill", "decode")
-        dropped = {name for name in some if not value[name]}
+        some = ("of", "training", "curve", "prefill", "decode", "tokens", "command")
+        dropped = {name for name in some if not value.get(name)}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
         if self.searched:  # of a search, which writes no programs and does not measure memory
@@ -309,8 +308,8 @@ def now() -> str:
 class Report(Stored):
     """All that an export, a search or a verdict has to say.
 
-    metrics: the primary one first. generation: of models that were timed generating. margin: the
-    share of a value that may be lost. costs and choices: of a search. searched: its numbers.
+    metrics: the primary one first. generation: of models timed generating. margin: what share of a
+    value may be lost. costs, choices: of a search; searched: its numbers.
     """
 
     task: str = ""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.ta import Student
@@ -44,8 +44,7 @@ def search(
     """
     check(recipe)
     space = Workspace(out)
-    if not space.ta.is_dir():
-        raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
+    space.refuse_unconverted()
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
         storage = journal(space.search)
@@ -55,7 +54,7 @@ def search(
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
             students = run.run(amounts, listen)
-            report = report_of(run, students, measured=measured)
+            report = report_of(run, students, out, measured=measured)
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None

@@ -30,6 +30,8 @@ PIPELINES = {
     "image_classification": "image-classification",
     "ranking": "tabular-classification",
     "sentence_embedding": "sentence-similarity",
+    "text_classification": "text-classification",
+    "token_classification": "token-classification",
 }
 
 _TEMPLATE = Path(__file__).with_name("card.md")

@@ -54,7 +54,7 @@ def models(
     converted: the TA as it was before the run. students: the entries of those in ``folders``. The
     TA has none of its own where a Student is all of it.
     """
-    opened = [*_teacher(held_out, run.ta, out, say), *_ta(run, students), _base(converted)]
+    opened = [*_teacher(held_out, run, out, say), *_ta(run, students), _base(converted)]
     for entry, folder in zip(students, folders, strict=True):
         model = load_student(folder)
         entry.cost = _size(model, folder)
@@ -78,19 +78,21 @@ def models(
     return Measured(entries, how, notes)
 
 
-def student_entry(written: Written, proof: Mapping[str, Parity], out: Path, of: str) -> ModelEntry:
+def student_entry(
+    written: Written, proof: Mapping[str, Parity], space: Workspace, of: str
+) -> ModelEntry:
     """What is known of a written Student before it is measured.
 
-    out: where it is going to lie. of: the task's name.
+    space: where it is going to lie. of: the task's name.
     """
     student = written.student
-    home = Workspace(out).students / student.folder
+    home = space.students / student.folder
     where, name = repr(str(home)), student.name
     return ModelEntry(
         name,
         Role.STUDENT,
         student.width,
-        folder=home.relative_to(out).as_posix(),
+        folder=home.relative_to(space.root).as_posix(),
         loader=_shown(written, of).format(folder=where),
         stock=written.stock,
         parity=proof[name],
@@ -115,7 +117,7 @@ def _size(model: nn.Module, folder: Path | None) -> Cost:
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
+def _teacher(held_out: HeldOut, run: Reached, out: Path, say: Steps) -> Opened:
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
         say.tell("The Teacher is a file of outputs: the report goes without it.")
@@ -123,8 +125,8 @@ def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
     if not recipe.distill.teacher:
         return []
     try:
-        own = held_out.task, ta, out, held_out.device
-        teacher, source = load_teacher(recipe.distill, *own, say.tell)
+        own = held_out.task, run.ta, out, held_out.device
+        teacher, source = load_teacher(recipe.distill, *own, say.tell, run.folder)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
         say.tell(f"The report goes without the Teacher: {error}")
@@ -217,6 +219,7 @@ def _measure(entry: ModelEntry, model: nn.Module, held_out: HeldOut, times: Time
     for what, by_batch in times.items():
         setattr(entry.cost, what, by_batch)
     entry.cost.macs = cost.macs(held_out.task, model, cost.repeated(batch, 1))
+    entry.cost.tokens = cost.tokens(batch)
     whole = cost.repeated(batch, size)
     entry.cost.peak_memory = cost.peak_memory(held_out.task, model, whole)
     held_out.add(entry.name, model)

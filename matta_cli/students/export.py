@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from matta_cli.conversion.inspect import numbers, strips
 from matta_cli.files import atomic
@@ -39,7 +38,7 @@ def steps(recipe: Recipe, students: Sequence[Student]) -> int:
 
 
 def export(
-    out: Path,
+    space: Workspace,
     students: Sequence[Student],
     held_out: HeldOut,
     run: Reached,
@@ -49,7 +48,7 @@ def export(
     searched: Report | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Write Students of a run's TA into ``out/students``, and ``out/report.*`` on them.
+    """Write Students of a run's TA into those of a workspace, and its report on them.
 
     held_out: what they are measured on, and by which recipe. converted: the TA before the run.
     searched: how the sizes of those for a budget were found. Raises ``MattaError`` for formats that
@@ -58,7 +57,7 @@ def export(
     recipe, task = held_out.recipe, held_out.task
     check(recipe.export)
     lineage = {**run.ta.card["lineage"], "ta": atomic.digest(run.folder)}
-    with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
+    with atomic.atomic_folder(space.students, overwrite=overwrite) as folder:
         written: list[Written] = []
         for student in students:  # one by one: each is let go before the next one is cut
             say(f"Writing {student.name}.")
@@ -66,10 +65,10 @@ def export(
             written.append(write(student, where, held_out, run, lineage, say))
         say("Reloading every Student in a fresh process.")
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
-        own = [entries.student_entry(one, proof, out, task.name) for one in written]
+        own = [entries.student_entry(one, proof, space, task.name) for one in written]
         folders = [one.folder for one in written]
-        measured = entries.models(held_out, run, converted, own, folders, out, say)
-        report = _report(out, held_out, run, measured, say)
+        measured = entries.models(held_out, run, converted, own, folders, space.root, say)
+        report = _report(space, held_out, run, measured, say)
         report.lineage = lineage
         saved_in = _saved_in(report.students)
         report.notes = [*_notes(students, held_out, run), *measured.notes, *saved_in]
@@ -83,7 +82,7 @@ def export(
             atomic.atomic_write(where / "README.md", told)
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
         # before the Students appear: what fails here leaves none without their report
-        write_report(report, out)
+        write_report(report, space.report.parent)
     return report
 
 
@@ -142,16 +141,16 @@ def _over(students: Sequence[Student], report: Report) -> list[str]:
 
 
 def _report(
-    out: Path, held_out: HeldOut, run: Reached, measured: entries.Measured, say: Steps
+    space: Workspace, held_out: HeldOut, run: Reached, measured: entries.Measured, say: Steps
 ) -> Report:
     """The report on these models, without its notes."""
-    recipe, task, space = held_out.recipe, held_out.task, Workspace(out)
+    recipe, task = held_out.recipe, held_out.task
     models = measured.entries
     with cost.threads(recipe.export.threads):
         machine = Machine(**cost.device_card(held_out.device))
     metrics = task.reported(models)
     took = spent.of_run(space, recipe.export.checkpoint)
-    training = spent.training(task, held_out.data, took, run_recipe(out).distill.batch_size)
+    training = spent.training(task, held_out.data, took, run_recipe(space.root).distill.batch_size)
     for entry in models:
         if entry.role in (Role.STUDENT, Role.TA):
             entry.training = training
