@@ -15,11 +15,11 @@ from matta_cli.files.workspace import Workspace
 
 _Students = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[STUDENT]...", help="Folders of Students; none: all of --out."),
+    typer.Argument(metavar="STUDENT", help="Folders of Students; none: all of --out."),
 ]
 _To = Annotated[str, typer.Option("--to", help="Where on the hub: USER/NAME.", metavar="USER/NAME")]
 _License = Annotated[
-    str, options.option("--license", "License of the base, where its card has none.", default="")
+    str | None, options.option("--license", "License of the base, where its card has none.")
 ]
 _Private = Annotated[bool, options.option("--private", "Let nobody else see what is made.")]
 _DryRun = Annotated[
@@ -33,7 +33,7 @@ _Overwrite = Annotated[
 def push(
     students: _Students = None,
     to: _To = "",
-    license: _License = "",
+    license: _License = None,
     private: _Private = False,
     dry_run: _DryRun = False,
     overwrite: _Overwrite = False,
@@ -50,7 +50,7 @@ def push(
     if not to:
         raise MattaError("--to is missing: say where on the hub, --to USER/NAME.")
     folders = [options.home(folder) for folder in students or ()] or _exported(options.home(out))
-    repositories = plan(folders, to, license)
+    repositories = plan(folders, to, license or "")
     for one in repositories:
         if one.foreign:
             console.say(f"Not of matta, and not sent: {', '.join(one.foreign)} in {one.folder}.")

@@ -163,7 +163,7 @@ class Hub:
         for one in repositories:
             self.say(f"Sending {one.folder} to {one.name}.")
             with self.asked(f"to take {one.name}"):
-                self.api.create_repo(one.name, private=private, exist_ok=overwrite)
+                self.api.create_repo(one.name, private=private or None, exist_ok=overwrite)
                 self.api.create_commit(one.name, _added(one), commit_message="Pushed by matta")
             places.append(f"{self.api.endpoint}/{one.name}")
         if len(repositories) > 1:
