@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from matta_adapters.bert import Bert
+from matta_adapters.encoders import Bert
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
@@ -25,8 +26,9 @@ from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import open_tokenizer, two_formats
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.examples import Preparation
-from matta_cli.tasks.sentence_embedding.read import encoder
+from matta_cli.tasks.sentence_embedding.examples import Sentences
 from matta_cli.tasks.task import task as open_task
+from matta_cli.tasks.texts.encoder import encoder
 from tests.sample_text import WORDS, byte_tokenizer, prose
 
 ASKED = ["query:", "One", "one", "dog"]
@@ -58,8 +60,8 @@ def put(folder, name, **content):
 def opened(folder):
     notes: list[str] = []
     model = Bert().load(Source("m", folder=folder))
-    made = encoder(folder, model, Recipe(), notes)
-    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(made(["One dog"])[0])
+    made = encoder(folder, model, Recipe(), 512, notes)
+    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(made(["One dog"]).ids)
     return made, tokens, " ".join(notes)
 
 
@@ -90,15 +92,24 @@ def test_what_is_not_done_is_said(encoder_folder):
     assert "by dot" in notes and "truncate_dim" in notes
 
 
-def test_a_teacher_that_asks_for_other_sentences_is_said(encoder_folder, tmp_path_factory):
+def test_a_teacher_reads_sentences_as_its_folder_asks(encoder_folder, tmp_path_factory):
+    """It has tokens of its own in each batch, unless they are those of the model."""
     model = Bert().load(Source("m", folder=encoder_folder))
     task = open_task("sentence_embedding", Recipe())
-    task.fit_teacher(model, encoder_folder, model, encoder_folder)
+    assert task.fit_teacher(model, encoder_folder, model, encoder_folder) is model
     assert task.notes == []
+    home = tmp_path_factory.mktemp("model") / "it"
+    shutil.copytree(encoder_folder, home)
     prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     put(encoder_folder, "config_sentence_transformers.json", **prompts)
-    task.fit_teacher(model, encoder_folder, model, tmp_path_factory.mktemp("model"))
-    assert any("asks for other sentences" in note for note in task.notes)
+    teacher = task.fit_teacher(model, encoder_folder, model, home)
+    assert any("its texts begin with 'query: '" in note for note in task.notes)
+    encode = task.encoder(home, model)
+    batch = Sentences({"One dog": 0}, encode, "t", task.readers).batch([0])
+    asked = Sentences({"query: One dog": 0}, encode, "t", task.readers).batch([0])
+    given = task.forward(teacher, batch)
+    torch.testing.assert_close(given, task.forward(model, asked))
+    assert not torch.allclose(given, task.forward(model, batch), atol=1e-3)
 
 
 @pytest.mark.parametrize("value", ["x", [], {"a": 1}, None, -1, 1e308, True])

@@ -152,8 +152,8 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     if subject is first:
         subject.fitted = subject.model
         return
-    own, other = (tokenizer_of(s.folder) for s in (subject, first))
-    if own is not None and other is not None and not same_tokens(own, other, whole=task.embeds):
+    own, other = (tokenizer_of(s.folder) if task.tokens else None for s in (subject, first))
+    if own is not None and other is not None and not same_tokens(own, other):
         both = f"{subject.name} and {first.name} have different tokenizers"
         raise MattaError(f"{both}: they cannot be compared on the same tokens.")
     before = len(task.notes)

@@ -15,6 +15,7 @@ from typing import Any
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
 from matta_cli.models import names
 from matta_cli.models.checkpoint import without_prefix
 from matta_cli.models.foreign import layout
@@ -170,6 +171,9 @@ def detect(source: Source) -> Adapter:
     none = f"no installed adapter ({', '.join(working)}) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    if source.folder is not None:
+        kind = reading.record(reading.lenient(source.folder / "config.json")).get("model_type")
+        none = f"{none}, whose config.json says model_type {kind!r}" if kind else none
     if source.folder is not None and not (source.folder / "config.json").is_file():
         held = sorted(path.name for path in source.folder.iterdir())[:4]
         none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"

@@ -61,7 +61,7 @@ def open_gguf(path: Path, name: str) -> Source:
 
     given = {"gguf_file": "model.gguf", "trust_remote_code": False}
     try:
-        with trust.sealed(), _quiet():
+        with trust.sealed(), quiet():
             model = _whole(AutoModelForCausalLM, alone, name, **given, **_unpacked())
             AutoTokenizer.from_pretrained(alone, **given).save_pretrained(beside)
     except MattaError:
@@ -97,7 +97,7 @@ def open_quantized(folder: Path, config: Mapping[str, Any], name: str) -> Source
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise MattaError(f"{what}, and its config.json names no class of transformers: {_FROM}.")
     try:
-        with trust.sealed(), _quiet():
+        with trust.sealed(), quiet():
             model: Any = _whole(kind, folder, name, **_dequantizing(stored, how))
             if getattr(model, "hf_quantizer", None) is not None and not _is_plain(model):
                 model = model.dequantize()
@@ -198,7 +198,7 @@ def _plain(model: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers tells of each tensor; matta says what was opened itself."""
     from transformers.utils import logging as theirs
 

@@ -15,6 +15,7 @@ from matta_cli.measure import cost, generation
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.ta import TA
+from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Steps
 from matta_cli.report.schema import Cost, Generation, ModelEntry, Parity, Program, Role, Timing
@@ -22,6 +23,7 @@ from matta_cli.students.student import Written
 from matta_cli.training.teacher import load_teacher
 from matta_cli.training.teacher_file import is_file
 
+SENTENCES = "sentence_transformers.SentenceTransformer({folder})"
 Opened = list[tuple[ModelEntry, nn.Module]]
 Times = dict[str, dict[int, Timing]]  # of what, such as decode -> by batch
 
@@ -52,7 +54,7 @@ def models(
     converted: the TA as it was before the run. students: the entries of those in ``folders``. The
     TA has none of its own where a Student is all of it.
     """
-    opened = [*_teacher(held_out, run.ta, out, say), *_ta(run, students), _base(converted)]
+    opened = [*_teacher(held_out, run, out, say), *_ta(run, students), _base(converted)]
     for entry, folder in zip(students, folders, strict=True):
         model = load_student(folder)
         entry.cost = _size(model, folder)
@@ -76,8 +78,13 @@ def models(
     return Measured(entries, how, notes)
 
 
-def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspace) -> ModelEntry:
-    """What is known of a written Student before it is measured. space: where it is going to lie."""
+def student_entry(
+    written: Written, proof: Mapping[str, Parity], space: Workspace, of: str
+) -> ModelEntry:
+    """What is known of a written Student before it is measured.
+
+    space: where it is going to lie. of: the task's name.
+    """
     student = written.student
     home = space.students / student.folder
     where, name = repr(str(home)), student.name
@@ -86,7 +93,7 @@ def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspac
         Role.STUDENT,
         student.width,
         folder=home.relative_to(space.root).as_posix(),
-        loader=written.loader.format(folder=where),
+        loader=_shown(written, of).format(folder=where),
         stock=written.stock,
         parity=proof[name],
         sizes=student.sizes,
@@ -98,13 +105,19 @@ def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspac
     )
 
 
+def _shown(written: Written, of: str) -> str:
+    """What loads a Student as its users do: encoders of sentences with pooling and tokenizer."""
+    sentences = of == "sentence_embedding" and written.stock and has_tokenizer(written.folder)
+    return SENTENCES if sentences else written.loader
+
+
 def _size(model: nn.Module, folder: Path | None) -> Cost:
     """A model's parameters, and the bytes of its weights where they lie in a folder."""
     size = cost.weight_bytes(folder) if folder is not None else 0
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
+def _teacher(held_out: HeldOut, run: Reached, out: Path, say: Steps) -> Opened:
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
         say.tell("The Teacher is a file of outputs: the report goes without it.")
@@ -112,8 +125,8 @@ def _teacher(held_out: HeldOut, ta: TA, out: Path, say: Steps) -> Opened:
     if not recipe.distill.teacher:
         return []
     try:
-        own = held_out.task, ta, out, held_out.device
-        teacher, source = load_teacher(recipe.distill, *own, say.tell)
+        own = held_out.task, run.ta, out, held_out.device
+        teacher, source = load_teacher(recipe.distill, *own, say.tell, run.folder)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
         say.tell(f"The report goes without the Teacher: {error}")
