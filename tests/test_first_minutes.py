@@ -39,6 +39,8 @@ MISTYPED = {
     "eval here gpt2 --teacher ./nothing": "There is no file or folder './nothing'",
     "eval --out nowhere": "There is nothing to evaluate: name models, or export Students",
     "eval gpt2 --task rankin": "There is no task 'rankin'; did you mean 'ranking'?",
+    "push nowhere --to me/gpt2": "There is no folder 'nowhere': pass those of exported Students",
+    "push --out nowhere --to me/gpt2": "There are no Students in nowhere/students",
     "demo --adapter gtp2": "There is no demo of 'gtp2': choose from gpt2, vit, mlp_ranker",
 }
 

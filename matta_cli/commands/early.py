@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from matta_cli.commands import options
 from matta_cli.data import find
 from matta_cli.files.atomic import refuse_existing
-from matta_cli.files.workspace import Workspace, no_ta
+from matta_cli.files.workspace import Workspace, no_student, no_ta
 from matta_cli.models import names
 from matta_cli.settings.recipe import Recipe
 
@@ -60,6 +60,13 @@ def exported(out: Path, name: str) -> None:
     Workspace(out).mend()
     if not Workspace(out, name).report.exists():
         raise Workspace(out, name).no_report()
+
+
+def students(folders: Iterable[Path]) -> None:
+    """Raise ``MattaError`` where a folder that should hold a Student is not there."""
+    for path in folders:
+        if not path.is_dir():
+            raise no_student(path)
 
 
 def models(typed: Mapping[str, Any], out: Path) -> None:
