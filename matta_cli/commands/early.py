@@ -38,7 +38,7 @@ def training(recipe: Recipe, out: Path) -> None:
     """Raise ``MattaError`` where there is no TA to train, no such Teacher, or no such data."""
     Workspace(out).refuse_unconverted()
     names.refuse_missing(recipe.distill.teacher)
-    data(recipe)
+    data(recipe, training=True)
 
 
 def trained(recipe: Recipe, out: Path) -> None:
@@ -83,8 +83,13 @@ def models(typed: Mapping[str, Any], out: Path) -> None:
         names.entry("matta.tasks", typed["task"])
 
 
-def data(recipe: Recipe) -> None:
-    """Raise ``MattaError`` where data that are a path are not there."""
-    for text, flag in ((recipe.data.train, "--data"), (recipe.data.held_out, "--held-out")):
+def data(recipe: Recipe, training: bool = False) -> None:
+    """Raise ``MattaError`` where data that are read are a path, and not there.
+
+    Without ``training``, data to train on are read only where none are held out.
+    """
+    settings = recipe.data
+    train = settings.train if training or not settings.held_out else ""
+    for text, flag in ((train, "--data"), (settings.held_out, "--held-out")):
         if text and find.find(text, flag) is None and not find_spec("datasets"):
             find.hub_datasets(text)  # says what is missing
