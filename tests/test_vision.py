@@ -9,7 +9,7 @@ import pytest
 import torch
 from matta_adapters.vision import CLIP, Dinov2, SigLIP, ViT
 from safetensors.torch import load_file
-from test_adapters import images, inputs, logits
+from test_adapters import images, logits
 from transformers import AutoModel, AutoModelForImageClassification, ViTForMaskedImageModeling
 
 from matta_cli.adapter import Source
@@ -77,7 +77,7 @@ def test_what_a_checkpoint_has_besides_the_classifier_is_told(tmp_path):
     adapter = ViT()
     loaded = adapter.load(open_source(str(tmp_path)))
     assert any("left out: vit.pooler.dense.bias" in note for note in adapter.notes)
-    batch = inputs(loaded)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
     assert torch.equal(logits(loaded, batch), logits(model, batch))
     model.decoder = head.decoder
     model.save_pretrained(tmp_path)
@@ -95,7 +95,7 @@ def test_siglips_own_pooling_is_left_out_and_said(tmp_path):
     adapter.save(loaded, tmp_path)
     stock = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert not hasattr(stock.vision_model, "head")
-    batch = inputs(loaded)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
     assert torch.equal(logits(stock.eval(), batch), logits(model, batch))
     adapter.load(open_source(str(tmp_path)))
     assert adapter.notes == []

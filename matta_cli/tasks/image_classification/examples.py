@@ -17,7 +17,7 @@ from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
 from matta_cli.tasks.image_classification.stored import stored
-from matta_cli.tasks.task import config
+from matta_cli.tasks.task import config, raw
 
 ORIENTATION = 0x0112  # a tag of EXIF
 _BITS = 258  # a tag of TIFF: bits of a sample
@@ -28,7 +28,8 @@ _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 class Source:
     """Labelled images.
 
-    labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are
+    labels: int64 [N]; where each may have several, float32 [N, labels], 0 or 1. read: the image of
+    a number, as PIL. classes: their names, where there are
     any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
     of the user's images. content: the bytes of an image, those of a file where ``encoded``; None
     where nobody has them. identity: what JSON can hold, another one whenever images may be others.
@@ -164,6 +165,20 @@ class Renormalized(nn.Module):
         return self.model(image * self.scale + self.shift)
 
 
+class Reordered(nn.Module):
+    """A model with its outputs in another order."""
+
+    order: Tensor
+
+    def __init__(self, model: nn.Module, order: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return raw(self.model(image)).index_select(-1, self.order)
+
+
 class Images:
     """Labelled images as a split.
 
@@ -182,7 +197,7 @@ class Images:
         return len(self.source.labels)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """``image`` float32 [B, C, H, W] and ``label`` int64 [B]."""
+        """``image`` float32 [B, C, H, W] and ``label`` [B] or [B, labels]."""
         chosen = np.array(indices, dtype=np.int64)
         if self.kept is None:
             pixels = np.stack([self._read(int(i)) for i in chosen])
