@@ -68,7 +68,8 @@ def write(folder, kind: str):
         ]
         (folder / "labels.csv").write_text("\n".join(["path,cat,dog,sky", *lines]) + "\n")
     elif kind == "hot.jsonl":
-        hot = [{"file_name": p, "label": own.tolist()} for p, own in zip(paths(), HOT, strict=True)]
+        both = zip(paths(), HOT.tolist(), strict=True)
+        hot = [{"file_name": path, "label": own} for path, own in both]
         (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in hot))
     else:
         datasets.Dataset.from_list(rows).to_parquet(str(folder / "a.parquet"))
@@ -175,3 +176,16 @@ def test_a_teacher_whose_classes_are_in_another_order(folder):
     made.notes.clear()
     assert made.fit_teacher(other := model(names=["a", "b", "c"]), None, ours) is other
     assert any("other names than the model's ('a', not 'cat')" in note for note in made.notes)
+
+
+def test_labels_that_are_mixed_are_refused_and_numbers_are_numbers(folder):
+    both = zip(paths(), SETS, strict=True)
+    rows = [{"file_name": p, "label": [NAMES.index(name) for name in own]} for p, own in both]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _, data = opened(folder, model())
+    assert np.array_equal(labels_of(data), HOT)
+    for label, message in ((["cat"], "holds str in line 20"), ([-1], "label -1 in line 20")):
+        rows[-1]["label"] = label
+        (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(MattaError, match=message):
+            opened(folder, model())

@@ -16,6 +16,11 @@ from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
+from matta_cli.nested.sizes import full_sizes, sizes_at
+from matta_cli.nested.view import materialize
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students import programs
+from matta_cli.tasks.task import task as open_task
 
 
 @pytest.mark.parametrize(
@@ -109,3 +114,29 @@ def test_what_no_classifier_reads_is_not_trained():
     logits.sum().backward()
     assert all(p.grad is not None for p in clip.parameters() if p.requires_grad)
     assert all(p.grad is None for name, p in clip.named_parameters() if name in frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "clip", "siglip"])
+def test_programs_of_any_number_of_images(kind, form, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    adapter = plugins.detect(Source("m", module=images(kind)))
+    model = adapter.load(Source("m", module=images(kind)))
+    axes = adapter.axes(model)
+    student = materialize(adapter, model, axes, sizes_at(axes, full_sizes(axes), 0.5)).eval()
+    task = open_task("image_classification", Recipe())
+    path = tmp_path / "student"
+    programs.PROGRAMS[form].write(task, student, task.example(student, 2), path)
+    if form == "onnx":
+        session = runtime.InferenceSession(str(path))
+    else:
+        program = torch.export.load(path).module()
+    for count in (1, 2, 5):
+        image = torch.randn(count, 3, 32, 32)
+        expected = logits(student, {"pixel_values": image})
+        if form == "onnx":
+            made = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        else:
+            made = program(image)
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)

@@ -74,16 +74,18 @@ class Preparation:
     def __init__(self, folder: Path | None, model: Any) -> None:
         """folder: the model's, where it has one."""
         from timm.data import create_transform, resolve_model_data_config
+        from torchvision.transforms import CenterCrop
 
         self.notes: list[str] = []
         settings = resolve_model_data_config(model)
         channels, *size = shape_of(model)
+        crops = self.zooms = False
         if _of_transformers(model) is not None:
             fixed = (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size", True)
             found = stored(folder, channels, size, fixed=fixed)
             settings |= found.settings
             self.notes += found.notes
-            size = found.size
+            size, crops, self.zooms = found.size, found.crops, found.zooms
         self.shape: tuple[int, int, int] = (channels, size[0], size[1])
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if self.mode is None:
@@ -93,13 +95,17 @@ class Preparation:
         how = ("interpolation", "crop_pct", "crop_mode")
         self.how = {key: settings[key] for key in how if key in settings}
         self.fit = create_transform(**settings, is_training=False, normalize=False)
+        if crops:
+            self.fit = CenterCrop(size)
         self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
 
     def pixels(self, image: Any) -> np.ndarray:
         """An image of any size and mode as uint8 [C, H, W]."""
         image = plain(image).convert(self.mode)
-        if image.size != (self.shape[2], self.shape[1]):
-            return np.asarray(self.fit(image))
+        if self.zooms or image.size != (self.shape[2], self.shape[1]):
+            image = self.fit(image)
+            if not hasattr(image, "getbands"):  # else it was cropped, and is a picture still
+                return np.asarray(image)
         return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
 
     def input(self, pixels: np.ndarray) -> Tensor:

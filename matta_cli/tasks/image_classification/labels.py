@@ -12,8 +12,6 @@ from matta_cli.errors import MattaError
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.task import config
 
-_KINDS = {float: "a number with decimals", bool: "true or false", dict: "an object"}
-
 
 def is_several(model: Any, outputs: int, parts: Sequence[Source]) -> bool:
     """Whether images may have several labels each, by the model's config and by what the data has.
@@ -53,12 +51,15 @@ def read_labels(
     name: str,
     called: Callable[[int], str],
     outputs: int,
+    *,
+    cells: bool = False,
 ) -> tuple[np.ndarray, list[str] | None]:
     """The numbers of labels, and what they are called, if they have names.
 
     One label of each image: int64 [N]. Lists of labels: float32 [N, labels], 0 or 1. They are names
     or whole numbers, or, as many as the model has ``outputs``, 0 and 1 for each of its labels.
-    names: what numbers stand for, where the data says so. called: a row, for people.
+    names: what numbers stand for, where the data says so. called: a row, for people. cells: whether
+    whole numbers are text, as in CSV.
     """
     holes = [i for i, value in enumerate(values) if value is None or value == ""]
     if holes:
@@ -69,20 +70,22 @@ def read_labels(
     flat = [one for own in lists for one in own]
     if several and _is_hot(lists, outputs):
         return np.array(lists, np.float32), None if names is None else list(names)
+    if cells and all(isinstance(one, str) and one.strip().isdecimal() for one in flat):
+        flat = [int(one) for one in flat]
     numbers, known = _numbers(flat, names)
     if numbers is None:
-        odd = next(i for i, own in enumerate(lists) if any(not _is_label(one) for one in own))
-        bad = next(one for one in lists[odd] if not _is_label(one))
-        what = _KINDS.get(type(bad), repr(bad))
-        holds = f"Column {column!r} of {name!r} holds {what} in {called(odd)}"
-        raise MattaError(f"{holds}, but labels are names or whole numbers.")
+        first = type(flat[0]) if _is_label(flat[0]) else None  # one of all kinds, or the odd one
+        odd = next(i for i, own in enumerate(lists) if any(type(one) is not first for one in own))
+        bad = next(one for one in lists[odd] if type(one) is not first)
+        what = f"{type(bad).__name__} in {called(odd)}"
+        holds = f"Column {column!r} of {name!r} holds {what}"
+        raise MattaError(f"{holds}, but labels are all names, or all whole numbers.")
     if not several:
         return numbers, known
     if len(numbers) and numbers.min() < 0:
         at = int(np.repeat(np.arange(len(lists)), [len(own) for own in lists])[numbers.argmin()])
-        raise MattaError(
-            f"{name!r} has the label {numbers.min()} in {called(at)}: labels are 0, 1, ..."
-        )
+        low = f"{name!r} has the label {numbers.min()} in {called(at)}"
+        raise MattaError(f"{low}: labels are numbers from 0 on.")
     count = len(known) if known is not None else int(numbers.max(initial=0)) + 1
     found = np.zeros((len(lists), count), np.float32)
     found[np.repeat(np.arange(len(lists)), [len(own) for own in lists]), numbers] = 1
@@ -94,8 +97,6 @@ def _numbers(
 ) -> tuple[np.ndarray | None, list[str] | None]:
     """Labels by number, and their names; None for what is neither names nor whole numbers."""
     if all(isinstance(value, str) for value in flat):
-        if flat and all(value.strip().isdecimal() for value in flat):  # a cell of CSV is text
-            return np.array([int(value) for value in flat], np.int64), None
         known, numbers = np.unique(flat, return_inverse=True)
         return numbers.astype(np.int64), [str(value) for value in known]
     if all(isinstance(value, int) and not isinstance(value, bool) for value in flat):

@@ -67,8 +67,11 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
     names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
     _refuse_contradictions(rows, names)
     column = settings.label
+    cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
+    cells = cells and not set(map(repr, rows.labels)) <= set(map(repr, known.names))
+    row = rows.called.__getitem__
     labels, classes = read_labels(
-        rows.labels, None, column, str(files[0]), rows.called.__getitem__, known.outputs
+        rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells
     )
     if rows.hot:
         labels, classes = np.array(rows.labels, np.float32), known.names
