@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,12 +20,25 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 LABELS = ("negative", "neutral", "positive")
 BATCH, RATE, WARMUP, LENGTH = 32, 2e-4, 0.1, 64
+SORTED = 16  # batches whose texts are sorted by length, so that there is little padding
+
+
+def batches(rows: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+    """Batches of rows in random order, again and again."""
+    generator = random.Random(0)
+    while True:
+        generator.shuffle(rows)
+        found = []
+        for start in range(0, len(rows), BATCH * SORTED):
+            near = sorted(rows[start : start + BATCH * SORTED], key=lambda row: len(row[0]))
+            found += [near[i : i + BATCH] for i in range(0, len(near), BATCH)]
+        generator.shuffle(found)
+        yield from found
 
 
 def finetuned(encoder: str, rows: list[tuple[str, str]], steps: int) -> tuple[object, object]:
     """The classifier and its tokenizer, after so many steps."""
     torch.manual_seed(0)
-    random.Random(0).shuffle(rows)
     names = dict(enumerate(LABELS))
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     model = AutoModelForSequenceClassification.from_pretrained(
@@ -34,8 +49,7 @@ def finetuned(encoder: str, rows: list[tuple[str, str]], steps: int) -> tuple[ob
         optimizer, lambda step: min((step + 1) / (WARMUP * steps), (steps - step) / steps)
     )
     model.train()
-    for step in range(steps):
-        drawn = [rows[(step * BATCH + i) % len(rows)] for i in range(BATCH)]
+    for step, drawn in enumerate(itertools.islice(batches(rows), steps)):
         given = tokenizer(
             [text for text, _ in drawn],
             padding=True,

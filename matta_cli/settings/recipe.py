@@ -40,13 +40,19 @@ class DataSettings:
         "score", "column that says how alike the two are (JSON, CSV, TSV, Parquet, hub)"
     )
     image: str = setting("image", "column that holds the image (hub)")
-    label: str = setting("label", "column that holds the label (CSV, Parquet, hub)")
+    label: str = setting(
+        "label", "column that holds the label, or a list of several (JSON, CSV, TSV, Parquet, hub)"
+    )
+    words: str = setting(
+        "tokens", "column that holds a text's words as a list (JSON, Parquet, hub)"
+    )
+    tags: str = setting("tags", "column that holds a tag of each word (JSON, Parquet, hub)")
     group: str = setting(
-        "", "column that names the query of a row (CSV, Parquet); empty: every row stands alone"
+        "",
+        "column that names the query of a row, of rankers and rerankers; empty: every row stands "
+        "alone",
     )
-    id: str = setting(
-        "", "column that names a row, for Teacher files with a column id (CSV, Parquet)"
-    )
+    id: str = setting("", "column that names a row, for Teacher files with a column id")
     categorical: list[str] = setting(
         [], "columns of the embeddings, in the model's order (CSV, Parquet)"
     )
