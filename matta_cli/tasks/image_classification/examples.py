@@ -74,7 +74,7 @@ class Preparation:
     def __init__(self, folder: Path | None, model: Any) -> None:
         """folder: the model's, where it has one."""
         from timm.data import create_transform, resolve_model_data_config
-        from torchvision.transforms import CenterCrop
+        from torchvision.transforms import CenterCrop, Compose
 
         self.notes: list[str] = []
         settings = resolve_model_data_config(model)
@@ -95,8 +95,11 @@ class Preparation:
         how = ("interpolation", "crop_pct", "crop_mode")
         self.how = {key: settings[key] for key in how if key in settings}
         self.fit = create_transform(**settings, is_training=False, normalize=False)
-        if crops:
-            self.fit = CenterCrop(size)
+        if _of_transformers(model) is not None:
+            steps = [
+                _centred(size) if isinstance(s, CenterCrop) else s for s in self.fit.transforms
+            ]
+            self.fit = _centred(size) if crops else Compose(steps)
         self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
 
     def pixels(self, image: Any) -> np.ndarray:
@@ -111,6 +114,17 @@ class Preparation:
     def input(self, pixels: np.ndarray) -> Tensor:
         """Pixels uint8 [..., C, H, W] as float32, normalised."""
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def _centred(size: Sequence[int]) -> Callable[[Any], Any]:
+    """The middle of a picture as transformers takes it: where it is odd, torchvision's is one on."""
+
+    def crop(image: Any) -> Any:
+        height, width = size
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+    return crop
 
 
 def shape_of(model: Any) -> tuple[int, int, int]:
