@@ -113,7 +113,7 @@ def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
 
 
 def regnet() -> nn.Module:
-    config = RegNetCfg(depth=4, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=0.25)
+    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
     return RegNet(config, num_classes=10)
 
 

@@ -64,7 +64,7 @@ def efficientnet() -> nn.Module:
 
 def regnet() -> nn.Module:
     """With groups of four channels, and squeeze and excitation."""
-    config = RegNetCfg(depth=4, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=0.25)
+    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
     return RegNet(config, num_classes=7)
 
 

@@ -117,7 +117,7 @@ class Preparation:
 
 
 def _centred(size: Sequence[int]) -> Callable[[Any], Any]:
-    """The middle of a picture as transformers takes it: where it is odd, torchvision's is one on."""
+    """Takes the middle of a picture as transformers does: torchvision's may be one pixel on."""
 
     def crop(image: Any) -> Any:
         height, width = size
