@@ -39,9 +39,9 @@ class Scores:
         self.device = device.pick(recipe.distill.device)
         model = self.ta.model.to(self.device).eval()
         self.task = task.task(self.ta.adapter.task, recipe)
-        self.metric = self.task.metrics[0]
         self.normed = has_statistics(model)
         self.data = self.task.data(reached.folder, model, training=self.normed)
+        self.metric = self.task.metrics[0]  # which data may tell
         at = score.chooses(self.task, model, self.data, self.device)
         self.choosing, self.reporting = halves(self.data.held_out[at])
         few = used.steps * used.batch_size // SHARE

@@ -23,8 +23,9 @@ from matta_cli.tasks.text_classification.read import Rows, read_rows
 from matta_cli.tasks.text_classification.several import SeveralLabels
 from matta_cli.tasks.texts.task import Fitted, TextTask
 
-# the primary metric of each kind first; data tells the kind
-_METRICS = (*OneLabel.metrics, *SeveralLabels.metrics, *Ranked.metrics, *Number.metrics)
+# of every kind, the primary metrics first; data tells the kind
+_KINDS = (OneLabel, SeveralLabels, Ranked, Number)
+_METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
 
 
 class TextClassification(TextTask):
