@@ -80,6 +80,16 @@ def bert() -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**SMALL))  # type: ignore[arg-type]
 
 
+def classifier(kind: str, **more: Any) -> Callable[[], nn.Module]:
+    """An encoder with a head that classifies texts."""
+
+    def make() -> nn.Module:
+        config = transformers.AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 1, **more})
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+
+    return make
+
+
 def image(name: str, **more: Any) -> Callable[[], nn.Module]:
     given = {"num_classes": 10, "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}, **more}
     return lambda: timm.create_model(name, **given)
@@ -95,7 +105,18 @@ def ranker() -> nn.Module:
     return Ranker([(11, 4), (5, 6)], 3, [*layers, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}])
 
 
+SPECIAL = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")}
+DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+IMAGE_TASK = "image_classification"
 IMAGES, TOKENS = (
     ((torch.randn(2, 3, 32, 32),), {}),
     ((), {"input_ids": torch.arange(18).view(2, 9)}),
@@ -116,6 +137,15 @@ ARCHITECTURES: dict[
     "GPT-NeoX": ("gpt_neox", like_llama("gpt_neox"), TOKENS),
     "OPT": ("opt", opt, TOKENS),
     "BERT": ("bert", bert, TOKENS),
+    "BERT, classifier": ("bert", classifier("bert"), TOKENS),
+    "RoBERTa, classifier": ("roberta", classifier("roberta"), TOKENS),
+    "XLM-R, classifier": ("roberta", classifier("xlm-roberta"), TOKENS),
+    "CamemBERT, classifier": ("roberta", classifier("camembert"), TOKENS),
+    "DistilBERT, classifier": ("distilbert", classifier("distilbert"), TOKENS),
+    "ELECTRA, classifier": ("electra", classifier("electra"), TOKENS),
+    "MPNet, classifier": ("mpnet", classifier("mpnet"), TOKENS),
+    "ModernBERT, classifier": ("modernbert", classifier("modernbert", **SPECIAL), TOKENS),
+    "DeBERTa-v3, classifier": ("deberta", classifier("deberta-v2", **DEBERTA), TOKENS),
     "ViT": ("vit", image("vit_tiny_patch16_224", **VIT), IMAGES),
     "DeiT, distilled": ("vit", image("deit_tiny_distilled_patch16_224", **VIT), IMAGES),
     "ViT, attention pool": (
@@ -158,7 +188,7 @@ def opened(name: str, make: Callable[[], nn.Module], text: str) -> tuple[Adapter
             nn.init.normal_(parameter, std=0.1)
     adapter = plugins.adapter(name)
     return adapter, adapter.load(
-        Source(text, module=model, example="1x3x32x32", task="image_classification")
+        Source(text, module=model, example="1x3x32x32", task="" if name != "auto" else IMAGE_TASK)
     )
 
 
@@ -177,11 +207,9 @@ def traced(
     of auto's.
     """
     example, task = (
-        ("1x3x32x32", "image_classification")
-        if name == "vit"
-        else ("input_ids=1x9:int64", "causal_lm")
+        ("1x3x32x32", IMAGE_TASK) if name == "vit" else ("input_ids=1x9:int64", "causal_lm")
     )
-    if name in ("mlp_ranker", "bert"):
+    if not plugins.adapter(name).task or name == "mlp_ranker":  # of encoders of texts
         return None
     adapter = Auto()
     torch.manual_seed(0)
@@ -274,7 +302,7 @@ def main() -> None:
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}"
     versions += f", torch {torch.__version__.partition('+')[0]}"
-    print("\n".join([*lines, "", f"Tried with {versions}."]))
+    print("\n".join([*lines, "", f"Tried with {versions}.", *DECIDED]))
 
 
 EXPLAINED = (
@@ -285,8 +313,43 @@ EXPLAINED = (
     "**stock alone**, **stock all**: what loads a Student at half of these axes, or at half of all "
     "of the architecture's: a library, `matta` for `matta_cli.load_student` by design, `no` where "
     "the library's format cannot express it (matta's own does).",
+    "An encoder of texts alone, as for sentence embeddings, has no `hidden`: the order of its "
+    "channels is the embedding. RoBERTa, DistilBERT and the others are alone as BERT is, and a "
+    "head that classifies tokens nests as one that classifies texts.",
     "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not "
     "asked.",
+)
+
+# what was looked at and is as it is, a paragraph each
+DECIDED = (
+    "",
+    "## What is not nested, and why",
+    "",
+    "**Experts of a mixture** are not an axis. They could be cut: experts, their rows in the "
+    "router and the units in each expert are dimensions of named tensors. But a Student with fewer "
+    "experts routes tokens otherwise, so that importance has to be measured at the router, all "
+    "layers need as many experts for a stock checkpoint, and units of an expert could only be "
+    "ordered alike in all experts of a layer, since an axis has one order. That is an adapter and "
+    "a measure of its own, not a line in a table. `--adapter auto` nests what is not an expert, "
+    "and names the tensors that it leaves whole.",
+    "",
+    "**Gemma 3n** is not opened as a ready-made TA. Its smaller widths are prefixes of the same "
+    "weights, but its configuration does not say which: that of E4B has 35 layers and 16,384 units "
+    "in each, and that E2B is 8,192 of these without the layers 20 to 24 stands in a data set "
+    "beside the model (google/gemma3n-slicing-configs). What is guessed about a stranger's "
+    "checkpoint would be wrong in silence. Its blocks also share keys and values, and keep only "
+    "units that stand out among all of a block (`activation_sparsity_pattern`), so that growing is "
+    "not lossless, and depth not a cut. The smaller models of that data set are stock checkpoints "
+    "once they are cut; as Teachers all of them serve.",
+    "",
+    "## How sequences begin",
+    "",
+    "Where the tokenizer's own call puts a token before a text (`<s>`, `<bos>`), documents begin "
+    "with it, and so does each sequence, in training and in evaluation: it stands in place of the "
+    "sequence's first token, which nobody has to predict. Models that have seen no text without it "
+    "are worse at such text, and so is what they teach. The tokens that are predicted, and their "
+    "number, stay the same; a perplexity of older versions, and of tools that cut a stream without "
+    "it, is higher for these models.",
 )
 
 if __name__ == "__main__":

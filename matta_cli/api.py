@@ -10,7 +10,7 @@ from typing import Any
 from matta_cli.keywords import by_keyword
 from matta_cli.models import folders, plugins
 from matta_cli.models.ta import TA
-from matta_cli.notebook import Told, shown
+from matta_cli.notebook import Told, Trained, shown
 from matta_cli.settings.recipe import Recipe, SearchSettings
 from matta_cli.settings.resolve import instead_of_widths, resolve
 
@@ -84,7 +84,8 @@ def distill(
     _named(settings)
     recipe = _recipe(flags, Path(out), resume)
     with shown(progress) as listen:
-        return run(recipe, Path(out), overwrite=overwrite, resume=resume, listen=listen)
+        saved = run(recipe, Path(out), overwrite=overwrite, resume=resume, listen=listen)
+    return Trained(saved)
 
 
 @by_keyword

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.report import cell
 from matta_cli.report.schema import Report
+from matta_cli.training.quality import quality
 
 
 class Told(dict[str, Any]):
@@ -21,6 +23,14 @@ class Told(dict[str, Any]):
 
     def _repr_html_(self) -> str:
         return cell.html(Report.from_json(self))
+
+
+class Trained(type(Path())):  # type: ignore[misc]  # a path is of the system's own class
+    """The folder of a run's last checkpoint, which says how good the models are there."""
+
+    def _repr_html_(self) -> str:
+        found = quality(Path(self).parents[2])  # the output folder
+        return cell.table(f"Trained: {self}", *(found.rows() if found else ([], [])))
 
 
 def _in_notebook() -> bool:

@@ -11,6 +11,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 import torch
 
 import matta_cli
@@ -89,11 +90,14 @@ def test_the_doctor_says_what_a_bug_report_needs(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "Next: matta demo"
 
 
-def test_the_doctor_asks_no_hub_where_that_is_forbidden() -> None:
-    done = typed("doctor", HF_HUB_OFFLINE="1")
-    rows = dict(line.split("\t") for line in done.stdout.splitlines() if line.count("\t") == 1)
+def test_the_doctor_asks_no_hub_where_that_is_forbidden(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(SystemExit):
+        app(["doctor"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = dict(line.split("\t") for line in lines if line.count("\t") == 1)
     assert rows["hub"].endswith("not asked, HF_HUB_OFFLINE is set") and "extra onnx" in rows
-    assert done.stdout.splitlines()[1] == f"matta\t{matta_cli.__version__}"
+    assert lines[1] == f"matta\t{matta_cli.__version__}"
 
 
 def test_what_is_not_there_is_said_before_torch_is_imported(tmp_path: Path) -> None:

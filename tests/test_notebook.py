@@ -83,8 +83,15 @@ def test_errors_of_calls_name_keyword_arguments(tmp_path: Path, monkeypatch) -> 
         matta_cli.convert("gpt2", expand=0.5)
     with pytest.raises(MattaError, match=r"make one with `matta_cli.convert\(...\)`"):
         matta_cli.load_ta("nowhere")
-    with pytest.raises(MattaError, match="keyword arguments: .distill. has no setting"):
+    with pytest.raises(MattaError, match=r"keyword arguments: \[distill\] has no setting"):
         matta_cli.distill("gpt2-large", learning_rate=1.0)
+
+
+def test_a_checkpoint_is_a_path_that_says_in_short_what_it_is(tmp_path: Path) -> None:
+    saved = notebook.Trained(tmp_path / "out" / "run" / "checkpoints" / "step-6")
+    assert repr(saved) == f"Trained({str(saved)!r})" and saved.parent.name == "checkpoints"
+    assert (saved / "matta.json").suffix == ".json" and isinstance(saved, Path)
+    assert "step-6" in saved._repr_html_() and "<table>" not in saved._repr_html_()
 
 
 def test_a_script_shows_nothing(tmp_path: Path, capfd) -> None:
@@ -113,6 +120,7 @@ def test_the_three_calls_in_a_notebook(tmp_path: Path) -> None:
     made, trained, exported, refused = (own.outputs for own in book.cells)
     assert "nested along mlp" in made[-1].data["text/plain"]
     assert any("on 104" in own.get("text", "") or "Data:" in own.get("text", "") for own in trained)
+    assert "<td" in trained[-1].data["text/html"] and "width 0.5" in trained[-1].data["text/html"]
     assert "<table>" in exported[-1].data["text/html"]
     assert exported[-1].data["text/plain"].startswith("Report: ")
     assert "overwrite=True" in refused[-1].evalue and refused[-1].ename == "MattaError"

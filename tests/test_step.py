@@ -302,6 +302,19 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
 
 
+@pytest.mark.parametrize("logits", ["whole", "chunked"])
+def test_a_teacher_of_half_the_bits_is_counted_and_split_as_it_was(logits):
+    found = []
+    for precision in ("fp32", "bf16"):
+        recipe, task, ta, teacher, batch = tools(precision=precision, logits=logits)
+        if precision == "bf16":
+            halve(teacher, torch.bfloat16)  # as a run does
+        teacher = ModelTeacher(task, teacher)
+        step = made(recipe, task, ta, teacher, batch)
+        found.append((step.flops(batch), teacher.output is not None))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_all_compiled_steps_of_a_process_are_compiled():

@@ -237,10 +237,11 @@ def test_documents_begin_as_the_tokenizer_begins_them(models, tmp_path):
     task, data, ids = rows_of(models, tmp_path, documents)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert around(tokenizer) == ([first], [])
-    assert int(ids[0]) == first and int((ids == first).sum()) == 3
-    assert all(int(before) == 0 for before in ids[torch.where(ids == first)[0][1:] - 1])
+    assert "these, and documents, begin with <s>" in data.description
     own = tokenizer(documents, add_special_tokens=False)["input_ids"]
     expected = [token for document in own for token in (first, *document, 0)]
+    # as does what a sequence begins with in a document's midst
+    expected[::16] = [first] * len(expected[::16])
     assert ids.tolist() == expected[: len(ids)]
     # nobody has to predict what is always there
     batch = data.train.batch(range(len(data.train)))
@@ -259,4 +260,6 @@ def test_an_end_that_is_a_beginning_too_stands_once(models, tmp_path):
     shutil.copytree(models / "base", tmp_path, dirs_exist_ok=True)
     begun(tmp_path, "<|end|>")
     task, _, ids = rows_of(models, tmp_path, documents)
-    assert int(ids[0]) == 0 and int((ids == 0).sum()) == 2 and task.given == []
+    assert bool((ids[::16] == 0).all()) and task.given == []
+    inside = [k for k, token in enumerate(ids.tolist()) if token == 0 and k % 16]
+    assert len(inside) == 1

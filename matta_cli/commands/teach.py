@@ -83,3 +83,4 @@ def _write_prompts(recipe: Recipe, out: Path, to: Path) -> None:
     with console.training_progress() as listen:
         count = write_prompts(recipe, out, to, listen)
     console.say(f"Wrote {to}: {count:,} training examples, to be sent to a server.")
+    console.hint(command("distill", out, "--teacher", "ANSWERS.jsonl"))

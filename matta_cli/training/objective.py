@@ -74,7 +74,8 @@ class Step:
         name = self._head(one, large)
         self.chunked = bool(name)
         if self.chunked and isinstance(teacher, ModelTeacher):
-            teacher.split_head(one)
+            with precision(settings.precision, device):  # as it is called: its weights may be half
+                teacher.split_head(one)
         self.models = self._views(name)
         self.exits = {group[0]: self._exits(group, self.models) for group in self.rows.groups}
 
@@ -175,7 +176,8 @@ class Step:
         ta.model.train(training)
         teacher = self.teacher
         if isinstance(teacher, ModelTeacher):
-            total += cost.macs(task, teacher.model, one)
+            with precision(self.settings.precision, self.device):
+                total += cost.macs(task, teacher.model, one)
         return 2.0 * total
 
     def _macs(self, group: Group, one: Batch) -> int:

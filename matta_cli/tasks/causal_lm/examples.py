@@ -22,11 +22,19 @@ _TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
 class Packed:
     """Tokens cut into sequences of ``length``, or a ``shorter`` one where there are too few.
 
-    Raises ``MattaError`` where there are too few for that.
+    begin: the tokens that every text begins with. They stand in place of a sequence's first ones,
+    which nobody has to predict: a model that has seen no other sequences is worse at those without.
+    Raises ``MattaError`` where there are too few tokens for a sequence.
     """
 
     def __init__(
-        self, tokens: np.ndarray, length: int, name: str, *, shorter: bool = False
+        self,
+        tokens: np.ndarray,
+        length: int,
+        name: str,
+        begin: Sequence[int] = (),
+        *,
+        shorter: bool = False,
     ) -> None:
         if shorter:
             length = min(length, len(tokens))
@@ -34,7 +42,7 @@ class Packed:
         if len(tokens) < least:
             few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {least:,}"
             raise MattaError(f"{few}: pass more text, or a smaller --sequence-length.")
-        self.tokens, self.length = tokens, length
+        self.tokens, self.length, self.begin = tokens, length, list(begin)[: length - 1]
 
     def __len__(self) -> int:
         return len(self.tokens) // self.length
@@ -42,7 +50,9 @@ class Packed:
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64 [B, L]."""
         rows = self.tokens[: len(self) * self.length].reshape(-1, self.length)
-        return {"input_ids": torch.from_numpy(rows[list(indices)].astype(np.int64))}
+        chosen = rows[list(indices)].astype(np.int64)
+        chosen[:, : len(self.begin)] = self.begin
+        return {"input_ids": torch.from_numpy(chosen)}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:
@@ -50,7 +60,8 @@ class Packed:
         return np.asarray(indices, dtype=np.int64)
 
     def digest(self) -> str:
-        return split.digest([f"{self.length} {self.tokens.dtype} ", self.tokens])
+        begin = f"{self.begin} " if self.begin else ""
+        return split.digest([f"{self.length} {begin}{self.tokens.dtype} ", self.tokens])
 
 
 class Passages:

@@ -76,17 +76,13 @@ class Preparation:
 
         self.notes: list[str] = []
         settings = resolve_model_data_config(model)
-        channels, *size = settings["input_size"]
-        if config(model, "image_size") is not None:  # a model of transformers
-            channels, side = model.config.num_channels, model.config.image_size
-            size = [side, side] if isinstance(side, int) else list(side)
-            found = stored(folder, channels, size)
+        channels, *size = shape_of(model)
+        if _of_transformers(model) is not None:
+            fixed = (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size", True)
+            found = stored(folder, channels, size, fixed=fixed)
             settings |= found.settings
             self.notes += found.notes
-        elif hasattr(getattr(model, "patch_embed", None), "img_size"):
-            # what it was built for, not what its namesake was
-            channels = model.patch_embed.proj.weight.shape[1]
-            size = list(model.patch_embed.img_size or size)
+            size = found.size
         self.shape: tuple[int, int, int] = (channels, size[0], size[1])
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if self.mode is None:
@@ -108,6 +104,29 @@ class Preparation:
     def input(self, pixels: np.ndarray) -> Tensor:
         """Pixels uint8 [..., C, H, W] as float32, normalised."""
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def shape_of(model: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model was made for."""
+    from timm.data import resolve_model_data_config
+
+    own = _of_transformers(model)
+    if own is not None:
+        side = own.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(own.num_channels), int(height), int(width)
+    channels, *size = resolve_model_data_config(model)["input_size"]
+    if hasattr(getattr(model, "patch_embed", None), "img_size"):
+        # what it was built for, not what its namesake was
+        channels = model.patch_embed.proj.weight.shape[1]
+        size = list(model.patch_embed.img_size or size)
+    return channels, size[0], size[1]
+
+
+def _of_transformers(model: Any) -> Any:
+    """The configuration of transformers that says the size of a model's images, if there is one."""
+    own = config(model, "vision_config") or getattr(model, "config", None)
+    return own if getattr(own, "image_size", None) is not None else None
 
 
 def plain(image: Any) -> Any:

@@ -16,25 +16,30 @@ _OTHER = ("do_flip_channel_order", "do_color_quantize")  # what changes pixels i
 
 @dataclass
 class Prepared:
-    """Settings of timm's transform. notes: what was assumed, or is not honoured, for people."""
+    """Settings of timm's transform, and the height and width of what it makes.
+
+    notes: what was assumed, or is not honoured, for people.
+    """
 
     settings: dict[str, Any]
+    size: list[int]
     notes: list[str] = field(default_factory=list)
 
 
-def stored(folder: Path | None, channels: int, size: list[int]) -> Prepared:
+def stored(folder: Path | None, channels: int, size: list[int], *, fixed: bool = True) -> Prepared:
     """How the images of a model of this ``size`` (height, width) are made.
 
-    Raises ``MattaError`` for a file that is damaged, or asks for what matta does not do.
+    fixed: whether the model takes no images of another size. Raises ``MattaError`` for a file that
+    is damaged, or asks for what matta does not do.
     """
     squash = {"crop_pct": 1.0, "crop_mode": "squash"}
     path = folder / _FILE if folder is not None else None
     if path is None or not path.is_file():
         assumed = "images are squashed to the model's size and normalised as ImageNet's (assumed)"
-        return Prepared(squash, [f"There is no {_FILE}: {assumed}."])
+        return Prepared(squash, size, [f"There is no {_FILE}: {assumed}."])
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        found = _read(card, channels, size, squash)
+        found = _read(card, channels, size, squash, fixed)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         wrong = "is damaged, or of a kind that is not known: save it anew, or remove it"
         raise MattaError(f"{str(path)!r} {wrong}.") from None
@@ -43,7 +48,9 @@ def stored(folder: Path | None, channels: int, size: list[int]) -> Prepared:
     return found
 
 
-def _read(card: dict[str, Any], channels: int, size: list[int], squash: dict[str, Any]) -> Prepared:
+def _read(
+    card: dict[str, Any], channels: int, size: list[int], squash: dict[str, Any], fixed: bool
+) -> Prepared:
     settings: dict[str, Any] = dict(squash)
     if card.get("resample") in _MODES:
         settings["interpolation"] = _MODES[card["resample"]]
@@ -59,6 +66,8 @@ def _read(card: dict[str, Any], channels: int, size: list[int], squash: dict[str
     elif edge:
         settings |= {"crop_pct": 1.0, "crop_mode": "center"}
     notes = []
+    if made and not fixed:
+        size = made
     if made and made != size:
         sizes = [" x ".join(map(str, both)) for both in (made, size)]
         notes.append(f"{_FILE} makes images of {sizes[0]}; the model's own {sizes[1]} are used.")
@@ -72,7 +81,7 @@ def _read(card: dict[str, Any], channels: int, size: list[int], squash: dict[str
         if values is not None:
             values = values if isinstance(values, list) else [values] * channels
             settings[key] = tuple(float(value) / (255 * factor) for value in values)
-    return Prepared(settings, notes)
+    return Prepared(settings, size, notes)
 
 
 def _sides(given: Any) -> list[int] | None:

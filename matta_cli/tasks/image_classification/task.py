@@ -17,7 +17,12 @@ from matta_cli.losses import classes as losses
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
-from matta_cli.tasks.image_classification.examples import Images, Preparation, Renormalized
+from matta_cli.tasks.image_classification.examples import (
+    Images,
+    Preparation,
+    Renormalized,
+    shape_of,
+)
 from matta_cli.tasks.image_classification.names import numbered
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
@@ -45,6 +50,8 @@ class ImageClassification(Task):
         Metric("ece", "calibration error (ECE)", higher=False),
     )
 
+    shape: tuple[int, int, int] | None = None
+
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
         find.no_streaming(settings, "images")
@@ -55,6 +62,7 @@ class ImageClassification(Task):
         held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
         prepare = Preparation(folder, model)
+        self.shape = prepare.shape
         self.notes += prepare.notes
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
@@ -103,9 +111,8 @@ class ImageClassification(Task):
         return raw(model(batch["image"]))
 
     def example(self, model: nn.Module, size: int = 4) -> Batch:
-        import timm
-
-        shape = timm.data.resolve_model_data_config(model)["input_size"]
+        # of the size of the data, where that is known: some models take any
+        shape = self.shape or shape_of(model)
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
 
     def counts(self, batch: Batch) -> Counts:

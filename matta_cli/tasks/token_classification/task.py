@@ -49,7 +49,7 @@ class TokenClassification(TextTask):
     name = "token_classification"
     output = "tags"
     alike = "words of the same tag"
-    metrics = (_F1, _ACCURACY)
+    metrics: tuple[Metric, ...] = (_F1, _ACCURACY)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
