@@ -260,7 +260,9 @@ def test_one_label_and_several_do_not_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("odds", [False, True])
 def test_a_number_is_learned_and_scored(tmp_path: Path, odds: bool) -> None:
     sigmoid = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    bert(tmp_path / "m", num_labels=1, **({"sentence_transformers": sigmoid} if odds else {}))
+    stored = {"sentence_transformers": sigmoid}
+    bert(tmp_path / "m", num_labels=1, **(stored if odds else {}))
+    bert(tmp_path / "other", num_labels=1, **({} if odds else stored))
     generator = np.random.default_rng(0)
     scores = generator.random(40).round(2).tolist()
     rows = [(text(generator), text(generator), score) for score in scores]
@@ -282,6 +284,12 @@ def test_a_number_is_learned_and_scored(tmp_path: Path, odds: bool) -> None:
         scipy.stats.pearsonr(said, label.double()).statistic, 1e-4
     )
     assert values["mae"] == pytest.approx(float((said - label).abs().mean()), rel=1e-6)
+    model, other = (load_model(str(tmp_path / name), found.name)[0] for name in ("m", "other"))
+    with pytest.raises(MattaError, match="one gives a probability"):
+        found.fit_teacher(other, tmp_path / "other", model, tmp_path / "m")
+    table(path, ["text", "label"], [("a", "1.5"), ("b", "1.5")])
+    with pytest.raises(MattaError, match="all the same number"):
+        opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
     table(path, ["text", "label"], [("a", "1.5"), ("b", "high")])
     with pytest.raises(MattaError, match=r"holds 'high' in line 3.*numbers"):
         opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
@@ -315,6 +323,10 @@ def test_a_reranker_is_scored_query_by_query(tmp_path: Path) -> None:
         # with one relevant text in each query it is the mean reciprocal rank
         mrr = [sklearn.metrics.label_ranking_average_precision_score([t], [s]) for t, s in kept]
         assert values == pytest.approx({"ndcg@10": np.mean(ndcg), "mrr": np.mean(mrr)})
+    table(path, ["sentence1", "sentence2", "label"], [(*row[:2], 0) for row in rows])
+    with pytest.raises(MattaError, match="none above 0"):
+        opened(task(train=str(path), held_out=str(path), group="sentence1"), tmp_path / "m")
+    table(path, ["sentence1", "sentence2", "label"], rows)
     with pytest.raises(MattaError, match=r"data.group names queries.*this one has 3"):
         bert(tmp_path / "three", num_labels=3)
         opened(task(train=str(path), group="sentence1"), tmp_path / "three")

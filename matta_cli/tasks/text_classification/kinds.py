@@ -56,6 +56,10 @@ class Kind(ABC):
     @abstractmethod
     def at_chance(self, columns: Columns) -> str | None: ...
 
+    def unmeasured(self, label: np.ndarray) -> str:
+        """What of held-out labels makes that nothing can be measured by them; empty: nothing."""
+        return ""
+
     def right(self, columns: Columns) -> Columns:
         return {}
 
@@ -145,6 +149,9 @@ class Number(Kind):
         super().__init__(settings)
         self.odds = odds
         self.reading = "odds" if odds else "values"
+
+    def unmeasured(self, label: np.ndarray) -> str:
+        return "all the same number" if label.min() == label.max() else ""
 
     def counts(self, batch: Batch) -> Counts:
         return dict.fromkeys(("labels", "outputs"), float(len(batch["label"])))
