@@ -65,7 +65,9 @@ def push(
                 console.text(f"  {console.harmless(name)}\t{size}\n")
             console.text(f"\n{console.harmless(one.card)}\n")
         console.say("Nothing was sent: leave out --dry-run to send it.")
-        console.hint(command("push", *(students or ()), "--to", to, *_more(out, license or "", private)))
+        console.hint(
+            command("push", *(students or ()), "--to", to, *_more(out, license or "", private))
+        )
         return
     if not sys.stderr.isatty():  # of uploads; they are no lines
         disable_progress_bars()
