@@ -308,8 +308,7 @@ DECIDED = (
     "beside the model (google/gemma3n-slicing-configs). What is guessed about a stranger's "
     "checkpoint would be wrong in silence. Its blocks also share keys and values, and keep only "
     "units that stand out among all of a block (`activation_sparsity_pattern`), so that growing is "
-    "not lossless, and depth not a cut. The smaller models of that data set are stock checkpoints "
-    "once they are cut; as Teachers all of them serve.",
+    "not lossless, and depth not a cut.",
     "",
     "## How sequences begin",
     "",
