@@ -17,6 +17,7 @@ from matta_cli.commands.doctor import doctor
 from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
+from matta_cli.commands.push import push
 from matta_cli.commands.recipe import app as recipe
 from matta_cli.commands.report import report
 from matta_cli.commands.search import search
@@ -106,8 +107,9 @@ def root(
         hint("matta demo")
 
 
-_COMMANDS = (convert, distill, export, inspect, search, eval, report, teach, demo, adapters, doctor)
-for _command in _COMMANDS:
+_FIRST = (convert, distill, export, inspect, search, eval)
+_THEN = (report, push, teach, demo, adapters, doctor)
+for _command in (*_FIRST, *_THEN):
     app.command()(guarded(_command))
 
 app.add_typer(recipe, name="recipe")

@@ -487,16 +487,16 @@ def test_a_model_card_names_what_came_from_the_hub(here, monkeypatch):
         (Path("hub") / folder).mkdir(parents=True)
     report, data = written(here), DataSettings()
     report.lineage["source"], data.train = "hf-hub:openai/small", "rows"
-    model = ModelCard(card.text(report.students[0], report, data))
+    model = ModelCard(card.text(report.students[0], report, data, here))
     assert (model.data.base_model, model.data.datasets) == ("openai/small", ["rows"])
     assert model.data.eval_results[0].dataset_type == "rows"
     Path("here").mkdir()
     Path("here/README.md").write_text("---\nlicense: mit\n---\n")
     report.lineage["source"], data.train = "here", "a/b/c.csv"
-    model = ModelCard(card.text(report.students[0], report, data))
+    model = ModelCard(card.text(report.students[0], report, data, here))
     assert (model.data.base_model, model.data.datasets, model.data.license) == (None, None, "mit")
     Path("here/README.md").write_text("---\nlicense: [\n---\n")
-    assert ModelCard(card.text(report.students[0], report, data)).data.license is None
+    assert ModelCard(card.text(report.students[0], report, data, here)).data.license is None
 
 
 def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
@@ -563,7 +563,7 @@ def test_what_users_typed_is_no_markup_in_a_model_card(here):
     report.lineage["source"] = "<script>\n# models/`x`"
     report.recipe = 'train = "```"'
     report.students[0].loader = "matta_cli.load_student('```')"
-    text = card.text(report.students[0], report, DataSettings())
+    text = card.text(report.students[0], report, DataSettings(), here)
     shown = r"a\|b \`c\` &lt;img src=x&gt; \*d\* [e\](f) \# g"
     assert f"| measured on | {shown} |\n| by |" in text
     assert r"a Teaching Assistant of &lt;script&gt; \# models/\`x\`." in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace, counters_of, no_ta
 from matta_cli.models import plugins
 from matta_cli.models.load import opened
-from matta_cli.models.source import open_source
+from matta_cli.models.source import download, open_source
 from matta_cli.models.ta import STATISTICS, TA, UNSHARED, Key, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import of_file, tomllib
+
+_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # user/name on the hub
 
 
 def ta_folder(folder: str | Path) -> Path:
@@ -88,12 +91,17 @@ def _statistics(ta: TA, folder: Path) -> dict[Key, dict[str, Tensor]]:
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """The dense Student (or TA) in a folder, by its adapter. In eval mode on the CPU."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MattaError(f"There is no folder {str(folder)!r}.")
-    card = read_card(folder)
-    return opened(plugins.adapter(card["adapter"], folder), open_source(f"local-dir:{folder}"))
+    """The dense Student (or TA) in a folder, or of a hub id, by its adapter.
+
+    In eval mode on the CPU.
+    """
+    where = Path(folder)
+    if not where.is_dir():
+        if not _ID.fullmatch(str(folder)):
+            raise MattaError(f"There is no folder {str(folder)!r}.")
+        where = download(str(folder), str(folder))
+    card = read_card(where)
+    return opened(plugins.adapter(card["adapter"], where), open_source(f"local-dir:{where}"))
 
 
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:

@@ -179,10 +179,10 @@ def _refuse_other(source: Source, task: str) -> None:
     Heads may have tensors of the same names.
     """
     named, head = _architecture(source.folder), _AUTO[task].removeprefix("AutoModel")
-    if task in ("text_classification", "token_classification"):
-        if named and not named.endswith(head):
-            wrong = f"{source.name!r} is a {named}, not a model for {task}"
-            raise MattaError(f"{wrong}: its head has another task.")
+    texts = task in ("text_classification", "token_classification")
+    if texts and named and not named.endswith(head):
+        wrong = f"{source.name!r} is a {named}, not a model for {task}"
+        raise MattaError(f"{wrong}: its head has another task.")
 
 
 def _of_timm(folder: Path) -> bool:

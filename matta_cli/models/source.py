@@ -58,9 +58,10 @@ def open_source(
             return Source(name=name, config=config, builder=name)
         if _is_timm_name(name):
             return Source(name=name, config=config)
-    folder = _download(name, text)
+    folder = download(name, text)
     inside.check(folder)
-    return _open_folder(folder, text, config)
+    own = (folder / TEMPLATE).is_dir()
+    return _open_own(folder, text) if own else _open_folder(folder, text, config)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -149,7 +150,7 @@ def _why_unopened(error: Exception) -> str:
     return "is damaged, or not a file that torch.save wrote"
 
 
-def _download(name: str, text: str) -> Path:
+def download(name: str, text: str) -> Path:
     """The hub's model folder ``name``, downloaded; pickled weights only if there are no others."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -162,6 +163,8 @@ def _download(name: str, text: str) -> Path:
     nowhere = f"{text!r} is neither a local folder nor file"
     try:
         folder = get("*.safetensors")
+        if (folder / "matta.json").is_file():  # it may be of matta's own format
+            snapshot_download(name, allow_patterns=[f"{TEMPLATE}/*.json"])
         return folder if any(folder.glob("*.safetensors")) else get("pytorch_model*.bin")
     except HFValidationError:
         what = f"{text!r} is neither a local folder or file, nor a timm name"

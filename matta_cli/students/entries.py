@@ -15,6 +15,7 @@ from matta_cli.measure import cost, generation
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
 from matta_cli.models.ta import TA
+from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Steps
 from matta_cli.report.schema import Cost, Generation, ModelEntry, Parity, Program, Role, Timing
@@ -22,6 +23,7 @@ from matta_cli.students.student import Written
 from matta_cli.training.teacher import load_teacher
 from matta_cli.training.teacher_file import is_file
 
+SENTENCES = "sentence_transformers.SentenceTransformer({folder})"
 Opened = list[tuple[ModelEntry, nn.Module]]
 Times = dict[str, dict[int, Timing]]  # of what, such as decode -> by batch
 
@@ -76,8 +78,13 @@ def models(
     return Measured(entries, how, notes)
 
 
-def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspace) -> ModelEntry:
-    """What is known of a written Student before it is measured. space: where it is going to lie."""
+def student_entry(
+    written: Written, proof: Mapping[str, Parity], space: Workspace, of: str
+) -> ModelEntry:
+    """What is known of a written Student before it is measured.
+
+    space: where it is going to lie. of: the task's name.
+    """
     student = written.student
     home = space.students / student.folder
     where, name = repr(str(home)), student.name
@@ -86,7 +93,7 @@ def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspac
         Role.STUDENT,
         student.width,
         folder=home.relative_to(space.root).as_posix(),
-        loader=written.loader.format(folder=where),
+        loader=_shown(written, of).format(folder=where),
         stock=written.stock,
         parity=proof[name],
         sizes=student.sizes,
@@ -96,6 +103,12 @@ def student_entry(written: Written, proof: Mapping[str, Parity], space: Workspac
             for program, loader in written.programs.items()
         },
     )
+
+
+def _shown(written: Written, of: str) -> str:
+    """What loads a Student as its users do: encoders of sentences with pooling and tokenizer."""
+    sentences = of == "sentence_embedding" and written.stock and has_tokenizer(written.folder)
+    return SENTENCES if sentences else written.loader
 
 
 def _size(model: nn.Module, folder: Path | None) -> Cost:

@@ -65,7 +65,7 @@ def export(
             written.append(write(student, where, held_out, run, lineage, say))
         say("Reloading every Student in a fresh process.")
         proof = proven(written, task, run.ta.model, held_out.first(PROBED))
-        own = [entries.student_entry(one, proof, space) for one in written]
+        own = [entries.student_entry(one, proof, space, task.name) for one in written]
         folders = [one.folder for one in written]
         measured = entries.models(held_out, run, converted, own, folders, space.root, say)
         report = _report(space, held_out, run, measured, say)
@@ -77,7 +77,9 @@ def export(
         report.notes += _over(students, report)
         report.notes += tell(report).alarms
         for entry, where in zip(own, folders, strict=True):
-            atomic.atomic_write(where / "README.md", card.text(entry, report, recipe.data))
+            atomic.seal(where)  # which files are matta's; the card is there to be changed
+            told = card.text(entry, report, recipe.data, where)
+            atomic.atomic_write(where / "README.md", told)
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
         # before the Students appear: what fails here leaves none without their report
         write_report(report, space.report.parent)

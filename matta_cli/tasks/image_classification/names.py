@@ -10,8 +10,8 @@ import numpy as np
 
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
-from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.class_names import names_of, simplified
+from matta_cli.tasks.image_classification.examples import Source
 
 _SHOWN = 20  # classes that are said by name
 

@@ -53,7 +53,7 @@ class Rows:
             return [values[i] for i in chosen] if values else values
 
         lists = ("first", "label", "query", "id", "number", "place")
-        parts = {name: some(getattr(self, name)) for name in lists}
+        parts: dict[str, Any] = {name: some(getattr(self, name)) for name in lists}
         second = None if self.second is None else some(self.second)
         ends = np.array([end for _, _, end in self.ends])
         kept = np.searchsorted(np.sort(np.asarray(chosen, np.int64)), ends)

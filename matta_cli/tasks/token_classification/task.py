@@ -21,7 +21,7 @@ from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.labels import known_as, names_of, order_of
+from matta_cli.tasks.class_names import known_as, names_of, order_of
 from matta_cli.tasks.task import config, raw
 from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import Fitted, TextTask
@@ -49,7 +49,7 @@ class TokenClassification(TextTask):
     name = "token_classification"
     output = "tags"
     alike = "words of the same tag"
-    metrics = (_F1, _ACCURACY)
+    metrics: tuple[Metric, ...] = (_F1, _ACCURACY)
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
