@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 NAV: dict[str, list[str]] = {
     "": ["index.md"],
     "Compress": [
+        "models.md",
         "language-models.md",
         "text-classifiers.md",
         "sentence-encoders.md",
