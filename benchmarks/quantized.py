@@ -56,7 +56,7 @@ def measure(name: str, cache: Path, options: Any) -> dict[str, Any]:
     recipe.distill.steps = options.steps or recipe.distill.steps
     recipe.distill.allow_weak_teacher, own = True, recipe.export
     own.widths, own.quantize, own.batch_size = WIDTHS, options.quantize.split(","), BATCH
-    recipe.data.eval_examples = 200 if quick else options.examples
+    recipe.data.eval_examples = options.examples or (200 if quick else 0)
     with tempfile.TemporaryDirectory() as temp:
         out = Path(temp)
         convert(recipe, out)
