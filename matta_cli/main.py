@@ -82,6 +82,7 @@ It takes language models, encoders, vision models, rankers, and modules of your 
   matta export --target-params 60M         a Student for a budget: parameters, memory, time
   matta report --baselines plain           was it worth it?
   matta eval                               models, compared on the same examples
+  matta push --to me/gpt2                  Students, sent to the Hugging Face hub
 
   matta demo      see it all on real text, without a network, in two minutes
   matta doctor    what is installed here

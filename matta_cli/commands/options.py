@@ -51,6 +51,7 @@ AimParams = Annotated[list[str] | None, flag("convert.target_params", panel=BUDG
 AimMemory = Annotated[list[str] | None, flag("convert.target_memory", panel=BUDGET)]
 AimMacs = Annotated[list[str] | None, flag("convert.target_macs", panel=BUDGET)]
 DropHead = Annotated[bool | None, flag("convert.drop_head", "--drop-head")]
+TrimVocab = Annotated[bool | None, flag("convert.trim_vocab", "--trim-vocab")]
 Expand = Annotated[float | None, flag("convert.expand")]
 Axes = Annotated[str | None, flag("convert.axes", metavar=LIST)]
 Order = Annotated[str | None, flag("convert.order")]

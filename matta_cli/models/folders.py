@@ -40,8 +40,8 @@ def ta_folder(folder: str | Path) -> Path:
 def load_ta(folder: str | Path) -> TA:
     """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder.
 
-    Of an output folder it is the trained one, if there is one. Raises ``MattaError`` where there is
-    no TA, or what is there is damaged.
+    Of an output folder it is the trained one, if there is one. ``TA.at`` runs its widths. Raises
+    ``MattaError`` where there is no TA, or what is there is damaged.
     """
     folder = ta_folder(folder)
     if not folder.is_dir():

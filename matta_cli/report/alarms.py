@@ -99,7 +99,12 @@ def _harmed(report: Report) -> list[str]:
 
 
 def _uncompared(report: Report) -> list[str]:
-    """One alarm for all metrics in which there are Students and others, and no comparison."""
+    """One alarm for all metrics in which there are Students and others, and no comparison.
+
+    A search compares none: what it found is compared when it is exported.
+    """
+    if any(model.searched for model in report.models):
+        return []
     labels = []
     for metric in distinct(report):
         students = report.scored(metric, Role.STUDENT)
