@@ -101,6 +101,9 @@ def load_student(folder: str | Path) -> nn.Module:
             raise MattaError(f"There is no folder {str(folder)!r}.")
         where = download(str(folder), str(folder))
     card = read_card(where)
+    if kind := card["lineage"].get("quantized"):
+        instead = "its README.md says what loads it, and `matta eval` measures it"
+        raise MattaError(f"{str(folder)!r} is a Student in {kind}, and no dense module: {instead}.")
     return opened(plugins.adapter(card["adapter"], where), open_source(f"local-dir:{where}"))
 
 
