@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,14 @@ def test_a_folder_is_named_once(out: str, tmp_path: Path) -> None:
     assert first.code.endswith("from_pretrained(folder)") and first.tried == runtimes.LOADED
     assert [run.tried for run in others] == [runtimes.NOT_RUN] * 2
     assert runtimes.uneven(student, "text-generation") == ""
+
+
+def test_in_fewer_bits_only_what_loaded_it_is_said(tmp_path: Path) -> None:
+    loader = "onnxruntime.InferenceSession('o/students/w' + '/student.onnx')"
+    student = replace(entry(loader, True), quantized="int8")
+    (only,) = runtimes.runtimes(student, "text-generation", tmp_path)
+    assert only.code.endswith("InferenceSession(folder + '/student.onnx')")
+    assert only.tried == runtimes.LOADED and not runtimes.uneven(student, "text-generation")
 
 
 def test_layers_of_their_own_sizes_are_said(tmp_path: Path) -> None:
