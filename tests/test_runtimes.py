@@ -123,8 +123,8 @@ def test_in_fewer_bits_only_what_loaded_it_is_said(tmp_path: Path) -> None:
     loader = "onnxruntime.InferenceSession('o/students/w' + '/student.onnx')"
     student = replace(entry(loader, True), quantized="int8")
     (only,) = runtimes.runtimes(student, "text-generation", tmp_path)
-    assert only.code.endswith("InferenceSession(folder + '/student.onnx')")
-    assert only.tried == runtimes.LOADED and not runtimes.uneven(student, "text-generation")
+    assert 'InferenceSession(folder + "/student.onnx")' in only.code
+    assert only.tried == runtimes.AS_IS and not runtimes.uneven(student, "text-generation")
 
 
 def test_layers_of_their_own_sizes_are_said(tmp_path: Path) -> None:

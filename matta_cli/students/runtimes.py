@@ -74,7 +74,7 @@ def runtimes(entry: ModelEntry, task: str, here: Path) -> Iterator[Runtime]:
     for name, program in entry.programs.items():
         code = _ONNX if name == "onnx" else _loading(program.loader, there)
         yield Runtime(f"{program.loader.partition('.')[0]} ({name})", code, LOADED)
-    if not entry.stock or entry.quantized:
+    if not entry.stock:
         return
     if library == "timm":
         yield Runtime("timm, with a prediction", _TIMM, TRIED)
