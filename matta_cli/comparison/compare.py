@@ -111,8 +111,7 @@ def evaluation(
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
-    one = _example(task, first, splits, device)
-    macs = {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
+    one, macs = _macs(task, subjects, first, splits, device)
     run_programs(everyone)
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
@@ -216,12 +215,17 @@ def _data(
     return data
 
 
-def _example(
-    task: Task, first: Subject, splits: Sequence[Split], device: torch.device
-) -> dict[str, Tensor]:
-    """The one example that MACs are counted on."""
-    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    return {k: v.to(device) for k, v in one.items()}
+def _macs(
+    task: Task,
+    subjects: Sequence[Subject],
+    first: Subject,
+    splits: Sequence[Split],
+    device: torch.device,
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """The one example that MACs are counted on, and those of each model."""
+    some = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    one = {k: v.to(device) for k, v in some.items()}
+    return one, {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
 
 
 def _check_cascade(
