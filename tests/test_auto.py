@@ -27,12 +27,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.formats import programs
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
 from matta_cli.nested import grow, importance, view
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students import programs
 from matta_cli.tasks import task as tasks_task
 from matta_cli.testing import check_adapter
 
