@@ -106,6 +106,9 @@ def test_numbers_that_are_names_are_taken_for_names(tmp_path: Path) -> None:
     rows = [{"text": "the film", "label": v} for v in (1, 2, 3, 1)]
     data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
     assert data.train.batch(range(4))["label"].tolist() == [0, 1, 2, 0]
+    rows = [{"text": "the film", "label": v} for v in (1, 2, 2, 1)]  # numbers of outputs, too
+    data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
+    assert data.train.batch(range(4))["label"].tolist() == [0, 1, 1, 0]
     rows = [{"text": "the film", "label": v} for v in (0, 1, 2, 1)]  # 0 is none of the names
     data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
     assert data.train.batch(range(4))["label"].tolist() == [0, 1, 2, 1]
