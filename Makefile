@@ -28,7 +28,7 @@ lint: $(STAMP)
 
 docs: $(STAMP)  ## the site of docs/, in build/site/index.html; links are checked
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

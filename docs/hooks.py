@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 NAV: dict[str, list[str]] = {
     "": ["index.md"],
     "Compress": [
+        "models.md",
         "language-models.md",
         "text-classifiers.md",
         "sentence-encoders.md",
@@ -93,6 +94,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
         here = posixpath.dirname(page.file.src_uri) or "."
         return f"{image}[{text}]({posixpath.relpath(there, here)}{hash_}{anchor})"
 
+    # commands are told as they are: what the shell's own words mean is nothing to colour
+    markdown = markdown.replace("```bash\n", "```text\n")
     blocks = re.split(r"(^```.*?^```)", markdown, flags=re.DOTALL | re.MULTILINE)
     return "".join(b if b.startswith("```") else _LINK.sub(link, b) for b in blocks)
 
@@ -119,9 +122,15 @@ def _commands() -> str:
 
 
 def _settings() -> str:
-    """What ``matta recipe show`` prints."""
-    lines = [line.split("\t") for line in _run("matta_cli", "recipe", "show").splitlines()]
-    rows = [[cell.replace("|", "\\|") for cell in line] for line in lines[1:]]
-    table = [f"| `{name}` | {value} | {what} | {whose} |" for name, value, _, what, whose in rows]
-    head = "# Settings\n\nEvery setting of `matta.toml`, as `matta recipe show` prints it.\n"
-    return "\n".join([head, "| setting | default | what | source |", "|---|---|---|---|", *table])
+    """What ``matta recipe show`` prints, a table for each table of the file."""
+    shown = [line.split("\t") for line in _run("matta_cli", "recipe", "show").splitlines()]
+    page = ["# Settings", "", "Every setting of `matta.toml`, as `matta recipe show` prints it."]
+    table = ""
+    for setting, value, _, what, source in shown[1:]:
+        of, _, name = setting.partition(".")
+        if of != table:
+            table = of
+            page += ["", f"## {table}", "", "| setting | default | what |", "|---|---|---|"]
+        what += "" if source == "our choice" else f" ({source})"
+        page.append(f"| `{name}` | {value} | {what.replace('|', '&#124;')} |")
+    return "\n".join(page)

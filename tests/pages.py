@@ -1,8 +1,8 @@
 """The pages of docs/: their blocks of code, and how they are run in a reader's folder.
 
-A block of bash is typed, line by line. A block of Python is run, or with ``title="name.py"`` is a
-file that the reader writes. A block of TOML is what the reader puts into matta.toml. A block behind
-``<!-- not run: reason -->`` is left out.
+A block of bash, or an indented one that begins with a command, is typed, line by line. A block of
+Python is run, or with ``title="name.py"`` is a file that the reader writes. A block of TOML is what
+the reader puts into matta.toml. A block behind ``<!-- not run: reason -->`` is left out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _BLOCK = re.compile(
     r"\n(?P<text>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+_INDENTED = re.compile(r"(?<=\n\n)(?: {4}(?:matta|python|pip) .*\n)(?:(?: {4}.*)?\n)*")
 _SHELL = set("|&;<>$*`")
 
 
@@ -47,10 +49,19 @@ class Block:
         return [line for line in lines if shlex.split(line, comments=True)]
 
 
+def fenced(text: str) -> str:
+    """The page with the indented commands as blocks of bash."""
+
+    def fence(found: re.Match[str]) -> str:
+        return f"```bash\n{textwrap.dedent(found[0]).strip()}\n```\n\n"
+
+    return _INDENTED.sub(fence, text)
+
+
 def blocks(text: str) -> list[Block]:
     return [
         Block(found["kind"], found["title"], found["text"], found["reason"])
-        for found in _BLOCK.finditer(text)
+        for found in _BLOCK.finditer(fenced(text))
     ]
 
 

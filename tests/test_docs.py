@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import toys
-from tests.pages import PAGES, ROOT, Block, Reader, blocks, extras
+from tests.pages import PAGES, ROOT, Block, Reader, blocks, extras, fenced
 
 FAST = {"teacher-files"}  # typed by make test; the others by make test-all
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,12 +58,14 @@ def test_what_a_page_types_is_run_and_its_failures_are_seen(reader: Reader) -> N
         "```toml\n[distill]\nsteps = 3\n```\n"
         "<!-- not run: it is wrong -->\n```bash\nmatta nonsense\n```\n"
         "```bash\npip install 'matta[search]'\n```\n"
+        "So:\n\n    matta recipe show --changed\n\n    python -c 'print(123 * 2)'\n\nAnd on.\n"
     )
     found = blocks(text)
-    assert [block.reason for block in found] == [None] * 5 + ["it is wrong", None]
+    assert [block.reason for block in found] == [None] * 5 + ["it is wrong", None, None]
     for block in found:
         reader.type(block)
     assert "distill.steps" in reader.said and "42" in reader.said
+    assert "246" in reader.said
     assert "steps = 3\n" in (reader.folder / "matta.toml").read_text()
     wrong = ("matta nonsense", "false | cat", "pip install 'matta[nonsense]'", "python no.py")
     for line in wrong:
@@ -76,12 +78,12 @@ def test_what_a_page_types_is_run_and_its_failures_are_seen(reader: Reader) -> N
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_nothing_of_a_page_is_left_out_without_a_reason(page: Path) -> None:
-    text = page.read_text(encoding="utf-8")
+    text = fenced(page.read_text(encoding="utf-8"))
     found = blocks(text)
     assert text.count("```") == 2 * len(found), "a fence that is no block"
     assert {block.kind for block in found} <= {"bash", "python", "toml", "text"}
     marked = [block.reason for block in found if block.reason is not None]
-    assert len(marked) == text.count("not run: ") and all(marked), "a mark before no block"
+    assert len(marked) == text.count("<!-- not run") and all(marked), "a mark before no block"
     assert not re.findall(r"^(?: {4}|\t)(?:matta|python|pip) .*", text, re.MULTILINE)
 
 

@@ -17,6 +17,7 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
+from matta_cli.students.programs import save_onnx
 
 from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
@@ -26,7 +27,6 @@ from matta_cli.losses import rows as losses
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.models.load import load_model
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students.programs import save_onnx
 from matta_cli.tasks.text_classification.task import TextClassification
 from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.run import distill

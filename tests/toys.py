@@ -15,6 +15,7 @@ from matta_adapters.vit import ViT
 from PIL import Image
 from transformers import (
     BertConfig,
+    BertForSequenceClassification,
     BertModel,
     BertTokenizerFast,
     GPT2Config,
@@ -82,13 +83,8 @@ def _language(folder: Path) -> None:
         tokenizer.save_pretrained(folder / name)
     lines = prose(240, seed=2).splitlines()
     rows = [
-        {
-            "messages": [
-                {"role": "user", "content": a[:20]},
-                {"role": "assistant", "content": b[:20]},
-            ]
-        }
-        for a, b in zip(lines[::2], lines[1::2], strict=True)
+        {"messages": [_said("user", asked), _said("assistant", answer)]}
+        for asked, answer in zip(lines[::2], lines[1::2], strict=True)
     ]
     (folder / "chat.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -104,18 +100,28 @@ def _encoder(folder: Path) -> None:
     vocabulary = folder / "vocab.txt"
     vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
     tokenizer = BertTokenizerFast(vocab=str(vocabulary))
-    for name, width in (("my-encoder", 24), ("my-encoder-large", 48)):
-        sizes = {"hidden_size": width, "num_attention_heads": 3, "num_hidden_layers": 2}
+    labels = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    for name, width, kind, more in (
+        ("my-encoder", 24, BertModel, {}),
+        ("my-encoder-large", 48, BertModel, {}),
+        ("my-classifier", 24, BertForSequenceClassification, labels),
+    ):
         config = BertConfig(
             vocab_size=5 + len(words),
+            hidden_size=width,
+            num_attention_heads=3,
+            num_hidden_layers=2,
             intermediate_size=64,
             max_position_embeddings=32,
             initializer_range=0.3,
-            **sizes,
+            **more,
         )
-        BertModel(config).save_pretrained(folder / name)
+        kind(config).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     vocabulary.unlink()
+    for name, texts in (("train.csv", lines[:200]), ("test.csv", lines[200:])):
+        rows = [(text, "good" if "cat" in text else "bad") for text in texts]
+        pd.DataFrame(rows, columns=["text", "label"]).to_csv(folder / name, index=False)
     pairs = [
         (a, b, float(k % 6)) for k, (a, b) in enumerate(zip(lines[:60], lines[60:120], strict=True))
     ]
