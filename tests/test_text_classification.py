@@ -17,12 +17,12 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
-from matta_cli.students.programs import save_onnx
 
 from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
+from matta_cli.formats.programs import save_onnx
 from matta_cli.losses import rows as losses
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.models.load import load_model
