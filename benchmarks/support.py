@@ -22,6 +22,7 @@ import torch
 import transformers
 from matta_adapters.auto import Auto
 from matta_adapters.mlp_ranker import Ranker
+from timm.models.regnet import RegNet, RegNetCfg
 from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter, Axis, Source
@@ -95,6 +96,27 @@ def image(name: str, **more: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, **given)
 
 
+def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        given = {key: value for key, value in SMALL.items() if key != "vocab_size"}
+        given |= {"image_size": 32, "patch_size": 8, **more}
+        if kind.startswith("dinov2"):
+            given["mlp_ratio"] = 2
+            del given["intermediate_size"]
+        if kind in ("clip", "siglip"):
+            text = {**SMALL, "bos_token_id": 0, "eos_token_id": 0}
+            given = {"vision_config": given, "text_config": text}
+        config = transformers.AutoConfig.for_model(kind, num_labels=10, **given)
+        return transformers.AutoModelForImageClassification.from_config(config)
+
+    return make
+
+
+def regnet() -> nn.Module:
+    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
+    return RegNet(config, num_classes=10)
+
+
 def ranker() -> nn.Module:
     layers = [
         {"layer": "Linear", "out": 16},
@@ -153,10 +175,30 @@ ARCHITECTURES: dict[
         image("vit_tiny_patch16_224", **VIT, global_pool="map", class_token=False),
         IMAGES,
     ),
+    "ViT of transformers": ("vit_transformers", like_vit("vit"), IMAGES),
+    "DINOv2": ("dinov2", like_vit("dinov2"), IMAGES),
+    "DINOv2, gated": ("dinov2", like_vit("dinov2", use_swiglu_ffn=True), IMAGES),
+    "DINOv2, registers": ("dinov2_with_registers", like_vit("dinov2_with_registers"), IMAGES),
+    "CLIP": ("clip", like_vit("clip"), IMAGES),
+    "SigLIP": ("siglip", like_vit("siglip"), IMAGES),
     "MLP ranker": ("mlp_ranker", ranker, ROWS),
     "ResNet-18": ("auto", image("resnet18"), IMAGES),
     "MobileNetV3": ("auto", image("mobilenetv3_small_050"), IMAGES),
     "ConvNeXt": ("auto", image("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), IMAGES),
+    "EfficientNet": ("auto", image("test_efficientnet"), IMAGES),
+    "RegNet": ("auto", regnet, IMAGES),
+    "Swin": (
+        "auto",
+        image(
+            "swin_tiny_patch4_window7_224",
+            img_size=32,
+            window_size=4,
+            embed_dim=16,
+            depths=(2, 2),
+            num_heads=(2, 4),
+        ),
+        IMAGES,
+    ),
     "MLP-Mixer": ("auto", image("mixer_s16_224", img_size=32), IMAGES),
 }
 
@@ -207,7 +249,9 @@ def traced(
     of auto's.
     """
     example, task = (
-        ("1x3x32x32", IMAGE_TASK) if name == "vit" else ("input_ids=1x9:int64", "causal_lm")
+        ("1x3x32x32", IMAGE_TASK)
+        if ARCHITECTURES[text][2] is IMAGES
+        else ("input_ids=1x9:int64", "causal_lm")
     )
     if not plugins.adapter(name).task or name == "mlp_ranker":  # of encoders of texts
         return None

@@ -18,6 +18,7 @@ from matta_cli.search import run as search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import export as students
+from matta_cli.students import quantized
 from matta_cli.students.student import check
 
 
@@ -36,6 +37,7 @@ def export(
     if budgets:
         search.check(recipe)
     converted = load_ta(Workspace(out).ta)
+    quantized.check(recipe.export, converted)
     widths = sorted(set(recipe.export.widths))
     if not widths and not budgets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")

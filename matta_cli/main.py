@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -81,6 +82,7 @@ It takes language models, encoders, vision models, rankers, and modules of your 
   matta export --target-params 60M         a Student for a budget: parameters, memory, time
   matta report --baselines plain           was it worth it?
   matta eval                               models, compared on the same examples
+  matta push --to me/gpt2                  Students, sent to the Hugging Face hub
 
   matta demo      see it all on real text, without a network, in two minutes
   matta doctor    what is installed here
@@ -117,4 +119,6 @@ app.add_typer(recipe, name="recipe")
 
 def main() -> None:
     """Entry point of ``matta``."""
+    # torchao, wherever it is installed, has torch warn here of its own future
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     app()

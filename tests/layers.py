@@ -24,7 +24,7 @@ ROWS = (
     ("data", "report", "models"),
     ("tasks",),
     ("measure",),
-    ("conversion",),
+    ("conversion", "formats"),
     ("training",),
     ("students", "search", "comparison"),
     ("verdict",),

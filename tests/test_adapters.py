@@ -291,7 +291,7 @@ def inputs(model: nn.Module) -> dict[str, torch.Tensor]:
     g = torch.Generator().manual_seed(1)
     if hasattr(model, "generate"):
         return {"input_ids": torch.randint(model.config.vocab_size, (2, 9), generator=g)}
-    if isinstance(model, PreTrainedModel):
+    if isinstance(model, PreTrainedModel) and not hasattr(model, "pretrained_cfg"):
         return tokens(model)
     if isinstance(model, Ranker):
         fields = [torch.randint(cardinality, (7,), generator=g) for cardinality, _ in model.fields]

@@ -15,7 +15,11 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BitImageProcessor,
+    CLIPImageProcessor,
+    DeiTImageProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -154,6 +158,9 @@ PROCESSORS = {
 }
 
 
+SIDE = {"height": 32, "width": 32}
+
+
 def vit():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     more = {"intermediate_size": 16, "image_size": 32, "patch_size": 16, "num_labels": 3}
@@ -187,6 +194,54 @@ def test_an_edge_and_a_crop_are_done(tmp_path):
     image = picture(80, 40)  # whose edge is the one asked for
     middle = np.asarray(image)[4:36, 24:56].transpose(2, 0, 1)
     assert np.array_equal(prepare.pixels(image), middle)
+
+
+OTHERS = {
+    "dinov2": (BitImageProcessor, {"size": {"shortest_edge": 40}, "crop_size": SIDE}),
+    "clip": (CLIPImageProcessor, {"size": {"shortest_edge": 32}, "crop_size": SIDE}),
+    "siglip": (SiglipImageProcessor, {"size": SIDE}),
+    "deit": (DeiTImageProcessor, {"size": {"height": 40, "width": 40}, "crop_size": SIDE}),
+    "no resizing": (CLIPImageProcessor, {"do_resize": False, "crop_size": SIDE}),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+@pytest.mark.parametrize("size", [(70, 50), (33, 90), (32, 32)])
+def test_pixels_are_those_of_other_processors(tmp_path, how, size):
+    kind, settings = OTHERS[how]
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path)
+    image = picture(*size)
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    prepare = Preparation(tmp_path, vit())
+    made = prepare.input(prepare.pixels(image))
+    scale = float(expected.max() - expected.min())
+    assert (made - expected).abs().mean() < 0.01 * scale and not prepare.notes
+
+
+@pytest.mark.parametrize(
+    ("kind", "edge"), [("CLIPFeatureExtractor", True), ("DeiTFeatureExtractor", False), ("", True)]
+)
+def test_a_size_that_is_a_number_is_an_edge_to_some(tmp_path, kind, edge):
+    """Files of old releases; CLIP's own are such."""
+    card = {"size": 40, "crop_size": 32, "do_center_crop": True, "feature_extractor_type": kind}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(card))
+    prepare = Preparation(tmp_path, vit())
+    image = picture(80, 40)
+    whole = image if edge else image.resize((40, 40), Image.Resampling.BILINEAR)
+    left, top = ((side - 32) // 2 for side in whole.size)
+    middle = np.asarray(whole.crop((left, top, left + 32, top + 32)), float).transpose(2, 0, 1)
+    assert np.abs(prepare.pixels(image) - middle).mean() < 1
+
+
+def test_a_model_of_any_size_takes_that_of_its_processor(tmp_path):
+    """DINOv2's positions are of 518 pixels, and its classifiers read 224."""
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=24).save_pretrained(tmp_path)
+    any_size = vit()
+    any_size.pretrained_cfg = {"input_size": (3, 32, 32), "fixed_input_size": False}
+    prepare = Preparation(tmp_path, any_size)
+    assert prepare.shape == (3, 24, 24) and not prepare.notes
+    assert "makes images of 24 x 24" in Preparation(tmp_path, vit()).notes[0]
 
 
 def test_what_a_processor_asks_for_and_is_not_done(tmp_path):

@@ -16,8 +16,11 @@ from test_cli import LINES, TOML, prepare
 
 from matta_cli.errors import MattaError, extra
 from matta_cli.settings.resolve import tomllib
+from matta_cli.tasks.token_classification import task as token_classification
 
 ROOT = Path(__file__).parents[1]
+
+OURS = {"dev", "docs"}  # for who works on matta itself
 
 # Packages of extras, and what else they bring, are not there for Python (nor for its children).
 GONE = """
@@ -68,7 +71,7 @@ def extras() -> dict[str, list[str]]:
 
 def packages() -> set[str]:
     """What the extras bring, by the names that are imported."""
-    lines = [line for name, own in extras().items() if name != "dev" for line in own]
+    lines = [line for name, own in extras().items() if name not in OURS for line in own]
     return {line.partition(">")[0].replace("-", "_") for line in lines}
 
 
@@ -112,7 +115,15 @@ def test_the_core_runs_the_three_lines_and_each_missing_extra_is_one_sentence(
     tmp_path: Path,
 ) -> None:
     run(tmp_path, [*LINES, *MISSING])
-    assert {*MISSING.values()} == {*extras()} - {"dev"}, "every extra is asked for"
+    assert {*MISSING.values(), "tagging"} == {*extras()} - OURS, "every extra is asked for"
+
+
+def test_spans_ask_for_the_package_that_reads_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "seqeval", None)
+    monkeypatch.delitem(sys.modules, "seqeval.metrics.sequence_labeling", raising=False)
+    monkeypatch.delitem(sys.modules, "seqeval.metrics", raising=False)
+    with pytest.raises(MattaError, match=r"pip install 'matta\[tagging\]'"):
+        token_classification._entities()
 
 
 def imported(file: layers.File) -> Iterator[str]:

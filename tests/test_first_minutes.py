@@ -15,7 +15,10 @@ import pytest
 import torch
 
 import matta_cli
+from matta_cli.commands import early
+from matta_cli.errors import MattaError
 from matta_cli.main import app
+from matta_cli.settings.recipe import Recipe
 
 # What is typed wrong -> what is said of it.
 MISTYPED = {
@@ -39,6 +42,8 @@ MISTYPED = {
     "eval here gpt2 --teacher ./nothing": "There is no file or folder './nothing'",
     "eval --out nowhere": "There is nothing to evaluate: name models, or export Students",
     "eval gpt2 --task rankin": "There is no task 'rankin'; did you mean 'ranking'?",
+    "push nowhere --to me/gpt2": "There is no folder 'nowhere': pass those of exported Students",
+    "push --out nowhere --to me/gpt2": "There are no Students in nowhere/students",
     "demo --adapter gtp2": "There is no demo of 'gtp2': choose from gpt2, vit, mlp_ranker",
 }
 
@@ -133,3 +138,15 @@ def test_what_is_not_there_is_said_before_torch_is_imported(tmp_path: Path) -> N
         assert took < 1, (line, took)
     imports = whole - sum(took for _, _, took, _ in found)
     assert imports < 1, imports
+
+
+def test_data_that_are_not_read_need_not_be_there(tmp_path: Path) -> None:
+    """A Student can be measured where the data that it was trained on are not."""
+    recipe = Recipe()
+    recipe.data.train, recipe.data.held_out = str(tmp_path / "gone.txt"), str(tmp_path)
+    early.data(recipe)
+    with pytest.raises(MattaError, match=r"gone\.txt"):
+        early.data(recipe, training=True)
+    recipe.data.held_out = ""
+    with pytest.raises(MattaError, match=r"gone\.txt"):
+        early.data(recipe)

@@ -172,7 +172,10 @@ def test_a_dry_run_sends_nothing(students, there, monkeypatch):
     size = (students / "width-0.5/model.safetensors").stat().st_size
     assert f"  model.safetensors\t{size}\n" in result.stdout
     assert "me/small-width-1\n" in result.stdout and "license: mit" in result.stdout
-    assert result.stderr.strip() == "Nothing was sent: leave out --dry-run to send it."
+    assert result.stderr.splitlines() == [
+        "Nothing was sent: leave out --dry-run to send it.",
+        "Next: matta push --to me/small",
+    ]
 
 
 def test_a_license_that_is_not_known_is_asked_for(students, there):

@@ -828,6 +828,7 @@ def test_tokens_stand_behind_macs_and_latency(good):
 
 def test_a_search_says_what_a_mix_is_and_how_to_get_it():
     found = stored("search")
+    assert tell(found).alarms == [], "what a search found is compared when it is exported"
     older = html(found)
     assert "how to get one" not in older, "a file of an older matta does not say"
     found["models"][1] |= {"name": "mix <1>", "command": "matta export --target-params 24000"}

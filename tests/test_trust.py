@@ -593,6 +593,7 @@ def own(tmp_path, monkeypatch):
     """A folder of the user's own, with a module that builds a model, and a record of its own."""
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's file of that name
     work = tmp_path / "own"
     work.mkdir()
     (work / "mine.py").write_text("from auto_models import plain_cnn as build\n")

@@ -9,13 +9,18 @@ import pytest
 import torch
 from matta_adapters.vision import CLIP, Dinov2, SigLIP, ViT
 from safetensors.torch import load_file
-from test_adapters import images, inputs, logits
+from test_adapters import images, logits
 from transformers import AutoModel, AutoModelForImageClassification, ViTForMaskedImageModeling
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
+from matta_cli.nested.sizes import full_sizes, sizes_at
+from matta_cli.nested.view import materialize
+from matta_cli.settings.recipe import Recipe
+from matta_cli.students import programs
+from matta_cli.tasks.task import task as open_task
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_what_a_checkpoint_has_besides_the_classifier_is_told(tmp_path):
     adapter = ViT()
     loaded = adapter.load(open_source(str(tmp_path)))
     assert any("left out: vit.pooler.dense.bias" in note for note in adapter.notes)
-    batch = inputs(loaded)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
     assert torch.equal(logits(loaded, batch), logits(model, batch))
     model.decoder = head.decoder
     model.save_pretrained(tmp_path)
@@ -95,7 +100,7 @@ def test_siglips_own_pooling_is_left_out_and_said(tmp_path):
     adapter.save(loaded, tmp_path)
     stock = AutoModelForImageClassification.from_pretrained(tmp_path)
     assert not hasattr(stock.vision_model, "head")
-    batch = inputs(loaded)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
     assert torch.equal(logits(stock.eval(), batch), logits(model, batch))
     adapter.load(open_source(str(tmp_path)))
     assert adapter.notes == []
@@ -109,3 +114,29 @@ def test_what_no_classifier_reads_is_not_trained():
     logits.sum().backward()
     assert all(p.grad is not None for p in clip.parameters() if p.requires_grad)
     assert all(p.grad is None for name, p in clip.named_parameters() if name in frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "pt2"])
+@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "clip", "siglip"])
+def test_programs_of_any_number_of_images(kind, form, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    adapter = plugins.detect(Source("m", module=images(kind)))
+    model = adapter.load(Source("m", module=images(kind)))
+    axes = adapter.axes(model)
+    student = materialize(adapter, model, axes, sizes_at(axes, full_sizes(axes), 0.5)).eval()
+    task = open_task("image_classification", Recipe())
+    path = tmp_path / "student"
+    programs.PROGRAMS[form].write(task, student, task.example(student, 2), path)
+    if form == "onnx":
+        session = runtime.InferenceSession(str(path))
+    else:
+        program = torch.export.load(path).module()
+    for count in (1, 2, 5):
+        image = torch.randn(count, 3, 32, 32)
+        expected = logits(student, {"pixel_values": image})
+        if form == "onnx":
+            made = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        else:
+            made = program(image)
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)

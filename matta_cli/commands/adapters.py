@@ -24,7 +24,7 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
     """
     from matta_cli.models import names, plugins
 
-    rows = []
+    rows, following = [], ["MODEL", "--adapter", "NAME"]
     for spec, origin in (names.origins() | {spec: spec for spec in specs or []}).items():
         try:
             adapter = plugins.trusted(spec) if spec in (specs or []) else plugins.adapter(spec)
@@ -33,6 +33,8 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
                 raise
             console.say(str(error))
             continue
+        if spec in (specs or []):
+            following = ["MODEL", "--adapter", spec] if adapter else [spec]
         if adapter is None:
             console.say(f"{spec} is trusted from now on.")
             continue
@@ -44,4 +46,4 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
         console.data([dict(zip(keys, row, strict=True)) for row in rows])
     else:
         console.table(["name", "task", "from", "what"], rows, ["from"], prose=["what"])
-    console.hint(command("convert", "MODEL", "--adapter", rows[0][0] if specs and rows else "NAME"))
+    console.hint(command("convert", *following))

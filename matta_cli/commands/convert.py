@@ -28,6 +28,7 @@ def convert(
     example: options.Example = None,
     task: options.AutoTask = None,
     drop_head: options.DropHead = None,
+    trim_vocab: options.TrimVocab = None,
     out: options.Out = options.OUT,
     expand: options.Expand = None,
     axes: options.Axes = None,

@@ -88,7 +88,7 @@ def _extras() -> dict[str, dict[str, Any]]:
     """Each extra, and what is missing of it."""
     found: dict[str, dict[str, Any]] = {}
     for package, extra in _requirements():
-        if extra and extra != "dev":
+        if extra not in ("", "dev", "docs"):  # those are for who works on matta itself
             missing = found.setdefault(extra, {"missing": []})["missing"]
             missing += [] if _version(package) else [package]
     return found

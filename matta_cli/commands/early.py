@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from matta_cli.commands import options
 from matta_cli.data import find
 from matta_cli.files.atomic import refuse_existing
-from matta_cli.files.workspace import Workspace, no_ta
+from matta_cli.files.workspace import Workspace, no_student, no_ta
 from matta_cli.models import names
 from matta_cli.settings.recipe import Recipe
 
@@ -38,7 +38,7 @@ def training(recipe: Recipe, out: Path) -> None:
     """Raise ``MattaError`` where there is no TA to train, no such Teacher, or no such data."""
     Workspace(out).refuse_unconverted()
     names.refuse_missing(recipe.distill.teacher)
-    data(recipe)
+    data(recipe, training=True)
 
 
 def trained(recipe: Recipe, out: Path) -> None:
@@ -62,6 +62,13 @@ def exported(out: Path, name: str) -> None:
         raise Workspace(out, name).no_report()
 
 
+def students(folders: Iterable[Path]) -> None:
+    """Raise ``MattaError`` where a folder that should hold a Student is not there."""
+    for path in folders:
+        if not path.is_dir():
+            raise no_student(path)
+
+
 def models(typed: Mapping[str, Any], out: Path) -> None:
     """Raise ``MattaError`` where there is nothing to evaluate, a model is not there, or a task.
 
@@ -76,8 +83,13 @@ def models(typed: Mapping[str, Any], out: Path) -> None:
         names.entry("matta.tasks", typed["task"])
 
 
-def data(recipe: Recipe) -> None:
-    """Raise ``MattaError`` where data that are a path are not there."""
-    for text, flag in ((recipe.data.train, "--data"), (recipe.data.held_out, "--held-out")):
+def data(recipe: Recipe, training: bool = False) -> None:
+    """Raise ``MattaError`` where data that are read are a path, and not there.
+
+    Without ``training``, data to train on are read only where none are held out.
+    """
+    settings = recipe.data
+    train = settings.train if training or not settings.held_out else ""
+    for text, flag in ((train, "--data"), (settings.held_out, "--held-out")):
         if text and find.find(text, flag) is None and not find_spec("datasets"):
             find.hub_datasets(text)  # says what is missing

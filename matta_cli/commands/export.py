@@ -21,6 +21,7 @@ def export(
     widths: options.Widths = None,
     format: options.Format = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
     target_prefill: options.TargetPrefill = None,
@@ -88,6 +89,7 @@ def show(report: Report, out: Path, name: str, json: bool) -> None:
     name: of the family that it is on.
     """
     from matta_cli.report import terminal
+    from matta_cli.report.findings import quantized
     from matta_cli.report.story import behind, tell
 
     story = tell(report)
@@ -98,7 +100,7 @@ def show(report: Report, out: Path, name: str, json: bool) -> None:
     else:
         console.fitting(terminal.tables(report))
         console.say(f"{behind(report)}.")
-    for note in story.notes:
+    for note in [*quantized(report), *story.notes]:
         console.say(f"Note: {note}")
     console.say(story.headline)
     space = Workspace(out, name)

@@ -9,17 +9,17 @@ from typing import Annotated
 import typer
 
 from matta_cli import console
-from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.commands import early, options
+from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 
 _Students = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="[STUDENT]...", help="Folders of Students; none: all of --out."),
+    typer.Argument(metavar="STUDENT", help="Folders of Students; none: all of --out."),
 ]
 _To = Annotated[str, typer.Option("--to", help="Where on the hub: USER/NAME.", metavar="USER/NAME")]
 _License = Annotated[
-    str, options.option("--license", "License of the base, where its card has none.", default="")
+    str | None, options.option("--license", "License of the base, where its card has none.")
 ]
 _Private = Annotated[bool, options.option("--private", "Let nobody else see what is made.")]
 _DryRun = Annotated[
@@ -33,7 +33,7 @@ _Overwrite = Annotated[
 def push(
     students: _Students = None,
     to: _To = "",
-    license: _License = "",
+    license: _License = None,
     private: _Private = False,
     dry_run: _DryRun = False,
     overwrite: _Overwrite = False,
@@ -43,14 +43,17 @@ def push(
 
     Example: matta push matta-out/students/width-0.5 --to me/gpt2-half, or matta push --to me/gpt2
     """
+    if not to:
+        raise MattaError("--to is missing: say where on the hub, --to USER/NAME.")
+    out = options.home(out)
+    folders = [options.home(folder) for folder in students or ()] or _exported(out)
+    early.students(folders)
+
     from huggingface_hub.utils import disable_progress_bars
 
     from matta_cli.students.push import Hub, plan
 
-    if not to:
-        raise MattaError("--to is missing: say where on the hub, --to USER/NAME.")
-    folders = [options.home(folder) for folder in students or ()] or _exported(options.home(out))
-    repositories = plan(folders, to, license)
+    repositories = plan(folders, to, license or "")
     for one in repositories:
         if one.foreign:
             console.say(f"Not of matta, and not sent: {', '.join(one.foreign)} in {one.folder}.")
@@ -62,17 +65,26 @@ def push(
                 console.text(f"  {console.harmless(name)}\t{size}\n")
             console.text(f"\n{console.harmless(one.card)}\n")
         console.say("Nothing was sent: leave out --dry-run to send it.")
+        console.hint(command("push", *(students or ()), "--to", to, *_more(out, license or "", private)))
         return
     if not sys.stderr.isatty():  # of uploads; they are no lines
         disable_progress_bars()
     hub = Hub.opened(console.say)
     for place in hub.push(repositories, to, private=private, overwrite=overwrite):
         console.text(f"{place}\n")
+    console.hint(options.following(out))
+
+
+def _more(out: Path, license: str, private: bool) -> list[object]:
+    """The other words of a command that was a dry run."""
+    licensed = ["--license", license] if license else []
+    elsewhere = ["--out", out] if out != options.OUT else []
+    return [*licensed, *(["--private"] if private else []), *elsewhere]
 
 
 def _exported(out: Path) -> list[Path]:
     """The Students in an output folder. Raises ``MattaError`` where there are none."""
-    there = sorted(path.parent for path in Workspace(out).students.glob("*/matta.json"))
+    there = sorted(Workspace(out).exported())
     if not there:
         where = Workspace(out).students
         raise MattaError(f"There are no Students in {where}: run `matta export` first.")

@@ -12,7 +12,15 @@ import torch
 from torch import Tensor
 
 from matta_cli.comparison import cascade, references, speculation
-from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, level, task_of
+from matta_cli.comparison.subjects import (
+    Opener,
+    Subject,
+    example_of,
+    fit,
+    level,
+    run_programs,
+    task_of,
+)
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
@@ -81,7 +89,7 @@ def evaluation(
         raise MattaError(f"{what} is for language models; these are models for {task.name}.")
     device = pick(recipe.distill.device)
     opener = Opener(task, device, example_of(names, out) or recipe.convert.example, say)
-    subjects = [opener.open(name) for name in names]
+    subjects = _opened(asked, opener, names)
     first = next(s for s in subjects if s.name == (asked.against or names[0]))
     others = {which: opener.open(name) for which, name in asked.references.items()}
     data: Data | None = None
@@ -105,6 +113,7 @@ def evaluation(
     _ready(task, everyone, device, say)
     one = _example(task, first, splits, device)
     macs = {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
+    run_programs(everyone)
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
     scored: dict[str, _Scored] = {}
@@ -126,6 +135,17 @@ def evaluation(
         found = speculation.measure(small.fitted, large.fitted, prompts, draft=asked.draft_tokens)
         result["speculative"] = {"small": small.name, "large": large.name, **found}
     return result
+
+
+def _opened(asked: Asked, opener: Opener, names: Sequence[str]) -> list[Subject]:
+    """The models. Raises ``MattaError`` where a program is to do what it cannot."""
+    subjects = [opener.open(name) for name in names]
+    programs = [subject.name for subject in subjects if subject.program is not None]
+    if programs and (asked.tasks or asked.speculative):
+        what = "--tasks" if asked.tasks else "--speculative"
+        own = f"{programs[0]} is a program of ONNX, which does not generate"
+        raise MattaError(f"{what} is not possible: {own}. Name its float Student.")
+    return subjects
 
 
 def _ready(task: Task, everyone: Sequence[Subject], device: torch.device, say: Say) -> None:

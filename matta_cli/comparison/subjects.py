@@ -13,6 +13,8 @@ from torch import nn
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
+from matta_cli.formats.onnx import Session
 from matta_cli.measure import cost
 from matta_cli.models import load, plugins
 from matta_cli.models.folders import load_ta, ta_folder
@@ -28,7 +30,8 @@ from matta_cli.tasks.task import Task
 class Subject:
     """A model to measure: as it was opened, and as it is called on the data of the first one.
 
-    ta, width: whose Student it is, where it shares a TA's weights.
+    ta, width: whose Student it is, where it shares a TA's weights. program: what is measured of one
+    that is a program of ONNX, whose float Student ``model`` then is.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Subject:
     folder: Path | None
     ta: TA | None = None
     width: float = 0.0
+    program: nn.Module | None = None
     fitted: Any = None
 
     def __post_init__(self) -> None:
@@ -122,6 +126,8 @@ class Opener:
         if width is not None:
             return self._student(name, folder, width)
         card = read_card(folder) if (folder / "matta.json").exists() else {}
+        if card and card["lineage"].get("quantized"):
+            return self._quantized(name, folder, str(card["lineage"].get("of", "")))
         adapter = plugins.adapter(card["adapter"], folder) if card else None
         model, source = load.load_model(
             name,
@@ -132,6 +138,18 @@ class Opener:
         )
         self.task.notes += source.notes
         return Subject(name, model, folder if card else source.folder)
+
+    def _quantized(self, name: str, folder: Path, of: str) -> Subject:
+        """A Student in fewer bits. What a program does not say of itself, its float one does."""
+        beside = folder.resolve().parent / Path(of).name
+        if not (beside / "matta.json").is_file():
+            float_one = f"the float Student that it was made of, {beside}"
+            raise MattaError(f"{name!r} is measured beside {float_one}, which is not there.")
+        like = self.open(str(beside)).model
+        model = quantized.opened(folder, like)
+        if isinstance(model, Session):
+            return Subject(name, like, folder, program=model)
+        return Subject(name, model, folder)
 
     def _student(self, name: str, folder: Path, width: float) -> Subject:
         if folder not in self._tas:
@@ -176,6 +194,20 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     for at in range(before, len(task.notes)):
         for word, name in names.items():
             task.notes[at] = task.notes[at].replace(word, name)
+
+
+def run_programs(subjects: Sequence[Subject]) -> None:
+    """From here on what is measured of a program is the program.
+
+    Raises ``MattaError`` for one whose float Student had to be fitted to other models.
+    """
+    for subject in subjects:
+        if subject.program is None:
+            continue
+        if subject.fitted is not subject.model:
+            own = "measure it beside models of the same outputs and inputs"
+            raise MattaError(f"{subject.name} is a program, which stays as it is: {own}.")
+        subject.fitted = subject.program
 
 
 def level(task: Task, subjects: Sequence[Subject]) -> None:

@@ -45,6 +45,8 @@ class _Lineage(TypedDict):
     width: NotRequired[float | None]
     budget: NotRequired[str | None]
     dropped: NotRequired[list[str]]
+    quantized: NotRequired[str]
+    of: NotRequired[str]
 
 
 class Card(reading.Versioned):

@@ -239,6 +239,12 @@ def no_ta(folder: Path) -> MattaError:
     return MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
 
 
+def no_student(folder: Path) -> MattaError:
+    """The error for a folder that should hold a Student, and is not there."""
+    hint = "pass those of exported Students"
+    return MattaError(f"There is no folder {str(folder)!r}: {hint}.")
+
+
 class Trainer(TypedDict):
     """What ``trainer.json`` of a checkpoint holds."""
 

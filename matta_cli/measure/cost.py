@@ -175,8 +175,9 @@ def _status(name: str) -> int:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of a folder's weight files."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Bytes of a folder's weight files, or of the program that it holds without any."""
+    files = [*folder.glob("*.safetensors")] or folder.glob("*.onnx")
+    return sum(file.stat().st_size for file in files)
 
 
 def device_card(device: torch.device) -> dict[str, Any]:

@@ -40,8 +40,8 @@ def ta_folder(folder: str | Path) -> Path:
 def load_ta(folder: str | Path) -> TA:
     """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder.
 
-    Of an output folder it is the trained one, if there is one. Raises ``MattaError`` where there is
-    no TA, or what is there is damaged.
+    Of an output folder it is the trained one, if there is one. ``TA.at`` runs its widths. Raises
+    ``MattaError`` where there is no TA, or what is there is damaged.
     """
     folder = ta_folder(folder)
     if not folder.is_dir():
@@ -101,6 +101,9 @@ def load_student(folder: str | Path) -> nn.Module:
             raise MattaError(f"There is no folder {str(folder)!r}.")
         where = download(str(folder), str(folder))
     card = read_card(where)
+    if kind := card["lineage"].get("quantized"):
+        instead = "its README.md says what loads it, and `matta eval` measures it"
+        raise MattaError(f"{str(folder)!r} is a Student in {kind}, and no dense module: {instead}.")
     return opened(plugins.adapter(card["adapter"], where), open_source(f"local-dir:{where}"))
 
 

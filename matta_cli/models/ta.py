@@ -142,7 +142,8 @@ def _state(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
 class Student:
     """A dense model that ``sizes`` cut out of a TA, under the name that reports give it.
 
-    width: where its sizes are those of a width. budget: where it was chosen for one.
+    width: where its sizes are those of a width. budget: where it was chosen for one. quantized: how
+    it was chosen for that, where not in float.
     """
 
     ta: TA
@@ -150,6 +151,7 @@ class Student:
     sizes: dict[str, int]
     width: float | None = None
     budget: Budget | None = None
+    quantized: str = ""
 
     @property
     def folder(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import UNTOLD, Comparison, claim, compared, says
+from matta_cli.report.claims import UNTOLD, Comparison, against_float, claim, compared, says
 from matta_cli.report.findings import with_cuts
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.values import both, distinct, listed
@@ -15,6 +15,7 @@ def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
     """The sentences; none when all is well. rivals: Students against plain distillation."""
     found = _parity(report)
     found += [one.sentence for one in rivals if one.verdict == WORSE]
+    found += [one.sentence for one in against_float(report) if one.verdict == WORSE]
     found += _unclear(rivals) + _unclear(compared(report, Role.BASE))
     found += _larger_but_worse(report)
     if report.primary and report.primary.higher is not None:
@@ -98,7 +99,12 @@ def _harmed(report: Report) -> list[str]:
 
 
 def _uncompared(report: Report) -> list[str]:
-    """One alarm for all metrics in which there are Students and others, and no comparison."""
+    """One alarm for all metrics in which there are Students and others, and no comparison.
+
+    A search compares none: what it found is compared when it is exported.
+    """
+    if any(model.searched for model in report.models):
+        return []
     labels = []
     for metric in distinct(report):
         students = report.scored(metric, Role.STUDENT)

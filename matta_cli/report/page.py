@@ -163,7 +163,7 @@ def _budget(story: Story) -> dict[str, Any] | None:
         return None
     places = decimals_of(report, metric)
     verdicts = {one.student.name: one.verdict for one in story.rivals}
-    students, every = report.scored(metric, Role.STUDENT), _costs(report)
+    students, every = report.scored(metric, Role.STUDENT, Role.QUANTIZED), _costs(report)
     kinds = []  # a budget of what all Students cost alike decides nothing
     for at, cost in enumerate(every):
         if len({cost.read(student) for student in students} - {None}) > 1:

@@ -110,11 +110,16 @@ def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
     found = []
     for model in models:
         if model.loader:
-            stock = "stock checkpoint, loads without matta" if model.stock else "loads with matta"
+            stock = f"{model.quantized}, loads without matta"
+            if not model.quantized:
+                stock = (
+                    "stock checkpoint, loads without matta" if model.stock else "loads with matta"
+                )
             exact = model.parity.exact if model.parity else None
             module = re.match(r"[A-Za-z_]\w*(?=\.)", model.loader)
             needs = f"import {module[0]}\n" if module else ""
-            lines = f"{needs}model = {model.loader}\nmodel.eval()"
+            mode = "\nmodel.eval()" if "onnxruntime" not in needs else ""
+            lines = f"{needs}model = {model.loader}{mode}"
             found.append(Loading(model, [stock, *equal[exact]], lines))
     return found
 

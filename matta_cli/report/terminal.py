@@ -89,6 +89,10 @@ def _verdict(report: Report, model: ModelEntry) -> tuple[str, str]:
     ``table`` has the former in full.
     """
     metric = report.primary
+    if model.role is Role.QUANTIZED and metric is not None:
+        own = next((one for one in report.students if one.name == model.of), None)
+        known = own is not None and report.pair(model, own, metric)
+        return (claim(report, model, own, metric), "float") if own and known else (MISSING, "")
     plain = next((one for one in report.of(Role.PLAIN) if one.of == model.name), None)
     other = plain or report.base
     if metric is None or other is None or model.role is not Role.STUDENT:

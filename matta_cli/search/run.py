@@ -9,9 +9,11 @@ from pathlib import Path
 from matta_cli.errors import Interrupted
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
 from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, quiet
 from matta_cli.report.schema import Report
+from matta_cli.search.bits import Bits
 from matta_cli.search.journal import journal
 from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
@@ -53,8 +55,11 @@ def search(
             run = Search(recipe, out, storage)
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
-            students = run.run(amounts, listen)
+            bits = quantized.AUTO in recipe.export.quantize and not measured
+            own = Bits(run, listen)
+            students = own.choose(amounts) if bits else run.run(amounts, listen)
             report = report_of(run, students, out, measured=measured)
+            report.notes += own.notes
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None

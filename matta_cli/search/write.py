@@ -184,15 +184,19 @@ def _not_beaten(
 def _metrics(search: Search, sizes: Sizes) -> dict[str, Interval]:
     """A Student's metrics on the examples that no sizes were chosen by."""
     scores = search.scores
-    tables = [scores.columns(sizes, scores.reporting)]
+    tables = [scores.columns(scores.model(sizes), scores.reporting)]
     return intervals.intervals(scores.task, tables, search.recipe.export.bootstrap)
 
 
 def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> Choice:
     budget, key = _budget(student), search.key(student.sizes)
     model = next(model for model in models if search.key(model.sizes) == key)
-    used = budget.used(search.costs(student.sizes, budget.names))
-    return Choice(budget.name, dict(budget.limits), used, model.name, model.stock, trained=True)
+    costs = search.costs(student.sizes, budget.names)
+    if student.quantized:
+        costs["bytes"] = search.stored[key]
+    used, limits = budget.used(costs), dict(budget.limits)
+    own = budget.name, limits, used, model.name, model.stock
+    return Choice(*own, trained=True, quantized=student.quantized)
 
 
 def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
@@ -201,6 +205,8 @@ def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Sco
     # of time some is left in any case
     if most < 1 - NEAR and not set(TIMED) & set(budget.names):
         notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
+    if student.quantized:
+        return notes
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]
     if within and search.scores.better(within[0].value, own.value):

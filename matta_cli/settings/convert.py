@@ -29,6 +29,10 @@ class ConvertSettings:
     drop_head: bool = flag(
         False, "leave out a model's head, such as an encoder's classifier, and nest the rest"
     )
+    trim_vocab: bool = flag(
+        False,
+        "keep no tokens but those that --data has: fewer rows in tokenizer, embedding and output",
+    )
     expand: float = flag(
         1.0,
         "the TA's width; at 1.0 Students nest inside the base itself, above it in a larger one",

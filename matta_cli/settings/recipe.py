@@ -266,6 +266,12 @@ class ExportSettings:
         "of the Students' weights as saved: {choices}",
         choices="auto: as the model was stored that was converted | float32 | bfloat16 | float16",
     )
+    quantize: list[str] = flag(
+        [],
+        "each Student in fewer bits, too, judged against it: {choices}",
+        choices="int8: weights, and activations as they come | int8-static: ONNX, calibrated on "
+        "training examples | int4: weights | auto: with --target-memory, int8 where it is better",
+    )
     checkpoint: str = flag(
         "auto", "best, last, or step-N; auto: the best one where the run kept one, else the last"
     )

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
+from matta_cli.report.claims import Comparison, against_float
 from matta_cli.report.findings import batches
 from matta_cli.report.numbers import MISSING, count, finite, in_bytes, in_seconds
 from matta_cli.report.render import escaped, fence
@@ -37,6 +38,7 @@ PIPELINES = {
 _TEMPLATE = Path(__file__).with_name("card.md")
 _LICENSE = ("license", "license_name", "license_link")
 _FOLDER = re.compile(r"^folder = (.+)$", re.MULTILINE)
+_NEEDS = {"transformers": "transformers torchao"}
 _VERDICT = "\n## Verdict\n\n"
 
 
@@ -186,8 +188,17 @@ def _value(model: ModelEntry, report: Report, metric: Metric) -> str:
     return MISSING if known is None else shown(known, decimals_of(report, metric))
 
 
+def _against(entry: ModelEntry, report: Report) -> list[Comparison]:
+    """A quantized Student against its float one."""
+    return [one for one in against_float(report) if one.student is entry]
+
+
 def _facts(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
     machine = report.device
+    if entry.quantized:
+        module = entry.loader.partition(".")[0]
+        yield "needs", f"pip install {_NEEDS.get(module, module)}"
+    yield from ((f"against {one.other.name}", one.sentence) for one in _against(entry, report))
     if entry.parity is not None:
         yield "weights saved in", saved_in(entry.parity)
     yield "measured on", f"{report.data}; intervals are of 95 %"

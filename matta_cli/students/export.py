@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from matta_cli.conversion.inspect import numbers, strips
 from matta_cli.files import atomic
@@ -21,9 +22,10 @@ from matta_cli.report.write import write as write_report
 from matta_cli.settings.budget import LIMITS, TIMED
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
-from matta_cli.students import card, entries
+from matta_cli.students import card, entries, quantized
 from matta_cli.students.card import left_out
 from matta_cli.students.parity import ROUNDED, proven
+from matta_cli.students.quantized import Quantized
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
 from matta_cli.version import __version__
@@ -34,7 +36,8 @@ def steps(recipe: Recipe, students: Sequence[Student]) -> int:
     cuts = sum(student.width != 1.0 for student in students)
     measured = len(students) + cuts + 2 + bool(recipe.distill.teacher)  # with base and TA
     written = len(students) * (1 + len(recipe.export.format))
-    return written + measured + len(("reload", "time", "compare"))
+    copies = 2 * sum(len(quantized.kinds(student, recipe.export)) for student in students)
+    return written + measured + copies + len(("reload", "time", "compare"))
 
 
 def export(
@@ -59,24 +62,30 @@ def export(
     lineage = {**run.ta.card["lineage"], "ta": atomic.digest(run.folder)}
     with atomic.atomic_folder(space.students, overwrite=overwrite) as folder:
         written: list[Written] = []
+        copies: list[Quantized] = []
+        batches = quantized.calibrating(held_out)
         for student in students:  # one by one: each is let go before the next one is cut
             say(f"Writing {student.name}.")
             where = folder / student.folder
             written.append(write(student, where, held_out, run, lineage, say))
+            copies += quantized.write(written[-1], held_out, run, batches, say)
         say("Reloading every Student in a fresh process.")
-        proof = proven(written, task, run.ta.model, held_out.first(PROBED))
+        proof = proven(written, copies, task, run.ta.model, held_out.first(PROBED))
         own = [entries.student_entry(one, proof, space, task.name) for one in written]
+        twins = [(quantized.entry(one, proof, space), one) for one in copies]
         folders = [one.folder for one in written]
-        measured = entries.models(held_out, run, converted, own, folders, space.root, say)
+        measured = entries.models(held_out, run, converted, own, folders, twins, space.root, say)
         report = _report(space, held_out, run, measured, say)
         report.lineage = lineage
         saved_in = _saved_in(report.students)
         report.notes = [*_notes(students, held_out, run), *measured.notes, *saved_in]
+        report.notes += quantized.drop_broken(report, {one.name: one.folder for one in copies})
         if searched is not None:
             report.notes += [*search_table.choices(searched, report), *searched.notes]
         report.notes += _over(students, report)
         report.notes += tell(report).alarms
-        for entry, where in zip(own, folders, strict=True):
+        for entry in report.of(Role.STUDENT, Role.QUANTIZED):
+            where = folder / Path(str(entry.folder)).name
             atomic.seal(where)  # which files are matta's; the card is there to be changed
             told = card.text(entry, report, recipe.data, where)
             atomic.atomic_write(where / "README.md", told)

@@ -16,6 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
+from matta_cli.files.workspace import no_student
 from matta_cli.models.inside import inside
 from matta_cli.progress import Say
 from matta_cli.students.card import on_hub
@@ -74,7 +75,7 @@ def _check(name: str, to: str) -> None:
 
 def _repository(folder: Path, name: str, license: str) -> Repository:
     if not folder.is_dir():
-        raise MattaError(f"There is no folder {str(folder)!r}: pass those of exported Students.")
+        raise no_student(folder)
     if not read_card(folder)["lineage"].get("student"):
         raise MattaError(f"{folder} is no Student: pass a folder that `matta export` made.")
     files = _written(folder)
@@ -163,7 +164,7 @@ class Hub:
         for one in repositories:
             self.say(f"Sending {one.folder} to {one.name}.")
             with self.asked(f"to take {one.name}"):
-                self.api.create_repo(one.name, private=private, exist_ok=overwrite)
+                self.api.create_repo(one.name, private=private or None, exist_ok=overwrite)
                 self.api.create_commit(one.name, _added(one), commit_message="Pushed by matta")
             places.append(f"{self.api.endpoint}/{one.name}")
         if len(repositories) > 1:

@@ -13,6 +13,7 @@ from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.report.schema import ModelEntry
 
 LOADED = "loaded so when it was exported, and compared with the nested view"
+AS_IS = "loaded so when it was exported, and measured in the report"
 TRIED = "tried by the tests of matta, on small models of this kind"
 NOT_RUN = "not run here"
 
@@ -61,6 +62,9 @@ def runtimes(entry: ModelEntry, task: str, here: Path) -> Iterator[Runtime]:
     """What runs an exported Student, whose files lie ``here`` now. task: what the hub calls it."""
     there = place(entry)
     library = entry.loader.partition(".")[0]
+    if entry.quantized:
+        yield Runtime(library, _ONNX if "onnx" in library else _loading(entry.loader, there), AS_IS)
+        return
     if library == "sentence_transformers":
         yield Runtime("sentence-transformers", _SENTENCES, TRIED)
     else:

@@ -11,6 +11,7 @@ from torch import nn
 from matta_cli.errors import MattaError, command
 from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import load_student, load_ta, reached
@@ -100,7 +101,7 @@ def _exported(space: Workspace) -> Report:
         raise space.no_report() from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise MattaError(f"{path} is damaged ({error!r}): run `{again}` again.") from None
-    for student in report.students:
+    for student in report.of(Role.STUDENT, Role.QUANTIZED):
         name = Path(str(student.folder))
         if name.is_absolute() or ".." in name.parts:
             raise MattaError(f"{path} names {str(name)!r}, which lies outside of {out}.")
@@ -128,6 +129,9 @@ def _opened(
     """A model that the report compares with others; None where it is none, or has gone since."""
     if entry.role is Role.STUDENT:
         return load_student(out / str(entry.folder))
+    if entry.role is Role.QUANTIZED:
+        like = load_student(out / str(report.model(str(entry.of)).folder))
+        return quantized.opened(out / str(entry.folder), like)
     if entry.role is Role.BASE:
         return converted.student(1.0).dense()
     if entry.role is Role.CUT:

@@ -12,11 +12,12 @@ from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.class_names import known_as, names_of, simplified
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
-from matta_cli.tasks.text_classification.kinds import Kind, Number, OneLabel
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows
-from matta_cli.tasks.text_classification.several import SeveralLabels
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"

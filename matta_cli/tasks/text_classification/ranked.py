@@ -11,7 +11,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import scores
-from matta_cli.tasks.text_classification.kinds import Kind
+from matta_cli.tasks.kind import Kind
 
 
 class Ranked(Kind):
@@ -53,5 +53,5 @@ class Ranked(Kind):
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
         return scores.agreement(ours, theirs)
 
-    def at_chance(self, columns: Columns) -> str | None:
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
         return scores.at_chance(columns)

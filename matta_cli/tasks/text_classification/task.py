@@ -14,13 +14,14 @@ from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import order_of
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config, raw
 from matta_cli.tasks.text_classification.examples import Texts
-from matta_cli.tasks.text_classification.kinds import Kind, Number, OneLabel
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.labels import Labels
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows, read_rows
-from matta_cli.tasks.text_classification.several import SeveralLabels
 from matta_cli.tasks.texts.task import Fitted, TextTask
 
 # the primary metric of each kind first; data tells the kind
@@ -79,7 +80,7 @@ class TextClassification(TextTask):
         name = settings.held_out or settings.train
         measured = opened(held_out, 0, name)
         split = sample(measured, settings.eval_examples)
-        what = self.kind.unit
+        what = self.kind.unit or "texts"
         if train is None:
             return self.described(measured, "", [split], what, "texts", held_out.notes)
         texts = opened(train, 1, settings.train)
@@ -147,4 +148,4 @@ class TextClassification(TextTask):
         return self.kind.agreement(ours, theirs)
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        return self.kind.at_chance(columns)
+        return self.kind.at_chance(columns, outputs)

@@ -1,4 +1,4 @@
-"""Several labels of each text, each there or not."""
+"""Several labels of each example, each there or not."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from matta_cli.losses.labels import counts, of_labels
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import labels
-from matta_cli.tasks.text_classification.kinds import Kind
+from matta_cli.tasks.kind import Kind
 
 
 class SeveralLabels(Kind):
-    """Which of C labels each text has. Batches: ``label`` float32 [B, C], 0 or 1.
+    """Which of C labels each example has. Batches: ``label`` float32 [B, C], 0 or 1.
 
     A label is said where its probability is above one half. names: of the labels.
     """
@@ -46,5 +46,5 @@ class SeveralLabels(Kind):
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return labels.answers(logits)
 
-    def at_chance(self, columns: Columns) -> str | None:
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
         return labels.at_chance(columns)
