@@ -383,17 +383,16 @@ DECIDED = (
     "beside the model (google/gemma3n-slicing-configs). What is guessed about a stranger's "
     "checkpoint would be wrong in silence. Its blocks also share keys and values, and keep only "
     "units that stand out among all of a block (`activation_sparsity_pattern`), so that growing is "
-    "not lossless, and depth not a cut. The smaller models of that data set are stock checkpoints "
-    "once they are cut; as Teachers all of them serve.",
+    "not lossless, and depth not a cut.",
     "",
     "## How sequences begin",
     "",
     "Where the tokenizer's own call puts a token before a text (`<s>`, `<bos>`), documents begin "
-    "with it, and so does each sequence, in training and in evaluation: it stands in place of the "
-    "sequence's first token, which nobody has to predict. Models that have seen no text without it "
-    "are worse at such text, and so is what they teach. The tokens that are predicted, and their "
-    "number, stay the same; a perplexity of older versions, and of tools that cut a stream without "
-    "it, is higher for these models.",
+    "with it, and so does each sequence, in training and in evaluation: models that have seen no "
+    "text without it are worse at such text, and so is what they teach. A sequence of 512 tokens "
+    "then holds 511 of the text. The first of these is read and not predicted, as it is without "
+    "such a token. Perplexities of these models are lower than those of tools that cut a stream "
+    "without it. Tokenizers that add none (GPT-2's, SmolLM2's) are not concerned.",
 )
 
 if __name__ == "__main__":

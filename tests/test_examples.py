@@ -42,6 +42,8 @@ def test_there_are_examples() -> None:
         "fixed_sizes",
         "gpt2_medium_paper",
         "smollm2_family",
+        "text_classifier",
+        "tagger",
     }
     assert names <= {path.parent.name for path in RECIPES}
 

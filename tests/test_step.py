@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from matta_cli.adapter import Axis, Slice
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Logits, Sampled, Term, TopK
+from matta_cli.measure import cost
 from matta_cli.models import plugins
 from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import grow, sizes
@@ -300,6 +302,32 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
     expected = {"fp32": (False, "highest"), "tf32": (True, "high"), "bf16": before}
     assert seen == {(*expected[precision], False)}
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+
+
+def noted(teacher, called, batch, rows):
+    called += rows
+    return teacher(batch, rows)
+
+
+@pytest.mark.parametrize(("rows", "share"), [("divided", 1 / 3), ("all", 1.0)])
+def test_a_teacher_that_nobody_follows_is_not_asked(rows, share):
+    """Students that follow the TA alone need the Teacher only where the TA itself learns."""
+    asked, counted = {}, {}
+    for whom in ("both", "ta"):
+        recipe, task, ta, teacher, batch = tools(
+            rows=rows, students_learn_from=whom, widths=[0.25, 0.5]
+        )
+        batch = {"input_ids": batch["input_ids"][:3]}
+        step = made(recipe, task, ta, teacher, batch)
+        called = []
+        step.teacher = partial(noted, step.teacher, called)
+        for piece in step.rows.pieces(range(3), 5):
+            step({k: v[piece.rows] for k, v in batch.items()}, piece, 5)
+        asked[whom] = len(called)
+        counted[whom] = made(recipe, task, ta, teacher, batch).flops(batch)
+    one = 2 * cost.macs(task, teacher, {"input_ids": batch["input_ids"][:1]})
+    assert asked == {"both": 3, "ta": round(3 * share)}
+    assert counted["both"] - counted["ta"] == pytest.approx((1 - share) * one)
 
 
 @pytest.mark.parametrize("logits", ["whole", "chunked"])

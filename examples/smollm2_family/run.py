@@ -33,6 +33,7 @@ from matta_cli.training.plan import plan
 from matta_cli.training.run import distill
 
 SETTINGS = Path(__file__).with_name("matta.toml")
+HELD_OUT = "data/held_out.jsonl"
 ARMS: dict[str, dict[str, Any]] = {
     "family": {"ta_weight": 0.0},
     "domain_ta": {
@@ -82,7 +83,7 @@ def steps(given: argparse.Namespace, base: Path, listen: Listener) -> dict[str, 
     for arm in ARMS:
         own = recipe(arm, given)
         own.distill.batch_size, own.distill.micro_batch = 1, 0
-        own.data.train = own.data.held_out  # what is in it has no part in the count
+        own.data.train = HELD_OUT  # it is short, and what is in it has no part in the count
         listen(Progress(message=f"Counting the FLOPs of {arm}."))
         flops[arm] = plan(own, base).model_flops_per_step or 1.0
     found = {}
@@ -110,7 +111,7 @@ def train(own: Recipe, out: Path, base: Path, listen: Listener) -> None:
 def measured(given: argparse.Namespace, base: Path) -> dict[str, Any]:
     """The base, the untrained cuts and every arm's Students on the same examples."""
     own = recipe("family", given)
-    own.data.held_out, own.data.passages = "data/held_out.jsonl", given.passages
+    own.data.held_out, own.data.passages = HELD_OUT, given.passages
     own.data.eval_examples = given.limit
     ta, widths = Workspace(base).ta, own.distill.widths
     arms = {f"{ta}@1": "base", **{f"{ta}@{width:g}": "untrained cut" for width in widths}}

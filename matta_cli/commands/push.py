@@ -65,7 +65,7 @@ def push(
                 console.text(f"  {console.harmless(name)}\t{size}\n")
             console.text(f"\n{console.harmless(one.card)}\n")
         console.say("Nothing was sent: leave out --dry-run to send it.")
-        console.hint(command("push", *(students or ()), "--to", to, *_more(out, license or "", private)))
+        console.hint(command("push", *(students or ()), "--to", to, *_more(out, license, private)))
         return
     if not sys.stderr.isatty():  # of uploads; they are no lines
         disable_progress_bars()
@@ -75,7 +75,7 @@ def push(
     console.hint(options.following(out))
 
 
-def _more(out: Path, license: str, private: bool) -> list[object]:
+def _more(out: Path, license: str | None, private: bool) -> list[object]:
     """The other words of a command that was a dry run."""
     licensed = ["--license", license] if license else []
     elsewhere = ["--out", out] if out != options.OUT else []

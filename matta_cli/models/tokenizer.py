@@ -206,7 +206,9 @@ def same_tokens(one: Any, other: Any, *, whole: bool = False) -> bool:
     words = [token if isinstance(token, str) else token[0] for token in known]
     some = " ".join(re.sub(r"^(##|Ġ|▁)", "", word) for word in words[:: max(1, len(words) // 200)])
     texts = [*_PROBES, some, some.upper(), some.title()]
-    made = [t(texts, add_special_tokens=whole)["input_ids"] for t in (one, other)]
+    # unbounded, but said to be bounded: else transformers warns of texts that no model reads
+    options = {"add_special_tokens": whole, "truncation": True, "max_length": 1 << 20}
+    made = [t(texts, **options)["input_ids"] for t in (one, other)]
     return made[0] == made[1]
 
 

@@ -39,11 +39,11 @@ class Scores:
         self.device = device.pick(recipe.distill.device)
         model = self.ta.model.to(self.device).eval()
         self.task = task.task(self.ta.adapter.task, recipe)
-        self.metric = self.task.metrics[0]
         self.normed = has_statistics(model)
         # what BatchNorm's statistics, and the ranges of activations, are read off
         training = self.normed or "auto" in recipe.export.quantize
         self.data = self.task.data(reached.folder, model, training=training)
+        self.metric = self.task.metrics[0]  # which data may tell
         at = score.chooses(self.task, model, self.data, self.device)
         self.choosing, self.reporting = halves(self.data.held_out[at])
         few = used.steps * used.batch_size // SHARE

@@ -51,6 +51,10 @@ class Kind(ABC):
     @abstractmethod
     def at_chance(self, columns: Columns, outputs: int) -> str | None: ...
 
+    def unmeasured(self, label: np.ndarray) -> str:
+        """What of held-out labels makes that nothing can be measured by them; empty: nothing."""
+        return ""
+
     def right(self, columns: Columns) -> Columns:
         return {}
 

@@ -166,9 +166,11 @@ class Step:
         one = {name: tensor[:1] for name, tensor in batch.items()}
         training, divided = ta.model.training, self.settings.rows == "divided"
         total, taught = 0.0, 0.0  # the latter: rows of Students that do not go through the TA
+        asked = 0.0  # rows that go through the Teacher
         for group, share in zip(self.rows.groups, self.rows.shares, strict=True):
             total += 3 * (share if divided else 1.0) * self._macs(group, one)
             taught += share * (WHOLE not in group)
+            asked = asked + share * self._asks(group) if divided else max(asked, self._asks(group))
         if self.teaches and (divided or not self.settings.ta_weight):
             total += (taught if divided else 1.0) * cost.macs(
                 task, ta.student(ta.widest).view(), one
@@ -177,8 +179,12 @@ class Step:
         teacher = self.teacher
         if isinstance(teacher, ModelTeacher):
             with precision(self.settings.precision, self.device):
-                total += cost.macs(task, teacher.model, one)
+                total += asked * cost.macs(task, teacher.model, one)
         return 2.0 * total
+
+    def _asks(self, names: Sequence[str]) -> bool:
+        """Whether any of these models follows the Teacher."""
+        return self.asks and (WHOLE in names or self.settings.students_learn_from != "ta")
 
     def _macs(self, group: Group, one: Batch) -> int:
         """Multiply-accumulates of one forward of a group."""
@@ -214,8 +220,8 @@ class Step:
         names = [name for group in piece.groups for name in group]
         trains, teaches = WHOLE in names, weight > 0 and names != [WHOLE]
         with precision(settings.precision, self.device):
-            asked = self.asks and self.teacher is not None
-            taught = self.teacher(batch, piece.rows) if asked and self.teacher else None
+            teacher = self.teacher if self._asks(names) else None
+            taught = None if teacher is None else teacher(batch, piece.rows)
             whole = None  # the TA runs only where it learns or teaches
             if trains or teaches:
                 with torch.set_grad_enabled(trains):

@@ -22,9 +22,10 @@ _TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
 class Packed:
     """Tokens cut into sequences of ``length``, or a ``shorter`` one where there are too few.
 
-    begin: the tokens that every text begins with. They stand in place of a sequence's first ones,
-    which nobody has to predict: a model that has seen no other sequences is worse at those without.
-    Raises ``MattaError`` where there are too few tokens for a sequence.
+    begin: the tokens that every text begins with, and so does each sequence: a model that has seen
+    no other is worse at those. The next token of the text is there to be read, not predicted, as
+    the first one is in a sequence without them. Raises ``MattaError`` where there are too few
+    tokens for a sequence.
     """
 
     def __init__(
@@ -36,23 +37,28 @@ class Packed:
         *,
         shorter: bool = False,
     ) -> None:
+        own = max(2, length - len(begin))
         if shorter:
-            length = min(length, len(tokens))
-        least = max(2, length)
-        if len(tokens) < least:
-            few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {least:,}"
+            own = max(2, min(own, len(tokens)))
+        if len(tokens) < own:
+            few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {own:,}"
             raise MattaError(f"{few}: pass more text, or a smaller --sequence-length.")
-        self.tokens, self.length, self.begin = tokens, length, list(begin)[: length - 1]
+        self.tokens, self.own, self.begin = tokens, own, list(begin)
+        self.length = own + len(begin)
 
     def __len__(self) -> int:
-        return len(self.tokens) // self.length
+        return len(self.tokens) // self.own
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64 [B, L]."""
-        rows = self.tokens[: len(self) * self.length].reshape(-1, self.length)
-        chosen = rows[list(indices)].astype(np.int64)
-        chosen[:, : len(self.begin)] = self.begin
-        return {"input_ids": torch.from_numpy(chosen)}
+        starts = np.asarray(list(indices), dtype=np.int64) * self.own
+        if self.begin:  # what a text begins with here already stands there once
+            there = self.tokens[starts[:, None] + np.arange(len(self.begin))]
+            starts += len(self.begin) * (there == self.begin).all(1)
+            starts = np.minimum(starts, len(self.tokens) - self.own)
+        rows = self.tokens[starts[:, None] + np.arange(self.own)].astype(np.int64)
+        begin = np.tile(np.array(self.begin, dtype=np.int64), (len(rows), 1))
+        return {"input_ids": torch.from_numpy(np.concatenate([begin, rows], 1))}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:

@@ -59,6 +59,7 @@ class CausalLM(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.given: list[int] = []  # tokens that begin documents: nobody has to predict them
+        self.begun = 0  # how many tokens begin each sequence
         self.longest = 0  # tokens of the longest conversation that is measured
         # whether a Teacher may say what follows a text's last token
         self.last = True
@@ -68,7 +69,7 @@ class CausalLM(Task):
         tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
-        self.given = []
+        self.given, self.begun = [], 0
         if own := conversations.columns(settings, training):
             return self._conversations(own, tokenizer, model, training)
         return self._text(tokenizer, model, training)
@@ -115,7 +116,7 @@ class CausalLM(Task):
             size = f"{len(row):,} tokens, {len(train):,} sequences of {length:,}"
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
         splits: list[Split] = [sample(measured, settings.eval_examples)]
-        self.given = [token for token in begin if token not in end]
+        self.given, self.begun = [token for token in begin if token not in end], len(begin)
         given = read_passages(settings.passages) if settings.passages else own
         passages = self._passages(tokenizer, given, model)
         splits += [passages] if len(passages) else []
@@ -220,6 +221,7 @@ class CausalLM(Task):
         predicted = torch.ones_like(ids[:, 1:], dtype=torch.bool)
         for token in self.given:
             predicted &= ids[:, 1:] != token
+        predicted[:, : self.begun] = False  # nor the text's first one, which may be in its midst
         return predicted
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:

@@ -103,6 +103,9 @@ class Number(Kind):
         self.odds = odds
         self.reading = "odds" if odds else "values"
 
+    def unmeasured(self, label: np.ndarray) -> str:
+        return "all the same number" if label.min() == label.max() else ""
+
     def counts(self, batch: Batch) -> Counts:
         return dict.fromkeys(("labels", "outputs"), float(len(batch["label"])))
 

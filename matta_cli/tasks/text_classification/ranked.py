@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Batch, Columns
@@ -28,6 +29,12 @@ class Ranked(Kind):
     def __init__(self, settings: DistillSettings) -> None:
         super().__init__(settings)
         self.scored = scores.Scored(settings)
+
+    def unmeasured(self, label: np.ndarray) -> str:
+        relevant = label > 0
+        if relevant.any() and not relevant.all():
+            return ""
+        return "all above 0 (relevant)" if relevant.any() else "none above 0 (relevant)"
 
     def counts(self, batch: Batch) -> Counts:
         return self.scored.counts(batch)

@@ -24,8 +24,9 @@ from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows, read_rows
 from matta_cli.tasks.texts.task import Fitted, TextTask
 
-# the primary metric of each kind first; data tells the kind
-_METRICS = (*OneLabel.metrics, *SeveralLabels.metrics, *Ranked.metrics, *Number.metrics)
+# of every kind, the primary metrics first; data tells the kind
+_KINDS = (OneLabel, SeveralLabels, Ranked, Number)
+_METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
 
 
 class TextClassification(TextTask):
@@ -78,6 +79,8 @@ class TextClassification(TextTask):
             return made
 
         name = settings.held_out or settings.train
+        if why := self.kind.unmeasured(read[0]):
+            raise MattaError(f"The held-out labels of {name!r} are {why}: pass others.")
         measured = opened(held_out, 0, name)
         split = sample(measured, settings.eval_examples)
         what = self.kind.unit or "texts"
@@ -107,9 +110,9 @@ class TextClassification(TextTask):
         super().fit_teacher(teacher, folder, model, home)
         order = order_of(teacher, model, "labels", self.notes)
         theirs, ours = Labels(teacher), Labels(model)
-        if theirs.outputs == 1 and theirs.odds != ours.odds:
+        if theirs.outputs == 1 and theirs.odds != ours.odds and not self.recipe.data.group:
             both = "one gives a probability (a Sigmoid in its config.json), the other a number"
-            self.notes.append(f"Of the Teacher and the model {both}: outputs are followed as such.")
+            raise MattaError(f"Of the Teacher and the model {both}: they must be alike to distil.")
         read = self.fit_tokens(teacher, folder, model, home)
         if not order:
             return read

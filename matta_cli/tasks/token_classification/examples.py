@@ -33,7 +33,7 @@ class Pieces:
             raise MattaError(f"Words and tags need {needed}; a {kind} does not.")
         ids: list[np.ndarray] = []
         self.first: list[np.ndarray] = []
-        options = {"truncation": True, "max_length": encode.length, "verbose": False}
+        options = {"truncation": True, "max_length": encode.length}
         for start in range(0, len(words), _AT_ONCE):
             part = [list(own) for own in words[start : start + _AT_ONCE]]
             part = [[w.lower() for w in own] for own in part] if encode.lower else part
