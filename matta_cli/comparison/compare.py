@@ -111,8 +111,8 @@ def evaluation(
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
-    one, macs = _macs(task, subjects, first, splits, device)
-    run_programs(everyone)
+    one = _example(task, first, splits, device)
+    macs = {s.name: cost.macs(task, s.model if s.program else s.fitted, one) for s in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
     scored: dict[str, _Scored] = {}
@@ -153,6 +153,7 @@ def _ready(task: Task, everyone: Sequence[Subject], device: torch.device, say: S
         say(note)
     for subject in everyone:
         subject.fitted = subject.fitted.to(device)
+    run_programs(everyone)
 
 
 def _needs_data(recipe: Recipe, asked: Asked) -> bool:
@@ -215,17 +216,12 @@ def _data(
     return data
 
 
-def _macs(
-    task: Task,
-    subjects: Sequence[Subject],
-    first: Subject,
-    splits: Sequence[Split],
-    device: torch.device,
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The one example that MACs are counted on, and those of each model."""
-    some = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    one = {k: v.to(device) for k, v in some.items()}
-    return one, {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
+def _example(
+    task: Task, first: Subject, splits: Sequence[Split], device: torch.device
+) -> dict[str, Tensor]:
+    """The one example that MACs are counted on."""
+    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    return {k: v.to(device) for k, v in one.items()}
 
 
 def _check_cascade(
