@@ -565,10 +565,10 @@ def test_what_users_typed_is_no_markup_in_a_model_card(here):
     report.students[0].loader = "matta_cli.load_student('```')"
     text = card.text(report.students[0], report, DataSettings(), here)
     shown = r"a\|b \`c\` &lt;img src=x&gt; \*d\* [e\](f) \# g"
-    assert f"| measured on | {shown} |\n| by |" in text
+    assert f"| measured on | {shown}; intervals are of 95 % |\n" in text
     assert r"a Teaching Assistant of &lt;script&gt; \# models/\`x\`." in text
     for block in (
-        "python\nimport matta_cli\nmodel = matta_cli.load_student('```')",
+        "python\nimport matta_cli\n\nmodel = matta_cli.load_student('```')",
         'toml\ntrain = "```"',
     ):
         assert f"````{block}\n````\n" in text
