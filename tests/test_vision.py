@@ -14,12 +14,12 @@ from transformers import AutoModel, AutoModelForImageClassification, ViTForMaske
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
+from matta_cli.formats import programs
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
 from matta_cli.nested.sizes import full_sizes, sizes_at
 from matta_cli.nested.view import materialize
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students import programs
 from matta_cli.tasks.task import task as open_task
 
 
