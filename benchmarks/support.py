@@ -302,7 +302,7 @@ def main() -> None:
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}"
     versions += f", torch {torch.__version__.partition('+')[0]}"
-    print("\n".join([*lines, "", f"Tried with {versions}."]))
+    print("\n".join([*lines, "", f"Tried with {versions}.", "", *TOKENS_KEPT]))
 
 
 EXPLAINED = (
@@ -318,6 +318,31 @@ EXPLAINED = (
     "head that classifies tokens nests as one that classifies texts.",
     "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not "
     "asked.",
+)
+
+TOKENS_KEPT = (
+    "## Fewer tokens",
+    "",
+    "`matta convert MODEL --trim-vocab --data DATA` keeps of all tokens those that DATA has, in",
+    "the tokenizer, the embedding and the output, before anything nests: in a multilingual encoder",
+    "they are most of the parameters. Special and added tokens stay, single bytes and the",
+    "characters of what is kept, and what a tokenizer needs to come to its tokens (of a BPE, what",
+    "it merges on the way).",
+    "",
+    "A text all of whose tokens are kept becomes the same tokens as before, with other numbers, and",
+    "the model gives what it gave: convert proves the first on all of DATA, the second on some of",
+    "it. Other texts still become tokens, smaller or unknown ones, so DATA should be like what the",
+    "Student will read.",
+    "",
+    "| tokenizer (of `tokenizer.json`) | |",
+    "|---|---|",
+    "| WordPiece, WordLevel, Unigram | exact |",
+    "| BPE, of bytes or characters | exact; refused where it marks the ends of words or drops merges |",
+    "| others; written in Python | refused |",
+    "",
+    "The model is one that an adapter saves as a stock checkpoint; `auto` refuses. A Teacher of",
+    "texts keeps its own tokenizer; that of a language model must have the same tokens: convert it",
+    "with `--trim-vocab` and the same data, and pass its folder.",
 )
 
 if __name__ == "__main__":
