@@ -22,6 +22,7 @@ import torch
 import transformers
 from matta_adapters.auto import Auto
 from matta_adapters.mlp_ranker import Ranker
+from timm.models.regnet import RegNet, RegNetCfg
 from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter, Axis, Source
@@ -95,6 +96,27 @@ def image(name: str, **more: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, **given)
 
 
+def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        given = {key: value for key, value in SMALL.items() if key != "vocab_size"}
+        given |= {"image_size": 32, "patch_size": 8, **more}
+        if kind.startswith("dinov2"):
+            given["mlp_ratio"] = 2
+            del given["intermediate_size"]
+        if kind in ("clip", "siglip"):
+            text = {**SMALL, "bos_token_id": 0, "eos_token_id": 0}
+            given = {"vision_config": given, "text_config": text}
+        config = transformers.AutoConfig.for_model(kind, num_labels=10, **given)
+        return transformers.AutoModelForImageClassification.from_config(config)
+
+    return make
+
+
+def regnet() -> nn.Module:
+    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
+    return RegNet(config, num_classes=10)
+
+
 def ranker() -> nn.Module:
     layers = [
         {"layer": "Linear", "out": 16},
@@ -153,10 +175,30 @@ ARCHITECTURES: dict[
         image("vit_tiny_patch16_224", **VIT, global_pool="map", class_token=False),
         IMAGES,
     ),
+    "ViT of transformers": ("vit_transformers", like_vit("vit"), IMAGES),
+    "DINOv2": ("dinov2", like_vit("dinov2"), IMAGES),
+    "DINOv2, gated": ("dinov2", like_vit("dinov2", use_swiglu_ffn=True), IMAGES),
+    "DINOv2, registers": ("dinov2_with_registers", like_vit("dinov2_with_registers"), IMAGES),
+    "CLIP": ("clip", like_vit("clip"), IMAGES),
+    "SigLIP": ("siglip", like_vit("siglip"), IMAGES),
     "MLP ranker": ("mlp_ranker", ranker, ROWS),
     "ResNet-18": ("auto", image("resnet18"), IMAGES),
     "MobileNetV3": ("auto", image("mobilenetv3_small_050"), IMAGES),
     "ConvNeXt": ("auto", image("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), IMAGES),
+    "EfficientNet": ("auto", image("test_efficientnet"), IMAGES),
+    "RegNet": ("auto", regnet, IMAGES),
+    "Swin": (
+        "auto",
+        image(
+            "swin_tiny_patch4_window7_224",
+            img_size=32,
+            window_size=4,
+            embed_dim=16,
+            depths=(2, 2),
+            num_heads=(2, 4),
+        ),
+        IMAGES,
+    ),
     "MLP-Mixer": ("auto", image("mixer_s16_224", img_size=32), IMAGES),
 }
 
@@ -207,7 +249,9 @@ def traced(
     of auto's.
     """
     example, task = (
-        ("1x3x32x32", IMAGE_TASK) if name == "vit" else ("input_ids=1x9:int64", "causal_lm")
+        ("1x3x32x32", IMAGE_TASK)
+        if ARCHITECTURES[text][2] is IMAGES
+        else ("input_ids=1x9:int64", "causal_lm")
     )
     if not plugins.adapter(name).task or name == "mlp_ranker":  # of encoders of texts
         return None
@@ -302,7 +346,7 @@ def main() -> None:
         lines += ["| " + " | ".join(row) + " |" for row in rows(text)]
     versions = f"transformers {transformers.__version__}, timm {timm.__version__}"
     versions += f", torch {torch.__version__.partition('+')[0]}"
-    print("\n".join([*lines, "", f"Tried with {versions}.", "", *TOKENS_KEPT]))
+    print("\n".join([*lines, "", f"Tried with {versions}.", *DECIDED]))
 
 
 EXPLAINED = (
@@ -320,29 +364,54 @@ EXPLAINED = (
     "asked.",
 )
 
-TOKENS_KEPT = (
+# what was looked at and is as it is, a paragraph each
+DECIDED = (
+    "",
+    "## What is not nested, and why",
+    "",
+    "**Experts of a mixture** are not an axis. They could be cut: experts, their rows in the "
+    "router and the units in each expert are dimensions of named tensors. But a Student with fewer "
+    "experts routes tokens otherwise, so that importance has to be measured at the router, all "
+    "layers need as many experts for a stock checkpoint, and units of an expert could only be "
+    "ordered alike in all experts of a layer, since an axis has one order. That is an adapter and "
+    "a measure of its own, not a line in a table. `--adapter auto` nests what is not an expert, "
+    "and names the tensors that it leaves whole.",
+    "",
+    "**Gemma 3n** is not opened as a ready-made TA. Its smaller widths are prefixes of the same "
+    "weights, but its configuration does not say which: that of E4B has 35 layers and 16,384 units "
+    "in each, and that E2B is 8,192 of these without the layers 20 to 24 stands in a data set "
+    "beside the model (google/gemma3n-slicing-configs). What is guessed about a stranger's "
+    "checkpoint would be wrong in silence. Its blocks also share keys and values, and keep only "
+    "units that stand out among all of a block (`activation_sparsity_pattern`), so that growing is "
+    "not lossless, and depth not a cut.",
+    "",
+    "## How sequences begin",
+    "",
+    "Where the tokenizer's own call puts a token before a text (`<s>`, `<bos>`), documents begin "
+    "with it, and so does each sequence, in training and in evaluation: models that have seen no "
+    "text without it are worse at such text, and so is what they teach. A sequence of 512 tokens "
+    "then holds 511 of the text. The first of these is read and not predicted, as it is without "
+    "such a token. Perplexities of these models are lower than those of tools that cut a stream "
+    "without it. Tokenizers that add none (GPT-2's, SmolLM2's) are not concerned.",
+    "",
     "## Fewer tokens",
     "",
-    "`matta convert MODEL --trim-vocab --data DATA` keeps of all tokens those that DATA has, in",
-    "the tokenizer, the embedding and the output, before anything nests: in a multilingual encoder",
-    "they are most of the parameters. Special and added tokens stay, single bytes and the",
-    "characters of what is kept, and what a tokenizer needs to come to its tokens (of a BPE, what",
-    "it merges on the way).",
+    "`matta convert MODEL --trim-vocab --data DATA` keeps of all tokens those that DATA has, "
+    "in the tokenizer, the embedding and the output, before anything nests: in a multilingual"
+    " encoder they are most of the parameters. Special and added tokens stay, single bytes "
+    "and the characters of what is kept, and what a tokenizer needs to come to its tokens (of"
+    " a BPE, what it merges on the way).",
     "",
-    "A text all of whose tokens are kept becomes the same tokens as before, with other numbers, and",
-    "the model gives what it gave: convert proves the first on all of DATA, the second on some of",
-    "it. Other texts still become tokens, smaller or unknown ones, so DATA should be like what the",
-    "Student will read.",
+    "A text all of whose tokens are kept becomes the same tokens as before, with other "
+    "numbers, and the model gives what it gave: convert proves the first on all of DATA and "
+    "the second on some of it, and refuses where it is not so. Other texts still become "
+    "tokens, smaller or unknown ones, so DATA should be like what the Student will read.",
     "",
-    "| tokenizer (of `tokenizer.json`) | |",
-    "|---|---|",
-    "| WordPiece, WordLevel, Unigram | exact |",
-    "| BPE, of bytes or characters | exact; refused where it marks the ends of words or drops merges |",
-    "| others; written in Python | refused |",
-    "",
-    "The model is one that an adapter saves as a stock checkpoint; `auto` refuses. A Teacher of",
-    "texts keeps its own tokenizer; that of a language model must have the same tokens: convert it",
-    "with `--trim-vocab` and the same data, and pass its folder.",
+    "It works with a tokenizer.json of the kinds WordPiece, WordLevel, Unigram and BPE (of "
+    "bytes, or of characters; not one that marks the ends of words, or leaves merges to "
+    "chance), and with every adapter that saves stock checkpoints of models that read tokens;"
+    " `auto` is not one. A Teacher of texts keeps its own tokenizer; that of a language model"
+    " must have the same tokens.",
 )
 
 if __name__ == "__main__":

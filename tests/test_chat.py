@@ -8,6 +8,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -16,6 +17,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
     GPTNeoXConfig,
@@ -24,9 +29,12 @@ from transformers import (
     LlamaForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
 )
 from typer.testing import CliRunner
 
+from matta_cli.data import find
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
 from matta_cli.losses.targets import Logits, Term
@@ -230,9 +238,14 @@ def test_losses_and_perplexity_are_those_of_each_conversation_alone(tmp_path):
 
 SIZES = {"vocab_size": TOKENS, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
 SIZES |= {"intermediate_size": 32, "max_position_embeddings": 128, "pad_token_id": None}
+GEMMA = {**SIZES, "head_dim": 8, "num_key_value_heads": 2, "sliding_window": 8}
 MODELS = {
     "gpt2": gpt2,
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    # windows that are shorter than the conversations
+    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**GEMMA)),
+    "gemma3": lambda: Gemma3ForCausalLM(Gemma3TextConfig(**GEMMA)),
+    "phi3": lambda: Phi3ForCausalLM(Phi3Config(**SIZES, sliding_window=8)),
     "neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)),
     "opt": lambda: OPTForCausalLM(
         OPTConfig(**(SIZES | {"ffn_dim": 32, "word_embed_proj_dim": 16, "pad_token_id": 1}))
@@ -364,6 +377,33 @@ def test_parquet_and_folders(tmp_path):
     assert shown(data.train.batch([0])) == "on the mat<|im_end|>\n"
 
 
+def test_datasets_reads_what_a_folder_of_the_hub_holds(tmp_path, monkeypatch):
+    """As a hub id does: the same examples as by matta's own reading of the folder."""
+    folder, tokens = tmp_path / "talks", tmp_path / "tokenizer"
+    (folder / "data").mkdir(parents=True)
+    for part, count in (("train", 6), ("test", 2)):
+        table = pa.Table.from_pylist([{"id": 7, **row} for row in talks(count)])
+        pyarrow.parquet.write_table(table, folder / "data" / f"{part}-00000-of-00001.parquet")
+    files = [f"{{split: {part}, path: data/{part}-*}}" for part in ("train", "test")]
+    card = f"configs:\n- config_name: default\n  data_files: [{', '.join(files)}]"
+    (folder / "README.md").write_text(f"---\n{card}\n---\n# Talks\n")
+    tokenizer_of().save_pretrained(tokens)
+    own = CausalLM(recipe(train=str(folder))).data(tokens, gpt2())
+    found = find.find
+    monkeypatch.setattr(
+        find, "find", lambda name, flag: None if name == "it" else found(name, flag)
+    )
+    opened, cached = datasets.load_dataset, str(tmp_path / "cache")
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, _: opened(str(folder), cache_dir=cached)
+    )
+    hub = CausalLM(recipe(train="it")).data(tokens, gpt2())
+    assert (len(hub.train), len(hub.held_out[0])) == (6, 2)
+    assert hub.train.digest() == own.train.digest()
+    assert hub.held_out[0].digest() == own.held_out[0].digest()
+    assert any("from 'messages'" in n and "not read: 'id'" in n for n in hub.notes), hub.notes
+
+
 def test_large_files_are_read_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
     rows = [*talks(8), {"messages": None}]
@@ -424,6 +464,17 @@ def test_a_run_on_conversations(folder):
     shutil.rmtree(last)
     run("distill --out a --resume")
     assert (last / "model.safetensors").read_bytes() == weights
+
+
+def test_compiled_training_makes_no_graph_for_each_length(folder):
+    (folder / "compiled.toml").write_text("[distill]\ncompile = 'aot_eager'\n")
+    run("convert base --data talk.jsonl --sequence-length 128 --expand 1 --out a")
+    shutil.copytree("a", "b")
+    run(f"distill --out a --teacher teacher {RUN}")
+    run(f"distill --out b --teacher teacher {RUN} --config compiled.toml")
+    close(terms(folder / "a"), terms(folder / "b"), 1e-4)
+    lines = (folder / "b" / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["graphs"] for line in lines}) == 1
 
 
 def test_eval_measures_completions(folder):

@@ -19,12 +19,10 @@ import torch
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from matta_adapters.vit import ViT
 from torch.distributed.run import get_args_parser
-from typer.testing import CliRunner
 
 import matta_cli
 from matta_cli.conversion.convert import convert
 from matta_cli.family import export
-from matta_cli.main import app
 from matta_cli.nested.sizes import own_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import read_toml, resolve
@@ -41,9 +39,12 @@ def test_there_are_examples() -> None:
         "vit_fashion_mnist",
         "ranker_movielens",
         "minilm_sts",
+        "elastic_service",
         "fixed_sizes",
         "gpt2_medium_paper",
         "smollm2_family",
+        "text_classifier",
+        "tagger",
     }
     assert names <= {path.parent.name for path in RECIPES}
 
@@ -355,16 +356,19 @@ def test_smollm2_text_is_split_by_documents(tmp_path: Path) -> None:
     run = [sys.executable, str(SMOLLM2 / "prepare.py"), "text", str(docs), str(tmp_path / "data")]
     done = subprocess.run(run, capture_output=True, text=True, check=True)
     parts = {}
-    for part in ("train", "held_out"):
+    for part in ("train", "dev", "held_out"):
         rows = pd.read_json(tmp_path / "data" / f"{part}.jsonl", lines=True)
         parts[part] = list(rows["text"])
         assert f"Wrote {len(rows)} documents" in done.stdout
     whole = [f"Part {i}\n======\n\nOf {i} things." for i in range(40)] + ["Packed"]
-    assert sorted(parts["train"] + parts["held_out"]) == sorted(whole)
-    assert len(parts["held_out"]) == 2
+    assert sorted(parts["train"] + parts["dev"] + parts["held_out"]) == sorted(whole)
+    assert (len(parts["dev"]), len(parts["held_out"])) == (1, 2)
 
-    again = subprocess.run([*run[:3], str(tmp_path / "data"), "o"], capture_output=True, text=True)
-    assert again.returncode == 1 and "no two documents" in again.stderr
+    few = [*run[:4], str(tmp_path / "few"), "--documents", "20"]
+    done = subprocess.run(few, capture_output=True, text=True, check=True)
+    assert "Wrote 18 documents" in done.stdout and "Wrote 1 documents" in done.stdout
+    again = subprocess.run([*few[:-1], "2"], capture_output=True, text=True)
+    assert again.returncode == 1 and "too few documents" in again.stderr
 
 
 @pytest.mark.slow
@@ -382,7 +386,7 @@ def test_smollm2_family(
     LlamaForCausalLM(LlamaConfig(**sizes, initializer_range=0.2)).save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     (tmp_path / "data").mkdir()
-    for part in ("train", "held_out"):
+    for part in ("train", "dev", "held_out"):
         rows = [json.dumps({"text": line}) for line in prose(400, len(part)).splitlines()]
         (tmp_path / "data" / f"{part}.jsonl").write_text("\n".join(rows))
     (tmp_path / "passages.jsonl").write_text(json.dumps({"text": "the cat sat on the mat"}))
@@ -391,35 +395,49 @@ def test_smollm2_family(
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    done: list[tuple[str, ...]] = []
+    trained: list[tuple[str, int, list[float]]] = []
 
-    def matta(*arguments: object) -> str:
-        """The command in this process, which has imported everything."""
-        done.append(tuple(map(str, arguments)))
-        result = CliRunner().invoke(app, list(done[-1]))
-        assert result.exit_code == 0, (done[-1], result.stderr, result.exception)
-        return result.stdout
+    def distilled(recipe: Recipe, out: Path, **more: Any) -> Path:
+        trained.append((out.name, recipe.distill.steps, recipe.distill.widths))
+        return distill(recipe, out, **more)
 
-    monkeypatch.setattr(script, "matta", matta)
-    given = ["run.py", "--passages", "passages.jsonl", "--steps", "2", "--limit", "8"]
-    monkeypatch.setattr(sys, "argv", [*given, "--device", "cpu"])
+    monkeypatch.setattr(script, "distill", distilled)
+    given = ["run.py", "--passages", "passages.jsonl", "--steps", "3", "--limit", "8"]
+    given += ["--sequence-length", "64", "--batch-size", "4", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", given)
     script.main()
-    results = json.loads((tmp_path / "results" / "results.json").read_text())
-    arms = [one["arm"] for one in results if one["arm"] != "-"]
-    assert [arms.count(arm) for arm in ("family", "domain_ta", "ground_truth", "plain")] == [3] * 4
-    assert [one["model"] for one in results].count("base") == 1
-    assert all(one["perplexity"]["value"] > 1 and one["bytes"] > 0 for one in results)
-    assert all(("steps" in one and one["steps"] is None) == (one["arm"] == "-") for one in results)
-    assert capsys.readouterr().out.count("\n") == 2 + len(results)
+    results = json.loads((tmp_path / "results" / "results.json").read_text())["models"]
+    arms = [one["arm"] for one in results]
+    own = ["family", "domain_ta", "ground_truth", "plain"]
+    assert [arms.count(arm) for arm in ("base", "untrained cut", *own)] == [1, *[3] * 5]
+    assert all(one["metrics"]["perplexity"]["value"] > 1 for one in results)
+    assert all("last_word_accuracy" in one["metrics"] for one in results)
+    # each width has weights of its own, and those that it was trained to
+    assert len({one["metrics"]["perplexity"]["value"] for one in results}) == len(results)
+    table = capsys.readouterr().out
+    assert all(f"results/{arm}" in table for arm in ("base/ta@0.5", "plain-0.5@0.5", "family@0.75"))
+
     plan = json.loads((tmp_path / "results" / "plan.json").read_text())
-    assert plan["family"] == 2 and plan["domain_ta"] <= 2 and plan["plain-0.25"] >= 1
+    flops, steps = plan["flops_of_a_row"], plan["steps"]
+    # by hand: a row through a Teacher is one forward, and through what learns three
+    assert flops["plain"] == flops["family"] and steps["family"] == 3 and steps["plain"] == 1
+    one = flops["family"] - flops["ground_truth"]
+    macs = [model["macs"] for model in results if model["arm"] == "family"]
+    assert one == 2 * next(m["macs"] for m in results if m["arm"] == "base")
+    assert flops["ground_truth"] == pytest.approx(6 * sum(macs) / 3)
+    assert flops["domain_ta"] > flops["family"] and steps["domain_ta"] == 2
+    assert steps["ground_truth"] == round(flops["family"] / flops["ground_truth"])
+    assert [name for name, *_ in trained][:2] == ["family", "domain_ta"] and len(trained) == 8
+    assert ("plain-0.5", 1, [0.5]) in trained and ("family", 3, [0.25, 0.5, 0.75]) in trained
 
-    done.clear()  # what is finished is not done again
+    trained.clear()  # what is finished is not done again
     script.main()
-    assert not done and json.loads((tmp_path / "results/results.json").read_text()) == results
-    monkeypatch.setattr(sys, "argv", [*given, "--steps", "3"])
-    with pytest.raises(SystemExit, match="begun with --steps 2"):
+    again = json.loads((tmp_path / "results" / "results.json").read_text())["models"]
+    assert not trained and again == results
+    monkeypatch.setattr(sys, "argv", [*given, "--steps", "4"])
+    with pytest.raises(SystemExit):
         script.main()
+    assert "begun with --steps 3" in capsys.readouterr().err
 
 
 def test_the_slurm_script_is_bash_and_its_flags_exist() -> None:

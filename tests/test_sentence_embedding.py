@@ -116,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert().save_pretrained(folder)
     steps = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     modules = [
-        {"idx": i, "type": f"sentence_transformers.models.{t}", "path": p}
+        {"idx": i, "name": str(i), "type": f"sentence_transformers.models.{t}", "path": p}
         for i, (t, p) in enumerate(steps)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from matta_cli.adapter import Axis, Slice
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Logits, Sampled, Term, TopK
+from matta_cli.measure import cost
 from matta_cli.models import plugins
 from matta_cli.models.ta import TA, UnsharedTA
 from matta_cli.nested import grow, sizes
@@ -247,7 +249,7 @@ def plain():
     z_ta = ta.model(ids).logits
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach())) / 3
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
@@ -302,6 +304,45 @@ def test_products_of_a_backward_pass_are_those_of_the_precision(precision):
     assert before == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
 
 
+def noted(teacher, called, batch, rows):
+    called += rows
+    return teacher(batch, rows)
+
+
+@pytest.mark.parametrize(("rows", "share"), [("divided", 1 / 3), ("all", 1.0)])
+def test_a_teacher_that_nobody_follows_is_not_asked(rows, share):
+    """Students that follow the TA alone need the Teacher only where the TA itself learns."""
+    asked, counted = {}, {}
+    for whom in ("both", "ta"):
+        recipe, task, ta, teacher, batch = tools(
+            rows=rows, students_learn_from=whom, widths=[0.25, 0.5]
+        )
+        batch = {"input_ids": batch["input_ids"][:3]}
+        step = made(recipe, task, ta, teacher, batch)
+        called = []
+        step.teacher = partial(noted, step.teacher, called)
+        for piece in step.rows.pieces(range(3), 5):
+            step({k: v[piece.rows] for k, v in batch.items()}, piece, 5)
+        asked[whom] = len(called)
+        counted[whom] = made(recipe, task, ta, teacher, batch).flops(batch)
+    one = 2 * cost.macs(task, teacher, {"input_ids": batch["input_ids"][:1]})
+    assert asked == {"both": 3, "ta": round(3 * share)}
+    assert counted["both"] - counted["ta"] == pytest.approx((1 - share) * one)
+
+
+@pytest.mark.parametrize("logits", ["whole", "chunked"])
+def test_a_teacher_of_half_the_bits_is_counted_and_split_as_it_was(logits):
+    found = []
+    for precision in ("fp32", "bf16"):
+        recipe, task, ta, teacher, batch = tools(precision=precision, logits=logits)
+        if precision == "bf16":
+            halve(teacher, torch.bfloat16)  # as a run does
+        teacher = ModelTeacher(task, teacher)
+        step = made(recipe, task, ta, teacher, batch)
+        found.append((step.flops(batch), teacher.output is not None))
+    assert found[0] == found[1]
+
+
 @pytest.mark.slow
 @torch._dynamo.config.patch(recompile_limit=8)
 def test_all_compiled_steps_of_a_process_are_compiled():
@@ -354,7 +395,7 @@ def divided(settings, which):
     for row, width in enumerate(which):
         ids = batch["input_ids"][[row]]
         own, kd = losses(s, teacher, ids)
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + own(z) / len(which)
         if width < 2.0:
             taught = ta.model(ids).logits.detach()

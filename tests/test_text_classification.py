@@ -17,7 +17,9 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
+from matta_cli.students.programs import save_onnx
 
+from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
@@ -258,7 +260,9 @@ def test_one_label_and_several_do_not_go_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("odds", [False, True])
 def test_a_number_is_learned_and_scored(tmp_path: Path, odds: bool) -> None:
     sigmoid = {"activation_fn": "torch.nn.modules.activation.Sigmoid"}
-    bert(tmp_path / "m", num_labels=1, **({"sentence_transformers": sigmoid} if odds else {}))
+    stored = {"sentence_transformers": sigmoid}
+    bert(tmp_path / "m", num_labels=1, **(stored if odds else {}))
+    bert(tmp_path / "other", num_labels=1, **({} if odds else stored))
     generator = np.random.default_rng(0)
     scores = generator.random(40).round(2).tolist()
     rows = [(text(generator), text(generator), score) for score in scores]
@@ -280,6 +284,12 @@ def test_a_number_is_learned_and_scored(tmp_path: Path, odds: bool) -> None:
         scipy.stats.pearsonr(said, label.double()).statistic, 1e-4
     )
     assert values["mae"] == pytest.approx(float((said - label).abs().mean()), rel=1e-6)
+    model, other = (load_model(str(tmp_path / name), found.name)[0] for name in ("m", "other"))
+    with pytest.raises(MattaError, match="one gives a probability"):
+        found.fit_teacher(other, tmp_path / "other", model, tmp_path / "m")
+    table(path, ["text", "label"], [("a", "1.5"), ("b", "1.5")])
+    with pytest.raises(MattaError, match="all the same number"):
+        opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
     table(path, ["text", "label"], [("a", "1.5"), ("b", "high")])
     with pytest.raises(MattaError, match=r"holds 'high' in line 3.*numbers"):
         opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
@@ -313,6 +323,10 @@ def test_a_reranker_is_scored_query_by_query(tmp_path: Path) -> None:
         # with one relevant text in each query it is the mean reciprocal rank
         mrr = [sklearn.metrics.label_ranking_average_precision_score([t], [s]) for t, s in kept]
         assert values == pytest.approx({"ndcg@10": np.mean(ndcg), "mrr": np.mean(mrr)})
+    table(path, ["sentence1", "sentence2", "label"], [(*row[:2], 0) for row in rows])
+    with pytest.raises(MattaError, match="none above 0"):
+        opened(task(train=str(path), held_out=str(path), group="sentence1"), tmp_path / "m")
+    table(path, ["sentence1", "sentence2", "label"], rows)
     with pytest.raises(MattaError, match=r"data.group names queries.*this one has 3"):
         bert(tmp_path / "three", num_labels=3)
         opened(task(train=str(path), group="sentence1"), tmp_path / "three")
@@ -421,3 +435,65 @@ def test_a_file_of_several_labels(home: Path, tmp_path: Path) -> None:
     assert own[0].item() == pytest.approx(np.log(2))
     with pytest.raises(MattaError, match="no probabilities"):
         written("probabilities", [[1.5, 0.8, 0.1]] * len(rows))
+
+
+def test_eval_compares_models_that_share_no_token(home: Path, tmp_path: Path) -> None:
+    """Each reads its own tokens of the same texts, and counts what it reads itself."""
+    roberta(tmp_path / "other", **labels("mixed", "bad", "good"))
+    recipe = Recipe()
+    recipe.update({"data": reviewed(tmp_path), "export": {"bootstrap": 20}}, "test")
+    asked = Asked([str(home), str(tmp_path / "other")], task="text_classification")
+    result = evaluation(recipe, asked, tmp_path / "none")
+    values = [model["metrics"]["accuracy"]["value"] for model in result["models"]]
+    for folder, value in zip((home, tmp_path / "other"), values, strict=True):
+        alone = task(held_out=recipe.data.held_out)
+        model, _ = load_model(str(folder), alone.name)
+        data = alone.data(folder, model, training=False)
+        batch = data.train.batch(range(len(data.train)))
+        right = alone.forward(model, batch).argmax(1) == batch["label"]
+        assert value == pytest.approx(right.double().mean().item())
+
+
+@pytest.mark.slow
+def test_an_onnx_program_takes_any_number_of_texts_of_any_length(tmp_path: Path) -> None:
+    """Of pairs, too, which have a third input."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    home = tmp_path / "m"
+    bert(home, **labels("no", "yes"))
+    rows = [("the film", "was good", "yes"), ("a book", "very sad and poor", "no")] * 10
+    path = table(tmp_path / "t.csv", ["sentence1", "sentence2", "label"], rows)
+    found = task(train=str(path))
+    data, (model, _) = opened(found, home), load_model(str(home), found.name)
+    save_onnx(found, model, data.train.batch(range(4)), tmp_path / "student.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "student.onnx")
+    assert {i.name for i in session.get_inputs()} == {
+        "input_ids",
+        "attention_mask",
+        "token_type_ids",
+    }
+    for count, longer in ((1, 0), (3, 0), (7, 5)):
+        batch = found.inputs(model, data.train.batch(range(count)))
+        batch = {name: F.pad(tensor, (0, longer)) for name, tensor in batch.items()}
+        said = session.run(["output"], {name: t.numpy() for name, t in batch.items()})[0]
+        with torch.no_grad():
+            expected = model(**batch).logits.numpy()
+        np.testing.assert_allclose(said, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_sizes_are_searched_by_the_metric_of_the_kind(tmp_path: Path) -> None:
+    """Of a model of a number no accuracy is asked."""
+    pytest.importorskip("optuna")
+    home = tmp_path / "m"
+    bert(home, num_labels=1)
+    generator = np.random.default_rng(0)
+    rows = [(text(generator), score) for score in generator.random(60).round(2).tolist()]
+    path = table(tmp_path / "t.csv", ["text", "score"], rows)
+    recipe, out = settings(home, tmp_path), tmp_path / "out"
+    recipe.update({"data": {"train": str(path), "held_out": str(path)}}, "test")
+    recipe.distill.steps = 2
+    convert(recipe, out)
+    distill(recipe, out)
+    recipe.update({"export": {"target_params": ["95%"]}, "search": {"trials": 1}}, "test")
+    report = export(recipe, out)
+    assert [m.name for m in report.metrics] == ["spearman", "pearson", "mae"]

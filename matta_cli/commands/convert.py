@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def convert(
     # not the output folder's settings: convert writes that file, with a corpus that the user did
     # not ask to calibrate on
     recipe = options.resolved(flags, None, toml[0] if toml else None)
+    early.conversion(recipe, out, overwrite, train)
 
     from matta_cli.conversion.convert import convert as run
 

@@ -206,7 +206,7 @@ def _convert(
         proof = prove(task, base, batches or [task.example(base)])
         scores = importance(task, adapter, base, axes, order, batches or [], listen)
         ranked = _grow(ta, settings, scores, notes)
-        difference = largest_difference(task, ta.at(1.0), proof)
+        difference = largest_difference(task, ta.student(1.0).view(), proof)
         if difference > settings.tolerance:
             raise MattaError(
                 f"Width 1.0 of the TA differs from {name} by {difference:.1e} (relative), more "

@@ -46,6 +46,8 @@ class _Lineage(TypedDict):
     budget: NotRequired[str | None]
     dropped: NotRequired[list[str]]
     tokens: NotRequired[list[int]]  # how many of how many; empty: all
+    quantized: NotRequired[str]
+    of: NotRequired[str]
 
 
 class Card(reading.Versioned):

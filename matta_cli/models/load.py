@@ -141,6 +141,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
             if task in _AUTO and source.folder is not None:
                 import transformers
 
+                _refuse_other(source, task)
                 return _whole(getattr(transformers, _AUTO[task]), source, say)
     except MattaError:
         raise
@@ -159,12 +160,9 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
             str(source.folder), output_loading_info=True, trust_remote_code=False
         )
     refuse_missing(model, report, source.name)
-    what, named = type(model).__name__, _architecture(source.folder)
-    # the heads of texts and of tokens may have tensors of the same names
-    if "Classification" in named and named.partition("For")[2] != what.partition("For")[2]:
-        raise MattaError(f"{source.name!r} is a {named}, not a {what}: its head has another task.")
     if unread := sorted(report["unexpected_keys"]):
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
+        what = type(model).__name__
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
 
@@ -173,6 +171,18 @@ def _architecture(folder: Path | None) -> str:
     """The class of the model in a folder of transformers, as that says; empty where it does not."""
     named = read_json(folder / "config.json").get("architectures") if folder else None
     return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def _refuse_other(source: Source, task: str) -> None:
+    """Raise ``MattaError`` where a folder says that its model has the head of another task.
+
+    Heads may have tensors of the same names.
+    """
+    named, head = _architecture(source.folder), _AUTO[task].removeprefix("AutoModel")
+    texts = task in ("text_classification", "token_classification")
+    if texts and named and not named.endswith(head):
+        wrong = f"{source.name!r} is a {named}, not a model for {task}"
+        raise MattaError(f"{wrong}: its head has another task.")
 
 
 def _of_timm(folder: Path) -> bool:

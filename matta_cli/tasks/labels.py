@@ -1,67 +1,102 @@
-"""What a model calls its classes, and how two models' classes go together."""
+"""How well models tell labels of which an example may have any number."""
 
 from __future__ import annotations
 
-import re
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from matta_cli.data.folders import shown
-from matta_cli.errors import MattaError
-from matta_cli.tasks.task import config
+import numpy as np
+from torch import Tensor
 
+from matta_cli.data.split import Columns
+from matta_cli.report.schema import Metric
+from matta_cli.tasks import calibration
 
-def names_of(model: Any) -> dict[int, str]:
-    """The names of a model's classes by number; none where it does not know them."""
-    names = config(model, "id2label")
-    if names is None:
-        given = getattr(model, "pretrained_cfg", None) or {}
-        names = given.get("label_names") if isinstance(given, dict) else None
-        # timm has the descriptions by name, for people; folders have the names
-    if isinstance(names, (list, tuple)):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
-        return {}
-    known = {int(key): str(name) for key, name in names.items()}
-    made_up = all(name == f"LABEL_{key}" for key, name in known.items())
-    return {} if made_up or len(set(known.values())) < len(known) else known
+METRICS = (
+    Metric("map", "mean average precision (mAP)", higher=True),
+    Metric("macro_f1", "macro-F1", higher=True),
+    Metric("micro_f1", "micro-F1", higher=True),
+    Metric("label_ece", "calibration error (ECE) of the labels", higher=False),
+)
 
 
-def simplified(name: str) -> str:
-    """A name without what people and file systems change of it."""
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+def score(logits: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+    """``score``: log odds, float64 [n, labels]. ``label``: whether an example has it, bool."""
+    return {"score": logits.detach().double(), "label": labels > 0.5}
 
 
-def known_as(names: dict[int, str]) -> dict[str, int]:
-    """The number of each name, also as it is when plain where that is no other's."""
-    by_name = {name: number for number, name in names.items()}
-    simple: dict[str, list[int]] = {}
-    for number, name in names.items():
-        simple.setdefault(simplified(name), []).append(number)
-    return {name: own[0] for name, own in simple.items() if len(own) == 1} | by_name
+def answers(logits: Tensor) -> Mapping[str, Tensor]:
+    """Which labels a model gives: those that are likelier than not, bool [n, labels]."""
+    return {"labels": logits > 0}
 
 
-def order_of(teacher: Any, model: Any, what: str, notes: list[str]) -> list[int]:
-    """The number that the Teacher has for each of the model's classes; empty: the same ones.
+def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
+    """The metrics, and ``f1:NAME`` of each label, whose ``names`` are in the order of the columns.
 
-    what: the classes, for people. notes: takes what is to be said of that. Raises ``MattaError``
-    where only one of both knows a name.
+    All are as scikit-learn defines them; a mean over the labels is one over those that some of the
+    examples have. NaN where a score is not a number.
     """
-    theirs, ours = names_of(teacher), names_of(model)
-    if not theirs or not ours:
-        who = "neither it nor the model names" if not (theirs or ours) else "only one of both names"
-        if len(theirs or ours) != 1 and config(model, "num_labels") != 1:
-            notes.append(f"The Teacher's {what} are taken to be in the model's order: {who} them.")
-        return []
-    known = known_as(theirs)
-    found = [known.get(ours[k], known.get(simplified(ours[k]))) for k in sorted(ours)]
-    if None in found or len(set(found)) < len(found):
-        odd = [ours[k] for k, number in zip(sorted(ours), found, strict=True) if number is None]
-        lists = [shown([repr(names[k]) for k in sorted(names)], 6) for names in (theirs, ours)]
-        both = f"The Teacher's {what} are {lists[0]}, the model's {lists[1]}"
-        lacks = f": it has no {odd[0]!r}" if odd else ""
-        raise MattaError(f"{both}{lacks}. Name them alike (id2label in config.json) to distil.")
-    order = [number for number in found if number is not None]
-    if order == list(range(len(order))):
-        return []
-    notes.append(f"The Teacher's {what} are in another order: they are matched by their names.")
-    return order
+    scores, own = columns["score"], columns["label"].astype(bool)
+    if not np.isfinite(scores).all():
+        empty = [metric.name for metric in METRICS] + [f"f1:{name}" for name in names]
+        return dict.fromkeys(empty, float("nan"))
+    given = scores > 0
+    there: np.ndarray = own.max(axis=0)
+    right, said = (own & given).sum(0), own.sum(0) + given.sum(0)
+    each = 2 * right / np.maximum(said, 1)
+    odds = np.exp(-np.logaddexp(0, -scores))
+    values = {
+        "map": _mean(average_precision(own[:, there], scores[:, there])),
+        "macro_f1": _mean(each[there]),
+        "micro_f1": 2 * float(right.sum()) / max(1, int(said.sum())),
+        "label_ece": calibration.error(odds.ravel(), own.ravel()),
+    }
+    return values | {
+        f"f1:{name}": float(f1) if known else float("nan")
+        for name, f1, known in zip(names, each, there, strict=True)
+    }
+
+
+def average_precision(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of each label, the mean over its examples of the precision at their score, float [labels].
+
+    own: bool [n, labels], at least one of each. It is scikit-learn's ``average_precision_score``,
+    for all labels at once: intervals take it thousands of times.
+    """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked, hits = np.take_along_axis(scores, order, 0), np.take_along_axis(own, order, 0)
+    found, rows = hits.cumsum(0), len(scores)
+    # examples of one score are told together: precision is that at the last of them
+    at = np.arange(rows)[:, None]
+    last = np.full(scores.shape, rows - 1)
+    last[:-1] = np.where(ranked[:-1] != ranked[1:], at[:-1], rows - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    precision = np.take_along_axis(found, last, 0) / (last + 1)
+    return (precision * hits).sum(0) / hits.sum(0)
+
+
+def at_chance(columns: Columns) -> str | None:
+    """A sentence with both numbers if the scores order the examples no better than chance does."""
+    from scipy.stats import rankdata
+
+    scores, own = columns["score"], columns["label"].astype(bool)
+    wrong = int((~np.isfinite(scores)).any(1).sum())
+    if wrong:
+        return f"{wrong:,} of its {len(scores):,} outputs are not finite numbers."
+    rows, positive = len(own), own.sum(0)
+    there = (positive > 0) & (positive < rows)
+    if not there.any():
+        return None
+    some, count = own[:, there], positive[there]
+    ranks = (rankdata(scores[:, there], axis=0) * some).sum(0)
+    areas = (ranks - count * (count + 1) / 2) / (count * (rows - count))
+    # of one label, as of rankings: labels may be so alike that many say no more than one
+    error = np.sqrt((rows + 1) / (12 * count * (rows - count))).mean()
+    if areas.mean() > 0.5 + 2 * error:
+        return None
+    guessing = f"guessing gives 0.5 (standard error {error:.4f})"
+    measured = f"its AUC is {areas.mean():.4f} on average over the labels"
+    return f"{measured}, of {rows:,} examples, and {guessing}."
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -74,7 +74,8 @@ class Step:
         name = self._head(one, large)
         self.chunked = bool(name)
         if self.chunked and isinstance(teacher, ModelTeacher):
-            teacher.split_head(one)
+            with precision(settings.precision, device):  # as it is called: its weights may be half
+                teacher.split_head(one)
         self.models = self._views(name)
         self.exits = {group[0]: self._exits(group, self.models) for group in self.rows.groups}
 
@@ -89,7 +90,8 @@ class Step:
             return ""
         name = "" if ta.copies else head(ta.model)
         if name:
-            view, training = ta.at(ta.widest, head=name).eval(), ta.model.training
+            view = ta.student(ta.widest).view(head=name).eval()
+            training = ta.model.training
             whole = ta.model.eval()
             name = name if is_product(self.task, whole, view, view.output(), one) else ""
             ta.model.train(training)
@@ -101,8 +103,9 @@ class Step:
     def _views(self, name: str) -> dict[str, Any]:
         """The models that a step runs, cut off at the layer ``name`` if there is one."""
         settings, ta = self.settings, self.ta
-        models = {WHOLE: ta.at(ta.widest, head=name)}
-        models |= {own: ta.at(width, head=name) for own, width in self.rows.students.items()}
+        models = {WHOLE: ta.student(ta.widest).view(head=name)}
+        for own, width in self.rows.students.items():
+            models[own] = ta.student(width).view(head=name)
         if settings.compile:
             # of one code object, which the views of all steps of a process share: beyond it they
             # would run eagerly
@@ -163,20 +166,30 @@ class Step:
         one = {name: tensor[:1] for name, tensor in batch.items()}
         training, divided = ta.model.training, self.settings.rows == "divided"
         total, taught = 0.0, 0.0  # the latter: rows of Students that do not go through the TA
+        asked = 0.0  # rows that go through the Teacher
         for group, share in zip(self.rows.groups, self.rows.shares, strict=True):
             total += 3 * (share if divided else 1.0) * self._macs(group, one)
             taught += share * (WHOLE not in group)
+            asked = asked + share * self._asks(group) if divided else max(asked, self._asks(group))
         if self.teaches and (divided or not self.settings.ta_weight):
-            total += (taught if divided else 1.0) * cost.macs(task, ta.at(ta.widest), one)
+            total += (taught if divided else 1.0) * cost.macs(
+                task, ta.student(ta.widest).view(), one
+            )
         ta.model.train(training)
         teacher = self.teacher
         if isinstance(teacher, ModelTeacher):
-            total += cost.macs(task, teacher.model, one)
+            with precision(self.settings.precision, self.device):
+                total += asked * cost.macs(task, teacher.model, one)
         return 2.0 * total
+
+    def _asks(self, names: Sequence[str]) -> bool:
+        """Whether any of these models follows the Teacher."""
+        return self.asks and (WHOLE in names or self.settings.students_learn_from != "ta")
 
     def _macs(self, group: Group, one: Batch) -> int:
         """Multiply-accumulates of one forward of a group."""
-        models = {n: self.ta.at(self.ta.widest if n == WHOLE else float(n)) for n in group}
+        widths = {n: self.ta.widest if n == WHOLE else float(n) for n in group}
+        models = {n: self.ta.student(width).view() for n, width in widths.items()}
         exits, total = self._exits(group, models), 0
         for name, model in models.items():
             if exits is not None and name != group[0]:
@@ -207,8 +220,8 @@ class Step:
         names = [name for group in piece.groups for name in group]
         trains, teaches = WHOLE in names, weight > 0 and names != [WHOLE]
         with precision(settings.precision, self.device):
-            asked = self.asks and self.teacher is not None
-            taught = self.teacher(batch, piece.rows) if asked and self.teacher else None
+            teacher = self.teacher if self._asks(names) else None
+            taught = None if teacher is None else teacher(batch, piece.rows)
             whole = None  # the TA runs only where it learns or teaches
             if trains or teaches:
                 with torch.set_grad_enabled(trains):

@@ -22,27 +22,43 @@ _TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
 class Packed:
     """Tokens cut into sequences of ``length``, or a ``shorter`` one where there are too few.
 
-    Raises ``MattaError`` where there are too few for that.
+    begin: the tokens that every text begins with, and so does each sequence: a model that has seen
+    no other is worse at those. The next token of the text is there to be read, not predicted, as
+    the first one is in a sequence without them. Raises ``MattaError`` where there are too few
+    tokens for a sequence.
     """
 
     def __init__(
-        self, tokens: np.ndarray, length: int, name: str, *, shorter: bool = False
+        self,
+        tokens: np.ndarray,
+        length: int,
+        name: str,
+        begin: Sequence[int] = (),
+        *,
+        shorter: bool = False,
     ) -> None:
+        own = max(2, length - len(begin))
         if shorter:
-            length = min(length, len(tokens))
-        least = max(2, length)
-        if len(tokens) < least:
-            few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {least:,}"
+            own = max(2, min(own, len(tokens)))
+        if len(tokens) < own:
+            few = f"{name!r} has {len(tokens):,} tokens, too few for a sequence of {own:,}"
             raise MattaError(f"{few}: pass more text, or a smaller --sequence-length.")
-        self.tokens, self.length = tokens, length
+        self.tokens, self.own, self.begin = tokens, own, list(begin)
+        self.length = own + len(begin)
 
     def __len__(self) -> int:
-        return len(self.tokens) // self.length
+        return len(self.tokens) // self.own
 
     def batch(self, indices: Sequence[int]) -> Batch:
         """``input_ids`` int64 [B, L]."""
-        rows = self.tokens[: len(self) * self.length].reshape(-1, self.length)
-        return {"input_ids": torch.from_numpy(rows[list(indices)].astype(np.int64))}
+        starts = np.asarray(list(indices), dtype=np.int64) * self.own
+        if self.begin:  # what a text begins with here already stands there once
+            there = self.tokens[starts[:, None] + np.arange(len(self.begin))]
+            starts += len(self.begin) * (there == self.begin).all(1)
+            starts = np.minimum(starts, len(self.tokens) - self.own)
+        rows = self.tokens[starts[:, None] + np.arange(self.own)].astype(np.int64)
+        begin = np.tile(np.array(self.begin, dtype=np.int64), (len(rows), 1))
+        return {"input_ids": torch.from_numpy(np.concatenate([begin, rows], 1))}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:
@@ -50,7 +66,8 @@ class Packed:
         return np.asarray(indices, dtype=np.int64)
 
     def digest(self) -> str:
-        return split.digest([f"{self.length} {self.tokens.dtype} ", self.tokens])
+        begin = f"{self.begin} " if self.begin else ""
+        return split.digest([f"{self.length} {begin}{self.tokens.dtype} ", self.tokens])
 
 
 class Passages:

@@ -32,10 +32,10 @@ class CausalLM(Task):
     """Next-token prediction.
 
     Text is tokenized whole, documents begin and end with what the tokenizer's own call puts there,
-    or end with the end-of-text token, and the tokens are
-    cut into sequences without overlap; the rest that fills no sequence is dropped. Text is read as
-    a stream; the tokens of 64 MiB of text or more, and all of those that are streamed, go through a
-    token file (``matta_cli.data.tokens``).
+    or end with the end-of-text token, and the tokens are cut into sequences without overlap, which
+    begin as documents do; the rest that fills no sequence is dropped. Text is read as a stream; the
+    tokens of 64 MiB of text or more, and all of those that are streamed, go through a token file
+    (``matta_cli.data.tokens``).
 
     Of conversations each is an example of its own, padded on the right: no attention ever joins
     two, and padding changes nothing before it, since a causal model looks back only. Losses,
@@ -59,6 +59,7 @@ class CausalLM(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.given: list[int] = []  # tokens that begin documents: nobody has to predict them
+        self.begun = 0  # how many tokens begin each sequence
         self.longest = 0  # tokens of the longest conversation that is measured
         # whether a Teacher may say what follows a text's last token
         self.last = True
@@ -68,7 +69,7 @@ class CausalLM(Task):
         tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
-        self.given = []
+        self.given, self.begun = [], 0
         if own := conversations.columns(settings, training):
             return self._conversations(own, tokenizer, model, training)
         return self._text(tokenizer, model, training)
@@ -102,7 +103,8 @@ class CausalLM(Task):
         # of all
         limit = settings.eval_examples * length if settings.streaming else 0
         row, own = tokens(tokenizer, held_out_text, vocabulary, limit, Paragraphs())
-        measured = Packed(row, length, held_out_text.name, shorter=True)
+        begin, end = frame(tokenizer)
+        measured = Packed(row, length, held_out_text.name, begin, shorter=True)
         train, size = measured, ""
         if train_text is not None:
             limit = settings.max_tokens
@@ -110,18 +112,17 @@ class CausalLM(Task):
                 needed = run.steps * run.batch_size * length
                 limit = min(limit or needed, needed)
             row, _ = tokens(tokenizer, train_text, vocabulary, limit)
-            train = Packed(row, length, settings.train)
+            train = Packed(row, length, settings.train, begin)
             size = f"{len(row):,} tokens, {len(train):,} sequences of {length:,}"
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
         splits: list[Split] = [sample(measured, settings.eval_examples)]
-        begin, end = frame(tokenizer)
-        self.given = [token for token in begin if token not in end]
+        self.given, self.begun = [token for token in begin if token not in end], len(begin)
         given = read_passages(settings.passages) if settings.passages else own
         passages = self._passages(tokenizer, given, model)
         splits += [passages] if len(passages) else []
         what = f"sequences of {measured.length:,} tokens"
         if begin:  # as the tokenizer's own call has it
-            what += f" (documents begin with {tokenizer.decode(begin)})"
+            what += f" (these, and documents, begin with {tokenizer.decode(begin)})"
         notes = notes_on(train_text, held_out_text)
         return self.described(train, size, splits, what, "tokens", notes)
 
@@ -220,6 +221,7 @@ class CausalLM(Task):
         predicted = torch.ones_like(ids[:, 1:], dtype=torch.bool)
         for token in self.given:
             predicted &= ids[:, 1:] != token
+        predicted[:, : self.begun] = False  # nor the text's first one, which may be in its midst
         return predicted
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:

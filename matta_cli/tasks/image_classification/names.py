@@ -10,8 +10,8 @@ import numpy as np
 
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.tasks.class_names import names_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
-from matta_cli.tasks.labels import names_of, simplified
 
 _SHOWN = 20  # classes that are said by name
 
@@ -56,7 +56,11 @@ def _renumbered(
     source: Source, numbers: list[int], classes: list[str], name: str, how: str
 ) -> tuple[Source, list[str]]:
     """numbers: of each of the source's classes."""
-    labels = np.array(numbers, np.int64)[source.labels]
+    if source.labels.ndim == 2:
+        labels = np.zeros((len(source.labels), len(classes)), np.float32)
+        labels[:, numbers] = source.labels
+    else:
+        labels = np.array(numbers, np.int64)[source.labels]
     present = sorted(set(numbers))
     listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
     if len(present) > _SHOWN:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,56 +16,14 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import calibration
+from matta_cli.tasks.kind import Kind
 from matta_cli.tasks.scores import agreement
-from matta_cli.tasks.task import agreeing
-
-
-class Kind(ABC):
-    """What a model says of a text. The methods are those of ``Task``.
-
-    reading, alike: as of ``Task``. unit: what examples are. dtype: of labels.
-    """
-
-    reading = "classes"
-    alike = "texts of the same label"
-    unit = "texts"
-    dtype: type = np.float32
-    metrics: tuple[Metric, ...] = ()
-
-    def __init__(self, settings: DistillSettings) -> None:
-        self.settings = settings
-
-    @abstractmethod
-    def counts(self, batch: Batch) -> Counts: ...
-
-    @abstractmethod
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses: ...
-
-    @abstractmethod
-    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]: ...
-
-    @abstractmethod
-    def summarize(self, columns: Columns) -> dict[str, float]: ...
-
-    @abstractmethod
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]: ...
-
-    @abstractmethod
-    def at_chance(self, columns: Columns) -> str | None: ...
-
-    def right(self, columns: Columns) -> Columns:
-        return {}
-
-    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        [column] = ours
-        return agreeing(ours[column] == theirs[column])
 
 
 class OneLabel(Kind):
     """One of C labels of each text. Batches: ``label`` int64 [B]."""
 
+    alike = "texts of the same label"
     dtype = np.int64
     metrics = (
         Metric("accuracy", "accuracy", higher=True),
@@ -110,7 +67,7 @@ class OneLabel(Kind):
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"label": logits.argmax(1)}
 
-    def at_chance(self, columns: Columns) -> str | None:
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
         """Chance is what its labels, dealt out to texts at random, would get right."""
         right, label, said = columns["right"], columns["label"], columns["said"]
         count = len(right)
@@ -145,6 +102,9 @@ class Number(Kind):
         super().__init__(settings)
         self.odds = odds
         self.reading = "odds" if odds else "values"
+
+    def unmeasured(self, label: np.ndarray) -> str:
+        return "all the same number" if label.min() == label.max() else ""
 
     def counts(self, batch: Batch) -> Counts:
         return dict.fromkeys(("labels", "outputs"), float(len(batch["label"])))
@@ -193,7 +153,7 @@ class Number(Kind):
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
         return agreement(ours, theirs)
 
-    def at_chance(self, columns: Columns) -> str | None:
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
         said, count = columns["said"], len(columns["said"])
         if not np.isfinite(said).all():
             return f"{int((~np.isfinite(said)).sum())} of its {count} numbers are not finite."

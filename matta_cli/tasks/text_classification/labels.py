@@ -11,12 +11,13 @@ import numpy as np
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DistillSettings
-from matta_cli.tasks.labels import known_as, names_of, simplified
+from matta_cli.tasks.class_names import known_as, names_of, simplified
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
-from matta_cli.tasks.text_classification.kinds import Kind, Number, OneLabel
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows
-from matta_cli.tasks.text_classification.several import SeveralLabels
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"
@@ -28,6 +29,7 @@ class Labels:
     def __init__(self, model: Any) -> None:
         self.outputs = int(config(model, "num_labels"))
         self.names = names_of(model) if self.outputs > 1 else {}
+        self.called = [self.names.get(k, str(k)) for k in range(self.outputs)]
         self.known = known_as(self.names)
         self.known |= {f"LABEL_{k}": k for k in range(self.outputs)}
         self.problem = config(model, "problem_type")
@@ -57,7 +59,7 @@ class Labels:
             several = "The data has several labels of each text, but the model is for one"
             raise MattaError(f"{several} (problem_type {self.problem!r} in its config.json).")
         if self.problem == "multi_label_classification" or (lists and self.problem is None):
-            return SeveralLabels(settings)
+            return SeveralLabels(settings, self.called)
         return OneLabel(settings)
 
     def read(self, kind: Kind, parts: Sequence[Rows]) -> list[np.ndarray]:
@@ -92,10 +94,10 @@ class Labels:
                 numbers = [_number(one) for one in own]
                 fits = len(own) == self.outputs and set(numbers) <= {0.0, 1.0}
                 return np.array(numbers, np.float32) if fits else None
-            places = [number(one) for one in own]
-            if None in places:
-                return None
-            found[places] = 1
+            for place in map(number, own):
+                if place is None:
+                    return None
+                found[place] = 1
             return found
 
         columns = ", ".join(self.names.values()) if self.names else f"{self.outputs} labels"
@@ -145,11 +147,10 @@ class Labels:
             counts = label.sum(0).astype(int)
         else:
             return []
-        called = [self.names.get(k, str(k)) for k in range(self.outputs)]
-        absent = [own for own, count in zip(called, counts, strict=True) if not count]
+        absent = [own for own, count in zip(self.called, counts, strict=True) if not count]
         notes = [f"{part}: no text has the label {shown(absent)}."] if absent else []
         if self.outputs <= _SHOWN:
-            each = zip(called, counts.tolist(), strict=True)
+            each = zip(self.called, counts.tolist(), strict=True)
             there = ", ".join(f"{count:,} {own}" for own, count in each if count)
             notes.insert(0, f"{part}: {there}.")
         return notes

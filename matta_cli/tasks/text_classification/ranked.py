@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Batch, Columns
@@ -11,7 +12,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import scores
-from matta_cli.tasks.text_classification.kinds import Kind
+from matta_cli.tasks.kind import Kind
 
 
 class Ranked(Kind):
@@ -28,6 +29,12 @@ class Ranked(Kind):
     def __init__(self, settings: DistillSettings) -> None:
         super().__init__(settings)
         self.scored = scores.Scored(settings)
+
+    def unmeasured(self, label: np.ndarray) -> str:
+        relevant = label > 0
+        if relevant.any() and not relevant.all():
+            return ""
+        return "all above 0 (relevant)" if relevant.any() else "none above 0 (relevant)"
 
     def counts(self, batch: Batch) -> Counts:
         return self.scored.counts(batch)
@@ -53,5 +60,5 @@ class Ranked(Kind):
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
         return scores.agreement(ours, theirs)
 
-    def at_chance(self, columns: Columns) -> str | None:
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
         return scores.at_chance(columns)

@@ -53,7 +53,7 @@ class Rows:
             return [values[i] for i in chosen] if values else values
 
         lists = ("first", "label", "query", "id", "number", "place")
-        parts = {name: some(getattr(self, name)) for name in lists}
+        parts: dict[str, Any] = {name: some(getattr(self, name)) for name in lists}
         second = None if self.second is None else some(self.second)
         ends = np.array([end for _, _, end in self.ends])
         kept = np.searchsorted(np.sort(np.asarray(chosen, np.int64)), ends)
@@ -204,7 +204,7 @@ def _without_last_tenth(rows: Rows, name: str, outputs: int) -> tuple[Rows, Rows
 def _of_each(label: np.ndarray, last: np.ndarray) -> np.ndarray:
     """The last tenth of the rows of each label, bool [n]; ``last`` where none has ten."""
     found = np.zeros(len(label), bool)
-    order, starts = np.argsort(label, kind="stable"), []
+    order = np.argsort(label, kind="stable")
     _, counts = np.unique(label, return_counts=True)
     ends = np.cumsum(counts)
     starts = ends - counts // 10

@@ -13,18 +13,20 @@ from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.labels import order_of
+from matta_cli.tasks.class_names import order_of
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config, raw
 from matta_cli.tasks.text_classification.examples import Texts
-from matta_cli.tasks.text_classification.kinds import Kind, Number, OneLabel
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.labels import Labels
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows, read_rows
-from matta_cli.tasks.text_classification.several import SeveralLabels
 from matta_cli.tasks.texts.task import Fitted, TextTask
 
-# the primary metric of each kind first; data tells the kind
-_METRICS = (*OneLabel.metrics, *SeveralLabels.metrics, *Ranked.metrics, *Number.metrics)
+# of every kind, the primary metrics first; data tells the kind
+_KINDS = (OneLabel, SeveralLabels, Ranked, Number)
+_METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
 
 
 class TextClassification(TextTask):
@@ -66,10 +68,9 @@ class TextClassification(TextTask):
         self.metrics, self.told = self.kind.metrics, True
         read = labels.read(self.kind, parts)
         encode = self.encoder(folder, model)
-        names = [labels.names.get(k, str(k)) for k in range(labels.outputs)]
 
         def opened(rows: Rows, at: int, name: str) -> Texts:
-            made = Texts(rows, read[at], encode, self.readers, names)
+            made = Texts(rows, read[at], encode, self.readers, labels.called)
             part = f"{name!r}, {'to train on' if at else 'held out'}"
             rows.notes += labels.told(self.kind, read[at], part)
             if cut := made.read.cut():
@@ -78,9 +79,11 @@ class TextClassification(TextTask):
             return made
 
         name = settings.held_out or settings.train
+        if why := self.kind.unmeasured(read[0]):
+            raise MattaError(f"The held-out labels of {name!r} are {why}: pass others.")
         measured = opened(held_out, 0, name)
         split = sample(measured, settings.eval_examples)
-        what = self.kind.unit
+        what = self.kind.unit or "texts"
         if train is None:
             return self.described(measured, "", [split], what, "texts", held_out.notes)
         texts = opened(train, 1, settings.train)
@@ -107,9 +110,9 @@ class TextClassification(TextTask):
         super().fit_teacher(teacher, folder, model, home)
         order = order_of(teacher, model, "labels", self.notes)
         theirs, ours = Labels(teacher), Labels(model)
-        if theirs.outputs == 1 and theirs.odds != ours.odds:
+        if theirs.outputs == 1 and theirs.odds != ours.odds and not self.recipe.data.group:
             both = "one gives a probability (a Sigmoid in its config.json), the other a number"
-            self.notes.append(f"Of the Teacher and the model {both}: outputs are followed as such.")
+            raise MattaError(f"Of the Teacher and the model {both}: they must be alike to distil.")
         read = self.fit_tokens(teacher, folder, model, home)
         if not order:
             return read
@@ -148,4 +151,4 @@ class TextClassification(TextTask):
         return self.kind.agreement(ours, theirs)
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        return self.kind.at_chance(columns)
+        return self.kind.at_chance(columns, outputs)

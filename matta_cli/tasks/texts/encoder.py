@@ -87,7 +87,8 @@ class Encoder:
         if not full:
             return 0
         given = self._given(whole[0], whole[1] if len(whole) > 1 else None, slice(None))
-        made = self.tokenizer(*given, return_attention_mask=False, verbose=False)
+        options = {"truncation": True, "max_length": _ENDLESS}  # else it warns of each long one
+        made = self.tokenizer(*given, return_attention_mask=False, **options)
         return sum(len(row) > self.length for row in made["input_ids"])
 
     def batch(self, parts: Sequence[tuple[Tokens, Sequence[int]]]) -> Batch:
