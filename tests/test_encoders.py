@@ -160,7 +160,7 @@ def test_a_stock_teachers_head_is_of_the_task(tmp_path):
     model = transformers.MobileBertForSequenceClassification(config)
     model.save_pretrained(tmp_path)
     assert type(load_model(str(tmp_path), "text_classification")[0]) is type(model)
-    wrong = "is a MobileBertForSequenceClassification, not a MobileBertForTokenClassification"
+    wrong = "is a MobileBertForSequenceClassification, not a model for token_classification"
     with pytest.raises(MattaError, match=wrong):
         load_model(str(tmp_path), "token_classification")
 
