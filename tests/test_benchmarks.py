@@ -117,7 +117,7 @@ def test_gpu_suite(tmp_path):
 
 
 def test_every_benchmark_is_tested():
-    parts = {"__init__", "common", "gpu_checks"}
+    parts = {"__init__", "common", "gpu_checks", "support_words"}
     names = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - parts
     assert names == {
         name.removeprefix("test_") for name in globals() if name.removeprefix("test_") in names

@@ -8,6 +8,7 @@ import pytest
 import test_adapters
 import torch
 
+from matta_cli.adapter import Source
 from matta_cli.models import plugins
 from matta_cli.models.ta import TA
 from matta_cli.nested import exits, sizes
@@ -42,7 +43,8 @@ def tools(name, axes=("depth",), order=(), shares=None, **settings):
         },
         "test",
     )
-    adapter, model = plugins.adapter(name), MODELS[name]()
+    adapter = plugins.adapter(name)
+    model = adapter.load(Source(name, module=MODELS[name]()))
     found = sizes.nested_axes(adapter, model, list(axes))
     found = [replace(axis, order=order) if axis.layers else axis for axis in found]
     card = {"sizes": shares or {}}

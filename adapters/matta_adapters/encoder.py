@@ -31,6 +31,7 @@ HEADS = {
 _ALONE = "sentence_embedding"
 # Classes whose heads may have tensors of the same names.
 _ALIKE = (*HEADS, "ForMultipleChoice")
+_OF_HEADS = {"classifier", "pre_classifier", "pooler", "head"}  # the modules of HEADS
 _CONSTANT = re.compile(r"embeddings\.(position_ids|token_type_ids)$")  # of old releases
 _POOLER = "pooler."
 _DECODER = "is a decoder ({}), and this adapter nests encoders"
@@ -67,14 +68,22 @@ class Encoder(Transformers):
     alike = True
 
     def matches(self, source: Source) -> bool:
+        """Whether it is one of ``classes``; if so, ``task`` is what it says that it is for."""
+        told = source.config.get("model_type")
+        head = _declared(source.config)
         if source.module is not None:
             kinds = {_named(kind, end) for kind in self.classes.values() for end in ("", *HEADS)}
-            return any(c.__name__ in kinds for c in type(source.module).__mro__)
-        told = source.config.get("model_type")
-        if source.tensors is not None and told is not None:
+            head = _head(source.module)
+            known = any(c.__name__ in kinds for c in type(source.module).__mro__)
+        elif source.tensors is not None and told is not None:
             whole = [{f"{body}{n}" for n in self.tensors} for body in (self.prefix, "")]
-            return told in self.classes and any(names <= set(source.tensors) for names in whole)
-        return super().matches(source)
+            known = told in self.classes and any(names <= set(source.tensors) for names in whole)
+        else:
+            known = super().matches(source)
+            head = _declared(read_config(source.folder)) if source.folder is not None else head
+        if known and (head or source.tensors is None):
+            self.task = HEADS.get("" if _drops(head, source) else head, _ALONE)
+        return known
 
     def load(self, source: Source) -> nn.Module:
         model: Any = super().load(source)
@@ -268,6 +277,8 @@ class Encoder(Transformers):
         import transformers
 
         named = {key: tensor for key, tensor in tensors.items() if not _CONSTANT.search(key)}
+        if not source.drop_head and set(self._others(named)) - _OF_HEADS:
+            self._leave_out(named, source)  # which is refused, whatever the configuration
         config, given = self._config(named, source), dict(source.config)
         head = _declared(given) or self._recognised(named, config, source)
         if _drops(head, source):
