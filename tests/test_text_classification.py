@@ -17,12 +17,12 @@ import scipy.stats
 import sklearn.metrics
 import torch
 import torch.nn.functional as F
-from matta_cli.students.programs import save_onnx
 
 from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
+from matta_cli.formats.programs import save_onnx
 from matta_cli.losses import rows as losses
 from matta_cli.losses.targets import Logits, Term
 from matta_cli.models.load import load_model
@@ -106,6 +106,9 @@ def test_numbers_that_are_names_are_taken_for_names(tmp_path: Path) -> None:
     rows = [{"text": "the film", "label": v} for v in (1, 2, 3, 1)]
     data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
     assert data.train.batch(range(4))["label"].tolist() == [0, 1, 2, 0]
+    rows = [{"text": "the film", "label": v} for v in (1, 2, 2, 1)]  # numbers of outputs, too
+    data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
+    assert data.train.batch(range(4))["label"].tolist() == [0, 1, 1, 0]
     rows = [{"text": "the film", "label": v} for v in (0, 1, 2, 1)]  # 0 is none of the names
     data = opened(task(train=str(lines(tmp_path / "s.jsonl", rows * 5))), tmp_path / "stars")
     assert data.train.batch(range(4))["label"].tolist() == [0, 1, 2, 1]
