@@ -22,7 +22,6 @@ import torch
 import transformers
 from matta_adapters.auto import Auto
 from matta_adapters.mlp_ranker import Ranker
-from timm.models.regnet import RegNet, RegNetCfg
 from torch import Tensor, nn
 
 from matta_cli.adapter import Adapter, Axis, Source
@@ -112,11 +111,6 @@ def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
     return make
 
 
-def regnet() -> nn.Module:
-    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
-    return RegNet(config, num_classes=10)
-
-
 def ranker() -> nn.Module:
     layers = [
         {"layer": "Linear", "out": 16},
@@ -186,7 +180,7 @@ ARCHITECTURES: dict[
     "MobileNetV3": ("auto", image("mobilenetv3_small_050"), IMAGES),
     "ConvNeXt": ("auto", image("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), IMAGES),
     "EfficientNet": ("auto", image("test_efficientnet"), IMAGES),
-    "RegNet": ("auto", regnet, IMAGES),
+    "RegNet": ("auto", image("regnetx_002"), IMAGES),
     "Swin": (
         "auto",
         image(

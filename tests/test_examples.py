@@ -39,6 +39,7 @@ def test_there_are_examples() -> None:
         "vit_fashion_mnist",
         "ranker_movielens",
         "minilm_sts",
+        "elastic_service",
         "fixed_sizes",
         "gpt2_medium_paper",
         "smollm2_family",

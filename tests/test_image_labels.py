@@ -92,6 +92,8 @@ def test_one_label_a_row_and_a_part_each(folder):
     made, data = opened(folder, model())
     assert labels_of(data).tolist() == [i % 3 for i in range(20)] and made.reading == "classes"
     assert any("labels are those of train.csv, val.csv" in note for note in data.notes)
+    measured = task("image_classification", Recipe(data=DataSettings(train=str(folder))))
+    assert len(measured.data(None, model(), training=False).held_out[0]) == 5
     # of a model that may say several, one label is one of them
     made, data = opened(folder, model("multi_label_classification"))
     assert np.array_equal(labels_of(data), np.eye(3)[[i % 3 for i in range(20)]])

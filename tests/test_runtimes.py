@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import test_push
 import test_sentence_embedding
 import torch
 import transformers
+from sample_text import byte_tokenizer, prose
 
 from matta_cli.conversion.convert import convert
 from matta_cli.family import export
@@ -117,6 +119,14 @@ def test_a_folder_is_named_once(out: str, tmp_path: Path) -> None:
     assert runtimes.uneven(student, "text-generation") == ""
 
 
+def test_in_fewer_bits_only_what_loaded_it_is_said(tmp_path: Path) -> None:
+    loader = "onnxruntime.InferenceSession('o/students/w' + '/student.onnx')"
+    student = replace(entry(loader, True), quantized="int8")
+    (only,) = runtimes.runtimes(student, "text-generation", tmp_path)
+    assert 'InferenceSession(folder + "/student.onnx")' in only.code
+    assert only.tried == runtimes.AS_IS and not runtimes.uneven(student, "text-generation")
+
+
 def test_layers_of_their_own_sizes_are_said(tmp_path: Path) -> None:
     student = entry("matta_cli.load_student('o/students/w')", False)
     told = runtimes.uneven(student, "text-generation")
@@ -138,3 +148,25 @@ def test_transformers_builds_no_layers_of_different_sizes_yet() -> None:
         of = transformers.AutoModelForCausalLM if kind == "llama" else transformers.AutoModel
         with pytest.raises(Exception, match="per-layer attribute"), torch.device("meta"):
             of.from_config(config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["text", "token", "image"])
+def test_pipelines_of_classifiers(what: str, tmp_path: Path, capsys) -> None:
+    task = f"{what}-classification"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    if task == "image-classification":
+        config = transformers.ViTConfig(**sizes, image_size=32, patch_size=16)
+        transformers.ViTForImageClassification(config).save_pretrained(tmp_path)
+        transformers.ViTImageProcessor(size=32).save_pretrained(tmp_path)
+        kind = "AutoModelForImageClassification"
+    else:
+        tokenizer = byte_tokenizer([prose(20)], 280, pad_token="<|end|>")
+        tokenizer.save_pretrained(tmp_path)
+        kind = f"AutoModelFor{'Sequence' if what == 'text' else 'Token'}Classification"
+        config = transformers.BertConfig(vocab_size=len(tokenizer), **sizes)
+        getattr(transformers, kind).from_config(config).save_pretrained(tmp_path)
+    student = entry(f"transformers.{kind}.from_pretrained('o/students/w')", True)
+    loads, runs = runtimes.runtimes(student, task, tmp_path)
+    exec(f"{loads.code}\n{runs.code}", {"folder": str(tmp_path)})
+    assert runs.tried == runtimes.TRIED and "'score'" in capsys.readouterr().out

@@ -25,8 +25,10 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 import matta_cli
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.files.card import read_card
 from matta_cli.models import trimming
 from matta_cli.settings.recipe import Recipe
+from matta_cli.students.card import left_out
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
@@ -192,6 +194,8 @@ def test_an_encoder_of_fewer_tokens_gives_what_it_gave(kind, cls, tokens, tmp_pa
     encoder(kind, vocab_size=size + 5, **more).save_pretrained(stored_in(base, tokens, cls))
     done = convert(recipe(base, data), out)
     [said] = [note for note in done.notes if "--trim-vocab kept" in note]
+    told = left_out(read_card(out / "ta")["lineage"])
+    assert f"of its {size + 5:,} tokens, which the data has not (--trim-vocab)" in told
     matta_cli.load_ta(out).student(0.5).save(made(tmp_path / "student"))
     reader, small = (AutoTokenizer.from_pretrained(folder) for folder in (base, out / "ta"))
     assert f"kept {len(small):,} of {size + 5:,} tokens" in said and len(small) < size

@@ -112,8 +112,7 @@ def evaluation(
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
     one = _example(task, first, splits, device)
-    macs = {subject.name: cost.macs(task, subject.fitted, one) for subject in subjects}
-    run_programs(everyone)
+    macs = {s.name: cost.macs(task, s.model if s.program else s.fitted, one) for s in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
     scored: dict[str, _Scored] = {}
@@ -154,6 +153,7 @@ def _ready(task: Task, everyone: Sequence[Subject], device: torch.device, say: S
         say(note)
     for subject in everyone:
         subject.fitted = subject.fitted.to(device)
+    run_programs(everyone)
 
 
 def _needs_data(recipe: Recipe, asked: Asked) -> bool:

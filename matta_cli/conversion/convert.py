@@ -131,14 +131,22 @@ def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: 
     return replace(source, tensors=open_weights(settings.weights, allow_pickle=allow_pickle))
 
 
-def _base(
-    recipe: Recipe, source: Source, scratch: Path
-) -> tuple[Adapter, nn.Module, Source, str, list[str]]:
-    """The adapter of a source, its model, what is left of the source, in which numbers it is
-    stored, and notes.
-
-    scratch: an empty folder for the model's other files, where they change.
+@dataclass
+class _Base:
+    """A source's adapter and model, what is left of the source, in which numbers it is stored,
+    notes, and of how many tokens how many were kept, if not all.
     """
+
+    adapter: Adapter
+    model: nn.Module
+    source: Source
+    dtype: str
+    notes: list[str]
+    tokens: list[int]
+
+
+def _base(recipe: Recipe, source: Source, scratch: Path) -> _Base:
+    """scratch: an empty folder for the model's other files, where they change."""
     settings = recipe.convert
     named = plugins.adapter(settings.adapter) if settings.adapter else None
     source = plugins.bare(source, [named] if named else plugins.adapters().values())
@@ -148,10 +156,11 @@ def _base(
     source = replace(source, tensors=None, module=None)
     own_memory(base)
     notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
-    if settings.trim_vocab:
-        source, note = trim(open_task(adapter.task, recipe), base, source, scratch)
-        notes.append(note)
-    return adapter, base, source, stored, notes
+    if not settings.trim_vocab:
+        return _Base(adapter, base, source, stored, notes, [])
+    done = trim(open_task(adapter.task, recipe), adapter, base, source, scratch)
+    notes.append(done.note)
+    return _Base(adapter, base, done.source, stored, notes, [done.kept, done.size])
 
 
 def _convert(
@@ -163,7 +172,8 @@ def _convert(
     listen: Listener,
 ) -> Converted:
     settings, name = recipe.convert, source.name
-    adapter, base, source, stored, notes = _base(recipe, source, scratch)
+    made = _base(recipe, source, scratch)
+    adapter, base, source, notes = made.adapter, made.model, made.source, made.notes
     axes = nested_axes(adapter, base, settings.axes)
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
@@ -172,7 +182,7 @@ def _convert(
     task = open_task(adapter.task, recipe)
     target = None
     if budgets := asked(settings):
-        target = _target(Targets(task, adapter, base, settings, stored), budgets, listen)
+        target = _target(Targets(task, adapter, base, settings, made.dtype), budgets, listen)
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
@@ -181,7 +191,7 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-    card = _card(settings, axes, source) | {"dtype": stored}
+    card = _card(settings, axes, source) | {"dtype": made.dtype, "tokens": made.tokens}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
@@ -317,7 +327,8 @@ def _save(
     example = ta.adapter.example or recipe.convert.example
     if example and not is_code(example):  # no folder names a function to call
         more["example"] = example
-    lineage = {"source": source, "digest": atomic.digest(folder), "dropped": ta.adapter.dropped}
+    lineage: dict[str, Any] = {"source": source, "digest": atomic.digest(folder)}
+    lineage |= {"dropped": ta.adapter.dropped, "tokens": more.pop("tokens")}
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)
     atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from matta_cli.adapter import Source
+from matta_cli.adapter import PROGRAM, Adapter, Source
 from matta_cli.conversion.proof import as_many_as_fit
 from matta_cli.data.split import Batch, Data
 from matta_cli.errors import MattaError
@@ -23,8 +23,20 @@ _AT_ONCE = 256  # examples
 _PROOF_BYTES = 1 << 24  # of outputs that are compared
 
 
-def trim(task: Task, base: Any, source: Source, folder: Path) -> tuple[Source, str]:
-    """Leave ``base`` the tokens of the task's data, in place; returns its source, and a note.
+@dataclass(frozen=True)
+class Trimmed:
+    """What was done: the source with the new tokenizer beside it, how many tokens of how many were
+    kept, and a note for people.
+    """
+
+    source: Source
+    kept: int
+    size: int
+    note: str
+
+
+def trim(task: Task, adapter: Adapter, base: Any, source: Source, folder: Path) -> Trimmed:
+    """Leave ``base`` the tokens of the task's data, in place.
 
     folder: an empty one, which takes the files that belong to the model, with the tokenizer of
     fewer tokens among them. Raises ``MattaError`` where there is no data or no tokenizer, it cannot
@@ -35,6 +47,8 @@ def trim(task: Task, base: Any, source: Source, folder: Path) -> tuple[Source, s
         raise MattaError("--trim-vocab keeps the tokens that the data has: pass some with --data.")
     if getattr(base, "config", None) is None or not hasattr(base, "get_input_embeddings"):
         raise _no_tokens(source.name)
+    if adapter.loader in ("", PROGRAM):  # no stock format, whose config.json says how many
+        raise MattaError(f"--trim-vocab is not possible with the adapter {adapter.name!r}.")
     if source.beside is not None:
         copy_companions(source.beside, folder)
     size = len(base.get_input_embeddings().weight)
@@ -59,7 +73,7 @@ def trim(task: Task, base: Any, source: Source, folder: Path) -> tuple[Source, s
         f"--trim-vocab kept {len(kept):,} of {size:,} tokens (those of the data, what they are "
         f"made of, and special ones), and so {left:,} of {was:,} parameters ({left / was:.0%})."
     )
-    return replace(source, beside=folder), note
+    return Trimmed(replace(source, beside=folder), len(kept), size, note)
 
 
 def _prove_tokens(data: Data, again: Data, kept: Sequence[int]) -> None:

@@ -47,6 +47,7 @@ class _Lineage(TypedDict):
     dropped: NotRequired[list[str]]
     quantized: NotRequired[str]
     of: NotRequired[str]
+    tokens: NotRequired[list[int]]  # how many of how many; empty: all
 
 
 class Card(reading.Versioned):

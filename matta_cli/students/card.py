@@ -82,7 +82,11 @@ def on_hub(card: str, name: str) -> str:
 def left_out(lineage: Mapping[str, Any]) -> str:
     """What was left out of the model that was converted, in words; empty where nothing was."""
     heads = ", ".join(map(str, lineage.get("dropped") or []))
-    return f"its head ({heads}), which was left out (--drop-head)" if heads else ""
+    out = [f"its head ({heads}), which was left out (--drop-head)"] if heads else []
+    if tokens := lineage.get("tokens"):
+        kept, of = tokens[0], tokens[-1]
+        out.append(f"{of - kept:,} of its {of:,} tokens, which the data has not (--trim-vocab)")
+    return ", ".join(out)
 
 
 def saved_in(parity: Parity) -> str:

@@ -21,9 +21,11 @@ NOT_RUN = "not run here"
 _GIVEN = {
     "text-generation": '"Once upon a time", max_new_tokens=20',
     "text-classification": '"A sentence to classify."',
+    "token-classification": '"A sentence to label."',
+    "image-classification": 'Image.new("RGB", (224, 224))',
 }
 _PIPELINE = """\
-from transformers import pipeline
+{imports}from transformers import pipeline
 
 run = pipeline({task!r}, model=folder)
 print(run({given}))"""
@@ -76,8 +78,11 @@ def runtimes(entry: ModelEntry, task: str, here: Path) -> Iterator[Runtime]:
         return
     if library == "timm":
         yield Runtime("timm, with a prediction", _TIMM, TRIED)
-    if library == "transformers" and task in _GIVEN and has_tokenizer(here):
-        code = _PIPELINE.format(task=task, given=_GIVEN[task])
+    images = task == "image-classification"
+    reads = (here / "preprocessor_config.json").is_file() if images else has_tokenizer(here)
+    if library == "transformers" and task in _GIVEN and reads:
+        imports = "from PIL import Image\n" if images else ""
+        code = _PIPELINE.format(task=task, given=_GIVEN[task], imports=imports)
         yield Runtime("transformers, as a pipeline", code, TRIED)
     if task == "text-generation":
         folder = shlex.quote(there)

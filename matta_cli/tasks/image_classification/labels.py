@@ -23,8 +23,8 @@ def is_several(model: Any, outputs: int, parts: Sequence[Source]) -> bool:
     if problem == "regression":
         raise MattaError(f"The model gives numbers {where}: images have classes or labels here.")
     if lists and problem == "single_label_classification":
-        several = "The data has several labels of each image, but the model is for one"
-        raise MattaError(f"{several} {where}.")
+        both = "The data has several labels of each image, but the model is for one"
+        raise MattaError(f"{both} {where}.")
     several = lists or problem == "multi_label_classification"
     if outputs < 2 and not several:
         says = "say problem_type 'multi_label_classification' in its config.json"

@@ -44,7 +44,7 @@ def read_images(
                 lambda rows: _from_hub(rows, text, settings, known),
             )
         train, held_out = _local(path, text, settings, known, training, notes)
-        if train is None and flag == "--data":
+        if training and train is None and flag == "--data":
             raise find.empty(text, "images to train on")
         return train, held_out
 

@@ -14,6 +14,7 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
+from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import known_as, names_of, order_of
 from matta_cli.tasks.image_classification.examples import (
@@ -52,7 +53,7 @@ class ImageClassification(Task):
     name = "image_classification"
     output = "classes"
     # the primary metric of each kind first; data tells the kind
-    metrics = (*OneClass.metrics, *SeveralLabels.metrics)
+    metrics: tuple[Metric, ...] = (*OneClass.metrics, *SeveralLabels.metrics)
     tokens = False
 
     def __init__(self, recipe: Recipe) -> None:
