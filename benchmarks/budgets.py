@@ -63,7 +63,8 @@ def measure(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
         report, (student,) = search(recipe, out, [budget], measured=False)
         seconds = time.perf_counter() - started
         ours, theirs = (
-            [scores.columns(sizes, scores.reporting)] for sizes in (student.sizes, uniform)
+            [scores.columns(scores.model(sizes), scores.reporting)]
+            for sizes in (student.sizes, uniform)
         )
         found[f"{width:g}"] = {
             "trained": width in recipe.distill.widths,

@@ -80,9 +80,35 @@ def bert() -> nn.Module:
     return transformers.BertModel(transformers.BertConfig(**SMALL))  # type: ignore[arg-type]
 
 
+def classifier(kind: str, **more: Any) -> Callable[[], nn.Module]:
+    """An encoder with a head that classifies texts."""
+
+    def make() -> nn.Module:
+        config = transformers.AutoConfig.for_model(kind, **{**SMALL, "pad_token_id": 1, **more})
+        return transformers.AutoModelForSequenceClassification.from_config(config)
+
+    return make
+
+
 def image(name: str, **more: Any) -> Callable[[], nn.Module]:
     given = {"num_classes": 10, "pretrained_cfg_overlay": {"input_size": (3, 32, 32)}, **more}
     return lambda: timm.create_model(name, **given)
+
+
+def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        given = {key: value for key, value in SMALL.items() if key != "vocab_size"}
+        given |= {"image_size": 32, "patch_size": 8, **more}
+        if kind.startswith("dinov2"):
+            given["mlp_ratio"] = 2
+            del given["intermediate_size"]
+        if kind in ("clip", "siglip"):
+            text = {**SMALL, "bos_token_id": 0, "eos_token_id": 0}
+            given = {"vision_config": given, "text_config": text}
+        config = transformers.AutoConfig.for_model(kind, num_labels=10, **given)
+        return transformers.AutoModelForImageClassification.from_config(config)
+
+    return make
 
 
 def ranker() -> nn.Module:
@@ -95,7 +121,18 @@ def ranker() -> nn.Module:
     return Ranker([(11, 4), (5, 6)], 3, [*layers, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}])
 
 
+SPECIAL = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")}
+DEBERTA = {
+    "relative_attention": True,
+    "position_buckets": 8,
+    "pos_att_type": ["p2c", "c2p"],
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+    "position_biased_input": False,
+    "type_vocab_size": 0,
+}
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 4}
+IMAGE_TASK = "image_classification"
 IMAGES, TOKENS = (
     ((torch.randn(2, 3, 32, 32),), {}),
     ((), {"input_ids": torch.arange(18).view(2, 9)}),
@@ -116,6 +153,15 @@ ARCHITECTURES: dict[
     "GPT-NeoX": ("gpt_neox", like_llama("gpt_neox"), TOKENS),
     "OPT": ("opt", opt, TOKENS),
     "BERT": ("bert", bert, TOKENS),
+    "BERT, classifier": ("bert", classifier("bert"), TOKENS),
+    "RoBERTa, classifier": ("roberta", classifier("roberta"), TOKENS),
+    "XLM-R, classifier": ("roberta", classifier("xlm-roberta"), TOKENS),
+    "CamemBERT, classifier": ("roberta", classifier("camembert"), TOKENS),
+    "DistilBERT, classifier": ("distilbert", classifier("distilbert"), TOKENS),
+    "ELECTRA, classifier": ("electra", classifier("electra"), TOKENS),
+    "MPNet, classifier": ("mpnet", classifier("mpnet"), TOKENS),
+    "ModernBERT, classifier": ("modernbert", classifier("modernbert", **SPECIAL), TOKENS),
+    "DeBERTa-v3, classifier": ("deberta", classifier("deberta-v2", **DEBERTA), TOKENS),
     "ViT": ("vit", image("vit_tiny_patch16_224", **VIT), IMAGES),
     "DeiT, distilled": ("vit", image("deit_tiny_distilled_patch16_224", **VIT), IMAGES),
     "ViT, attention pool": (
@@ -123,10 +169,30 @@ ARCHITECTURES: dict[
         image("vit_tiny_patch16_224", **VIT, global_pool="map", class_token=False),
         IMAGES,
     ),
+    "ViT of transformers": ("vit_transformers", like_vit("vit"), IMAGES),
+    "DINOv2": ("dinov2", like_vit("dinov2"), IMAGES),
+    "DINOv2, gated": ("dinov2", like_vit("dinov2", use_swiglu_ffn=True), IMAGES),
+    "DINOv2, registers": ("dinov2_with_registers", like_vit("dinov2_with_registers"), IMAGES),
+    "CLIP": ("clip", like_vit("clip"), IMAGES),
+    "SigLIP": ("siglip", like_vit("siglip"), IMAGES),
     "MLP ranker": ("mlp_ranker", ranker, ROWS),
     "ResNet-18": ("auto", image("resnet18"), IMAGES),
     "MobileNetV3": ("auto", image("mobilenetv3_small_050"), IMAGES),
     "ConvNeXt": ("auto", image("convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32)), IMAGES),
+    "EfficientNet": ("auto", image("test_efficientnet"), IMAGES),
+    "RegNet": ("auto", image("regnetx_002"), IMAGES),
+    "Swin": (
+        "auto",
+        image(
+            "swin_tiny_patch4_window7_224",
+            img_size=32,
+            window_size=4,
+            embed_dim=16,
+            depths=(2, 2),
+            num_heads=(2, 4),
+        ),
+        IMAGES,
+    ),
     "MLP-Mixer": ("auto", image("mixer_s16_224", img_size=32), IMAGES),
 }
 
@@ -158,7 +224,7 @@ def opened(name: str, make: Callable[[], nn.Module], text: str) -> tuple[Adapter
             nn.init.normal_(parameter, std=0.1)
     adapter = plugins.adapter(name)
     return adapter, adapter.load(
-        Source(text, module=model, example="1x3x32x32", task="image_classification")
+        Source(text, module=model, example="1x3x32x32", task="" if name != "auto" else IMAGE_TASK)
     )
 
 
@@ -177,11 +243,11 @@ def traced(
     of auto's.
     """
     example, task = (
-        ("1x3x32x32", "image_classification")
-        if name == "vit"
+        ("1x3x32x32", IMAGE_TASK)
+        if ARCHITECTURES[text][2] is IMAGES
         else ("input_ids=1x9:int64", "causal_lm")
     )
-    if name in ("mlp_ranker", "bert"):
+    if not plugins.adapter(name).task or name == "mlp_ranker":  # of encoders of texts
         return None
     adapter = Auto()
     torch.manual_seed(0)
@@ -285,6 +351,9 @@ EXPLAINED = (
     "**stock alone**, **stock all**: what loads a Student at half of these axes, or at half of all "
     "of the architecture's: a library, `matta` for `matta_cli.load_student` by design, `no` where "
     "the library's format cannot express it (matta's own does).",
+    "An encoder of texts alone, as for sentence embeddings, has no `hidden`: the order of its "
+    "channels is the embedding. RoBERTa, DistilBERT and the others are alone as BERT is, and a "
+    "head that classifies tokens nests as one that classifies texts.",
     "**auto**: whether `--adapter auto` finds the same axes by tracing; empty where it is not "
     "asked.",
 )

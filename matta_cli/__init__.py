@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from matta_cli.api import convert, distill, export, judge, load_student, load_ta, teach
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
 def __getattr__(name: str) -> Any:
     if name in __all__:
         from matta_cli import api

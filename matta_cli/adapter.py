@@ -114,8 +114,9 @@ class Adapter(ABC):
     Register a subclass as an entry point of the group ``matta.adapters``.
 
     name: what users type after ``--adapter``.
-    task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking`` or
-        ``sentence_embedding``; an adapter of many kinds of model sets it in ``load``.
+    task: the task of the models' outputs: ``causal_lm``, ``image_classification``, ``ranking``,
+        ``sentence_embedding``, ``text_classification`` or ``token_classification``; an adapter of
+        many kinds of model sets it in ``load``.
     default: the kinds of axes that are nested unless the user names others; empty: all.
     loader: a Python expression, with its imports, that loads a saved folder without matta
         (``{folder}`` stands for the folder, as a literal). ``PROGRAM`` where a ``torch.export``

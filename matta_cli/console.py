@@ -6,6 +6,7 @@ import errno
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from matta_cli.progress import Listener
     from matta_cli.progress import Progress as Event
 
+_ENDLESS = re.compile(r"\S{4200,}")  # a path has 4,096 characters at most
+
 
 def _other() -> int:
     """The number of this process, where torchrun started several; only the first one, 0, prints."""
@@ -43,8 +46,10 @@ def say(text: str) -> None:
 def harmless(text: str) -> str:
     """A text without what a terminal obeys: control characters are written as Python writes them.
 
-    So are those that turn the direction of writing, or cannot be seen.
+    So are those that turn the direction of writing, or cannot be seen. A word longer than any
+    name or path loses its middle: it is a file's content, of which a sentence is to be read.
     """
+    text = _ENDLESS.sub(lambda word: f"{word[0][:200]}...{word[0][-50:]}", text)
     return "".join(c if category(c)[0] != "C" or c in "\n\t" else ascii(c)[1:-1] for c in text)
 
 
@@ -82,28 +87,31 @@ def table(
         return
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Grid
     from rich.text import Text
 
     console = Console(highlight=False)
     columns = list(zip(headers, *rows, strict=True))
     gone: list[str] = []
 
-    def fits() -> bool:
-        least = [[text[:_PROSE] for text in c] if c[0] in prose else c for c in columns]
-        return _needs(least) <= console.width
+    def fits(least: int = 1000) -> bool:
+        cut = [[text[:_PROSE] for text in c] if c[0] in prose else c for c in columns]
+        return _needs(cut, least) <= console.width
 
+    least = 1000 if fits() else 0  # headers in several lines come before columns that go
     for start in spare:
-        if fits():
+        if fits(least):
             break
         gone += [column[0] for column in columns if column[0].startswith(start)]
         columns = [column for column in columns if not column[0].startswith(start)]
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
-    whole = bool(prose) and fits()
-    for i, (header, *_) in enumerate(columns):
+    drawn = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    whole = bool(prose) and fits(least)
+    for i, (header, *cells) in enumerate(columns):
         side: Any = "left" if i == 0 or left or header in prose else "right"
-        one_line = whole and header not in prose
-        drawn.add_column(header, justify=side, overflow="fold", no_wrap=one_line)
+        # nothing is broken inside an interval
+        one_line = header not in prose and (whole or any("[" in cell for cell in cells))
+        shown = header if header in prose else textwrap.fill(header, _width(columns[i], least))
+        drawn.add_column(shown, justify=side, overflow="fold", no_wrap=one_line)
     for row in zip(*(column[1:] for column in columns), strict=True):
         drawn.add_row(*map(Text, row))
     console.print(drawn)
@@ -111,25 +119,31 @@ def table(
         say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
 
 
-def fitting(tables: Sequence[tuple[Sequence[str], Sequence[Sequence[str]]]]) -> None:
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers and rows
+
+
+def fitting(tables: Sequence[Table], elsewhere: str = "the report") -> int:
     """Data on stdout: of tables that say ever less the first that the terminal has room for.
 
-    A pipe gets the first. Headers may stand in several lines.
+    A pipe gets the first. Headers may stand in several lines. What is missing is named, as it is
+    ``elsewhere``. Returns which of the tables it is.
     """
     if not sys.stdout.isatty():
         table(*tables[0])
-        return
+        return 0
     from rich.console import Console
 
     room = Console().width
-    tried = ((one, least) for one in tables for least in _LINES)
-    for (headers, rows), least in tried:
+    tried = ((at, least) for at in range(len(tables)) for least in _LINES)
+    for at, least in tried:
+        headers, rows = tables[at]
         columns = list(zip(headers, *rows, strict=True))
         if _needs(columns, least) <= room:
             break
     table([textwrap.fill(own[0], _width(own, least)) for own in columns], rows)
-    if gone := [header for header in tables[1][0] if header not in headers]:
-        say(f"Not shown in {room} columns, but in the report: {', '.join(gone)}.")
+    if elsewhere and (gone := [header for header in tables[1][0] if header not in headers]):
+        say(f"Not shown in {room} columns, but in {elsewhere}: {', '.join(gone)}.")
+    return at
 
 
 _PROSE = 30  # how long the lines of a sentence in a table are at the least

@@ -6,24 +6,40 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
-
-from matta_cli.data import sampling
 from matta_cli.errors import MattaError
 from matta_cli.files.workspace import Workspace
-from matta_cli.models import plugins
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.task import Task, task
+
+if TYPE_CHECKING:  # what is wrong is said before torch is imported
+    from torch import Tensor, nn
+
+    from matta_cli.tasks.task import Task
 
 SEED = 0
 
 
+@dataclass(frozen=True)
+class Demo:
+    """What a demo is of. make: its models and data. steps: of base, Teacher and distillation."""
+
+    what: str
+    make: Callable[[Path, Recipe], Models]
+    steps: tuple[int, int, int]
+    minutes: str
+
+
+def named(name: str) -> Demo:
+    """The demo of an adapter. Raises ``MattaError`` where there is none."""
+    if name not in DEMOS:
+        raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(DEMOS)}.")
+    return DEMOS[name]
+
+
 @dataclass
-class _Models:
+class Models:
     """The base and the Teacher of a demo, not trained yet, and how they are trained."""
 
     base: nn.Module
@@ -38,33 +54,35 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
     Raises ``MattaError`` for an adapter without a demo, or where the package that carries its data
     is missing.
     """
-    if name not in DEMOS:
-        raise MattaError(f"There is no demo of {name!r}: choose from {', '.join(DEMOS)}.")
-    make, steps = DEMOS[name]
-    base_steps, teacher_steps, run_steps = (max(4, n // 10) if quick else n for n in steps)
+    demo = named(name)
     folder = out / "demo"
     if Workspace(out).ta.exists() and not folder.exists():
         what = "finished work that is no demo's"
         raise MattaError(f"{out} holds {what}: pass --out for another folder.")
+
+    from matta_cli.models import plugins
+    from matta_cli.tasks.task import task
+
+    steps = (max(4, n // 10) if quick else n for n in demo.steps)
+    base_steps, teacher_steps, run_steps = steps
     folder.mkdir(parents=True, exist_ok=True)
     recipe = Recipe()
     recipe.convert.adapter = name
     recipe.convert.source, recipe.distill.teacher = str(folder / "base"), str(folder / "teacher")
     recipe.distill.steps, recipe.distill.eval_every = run_steps, max(1, run_steps // 4)
-    models = make(folder, recipe)
+    models = demo.make(folder, recipe)
     recipe.distill.batch_size = models.batch_size
     if quick:
         recipe.data.eval_examples, recipe.export.bootstrap = 100, 50
     adapter = plugins.adapter(name)
     own = task(adapter.task, recipe)
-    for role, model, count in (
-        ("base", models.base, base_steps),
-        ("teacher", models.teacher, teacher_steps),
+    for number, role, model, count in (
+        (1, "base", models.base, base_steps),
+        (2, "teacher", models.teacher, teacher_steps),
     ):
+        what = "the base, which stands for your model" if role == "base" else "a larger Teacher"
         size = f"{sum(p.numel() for p in model.parameters()):,} parameters"
-        listen(
-            Progress(message=f"Training a small {role} of its own first: {size}, {count} steps.")
-        )
+        listen(Progress(message=f"{number} of 5: train {what} ({size}, {count} steps)."))
         _train(model, role, own, folder / "base", count, models, listen)
         (folder / role).mkdir(exist_ok=True)
         adapter.save(model, folder / role)
@@ -72,22 +90,20 @@ def prepare(name: str, out: Path, *, quick: bool = False, listen: Listener = qui
 
 
 def _train(
-    model: nn.Module,
-    role: str,
-    task: Task,
-    folder: Path,
-    steps: int,
-    how: _Models,
-    listen: Listener,
+    model: nn.Module, role: str, task: Task, folder: Path, steps: int, how: Models, listen: Listener
 ) -> None:
     """Plain training on the ground truth: what the user did before meeting matta."""
+    import torch
+
+    from matta_cli.data import sampling
+
     data = task.data(folder, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=how.lr, weight_decay=0.01)
     warmup = max(0.1, 2.5 / steps)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, how.lr, total_steps=steps, pct_start=warmup
     )
-    order: dict[int, torch.Tensor] = {}
+    order: dict[int, Tensor] = {}
     model.train()
     for step in range(steps):
         started = time.perf_counter()
@@ -105,10 +121,11 @@ def _train(
     model.eval()
 
 
-def _gpt2(folder: Path, recipe: Recipe) -> _Models:
+def _gpt2(folder: Path, recipe: Recipe) -> Models:
     """GPT-2 on the Python language reference, which the standard library carries as text."""
     from pydoc_data.topics import topics
 
+    import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -140,13 +157,15 @@ def _gpt2(folder: Path, recipe: Recipe) -> _Models:
 
     recipe.data.train = str(folder / "python-reference.txt")
     recipe.distill.lr = 2e-3
-    return _Models(model(96, 3, 3), model(192, 4, 6), lr=3e-3, batch_size=16)
+    recipe.export.new_tokens = 16  # enough to tell what a token takes
+    return Models(model(96, 3, 3), model(144, 3, 6), lr=3e-3, batch_size=16)
 
 
-def _vit(folder: Path, recipe: Recipe) -> _Models:
+def _vit(folder: Path, recipe: Recipe) -> Models:
     """A ViT on scikit-learn's digits: 1,797 scans of handwritten digits, 8 x 8 pixels (UCI)."""
     import numpy as np
     import timm
+    import torch
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -170,16 +189,17 @@ def _vit(folder: Path, recipe: Recipe) -> _Models:
 
     recipe.data.train = str(folder / "digits.npz")
     recipe.distill.lr = 2e-3
-    return _Models(model(48, 3, 3), model(96, 4, 6), lr=2e-3, batch_size=32)
+    return Models(model(48, 3, 3), model(96, 4, 6), lr=2e-3, batch_size=32)
 
 
-def _ranker(folder: Path, recipe: Recipe) -> _Models:
+def _ranker(folder: Path, recipe: Recipe) -> Models:
     """A ranker on the RAND Health Insurance Experiment: who will see a doctor, 20,190 years."""
     try:
         from statsmodels.datasets import randhie
     except ImportError:
         needs = "The ranker's demo reads a table of statsmodels"
         raise MattaError(f"{needs}: pip install 'matta[demo]'.") from None
+    import torch
     from matta_adapters.mlp_ranker import Ranker
 
     table = randhie.load_pandas().data.sample(frac=1, random_state=SEED)
@@ -205,12 +225,13 @@ def _ranker(folder: Path, recipe: Recipe) -> _Models:
     recipe.data.label, recipe.data.categorical, recipe.data.dense = "visited", categorical, dense
     recipe.distill.lr = 3e-3
     recipe.data.eval_examples = 0  # rows are cheap: all
-    return _Models(model(8, (32, 16)), model(16, (128, 64)), lr=3e-3, batch_size=256)
+    return Models(model(8, (32, 16)), model(16, (128, 64)), lr=3e-3, batch_size=256)
 
 
-# what makes each, and the steps of base, Teacher and distillation: four minutes on two cores
-DEMOS: dict[str, tuple[Callable[[Path, Recipe], _Models], tuple[int, int, int]]] = {
-    "gpt2": (_gpt2, (150, 220, 200)),
-    "vit": (_vit, (250, 900, 600)),
-    "mlp_ranker": (_ranker, (100, 600, 500)),
+DEMOS = {
+    "gpt2": Demo("a GPT-2 on the Python language reference", _gpt2, (100, 150, 120), "two minutes"),
+    "vit": Demo("a ViT on scans of handwritten digits", _vit, (250, 900, 600), "a minute"),
+    "mlp_ranker": Demo(
+        "a ranker on a table of visits to doctors", _ranker, (100, 600, 500), "half a minute"
+    ),
 }

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from matta_cli.errors import MattaError
-from matta_cli.files.atomic import refuse_existing
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import load_ta, reached
@@ -19,15 +18,17 @@ from matta_cli.search import run as search
 from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import export as students
+from matta_cli.students import quantized
 from matta_cli.students.student import check
 
 
 def export(
-    recipe: Recipe, out: Path, *, overwrite: bool = False, listen: Listener = quiet
+    recipe: Recipe, out: Path, *, name: str = "", overwrite: bool = False, listen: Listener = quiet
 ) -> Report:
     """Cut Students of the recipe's widths and budgets out of the trained TA into ``out/students``.
 
-    The report on them is written to ``out/report.*``, and returned. Raises ``MattaError`` for
+    The report on them is written to ``out/report.*``, and returned. With a name they are a family
+    beside that one, in ``out/families``. Raises ``MattaError`` for
     widths that the TA does not hold, budgets that are not possible, a Student that does not reload
     to the view's outputs, or missing data.
     """
@@ -36,11 +37,13 @@ def export(
     if budgets:
         search.check(recipe)
     converted = load_ta(Workspace(out).ta)
+    quantized.check(recipe.export, converted)
     widths = sorted(set(recipe.export.widths))
     if not widths and not budgets:
         raise MattaError("There are no widths to export: pass --widths 0.25,0.5,1.0, say.")
     _refuse_equal(converted, widths)
-    refuse_existing(Workspace(out).students, overwrite)
+    space = Workspace(out, name)
+    space.refuse_exported(overwrite)
 
     def say(text: str) -> None:
         listen(Progress(message=text))
@@ -56,7 +59,7 @@ def export(
     held_out = HeldOut.opened(recipe, run.ta, run.folder, run.counters.get("processes", 1))
     steps = Steps(listen, students.steps(recipe, family))
     report = students.export(
-        out, family, held_out, run, converted, steps, searched=searched, overwrite=overwrite
+        space, family, held_out, run, converted, steps, searched=searched, overwrite=overwrite
     )
     steps.end()
     return report

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -13,14 +14,16 @@ from matta_cli.commands.adapters import adapters
 from matta_cli.commands.convert import convert
 from matta_cli.commands.demo import demo
 from matta_cli.commands.distill import distill
+from matta_cli.commands.doctor import doctor
 from matta_cli.commands.eval import eval
 from matta_cli.commands.export import export
 from matta_cli.commands.inspect import inspect
+from matta_cli.commands.push import push
 from matta_cli.commands.recipe import app as recipe
 from matta_cli.commands.report import report
 from matta_cli.commands.search import search
 from matta_cli.commands.teach import teach
-from matta_cli.console import guarded, say
+from matta_cli.console import guarded, hint, say, text
 from matta_cli.version import __version__
 
 # the one of the click that this release of typer brings, or needs
@@ -67,6 +70,26 @@ app = typer.Typer(
 )
 
 
+_START = """\
+matta turns one dense PyTorch model into a family of good small ones. In three lines, in one folder:
+
+  matta convert model.pt --adapter gpt2    your model, with smaller ones (Students) nested in it
+  matta distill --teacher gpt2-large       all of them are trained in one run, by a larger model
+  matta export --widths 0.25,0.5,1.0       Students as ordinary checkpoints, and a report on each
+
+It takes language models, encoders, vision models, rankers, and modules of your own. Then:
+
+  matta export --target-params 60M         a Student for a budget: parameters, memory, time
+  matta report --baselines plain           was it worth it?
+  matta eval                               models, compared on the same examples
+  matta push --to me/gpt2                  Students, sent to the Hugging Face hub
+
+  matta demo      see it all on real text, without a network, in two minutes
+  matta doctor    what is installed here
+  matta --help    every command; `matta COMMAND --help` has its flags
+"""
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"matta {__version__}")
@@ -82,10 +105,13 @@ def root(
 ) -> None:
     """Turn one dense PyTorch model into a family of good small ones."""
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        text(_START)
+        hint("matta demo")
 
 
-for _command in (convert, inspect, distill, search, export, eval, report, teach, demo, adapters):
+_FIRST = (convert, distill, export, inspect, search, eval)
+_THEN = (report, push, teach, demo, adapters, doctor)
+for _command in (*_FIRST, *_THEN):
     app.command()(guarded(_command))
 
 app.add_typer(recipe, name="recipe")
@@ -93,4 +119,6 @@ app.add_typer(recipe, name="recipe")
 
 def main() -> None:
     """Entry point of ``matta``."""
+    # torchao, wherever it is installed, has torch warn here of its own future
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)
     app()

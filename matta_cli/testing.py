@@ -32,7 +32,8 @@ def check_adapter(adapter: Adapter, model: nn.Module, inputs: Inputs) -> None:
     """Check ``adapter`` on ``model`` (float32, on the CPU, small) and ``inputs`` of its forward.
 
     inputs: keyword arguments as a mapping, or positional arguments as a sequence. They should reach
-    every part of the model: a gradient is expected in every tensor that an axis names. Raises
+    every part of the model: a gradient is expected in every tensor that an axis names, but those
+    that ``load`` has frozen (``requires_grad``) because no forward reads them. Raises
     ``AssertionError`` at the first thing that breaks the contract.
     """
     modes = {name: module.training for name, module in model.named_modules()}
@@ -210,6 +211,7 @@ def _check_gradients(
     plan = cut.Cut(_of(axes, leaves), small, {name: leaf.shape for name, leaf in leaves.items()})
     named = {place.tensor for axis in axes if not axis.layers for place in axis.slices}
     awake = {name for name, grad in reached.items() if bool(grad.any())}
+    named -= {name for name, leaf in model.named_parameters() if not leaf.requires_grad}
     asleep = [n for n in leaves if n in named - awake and plan.name(n) is not None]
     nothing = f"No gradient of the half-size model reaches {_few(asleep)}"
     _require(not asleep, f"{nothing}: its forward does not use it, or detaches it.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import timm
 import torch
 from timm.models.mlp_mixer import MlpMixer
+from timm.models.regnet import RegNet, RegNetCfg
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
@@ -43,6 +44,28 @@ def convnext() -> nn.Module:
     return timm.create_model(
         "convnext_atto", depths=(1, 1, 2, 1), dims=(8, 16, 24, 32), num_classes=7
     )
+
+
+def swin() -> nn.Module:
+    return timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=32,
+        window_size=4,
+        embed_dim=16,
+        depths=(2, 2),
+        num_heads=(2, 4),
+        num_classes=7,
+    )
+
+
+def efficientnet() -> nn.Module:
+    return timm.create_model("test_efficientnet", num_classes=7)
+
+
+def regnet() -> nn.Module:
+    """With groups of four channels, and squeeze and excitation."""
+    config = RegNetCfg(depth=8, w0=8, wa=8.0, wm=2.0, group_size=4, se_ratio=1.0)
+    return RegNet(config, num_classes=7)
 
 
 def mixer() -> nn.Module:

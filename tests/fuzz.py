@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from matta_cli.files import atomic
 from matta_cli.main import app
 
-SECONDS, BYTES = 60, 12 << 30
+SECONDS, BYTES, LONGEST = 60, 12 << 30, 5_000
 _DEEP = "[" * 100_000
 _WRONG: list[Any] = [None, True, -1, 0, 1, 2.5, 1e308, 10**18, "", "x", "\x1b[31m<b>", [], {}]
 _WRONG += [float("nan"), float("inf"), -(10**30), [[]], [None], [1, "a"], {"a": 1}, {"": None}]
@@ -47,8 +47,9 @@ def said(folder: Path, line: str) -> tuple[int, str]:
             os.chdir(folder)
             done = CliRunner().invoke(app, line.split())
             error = f"\n{done.exception!r}" if not isinstance(done.exception, SystemExit) else ""
-            text = f"{done.exit_code}\n{done.stderr}{error if done.exception else ''}"
-            os.write(into, text.encode("utf-8", "backslashreplace")[-60_000:])
+            text = f"{done.stderr}{error if done.exception else ''}"
+            raw = text.encode("utf-8", "backslashreplace")[-60_000:]
+            os.write(into, f"{done.exit_code}\n".encode() + raw)
         finally:
             os._exit(0)
     os.close(into)
@@ -72,6 +73,8 @@ def wrong(code: int, text: str) -> str:
         return f"ends with {code}: {text[-500:]}"
     if "mistake of matta" in lines[-1]:
         return lines[-1]
+    if len(lines[-1]) > LONGEST:
+        return f"says {len(lines[-1]):,} characters: {lines[-1][:500]}"
     return f"an escape reaches the terminal: {text!r}" if "\x1b" in text else ""
 
 

@@ -30,6 +30,7 @@ from transformers import (
 OUT = "matta-out"
 _SHORT = "distill --overwrite --steps 1 --allow-weak-teacher --batch-size 8"
 DISTILL = f"{_SHORT} --teacher teacher.pt"
+PUSH = f"push {OUT}/students/width-0.5 --to me/half --dry-run --license mit"
 _PIXELS = "convert pixels --out other --data"
 _TEXT = "convert words --out other --data"
 _PAIRS = "convert sentences --out other --data"
@@ -59,7 +60,7 @@ READERS = {
     f"{OUT}/run/checkpoints/step-4/optimizer/*": ["distill --resume --steps 5"],
     f"{OUT}/run/checkpoints/step-4/trainer.json": ["distill --resume --steps 5", "report"],
     f"{OUT}/students/*": ["report"],
-    f"{OUT}/students/width-0.5/*": [f"eval {OUT}/students/width-0.5", "report"],
+    f"{OUT}/students/width-0.5/*": [f"eval {OUT}/students/width-0.5", "report", PUSH],
     f"{OUT}/report.json": ["report"],
     f"{OUT}/search/trials.jsonl": ["search --trials 3 --target-params 60"],
     f"{OUT}/search/*.json": ["search --trials 3 --target-params 60", "report", "export"],

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
+FRONT = ("main", "__main__", "console", "commands", "notebook")  # what may print, and know of typer
+
 # A package or file imports only from rows above its own, and not from its own row, which only the
 # last one may. Imports inside functions and for type checkers count.
 ROWS = (
@@ -22,14 +24,13 @@ ROWS = (
     ("data", "report", "models"),
     ("tasks",),
     ("measure",),
-    ("conversion",),
+    ("conversion", "formats"),
     ("training",),
     ("students", "search", "comparison"),
     ("verdict",),
-    ("matta_cli", "__main__", "main", "console", "api", "family", "commands", "testing", "demo"),
+    ("matta_cli", *FRONT, "api", "keywords", "family", "testing", "demo"),
 )
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
-FRONT = ("main", "__main__", "console", "commands")  # what may know of a command line
 LINES, FUNCTION, COLUMNS = 400, 60, 100
 FOLDERS = ("ta", "run", "students", "baselines")  # paths of a Workspace
 # keys of a report's JSON

@@ -7,8 +7,8 @@ import pytest
 import timm
 import torch
 from matta_adapters.auto import _ATTRIBUTE, Auto, Plan
-from matta_adapters.bert import Bert
 from matta_adapters.decoders import Llama
+from matta_adapters.encoders import Bert
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import MLPRanker
 from matta_adapters.vit import ViT

@@ -27,12 +27,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.formats import programs
 from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
 from matta_cli.nested import grow, importance, view
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students import programs
 from matta_cli.tasks import task as tasks_task
 from matta_cli.testing import check_adapter
 
@@ -41,6 +41,9 @@ EXAMPLES = {
     "resnet18": (IMAGES, ""),
     "mobilenet": ("1x3x64x64", ""),
     "convnext": ("1x3x64x64", ""),
+    "swin": (IMAGES, ""),
+    "efficientnet": ("1x3x64x64", ""),
+    "regnet": ("1x3x64x64", ""),
     "mixer": (IMAGES, ""),
     "vit": (IMAGES, ""),
     "bert": (TOKENS, "causal_lm"),
@@ -103,7 +106,8 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-SLOW = ("mobilenet", "resnet18", "convnext")  # many axes
+CNNS = ("convnext", "swin", "efficientnet", "regnet")
+SLOW = ("mobilenet", "resnet18", *CNNS)  # many axes
 
 
 @pytest.mark.parametrize(
@@ -320,6 +324,30 @@ def test_left_whole_and_named(name, axes, note):
     adapter, model = made(name)
     assert set(by_name(adapter, model)) == axes
     assert any(re.search(note, text) for text in adapter.notes), adapter.notes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "most", "left"),
+    [
+        ("convnext", 0.4, ""),
+        ("efficientnet", 0.3, ""),
+        ("regnet", 0.7, r"convolutions in groups stay as they are"),
+        (
+            "swin",
+            0.4,
+            r"did not run, or not to the same outputs.*: layers\.0\.blocks\.0\.attn\.qkv",
+        ),
+    ],
+)
+def test_how_much_of_a_timm_model_can_shrink(name, most, left):
+    """At half of all axes, of all parameters; and what is left whole is named."""
+    adapter, model = made(name)
+    axes = adapter.axes(model)
+    half = {axis.name: max(axis.step, axis.size // 2) for axis in axes}
+    student = view.materialize(adapter, model, axes, half)
+    assert parameters(student) < most * parameters(model)
+    assert any(re.search(left, note) for note in adapter.notes) if left else True
 
 
 def test_a_group_norm_moves_in_its_groups():
@@ -613,7 +641,8 @@ def test_the_three_lines(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["TwoTowers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "resnet18"))]
+    "name",
+    ["TwoTowers", *(pytest.param(n, marks=pytest.mark.slow) for n in ("llama", "resnet18", *CNNS))],
 )
 def test_convert(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

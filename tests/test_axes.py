@@ -110,7 +110,7 @@ def test_all_axes_from_convert_to_export(folder):
         and student.blocks[0].attn.num_heads == 2
     )
     trained = load_ta("out")
-    view = trained.at(0.5).eval()
+    view = trained.at(0.5)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(student.eval()(x), view(x), atol=1e-6)

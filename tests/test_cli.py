@@ -221,7 +221,7 @@ def test_base_is_still_width_one(finished):
     base = gpt2(ta.model.config.vocab_size)
     ids = torch.randint(ta.model.config.vocab_size, (2, 20))
     with torch.no_grad():
-        assert torch.allclose(ta.at(1.0).eval()(ids).logits, base(ids).logits, atol=1e-5)
+        assert torch.allclose(ta.at(1.0)(ids).logits, base(ids).logits, atol=1e-5)
 
 
 def test_finished_work_is_not_replaced(finished):
@@ -242,6 +242,59 @@ def test_what_is_shown_can_be_typed():
         shown("export", Path("matta-out"), "--widths", "0.25,0.5")
         == "matta export --widths 0.25,0.5"
     )
+
+
+@pytest.mark.parametrize(
+    ("line", "following"),
+    [
+        ("inspect", "report --baselines plain"),
+        ("recipe show --changed", "report --baselines plain"),
+        ("adapters", "convert MODEL --adapter NAME"),
+        (
+            "distill --teacher gpt2-large --steps 3 --widths 0.25,1 --allow-weak-teacher --dry-run",
+            "distill --teacher gpt2-large --widths 0.25,1 --steps 3 --allow-weak-teacher",
+        ),
+        ("teach --teacher gpt2-large --prompts p.jsonl", "distill --teacher ANSWERS.jsonl"),
+    ],
+)
+def test_every_command_ends_with_the_next_one(typed, line, following):
+    """Those of the three lines are checked with them."""
+    result = typed(line)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr.splitlines()[-1] == f"Next: matta {following}"
+
+
+def test_a_second_family_stands_beside_the_first(typed):
+    """It has a report of its own, can be judged and compared, and nothing of the first changes."""
+    refusal(typed("export --widths 0.5"), "--name NAME puts others beside them", "--overwrite")
+    refusal(typed("export --widths 0.5 --name ../x"), "--name '../x' is no name of a family")
+    before = {path: path.stat().st_mtime_ns for path in Path("matta-out").rglob("*.json")}
+    result = typed("export --widths 0.75 --name small")
+    assert result.exit_code == 0, result.stderr
+    home = Path("matta-out/families/small")
+    assert (home / "students" / "width-0.75" / "model.safetensors").exists()
+    assert result.stderr.splitlines()[-1] == (
+        f"Next: matta eval matta-out/ta@1 {home}/students/width-0.75"
+    )
+    report = json.loads((home / "report.json").read_text())
+    assert [m["folder"] for m in report["models"] if m["role"] == "student"] == [
+        "families/small/students/width-0.75"
+    ]
+    told = [line for line in result.stderr.splitlines() if line.startswith("Look at this first: ")]
+    assert told and all(line.partition(": ")[2] in report["notes"] for line in told)
+    assert not [line for line in told if f"Note: {line.partition(': ')[2]}" in result.stderr]
+    refusal(typed("export --widths 0.75 --name small"), "families/small/students holds finished")
+    again = typed("report --name small --json")
+    assert again.exit_code == 0, again.stderr
+    students = [m["name"] for m in json.loads(again.stdout)["models"] if m["role"] == "student"]
+    assert students == ["width 0.75"]
+    refusal(typed("report --name large"), "families/large: run `matta export --name large` first")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_adapters_are_told_in_plain_text(typed):
+    result = typed("adapters")
+    assert result.exit_code == 0 and "gpt2" in result.stdout and "`" not in result.stdout
 
 
 def test_inspect_tells_a_student_from_a_ta(typed):

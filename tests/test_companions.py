@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
-from matta_adapters.bert import Bert
+from matta_adapters.encoders import Bert
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     AutoTokenizer,
     BertConfig,
     BertModel,
+    BitImageProcessor,
+    CLIPImageProcessor,
+    DeiTImageProcessor,
     PreTrainedTokenizerFast,
+    SiglipImageProcessor,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessor,
@@ -22,11 +27,12 @@ from transformers import (
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import two_formats
+from matta_cli.models.tokenizer import open_tokenizer, two_formats
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.examples import Preparation
-from matta_cli.tasks.sentence_embedding.read import encoder
+from matta_cli.tasks.sentence_embedding.examples import Sentences
 from matta_cli.tasks.task import task as open_task
+from matta_cli.tasks.texts.encoder import encoder
 from tests.sample_text import WORDS, byte_tokenizer, prose
 
 ASKED = ["query:", "One", "one", "dog"]
@@ -58,8 +64,8 @@ def put(folder, name, **content):
 def opened(folder):
     notes: list[str] = []
     model = Bert().load(Source("m", folder=folder))
-    made = encoder(folder, model, Recipe(), notes)
-    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(made(["One dog"])[0])
+    made = encoder(folder, model, Recipe(), 512, notes)
+    tokens = AutoTokenizer.from_pretrained(folder).convert_ids_to_tokens(made(["One dog"]).ids)
     return made, tokens, " ".join(notes)
 
 
@@ -90,15 +96,39 @@ def test_what_is_not_done_is_said(encoder_folder):
     assert "by dot" in notes and "truncate_dim" in notes
 
 
-def test_a_teacher_that_asks_for_other_sentences_is_said(encoder_folder, tmp_path_factory):
+def test_a_teacher_reads_sentences_as_its_folder_asks(encoder_folder, tmp_path_factory):
+    """It has tokens of its own in each batch, unless they are those of the model."""
     model = Bert().load(Source("m", folder=encoder_folder))
     task = open_task("sentence_embedding", Recipe())
-    task.fit_teacher(model, encoder_folder, model, encoder_folder)
+    assert task.fit_teacher(model, encoder_folder, model, encoder_folder) is model
     assert task.notes == []
+    home = tmp_path_factory.mktemp("model") / "it"
+    shutil.copytree(encoder_folder, home)
     prompts = {"prompts": {"query": "query: "}, "default_prompt_name": "query"}
     put(encoder_folder, "config_sentence_transformers.json", **prompts)
-    task.fit_teacher(model, encoder_folder, model, tmp_path_factory.mktemp("model"))
-    assert any("asks for other sentences" in note for note in task.notes)
+    teacher = task.fit_teacher(model, encoder_folder, model, home)
+    assert any("its texts begin with 'query: '" in note for note in task.notes)
+    encode = task.encoder(home, model)
+    batch = Sentences({"One dog": 0}, encode, "t", task.readers).batch([0])
+    asked = Sentences({"query: One dog": 0}, encode, "t", task.readers).batch([0])
+    given = task.forward(teacher, batch)
+    torch.testing.assert_close(given, task.forward(model, asked))
+    assert not torch.allclose(given, task.forward(model, batch), atol=1e-3)
+
+
+@pytest.mark.parametrize("value", ["x", [], {"a": 1}, None, -1, 1e308, True])
+def test_a_tokenizer_that_opens_is_one_that_reads(tmp_path, value):
+    byte_tokenizer([prose(50)], 280).save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    told = json.loads(path.read_text()) | {"model_max_length": 512}
+    for key in told:
+        path.write_text(json.dumps(told | {key: value}))
+        try:
+            tokenizer = open_tokenizer(tmp_path, "", 10_000)
+        except MattaError as error:
+            assert "cannot be opened" in str(error)
+        else:
+            assert tokenizer("a text")["input_ids"]
 
 
 def test_two_tokenizers_in_a_folder_are_said(tmp_path):
@@ -126,6 +156,9 @@ PROCESSORS = {
     },
     "other-factor": {"rescale_factor": 1 / 127.5, "size": {"height": 32, "width": 32}},
 }
+
+
+SIDE = {"height": 32, "width": 32}
 
 
 def vit():
@@ -161,6 +194,54 @@ def test_an_edge_and_a_crop_are_done(tmp_path):
     image = picture(80, 40)  # whose edge is the one asked for
     middle = np.asarray(image)[4:36, 24:56].transpose(2, 0, 1)
     assert np.array_equal(prepare.pixels(image), middle)
+
+
+OTHERS = {
+    "dinov2": (BitImageProcessor, {"size": {"shortest_edge": 40}, "crop_size": SIDE}),
+    "clip": (CLIPImageProcessor, {"size": {"shortest_edge": 32}, "crop_size": SIDE}),
+    "siglip": (SiglipImageProcessor, {"size": SIDE}),
+    "deit": (DeiTImageProcessor, {"size": {"height": 40, "width": 40}, "crop_size": SIDE}),
+    "no resizing": (CLIPImageProcessor, {"do_resize": False, "crop_size": SIDE}),
+}
+
+
+@pytest.mark.parametrize("how", OTHERS)
+@pytest.mark.parametrize("size", [(70, 50), (33, 90), (32, 32)])
+def test_pixels_are_those_of_other_processors(tmp_path, how, size):
+    kind, settings = OTHERS[how]
+    processor = kind(**settings)
+    processor.save_pretrained(tmp_path)
+    image = picture(*size)
+    expected = processor(image, return_tensors="pt")["pixel_values"][0]
+    prepare = Preparation(tmp_path, vit())
+    made = prepare.input(prepare.pixels(image))
+    scale = float(expected.max() - expected.min())
+    assert (made - expected).abs().mean() < 0.01 * scale and not prepare.notes
+
+
+@pytest.mark.parametrize(
+    ("kind", "edge"), [("CLIPFeatureExtractor", True), ("DeiTFeatureExtractor", False), ("", True)]
+)
+def test_a_size_that_is_a_number_is_an_edge_to_some(tmp_path, kind, edge):
+    """Files of old releases; CLIP's own are such."""
+    card = {"size": 40, "crop_size": 32, "do_center_crop": True, "feature_extractor_type": kind}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(card))
+    prepare = Preparation(tmp_path, vit())
+    image = picture(80, 40)
+    whole = image if edge else image.resize((40, 40), Image.Resampling.BILINEAR)
+    left, top = ((side - 32) // 2 for side in whole.size)
+    middle = np.asarray(whole.crop((left, top, left + 32, top + 32)), float).transpose(2, 0, 1)
+    assert np.abs(prepare.pixels(image) - middle).mean() < 1
+
+
+def test_a_model_of_any_size_takes_that_of_its_processor(tmp_path):
+    """DINOv2's positions are of 518 pixels, and its classifiers read 224."""
+    BitImageProcessor(size={"shortest_edge": 32}, crop_size=24).save_pretrained(tmp_path)
+    any_size = vit()
+    any_size.pretrained_cfg = {"input_size": (3, 32, 32), "fixed_input_size": False}
+    prepare = Preparation(tmp_path, any_size)
+    assert prepare.shape == (3, 24, 24) and not prepare.notes
+    assert "makes images of 24 x 24" in Preparation(tmp_path, vit()).notes[0]
 
 
 def test_what_a_processor_asks_for_and_is_not_done(tmp_path):

@@ -359,7 +359,7 @@ def test_batchnorm_has_one_rule(tmp_path, expand):
         student = out / "students" / f"width-{name}"
         assert auc(student, 64) == auc(f"{out}@{name}", 200) == pytest.approx(value, abs=1e-9)
         with torch.no_grad():
-            nested, dense = load_ta(out).at(float(name)).eval(), load_student(student)
+            nested, dense = load_ta(out).at(float(name)), load_student(student)
             assert torch.equal(nested(dense=inputs), dense(dense=inputs))
             assert torch.equal(
                 load_ta(out).student(float(name)).dense()(dense=inputs), dense(dense=inputs)
@@ -503,7 +503,7 @@ def test_a_view_generates_without_a_copy(adapter, make, kinds):
         nn.init.normal_(parameter, std=0.3)
     axes = sizes.nested_axes(adapter, model, kinds)
     ta = TA(adapter, model, axes, sizes.full_sizes(axes), {})
-    view, student = ta.at(0.5).module(), ta.student(0.5).dense()
+    view, student = ta.at(0.5), ta.student(0.5).dense()
     ids = torch.arange(3, 11)[None]
     options = {
         "attention_mask": torch.ones_like(ids),

@@ -39,9 +39,12 @@ def test_there_are_examples() -> None:
         "vit_fashion_mnist",
         "ranker_movielens",
         "minilm_sts",
+        "elastic_service",
         "fixed_sizes",
         "gpt2_medium_paper",
         "smollm2_family",
+        "text_classifier",
+        "tagger",
     }
     assert names <= {path.parent.name for path in RECIPES}
 

@@ -11,7 +11,7 @@ import optuna
 import pytest
 import torch
 from sample_text import byte_tokenizer, prose
-from test_adapters import MODELS, gpt2, made
+from test_adapters import ADAPTERS, MODELS, gpt2, made
 from test_budgets import held
 from torch import nn
 
@@ -37,7 +37,7 @@ from matta_cli.settings.recipe import ExportSettings, Recipe
 from matta_cli.students import entries
 from matta_cli.training.run import distill
 
-DECODERS = [name for name in MODELS if name.split("-")[0] not in ("vit", "bert", "mlp_ranker")]
+DECODERS = [name for name in MODELS if ADAPTERS[name.split("-")[0]].task == "causal_lm"]
 LEFT_OUT = "is not timed: it cannot generate with a cache"
 
 

@@ -92,6 +92,13 @@ def test_what_a_terminal_obeys_is_written_out(capsys):
     assert shown.out == "\\x1b]0;title\\x07\n[bold]\\x1b[2J[/bold] next\n"
 
 
+def test_a_word_without_end_is_not_shown_whole(capsys):
+    console.say(f"{'b' * 4_000} is a name, and {'a' * 100_000} is no number in 'rows.svm'.")
+    shown = capsys.readouterr().err
+    assert f"{'b' * 4_000} is a name, and a" in shown and "a... is no" not in shown
+    assert len(shown) < 4_500 and shown.endswith("aaa is no number in 'rows.svm'.\n")
+
+
 def test_an_error_is_one_line_whatever_is_in_a_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("matta.toml").write_text('["\\u001b[31mx\\nError: no"]\na = 1\n')

@@ -17,6 +17,7 @@ from matta_cli.data import find
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification import pictures, read
+from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.image_classification.task import ImageClassification
 
 SIDE = 28
@@ -279,14 +280,14 @@ def test_labels_of_a_hub_dataset(tmp_path: Path) -> None:
             features["label"] = datasets.Value("float64" if 0.5 in labels else "int64")
         return datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
 
-    settings = recipe().data
-    found = read._from_hub(rows(["10", "9", "9"]), "it", settings)
+    settings, known = recipe().data, Known(2, [])
+    found = read._from_hub(rows(["10", "9", "9"]), "it", settings, known)
     assert found.classes == ["10", "9"] and found.labels.tolist() == [0, 1, 1]
     assert np.asarray(found.read(2)).max() == 40
     for labels, sentence in (
         (["a", None, None], "misses 2 labels, the first in row 2"),
-        ([0.5, 1.0], "holds float, but labels are names or whole numbers"),
+        ([0.5, 1.0], "holds float in row 1, but labels are all names"),
     ):
         with pytest.raises(MattaError, match=sentence):
-            read._from_hub(rows(labels), "it", settings)
+            read._from_hub(rows(labels), "it", settings, known)
     assert find.hub_held_out({"test": 1}, "it", "") == 1

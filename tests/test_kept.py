@@ -61,10 +61,10 @@ def test_convert_and_inspect_say_what_each_width_keeps_and_none_goes_below(here)
     none = GPT2LMHeadModel(GPT2Config(**SMALL, n_inner=1))
     share = f"{100 * parameters(none) / parameters(whole):.0f} %"
     assert found["floor"] in done.stderr and found["floor"].startswith(
-        f"{share} of the parameters cannot shrink along mlp (transformer.wte.weight [400, 64] "
+        f"No width keeps less than {share} of the parameters (transformer.wte.weight "
     )
-    assert "transformer.h.*.attn.c_attn.weight [64, 192] (x2) " in found["floor"]
-    assert "With `--axes mlp,heads,hidden,depth` it is " in found["floor"]
+    assert "transformer.h.*.attn.c_attn.weight " in found["floor"] and len(found["floor"]) < 180
+    assert "; with `--axes mlp,heads,hidden,depth` it is " in found["floor"]
     inspected = json.loads(fine("inspect --json").stdout)
     assert inspected["floor"] == found["floor"]
     assert {row["width"]: row["kept"] for row in inspected["widths"]}[0.5] == kept

@@ -158,3 +158,16 @@ def test_the_axis_of_the_plot_switches(browser, page):
     browser.run("document.querySelector('label[for=axis-1]').click()")
     browser.run("document.querySelector('label[for=cuts]').click()")
     assert browser.run(shown) == ["plot plot-1 trained"]
+
+
+def test_nothing_of_a_chart_touches_the_edge_of_a_telephone(browser, page):
+    browser.open(page, 400, dark=False)
+    near = """[...document.querySelectorAll('figcaption, .along, .chart text')].filter(e => {
+      const range = document.createRange();
+      range.selectNodeContents(e);
+      const at = range.getBoundingClientRect();
+      return e.getClientRects().length && at.width && (at.left < 12 || at.right > innerWidth - 12);
+    }).map(e => e.textContent)"""
+    for axis in range(3):
+        browser.run(f"document.getElementById('axis-{axis}').click()")
+        assert browser.run(near) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import site
 import subprocess
@@ -22,11 +21,12 @@ import matta_cli
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.main import app
-from matta_cli.models import plugins
+from matta_cli.models import names, plugins
 from matta_cli.testing import check_adapter
+from tests.pages import blocks
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_adapter"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "adapters.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "write-an-adapter.md"
 BROKEN = "raise RuntimeError('this plug-in\\nis broken')\n"
 LINES = (
     "convert model.safetensors --data digits.npz",
@@ -127,7 +127,7 @@ def test_example_installed_in_a_clean_environment(tmp_path):
     ]
     done = subprocess.run(install, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "gated_mlp" not in plugins.origins(), "it is installed there, not here"
+    assert "gated_mlp" not in names.origins(), "it is installed there, not here"
 
     prepare(work)
     assert "gated_mlp:GatedMLPAdapter" in run(python, work, "adapters").stdout
@@ -274,11 +274,11 @@ def typed(tmp_path, monkeypatch):
     sys.path.insert(0, str(tmp_path / "site"))
 
     def run_line(line: str):
-        plugins._installed.cache_clear()
+        names.installed.cache_clear()
         return CliRunner().invoke(app, line.split())
 
     yield run_line
-    plugins._installed.cache_clear()
+    names.installed.cache_clear()
 
 
 def test_a_broken_plugin_is_named_and_the_others_work(tmp_path, typed):
@@ -351,37 +351,42 @@ def test_a_plugin_that_fails_when_asked_does_not_stop_the_others(tmp_path, typed
 # The document
 
 
+def document() -> dict[str, str]:
+    """The files that docs/write-an-adapter.md has its reader write."""
+    files: dict[str, str] = {}
+    for block in blocks(DOCUMENT.read_text(encoding="utf-8")):
+        if block.title is not None:
+            before = f"{files[block.title]}\n\n" if block.title in files else ""
+            files[block.title] = before + block.text
+    return files
+
+
 def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
-    """docs/adapters.md, typed in: the file of its steps 1 and 3, the check of step 4, the data and
-    convert of step 5.
-    """
-    text = DOCUMENT.read_text(encoding="utf-8")
-    first, second, check, data = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    (tmp_path / "my_adapter.py").write_text(f"{first}\n\n{second}")
-    (tmp_path / "check.py").write_text(check)
-    assert "range(150)" in data
-    (tmp_path / "data.py").write_text(data.replace("range(150)", "range(2)"))
+    """As typed in, but for what takes long: convert stands for the commands after it."""
+    files = document()
+    assert "range(150)" in files["data.py"]
+    files["data.py"] = files["data.py"].replace("range(150)", "range(2)")
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
     for script in ("check.py", "data.py"):
         done = subprocess.run(
             [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
     monkeypatch.chdir(tmp_path)
-    lines = [line.strip() for line in text.splitlines() if line.startswith("    matta ")]
-    assert [line.split()[1] for line in lines] == ["convert", "distill", "export"]
-    done = CliRunner().invoke(app, lines[0].split()[1:])
+    typed = [line for block in blocks(DOCUMENT.read_text("utf-8")) for line in block.commands()]
+    [line] = [line for line in typed if line.startswith("matta convert")]
+    done = CliRunner().invoke(app, line.split()[1:])
     assert done.exit_code == 0 and "Lossless" in done.stderr, done.stderr
 
 
 @pytest.mark.slow
 def test_the_check_of_the_document_names_what_was_forgotten(tmp_path):
-    first, second, check, _ = re.findall(
-        r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL
-    )
-    forgotten = second.replace(', "running_var"]', "]")
-    assert forgotten != second
-    (tmp_path / "my_adapter.py").write_text(f"{first}\n\n{forgotten}")
-    (tmp_path / "check.py").write_text(check)
+    files = document()
+    forgotten = files["my_adapter.py"].replace(', "running_var"]', "]")
+    assert forgotten != files["my_adapter.py"]
+    (tmp_path / "my_adapter.py").write_text(forgotten)
+    (tmp_path / "check.py").write_text(files["check.py"])
     done = subprocess.run(
         [sys.executable, "check.py"], cwd=tmp_path, capture_output=True, text=True, check=False
     )

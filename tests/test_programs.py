@@ -27,6 +27,7 @@ from transformers import (
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
+from matta_cli.formats import programs
 from matta_cli.models import plugins
 from matta_cli.models.folders import load_student
 from matta_cli.models.save import save_model
@@ -34,7 +35,6 @@ from matta_cli.models.source import open_source
 from matta_cli.nested.sizes import full_sizes, nested_axes, sizes_at
 from matta_cli.nested.view import StudentView, materialize
 from matta_cli.settings.recipe import Recipe
-from matta_cli.students import programs
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
 

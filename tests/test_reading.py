@@ -20,7 +20,7 @@ from matta_cli.models.source import open_source, read_json
 from matta_cli.report.schema import Report
 from matta_cli.search.journal import journal, kept_trials
 from matta_cli.settings.resolve import read_toml
-from matta_cli.tasks.sentence_embedding.stored import Stored, stored
+from matta_cli.tasks.texts.stored import Stored, stored
 from matta_cli.training.log import evaluations
 from matta_cli.training.teacher_file import is_file, read, read_teacher_card
 

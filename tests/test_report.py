@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from matta_cli.report import numbers, page, search_table, story, table, write
+from matta_cli.report import charts, numbers, page, search_table, story, table, write
 from matta_cli.report.schema import Report, Role
 
 
@@ -791,3 +791,47 @@ def test_harm_in_several_metrics_is_one_alarm(good):
     said = [one for one in tell(good).alarms if "training did it harm" in one]
     assert len(said) == 1 and said[0].startswith("width 1 has the base's size but is worse in ")
     assert said[0].endswith(", and in accuracy; training did it harm."), said
+
+
+def test_a_student_that_is_worse_in_several_metrics_is_one_alarm(good):
+    score(good, "width 0.5", "ppl", 26.0, 25.8, 26.2)
+    score(good, "width 0.5", "acc", 0.40, 0.396, 0.404)
+    one_alarm(good, "width 0.5 is larger than width 0.25 but worse in perplexity: ", "in accuracy")
+
+
+def test_what_is_to_be_looked_at_first_comes_first(good):
+    score(good, "width 0.5", "ppl", 26.0, 25.8, 26.2)
+    page = html(good)
+    first = page.index("Look at this first")
+    assert page.index("</h1>") < first < page.index('class="tiles"') < page.index('"findings"')
+
+
+def test_the_chart_of_training_ends_at_the_last_step(good):
+    good["training"]["curve"] = [{"step": 300, "values": {"0.25": 30.0}}]  # evaluated once
+    chart = charts.curves(Report.from_json(good))
+    assert [place[0] for line in chart.lines for place in line.places] == [100.0]
+    ticks = [float(tick.text.replace(" ", "")) for tick in chart.x]
+    assert min(ticks) == 0 and max(ticks) <= 300
+
+
+def test_tokens_stand_behind_macs_and_latency(good):
+    assert "tokens" not in tell(good).reading
+    for one in good["models"]:
+        one["tokens"] = 128
+    assert "MACs are per example of 128 tokens at batch 1, and latencies of examples of 128" in (
+        tell(good).reading
+    )
+    page = html(good)
+    assert "MACs per example of 128 tokens" in page and "one example of 128 tokens" in page
+    assert Report.from_json(good).to_json()["models"][0]["tokens"] == 128
+
+
+def test_a_search_says_what_a_mix_is_and_how_to_get_it():
+    found = stored("search")
+    assert tell(found).alarms == [], "what a search found is compared when it is exported"
+    older = html(found)
+    assert "how to get one" not in older, "a file of an older matta does not say"
+    found["models"][1] |= {"name": "mix <1>", "command": "matta export --target-params 24000"}
+    page = html(found)
+    assert "A mix is a Student whose layers differ in size" in page
+    assert "mix &lt;1&gt;" in page and "<code>matta export --target-params 24000</code>" in page

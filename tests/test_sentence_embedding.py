@@ -17,17 +17,11 @@ import pytest
 import scipy.stats
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoTokenizer,
-    BertConfig,
-    BertForSequenceClassification,
-    BertModel,
-)
+from transformers import AutoModel, AutoTokenizer, BertConfig, BertForMaskedLM, BertModel
 
 import matta_cli
 from matta_cli.conversion.convert import convert
-from matta_cli.data import find
+from matta_cli.data import find, sources
 from matta_cli.data.split import sample
 from matta_cli.errors import MattaError
 from matta_cli.family import export
@@ -41,6 +35,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding import read
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences, Texts
 from matta_cli.tasks.sentence_embedding.task import SentenceEmbedding
+from matta_cli.tasks.texts.task import Readers
 from matta_cli.training.file_teacher import FileTeacher
 from matta_cli.training.run import distill
 from matta_cli.training.teach import teach
@@ -121,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bert().save_pretrained(folder)
     steps = [("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")]
     modules = [
-        {"idx": i, "type": f"sentence_transformers.models.{t}", "path": p}
+        {"idx": i, "name": str(i), "type": f"sentence_transformers.models.{t}", "path": p}
         for i, (t, p) in enumerate(steps)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
@@ -431,7 +426,7 @@ def test_folders_and_datasets(folder: Path, tmp_path: Path) -> None:
 
     # datasets opens a local folder with the same call
     rows = find.hub_dataset(str(tmp_path))["validation"]
-    opened = read.from_hub(rows, "it", found.recipe.data)
+    opened = read.from_source(sources.of_split(rows, "it"), found.recipe.data)
     assert opened.score is not None and opened.all() == names[24:]
     np.testing.assert_allclose(opened.score, [s for *_, s in pairs(12, 5)])
 
@@ -465,16 +460,19 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("\n".join(sentences(30)))
-    encode = read.encoder(folder, bert(), task(train=str(text)).recipe)
+    encode, readers = task(train=str(text)).encoder(folder, bert()), Readers()
     one, other = (
-        Sentences(dict.fromkeys(part, 0), encode, "t") for part in (sentences(5), sentences(5, 1))
+        Sentences(dict.fromkeys(part, 0), encode, "t", readers)
+        for part in (sentences(5), sentences(5, 1))
     )
     assert (
         one.digest()
-        == Sentences(dict.fromkeys(sentences(5), 0), encode, "t").digest()
+        == Sentences(dict.fromkeys(sentences(5), 0), encode, "t", readers).digest()
         != other.digest()
     )
-    split = sample(Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p"), 4)
+    split = sample(
+        Pairs(Texts(sentences(9), sentences(9, 1), np.arange(9.0)), encode, "p", readers), 4
+    )
     assert len(split) == 4 and set(split.batch(range(4))) == {
         "input_ids",
         "attention_mask",
@@ -520,23 +518,23 @@ def records(out: Path) -> list[dict[str, Any]]:
 def test_a_head_that_is_left_out_is_asked_for_and_stands_in_report_and_card(
     folder: Path, texts: Path
 ) -> None:
-    """A classifier is not silently an encoder. As a Teacher it is said to be one."""
-    model, out = texts / "classifier", texts / "out"
+    """A head is not silently an encoder. As a Teacher it is said to be one."""
+    model, out = texts / "masked", texts / "out"
     shutil.copytree(folder, model)
     torch.manual_seed(0)
-    BertForSequenceClassification(bert().config).save_pretrained(model)
+    BertForMaskedLM(bert().config).save_pretrained(model)
     settings = recipe(model, texts, steps=1, batch_size=4, eval_examples=8)
-    with pytest.raises(MattaError, match=r"has a head \(classifier\).*pass --drop-head"):
+    with pytest.raises(MattaError, match=r"has a head \(cls\).*pass --drop-head"):
         convert(settings, out)
     assert not (out / "ta").exists()
     settings.convert.drop_head = True
-    assert any("(classifier) is left out" in note for note in convert(settings, out).notes)
+    assert any("(cls) is left out" in note for note in convert(settings, out).notes)
     said: list[str] = []
     distill(settings, out, listen=lambda told: said.append(told.message))
-    assert any("Teacher" in s and "(classifier) is left out" in s for s in said)
+    assert any("Teacher" in s and "(cls) is left out" in s for s in said)
     settings.export.widths = [0.5]
     report = export(settings, out).to_json()
-    dropped = "its head (classifier), which was left out (--drop-head)"
+    dropped = "its head (cls), which was left out (--drop-head)"
     assert any(dropped in note for note in report["notes"])
     assert dropped in (out / "students" / "width-0.5" / "README.md").read_text()
     assert dropped in (out / "report.md").read_text()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +15,11 @@ from hypothesis import strategies as st
 import matta_cli
 from matta_cli.commands.options import explained
 from matta_cli.errors import MattaError
+from matta_cli.formats.programs import PROGRAMS
 from matta_cli.main import app
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called, choices
 from matta_cli.settings.resolve import resolve, tomllib
-from matta_cli.students.programs import PROGRAMS
 
 NAMES = [
     f"{section}.{field.name}"
@@ -137,6 +136,12 @@ def test_a_name_that_is_no_text_is_refused() -> None:
         Recipe().update({"data": {"train": name}}, "test")
 
 
+class Made(str):
+    """What every one of the calls may return."""
+
+    ta = None
+
+
 CALLS = {
     "convert": (
         "matta_cli.conversion.convert.convert",
@@ -158,9 +163,7 @@ def test_other_data_brings_nothing_along_from_a_file(
     Path("matta.toml").write_text(recipe.text(["data"]))
     heard: list[Recipe] = []
     engine, call = CALLS[name]
-    monkeypatch.setattr(
-        engine, lambda recipe, *_, **__: heard.append(recipe) or SimpleNamespace(ta=None)
-    )
+    monkeypatch.setattr(engine, lambda recipe, *_, **__: heard.append(recipe) or Made("a folder"))
     call("own.txt")
     call(None)
     own, files = (recipe.data for recipe in heard)

@@ -249,7 +249,7 @@ def plain():
     z_ta = ta.model(ids).logits
     total = own(z_ta)
     for width in (0.25, 0.5, 1.0):
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + (own(z) + s.ta_student_weight * kd(z, z_ta.detach())) / 3
     total.backward()
     return {n: p.grad for n, p in ta.model.named_parameters()}
@@ -395,7 +395,7 @@ def divided(settings, which):
     for row, width in enumerate(which):
         ids = batch["input_ids"][[row]]
         own, kd = losses(s, teacher, ids)
-        z = ta.at(width)(input_ids=ids).logits
+        z = ta.student(width).view()(input_ids=ids).logits
         total = total + own(z) / len(which)
         if width < 2.0:
             taught = ta.model(ids).logits.detach()

@@ -10,6 +10,7 @@ import pytest
 from test_report import good_report, judged_report
 
 from matta_cli import console
+from matta_cli.commands import eval_tables
 from matta_cli.errors import MattaError
 from matta_cli.progress import Progress, Steps
 from matta_cli.report import terminal
@@ -158,3 +159,57 @@ def test_names_stand_in_one_line_beside_sentences(screen, columns, gone):
     assert [line.split()[0] for line in lines if "." in line[:20]] == names
     assert ("Not shown in 80 columns: source." in err.text) == gone
     assert " ".join(out.text.split()).count("a sentence") == 2
+
+
+def evaluated():
+    """What ``eval`` gives of three rankers, one of which drafts for another (which none does)."""
+
+    def about(value, half):
+        return {"value": value, "low": value - half, "high": value + half}
+
+    names = ["matta-out/ta@1", "matta-out/students/width-0.25", "matta-out/students/width-0.5"]
+    labels = {"auc": "AUC", "auc_loss": "AUC loss (1 - AUC)", "ece": "calibration error (ECE)"}
+    less = {**about(-0.0123, 0.0034), "p": 0.01, "p_holm": 0.02, "test": "t", "verdict": "worse"}
+    models = []
+    for name in names:
+        model = {"name": name, "parameters": 1234567, "macs": 123456789}
+        model["metrics"] = {metric: about(0.7123, 0.0123) for metric in labels}
+        model["agreement"] = {"ta": about(0.91, 0.01)}
+        model["differences"] = dict.fromkeys(labels, less) if name != names[0] else {}
+        models.append(model)
+    metrics = [{"name": name, "label": label, "higher": True} for name, label in labels.items()]
+    drafted = {"small": "a", "large": "b", "tokens_per_second": {"drafted": 10.0, "alone": 37.0}}
+    drafted |= {"ratio": {"median": 0.27, "low": 0.25, "high": 0.3}, "acceptance": 0.5}
+    drafted |= {"proposed": 100, "tokens_per_call": 2.5, "identical": 1.0, "prompts": 8}
+    agreement = {"of": "pairs of rows in the same order", "ta": "x"}
+    result = {"metrics": metrics, "against": names[0], "margin": 0.01, "tokens": 128}
+    return {**result, "agreement": agreement, "models": models, "speculative": drafted}
+
+
+@pytest.mark.parametrize("columns", [60, 80, 99, 200])
+def test_the_tables_of_eval_break_no_interval_and_say_nothing_twice(screen, columns):
+    out, said = screen(columns)
+    eval_tables.show(evaluated())
+    lines = out.text.splitlines()
+    assert max(map(len, lines)) <= columns
+    for interval, times in (("0.712 [0.700, 0.725]", 6), ("-0.0123 [-0.0157, -0.0089]", 4)):
+        assert sum(line.count(interval) for line in lines) == times
+    assert "AUC loss" not in out.text and "[" in out.text
+    assert "MACs are of an example of 128 tokens." in said.text
+    if columns >= 80:
+        assert "3.7 times slower (ratio 0.270 [0.250, 0.300])" in out.text
+        assert "matta-out/students/width-0.25 " in out.text
+
+
+def test_a_pipe_gets_every_column_of_eval(capsys):
+    eval_tables.show(evaluated())
+    table = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert table[0].split("\t")[:4] == ["model", "parameters", "MACs", "AUC"]
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(0.27, "3.7 times slower"), (2.0, "2 times faster"), (1.02, "about as fast")],
+)
+def test_a_ratio_is_said_in_words(ratio, words):
+    assert eval_tables._times(ratio) == words

@@ -28,7 +28,7 @@ from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.main import app
-from matta_cli.models import plugins
+from matta_cli.models import names, plugins
 from matta_cli.models.source import open_source
 from matta_cli.models.tokenizer import companions, open_tokenizer
 
@@ -572,16 +572,16 @@ def test_what_lies_in_the_current_folder_is_not_installed(foreign, tmp_path, mon
     (info / "entry_points.txt").write_text("[matta.adapters]\nevil = evil:Adapter\n")
     Path("mine.py").write_text("from auto_models import plain_cnn as build\n")
     monkeypatch.setattr(sys, "path", list(sys.path))
-    plugins._installed.cache_clear()
+    names.installed.cache_clear()
     try:
         assert open_source("mine:build").builder == "mine:build"
         adapter = plugins.adapter("auto")
         adapter.load(Source("mine", builder="mine:build", example="1x1x8x8"))
-        plugins._installed.cache_clear()
-        assert str(foreign) in sys.path and "evil" not in plugins.origins()
+        names.installed.cache_clear()
+        assert str(foreign) in sys.path and "evil" not in names.origins()
         plugins.adapters()
     finally:
-        plugins._installed.cache_clear()
+        names.installed.cache_clear()
         sys.modules.pop("mine", None)
 
 
@@ -593,6 +593,7 @@ def own(tmp_path, monkeypatch):
     """A folder of the user's own, with a module that builds a model, and a record of its own."""
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's file of that name
     work = tmp_path / "own"
     work.mkdir()
     (work / "mine.py").write_text("from auto_models import plain_cnn as build\n")

@@ -166,6 +166,20 @@ def test_an_export_with_settings_of_a_search_that_are_gone_is_judged(here):
         path.write_text(text)
 
 
+def test_a_report_with_a_cut_of_no_student_is_damaged(here, tmp_path):
+    path, copy = Workspace(here).report, tmp_path / "report.json"
+    shutil.copy(path, copy)
+    try:
+        told = json.loads(path.read_text())
+        [cut, *_] = (model for model in told["models"] if model["role"] == "cut")
+        cut["of"] = "nobody"
+        path.write_text(json.dumps(told))
+        with pytest.raises(MattaError, match=r"report\.json is damaged \(KeyError\('nobody'\)\)"):
+            judge.remake(here)
+    finally:
+        shutil.copy(copy, path)
+
+
 def test_a_good_run_raises_no_alarm(here):
     result = written(here)
     assert len(rivals(result)) == 2
@@ -473,16 +487,16 @@ def test_a_model_card_names_what_came_from_the_hub(here, monkeypatch):
         (Path("hub") / folder).mkdir(parents=True)
     report, data = written(here), DataSettings()
     report.lineage["source"], data.train = "hf-hub:openai/small", "rows"
-    model = ModelCard(card.text(report.students[0], report, data))
+    model = ModelCard(card.text(report.students[0], report, data, here))
     assert (model.data.base_model, model.data.datasets) == ("openai/small", ["rows"])
     assert model.data.eval_results[0].dataset_type == "rows"
     Path("here").mkdir()
     Path("here/README.md").write_text("---\nlicense: mit\n---\n")
     report.lineage["source"], data.train = "here", "a/b/c.csv"
-    model = ModelCard(card.text(report.students[0], report, data))
+    model = ModelCard(card.text(report.students[0], report, data, here))
     assert (model.data.base_model, model.data.datasets, model.data.license) == (None, None, "mit")
     Path("here/README.md").write_text("---\nlicense: [\n---\n")
-    assert ModelCard(card.text(report.students[0], report, data)).data.license is None
+    assert ModelCard(card.text(report.students[0], report, data, here)).data.license is None
 
 
 def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
@@ -549,7 +563,7 @@ def test_what_users_typed_is_no_markup_in_a_model_card(here):
     report.lineage["source"] = "<script>\n# models/`x`"
     report.recipe = 'train = "```"'
     report.students[0].loader = "matta_cli.load_student('```')"
-    text = card.text(report.students[0], report, DataSettings())
+    text = card.text(report.students[0], report, DataSettings(), here)
     shown = r"a\|b \`c\` &lt;img src=x&gt; \*d\* [e\](f) \# g"
     assert f"| measured on | {shown} |\n| by |" in text
     assert r"a Teaching Assistant of &lt;script&gt; \# models/\`x\`." in text

@@ -15,26 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from matta_adapters.shapes import heads_as_wide, makes, one_for_all, reads
-from matta_adapters.skeleton import skeleton
+from matta_adapters.blocks import Blocks
+from matta_adapters.shapes import makes
 from matta_adapters.stock import CausalLM, empty
-from matta_cli.adapter import Axis, Sizes, Slice, Source
+from matta_cli.adapter import Axis, Slice, Source
 from matta_cli.errors import MattaError
 
 _QUANTIZED = "is quantized: matta needs the weights that it was made from"
 
 
-class Decoder(CausalLM):
-    """A decoder whose parts have the names that a subclass gives; its own are Llama's.
-
-    layers: the path of the blocks. last_norm, norms: those of the residual stream, after the blocks
-    and in each; what a model does not have is passed over. In a block, by paths from it: attention,
-    the module of that name; qkv, what makes queries, keys and values, one name where they are one
-    tensor; out, what reads the heads; up, what makes the MLP's units; down, what reads them.
-    interleaved: whether a fused tensor has query, key and value of one head side by side.
-    wide: whether the heads together are as wide as the stream, so that the library can load them.
-    inner: the configuration's name of the MLP's units.
-    """
+class Decoder(CausalLM, Blocks):
+    """A decoder whose parts have the names that a subclass gives; its own are Llama's."""
 
     refused = {"quantization_config": _QUANTIZED}
     embedding = "model.embed_tokens.weight"
@@ -49,156 +40,19 @@ class Decoder(CausalLM):
     out = "self_attn.o_proj"
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down = "mlp.down_proj"
-    interleaved = False
-    wide = False
-    inner = "intermediate_size"
 
     def matches(self, source: Source) -> bool:
         other = source.config.get("model_type") not in (None, *self.classes)
         return not (source.tensors is not None and other) and super().matches(source)
 
-    def axes(self, model: Any) -> list[Axis]:
-        """mlp.I, heads.I (in channels of the keys, whole heads at a time), hidden, depth."""
-        blocks, axes = model.get_submodule(self.layers), []
-        stream: list[Slice] = []
-        for path in self._enters(model):
-            body, _, name = path.rpartition(".")
-            stream += makes(model, body, name)
-        stream += self._whole(model, self.last_norm)
-        for i, block in enumerate(blocks):
-            path = f"{self.layers}.{i}"
-            mlp = makes(model, path, *self.up, blocks=self._fused(block))
-            mlp += reads(model, path, self.down)
-            units = block.get_submodule(self.down).weight.shape[1]
-            axes.append(Axis(f"mlp.{i}", units, tuple(mlp)))
-            axes.append(self._heads(model, path, block, i))
-            for norm in self.norms:
-                stream += self._whole(model, f"{path}.{norm}")
-            stream += reads(model, path, *self.qkv, *self.up)
-            stream += makes(model, path, self.out, self.down)
-        stream += self._head(model)
-        width = blocks[0].get_submodule(self.down).weight.shape[0]
-        axes.append(Axis("hidden", width, tuple(stream), self._step(model)))
-        if self._alike(model.config):
-            own = [name for name, _ in blocks[0].named_parameters()]
-            writers = (f"{self.out}.", f"{self.down}.")
-            added = [Slice(name, 0) for name in own if name.startswith(writers)]
-            added = added if self._before(model.config) else []
-            axes.append(Axis("depth", len(blocks), tuple(added), layers=self.layers))
-        return axes
-
-    def _enters(self, model: Any) -> tuple[str, ...]:
-        """The modules that make the residual stream before the blocks."""
-        return (self.embedding.removesuffix(".weight"),)
-
-    def _whole(self, model: Any, path: str) -> list[Slice]:
-        """A norm of the stream, where the model has it."""
-        body, _, name = path.rpartition(".")
-        there = getattr(model.get_submodule(body), name, None) is not None
-        return makes(model, body, name) if there else []
-
-    def _fused(self, block: Any) -> int:
-        """How many times an MLP's units lie in what makes them: a gate may lie with them."""
-        up, down = (block.get_submodule(name).weight for name in (self.up[0], self.down))
-        return int(up.shape[0] // down.shape[1])
-
-    def _heads(self, model: Any, path: str, block: Any, i: int) -> Axis:
-        """Heads are counted in the channels of the keys.
-
-        Each takes along those of the queries that share it.
-        """
-        given = block.get_submodule(self.qkv[0]).weight.shape[0]
-        made = block.get_submodule(self.out).weight.shape[1]
-        if self.interleaved:
-            shared, size = 1, made
-            slices = makes(model, path, *self.qkv, unit=3)
-        elif len(self.qkv) == 1:
-            size = (given - made) // 2
-            shared = made // size
-            slices = makes(model, path, *self.qkv, unit=shared)
-            keys = makes(model, path, *self.qkv, blocks=2)
-            slices += [Slice(s.tensor, s.dim, s.blocks, start=made) for s in keys]
-        else:
-            size = block.get_submodule(self.qkv[1]).weight.shape[0]
-            shared = given // size
-            slices = makes(model, path, self.qkv[0], unit=shared)
-            slices += makes(model, path, *self.qkv[1:])
-        slices += reads(model, path, self.out, unit=shared)
-        return Axis(f"heads.{i}", size, tuple(slices), step=self._channels(block))
-
-    def _channels(self, block: Any) -> int:
-        """How wide one head is."""
-        return int(block.get_submodule(self.attention).head_dim)
+    def _enters(self, model: Any) -> list[Slice]:
+        body, _, name = self.embedding.removesuffix(".weight").rpartition(".")
+        return makes(model, body, name)
 
     def _head(self, model: Any) -> list[Slice]:
-        """What reads the stream after the blocks, unless it is the embedding itself."""
+        # unless it is the embedding itself
         tied = model.lm_head.weight is model.get_input_embeddings().weight
         return [] if tied else [Slice("lm_head.weight", 1, outgoing=True)]
-
-    def _step(self, model: Any) -> int:
-        """In what steps the stream may shrink, so that the library can load it."""
-        if self.wide:
-            return self._channels(model.get_submodule(self.layers)[0])
-        return 1
-
-    def _alike(self, config: Any) -> bool:
-        """Whether all blocks compute alike; else a block's number says how it attends."""
-        return len(set(getattr(config, "layer_types", None) or [""])) == 1
-
-    def _before(self, config: Any) -> bool:
-        """Whether norms come before what they serve, so that a block can begin as the identity."""
-        return True
-
-    def build(self, model: Any, sizes: Sizes) -> nn.Module:
-        student = skeleton(self, model, sizes)
-        config, blocks = student.config, student.get_submodule(self.layers)
-        for i, block in enumerate(blocks):
-            block.get_submodule(self.attention).layer_idx = i
-        config.num_hidden_layers = len(blocks)
-        if len(getattr(config, "layer_types", None) or blocks) != len(blocks):
-            config.layer_types = [config.layer_types[0]] * len(blocks)
-        for name, given in self._sizes(student).items():
-            if len(set(given)) == 1 and given[0] != getattr(config, name):
-                if not self.wide:  # from here on it is not hidden_size / num_attention_heads
-                    config.head_dim = self._channels(blocks[0])
-                setattr(config, name, given[0])
-        self._fit(student)
-        return student
-
-    def _fit(self, student: Any) -> None:
-        """Set what modules keep of their sizes beside their tensors."""
-
-    def unsupported(self, model: Any) -> str:
-        kind = model.config.model_type
-        for name, given in self._sizes(model).items():
-            if uneven := one_for_all(f"a transformers {kind}", name, given, "different ones"):
-                return uneven
-        (width, *_), (heads, *_) = (
-            self._sizes(model)[name] for name in ("hidden_size", "num_attention_heads")
-        )
-        if self.wide:
-            channels = {heads * self._channels(model.get_submodule(self.layers)[0])}
-            return heads_as_wide(f"a transformers {kind}", channels, width)
-        return self._uneven(kind, width, heads)
-
-    def _uneven(self, kind: str, width: int, heads: int) -> str:
-        """Why the library refuses a stream of this width with so many heads."""
-        return ""
-
-    def _sizes(self, model: Any) -> dict[str, list[int]]:
-        """What the configuration says once for all blocks -> what it is in each, by the tensors."""
-        blocks, sizes = model.get_submodule(self.layers), {}
-        down = [block.get_submodule(self.down).weight.shape for block in blocks]
-        sizes["hidden_size"], sizes[self.inner] = [down[0][0]], [shape[1] for shape in down]
-        made = [block.get_submodule(self.out).weight.shape[1] for block in blocks]
-        channels = self._channels(blocks[0])
-        sizes["num_attention_heads"] = [size // channels for size in made]
-        if hasattr(model.config, "num_key_value_heads"):
-            sizes["num_key_value_heads"] = [
-                self._heads(model, f"{self.layers}.{i}", block, i).size // channels
-                for i, block in enumerate(blocks)
-            ]
-        return sizes
 
     def _empty(self, named: Mapping[str, Tensor], untied: bool, source: Source) -> Any:
         import transformers
@@ -332,10 +186,10 @@ class OPT(Decoder):
         whole = not model.config.layer_norm_elementwise_affine
         return [axis for axis in super().axes(model) if not (whole and axis.name == "hidden")]
 
-    def _enters(self, model: Any) -> tuple[str, ...]:
+    def _enters(self, model: Any) -> list[Slice]:
         narrow = model.model.decoder.project_in is not None
         first = "project_in" if narrow else "embed_tokens"
-        return tuple(f"model.decoder.{name}" for name in (first, "embed_positions"))
+        return makes(model, "model.decoder", first, "embed_positions")
 
     def _head(self, model: Any) -> list[Slice]:
         if model.model.decoder.project_out is None:

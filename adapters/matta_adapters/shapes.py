@@ -16,21 +16,21 @@ HEAD = 64  # how wide a head is, where only tensors are known
 def makes(model: nn.Module, path: str, *names: str, blocks: int = 1, unit: int = 1) -> list[Slice]:
     """Where the units lie that these layers of the module at ``path`` make, biases and all."""
     found = []
-    for name in names:
-        layer = model.get_submodule(f"{path}.{name}")
+    for name in (f"{path}.{name}".removeprefix(".") for name in names):
+        layer = model.get_submodule(name)
         for own, _ in layer.named_parameters(recurse=False):
             # An embedding is [entries, out]; transformers' Conv1D keeps its weight as [in, out].
             last = own == "weight" and (isinstance(layer, nn.Embedding) or hasattr(layer, "nf"))
-            found.append(Slice(f"{path}.{name}.{own}", int(last), blocks, unit=unit))
+            found.append(Slice(f"{name}.{own}", int(last), blocks, unit=unit))
     return found
 
 
 def reads(model: nn.Module, path: str, *names: str, unit: int = 1) -> list[Slice]:
     """Where the units lie that these layers of the module at ``path`` read: in their weights."""
     found = []
-    for name in names:
-        dim = 0 if hasattr(model.get_submodule(f"{path}.{name}"), "nf") else 1
-        found.append(Slice(f"{path}.{name}.weight", dim, outgoing=True, unit=unit))
+    for name in (f"{path}.{name}".removeprefix(".") for name in names):
+        dim = 0 if hasattr(model.get_submodule(name), "nf") else 1
+        found.append(Slice(f"{name}.weight", dim, outgoing=True, unit=unit))
     return found
 
 
@@ -41,9 +41,10 @@ def stored_sizes(
     sizes = {}
     for axis in axes:
         if axis.name.startswith(kinds):
-            weight, dim = tensors.get(axis.slices[0].tensor), axis.slices[0].dim
-            if weight is not None and weight.dim() > dim:
-                sizes[axis.name] = weight.shape[dim]
+            first = axis.slices[0]
+            weight = tensors.get(first.tensor)
+            if weight is not None and weight.dim() > first.dim:
+                sizes[axis.name] = weight.shape[first.dim] // (first.blocks * first.unit)
     return sizes
 
 

@@ -147,16 +147,20 @@ def opened(
     own: str,
     others: re.Pattern[str],
     optional: tuple[str, ...] = (),
+    config: Any = None,
 ) -> tuple[Any, list[str], list[str]]:
     """The model of transformers' class ``kind`` in a folder, tensors missing, and not expected.
 
     what: the model in words; own: what its tensors are. others: what a checkpoint may carry
-    besides; optional: how the names begin of those that it need not have. Raises ``MattaError``
-    where transformers cannot load the folder, or its tensors are not those of the model.
+    besides; optional: how the names begin of those that it need not have. config: of a source that
+    is a state dict, whose names may be those of older releases. Raises ``MattaError`` where
+    transformers cannot load it, or its tensors are not those of the model.
     """
+    folder = None if source.folder is None else str(source.folder)
+    given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():
-            model, report = kind.from_pretrained(str(source.folder), output_loading_info=True)
+            model, report = kind.from_pretrained(folder, output_loading_info=True, **given)
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])

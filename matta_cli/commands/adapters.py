@@ -8,7 +8,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import options
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 
 _Specs = Annotated[
     list[str] | None,
@@ -22,10 +22,10 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
     A FILE.py:CLASS or package.module:CLASS named here is code that folders of matta, and files of
     settings, may use from now on; so is a package.module:FUNCTION that builds a model.
     """
-    from matta_cli.models import plugins
+    from matta_cli.models import names, plugins
 
-    rows = []
-    for spec, origin in (plugins.origins() | {spec: spec for spec in specs or []}).items():
+    rows, following = [], ["MODEL", "--adapter", "NAME"]
+    for spec, origin in (names.origins() | {spec: spec for spec in specs or []}).items():
         try:
             adapter = plugins.trusted(spec) if spec in (specs or []) else plugins.adapter(spec)
         except MattaError as error:
@@ -33,14 +33,17 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
                 raise
             console.say(str(error))
             continue
+        if spec in (specs or []):
+            following = ["MODEL", "--adapter", spec] if adapter else [spec]
         if adapter is None:
             console.say(f"{spec} is trusted from now on.")
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
-        what = what.replace("``", "`")
+        what = what.replace("`", "")
         rows.append([adapter.name, adapter.task or "any", origin, what])
     if json:
-        names = ("name", "task", "origin", "what")
-        console.data([dict(zip(names, row, strict=True)) for row in rows])
+        keys = ("name", "task", "origin", "what")
+        console.data([dict(zip(keys, row, strict=True)) for row in rows])
     else:
         console.table(["name", "task", "from", "what"], rows, ["from"], prose=["what"])
+    console.hint(command("convert", *following))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def convert(
     example: options.Example = None,
     task: options.AutoTask = None,
     drop_head: options.DropHead = None,
+    trim_vocab: options.TrimVocab = None,
     out: options.Out = options.OUT,
     expand: options.Expand = None,
     axes: options.Axes = None,
@@ -59,6 +60,7 @@ def convert(
     # not the output folder's settings: convert writes that file, with a corpus that the user did
     # not ask to calibrate on
     recipe = options.resolved(flags, None, toml[0] if toml else None)
+    early.conversion(recipe, out, overwrite, train)
 
     from matta_cli.conversion.convert import convert as run
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.commands.options import DEVICES, MEMORY, RUN, option
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
@@ -64,16 +66,16 @@ def distill(
 
     Example: matta distill --teacher gpt2-large
     """
-    flags = options.tables(locals(), "distill", "data")
+    typed, out = locals(), options.output(folder, out)
+    flags = options.tables(typed, "distill", "data")
     flags["distill"]["compile"] = "inductor" if compile else None
-    out = options.output(folder, out)
     _start(devices, dry_run)
     recipe = options.resolved(flags, out, file, ran=resume)
+    early.training(recipe, out)
     options.named(teacher_adapter)
-    if Workspace(out).converted:
-        console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
+    console.say(f"TA in {Workspace(out).ta}; Teacher {recipe.distill.teacher or '(none)'}.")
     if dry_run:
-        _plan(recipe, out, devices or 1, json)
+        _plan(recipe, out, typed, flags)
         return
     from matta_cli.training.run import distill as run
 
@@ -112,13 +114,17 @@ def _start(devices: int | None, dry_run: bool) -> None:
     sys.exit(launch(devices, sys.argv[1:]))
 
 
-def _plan(recipe: Recipe, out: Path, devices: int, json: bool) -> None:
-    """Print what a run would do, and what it would cost."""
+def _plan(
+    recipe: Recipe, out: Path, typed: Mapping[str, Any], flags: Mapping[str, Iterable[str]]
+) -> None:
+    """Print what a run would do, what it would cost, and how it is begun: by the same words."""
     from matta_cli.training.plan import plan, rows
 
     with console.training_progress() as listen:
-        planned = plan(recipe, out, devices, listen=listen)
-    if json:
+        planned = plan(recipe, out, typed["devices"] or 1, listen=listen)
+    if typed["json"]:
         console.data(planned.json())
     else:
         console.table(["what", "how much"], rows(planned))
+    same = (options.again(table, {name: typed[name] for name in flags[table]}) for table in flags)
+    console.hint(command("distill", out, *itertools.chain(*same)))

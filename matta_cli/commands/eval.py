@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from matta_cli import console
-from matta_cli.commands import eval_tables, options
+from matta_cli.commands import early, eval_tables, options
 from matta_cli.commands.options import option
 from matta_cli.errors import MattaError
 from matta_cli.settings.checks import check_value
@@ -88,26 +88,29 @@ def eval(
     flags["distill"] = {"device": device, "batch_size": batch_size}
     flags["export"] = {"bootstrap": bootstrap, "margin": margin}
     if task_limit < 0:
-        many = "it is a number of examples, 0 for all of them"
-        raise MattaError(f"--task-limit {task_limit} is not possible: {many}.")
+        raise MattaError(f"--task-limit {task_limit} is not possible: 0 is all examples.")
+    out = options.home(out)
+    early.models(typed, out)
 
     from matta_cli.comparison.compare import evaluation
     from matta_cli.comparison.subjects import chosen_by, home
 
-    out = home(folders or [], options.home(out))
+    out = home(folders or [], out)
     recipe = options.resolved(flags, out, file, ran=True, exported=True)
+    early.data(recipe)
     for setting in ("bootstrap", "margin"):
         check_value(f"export.{setting}", getattr(recipe.export, setting))
     asked = _asked(typed, out)
     asked.unchosen = train is None and held_out is None and bool(chosen_by(asked.models))
     for name in chosen_by(asked.models) if not asked.unchosen else ():
         chosen = f"{name} was chosen on a half of the run's held-out examples"
-        console.say(f"Note: {chosen}: measured on these, it looks too good.")
+        console.say(f"Look at this first: {chosen}: measured on these, it looks too good.")
     result = evaluation(recipe, asked, out, say=console.say)
     if json:
         console.data(result)
     else:
         eval_tables.show(result)
+    console.hint(options.following(out))
 
 
 def _asked(typed: Mapping[str, Any], out: Path) -> Asked:

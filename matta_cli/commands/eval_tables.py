@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matta_cli import console
 from matta_cli.report.numbers import percent, places_for
+from matta_cli.report.values import REPEATS
 
 Result = dict[str, Any]
 _REFERENCES = {"ta": "TA", "teacher": "Teacher"}
@@ -14,8 +15,10 @@ _REFERENCES = {"ta": "TA", "teacher": "Teacher"}
 
 def show(result: Result) -> None:
     """Print what an evaluation gave, with an empty line between its tables."""
-    _show_models(result)
-    _show_differences(result)
+    known = {metric["name"] for metric in result["metrics"]}
+    metrics = [metric for metric in result["metrics"] if REPEATS.get(metric["name"]) not in known]
+    _show_models(result, metrics)
+    _show_differences(result, metrics)
     _show_harness(result)
     for cascade in result.get("cascade", []):
         _show_cascade(cascade, result["metrics"][0])
@@ -23,8 +26,7 @@ def show(result: Result) -> None:
         _show_speculative(result["speculative"])
 
 
-def _show_models(result: Result) -> None:
-    metrics = result["metrics"]
+def _show_models(result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
     references = {key: name for key, name in _REFERENCES.items() if key in result["agreement"]}
     headers = ["model", "parameters", "MACs", *(metric["label"] for metric in metrics)]
     headers += [f"agrees with {name}" for name in references.values()]
@@ -33,15 +35,31 @@ def _show_models(result: Result) -> None:
         row = [model["name"], f"{model['parameters']:,}", f"{model['macs']:,}"]
         row += [_interval(model["metrics"].get(metric["name"])) for metric in metrics]
         rows.append(row + [_interval(model["agreement"].get(key)) for key in references])
-    console.table(headers, rows, spare=["MACs", "parameters"])
+    at = console.fitting([(headers, rows), *_narrower(headers, rows)], elsewhere="")
+    if at in (1, 2):
+        console.say(f"Not shown, for there is no room: {', '.join(headers[3 - at : 3])}.")
+    if result["tokens"]:
+        console.say(f"MACs are of an example of {result['tokens']:,} tokens.")
     if references:
         console.say(f"Agreement is the share of {result['agreement']['of']}.")
 
 
-def _show_differences(result: Result) -> None:
+def _narrower(headers: list[str], rows: list[list[str]]) -> Iterator[console.Table]:
+    """The table of models without its costs, and then with a line for each thing measured."""
+    yield [*headers[:2], *headers[3:]], [[*row[:2], *row[3:]] for row in rows]
+    yield [headers[0], *headers[3:]], [[row[0], *row[3:]] for row in rows]
+    lines = [
+        [row[0] if at == 1 else "", headers[at], row[at]]
+        for row in rows
+        for at in range(1, len(headers))
+    ]
+    yield [headers[0], "measured", "value"], lines
+
+
+def _show_differences(result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
     rows = []
     for model in result["models"]:
-        for metric in result["metrics"]:
+        for metric in metrics:
             less = model["differences"].get(metric["name"])
             if less:
                 row = [model["name"], metric["label"], _interval(less, sign=True)]
@@ -102,12 +120,13 @@ def _show_cascade(cascade: Result, metric: Mapping[str, Any]) -> None:
 
 def _show_speculative(drafted: Result) -> None:
     speed, ratio = drafted["tokens_per_second"], drafted["ratio"]
+    between = {**ratio, "value": ratio["median"]}
     rows = [
         ["acceptance", f"{drafted['acceptance']:.1%} of {drafted['proposed']:,} drafted tokens"],
         ["tokens per call of the larger", f"{drafted['tokens_per_call']:.2f}"],
         ["tokens/s, drafted", f"{speed['drafted']:,.1f}"],
         ["tokens/s, alone", f"{speed['alone']:,.1f}"],
-        ["ratio", f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"],
+        ["drafting is", f"{_times(ratio['median'])} (ratio {_interval(between)})"],
         ["same output", f"{drafted['identical']:.0%} of {drafted['prompts']} prompts"],
     ]
     _another([f"{drafted['small']} drafts for {drafted['large']}", ""], rows, left=True)
@@ -132,6 +151,13 @@ def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
     half = (value["high"] - value["low"]) / 2
     form = f"{'+' if sign else ''}.{places_for([half]) if half > 0 else 3}f"
     return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"
+
+
+def _times(ratio: float) -> str:
+    """A ratio of speeds in words: 0.27 is 3.7 times slower."""
+    if 0.95 <= ratio <= 1.05 or ratio <= 0:
+        return "about as fast"
+    return f"{ratio:.2g} times faster" if ratio > 1 else f"{1 / ratio:.2g} times slower"
 
 
 def _p(value: float) -> str:

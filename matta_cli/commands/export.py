@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.resolve import instead_of_widths
 
 if TYPE_CHECKING:
     from matta_cli.report.schema import Report
+    from matta_cli.settings.recipe import Recipe
 
 
 def export(
@@ -20,6 +21,7 @@ def export(
     widths: options.Widths = None,
     format: options.Format = None,
     dtype: options.Dtype = None,
+    quantize: options.Quantize = None,
     target_params: options.TargetParams = None,
     target_latency: options.TargetLatency = None,
     target_prefill: options.TargetPrefill = None,
@@ -31,6 +33,7 @@ def export(
     trials: options.Trials = None,
     examples: options.Examples = None,
     out: options.Out = options.OUT,
+    name: options.Name = "",
     train: options.Train = None,
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
@@ -53,39 +56,57 @@ def export(
     out = options.output(folder, out)
     # the run's data and Teacher hold for what is exported, unless a flag says otherwise
     recipe = options.resolved(flags, out, file, ran=True)
+    early.trained(recipe, out)
 
     from matta_cli.family import export as run
-    from matta_cli.settings.budget import asked
     from matta_cli.verdict.baselines import check
 
-    searching = options.again("search", flags["search"])
-    if searching and not asked(recipe.export):
-        nothing = "is about the search for a budget, and there is none: pass --target-params 60M"
-        raise MattaError(f"{searching[0]} {nothing}, say.")
+    _refuse_idle(options.again("search", flags["search"]), recipe)
     kinds = options.words(baselines)
     check(kinds, recipe.export.margin)  # before the work, not after it
     with console.training_progress() as listen:
-        report = run(recipe, out, overwrite=overwrite, listen=listen)
+        report = run(recipe, out, name=name, overwrite=overwrite, listen=listen)
     if kinds:
         from matta_cli.verdict.judge import remake
 
         with console.training_progress() as listen:
-            report = remake(out, kinds, listen=listen)
-    show(report, out, json)
+            report = remake(out, kinds, name=name, listen=listen)
+    show(report, out, name, json)
 
 
-def show(report: Report, out: Path, json: bool) -> None:
-    """Print a report: the table (or JSON) on stdout; its notes, and what is next, on stderr."""
+def _refuse_idle(searching: list[str], recipe: Recipe) -> None:
+    """Raise ``MattaError`` for words about a search where none is asked for."""
+    from matta_cli.settings.budget import asked
+
+    if searching and not asked(recipe.export):
+        nothing = "is about the search for a budget, and there is none: pass --target-params 60M"
+        raise MattaError(f"{searching[0]} {nothing}, say.")
+
+
+def show(report: Report, out: Path, name: str, json: bool) -> None:
+    """Print a report: the table (or JSON) on stdout; its notes, and what is next, on stderr.
+
+    name: of the family that it is on.
+    """
     from matta_cli.report import terminal
+    from matta_cli.report.findings import quantized
+    from matta_cli.report.story import behind, tell
 
+    story = tell(report)
+    for alarm in story.alarms:
+        console.say(f"Look at this first: {alarm}")
     if json:
         console.data(report.to_json())
     else:
         console.fitting(terminal.tables(report))
-    for note in report.notes:
+        console.say(f"{behind(report)}.")
+    for note in [*quantized(report), *story.notes]:
         console.say(f"Note: {note}")
-    console.say(f"Students: {Workspace(out).students}")
-    console.say(f"Report: {Workspace(out).report.with_suffix('.html')}")
-    console.hint(command("eval", *(() if out == options.OUT else ("--out", out))))
+    console.say(story.headline)
+    space = Workspace(out, name)
+    console.say(f"Students: {space.students}")
     if loads := terminal.loading(report):
-        console.say(f"Or in Python: {loads}")
+        console.say(f"In Python: {loads}")
+    console.say(f"Report: {space.report.with_suffix('.html')}")
+    named = [f"{space.ta}@1", *sorted(map(str, space.exported()))] if name else []
+    console.hint(command("eval", *named, *(() if out == options.OUT else ("--out", out))))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 
 _Widths = Annotated[
     str | None, options.option("--widths", "Widths to show besides the base and the TA.")
@@ -19,13 +19,22 @@ def inspect(
 
     Example: matta inspect --widths 0.125,0.25,0.5
     """
+    out = options.output(folder, options.OUT)
+    early.folder(out)
+
     from matta_cli.conversion.inspect import inspect as run
 
     more = options.parse_widths(widths) if widths is not None else ()
-    inspected = run(options.output(folder, options.OUT), more)
+    inspected = run(out, more)
     if json:
         console.data(inspected)
-        return
+    else:
+        _show(inspected)
+    if not inspected["student"]:
+        console.hint(options.following(out))
+
+
+def _show(inspected: dict[str, Any]) -> None:
     what = f"a {inspected['adapter']} for {inspected['task']}"
     if inspected["student"]:
         own = "its own size is width 1 here"

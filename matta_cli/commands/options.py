@@ -13,7 +13,8 @@ from typing import Annotated, Any
 import typer
 
 from matta_cli import console
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
+from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called
 from matta_cli.settings.resolve import resolve
 
@@ -50,6 +51,7 @@ AimParams = Annotated[list[str] | None, flag("convert.target_params", panel=BUDG
 AimMemory = Annotated[list[str] | None, flag("convert.target_memory", panel=BUDGET)]
 AimMacs = Annotated[list[str] | None, flag("convert.target_macs", panel=BUDGET)]
 DropHead = Annotated[bool | None, flag("convert.drop_head", "--drop-head")]
+TrimVocab = Annotated[bool | None, flag("convert.trim_vocab", "--trim-vocab")]
 Expand = Annotated[float | None, flag("convert.expand")]
 Axes = Annotated[str | None, flag("convert.axes", metavar=LIST)]
 Order = Annotated[str | None, flag("convert.order")]
@@ -90,6 +92,7 @@ Shard = Annotated[bool | None, flag("distill.shard", "--shard/--no-shard", panel
 Widths = Annotated[str | None, flag("export.widths", metavar=NUMBERS)]
 Format = Annotated[str | None, flag("export.format", metavar=LIST)]
 Dtype = Annotated[str | None, flag("export.dtype")]
+Quantize = Annotated[str | None, flag("export.quantize", metavar=LIST)]
 Checkpoint = Annotated[str | None, flag("export.checkpoint")]
 Margin = Annotated[float | None, flag("export.margin")]
 Bootstrap = Annotated[int | None, flag("export.bootstrap")]
@@ -111,6 +114,7 @@ Folder = Annotated[
 Out = Annotated[Path, option("--out -o", "Output folder.")]
 File = Annotated[Path | None, option("--config -c", "A recipe (TOML) instead of ./matta.toml.")]
 Overwrite = Annotated[bool, option("--overwrite", "Replace finished work.")]
+Name = Annotated[str, option("--name", "A family beside the first one.", default="none")]
 Json = Annotated[bool, option("--json", "Print JSON on stdout instead of a table.")]
 AtATime = Annotated[int | None, option("--batch-size", "Examples at a time.")]
 Baselines = Annotated[
@@ -195,12 +199,31 @@ def named(adapter: str | None) -> None:
 
 
 def again(section: str, table: Mapping[str, Any]) -> list[str]:
-    """The words that set these values of a table, to be typed once more; None sets nothing."""
+    """The words that set these values of a table, to be typed once more.
+
+    None sets nothing, and neither does a switch that is off.
+    """
     found: list[str] = []
     for name, value in table.items():
-        for one in [] if value is None else value if isinstance(value, list) else [value]:
+        for one in value if isinstance(value, list) else [value]:
+            if one is None or one is False:
+                continue
             found += [called(f"{section}.{name}"), *([] if one is True else [str(one)])]
     return found
+
+
+def following(out: Path) -> str:
+    """The command that comes next in an output folder, by what is there."""
+    space = Workspace(out)
+    if not space.converted:
+        return command("convert", "MODEL", *(("--out", out) if out != OUT else ()))
+    if space.newest() is None:
+        return command("distill", out, "--teacher", "TEACHER")
+    if not space.exported():
+        return command("export", out)
+    if not space.baselines.is_dir():
+        return command("report", out, "--baselines", "plain")
+    return command("eval", *(("--out", out) if out != OUT else ()))
 
 
 def parse_widths(text: str) -> list[float]:

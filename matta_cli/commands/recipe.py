@@ -32,10 +32,17 @@ def show(
 
     That is a paper, or our own choice. Example: matta recipe show --changed
     """
-    recipe = options.resolved({}, options.output(folder, out), file, ran)
+    out = options.output(folder, out)
+    recipe = options.resolved({}, out, file, ran)
     if toml:
         console.text(recipe.text())
-        return
+    else:
+        _show(recipe, changed, json)
+    console.hint(options.following(out))
+
+
+def _show(recipe: Recipe, changed: bool, json: bool) -> None:
+    """Print the settings, or those that are not the default, and the presets."""
     rows = [row for row in _rows(recipe) if not changed or row["value"] != row["default"]]
     if json:
         console.data(rows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.commands.export import show
 
 
@@ -12,6 +12,7 @@ def report(
     baselines: options.Baselines = None,
     margin: options.Margin = None,
     out: options.Out = options.OUT,
+    name: options.Name = "",
     device: options.Device = None,
     json: options.Json = False,
 ) -> None:
@@ -20,9 +21,10 @@ def report(
     Example: matta report --baselines untrained,ground-truth,plain
     """
     out, kinds = options.output(folder, out), options.words(baselines)
+    early.exported(out, name)
 
     from matta_cli.verdict.judge import remake
 
     with console.training_progress() as listen:
-        made = remake(out, kinds, margin=margin, device=device, listen=listen)
-    show(made, out, json)
+        made = remake(out, kinds, name=name, margin=margin, device=device, listen=listen)
+    show(made, out, name, json)

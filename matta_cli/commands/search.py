@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.report.schema import Report
@@ -36,6 +36,7 @@ def search(
     flags = options.tables(locals(), "export", "search", "distill", "data")
     out = options.output(folder, out)
     recipe = options.resolved(flags, out, file, ran=True)
+    early.trained(recipe, out)
 
     from matta_cli.search.run import search as run
     from matta_cli.settings import budget
@@ -54,9 +55,10 @@ def search(
     if not limits:
         sizes = sorted(model.cost.parameters or 0 for model in report.models)
         limits = ["--target-params", str(sizes[len(sizes) // 2])]
-    console.hint(
-        command("export", out, *limits, *timing, *options.again("search", flags["search"]))
-    )
+    # where Students are already, others stand beside them
+    beside = ["--name", "searched"] if Workspace(out).exported() else []
+    kept = options.again("search", flags["search"])
+    console.hint(command("export", out, *limits, *timing, *kept, *beside))
 
 
 def _show(report: Report, json: bool) -> None:
@@ -67,6 +69,8 @@ def _show(report: Report, json: bool) -> None:
         console.data(report.to_json())
     else:
         console.table(*search_table.front_rows(report), spare=["bytes", "MACs", "sizes"])
+    if any(model.searched and model.width is None for model in report.models):
+        console.say("A mix has layers of different sizes; the front's page has what exports each.")
     for line in search_table.choices(report):
         console.say(line)
     for note in report.notes:

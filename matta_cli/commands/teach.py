@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import command
 from matta_cli.settings.recipe import Recipe
 
@@ -60,6 +60,7 @@ def teach(
     out, to = options.output(folder, out), options.home(to)
     options.named(teacher_adapter)
     recipe = options.resolved(flags, out, file)
+    early.training(recipe, out)
 
     if prompts is not None:
         _write_prompts(recipe, out, options.home(prompts))
@@ -82,3 +83,4 @@ def _write_prompts(recipe: Recipe, out: Path, to: Path) -> None:
     with console.training_progress() as listen:
         count = write_prompts(recipe, out, to, listen)
     console.say(f"Wrote {to}: {count:,} training examples, to be sent to a server.")
+    console.hint(command("distill", out, "--teacher", "ANSWERS.jsonl"))

@@ -9,12 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from matta_cli.comparison import cascade, references, speculation
-from matta_cli.comparison.subjects import Opener, Subject, example_of, fit, level, task_of
+from matta_cli.comparison.subjects import (
+    Opener,
+    Subject,
+    example_of,
+    fit,
+    level,
+    run_programs,
+    task_of,
+)
 from matta_cli.data.split import Columns, Data, Split
 from matta_cli.devices.device import pick
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost, intervals, pairs, score, students
 from matta_cli.models.tokenizer import open_tokenizer
 from matta_cli.progress import Say
@@ -79,7 +89,7 @@ def evaluation(
         raise MattaError(f"{what} is for language models; these are models for {task.name}.")
     device = pick(recipe.distill.device)
     opener = Opener(task, device, example_of(names, out) or recipe.convert.example, say)
-    subjects = [opener.open(name) for name in names]
+    subjects = _opened(asked, opener, names)
     first = next(s for s in subjects if s.name == (asked.against or names[0]))
     others = {which: opener.open(name) for which, name in asked.references.items()}
     data: Data | None = None
@@ -101,7 +111,8 @@ def evaluation(
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
-    macs = _macs(task, subjects, first, splits, device)
+    one = _example(task, first, splits, device)
+    macs = {s.name: cost.macs(task, s.model if s.program else s.fitted, one) for s in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
     scored: dict[str, _Scored] = {}
@@ -110,7 +121,7 @@ def evaluation(
             say(f"Measuring {subject.name}.")
             scored[subject.name] = _score(recipe, task, subject, splits, device)
     entries = _entries(recipe, task, subjects, others, first.name, macs, scored)
-    result = _result(recipe, task, data, device, first.name, others, list(entries.values()))
+    result = _result(recipe, task, data, device, first.name, others, entries, one)
     if asked.tasks:
         _add_tasks(recipe, asked, subjects, entries, first.name, say)
     if asked.cascade:
@@ -125,12 +136,24 @@ def evaluation(
     return result
 
 
+def _opened(asked: Asked, opener: Opener, names: Sequence[str]) -> list[Subject]:
+    """The models. Raises ``MattaError`` where a program is to do what it cannot."""
+    subjects = [opener.open(name) for name in names]
+    programs = [subject.name for subject in subjects if subject.program is not None]
+    if programs and (asked.tasks or asked.speculative):
+        what = "--tasks" if asked.tasks else "--speculative"
+        own = f"{programs[0]} is a program of ONNX, which does not generate"
+        raise MattaError(f"{what} is not possible: {own}. Name its float Student.")
+    return subjects
+
+
 def _ready(task: Task, everyone: Sequence[Subject], device: torch.device, say: Say) -> None:
     """Say what had to be assumed of the models, and bring them to the device."""
     for note in dict.fromkeys(task.notes):
         say(note)
     for subject in everyone:
         subject.fitted = subject.fitted.to(device)
+    run_programs(everyone)
 
 
 def _needs_data(recipe: Recipe, asked: Asked) -> bool:
@@ -147,9 +170,7 @@ def _names(asked: Asked, out: Path) -> list[str]:
     """
     names = list(dict.fromkeys([*asked.models, *asked.speculative]))
     if not names:
-        raise MattaError(
-            f"There is nothing to evaluate: name models, or export Students to {out} first."
-        )
+        raise Workspace(out).nothing_to_evaluate()
     if asked.against and asked.against not in names:
         raise MattaError(f"--against {asked.against!r} is none of the models: {', '.join(names)}.")
     if asked.speculative and (len(asked.speculative) != 2 or len(set(asked.speculative)) != 2):
@@ -195,17 +216,12 @@ def _data(
     return data
 
 
-def _macs(
-    task: Task,
-    subjects: Sequence[Subject],
-    first: Subject,
-    splits: Sequence[Split],
-    device: torch.device,
-) -> dict[str, int]:
-    """The MACs of each model for one example."""
+def _example(
+    task: Task, first: Subject, splits: Sequence[Split], device: torch.device
+) -> dict[str, Tensor]:
+    """The one example that MACs are counted on."""
     one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    batch = {k: v.to(device) for k, v in one.items()}
-    return {subject.name: cost.macs(task, subject.fitted, batch) for subject in subjects}
+    return {k: v.to(device) for k, v in one.items()}
 
 
 def _check_cascade(
@@ -265,8 +281,10 @@ def _result(
     device: torch.device,
     against: str,
     others: Mapping[str, Subject],
-    models: list[dict[str, Any]],
+    entries: Mapping[str, dict[str, Any]],
+    one: Mapping[str, Tensor],
 ) -> dict[str, Any]:
+    models = list(entries.values())
     present = {name for model in models for name in model["metrics"]}
     metrics = [m for m in task.metrics if m.name in present]
     return {
@@ -275,6 +293,7 @@ def _result(
         "task": task.name,
         "data": data.description if data is not None else "",
         "device": cost.device_card(device),
+        "tokens": cost.tokens(one),
         "metrics": [{"name": m.name, "label": m.label, "higher": m.higher} for m in metrics],
         "against": against,
         "margin": recipe.export.margin,

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from matta_cli.comparison.subjects import Opener, Subject, fit, folder_and_width
+from matta_cli.comparison.subjects import Opener, Subject, fit
 from matta_cli.data.split import Columns
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.measure import intervals
 from matta_cli.models.folders import ta_folder
+from matta_cli.models.names import folder_and_width
 from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,25 @@ from torch import nn
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
+from matta_cli.formats.onnx import Session
 from matta_cli.measure import cost
 from matta_cli.models import load, plugins
 from matta_cli.models.folders import load_ta, ta_folder
+from matta_cli.models.names import folder_and_width
 from matta_cli.models.source import open_source
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import same_tokens, tokenizer_of
 from matta_cli.progress import Say
 from matta_cli.tasks.task import Task
 
-_WIDTH = re.compile(r"(.+)@(\d*\.?\d+)")
-
 
 @dataclass
 class Subject:
     """A model to measure: as it was opened, and as it is called on the data of the first one.
 
-    ta, width: whose Student it is, where it shares a TA's weights.
+    ta, width: whose Student it is, where it shares a TA's weights. program: what is measured of one
+    that is a program of ONNX, whose float Student ``model`` then is.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Subject:
     folder: Path | None
     ta: TA | None = None
     width: float = 0.0
+    program: nn.Module | None = None
     fitted: Any = None
 
     def __post_init__(self) -> None:
@@ -46,15 +48,9 @@ class Subject:
 
 def students_of(out: Path) -> list[str]:
     """What ``eval`` measures unasked: an output folder's base, and its Students, small to large."""
-    folders = [path.parent for path in Workspace(out).students.glob("*/matta.json")]
+    folders = Workspace(out).exported()
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
     return [f"{Workspace(out).ta}@1", *map(str, by_size)] if folders else []
-
-
-def folder_and_width(name: str) -> tuple[str, float | None]:
-    """``FOLDER@0.5`` as a folder and a width, where there is such a folder; else the whole."""
-    found = _WIDTH.fullmatch(name)
-    return (found[1], float(found[2])) if found and Path(found[1]).is_dir() else (name, None)
 
 
 def home(models: Sequence[str], out: Path) -> Path:
@@ -66,7 +62,7 @@ def home(models: Sequence[str], out: Path) -> Path:
         return out
     for text in models:
         path = Path(folder_and_width(text)[0])
-        for folder in (path, *list(path.parents)[:3]):
+        for folder in (path, *list(path.parents)[:5]):
             if Workspace(folder).converted:
                 return folder
     return out
@@ -130,6 +126,8 @@ class Opener:
         if width is not None:
             return self._student(name, folder, width)
         card = read_card(folder) if (folder / "matta.json").exists() else {}
+        if card and card["lineage"].get("quantized"):
+            return self._quantized(name, folder, str(card["lineage"].get("of", "")))
         adapter = plugins.adapter(card["adapter"], folder) if card else None
         model, source = load.load_model(
             name,
@@ -141,6 +139,18 @@ class Opener:
         self.task.notes += source.notes
         return Subject(name, model, folder if card else source.folder)
 
+    def _quantized(self, name: str, folder: Path, of: str) -> Subject:
+        """A Student in fewer bits. What a program does not say of itself, its float one does."""
+        beside = folder.resolve().parent / Path(of).name
+        if not (beside / "matta.json").is_file():
+            float_one = f"the float Student that it was made of, {beside}"
+            raise MattaError(f"{name!r} is measured beside {float_one}, which is not there.")
+        like = self.open(str(beside)).model
+        model = quantized.opened(folder, like)
+        if isinstance(model, Session):
+            return Subject(name, like, folder, program=model)
+        return Subject(name, model, folder)
+
     def _student(self, name: str, folder: Path, width: float) -> Subject:
         if folder not in self._tas:
             self._tas[folder] = load_ta(folder)
@@ -149,9 +159,7 @@ class Opener:
         if ta.adapter.task != self.task.name:
             kinds = f"{ta.adapter.task}, not for {self.task.name}"
             raise MattaError(f"{name!r} is a model for {kinds}.")
-        view = ta.at(width)
-        model = view if isinstance(view, nn.Module) else view.module()
-        return Subject(name, model, folder, ta, width)
+        return Subject(name, ta.at(width), folder, ta, width)
 
 
 def fit(task: Task, subject: Subject, first: Subject) -> None:
@@ -162,8 +170,8 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     if subject is first:
         subject.fitted = subject.model
         return
-    own, other = (tokenizer_of(s.folder) for s in (subject, first))
-    if own is not None and other is not None and not same_tokens(own, other, whole=task.embeds):
+    own, other = (tokenizer_of(s.folder) if task.tokens else None for s in (subject, first))
+    if own is not None and other is not None and not same_tokens(own, other):
         both = f"{subject.name} and {first.name} have different tokenizers"
         raise MattaError(f"{both}: they cannot be compared on the same tokens.")
     before = len(task.notes)
@@ -186,6 +194,20 @@ def fit(task: Task, subject: Subject, first: Subject) -> None:
     for at in range(before, len(task.notes)):
         for word, name in names.items():
             task.notes[at] = task.notes[at].replace(word, name)
+
+
+def run_programs(subjects: Sequence[Subject]) -> None:
+    """From here on what is measured of a program is the program.
+
+    Raises ``MattaError`` for one whose float Student had to be fitted to other models.
+    """
+    for subject in subjects:
+        if subject.program is None:
+            continue
+        if subject.fitted is not subject.model:
+            own = "measure it beside models of the same outputs and inputs"
+            raise MattaError(f"{subject.name} is a program, which stays as it is: {own}.")
+        subject.fitted = subject.program
 
 
 def level(task: Task, subjects: Sequence[Subject]) -> None:

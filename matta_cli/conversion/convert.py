@@ -6,6 +6,7 @@ Each axis is ordered by importance and grown; that width 1.0 is still the base i
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -13,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from matta_cli.adapter import PROGRAM, Axis, Source
+from matta_cli.adapter import PROGRAM, Adapter, Axis, Source
 from matta_cli.conversion.inspect import menu
 from matta_cli.conversion.ordering import importance
 from matta_cli.conversion.proof import largest_difference, probe, prove
 from matta_cli.conversion.target import Target, Targets
+from matta_cli.conversion.trim import trim
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic
 from matta_cli.files.card import read_card, write_card
@@ -111,9 +113,10 @@ def convert(
     space.mend()
     atomic.refuse_existing(space.ta, overwrite)
     # a run must not begin on a TA that is being replaced
-    with space.alone() if space.ta.exists() or space.run.exists() else nullcontext():
+    alone = space.alone() if space.ta.exists() or space.run.exists() else nullcontext()
+    with alone, tempfile.TemporaryDirectory(prefix="matta-") as scratch:
         source = _source(settings, model_config, allow_pickle)
-        return _convert(recipe, space, source, overwrite, listen)
+        return _convert(recipe, space, source, Path(scratch), overwrite, listen)
 
 
 def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: bool) -> Source:
@@ -128,10 +131,23 @@ def _source(settings: ConvertSettings, model_config: Path | None, allow_pickle: 
     return replace(source, tensors=open_weights(settings.weights, allow_pickle=allow_pickle))
 
 
-def _convert(
-    recipe: Recipe, space: Workspace, source: Source, overwrite: bool, listen: Listener
-) -> Converted:
-    settings, name = recipe.convert, source.name
+@dataclass
+class _Base:
+    """A source's adapter and model, what is left of the source, in which numbers it is stored,
+    notes, and of how many tokens how many were kept, if not all.
+    """
+
+    adapter: Adapter
+    model: nn.Module
+    source: Source
+    dtype: str
+    notes: list[str]
+    tokens: list[int]
+
+
+def _base(recipe: Recipe, source: Source, scratch: Path) -> _Base:
+    """scratch: an empty folder for the model's other files, where they change."""
+    settings = recipe.convert
     named = plugins.adapter(settings.adapter) if settings.adapter else None
     source = plugins.bare(source, [named] if named else plugins.adapters().values())
     adapter = named or plugins.detect(source)
@@ -139,16 +155,34 @@ def _convert(
     # the base is made into the TA: two copies of it are one too many
     source = replace(source, tensors=None, module=None)
     own_memory(base)
+    notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
+    if not settings.trim_vocab:
+        return _Base(adapter, base, source, stored, notes, [])
+    done = trim(open_task(adapter.task, recipe), adapter, base, source, scratch)
+    notes.append(done.note)
+    return _Base(adapter, base, done.source, stored, notes, [done.kept, done.size])
+
+
+def _convert(
+    recipe: Recipe,
+    space: Workspace,
+    source: Source,
+    scratch: Path,
+    overwrite: bool,
+    listen: Listener,
+) -> Converted:
+    settings, name = recipe.convert, source.name
+    made = _base(recipe, source, scratch)
+    adapter, base, source, notes = made.adapter, made.model, made.source, made.notes
     axes = nested_axes(adapter, base, settings.axes)
     if not axes:
         what = f"the adapter {adapter.name!r} found nothing in this model that can be nested"
         raise MattaError(f"{name}: {what}.")
     # the adapter's load says which task the model has, where it knows several
     task = open_task(adapter.task, recipe)
-    notes = [*source.notes, *([] if named else plugins.problems()), *adapter.notes]
     target = None
     if budgets := asked(settings):
-        target = _target(Targets(task, adapter, base, settings, stored), budgets, listen)
+        target = _target(Targets(task, adapter, base, settings, made.dtype), budgets, listen)
         recipe = _aimed(recipe, target)
         settings = recipe.convert
         axes = nested_axes(adapter, base, settings.axes)
@@ -157,7 +191,7 @@ def _convert(
     notes += target.told(None if may_write else space.settings) if target else []
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
-    card = _card(settings, axes, source) | {"dtype": stored}
+    card = _card(settings, axes, source) | {"dtype": made.dtype, "tokens": made.tokens}
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
@@ -172,7 +206,7 @@ def _convert(
         proof = prove(task, base, batches or [task.example(base)])
         scores = importance(task, adapter, base, axes, order, batches or [], listen)
         ranked = _grow(ta, settings, scores, notes)
-        difference = largest_difference(task, ta.at(1.0), proof)
+        difference = largest_difference(task, ta.student(1.0).view(), proof)
         if difference > settings.tolerance:
             raise MattaError(
                 f"Width 1.0 of the TA differs from {name} by {difference:.1e} (relative), more "
@@ -221,7 +255,7 @@ def _aimed(recipe: Recipe, target: Target) -> Recipe:
 def _copy_companions(source: Source, settings: ConvertSettings, folder: Path) -> None:
     if source.beside is not None:
         copy_companions(source.beside, folder)
-    if settings.tokenizer:
+    if settings.tokenizer and not settings.trim_vocab:  # which is beside the source by then
         tokenizer = open_source(settings.tokenizer)
         if tokenizer.beside is None or not copy_companions(tokenizer.beside, folder):
             raise MattaError(f"--tokenizer {settings.tokenizer!r} holds no tokenizer files.")
@@ -293,7 +327,8 @@ def _save(
     example = ta.adapter.example or recipe.convert.example
     if example and not is_code(example):  # no folder names a function to call
         more["example"] = example
-    lineage = {"source": source, "digest": atomic.digest(folder), "dropped": ta.adapter.dropped}
+    lineage: dict[str, Any] = {"source": source, "digest": atomic.digest(folder)}
+    lineage |= {"dropped": ta.adapter.dropped, "tokens": more.pop("tokens")}
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)
     atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

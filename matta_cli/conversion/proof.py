@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from matta_cli.data.split import Batch, Split
 from matta_cli.errors import MattaError
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import has_tokenizer
@@ -18,7 +19,7 @@ CALIBRATION_BATCHES = 8  # or more, where the user's batches are smaller
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 
 
-def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[dict[str, Tensor]] | None:
+def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[Batch] | None:
     """Batches of the user's data for calibration and proof, or None where no data is named.
 
     What there is to say of the data goes to the ``notes``.
@@ -28,8 +29,12 @@ def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[dict[str, 
     if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not has_tokenizer(folder):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     data = task.data(folder, ta.model)
-    train = data.train
     notes.extend(data.notes)
+    return calibration(task, data.train)
+
+
+def calibration(task: Task, train: Split) -> list[Batch]:
+    """Batches from all over the training data: as many examples as ``task.calibration`` says."""
     examples = min(task.calibration(train.batch([0])), len(train))
     size = min(task.recipe.distill.batch_size, -(-examples // CALIBRATION_BATCHES))
     count = min(-(-examples // size), len(train) // size)

@@ -247,22 +247,18 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet
-
+    pa, parquet = find.arrow(path, "parquet")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             return asked(file)
     except (pa.ArrowException, OSError) as error:
         raise find.unreadable(path, error) from None
 
 
 def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple[Any, ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet
-
+    pa, parquet = find.arrow(path, "parquet")
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names
             check_names(path, known)
             for column in columns:

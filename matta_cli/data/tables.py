@@ -29,10 +29,11 @@ class Table:
     """
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str] = ()) -> None:
-        import pyarrow as pa
-
         self.paths = list(paths)
         tables = [_read(path, names) for path in paths]
+
+        import pyarrow as pa
+
         try:
             self.columns = pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
@@ -144,13 +145,11 @@ def _is_number(text: str) -> bool:
 
 
 def _read(path: Path, names: Sequence[str]) -> Any:
-    import pyarrow as pa
-    import pyarrow.csv
-    import pyarrow.parquet
-
+    pa, parquet = find.arrow(path, "parquet")
+    _, csv = find.arrow(path, "csv")
     try:
         if path.suffix.lower() == ".parquet":
-            table = pyarrow.parquet.read_table(path)
+            table = parquet.read_table(path)
             records.check_names(path, table.column_names)
             return table
         _, quoted, nul = _scanned(path)
@@ -158,17 +157,15 @@ def _read(path: Path, names: Sequence[str]) -> Any:
             _complain(path)
         tabs = path.suffix.lower() == ".tsv"
         known = next(records.cells(path))[1]
-        table = pyarrow.csv.read_csv(
+        table = csv.read_csv(
             path,
-            pyarrow.csv.ReadOptions(block_size=_BLOCK, encoding=encoding(path)),
-            pyarrow.csv.ParseOptions(
+            csv.ReadOptions(block_size=_BLOCK, encoding=encoding(path)),
+            csv.ParseOptions(
                 delimiter="\t" if tabs else ",",
                 quote_char=False if tabs else '"',
                 newlines_in_values=quoted and not tabs,
             ),
-            pyarrow.csv.ConvertOptions(
-                column_types={name: pa.string() for name in names if name in known}
-            ),
+            csv.ConvertOptions(column_types={name: pa.string() for name in names if name in known}),
         )
     except (pa.ArrowException, OSError, UnicodeError) as error:
         if path.suffix.lower() != ".parquet":

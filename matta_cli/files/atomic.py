@@ -158,12 +158,20 @@ def seal(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text(sums, encoding="utf-8")
 
 
+def sealed(folder: Path) -> dict[str, str]:
+    """The files of a sealed folder as they were written: name in it -> sha256.
+
+    Raises ``ValueError`` where the sums are damaged, and as ``reading.text`` does.
+    """
+    lines = reading.text(folder / "SHA256SUMS").splitlines()
+    return {name: value for value, name in (line.split("  ", 1) for line in lines)}
+
+
 def is_sound(folder: Path) -> bool:
     """Whether every file of a sealed folder is there and as it was written."""
     try:
-        lines = reading.text(folder / "SHA256SUMS").splitlines()
-        sums = [line.split("  ", 1) for line in lines]
-        return bool(sums) and all(_sha256(folder / name) == value for value, name in sums)
+        sums = sealed(folder)
+        return bool(sums) and all(_sha256(folder / name) == sum for name, sum in sums.items())
     except (OSError, ValueError, MattaError):
         return False
 

@@ -45,6 +45,9 @@ class _Lineage(TypedDict):
     width: NotRequired[float | None]
     budget: NotRequired[str | None]
     dropped: NotRequired[list[str]]
+    quantized: NotRequired[str]
+    of: NotRequired[str]
+    tokens: NotRequired[list[int]]  # how many of how many; empty: all
 
 
 class Card(reading.Versioned):

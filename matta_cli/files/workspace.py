@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from typing_extensions import NotRequired, TypedDict
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, command
 from matta_cli.files import atomic, reading
 from matta_cli.files.atomic import alone, is_sound
 
@@ -21,10 +22,12 @@ TRAINING = "Another run is training"  # what is said of the process that holds a
 class Workspace:
     """The paths of an output folder, and what its run has reached.
 
-    A baseline's folder is a workspace too: it has a TA and a run of its own.
+    A baseline's folder is a workspace too: it has a TA and a run of its own. family: the name of a
+    family of Students that stands beside the first one, with a report of its own.
     """
 
     root: Path
+    family: str = ""
 
     @property
     def ta(self) -> Path:
@@ -59,7 +62,7 @@ class Workspace:
     @property
     def students(self) -> Path:
         """The exported Students, a folder each."""
-        return self.root / "students"
+        return self._home / "students"
 
     @property
     def baselines(self) -> Path:
@@ -74,12 +77,53 @@ class Workspace:
     @property
     def report(self) -> Path:
         """``report.json``; its Markdown and its page lie beside it."""
-        return self.root / "report.json"
+        return self._home / "report.json"
+
+    @property
+    def _home(self) -> Path:
+        return self.root / "families" / self.family if self.family else self.root
 
     @property
     def converted(self) -> bool:
         """Whether there is a TA here."""
         return (self.ta / "matta.json").exists()
+
+    def refuse_exported(self, overwrite: bool) -> None:
+        """Raise ``MattaError`` where Students are here that may not be replaced, or a name is none.
+
+        It says how others go beside them.
+        """
+        if self.family and not re.fullmatch(r"\w[\w.-]*", self.family):
+            rule = "it is letters, digits, dots and dashes, as small-2"
+            raise MattaError(f"--name {self.family!r} is no name of a family: {rule}.")
+        if self.students.exists() and not overwrite:
+            beside = "--name NAME puts others beside them, --overwrite replaces them"
+            raise MattaError(f"{self.students} holds finished work: {beside}.")
+
+    def refuse_unconverted(self) -> None:
+        """Raise ``MattaError`` where there is no TA here."""
+        if not self.ta.is_dir():
+            raise no_ta(self.ta)
+
+    def refuse_untrained(self) -> NoReturn:
+        """Raise ``MattaError``: the run here is training, or there is none."""
+        self.refuse_training()
+        first = f"run `{command('distill', self.root)}` first"
+        raise MattaError(f"There is no trained TA in {self.run}: {first}.")
+
+    def exported(self) -> list[Path]:
+        """The folders of the exported Students."""
+        return [path.parent for path in self.students.glob("*/matta.json")]
+
+    def nothing_to_evaluate(self) -> MattaError:
+        """The error where nothing is exported here, and no models are named."""
+        first = f"name models, or export Students to {self.root} first"
+        return MattaError(f"There is nothing to evaluate: {first}.")
+
+    def no_report(self) -> MattaError:
+        """The error where there is no report here."""
+        again = command("export", self.root, *(("--name", self.family) if self.family else ()))
+        return MattaError(f"There is no report in {self._home}: run `{again}` first.")
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the folder's lock while its TA or its run changes."""
@@ -166,9 +210,11 @@ class Workspace:
 
         What living ones are at stays, and so does all that may not be changed.
         """
-        below = self.students, self.baselines
+        families = [path / "students" for path in self.root.glob("families/*")]
+        below = self.students, self.baselines, *families
         inner = [path for folder in below if folder.is_dir() for path in folder.iterdir()]
-        for folder in (self.root, self.run, self.run / "checkpoints", self.search, *inner):
+        homes = [folder.parent for folder in families]
+        for folder in (self.root, *homes, self.run, self.run / "checkpoints", self.search, *inner):
             atomic.sweep(folder)
         for baseline in inner:
             if baseline.parent == self.baselines:
@@ -186,6 +232,17 @@ class Workspace:
             atomic.remove(self._replaced)
         if self.run.exists() and not self.checkpoints():
             atomic.remove(self.run)
+
+
+def no_ta(folder: Path) -> MattaError:
+    """The error for a folder that should hold a TA, and is not there."""
+    return MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
+
+
+def no_student(folder: Path) -> MattaError:
+    """The error for a folder that should hold a Student, and is not there."""
+    hint = "pass those of exported Students"
+    return MattaError(f"There is no folder {str(folder)!r}: {hint}.")
 
 
 class Trainer(TypedDict):

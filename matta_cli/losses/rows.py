@@ -40,7 +40,7 @@ def pointwise(scores: Tensor, labels: Tensor) -> Tensor:
 def pointwise_distill(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Cross-entropy for the Teacher's softened probabilities [rows], less the Teacher's entropy."""
     own, target = scores.float() / temperature, teacher.float() / temperature
-    return _bernoulli_kl(own, target).sum() * temperature**2
+    return bernoulli_kl(own, target).sum() * temperature**2
 
 
 def pairwise(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ def pairwise_distill(scores: Tensor, teacher: Tensor, group: Tensor, temperature
     """
     i, j = pairs(group)
     margin, target = scores[i].float() - scores[j].float(), teacher[i].float() - teacher[j].float()
-    return _bernoulli_kl(margin / temperature, target / temperature).sum() * temperature**2
+    return bernoulli_kl(margin / temperature, target / temperature).sum() * temperature**2
 
 
 def listwise(scores: Tensor, labels: Tensor, group: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def pairs(group: Tensor) -> tuple[Tensor, Tensor]:
     return order[first], order[second]
 
 
-def _bernoulli_kl(logits: Tensor, teacher: Tensor) -> Tensor:
+def bernoulli_kl(logits: Tensor, teacher: Tensor) -> Tensor:
     """KL(Teacher || model) of Bernoulli distributions given by their logits, elementwise."""
     target = teacher.sigmoid()
     cross = F.binary_cross_entropy_with_logits(logits, target, reduction="none")

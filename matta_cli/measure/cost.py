@@ -55,6 +55,12 @@ def macs(task: Task, model: Any, batch: Batch) -> int:
     return counter.get_total_flops() // 2
 
 
+def tokens(batch: Mapping[str, Tensor]) -> int | None:
+    """How many tokens each example of a batch takes, with those that pad it; None without any."""
+    ids = batch.get("input_ids")
+    return None if ids is None else ids.shape[1]
+
+
 def repeated(batch: Mapping[str, Tensor], size: int) -> Batch:
     """A batch of exactly ``size`` examples, repeating those given."""
     return {name: torch.cat([t] * -(-size // len(t)))[:size] for name, t in batch.items()}
@@ -169,8 +175,9 @@ def _status(name: str) -> int:
 
 
 def weight_bytes(folder: Path) -> int:
-    """Bytes of a folder's weight files."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    """Bytes of a folder's weight files, or of the program that it holds without any."""
+    files = [*folder.glob("*.safetensors")] or folder.glob("*.onnx")
+    return sum(file.stat().st_size for file in files)
 
 
 def device_card(device: torch.device) -> dict[str, Any]:

@@ -160,7 +160,7 @@ class Counts:
     # MACs: from the lengths of the matrix products
 
     def _count(self, sizes: Sizes) -> int:
-        return cost.macs(self.task, self.ta.at(sizes).eval(), self.example)
+        return cost.macs(self.task, self.ta.student(sizes).view().eval(), self.example)
 
     def _sum_of_macs(self) -> dict[_Product, int] | None:
         """The MACs as a sum of products, or None where they are not one.
@@ -227,7 +227,7 @@ class Counts:
 
         formulas = {operation: note(operation) for operation in flop_registry}
         counter = FlopCounterMode(display=False, custom_mapping=formulas)
-        student = self.ta.at(sizes).module()  # without gradients, which the counter looks for
+        student = self.ta.student(sizes).module()  # without gradients, which the counter looks for
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             self.task.forward(student, self.example)
         return traced

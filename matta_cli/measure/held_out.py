@@ -49,7 +49,9 @@ class HeldOut:
         device, at_a_time = pick(recipe.distill.device), score.at_a_time(recipe.distill, processes)
         task = tasks_task.task(ta.adapter.task, recipe)
         timed = generation.lengths(recipe.export, ta.model) if task.generates else None
-        data = task.data(folder, ta.model, training=has_statistics(ta.model))
+        # what BatchNorm's statistics, and the ranges of activations, are read off
+        training = has_statistics(ta.model) or "int8-static" in recipe.export.quantize
+        data = task.data(folder, ta.model, training=training)
         if asked(recipe.export):
             chose = score.chooses(task, ta.model, data, torch.device("cpu"))
             data = score.reported(data, chose)

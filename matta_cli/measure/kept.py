@@ -18,7 +18,8 @@ from matta_cli.nested.sizes import full_sizes, kind, kinds
 from matta_cli.report.numbers import count, percent
 from matta_cli.tasks.task import Task
 
-NAMED = 3  # tensors that a sentence names
+NAMED = 3  # tensors that an error names
+FEW = 2  # tensors that a sentence in passing names
 SMALL = 0.05  # a floor that is in nobody's way
 LEAST = 0.01  # of the base: what is less is not worth a name, or another command
 
@@ -33,7 +34,7 @@ def kept(task: Task, ta: TA, widths: Iterable[float]) -> dict[float, dict[str, f
 
     def costs(width: float) -> dict[str, float]:
         sizes = ta.sizes(width)
-        macs = cost.macs(task, ta.at(width).eval(), counts.example)
+        macs = cost.macs(task, ta.student(width).view().eval(), counts.example)
         return {**counts(sizes, ("parameters", "bytes")), "macs": macs}
 
     base = costs(1.0)
@@ -108,15 +109,13 @@ class Floor:
     def sentence(self) -> str:
         if self.share < SMALL:
             return f"No width keeps less than {percent(self.share)} of the parameters."
-        named = ", ".join(f"{name} {percent(share)}" for name, share in self.stays)
-        along = ", ".join(self.axes)
-        told = f"{percent(self.share)} of the parameters cannot shrink along {along}"
-        told += f" ({named})" if named else ""
-        told += ": no width keeps less."
+        told = f"No width keeps less than {percent(self.share)} of the parameters"
+        if self.stays:
+            told += f" ({', '.join(f'{name} {percent(share)}' for name, share in self.stays)})"
         if self.more is not None:
             kinds, share = self.more
-            told += f" With `--axes {','.join(kinds)}` it is {percent(share)}."
-        return told
+            told += f"; with `--axes {','.join(kinds)}` it is {percent(share)}"
+        return f"{told}."
 
 
 def floor(ta: TA) -> Floor:
@@ -124,7 +123,7 @@ def floor(ta: TA) -> Floor:
     whole = count_parameters(ta.model, ta.axes, ta.sizes(1.0))
     there = staying(ta.model, ta.axes, smallest(ta.axes))
     share = sum(one.parameters for one in there) / whole
-    large = [(one.shown, one.parameters / whole) for one in there[:NAMED]]
+    large = [(one.name, one.parameters / whole) for one in there[:FEW]]
     every = ta.adapter.axes(ta.model)
     known, more = list(kinds(full_sizes(every))), None
     if {kind(axis.name) for axis in ta.axes} < set(known):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
-from matta_cli.files.workspace import Workspace, counters_of
+from matta_cli.files.workspace import Workspace, counters_of, no_ta
 from matta_cli.models import plugins
 from matta_cli.models.load import opened
-from matta_cli.models.source import open_source
+from matta_cli.models.source import download, open_source
 from matta_cli.models.ta import STATISTICS, TA, UNSHARED, Key, UnsharedTA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.progress import Say
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import of_file, tomllib
+
+_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")  # user/name on the hub
 
 
 def ta_folder(folder: str | Path) -> Path:
@@ -37,12 +40,12 @@ def ta_folder(folder: str | Path) -> Path:
 def load_ta(folder: str | Path) -> TA:
     """The TA in a folder: ``matta-out/ta``, a checkpoint of a run, or an output folder.
 
-    Of an output folder it is the trained one, if there is one. Raises ``MattaError`` where there is
-    no TA, or what is there is damaged.
+    Of an output folder it is the trained one, if there is one. ``TA.at`` runs its widths. Raises
+    ``MattaError`` where there is no TA, or what is there is damaged.
     """
     folder = ta_folder(folder)
     if not folder.is_dir():
-        raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
+        raise no_ta(folder)
     card = read_card(folder)
     adapter = plugins.adapter(card["adapter"], folder)
     model = opened(adapter, open_source(f"local-dir:{folder}"))
@@ -88,12 +91,20 @@ def _statistics(ta: TA, folder: Path) -> dict[Key, dict[str, Tensor]]:
 
 
 def load_student(folder: str | Path) -> nn.Module:
-    """The dense Student (or TA) in a folder, by its adapter. In eval mode on the CPU."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise MattaError(f"There is no folder {str(folder)!r}.")
-    card = read_card(folder)
-    return opened(plugins.adapter(card["adapter"], folder), open_source(f"local-dir:{folder}"))
+    """The dense Student (or TA) in a folder, or of a hub id, by its adapter.
+
+    In eval mode on the CPU.
+    """
+    where = Path(folder)
+    if not where.is_dir():
+        if not _ID.fullmatch(str(folder)):
+            raise MattaError(f"There is no folder {str(folder)!r}.")
+        where = download(str(folder), str(folder))
+    card = read_card(where)
+    if kind := card["lineage"].get("quantized"):
+        instead = "its README.md says what loads it, and `matta eval` measures it"
+        raise MattaError(f"{str(folder)!r} is a Student in {kind}, and no dense module: {instead}.")
+    return opened(plugins.adapter(card["adapter"], where), open_source(f"local-dir:{where}"))
 
 
 def refuse_other_ta(digest: str, ta: TA, folder: Path) -> None:
@@ -127,9 +138,7 @@ def reached(out: Path, which: str, say: Say = lambda _: None) -> Reached:
     for path in damaged:
         say(f"{path} is damaged and is left out.")
     if last is None:
-        space.refuse_training()
-        first = f"run `{command('distill', out)}` first"
-        raise MattaError(f"There is no trained TA in {space.run}: {first}.")
+        space.refuse_untrained()
     ta = load_ta(last)
     refuse_other_ta(read_card(space.ta)["lineage"]["digest"], ta, last)
     counters = counters_of(last)

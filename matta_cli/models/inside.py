@@ -9,8 +9,8 @@ from matta_cli import trust
 from matta_cli.errors import MattaError
 from matta_cli.files.reading import lenient, only_files
 
-_KINDS = ("json", "safetensors", "bin", "pt", "pth", "ckpt", "model", "tiktoken", "jinja")
-_PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "vocab.*", "merges.txt")
+_KINDS = ("json", "safetensors", "onnx", "bin", "pt", "pth", "ckpt", "model", "jinja")
+_PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "*.tiktoken", "vocab.*", "merges.txt")
 _PATTERNS += ("[0-9]*/*.json", "template/*.json", "importance/*.safetensors")
 
 

@@ -17,9 +17,17 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.foreign import layout
-from matta_cli.models.quantized import refuse_missing
+from matta_cli.models.quantized import quiet, refuse_missing
 from matta_cli.models.source import open_source, read_json
 from matta_cli.progress import Say
+
+# the class of transformers that opens a model of any architecture for a task
+_AUTO = {
+    "causal_lm": "AutoModelForCausalLM",
+    "image_classification": "AutoModelForImageClassification",
+    "text_classification": "AutoModelForSequenceClassification",
+    "token_classification": "AutoModelForTokenClassification",
+}
 
 
 def load_model(
@@ -41,9 +49,9 @@ def load_model(
     called, for a Teacher that a function builds. say: hears what the adapter had to assume.
     """
     source = open_source(text, model_config=model_config, allow_pickle=allow_pickle)
-    source = replace(source, drop_head=True)  # which is said
+    source = replace(source, drop_head=True, task=task)  # what is left out is said
     if source.builder or only:
-        source = replace(source, example=example, task=task)
+        source = replace(source, example=example)
     if source.folder is not None and not (source.folder / "config.json").exists():
         space = Workspace(source.folder)
         if space.ta.is_dir():
@@ -124,19 +132,17 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
         raise MattaError(f"{what}; {layout(source.tensors)}.")
     try:
         with trust.sealed():
-            if task == "image_classification":
-                if source.folder is None or _of_timm(source.folder):
-                    import timm
+            images = task == "image_classification"
+            if images and (source.folder is None or _of_timm(source.folder)):
+                import timm
 
-                    name = f"local-dir:{source.folder}" if source.folder else source.name
-                    return timm.create_model(name, pretrained=True)
-                from transformers import AutoModelForImageClassification as Images
+                name = f"local-dir:{source.folder}" if source.folder else source.name
+                return timm.create_model(name, pretrained=True)
+            if task in _AUTO and source.folder is not None:
+                import transformers
 
-                return _whole(Images, source, say)
-            if task == "causal_lm" and source.folder is not None:
-                from transformers import AutoModelForCausalLM as Words
-
-                return _whole(Words, source, say)
+                _refuse_other(source, task)
+                return _whole(getattr(transformers, _AUTO[task]), source, say)
     except MattaError:
         raise
     except Exception as error:  # the stock libraries raise whatever their own dependencies raise
@@ -147,17 +153,36 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
 def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     """The model of a class of transformers in a folder. What of the folder it leaves out is said.
 
-    Raises ``MattaError`` where weights of it are missing.
+    Raises ``MattaError`` where weights of it are missing, or its head is for another task.
     """
-    model, report = kind.from_pretrained(
-        str(source.folder), output_loading_info=True, trust_remote_code=False
-    )
+    with quiet():
+        model, report = kind.from_pretrained(
+            str(source.folder), output_loading_info=True, trust_remote_code=False
+        )
     refuse_missing(model, report, source.name)
     if unread := sorted(report["unexpected_keys"]):
         more = f" and {len(unread) - 3} more" if unread[3:] else ""
         what = type(model).__name__
         say(f"What is not of a {what} is left out: {', '.join(unread[:3])}{more}.")
     return model
+
+
+def _architecture(folder: Path | None) -> str:
+    """The class of the model in a folder of transformers, as that says; empty where it does not."""
+    named = read_json(folder / "config.json").get("architectures") if folder else None
+    return str(named[0]) if isinstance(named, list) and named else ""
+
+
+def _refuse_other(source: Source, task: str) -> None:
+    """Raise ``MattaError`` where a folder says that its model has the head of another task.
+
+    Heads may have tensors of the same names.
+    """
+    named, head = _architecture(source.folder), _AUTO[task].removeprefix("AutoModel")
+    texts = task in ("text_classification", "token_classification")
+    if texts and named and not named.endswith(head):
+        wrong = f"{source.name!r} is a {named}, not a model for {task}"
+        raise MattaError(f"{wrong}: its head has another task.")
 
 
 def _of_timm(folder: Path) -> bool:

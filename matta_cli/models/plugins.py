@@ -6,11 +6,8 @@ An adapter may also be named by where its class is, without a package: ``FILE.py
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import replace
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,32 +15,10 @@ from typing import Any
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
+from matta_cli.files import reading
+from matta_cli.models import names
 from matta_cli.models.checkpoint import without_prefix
 from matta_cli.models.foreign import layout
-
-
-@cache
-def _installed(group: str) -> dict[str, list[EntryPoint]]:
-    """Entry points by name, sorted.
-
-    Two of one name are both kept: which one is meant is not for matta to say.
-    """
-    by_name: dict[str, list[EntryPoint]] = {}
-    for entry in sorted(entry_points(group=group), key=lambda e: (e.name, e.value)):
-        # what lies beside code that the user named is not installed
-        if entry.dist is not None and str(entry.dist.locate_file("")) in trust.BESIDE:
-            continue
-        by_name.setdefault(entry.name, []).append(entry)
-    return by_name
-
-
-def _origin(entry: EntryPoint) -> str:
-    return f"{entry.value} of {entry.dist.name} {entry.dist.version}" if entry.dist else entry.value
-
-
-def origins() -> dict[str, str]:
-    """Name of each installed adapter -> the object that provides it. Imports nothing."""
-    return {name: entries[0].value for name, entries in _installed("matta.adapters").items()}
 
 
 def load_class(group: str, name: str) -> type:
@@ -51,21 +26,12 @@ def load_class(group: str, name: str) -> type:
 
     Raises ``MattaError`` where there is none of the name, or several, or it does not import.
     """
-    there = _installed(group)
+    found = names.entry(group, name)
     word = group.removeprefix("matta.").removesuffix("s")
-    if name not in there:
-        close = difflib.get_close_matches(name, list(there), 1)
-        hint = f"did you mean {close[0]!r}? Installed" if close else "installed"
-        raise MattaError(f"There is no {word} {name!r}; {hint}: {', '.join(there) or 'none'}.")
-    entry, *others = there[name]
-    if others:
-        several = f"There are several {word}s of the name {name!r}"
-        each = " and ".join(_origin(e) for e in there[name])
-        raise MattaError(f"{several}: {each}. Uninstall all but one.")
     try:
-        return entry.load()
+        return found.load()
     except Exception as error:
-        what = f"The {word} {name!r} ({_origin(entry)})"
+        what = f"The {word} {name!r} ({names.origin(found)})"
         raise MattaError(f"{what} does not import: {_said(error)}.") from error
 
 
@@ -135,7 +101,7 @@ def _made(cls: Any, what: str) -> Adapter:
     if missing := sorted(cls.__abstractmethods__):
         raise MattaError(f"{what} lacks {', '.join(missing)}.")
     # one of many kinds of model sets it in load
-    tasks = _installed("matta.tasks")
+    tasks = names.installed("matta.tasks")
     if cls.task and cls.task not in tasks:
         raise MattaError(f"{what} has the task {cls.task!r}; there are {', '.join(tasks)}.")
     try:
@@ -160,7 +126,7 @@ def problems() -> list[str]:
 
 def _asked() -> tuple[dict[str, Adapter], list[str]]:
     working, broken = {}, []
-    for name in _installed("matta.adapters"):
+    for name in names.installed("matta.adapters"):
         try:
             working[name] = adapter(name)
         except MattaError as error:
@@ -198,13 +164,16 @@ def detect(source: Source) -> Adapter:
     matching = [a for a in working.values() if knows(a, source)]
     if len(matching) == 1:
         return matching[0]
-    names = ", ".join(a.name for a in matching)
+    several_fit = ", ".join(a.name for a in matching)
     if matching:
-        several = f"several adapters fit ({names}); choose one with --adapter"
+        several = f"several adapters fit ({several_fit}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
     none = f"no installed adapter ({', '.join(working)}) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    if source.folder is not None:
+        kind = reading.record(reading.lenient(source.folder / "config.json")).get("model_type")
+        none = f"{none}, whose config.json says model_type {kind!r}" if kind else none
     if source.folder is not None and not (source.folder / "config.json").is_file():
         held = sorted(path.name for path in source.folder.iterdir())[:4]
         none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"

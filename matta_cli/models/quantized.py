@@ -61,7 +61,7 @@ def open_gguf(path: Path, name: str) -> Source:
 
     given = {"gguf_file": "model.gguf", "trust_remote_code": False}
     try:
-        with trust.sealed(), _quiet():
+        with trust.sealed(), quiet():
             model = _whole(AutoModelForCausalLM, alone, name, **given, **_unpacked())
             AutoTokenizer.from_pretrained(alone, **given).save_pretrained(beside)
     except MattaError:
@@ -97,10 +97,10 @@ def open_quantized(folder: Path, config: Mapping[str, Any], name: str) -> Source
     if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
         raise MattaError(f"{what}, and its config.json names no class of transformers: {_FROM}.")
     try:
-        with trust.sealed(), _quiet():
+        with trust.sealed(), quiet():
             model: Any = _whole(kind, folder, name, **_dequantizing(stored, how))
             if getattr(model, "hf_quantizer", None) is not None and not _is_plain(model):
-                model = model.dequantize()
+                model = _unpack(model) if how == "torchao" else model.dequantize()
     except MattaError:
         raise
     except Exception as error:  # each method has a package of its own, which raises its own
@@ -179,10 +179,25 @@ def refuse_missing(model: nn.Module, report: Mapping[str, Any], name: str) -> No
         raise MattaError(f"{name!r} is no whole {type(model).__name__}: {lacks} not in it.")
 
 
+def _unpack(model: Any) -> nn.Module:
+    """A model whose weights are torchao's, anew with the numbers that they stand for.
+
+    The one that transformers loaded remembers how, and cannot be saved.
+    """
+    tensors: dict[str, Any] = model.state_dict()
+    plain = {name: t.dequantize() if hasattr(t, "qdata") else t for name, t in tensors.items()}
+    del model.config.quantization_config
+    fresh = type(model)(model.config).to(model.dtype)
+    fresh.load_state_dict(plain)
+    fresh.generation_config = model.generation_config
+    return fresh
+
+
 def _is_plain(model: nn.Module) -> bool:
     """Whether all tensors are floating point numbers of 16 bits or more, in ordinary layers."""
     tensors = [*model.parameters(), *(b for b in model.buffers() if b.dim() > 1)]
     wide = all(t.is_floating_point() and t.element_size() > 1 for t in tensors)
+    wide = wide and not any(hasattr(t, "qdata") for t in tensors)
     return wide and not any("quant" in type(m).__module__ for m in model.modules())
 
 
@@ -198,7 +213,7 @@ def _plain(model: Any) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """transformers tells of each tensor; matta says what was opened itself."""
     from transformers.utils import logging as theirs
 

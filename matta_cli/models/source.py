@@ -16,9 +16,8 @@ from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, refused_code
 from matta_cli.files import reading
-from matta_cli.models import checkpoint, foreign, inside, quantized
+from matta_cli.models import checkpoint, foreign, inside, names, quantized
 
-_FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 # in a folder of matta's own format: the stock configuration of a smaller model, and the sizes
 TEMPLATE = "template"
 # exports to other formats; the steps of sentence-transformers (1_Pooling) have a number
@@ -53,18 +52,16 @@ def open_source(
             return _open_folder(path, text, config)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
-        if wanted == "local-dir":
-            raise MattaError(f"There is no folder {name!r}.")
+        names.refuse_missing(text)
         if trust.is_code(name):
             trust.found(name).check()
             return Source(name=name, config=config, builder=name)
-        if _looks_like_path(name):
-            raise MattaError(f"There is no file or folder {name!r}.")
         if _is_timm_name(name):
             return Source(name=name, config=config)
-    folder = _download(name, text)
+    folder = download(name, text)
     inside.check(folder)
-    return _open_folder(folder, text, config)
+    own = (folder / TEMPLATE).is_dir()
+    return _open_own(folder, text) if own else _open_folder(folder, text, config)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -72,7 +69,8 @@ def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tenso
     source = open_source(text, allow_pickle=allow_pickle)
     tensors = source.module.state_dict() if source.module is not None else source.tensors
     if tensors is None:
-        raise MattaError(f"--weights {text!r} is no state dict: pass a file, {', '.join(_FILES)}.")
+        known = ", ".join(names.FILES)
+        raise MattaError(f"--weights {text!r} is no state dict: pass a file, {known}.")
     return tensors
 
 
@@ -102,8 +100,8 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
     if path.suffix == ".safetensors":
         tensors = reading.tensors(path, "save it again, as a safetensors file")
         opened: Any = tensors
-    elif path.suffix not in _FILES:
-        opens = f"matta opens {', '.join(_FILES)}, or a folder"
+    elif path.suffix not in names.FILES:
+        opens = f"matta opens {', '.join(names.FILES)}, or a folder"
         raise MattaError(f"{text!r} is not a model file: {opens}.")
     else:
         opened = _torch_load(path, text, allow_pickle)
@@ -152,7 +150,7 @@ def _why_unopened(error: Exception) -> str:
     return "is damaged, or not a file that torch.save wrote"
 
 
-def _download(name: str, text: str) -> Path:
+def download(name: str, text: str) -> Path:
     """The hub's model folder ``name``, downloaded; pickled weights only if there are no others."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -165,6 +163,8 @@ def _download(name: str, text: str) -> Path:
     nowhere = f"{text!r} is neither a local folder nor file"
     try:
         folder = get("*.safetensors")
+        if (folder / "matta.json").is_file():  # it may be of matta's own format
+            snapshot_download(name, allow_patterns=[f"{TEMPLATE}/*.json"])
         return folder if any(folder.glob("*.safetensors")) else get("pytorch_model*.bin")
     except HFValidationError:
         what = f"{text!r} is neither a local folder or file, nor a timm name"
@@ -192,12 +192,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise MattaError(f"{str(path)!r} is not a JSON object.")
     return config
-
-
-def _looks_like_path(name: str) -> bool:
-    if name.startswith((".", "/", "~")) or name.endswith((*_FILES, ".gguf", "/")):
-        return True
-    return "\\" in name or name.count("/") > 1
 
 
 def _is_timm_name(name: str) -> bool:

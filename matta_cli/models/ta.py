@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models.dtype import DTYPES
 from matta_cli.models.save import save_model
 from matta_cli.nested.cut import count_parameters
-from matta_cli.nested.sizes import depth, kept_layers, kind, kinds, own_sizes, sizes_at
+from matta_cli.nested.sizes import depth, full_sizes, kept_layers, kind, kinds, own_sizes, sizes_at
 from matta_cli.nested.view import StudentView, has_statistics, materialize
 from matta_cli.settings.budget import Budget
 
@@ -28,9 +30,10 @@ UNSHARED = "unshared"  # in a checkpoint: the Students of a run that shares no w
 
 
 Key = tuple[tuple[str, int], ...]
+_MAKING = threading.Lock()  # modules are made one at a time, whichever threads ask for them
 
 
-@dataclass
+@dataclass(repr=False)
 class TA:
     """A Teaching Assistant in memory: the grown model, its axes, and the base's sizes in them.
 
@@ -44,6 +47,19 @@ class TA:
     base: dict[str, int]
     card: dict[str, Any]
     statistics: dict[Key, dict[str, Tensor]] = field(default_factory=dict, kw_only=True)
+    _served: dict[Key, _Served] = field(default_factory=dict, init=False, repr=False)
+
+    def __repr__(self) -> str:
+        axes, size = ", ".join(kinds(self.base)), self.student(full_sizes(self.axes)).parameters
+        source = self.card.get("lineage", {}).get("source", "a model")
+        return f"TA of {source}: {size:,} parameters, width {self.widest:g}, nested along {axes}"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a line, and how large the Students of a few widths are."""
+        widths = sorted({0.25, 0.5, 1.0, self.widest})
+        rows = (f"<tr><td>{w:g}</td><td>{self.student(w).parameters:,}</td></tr>" for w in widths)
+        head = "<tr><th>width</th><th>parameters</th></tr>"
+        return f"<p>{escape(repr(self))}</p><table>{head}{''.join(rows)}</table>"
 
     def key(self, sizes: Sizes) -> Key:
         """What tells Students apart: the sizes of layers that are left out do not matter."""
@@ -89,19 +105,45 @@ class TA:
         name = name or ("" if own is None else f"width {own:g}")
         return Student(self, name, self.sizes(width), own, budget)
 
-    def at(self, width: float | Sizes, *, head: str = "") -> Any:
-        """The Student of a width, or of sizes, run on views of the TA's tensors: no copy.
+    def at(self, width: float | Sizes) -> Any:
+        """The Student of a width, or of sizes, to run: a module in eval mode, without gradients.
 
-        ``StudentView`` says what ``head`` is.
+        It is of the base's own class and lies on the TA's tensors, so that all widths take the
+        memory of one; only what is cut into several pieces (a fused qkv with fewer heads) is a
+        copy. The same module comes each time, made anew where the TA's weights have changed or
+        moved. Threads may ask for any widths and run them at once. To train one, see
+        ``Student.view``.
         """
-        return self.student(width).view(head=head)
+        student = self.student(width)
+        with _MAKING:
+            served = self._served.get(student.key)
+            if served is None or served.state != _state(served.tensors):
+                tensors = [*self.model.parameters(), *self.model.buffers()]
+                served = _Served(student.module(), tensors, _state(tensors))
+                self._served[student.key] = served
+        return served.module
+
+
+@dataclass(frozen=True)
+class _Served:
+    """A Student that was made to run, and the TA's tensors as they were then."""
+
+    module: nn.Module
+    tensors: Sequence[Tensor]
+    state: list[tuple[int, int]]
+
+
+def _state(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """Where tensors lie, and how often they were written to."""
+    return [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
 
 
 @dataclass(frozen=True)
 class Student:
     """A dense model that ``sizes`` cut out of a TA, under the name that reports give it.
 
-    width: where its sizes are those of a width. budget: where it was chosen for one.
+    width: where its sizes are those of a width. budget: where it was chosen for one. quantized: how
+    it was chosen for that, where not in float.
     """
 
     ta: TA
@@ -109,6 +151,7 @@ class Student:
     sizes: dict[str, int]
     width: float | None = None
     budget: Budget | None = None
+    quantized: str = ""
 
     @property
     def folder(self) -> str:
@@ -184,6 +227,14 @@ class Student:
         view.buffers = self.statistics or {}
         return view
 
+    def module(self) -> nn.Module:
+        """The Student as an ordinary module on the TA's tensors, in eval mode.
+
+        ``StudentView.module`` says which are copies.
+        """
+        module: nn.Module = self.view().module()
+        return module
+
     def dense(self) -> nn.Module:
         """The Student as a dense module of its own, in eval mode."""
         dense = materialize(self.ta.adapter, self.ta.model, self.ta.axes, self.sizes)
@@ -213,7 +264,7 @@ def _in_steps(size: int, step: int) -> str:
 # The paper's ablation: Students that share no weights with the TA
 
 
-@dataclass
+@dataclass(repr=False)
 class UnsharedTA(TA):
     """A TA beside which each Student has weights of its own (``distill.shared = false``)."""
 
@@ -262,6 +313,9 @@ class UnsharedStudent(Student):
 
     def view(self, *, head: str = "") -> Any:
         return self.model
+
+    def module(self) -> nn.Module:
+        return self.model.eval()
 
     def dense(self) -> nn.Module:
         dense = copy.deepcopy(self.model).eval()

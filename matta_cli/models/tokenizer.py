@@ -117,6 +117,7 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     try:
         with trust.sealed():
             tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        tokenizer(_PROBES[0])  # what is wrong in a setting is only seen where it is used
     except Exception as error:  # transformers raises what its backends raise
         what = f"The tokenizer in {where!r} cannot be opened"
         raise MattaError(f"{what}: {_AGAIN} FOLDER_OR_HUB_ID. ({said(error)})") from error
@@ -205,7 +206,9 @@ def same_tokens(one: Any, other: Any, *, whole: bool = False) -> bool:
     words = [token if isinstance(token, str) else token[0] for token in known]
     some = " ".join(re.sub(r"^(##|Ġ|▁)", "", word) for word in words[:: max(1, len(words) // 200)])
     texts = [*_PROBES, some, some.upper(), some.title()]
-    made = [t(texts, add_special_tokens=whole)["input_ids"] for t in (one, other)]
+    # unbounded, but said to be bounded: else transformers warns of texts that no model reads
+    options = {"add_special_tokens": whole, "truncation": True, "max_length": 1 << 20}
+    made = [t(texts, **options)["input_ids"] for t in (one, other)]
     return made[0] == made[1]
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import UNTOLD, Comparison, claim, compared, says
+from matta_cli.report.claims import UNTOLD, Comparison, against_float, claim, compared, says
 from matta_cli.report.findings import with_cuts
-from matta_cli.report.schema import Metric, Report, Role
-from matta_cli.report.values import both, listed
+from matta_cli.report.schema import Metric, ModelEntry, Report, Role
+from matta_cli.report.values import both, distinct, listed
 from matta_cli.report.verdicts import BETTER, WIDE, WORSE
 
 
@@ -15,12 +15,12 @@ def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
     """The sentences; none when all is well. rivals: Students against plain distillation."""
     found = _parity(report)
     found += [one.sentence for one in rivals if one.verdict == WORSE]
+    found += [one.sentence for one in against_float(report) if one.verdict == WORSE]
     found += _unclear(rivals) + _unclear(compared(report, Role.BASE))
-    for metric in report.metrics:
-        if metric.higher is not None:
-            found += _larger_but_worse(report, metric)
-            # other metrics mostly repeat what the first one says of noise
-            found += _no_better_than_cut(report, metric) if metric is report.primary else []
+    found += _larger_but_worse(report)
+    if report.primary and report.primary.higher is not None:
+        # other metrics mostly repeat what the first one says of noise
+        found += _no_better_than_cut(report, report.primary)
     return found + _harmed(report) + _uncompared(report)
 
 
@@ -47,19 +47,31 @@ def _unclear(comparisons: Sequence[Comparison]) -> list[str]:
     return [f"{widest.sentence}{more} Evaluate on more data."]
 
 
-def _larger_but_worse(report: Report, metric: Metric) -> list[str]:
-    """One alarm for each larger Student, against the best of the smaller ones that beat it."""
-    found, sign = [], 1.0 if metric.higher else -1.0
-    students = report.scored(metric, Role.STUDENT)
+def _larger_but_worse(report: Report) -> list[str]:
+    """One alarm for each larger Student, against the best of the smaller ones that beat it.
+
+    They are those of the first metric in which any does; in which others it is worse, too.
+    """
+    found, students = [], report.by_size(Role.STUDENT)
     for large in students:
-        size = large.cost.parameters or 0
+        size, beaten = large.cost.parameters or 0, []
         smaller = [one for one in students if (one.cost.parameters or 0) < size]
-        ahead = [one for one in smaller if claim(report, large, one, metric) == WORSE]
-        if ahead:
-            best = max(ahead, key=lambda one: sign * one.metrics[metric.name].value)
+        for metric in distinct(report):
+            ahead = [one for one in smaller if claim(report, large, one, metric) == WORSE]
+            if best := _best(ahead, metric):
+                beaten.append((metric, best))
+        if beaten:
+            metric, best = beaten[0]
             values = f"{metric.label}: {both(report, metric, large, best)}"
-            found.append(f"{large.name} is larger than {best.name} but worse in {values}.")
+            also = [other.label for other, _ in beaten[1:]]
+            more = f", and in {listed(also)}" if also else ""
+            found.append(f"{large.name} is larger than {best.name} but worse in {values}{more}.")
     return found
+
+
+def _best(models: Sequence[ModelEntry], metric: Metric) -> ModelEntry | None:
+    sign = 1.0 if metric.higher else -1.0
+    return max(models, key=lambda one: sign * one.metrics[metric.name].value, default=None)
 
 
 def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
@@ -77,7 +89,7 @@ def _harmed(report: Report) -> list[str]:
     """At the base's own width there is no smaller cut to beat: level is fine, worse is not."""
     found, base = [], report.base
     for student in report.students:
-        worse = [m for m in report.metrics if base and claim(report, student, base, m) == WORSE]
+        worse = [m for m in distinct(report) if base and claim(report, student, base, m) == WORSE]
         if base and student.width == 1.0 and worse:
             values = f"{worse[0].label}: {both(report, worse[0], student, base)}"
             more = f", and in {listed([m.label for m in worse[1:]])}" if worse[1:] else ""
@@ -87,9 +99,14 @@ def _harmed(report: Report) -> list[str]:
 
 
 def _uncompared(report: Report) -> list[str]:
-    """One alarm for all metrics in which there are Students and others, and no comparison."""
+    """One alarm for all metrics in which there are Students and others, and no comparison.
+
+    A search compares none: what it found is compared when it is exported.
+    """
+    if any(model.searched for model in report.models):
+        return []
     labels = []
-    for metric in report.metrics:
+    for metric in distinct(report):
         students = report.scored(metric, Role.STUDENT)
         others = report.scored(metric, Role.BASE) + students[1:]
         if metric.higher is not None and students and others:

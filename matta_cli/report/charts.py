@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import Any
 
 from matta_cli.report.claims import Comparison
-from matta_cli.report.numbers import count, finite, in_seconds, number, signed
+from matta_cli.report.numbers import count, finite, in_bytes, in_seconds, number, signed
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.svg import (
     Chart,
@@ -24,12 +24,13 @@ from matta_cli.report.svg import (
     spaced,
     wide_range,
 )
-from matta_cli.report.values import decimals_of, short, shown
+from matta_cli.report.values import decimals_of, of_tokens, short, shown
 from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
 
 # what each role is called in a key, in the key's order
 KINDS = {
     Role.STUDENT: "Student",
+    Role.QUANTIZED: "Student in fewer bits",
     Role.PLAIN: "plain distillation",
     Role.ALONE: "trained alone, on labels",
     Role.SCRATCH: "from scratch",
@@ -41,7 +42,7 @@ KINDS = {
 
 # roles of one model for each size, joined by a line; what a page is about is drawn last
 _LINES = (Role.CUT, Role.SCRATCH, Role.ALONE, Role.PLAIN, Role.STUDENT)
-_DEPTH = (*_LINES[:-1], Role.BASE, Role.TA, Role.TEACHER, Role.STUDENT)
+_DEPTH = (*_LINES[:-1], Role.BASE, Role.TA, Role.TEACHER, Role.QUANTIZED, Role.STUDENT)
 
 # Models of one size cost the same: they stand beside one another, some pixels apart, or their bars
 # would cover each other.
@@ -59,16 +60,28 @@ class Axis:
 
 
 def axes(report: Report) -> list[Axis]:
-    """The costs that a report's models are drawn against."""
-    time = Axis("latency", "median latency, batch 1", lambda m: m.latency(1), in_seconds)
+    """The costs that a report's models are drawn against.
+
+    Where there are Students in fewer bits, bytes come first: of parameters and MACs they have as
+    many as their float ones, and stand in no chart of these.
+    """
+    tokens = of_tokens(report)
+    each = f", one example{tokens}" if tokens else ", batch 1"
+    time = Axis("latency", f"median latency{each}", lambda m: m.latency(1), in_seconds)
     if report.generation:
         what = "median time for a generated token, batch 1"
         time = Axis("decode", what, lambda m: m.latency(1, "decode"), in_seconds)
+    fewer = report.of(Role.QUANTIZED)
     return [
-        Axis("parameters", "parameters", lambda m: m.cost.parameters, count),
+        *([Axis("bytes", "bytes of weights", lambda m: m.cost.bytes, in_bytes)] if fewer else []),
+        Axis("parameters", "parameters", lambda m: _own(m, m.cost.parameters), count),
         time,
-        Axis("MACs", "MACs per example", lambda m: m.cost.macs, count),
+        Axis("MACs", f"MACs per example{tokens}", lambda m: _own(m, m.cost.macs), count),
     ]
+
+
+def _own(model: ModelEntry, cost: int | None) -> int | None:
+    return None if model.quantized else cost
 
 
 def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | None:
@@ -101,7 +114,7 @@ def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | 
             bar = (y(value.high), y(value.low))
         paid = f"{axis.unit(cost)}{' ' if axis.unit is count else ', '}{axis.what}"
         tip = f"{model.name}\n{metric.label} {shown(value, places)}\n{paid}"
-        name = model.name if model.role is Role.STUDENT else ""
+        name = model.name if model.role in (Role.STUDENT, Role.QUANTIZED) else ""
         at = (x(cost), y(value.value), tip, _SHIFT.get(model.role, 0.0), bar, name)
         points.append((model, Point(model.role.value, *at)))
         if model.role is Role.BASE and bar:
@@ -119,7 +132,8 @@ def pareto(report: Report, models: Sequence[ModelEntry], axis: Axis) -> Chart | 
 
 def _wanted(points: Sequence[tuple[ModelEntry, Point]], only: str) -> list[tuple[Point, str]]:
     """Which marks are to have a name, the most important first."""
-    single = [(p, m.name) for m, p in points if m.role not in _LINES]
+    copies = [(p, m.name) for m, p in points if m.role is Role.QUANTIZED]
+    single = [(p, m.name) for m, p in points if m.role not in (*_LINES, Role.QUANTIZED)]
     students = []
     for model, point in sorted(points, key=lambda one: one[1].x):
         if model.role is Role.STUDENT:
@@ -132,7 +146,7 @@ def _wanted(points: Sequence[tuple[ModelEntry, Point]], only: str) -> list[tuple
             _, name, end = (min if role is Role.CUT else max)(some, key=lambda one: one[0])
             every = KINDS[role].partition(",")[0] + "s" * (role is Role.CUT)
             ends.append((end, every if len(some) > 1 else name))
-    return [(point, short(name)) for point, name in (*single, *students, *ends)]
+    return [(point, short(name)) for point, name in (*single, *students, *ends, *copies)]
 
 
 def _trained(report: Report) -> dict[str, list[tuple[float, float]]]:
@@ -187,7 +201,7 @@ def trace(report: Report, drawn: Sequence[Line], title: str) -> Chart | None:
     metric = report.primary or Metric("value", "value")
     xs, ys = ([place[i] for one in drawn for place in one.places] for i in (0, 1))
     y = Scale(ys, 232.0, 10.0, metric.higher is not True and wide_range(ys, 3), 0.06)
-    x = Scale(xs, 0.0, 100.0)
+    x = Scale([0.0, *xs], 0.0, 100.0)  # from the first step to the last one, and no further
     chart = Chart(
         alt=f"{metric.label} {title}, {len(drawn)} lines",
         title=f"{metric.label} {title}",

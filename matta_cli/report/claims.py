@@ -101,6 +101,20 @@ def compared(report: Report, role: Role) -> list[Comparison]:
     return [Comparison(student, other, metric, pair, places) for student, other, pair in found]
 
 
+def against_float(report: Report) -> list[Comparison]:
+    """Each quantized Student against its float one, in the first metric."""
+    metric = report.primary
+    if metric is None or metric.higher is None:
+        return []
+    found = []
+    for one in report.of(Role.QUANTIZED):
+        own = next((student for student in report.students if student.name == one.of), None)
+        pair = report.pair(one, own, metric) if own else None
+        found += [(one, own, pair)] if own and pair else []
+    places = gain_places([pair for _, _, pair in found])
+    return [Comparison(one, own, metric, pair, places) for one, own, pair in found]
+
+
 def gain_places(pairs: Sequence[Pair]) -> int:
     """Decimals that show two digits of the narrowest interval of some gains."""
     halves = [(pair.high - pair.low) / 2 for pair in pairs if pair.high > pair.low]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import THAN, Comparison, claim, compared, worth
+from matta_cli.report.claims import THAN, Comparison, against_float, claim, compared, worth
 from matta_cli.report.headline import Pick
-from matta_cli.report.numbers import in_seconds, number
+from matta_cli.report.numbers import in_seconds, number, percent
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.values import both, decimals_of, listed, shown
 from matta_cli.report.verdicts import BETTER
@@ -19,6 +19,7 @@ def findings(report: Report, best: Pick | None, rivals: Sequence[Comparison]) ->
         return []
     found = [worth(rivals)]
     found += [_against_base(report, metric, best), _faster(report, best)] if best else []
+    found += quantized(report)
     if metric.higher is not None:
         found += [_trained(report, metric), _ta(report, metric)]
     return [sentence for sentence in found if sentence]
@@ -45,6 +46,16 @@ def _faster(report: Report, best: Pick) -> str:
             fast.append(f"{usual / own.median:.1f}x at batch {batch} ({times})")
     how = "generates" if of == "decode" else "is"
     return f"{best.called} {how} faster than the base: {listed(fast)}." if fast else ""
+
+
+def quantized(report: Report) -> list[str]:
+    """What each quantized Student loses against its float one, and what it costs."""
+    found = []
+    for one in against_float(report):
+        own, other = one.student.cost.bytes, one.other.cost.bytes
+        share = f" It has {percent(own / other)} of the bytes." if own and other else ""
+        found.append(one.sentence + share)
+    return found
 
 
 def _trained(report: Report, metric: Metric) -> str:

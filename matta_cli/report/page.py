@@ -18,7 +18,7 @@ from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.story import Story, created, tell
 from matta_cli.report.svg import Chart
 from matta_cli.report.table import Column, training_of
-from matta_cli.report.values import decimals_of, shown, span
+from matta_cli.report.values import decimals_of, of_tokens, shown, span
 
 STRIPS = 24  # axes that are drawn
 
@@ -47,6 +47,7 @@ def html(story: Story) -> str:
         plots=_plots(report),
         budget=_budget(story),
         table=_table(story),
+        searched=[m for m in report.models if m.searched and m.searched.command],
         curves=charts.curves(report),
         rival_curves=charts.rival_curves(report),
         strips=drawn,
@@ -79,7 +80,8 @@ def _tiles(story: Story) -> list[Tile]:
         own, theirs = cost.read(best.student), cost.read(best.base)
         if cost.tile and own is not None and theirs:
             share = f"{percent(own / theirs)} of the base"
-            tiles.append(Tile(cost.tile, cost.unit(own), share, f"base {cost.unit(theirs)}"))
+            what = cost.tile + (of_tokens(story.report) if "example" in cost.of else "")
+            tiles.append(Tile(what, cost.unit(own), share, f"base {cost.unit(theirs)}"))
     return tiles[:4]
 
 
@@ -161,7 +163,7 @@ def _budget(story: Story) -> dict[str, Any] | None:
         return None
     places = decimals_of(report, metric)
     verdicts = {one.student.name: one.verdict for one in story.rivals}
-    students, every = report.scored(metric, Role.STUDENT), _costs(report)
+    students, every = report.scored(metric, Role.STUDENT, Role.QUANTIZED), _costs(report)
     kinds = []  # a budget of what all Students cost alike decides nothing
     for at, cost in enumerate(every):
         if len({cost.read(student) for student in students} - {None}) > 1:

@@ -1,7 +1,4 @@
-"""A report as data: what was measured of each model.
-
-``report.json`` and ``search.json`` hold it. Files that an older matta wrote open, too.
-"""
+"""A report as data: ``report.json`` and ``search.json``, those of an older matta, too."""
 
 from __future__ import annotations
 
@@ -26,6 +23,7 @@ class Role(str, Enum):
     TA = "ta"
     BASE = "base"
     STUDENT = "student"
+    QUANTIZED = "quantized"  # a Student, in fewer bits
     CUT = "cut"  # a Student's size, cut out of the TA as it was converted
     PLAIN = "plain"  # that cut, distilled by itself
     ALONE = "alone"  # that cut, trained on the labels by itself
@@ -80,15 +78,16 @@ class Generation(Stored):
 
 @dataclass
 class Cost(Stored):
-    """What a model costs to serve. macs: of one example. None: not measured.
+    """What a model costs to serve. macs: of one example, of so many tokens. None: not measured.
 
-    By batch, latency: of a forward. Of a language model that generates instead, prefill: until the
-    first token; decode: for each token after it.
+    By batch, latency: of a forward. Of a language model, prefill: until the first token; decode:
+    for each token after it.
     """
 
     parameters: int | None = None
     bytes: int | None = None
     macs: int | None = None
+    tokens: int | None = None
     latency: dict[int, Timing] = field(default_factory=dict)
     prefill: dict[int, Timing] = field(default_factory=dict)
     decode: dict[int, Timing] = field(default_factory=dict)
@@ -138,8 +137,8 @@ class Program(Stored):
 class Searched(Stored):
     """What a search says of a Student: what loads it, its sizes in words, where it stands.
 
-    trained: whether all its sizes were trained. chosen_by: its score on the examples that sizes
-    are chosen by.
+    trained: whether all its sizes were trained. chosen_by: its score where sizes are chosen.
+    command: what exports it.
     """
 
     loads: str = ""
@@ -147,21 +146,23 @@ class Searched(Stored):
     trained: bool = True
     front: bool = True
     chosen_by: float | None = None
+    command: str = ""
 
 
 @dataclass
 class ModelEntry(Stored):
     """One model of a report.
 
-    of: the Student that a cut or a baseline is compared with. folder: below the output folder.
-    loader: the expression that loads it. layers: those of the TA that it keeps. curve: (step,
-    value of the first metric) during a baseline's training.
+    of: the Student that it is compared with, of a cut, a baseline or one in fewer bits. quantized:
+    in which, such as int8. folder: below the output folder. loader: the expression that loads it.
+    layers: those of the TA that it keeps. curve: (step, value of the first metric) of a baseline.
     """
 
     name: str
     role: Role = Role.STUDENT
     width: float | None = None
     of: str | None = None
+    quantized: str = ""
     folder: str | None = None
     loader: str = ""
     stock: bool = False
@@ -176,10 +177,7 @@ class ModelEntry(Stored):
     searched: Searched | None = None
 
     def timing(self, batch: int, of: str = "latency") -> Timing:
-        """The seconds of a forward at a batch size, or of ``prefill`` or ``decode``.
-
-        Empty where they were not measured.
-        """
+        """The seconds of a forward at a batch size, or of ``prefill`` or ``decode``, if known."""
         times: dict[int, Timing] = getattr(self.cost, of)
         return times.get(batch, Timing())
 
@@ -199,8 +197,8 @@ class ModelEntry(Stored):
         value: dict[str, Any] = {}
         for name, item in super().to_json().items():
             value |= (item or {}) if name in ("cost", "searched") else {name: item}
-        some = ("of", "training", "curve", "prefill", "decode")
-        dropped = {name for name in some if not value[name]}
+        some = ("of", "quantized", "training", "curve", "prefill", "decode", "tokens", "command")
+        dropped = {name for name in some if not value.get(name)}
         if self.role is not Role.STUDENT:
             dropped |= {"sizes", "layers", "programs"}
         if self.searched:  # of a search, which writes no programs and does not measure memory
@@ -209,8 +207,8 @@ class ModelEntry(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ModelEntry:
-        searched = value if "front" in value else None
-        return super().from_json({**value, "cost": value, "searched": searched})
+        own = {"cost": value, "searched": value if "front" in value else None}
+        return super().from_json({**value, **own})
 
 
 @dataclass(frozen=True)
@@ -262,7 +260,7 @@ class AxisStrip(Stored):
 
 @dataclass(frozen=True)
 class Choice(Stored):
-    """The Student of a budget. limits and used (the share of each limit) by the cost's name."""
+    """The Student of a budget, in float or ``quantized``. limits, used (shares) by name."""
 
     budget: str
     limits: dict[str, float]
@@ -270,6 +268,7 @@ class Choice(Stored):
     model: str
     stock: bool
     trained: bool
+    quantized: str = ""
 
 
 @dataclass(frozen=True)
@@ -295,8 +294,7 @@ class Run(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Run:
-        points = value.get("curve") or []
-        curve = [(point.get("step"), point.get("values") or {}) for point in points]
+        curve = [(p.get("step"), p.get("values") or {}) for p in value.get("curve") or []]
         return super().from_json({**value, "curve": curve})
 
 
@@ -309,8 +307,8 @@ def now() -> str:
 class Report(Stored):
     """All that an export, a search or a verdict has to say.
 
-    metrics: the primary one first. generation: of models that were timed generating. margin: the
-    share of a value that may be lost. costs and choices: of a search. searched: its numbers.
+    metrics: the primary one first. generation: of models timed generating. margin: what share of a
+    value may be lost. costs, choices: of a search; searched: its numbers.
     """
 
     task: str = ""
@@ -396,5 +394,5 @@ class Report(Stored):
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Report:
-        run, searched = value.get("training"), value.get("search")
-        return super().from_json({**value, "run": run, "searched": searched})
+        named = {"run": value.get("training"), "searched": value.get("search")}
+        return super().from_json({**value, **named})

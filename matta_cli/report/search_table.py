@@ -46,6 +46,8 @@ def choices(report: Report, exported: Report | None = None) -> list[str]:
         )
         sizes = model.searched.shown if model.searched else ""
         what = sizes if model.width is None else f"width {model.width:g}"
+        what += f", in {choice.quantized}" if choice.quantized else ""
         by = "the stock library" if choice.stock else "matta_cli.load_student"
-        found.append(f"{choice.budget}: {what}; it uses {used}; {by} loads it.")
+        loads = "" if choice.quantized else f"; {by} loads it"
+        found.append(f"{choice.budget}: {what}; it uses {used}{loads}.")
     return found

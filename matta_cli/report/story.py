@@ -16,7 +16,7 @@ from matta_cli.report.headline import Pick, headline, pick
 from matta_cli.report.numbers import duration
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.table import Column, columns
-from matta_cli.report.values import listed
+from matta_cli.report.values import listed, of_tokens
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _reading(report: Report) -> str:
     for higher, way in ((True, "higher"), (False, "lower")):
         if labels := [metric.label for metric in report.metrics if metric.higher is higher]:
             better.append(f"{listed(labels)}: {way} is better")
-    usual = ["brackets are 95 % intervals", "MACs are per example at batch 1"]
+    usual = ["brackets are 95 % intervals", behind(report)]
     if own := report.generation:
         usual += [
             f"prefill is the time from a prompt of {own.prompt:,} tokens to the first one after it",
@@ -89,6 +89,15 @@ def _reading(report: Report) -> str:
             "tokens/s are those of the whole batch while it decodes",
         ]
     return "; ".join([*better, *usual]) + "."
+
+
+def behind(report: Report) -> str:
+    """What MACs, and times of a forward, are of."""
+    if not (tokens := of_tokens(report)):
+        return "MACs are per example at batch 1"
+    timed = any(model.cost.latency for model in report.models)
+    more = f", and latencies of examples{tokens} each" if timed else ""
+    return f"MACs are per example{tokens} at batch 1{more}"
 
 
 def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
@@ -101,11 +110,16 @@ def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
     found = []
     for model in models:
         if model.loader:
-            stock = "stock checkpoint, loads without matta" if model.stock else "loads with matta"
+            stock = f"{model.quantized}, loads without matta"
+            if not model.quantized:
+                stock = (
+                    "stock checkpoint, loads without matta" if model.stock else "loads with matta"
+                )
             exact = model.parity.exact if model.parity else None
             module = re.match(r"[A-Za-z_]\w*(?=\.)", model.loader)
             needs = f"import {module[0]}\n" if module else ""
-            lines = f"{needs}model = {model.loader}\nmodel.eval()"
+            mode = "\nmodel.eval()" if "onnxruntime" not in needs else ""
+            lines = f"{needs}model = {model.loader}{mode}"
             found.append(Loading(model, [stock, *equal[exact]], lines))
     return found
 

@@ -10,7 +10,7 @@ from matta_cli.report.headline import pick
 from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds, number
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.table import speed
-from matta_cli.report.values import decimals_of, span
+from matta_cli.report.values import decimals_of, distinct, span
 
 Table = tuple[list[str], list[list[str]]]  # headers, and a row for each model
 
@@ -20,7 +20,7 @@ def tables(report: Report) -> list[Table]:
 
     Intervals go first, then digits, then what is told last. Names, which say the widths, stay.
     """
-    every, most = report.metrics, len(_costs(report))
+    every, most = distinct(report), len(_costs(report))
     levels = [(every, True, 3, most), (every, False, 3, most), (every, False, 2, most)]
     levels += [(every, False, 2, costs) for costs in range(most - 1, 3, -1)]
     levels += [(every[: len(every) - less], False, 2, 4) for less in range(1, len(every))]
@@ -89,6 +89,10 @@ def _verdict(report: Report, model: ModelEntry) -> tuple[str, str]:
     ``table`` has the former in full.
     """
     metric = report.primary
+    if model.role is Role.QUANTIZED and metric is not None:
+        own = next((one for one in report.students if one.name == model.of), None)
+        known = own is not None and report.pair(model, own, metric)
+        return (claim(report, model, own, metric), "float") if own and known else (MISSING, "")
     plain = next((one for one in report.of(Role.PLAIN) if one.of == model.name), None)
     other = plain or report.base
     if metric is None or other is None or model.role is not Role.STUDENT:

@@ -17,6 +17,21 @@ from matta_cli.report.numbers import (
 from matta_cli.report.schema import Interval, Metric, ModelEntry, Report
 from matta_cli.settings.budget import LIMITS, TIMED
 
+# a metric that says another one again, in another way
+REPEATS = {"auc_loss": "auc"}
+
+
+def distinct(report: Report) -> list[Metric]:
+    """The metrics of a report without those that say another one again."""
+    known = {metric.name for metric in report.metrics}
+    return [metric for metric in report.metrics if REPEATS.get(metric.name) not in known]
+
+
+def of_tokens(report: Report) -> str:
+    """`` of 128 tokens``: what MACs and times of an example are of; empty where it has none."""
+    known = next((model.cost.tokens for model in report.models if model.cost.tokens), None)
+    return f" of {known:,} tokens" if known else ""
+
 
 def decimals_of(report: Report, metric: Metric) -> int:
     """Decimals of a metric: the narrowest interval shows two digits of its half width."""

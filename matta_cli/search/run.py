@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
 from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, quiet
 from matta_cli.report.schema import Report
+from matta_cli.search.bits import Bits
 from matta_cli.search.journal import journal
 from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
@@ -44,8 +46,7 @@ def search(
     """
     check(recipe)
     space = Workspace(out)
-    if not space.ta.is_dir():
-        raise MattaError(f"There is no TA in {str(space.ta)!r}: make one with `matta convert`.")
+    space.refuse_unconverted()
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
         storage = journal(space.search)
@@ -54,8 +55,11 @@ def search(
             run = Search(recipe, out, storage)
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
-            students = run.run(amounts, listen)
-            report = report_of(run, students, measured=measured)
+            bits = quantized.AUTO in recipe.export.quantize and not measured
+            own = Bits(run, listen)
+            students = own.choose(amounts) if bits else run.run(amounts, listen)
+            report = report_of(run, students, out, measured=measured)
+            report.notes += own.notes
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None

@@ -39,9 +39,11 @@ class Scores:
         self.device = device.pick(recipe.distill.device)
         model = self.ta.model.to(self.device).eval()
         self.task = task.task(self.ta.adapter.task, recipe)
-        self.metric = self.task.metrics[0]
         self.normed = has_statistics(model)
-        self.data = self.task.data(reached.folder, model, training=self.normed)
+        # what BatchNorm's statistics, and the ranges of activations, are read off
+        training = self.normed or "auto" in recipe.export.quantize
+        self.data = self.task.data(reached.folder, model, training=training)
+        self.metric = self.task.metrics[0]  # which data may tell
         at = score.chooses(self.task, model, self.data, self.device)
         self.choosing, self.reporting = halves(self.data.held_out[at])
         few = used.steps * used.batch_size // SHARE
@@ -69,22 +71,25 @@ class Scores:
     def model(self, sizes: Sizes) -> Any:
         """A Student to score: a view, or where it needs statistics of its own a dense copy."""
         if not self.normed:
-            return self.ta.at(sizes).eval()
+            return self.ta.student(sizes).view().eval()
         student = self.ta.student(sizes)
         return measurable(self.task, student, self.data.train, self.device)
 
-    def columns(self, sizes: Sizes, part: Part) -> Columns:
-        """What a Student makes of each example of a half, of as many as are for choosing."""
-        model, limit = self.model(sizes), self.examples
-        return score.columns(self.task, model, part, self.at_a_time, self.device, limit)
+    def columns(self, model: Any, part: Part) -> Columns:
+        """What a model makes of each example of a half, of as many as are for choosing."""
+        return score.columns(self.task, model, part, self.at_a_time, self.device, self.examples)
+
+    def value_of(self, model: Any) -> float:
+        """A model's primary metric on the examples that sizes are chosen by."""
+        value = self.task.summarize(self.columns(model, self.choosing))[self.metric.name]
+        bad = -1e30 if self.metric.higher else 1e30
+        return value if math.isfinite(value) else bad
 
     def value(self, sizes: Sizes) -> float:
         """The primary metric on the examples that sizes are chosen by."""
         key = json.dumps(self.ta.key(sizes))
         if key not in self.known:
-            value = self.task.summarize(self.columns(sizes, self.choosing))[self.metric.name]
-            if not math.isfinite(value):
-                value = -1e30 if self.metric.higher else 1e30
+            value = self.value_of(self.model(sizes))
             self.evaluated += 1
             self.known[key] = value
             trial = import_optuna().trial.create_trial(value=value, user_attrs={"key": key})

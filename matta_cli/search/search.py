@@ -63,6 +63,7 @@ class Search:
         here = {name: tensor.to(scores.device) for name, tensor in some.items()}
         self.timings = Timings(scores.task, self.ta, self.counts, here, recipe.export)
         self.scored: dict[Key, Scored] = {}
+        self.stored: dict[Key, int] = {}  # bytes of what was chosen in fewer bits
         self._stock: dict[Key, bool] = {}
 
     def key(self, sizes: Sizes) -> Key:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from matta_cli.adapter import Sizes
+from matta_cli.errors import command
 from matta_cli.files.atomic import atomic_write
 from matta_cli.measure import cost, intervals
 from matta_cli.measure.counts import Key
@@ -32,16 +34,17 @@ from matta_cli.settings.budget import NEAR, TIMED, Budget
 from matta_cli.version import __version__
 
 
-def report_of(search: Search, students: Sequence[Student], *, measured: bool) -> Report:
+def report_of(search: Search, students: Sequence[Student], out: Path, *, measured: bool) -> Report:
     """The report of a search: its models are the Pareto front and the Students of the budgets.
 
-    measured: whether each has metrics, on examples that no sizes were chosen by.
+    out: the output folder that was searched. measured: whether each has metrics, on examples that
+    no sizes were chosen by.
     """
     scores, ta, recipe = search.scores, search.ta, search.recipe
     limited = [name for student in students for name in _budget(student).names]
     costs = list(dict.fromkeys(limited)) or ["parameters"]
     front = search.front(costs)
-    models = _entries(search, students, front)
+    models = _entries(search, students, front, out)
     if measured:
         for model in models:
             model.metrics = _metrics(search, model.sizes)
@@ -91,12 +94,14 @@ def _budget(student: Student) -> Budget:
 
 
 def _entries(
-    search: Search, students: Sequence[Student], front: Sequence[Scored]
+    search: Search, students: Sequence[Student], front: Sequence[Scored], out: Path
 ) -> list[ModelEntry]:
     """The models of the report, the smallest first. Budgets of the same sizes share a model."""
     budgets: dict[Key, list[str]] = {}
+    typed: dict[Key, str] = {}
     for student in students:
         budgets.setdefault(search.key(student.sizes), []).append(student.name)
+        typed.setdefault(search.key(student.sizes), _budget(student).typed)
     on_front = {search.key(one.student.sizes): one for one in front}
     members = on_front | {key: search.scored[key] for key in budgets}
     mixes = itertools.count(1)
@@ -104,17 +109,32 @@ def _entries(
     for one in sorted(members.values(), key=search.parameters):
         key = search.key(one.student.sizes)
         name = ", ".join(budgets.get(key, [])) or one.student.name or f"mix {next(mixes)}"
-        entries.append(_entry(search, name, one, front=key in on_front))
+        words = typed.get(key, "").split() or _words(search, one)
+        # beside the first family, which may be there
+        named = re.sub(r"[^\w.-]+", "-", name.partition(",")[0])
+        typed_so = command("export", out, *words, "--name", named)
+        entry = _entry(search, name, one, typed_so, front=key in on_front)
+        entries.append(entry)
     return entries
 
 
-def _entry(search: Search, name: str, one: Scored, *, front: bool) -> ModelEntry:
+def _words(search: Search, one: Scored) -> list[str]:
+    """The flags by which ``export`` comes to a Student that no budget was chosen for.
+
+    It keeps the scores, so that of all within its own parameters it is the best one known.
+    """
+    if one.student.width is not None:
+        return ["--widths", f"{one.student.width:g}"]
+    return ["--target-params", str(search.parameters(one))]
+
+
+def _entry(search: Search, name: str, one: Scored, typed: str, *, front: bool) -> ModelEntry:
     student, sizes = one.student, one.student.sizes
     key, batch = search.key(sizes), search.recipe.export.batch_size
-    cost = Cost(**search.counts(sizes))
+    own = Cost(**search.counts(sizes), tokens=cost.tokens(search.counts.example))
     for of, known in search.timings.known.items():
         if taken := known.measured.get(key):
-            setattr(cost, of, {batch: Timing(taken)})
+            setattr(own, of, {batch: Timing(taken)})
     return ModelEntry(
         name=name,
         role=Role.STUDENT,
@@ -122,9 +142,13 @@ def _entry(search: Search, name: str, one: Scored, *, front: bool) -> ModelEntry
         stock=search.stock(sizes),
         sizes=sizes,
         layers=student.layers,
-        cost=cost,
+        cost=own,
         searched=Searched(
-            loads=student.loads, shown=student.shown(whole=True), front=front, chosen_by=one.value
+            loads=student.loads,
+            shown=student.shown(whole=True),
+            front=front,
+            chosen_by=one.value,
+            command=typed,
         ),
     )
 
@@ -160,15 +184,19 @@ def _not_beaten(
 def _metrics(search: Search, sizes: Sizes) -> dict[str, Interval]:
     """A Student's metrics on the examples that no sizes were chosen by."""
     scores = search.scores
-    tables = [scores.columns(sizes, scores.reporting)]
+    tables = [scores.columns(scores.model(sizes), scores.reporting)]
     return intervals.intervals(scores.task, tables, search.recipe.export.bootstrap)
 
 
 def _choice(search: Search, student: Student, models: Sequence[ModelEntry]) -> Choice:
     budget, key = _budget(student), search.key(student.sizes)
     model = next(model for model in models if search.key(model.sizes) == key)
-    used = budget.used(search.costs(student.sizes, budget.names))
-    return Choice(budget.name, dict(budget.limits), used, model.name, model.stock, trained=True)
+    costs = search.costs(student.sizes, budget.names)
+    if student.quantized:
+        costs["bytes"] = search.stored[key]
+    used, limits = budget.used(costs), dict(budget.limits)
+    own = budget.name, limits, used, model.name, model.stock
+    return Choice(*own, trained=True, quantized=student.quantized)
 
 
 def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Scored]) -> list[str]:
@@ -177,6 +205,8 @@ def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Sco
     # of time some is left in any case
     if most < 1 - NEAR and not set(TIMED) & set(budget.names):
         notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
+    if student.quantized:
+        return notes
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]
     if within and search.scores.better(within[0].value, own.value):

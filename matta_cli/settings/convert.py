@@ -23,10 +23,15 @@ class ConvertSettings:
     )
     task: str = flag(
         "",
-        "for the adapter auto: causal_lm, image_classification or ranking; empty: from the example",
+        "what the model is for, where that cannot be told (adapter auto, a state dict's head): "
+        "causal_lm, text_classification, ...; empty: from the model, or the example",
     )
     drop_head: bool = flag(
-        False, "leave out a head that the adapter does not nest, such as a BERT's classifier"
+        False, "leave out a model's head, such as an encoder's classifier, and nest the rest"
+    )
+    trim_vocab: bool = flag(
+        False,
+        "keep no tokens but those that --data has: fewer rows in tokenizer, embedding and output",
     )
     expand: float = flag(
         1.0,

@@ -40,13 +40,19 @@ class DataSettings:
         "score", "column that says how alike the two are (JSON, CSV, TSV, Parquet, hub)"
     )
     image: str = setting("image", "column that holds the image (hub)")
-    label: str = setting("label", "column that holds the label (CSV, Parquet, hub)")
+    label: str = setting(
+        "label", "column that holds the label, or a list of several (JSON, CSV, TSV, Parquet, hub)"
+    )
+    words: str = setting(
+        "tokens", "column that holds a text's words as a list (JSON, Parquet, hub)"
+    )
+    tags: str = setting("tags", "column that holds a tag of each word (JSON, Parquet, hub)")
     group: str = setting(
-        "", "column that names the query of a row (CSV, Parquet); empty: every row stands alone"
+        "",
+        "column that names the query of a row, of rankers and rerankers; empty: every row stands "
+        "alone",
     )
-    id: str = setting(
-        "", "column that names a row, for Teacher files with a column id (CSV, Parquet)"
-    )
+    id: str = setting("", "column that names a row, for Teacher files with a column id")
     categorical: list[str] = setting(
         [], "columns of the embeddings, in the model's order (CSV, Parquet)"
     )
@@ -259,6 +265,12 @@ class ExportSettings:
         "auto",
         "of the Students' weights as saved: {choices}",
         choices="auto: as the model was stored that was converted | float32 | bfloat16 | float16",
+    )
+    quantize: list[str] = flag(
+        [],
+        "each Student in fewer bits, too, judged against it: {choices}",
+        choices="int8: weights, and activations as they come | int8-static: ONNX, calibrated on "
+        "training examples | int4: weights | auto: with --target-memory, int8 where it is better",
     )
     checkpoint: str = flag(
         "auto", "best, last, or step-N; auto: the best one where the run kept one, else the last"

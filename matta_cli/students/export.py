@@ -22,9 +22,10 @@ from matta_cli.report.write import write as write_report
 from matta_cli.settings.budget import LIMITS, TIMED
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
-from matta_cli.students import card, entries
+from matta_cli.students import card, entries, quantized
 from matta_cli.students.card import left_out
 from matta_cli.students.parity import ROUNDED, proven
+from matta_cli.students.quantized import Quantized
 from matta_cli.students.student import PROBED, Written, check, write
 from matta_cli.training import log, spent
 from matta_cli.version import __version__
@@ -35,11 +36,12 @@ def steps(recipe: Recipe, students: Sequence[Student]) -> int:
     cuts = sum(student.width != 1.0 for student in students)
     measured = len(students) + cuts + 2 + bool(recipe.distill.teacher)  # with base and TA
     written = len(students) * (1 + len(recipe.export.format))
-    return written + measured + len(("reload", "time", "compare"))
+    copies = 2 * sum(len(quantized.kinds(student, recipe.export)) for student in students)
+    return written + measured + copies + len(("reload", "time", "compare"))
 
 
 def export(
-    out: Path,
+    space: Workspace,
     students: Sequence[Student],
     held_out: HeldOut,
     run: Reached,
@@ -49,7 +51,7 @@ def export(
     searched: Report | None = None,
     overwrite: bool = False,
 ) -> Report:
-    """Write Students of a run's TA into ``out/students``, and ``out/report.*`` on them.
+    """Write Students of a run's TA into those of a workspace, and its report on them.
 
     held_out: what they are measured on, and by which recipe. converted: the TA before the run.
     searched: how the sizes of those for a budget were found. Raises ``MattaError`` for formats that
@@ -58,30 +60,38 @@ def export(
     recipe, task = held_out.recipe, held_out.task
     check(recipe.export)
     lineage = {**run.ta.card["lineage"], "ta": atomic.digest(run.folder)}
-    with atomic.atomic_folder(Workspace(out).students, overwrite=overwrite) as folder:
+    with atomic.atomic_folder(space.students, overwrite=overwrite) as folder:
         written: list[Written] = []
+        copies: list[Quantized] = []
+        batches = quantized.calibrating(held_out)
         for student in students:  # one by one: each is let go before the next one is cut
             say(f"Writing {student.name}.")
             where = folder / student.folder
             written.append(write(student, where, held_out, run, lineage, say))
+            copies += quantized.write(written[-1], held_out, run, batches, say)
         say("Reloading every Student in a fresh process.")
-        proof = proven(written, task, run.ta.model, held_out.first(PROBED))
-        own = [entries.student_entry(one, proof, out) for one in written]
+        proof = proven(written, copies, task, run.ta.model, held_out.first(PROBED))
+        own = [entries.student_entry(one, proof, space, task.name) for one in written]
+        twins = [(quantized.entry(one, proof, space), one) for one in copies]
         folders = [one.folder for one in written]
-        measured = entries.models(held_out, run, converted, own, folders, out, say)
-        report = _report(out, held_out, run, measured, say)
+        measured = entries.models(held_out, run, converted, own, folders, twins, space.root, say)
+        report = _report(space, held_out, run, measured, say)
         report.lineage = lineage
         saved_in = _saved_in(report.students)
         report.notes = [*_notes(students, held_out, run), *measured.notes, *saved_in]
+        report.notes += quantized.drop_broken(report, {one.name: one.folder for one in copies})
         if searched is not None:
             report.notes += [*search_table.choices(searched, report), *searched.notes]
         report.notes += _over(students, report)
         report.notes += tell(report).alarms
-        for entry, where in zip(own, folders, strict=True):
-            atomic.atomic_write(where / "README.md", card.text(entry, report, recipe.data))
+        for entry in report.of(Role.STUDENT, Role.QUANTIZED):
+            where = folder / Path(str(entry.folder)).name
+            atomic.seal(where)  # which files are matta's; the card is there to be changed
+            told = card.text(entry, report, recipe.data, where)
+            atomic.atomic_write(where / "README.md", told)
         atomic.atomic_write(folder / "recipe.toml", recipe.text())
         # before the Students appear: what fails here leaves none without their report
-        write_report(report, out)
+        write_report(report, space.report.parent)
     return report
 
 
@@ -140,16 +150,16 @@ def _over(students: Sequence[Student], report: Report) -> list[str]:
 
 
 def _report(
-    out: Path, held_out: HeldOut, run: Reached, measured: entries.Measured, say: Steps
+    space: Workspace, held_out: HeldOut, run: Reached, measured: entries.Measured, say: Steps
 ) -> Report:
     """The report on these models, without its notes."""
-    recipe, task, space = held_out.recipe, held_out.task, Workspace(out)
+    recipe, task = held_out.recipe, held_out.task
     models = measured.entries
     with cost.threads(recipe.export.threads):
         machine = Machine(**cost.device_card(held_out.device))
     metrics = task.reported(models)
     took = spent.of_run(space, recipe.export.checkpoint)
-    training = spent.training(task, held_out.data, took, run_recipe(out).distill.batch_size)
+    training = spent.training(task, held_out.data, took, run_recipe(space.root).distill.batch_size)
     for entry in models:
         if entry.role in (Role.STUDENT, Role.TA):
             entry.training = training

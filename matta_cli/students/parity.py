@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from matta_cli import trust
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.formats.programs import call_names
 from matta_cli.report.schema import Parity
-from matta_cli.students.programs import call_names
+from matta_cli.students.quantized import Quantized
 from matta_cli.students.student import Written
 from matta_cli.tasks.task import Task
 
@@ -25,6 +26,10 @@ NEAR = 1e-4  # the largest difference from the view, as a share of its largest o
 
 # The same where weights have half the bits and are computed with as they are: each layer rounds.
 ROUNDED = {"bfloat16": 0.1, "float16": 0.02}
+
+# The same of quantized ones, from what was measured: where a thread more or less rounds a sum
+# otherwise, a value may come to the next of its 256 steps.
+STEPPED = 0.05
 
 # Run in a fresh process: loads each folder as its user would, and runs it on the
 # same inputs. With weights of half the bits it is run as it is, and then in float32.
@@ -58,24 +63,34 @@ for name, folder in job["folders"].items():
         out = torch.from_numpy(model.run(None, {{k: v.numpy() for k, v in given.items()}})[0])
     else:
         if not isinstance(model, torch.fx.GraphModule):  # a program is in eval mode for good
-            model.eval().float()  # weights of half the bits are compared in float32
+            model.eval()
+            if not getattr(model, "is_quantized", False):
+                model.float()  # weights of half the bits are compared in float32
         with torch.no_grad():
             out = model(*args, **kwargs)
-    outputs[name] = tensor_of(out).contiguous()
+    outputs[name] = tensor_of(out).float().contiguous()
 save_file(outputs, job["outputs"])
 """
 
 
 def proven(
-    students: Sequence[Written], task: Task, model: nn.Module, probe: Batch
+    students: Sequence[Written],
+    quantized: Sequence[Quantized],
+    task: Task,
+    model: nn.Module,
+    probe: Batch,
 ) -> dict[str, Parity]:
-    """How far each reloaded checkpoint and program is from its view, by ``Written.loaders``' names.
+    """How far each reloaded checkpoint and program is from its view, by the names of ``loaders``.
 
-    model: the TA, by which it is known what the task passes to a model. Raises ``MattaError`` for
-    what does not load, or gives other outputs.
+    Quantized ones are compared with what is going to be measured of them. model: the TA, by which
+    it is known what the task passes to a model. Raises ``MattaError`` for what does not load, or
+    gives other outputs.
     """
     found = {}
-    reloaded = _reloaded(students, task, model, probe)
+    reloaded = _reloaded(students, quantized, task, model, probe)
+    for one in quantized:
+        near = max(STEPPED, ROUNDED.get(one.of.dtype, 0.0))  # it computes in what it is saved in
+        found[one.name] = _parity(one.name, reloaded[one.name], one.expected, near)
     for written in students:
         for name in written.loaders:
             found[name] = _parity(name, reloaded[name], written.expected)
@@ -86,13 +101,13 @@ def proven(
     return found
 
 
-def _parity(name: str, got: Tensor, expected: Tensor) -> Parity:
+def _parity(name: str, got: Tensor, expected: Tensor, near: float = NEAR) -> Parity:
     if got.shape != expected.shape:
         shapes = f"{list(got.shape)}, not {list(expected.shape)}"
         raise MattaError(f"{name} reloads to outputs of shape {shapes}.")
     difference = (got - expected).abs().max().item()
-    if not difference <= NEAR * max(1.0, expected.abs().max().item()):
-        much = f"differs from the nested view by {difference:.1e}"
+    if not difference <= near * max(1.0, expected.abs().max().item()):
+        much = f"gives other outputs than before, by {difference:.1e}"
         raise MattaError(f"{name}, reloaded, {much}: not exported.")
     return Parity(torch.equal(got, expected), difference)
 
@@ -112,14 +127,19 @@ def _rounded(name: str, got: Tensor, written: Written) -> float:
 
 
 def _reloaded(
-    students: Sequence[Written], task: Task, model: nn.Module, probe: Batch
+    students: Sequence[Written],
+    quantized: Sequence[Quantized],
+    task: Task,
+    model: nn.Module,
+    probe: Batch,
 ) -> dict[str, Tensor]:
     """The outputs of all checkpoints and programs: one fresh process for each kind of loader."""
     by_loader: dict[str, dict[str, str]] = {}
     dtypes = {one.student.name: one.dtype for one in students if one.dtype in ROUNDED}
-    for written in students:
-        for name, loader in written.loaders.items():
-            by_loader.setdefault(loader, {})[name] = str(written.folder)
+    written = [*((one.folder, one.loaders) for one in students)]
+    for folder, loaders in [*written, *((one.folder, one.loaders) for one in quantized)]:
+        for name, loader in loaders.items():
+            by_loader.setdefault(loader, {})[name] = str(folder)
     positional, keyword = call_names(task, model, probe)
     args = {f"arg{i}": name for i, name in enumerate(positional)}
     outputs: dict[str, Tensor] = {}

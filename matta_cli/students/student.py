@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from matta_cli.adapter import PROGRAM
 from matta_cli.errors import MattaError
 from matta_cli.files.card import write_card
+from matta_cli.formats.programs import PROGRAMS, Listening
 from matta_cli.measure.cost import repeated
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.students import own_statistics
@@ -23,7 +24,6 @@ from matta_cli.nested.sizes import full_sizes, kinds, nested_axes
 from matta_cli.progress import Say
 from matta_cli.settings import checks
 from matta_cli.settings.recipe import ExportSettings
-from matta_cli.students.programs import PROGRAMS, Listening
 
 OWN = "matta_cli.load_student({folder})"  # what loads matta's own format
 PROBED = 4  # examples whose outputs a Student must give again

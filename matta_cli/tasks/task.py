@@ -29,7 +29,9 @@ class Task(ABC):
     ``agreement`` is a share of, for people. labelled: whether there is ground truth to learn;
     without, the Teacher is all that is followed. embeds: whether outputs are coordinates rather
     than logits: a Teacher may then have another number of them. generates: whether it is served
-    token by token, each after those before it.
+    token by token, each after those before it. reading: what outputs mean together: ``classes``,
+    of which one is right; ``odds``, each the log odds of a thing of its own; ``values``. tokens:
+    whether what is read are tokens that all models must share.
     """
 
     name: str = ""
@@ -39,6 +41,8 @@ class Task(ABC):
     labelled = True
     embeds = False
     generates = False
+    reading = "classes"
+    tokens = True
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -28,7 +28,7 @@ def common(
     given = task.recipe.convert.tokenizer
     own, other = tokenizer_of(home, given), tokenizer_of(folder)
     if own is not None and other is not None:
-        if not same_tokens(own, other, whole=task.embeds):
+        if not same_tokens(own, other, whole=not task.tokens):
             names = f"its tokenizer ({folder}) is another one than the model's"
             what = "the same numbers are other tokens to it, so it cannot read what the model reads"
             do = "take a Teacher of the same tokenizer"

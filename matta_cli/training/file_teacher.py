@@ -31,7 +31,9 @@ class FileTeacher:
         outputs: the model's. Raises ``MattaError`` for a file that does not fit them.
         """
         self.name, self.task, self.outputs, self.train = name, task, outputs, data.train
-        self.temperature, self.ranking = task.recipe.distill.temperature, task.name == "ranking"
+        self.temperature = task.recipe.distill.temperature
+        # whether outputs stand alone: scores of rows, or several labels of each
+        self.alone = task.reading != "classes"
         path = Path(name).expanduser()
         self.logged = prompt_logprobs.is_logged(path)
         self.table = prompt_logprobs.read(path) if self.logged else read(path)
@@ -87,7 +89,8 @@ class FileTeacher:
             made = f"it was made for {card['outputs']:,} {self.task.output}"
             raise self._error(f"{made}, the model has {self.outputs:,}")
         if card["data"] != self.train.digest():
-            what = f"{card['description']}; tokenizer and sequence length included"
+            how = "tokenizer and sequence length included" if self.task.tokens else "in their order"
+            what = f"{card['description']}; {how}"
             those = f"those of {self.task.recipe.data.train!r}: run `matta teach` again"
             raise self._error(f"it was made for other examples ({what}) than {those}")
 
@@ -126,32 +129,46 @@ class FileTeacher:
             return self._wrong_top(given, np.asarray(self.table.values["top_index"][places]))
         if self.kind == "label":
             return self._wrong_label(given)
+        return self._wrong_count(given) or self._wrong_probability(given)
+
+    def _wrong_count(self, given: np.ndarray) -> str:
         column = f"column {self.kind!r}"
-        if self.ranking and given.size != len(given):
-            return f"{column} has several numbers for a row, a ranker gives one"
-        if not self.ranking and (given.ndim < 2 or given.shape[-1] != self.outputs):
+        if self.alone and self.outputs == 1 and given.size != len(given):
+            return f"{column} has several numbers for a row, the model gives one"
+        one = self.alone and self.outputs == 1
+        if not one and (given.ndim < 2 or given.shape[-1] != self.outputs):
             count = given.shape[-1] if given.ndim > 1 else 1
             has = f"the model has {self.outputs} classes"
             return f"{column} has {count} numbers for an example, {has}"
-        if self.kind == "probabilities":
-            high = given > 1 if self.ranking else np.abs(given.sum(-1) - 1) > 1e-3
-            if given.min() < 0 or high.any():
-                return f"{column} has values that are no probabilities (0 to 1, summing to 1)"
+        return ""
+
+    def _wrong_probability(self, given: np.ndarray) -> str:
+        if self.kind != "probabilities":
+            return ""
+        column = f"column {self.kind!r}"
+        if self.task.reading == "values":
+            return f"{column} is nothing for a model of values: give a score"
+        high = given > 1 if self.alone else np.abs(given.sum(-1) - 1) > 1e-3
+        if given.min() < 0 or high.any():
+            sums = "" if self.alone else ", summing to 1"
+            return f"{column} has values that are no probabilities (0 to 1{sums})"
         return ""
 
     def _wrong_label(self, given: np.ndarray) -> str:
         if self.task.name == "causal_lm":
             instead = "the text has them already; give logits"
             return f"labels are not supported for language models: {instead}"
+        if self.alone:
+            return self._wrong_count(given)
         whole = given.astype(np.int64)
         odd = (whole != given) | (whole < 0) | (whole >= self.outputs)
-        if self.ranking or not odd.any():
+        if not odd.any():
             return ""
         return f"label {given[odd][0]} is not one of the model's {self.outputs} classes"
 
     def _wrong_top(self, given: np.ndarray, index: np.ndarray) -> str:
-        if self.ranking:
-            return "top_logits are not supported for rankers: give a score"
+        if self.alone:
+            return "top_logits are of classes, one of which is right: give logits or a score"
         if given.shape != index.shape:
             return "top_logits and top_index are of different sizes"
         if ("drawn" in self.table.values) != ("entropy" in self.table.values):
@@ -186,11 +203,15 @@ class FileTeacher:
             left = torch.log1p(-known.double().exp().sum(1).clamp(max=1))
             return TopK(known, index, left.float(), self.known)
         if self.kind == "label":
-            return given.float() if self.ranking else given.long()
+            return self._shaped(given.float()) if self.alone else given.long()
         given = given.float()
         if self.kind == "probabilities":
-            given = torch.logit(given, 1e-6) if self.ranking else given.clamp(min=1e-12).log()
-        return Logits(given.flatten() if self.ranking else given)
+            given = torch.logit(given, 1e-6) if self.alone else given.clamp(min=1e-12).log()
+        return Logits(self._shaped(given))
+
+    def _shaped(self, values: Tensor) -> Tensor:
+        """One number of each row without a dimension of its own, as models give scores."""
+        return values.flatten() if self.alone and self.outputs == 1 else values
 
     def _placed(self, values: Tensor, batch: Batch) -> Tensor:
         """Values of some positions [n, ...] as [B, L, ...], zero where nothing is known.
@@ -235,5 +256,5 @@ class FileTeacher:
             texts = self.task.name == "causal_lm"
             return whole.view(len(rows), -1, self.known) if texts else whole
         if isinstance(target, Tensor):
-            return target if self.ranking else one_hot(target, self.outputs).float()
+            return target if self.alone else one_hot(target, self.outputs).float()
         return target.whole()

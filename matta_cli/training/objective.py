@@ -90,7 +90,8 @@ class Step:
             return ""
         name = "" if ta.copies else head(ta.model)
         if name:
-            view, training = ta.at(ta.widest, head=name).eval(), ta.model.training
+            view = ta.student(ta.widest).view(head=name).eval()
+            training = ta.model.training
             whole = ta.model.eval()
             name = name if is_product(self.task, whole, view, view.output(), one) else ""
             ta.model.train(training)
@@ -102,8 +103,9 @@ class Step:
     def _views(self, name: str) -> dict[str, Any]:
         """The models that a step runs, cut off at the layer ``name`` if there is one."""
         settings, ta = self.settings, self.ta
-        models = {WHOLE: ta.at(ta.widest, head=name)}
-        models |= {own: ta.at(width, head=name) for own, width in self.rows.students.items()}
+        models = {WHOLE: ta.student(ta.widest).view(head=name)}
+        for own, width in self.rows.students.items():
+            models[own] = ta.student(width).view(head=name)
         if settings.compile:
             # of one code object, which the views of all steps of a process share: beyond it they
             # would run eagerly
@@ -170,7 +172,9 @@ class Step:
             taught += share * (WHOLE not in group)
             asked = asked + share * self._asks(group) if divided else max(asked, self._asks(group))
         if self.teaches and (divided or not self.settings.ta_weight):
-            total += (taught if divided else 1.0) * cost.macs(task, ta.at(ta.widest), one)
+            total += (taught if divided else 1.0) * cost.macs(
+                task, ta.student(ta.widest).view(), one
+            )
         ta.model.train(training)
         teacher = self.teacher
         if isinstance(teacher, ModelTeacher):
@@ -184,7 +188,8 @@ class Step:
 
     def _macs(self, group: Group, one: Batch) -> int:
         """Multiply-accumulates of one forward of a group."""
-        models = {n: self.ta.at(self.ta.widest if n == WHOLE else float(n)) for n in group}
+        widths = {n: self.ta.widest if n == WHOLE else float(n) for n in group}
+        models = {n: self.ta.student(width).view() for n, width in widths.items()}
         exits, total = self._exits(group, models), 0
         for name, model in models.items():
             if exits is not None and name != group[0]:

@@ -75,7 +75,7 @@ class Starting:
         self.settings, self.task, self.data, self.device = settings, task, data, device
         self.outputs = task.outputs(ta.model)
         ta.model.to(device)
-        self.base: Any = ta.at(1.0).eval()
+        self.base: Any = ta.student(1.0).view().eval()
         self.size = score.at_a_time(settings, processes)
 
     def measured(self, teacher: Teacher | None, listen: Listener) -> Start:

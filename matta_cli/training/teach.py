@@ -128,10 +128,10 @@ class Dictation:
 
     @classmethod
     def of(cls, setup: Setup, teacher: ModelTeacher, k: int, draws: int) -> Dictation:
-        """All outputs are written of embeddings, and where there are few."""
+        """All outputs are written where there are few, or they are no classes of which one is."""
         task = setup.task
         outputs = task.outputs(teacher.model)
-        exact = task.embeds or outputs <= max(EXACT, k)
+        exact = task.embeds or task.reading != "classes" or outputs <= max(EXACT, k)
         return cls(setup, teacher, outputs, k, 0 if exact else draws, exact)
 
     def identity(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from torch import nn
 from matta_cli.errors import MattaError, command
 from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace
+from matta_cli.formats import quantized
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.pairs import compared
 from matta_cli.models.folders import load_student, load_ta, reached
@@ -39,6 +40,7 @@ def remake(
     out: Path,
     kinds: Sequence[str] = (),
     *,
+    name: str = "",
     margin: float | None = None,
     device: str | None = None,
     listen: Listener = quiet,
@@ -46,17 +48,19 @@ def remake(
     """Make ``out/report.*`` anew from the Students there and the baselines that are finished.
 
     kinds: baselines (``baselines.KINDS``) to train first, where they are missing. margin: the share
-    of a baseline's value that a Student may lose and be no worse. The data are those of the export.
+    of a baseline's value that a Student may lose and be no worse. name: of a family that stands
+    beside the first one. The data are those of the export.
     Raises ``MattaError`` where nothing was exported, or a baseline cannot be trained.
     """
     baselines.check(kinds, margin or 0.0)
-    Workspace(out).mend()
-    report = _exported(out)
+    space = Workspace(out, name)
+    space.mend()
+    report = _exported(space)
     # alarms are sounded anew, if they still hold
     report.notes = tell(report).notes
-    recipe = _recipe(out, margin, device)
+    recipe = _recipe(space, margin, device)
     baselines.check(kinds, recipe.export.margin)
-    students, space = report.students, Workspace(out)
+    students = report.students
     run = spent.of_run(space, recipe.export.checkpoint)
     if any(kind in baselines.TRAINED for kind in kinds):
         where = recipe.distill.device
@@ -79,22 +83,25 @@ def remake(
     report.pairs = compared(report, held_out)
     told = tell(report)
     report.notes += told.alarms
-    write(report, out)
+    write(report, space.report.parent)
     _into_cards(told, out)
     say.end()
     return report
 
 
-def _exported(out: Path) -> Report:
+def _exported(space: Workspace) -> Report:
     """The report of the export. Raises ``MattaError`` where it or one of its Students is gone."""
-    again, path = command("export", out), Workspace(out).report
+    out, path = space.root, space.report
+    again = command("export", out, *(("--name", space.family) if space.family else ()))
     try:
         report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
+        for cut in report.of(Role.CUT):
+            report.model(str(cut.of))
     except FileNotFoundError:
-        raise MattaError(f"There is no report in {out}: run `{again}` first.") from None
+        raise space.no_report() from None
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise MattaError(f"{path} is damaged ({error!r}): run `{again}` again.") from None
-    for student in report.students:
+    for student in report.of(Role.STUDENT, Role.QUANTIZED):
         name = Path(str(student.folder))
         if name.is_absolute() or ".." in name.parts:
             raise MattaError(f"{path} names {str(name)!r}, which lies outside of {out}.")
@@ -103,9 +110,9 @@ def _exported(out: Path) -> Report:
     return report
 
 
-def _recipe(out: Path, margin: float | None, device: str | None) -> Recipe:
+def _recipe(space: Workspace, margin: float | None, device: str | None) -> Recipe:
     """The recipe that the Students were exported by, but for what is given."""
-    recipe, path = Recipe(), Workspace(out).students / "recipe.toml"
+    recipe, path = Recipe(), space.students / "recipe.toml"
     settings = read_toml(path)
     settings.pop("search", None)  # how sizes were found is of no use now, and settings of it change
     recipe.update(gone.recorded(settings), str(path))
@@ -122,6 +129,9 @@ def _opened(
     """A model that the report compares with others; None where it is none, or has gone since."""
     if entry.role is Role.STUDENT:
         return load_student(out / str(entry.folder))
+    if entry.role is Role.QUANTIZED:
+        like = load_student(out / str(report.model(str(entry.of)).folder))
+        return quantized.opened(out / str(entry.folder), like)
     if entry.role is Role.BASE:
         return converted.student(1.0).dense()
     if entry.role is Role.CUT:

@@ -17,7 +17,7 @@ from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
 from matta_cli.tasks.image_classification.stored import stored
-from matta_cli.tasks.task import config
+from matta_cli.tasks.task import config, raw
 
 ORIENTATION = 0x0112  # a tag of EXIF
 _BITS = 258  # a tag of TIFF: bits of a sample
@@ -28,7 +28,8 @@ _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 class Source:
     """Labelled images.
 
-    labels: int64 [N]. read: the image of a number, as PIL. classes: their names, where there are
+    labels: int64 [N]; where each may have several, float32 [N, labels], 0 or 1. read: the image of
+    a number, as PIL. classes: their names, where there are
     any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
     of the user's images. content: the bytes of an image, those of a file where ``encoded``; None
     where nobody has them. identity: what JSON can hold, another one whenever images may be others.
@@ -73,20 +74,18 @@ class Preparation:
     def __init__(self, folder: Path | None, model: Any) -> None:
         """folder: the model's, where it has one."""
         from timm.data import create_transform, resolve_model_data_config
+        from torchvision.transforms import CenterCrop, Compose
 
         self.notes: list[str] = []
         settings = resolve_model_data_config(model)
-        channels, *size = settings["input_size"]
-        if config(model, "image_size") is not None:  # a model of transformers
-            channels, side = model.config.num_channels, model.config.image_size
-            size = [side, side] if isinstance(side, int) else list(side)
-            found = stored(folder, channels, size)
+        channels, *size = shape_of(model)
+        crops = self.zooms = False
+        if _of_transformers(model) is not None:
+            fixed = (getattr(model, "pretrained_cfg", None) or {}).get("fixed_input_size", True)
+            found = stored(folder, channels, size, fixed=fixed)
             settings |= found.settings
             self.notes += found.notes
-        elif hasattr(getattr(model, "patch_embed", None), "img_size"):
-            # what it was built for, not what its namesake was
-            channels = model.patch_embed.proj.weight.shape[1]
-            size = list(model.patch_embed.img_size or size)
+            size, crops, self.zooms = found.size, found.crops, found.zooms
         self.shape: tuple[int, int, int] = (channels, size[0], size[1])
         self.mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
         if self.mode is None:
@@ -96,18 +95,59 @@ class Preparation:
         how = ("interpolation", "crop_pct", "crop_mode")
         self.how = {key: settings[key] for key in how if key in settings}
         self.fit = create_transform(**settings, is_training=False, normalize=False)
+        if _of_transformers(model) is not None:
+            steps = [
+                _centred(size) if isinstance(s, CenterCrop) else s for s in self.fit.transforms
+            ]
+            self.fit = _centred(size) if crops else Compose(steps)
         self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
 
     def pixels(self, image: Any) -> np.ndarray:
         """An image of any size and mode as uint8 [C, H, W]."""
         image = plain(image).convert(self.mode)
-        if image.size != (self.shape[2], self.shape[1]):
-            return np.asarray(self.fit(image))
+        if self.zooms or image.size != (self.shape[2], self.shape[1]):
+            image = self.fit(image)
+            if not hasattr(image, "getbands"):  # else it was cropped, and is a picture still
+                return np.asarray(image)
         return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
 
     def input(self, pixels: np.ndarray) -> Tensor:
         """Pixels uint8 [..., C, H, W] as float32, normalised."""
         return torch.from_numpy(pixels).float().div_(255).sub_(self.mean).div_(self.std)
+
+
+def _centred(size: Sequence[int]) -> Callable[[Any], Any]:
+    """Takes the middle of a picture as transformers does: torchvision's may be one pixel on."""
+
+    def crop(image: Any) -> Any:
+        height, width = size
+        left, top = (image.width - width) // 2, (image.height - height) // 2
+        return image.crop((left, top, left + width, top + height))
+
+    return crop
+
+
+def shape_of(model: Any) -> tuple[int, int, int]:
+    """Channels, height and width of the images that a model was made for."""
+    from timm.data import resolve_model_data_config
+
+    own = _of_transformers(model)
+    if own is not None:
+        side = own.image_size
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(own.num_channels), int(height), int(width)
+    channels, *size = resolve_model_data_config(model)["input_size"]
+    if hasattr(getattr(model, "patch_embed", None), "img_size"):
+        # what it was built for, not what its namesake was
+        channels = model.patch_embed.proj.weight.shape[1]
+        size = list(model.patch_embed.img_size or size)
+    return channels, size[0], size[1]
+
+
+def _of_transformers(model: Any) -> Any:
+    """The configuration of transformers that says the size of a model's images, if there is one."""
+    own = config(model, "vision_config") or getattr(model, "config", None)
+    return own if getattr(own, "image_size", None) is not None else None
 
 
 def plain(image: Any) -> Any:
@@ -145,6 +185,20 @@ class Renormalized(nn.Module):
         return self.model(image * self.scale + self.shift)
 
 
+class Reordered(nn.Module):
+    """A model with its outputs in another order."""
+
+    order: Tensor
+
+    def __init__(self, model: nn.Module, order: Sequence[int]) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("order", torch.tensor(order), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return raw(self.model(image)).index_select(-1, self.order)
+
+
 class Images:
     """Labelled images as a split.
 
@@ -163,7 +217,7 @@ class Images:
         return len(self.source.labels)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        """``image`` float32 [B, C, H, W] and ``label`` int64 [B]."""
+        """``image`` float32 [B, C, H, W] and ``label`` [B] or [B, labels]."""
         chosen = np.array(indices, dtype=np.int64)
         if self.kept is None:
             pixels = np.stack([self._read(int(i)) for i in chosen])

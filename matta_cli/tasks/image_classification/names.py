@@ -10,26 +10,10 @@ import numpy as np
 
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.tasks.class_names import names_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
-from matta_cli.tasks.task import config
 
 _SHOWN = 20  # classes that are said by name
-
-
-def names_of(model: Any) -> dict[int, str]:
-    """The names of a model's classes by number; none where it does not know them."""
-    names = config(model, "id2label")
-    if names is None:
-        given = getattr(model, "pretrained_cfg", None) or {}
-        names = given.get("label_names") if isinstance(given, dict) else None
-        # timm has the descriptions by name, for people; folders have the names
-    if isinstance(names, (list, tuple)):
-        names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
-        return {}
-    known = {int(key): str(name) for key, name in names.items()}
-    made_up = all(name == f"LABEL_{key}" for key, name in known.items())
-    return {} if made_up or len(set(known.values())) < len(known) else known
 
 
 def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
@@ -40,8 +24,8 @@ def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
     if source.classes is None:
         return source, []
     known = {own: number for number, own in names_of(model).items()}
-    plain = {_plain(own): number for own, number in known.items()}
-    found = [known.get(own, plain.get(_plain(own))) for own in source.classes]
+    plain = {simplified(own): number for own, number in known.items()}
+    found = [known.get(own, plain.get(simplified(own))) for own in source.classes]
     if any(number is not None for number in found):
         odd = [own for own, number in zip(source.classes, found, strict=True) if number is None]
         if odd:
@@ -72,18 +56,17 @@ def _renumbered(
     source: Source, numbers: list[int], classes: list[str], name: str, how: str
 ) -> tuple[Source, list[str]]:
     """numbers: of each of the source's classes."""
-    labels = np.array(numbers, np.int64)[source.labels]
+    if source.labels.ndim == 2:
+        labels = np.zeros((len(source.labels), len(classes)), np.float32)
+        labels[:, numbers] = source.labels
+    else:
+        labels = np.array(numbers, np.int64)[source.labels]
     present = sorted(set(numbers))
     listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
     if len(present) > _SHOWN:
         listed += f", ... {present[-1]} {classes[present[-1]]}"
     said = f"{name!r}: classes are numbered {how}: {listed}."
     return replace(source, labels=labels, classes=classes), [said]
-
-
-def _plain(name: str) -> str:
-    """A name without what file systems change of it."""
-    return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
 def _is_timm(model: Any) -> bool:

@@ -12,22 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find, folders
+from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.image_classification.labels import read_labels
 from matta_cli.tasks.image_classification.pictures import decoded
+from matta_cli.tasks.image_classification.tables import Known, beside, from_tables
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_images(
-    settings: DataSettings, training: bool, notes: list[str]
+    settings: DataSettings, known: Known, training: bool, notes: list[str]
 ) -> tuple[Source | None, Source]:
     """Images to train on (None unless ``training``) and to measure on.
 
-    What there is to say of a folder goes to the ``notes``.
+    known: of the model's labels. What there is to say of a folder goes to the ``notes``.
     """
 
     def opened(text: str, flag: str, training: bool) -> tuple[Source | None, Source | None]:
@@ -35,10 +37,14 @@ def read_images(
         if path is None:
             splits = find.hub_dataset(text, settings.config)
             return find.hub_parts(
-                splits, text, settings, training, lambda rows: _from_hub(rows, text, settings)
+                splits,
+                text,
+                settings,
+                training,
+                lambda rows: _from_hub(rows, text, settings, known),
             )
-        train, held_out = _local(path, text, settings, training, notes)
-        if train is None and flag == "--data":
+        train, held_out = _local(path, text, settings, known, training, notes)
+        if training and train is None and flag == "--data":
             raise find.empty(text, "images to train on")
         return train, held_out
 
@@ -52,6 +58,8 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
     if not len(source.labels):
         raise find.empty(name, "images")
     low, high = int(source.labels.min()), int(source.labels.max())
+    if source.labels.ndim == 2:
+        low, high = 0, source.labels.shape[1] - 1
     count = len(source.classes) if source.classes else high + 1
     if low < 0:
         meant = f"labels are 0 to {classes - 1}, as the model has {classes} classes."
@@ -62,17 +70,27 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
 
 
 def _local(
-    path: Path, text: str, settings: DataSettings, training: bool, notes: list[str]
+    path: Path, text: str, settings: DataSettings, known: Known, training: bool, notes: list[str]
 ) -> tuple[Source | None, Source | None]:
     """What a file or folder holds to train on, and to measure on."""
     if path.is_file():
         if path.suffix == ".npz":
             return _from_arrays(path), None
-        forms = "images come as a folder, as .npz (images, labels), or from the hub."
+        if path.suffix.lower() in records.TABLES:
+            return from_tables([path], settings, known), None
+        forms = "images come as a folder, as a table of paths and labels, as .npz, or from the hub."
         raise MattaError(f"{text!r} is a file; {forms}")
     idx = [_from_idx(path, part) for part in ("train", "t10k")]
     if any(idx):
         return idx[0], idx[1]
+    tables = beside(path, settings, known)
+    if tables.files:
+        found, said = folders.parts(tables)
+        names = [file.relative_to(path).as_posix() for file in tables.files]
+        notes += [*said, f"{text!r}: labels are those of {shown(names)}."]
+        return find.hub_parts(
+            found, text, settings, training, lambda files: from_tables(files, settings, known)
+        )
     parts, others = _parts(path)
     if not parts:
         return _from_folder(path), None
@@ -110,7 +128,9 @@ def _without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
     """The images without the last tenth of each class, and that tenth."""
     find.last_tenth(len(source.labels), name, "images")
     held_out = np.zeros(len(source.labels), dtype=bool)
-    for label in np.unique(source.labels):
+    if source.labels.ndim == 2:
+        held_out[find.last_tenth(len(held_out), name, "images") :] = True
+    for label in () if source.labels.ndim == 2 else np.unique(source.labels):
         members = np.flatnonzero(source.labels == label)
         held_out[members[len(members) - len(members) // 10 :]] = True
     if not held_out.any():  # fewer than ten of each class
@@ -124,7 +144,7 @@ def _from_folder(path: Path) -> Source:
     files = [(file, k) for k, own in enumerate(classes) for file in _images(own)]
     if not files:
         forms = "one folder of images per class (or train/ and val/ with those)"
-        also = "train-images-idx3-ubyte and the like"
+        also = "a table of file_name and label beside the images, or train-images-idx3-ubyte"
         raise MattaError(f"{str(path)!r} holds no images: matta looks for {forms}, or {also}.")
     status = [file.stat() for file, _ in files]
     names = [file.relative_to(path).as_posix() for file, _ in files]
@@ -210,28 +230,17 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
     )
 
 
-def _from_hub(rows: Any, name: str, settings: DataSettings) -> Source:
+def _from_hub(rows: Any, name: str, settings: DataSettings, known: Known) -> Source:
     image, label = settings.image, settings.label
     for column, setting in ((image, "data.image"), (label, "data.label")):
         find.check_column(name, column, setting, rows.column_names)
-    values = list(rows[label])
-    classes = getattr(rows.features[label], "names", None)
-    holes = [i for i, value in enumerate(values) if value is None]
-    if holes:
-        missing = f"Column {label!r} of {name!r} misses {len(holes):,} labels"
-        raise MattaError(f"{missing}, the first in row {holes[0] + 1:,}: fill them in.")
-    if all(isinstance(value, str) for value in values):
-        found, labels = np.unique(values, return_inverse=True)
-        own: list[str] | None = [str(value) for value in found]
-    elif all(isinstance(value, int) for value in values):
-        own, labels = None if classes is None else list(classes), np.array(values)
-    else:
-        odd = next(value for value in values if not isinstance(value, (str, int)))
-        holds = f"Column {label!r} of {name!r} holds {type(odd).__name__}"
-        raise MattaError(f"{holds}, but labels are names or whole numbers.")
+    classes = sources.of_split(rows, name).classes(label)
+    labels, own = read_labels(
+        list(rows[label]), classes, label, name, lambda i: f"row {i + 1:,}", known.outputs
+    )
     content = _contents(rows, image, name)
     return Source(
-        labels.astype(np.int64),
+        labels,
         lambda i: decoded(content(i)),
         own,
         content=content,
@@ -242,8 +251,7 @@ def _from_hub(rows: Any, name: str, settings: DataSettings) -> Source:
 
 def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
     """The bytes of each image of a hub dataset, as they are stored."""
-    import datasets
-
+    datasets = find.hub_datasets(name)
     if not isinstance(rows.features[column], datasets.Image):
         holds = f"Column {column!r} of {name!r} holds {rows.features[column]}"
         raise MattaError(f"{holds}, but images are needed: set data.image to their column.")

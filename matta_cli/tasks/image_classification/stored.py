@@ -11,30 +11,39 @@ from matta_cli.errors import MattaError
 
 _FILE = "preprocessor_config.json"
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
+_SQUARE = ("ViT", "DeiT", "Beit")  # processors to which a size that is a number is a square
 _OTHER = ("do_flip_channel_order", "do_color_quantize")  # what changes pixels in another way
 
 
 @dataclass
 class Prepared:
-    """Settings of timm's transform. notes: what was assumed, or is not honoured, for people."""
+    """Settings of timm's transform, and the height and width of what it makes.
+
+    notes: what was assumed, or is not honoured, for people. crops: whether images are cropped as
+    they are, and not resized. zooms: whether an image of that very size is resized as well.
+    """
 
     settings: dict[str, Any]
+    size: list[int]
     notes: list[str] = field(default_factory=list)
+    crops: bool = False
+    zooms: bool = False
 
 
-def stored(folder: Path | None, channels: int, size: list[int]) -> Prepared:
+def stored(folder: Path | None, channels: int, size: list[int], *, fixed: bool = True) -> Prepared:
     """How the images of a model of this ``size`` (height, width) are made.
 
-    Raises ``MattaError`` for a file that is damaged, or asks for what matta does not do.
+    fixed: whether the model takes no images of another size. Raises ``MattaError`` for a file that
+    is damaged, or asks for what matta does not do.
     """
-    squash = {"crop_pct": 1.0, "crop_mode": "squash"}
     path = folder / _FILE if folder is not None else None
     if path is None or not path.is_file():
         assumed = "images are squashed to the model's size and normalised as ImageNet's (assumed)"
-        return Prepared(squash, [f"There is no {_FILE}: {assumed}."])
+        return Prepared(dict(_SQUASH), size, [f"There is no {_FILE}: {assumed}."])
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
-        found = _read(card, channels, size, squash)
+        found = _read(card, channels, size, fixed)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         wrong = "is damaged, or of a kind that is not known: save it anew, or remove it"
         raise MattaError(f"{str(path)!r} {wrong}.") from None
@@ -43,23 +52,27 @@ def stored(folder: Path | None, channels: int, size: list[int]) -> Prepared:
     return found
 
 
-def _read(card: dict[str, Any], channels: int, size: list[int], squash: dict[str, Any]) -> Prepared:
-    settings: dict[str, Any] = dict(squash)
+def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool) -> Prepared:
+    settings: dict[str, Any] = dict(_SQUASH)
     if card.get("resample") in _MODES:
         settings["interpolation"] = _MODES[card["resample"]]
-    given = card.get("size") or {}
-    edge = given.get("shortest_edge") if isinstance(given, dict) else None
+    edge, whole = _resized(card)
     crop = _sides(card.get("crop_size")) if card.get("do_center_crop") else None
-    made = crop or _sides(given)
-    if edge and (crop or card.get("crop_pct")):
-        side = crop[0] if crop else edge
+    resized, notes = card.get("do_resize", True), []
+    large = edge or (whole[0] if whole else 0)
+    if edge:
+        settings["crop_mode"] = "center"
+    if card.get("crop_pct") and edge:
+        settings["crop_pct"] = min(1.0, float(card["crop_pct"]))
+    elif crop and large:
         # timm takes the whole number below side / crop_pct: half a pixel more makes that the edge
-        share = float(card["crop_pct"]) if card.get("crop_pct") else side / (edge + 0.5)
-        settings |= {"crop_pct": min(1.0, share), "crop_mode": "center"}
-    elif edge:
-        settings |= {"crop_pct": 1.0, "crop_mode": "center"}
-    notes = []
-    if made and made != size:
+        settings["crop_pct"] = min(1.0, crop[0] / (large + 0.5))
+    made = crop or whole or size
+    if not fixed:
+        size = made
+    if not resized and not crop:
+        notes.append(f"{_FILE} resizes no images: those of another size are squashed all the same.")
+    elif made != size:
         sizes = [" x ".join(map(str, both)) for both in (made, size)]
         notes.append(f"{_FILE} makes images of {sizes[0]}; the model's own {sizes[1]} are used.")
     # a pixel of 0 to 255 is multiplied by the factor, then normalised
@@ -72,7 +85,22 @@ def _read(card: dict[str, Any], channels: int, size: list[int], squash: dict[str
         if values is not None:
             values = values if isinstance(values, list) else [values] * channels
             settings[key] = tuple(float(value) / (255 * factor) for value in values)
-    return Prepared(settings, notes)
+    crops = bool(crop) and not resized
+    return Prepared(settings, size, notes, crops, zooms=bool(crop) and large != size[0])
+
+
+def _resized(card: dict[str, Any]) -> tuple[int, list[int] | None]:
+    """The shorter edge that images are resized to, or 0 and the height and width, where known.
+
+    An edge may be a bare number, which to some processors is a square.
+    """
+    given = card.get("size") or {}
+    if isinstance(given, dict):
+        return int(given.get("shortest_edge") or 0), _sides(given)
+    kind = str(card.get("image_processor_type") or card.get("feature_extractor_type") or "")
+    if card.get("do_center_crop") and not kind.startswith(_SQUARE):
+        return int(given), None
+    return 0, _sides(given)
 
 
 def _sides(given: Any) -> list[int] | None:

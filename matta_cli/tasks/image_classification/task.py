@@ -13,48 +13,80 @@ from torch import Tensor, nn
 from matta_cli.data import find
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
-from matta_cli.losses import classes as losses
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
-from matta_cli.tasks import calibration
-from matta_cli.tasks.image_classification.examples import Images, Preparation, Renormalized
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.class_names import known_as, names_of, order_of
+from matta_cli.tasks.image_classification.examples import (
+    Images,
+    Preparation,
+    Renormalized,
+    Reordered,
+    shape_of,
+)
+from matta_cli.tasks.image_classification.kinds import OneClass
+from matta_cli.tasks.image_classification.labels import hot, is_several
 from matta_cli.tasks.image_classification.names import numbered
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
-from matta_cli.tasks.task import Task, above, config, raw
+from matta_cli.tasks.image_classification.tables import Known
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
+from matta_cli.tasks.task import Task, config, raw
 
 
 class ImageClassification(Task):
-    """One of C classes per image.
+    """One of C classes of each image, or any number of C labels.
+
+    Which of these, the model's config tells (``problem_type``), and where that leaves it open, the
+    data: lists of labels, and a column for each label, are several.
 
     Images of the model's own size are used as they are; all others go through the evaluation
-    transform that timm derives from the model (resize, centre crop). There is no augmentation, so
-    an example is the same whenever it is drawn: the defaults of timm would flip digits and crop an
-    eighth of a small image, and a run could not be resumed exactly. Where nothing is held out, the
-    last tenth of each class is.
+    transform that timm derives from the model (resize, centre crop), or that the processor of
+    transformers makes. There is no augmentation, so an example is the same whenever it is drawn:
+    the defaults of timm would flip digits and crop an eighth of a small image, and a run could not
+    be resumed exactly. Where nothing is held out, the last tenth of each class is.
 
-    Batches: ``image`` float32 [B, C, H, W], normalised; ``label`` int64 [B].
+    Batches: ``image`` float32 [B, C, H, W], normalised; ``label`` as the kind has it.
     """
 
     name = "image_classification"
     output = "classes"
-    alike = "images of the same class"
-    metrics = (
-        Metric("top1", "top-1 accuracy", higher=True),
-        Metric("top5", "top-5 accuracy", higher=True),
-        Metric("ece", "calibration error (ECE)", higher=False),
-    )
+    # the primary metric of each kind first; data tells the kind
+    metrics: tuple[Metric, ...] = (*OneClass.metrics, *SeveralLabels.metrics)
+    tokens = False
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.kind: Kind = OneClass(recipe.distill)
+        self.shape: tuple[int, int, int] | None = None  # of an image, once data tells it
+
+    @property
+    def reading(self) -> str:  # type: ignore[override]
+        return self.kind.reading
+
+    @property
+    def alike(self) -> str:  # type: ignore[override]
+        return self.kind.alike
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
         find.no_streaming(settings, "images")
         classes, given = self.outputs(model), settings.train
         notes: list[str] = []
-        train, held_out = read_images(settings, training, notes)
+        train, held_out = read_images(settings, Known(classes, _named(model)), training, notes)
         name = settings.held_out or given
+        parts = [held_out] if train is None else [held_out, train]
+        several = is_several(model, classes, parts)
         held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
+        if several:
+            held_out = hot(held_out, classes)
+            called = held_out.classes or [str(k) for k in range(classes)]
+            self.kind = SeveralLabels(self.recipe.distill, called)
+        self.metrics = self.kind.metrics
         prepare = Preparation(folder, model)
+        self.shape = prepare.shape
         self.notes += prepare.notes
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
@@ -64,7 +96,8 @@ class ImageClassification(Task):
         if train is None:
             return self.described(measured, "", [split], "images", "images", notes)
         train, said = numbered(train, model, given)
-        check_labels(train, classes, given, complete=True)
+        check_labels(train, classes, given, complete=not several)
+        train = hot(train, classes) if several else train
         if train.classes and held_out.classes and train.classes != held_out.classes:
             odd_one = sorted(set(train.classes) ^ set(held_out.classes))[0]
             differ = f"{name!r} and {given!r} have different classes"
@@ -74,7 +107,7 @@ class ImageClassification(Task):
         if both := int(np.isin(digests, own).sum()):
             of = f"of {len(digests):,}"
             notes.append(f"{both:,} held-out images also stand in the data to train on, {of}.")
-        size = f"{len(train.labels):,} images of {classes:,} classes"
+        size = f"{len(train.labels):,} images of {classes:,} {'labels' if several else 'classes'}"
         images = Images(train, prepare, given)
         return self.described(images, size, [split], "images", "images", notes)
 
@@ -96,60 +129,54 @@ class ImageClassification(Task):
             own, model_s = (", ".join(map(str, p.how.values())) for p in (theirs, ours))
             given = f"it sees what the model sees ({model_s})"
             self.notes.append(f"The Teacher's own images are made otherwise ({own}): {given}.")
+        teacher = self._in_order(teacher, model)
         same = torch.equal(theirs.mean, ours.mean) and torch.equal(theirs.std, ours.std)
         return teacher if same else Renormalized(teacher, ours, theirs)
+
+    def _in_order(self, teacher: nn.Module, model: nn.Module) -> nn.Module:
+        """The Teacher with its classes in the model's order, as far as names tell it."""
+        theirs, ours = known_as(names_of(teacher)), known_as(names_of(model))
+        if theirs and ours and not theirs.keys() & ours.keys():
+            names = f"{next(iter(theirs))!r}, not {next(iter(ours))!r}"
+            other = f"The Teacher's classes have other names than the model's ({names})"
+            self.notes.append(f"{other}: they are taken to be in its order.")
+            return teacher
+        order = order_of(teacher, model, "classes", self.notes) if theirs and ours else []
+        return Reordered(teacher, order) if order else teacher
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         return raw(model(batch["image"]))
 
     def example(self, model: nn.Module, size: int = 4) -> Batch:
-        import timm
-
-        shape = timm.data.resolve_model_data_config(model)["input_size"]
+        # of the size of the data, where that is known: some models take any
+        shape = self.shape or shape_of(model)
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
 
     def counts(self, batch: Batch) -> Counts:
-        return losses.counts(batch["label"])
+        return self.kind.counts(batch)
 
     def objective(
         self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
     ) -> Losses:
-        own, over = self.recipe.distill, over or self.counts(batch)
-        label = batch["label"]
-        return losses.of_classes(logits, label, terms, over, own.temperature, own.compile)
+        return self.kind.objective(logits, batch, terms, over)
 
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """``correct1``, and ``correct5`` where there are more than 5 classes; three more.
-
-        ``finite``: 0 where the logits are not numbers. ``confidence``: the probability of the
-        likeliest class. ``margin``: by how much it exceeds that of the next.
-        """
-        label = batch["label"][:, None]
-        columns = {"correct1": (logits.argmax(1, keepdim=True) == label).any(1).double()}
-        if logits.shape[1] > 5:
-            columns["correct5"] = (logits.topk(5, dim=1).indices == label).any(1).double()
-        columns["finite"] = logits.isfinite().all(1).double()
-        first, second = logits.double().softmax(1).topk(2, dim=1).values.unbind(1)
-        return columns | {"confidence": first, "margin": first - second}
+        return self.kind.score(logits, batch)
 
     def right(self, columns: Columns) -> Columns:
-        pairs = (("top1", "correct1"), ("top5", "correct5"))
-        return {metric: columns[column] for metric, column in pairs if column in columns}
+        return self.kind.right(columns)
 
     def summarize(self, columns: Columns) -> dict[str, float]:
-        values = {metric: float(right.mean()) for metric, right in self.right(columns).items()}
-        if "confidence" in columns:
-            values["ece"] = calibration.error(columns["confidence"], columns["correct1"])
-        return values
+        return self.kind.summarize(columns)
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return {"class": logits.argmax(1)}
+        return self.kind.answers(logits, batch)
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        right, finite, chance = columns["correct1"], columns["finite"], 1 / outputs
-        if not finite.all():
-            return f"{int((finite == 0).sum())} of its {len(right)} outputs are not finite numbers."
-        if above(right.mean(), chance, len(right)):
-            return None
-        guessing = f"guessing among {outputs:,} classes gives {chance:.4f}"
-        return f"its top-1 accuracy is {right.mean():.4f} on {len(right):,} images, and {guessing}."
+        return self.kind.at_chance(columns, outputs)
+
+
+def _named(model: Any) -> list[str]:
+    """The names of a model's classes in its order; none where it does not know them."""
+    names = names_of(model)
+    return [names[k] for k in sorted(names)]

@@ -11,6 +11,7 @@ import torch
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.tasks.scores import members
 
 
 @dataclass
@@ -81,15 +82,3 @@ class Rows:
         if self.categorical is not None:
             arrays["categorical"] = self.categorical[rows]
         return {name: torch.from_numpy(array) for name, array in arrays.items()}
-
-
-def members(group: np.ndarray) -> list[np.ndarray]:
-    """The row numbers of each group; ``group`` [n] holds 0 .. q - 1."""
-    order = np.argsort(group, kind="stable")
-    return np.split(order, np.cumsum(np.bincount(group))[:-1])
-
-
-def numbered(query: np.ndarray) -> np.ndarray:
-    """Queries [n] of any kind as int64 [n], 0 .. q - 1 in the order in which they first occur."""
-    _, first, codes = np.unique(query, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[codes]

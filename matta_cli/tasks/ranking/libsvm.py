@@ -14,7 +14,7 @@ import numpy as np
 from matta_cli.data import find
 from matta_cli.data.lines import lines
 from matta_cli.errors import MattaError
-from matta_cli.tasks.ranking.examples import numbered
+from matta_cli.tasks.scores import numbered
 
 SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
 

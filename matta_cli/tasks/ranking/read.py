@@ -14,7 +14,8 @@ from matta_cli.data.tables import Table
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.ranking import libsvm
-from matta_cli.tasks.ranking.examples import Rows, numbered
+from matta_cli.tasks.ranking.examples import Rows
+from matta_cli.tasks.scores import numbered
 
 _FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,12 +11,12 @@ import torch
 from matta_cli.data import find, split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.tasks.texts.encoder import Encoder
+from matta_cli.tasks.texts.task import Read, Readers, batch
 
 # of the highest score: pairs from there on are searched for (4 of 5 in the STS benchmark)
 _ALIKE = 0.8
 _WORDS = 8  # words of a text that is cut in two
-_GRAIN = 8  # lengths of batches are multiples of this
-_AT_ONCE = 1 << 12  # sentences that are tokenized at once
 
 
 @dataclass(frozen=True)
@@ -62,62 +61,22 @@ class Texts:
         return places
 
 
-@dataclass(frozen=True)
-class Encoder:
-    """How sentences become tokens, ``length`` of them at most.
-
-    lower: in lower case. fixed: all batches have the greatest length, for graphs that are compiled
-    once. prompt: what every sentence begins with.
-    """
-
-    tokenizer: Any
-    length: int
-    lower: bool = False
-    fixed: bool = False
-    prompt: str = ""
-
-    def __call__(self, sentences: Sequence[str]) -> list[np.ndarray]:
-        """The tokens of each sentence, int32, cut to the length, with those that begin and end."""
-        options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
-        rows: list[np.ndarray] = []
-        for start in range(0, len(sentences), _AT_ONCE):
-            part = [self.prompt + s for s in sentences[start : start + _AT_ONCE]]
-            part = [sentence.lower() if self.lower else sentence for sentence in part]
-            rows += [
-                np.array(row, np.int32) for row in self.tokenizer(part, **options)["input_ids"]
-            ]
-        return rows
-
-    def batch(self, rows: Sequence[np.ndarray]) -> Batch:
-        """``input_ids`` and ``attention_mask``; L is a multiple of 8, or the greatest length."""
-        longest = self.length if self.fixed else max(map(len, rows))
-        length = min(self.length, -(-longest // _GRAIN) * _GRAIN)
-        ids = torch.full((len(rows), length), self.tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
-        for k, row in enumerate(rows):
-            ids[k, : len(row)] = torch.from_numpy(row.astype(np.int64))
-            mask[k, : len(row)] = 1
-        return {"input_ids": ids, "attention_mask": mask}
-
-
 class Sentences:
     """Sentences (text -> its place in the user's data) as a split."""
 
-    def __init__(self, sentences: Mapping[str, int], encode: Encoder, name: str) -> None:
+    def __init__(
+        self, sentences: Mapping[str, int], encode: Encoder, name: str, readers: Readers
+    ) -> None:
         if not sentences:
             raise find.empty(name, "sentences")
-        self.places, self.encode = np.array(list(sentences.values()), np.int64), encode
-        tokens = encode(list(sentences))
-        # one array: millions of small ones would take ten times their contents
-        self.tokens, self.ends = np.concatenate(tokens), np.cumsum([len(row) for row in tokens])
+        self.places = np.array(list(sentences.values()), np.int64)
+        self.read = Read(encode, readers, list(sentences))
 
     def __len__(self) -> int:
         return len(self.places)
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        starts = [self.ends[i - 1] if i else 0 for i in indices]
-        rows = [self.tokens[start : self.ends[i]] for start, i in zip(starts, indices, strict=True)]
-        return self.encode.batch(rows)
+        return batch([(self.read, indices)])
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         if ids:
@@ -125,7 +84,7 @@ class Sentences:
         return self.places[list(indices)]
 
     def digest(self) -> str:
-        return split.digest([self.places, self.tokens, self.ends])
+        return split.digest([self.places, *self.read.first])
 
 
 class Pairs:
@@ -136,7 +95,7 @@ class Pairs:
     ``MattaError`` where there are none, or their scores do not tell them apart.
     """
 
-    def __init__(self, texts: Texts, encode: Encoder, name: str) -> None:
+    def __init__(self, texts: Texts, encode: Encoder, name: str, readers: Readers) -> None:
         texts = texts.whole()
         first, second, score = texts.first, texts.second, texts.score
         self.what = "pairs of sentences"
@@ -158,19 +117,19 @@ class Pairs:
             raise MattaError(f"{same}: pairs must differ in how alike they are.")
         self.score = np.full(len(first), np.nan) if score is None else score
         self.alike = np.ones(len(first), bool) if score is None else score >= _ALIKE * score.max()
-        self.encode, self.first, self.second = encode, encode(first), encode(second)
+        self.first, self.second = (Read(encode, readers, own) for own in (first, second))
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.score)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         chosen = list(indices)
-        batch = self.encode.batch([rows[i] for rows in (self.first, self.second) for i in chosen])
-        batch["score"] = torch.from_numpy(self.score[chosen]).float()
-        return batch | {"alike": torch.from_numpy(self.alike[chosen])}
+        made = batch([(self.first, chosen), (self.second, chosen)])
+        made["score"] = torch.from_numpy(self.score[chosen]).float()
+        return made | {"alike": torch.from_numpy(self.alike[chosen])}
 
     def keys(self, indices: Sequence[int], *, ids: bool = False) -> np.ndarray:
         return np.asarray(indices, dtype=np.int64)
 
     def digest(self) -> str:
-        return split.digest([*self.first, *self.second, self.score])
+        return split.digest([*self.first.first, *self.second.first, self.score])

@@ -20,10 +20,9 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences
-from matta_cli.tasks.sentence_embedding.read import LONGEST, config_of, encoder, read_texts
-from matta_cli.tasks.sentence_embedding.stored import stored
-from matta_cli.tasks.task import Task, above, agreeing, raw
-from matta_cli.tasks.vocabulary import common
+from matta_cli.tasks.sentence_embedding.read import read_texts
+from matta_cli.tasks.task import above, agreeing, raw
+from matta_cli.tasks.texts.task import TextTask
 
 # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
 _TIE = 1e-5
@@ -36,13 +35,12 @@ _METRICS = {
 }
 
 
-class SentenceEmbedding(Task):
+class SentenceEmbedding(TextTask):
     """Embeddings of sentences.
 
     There is no ground truth: the Teacher alone is followed, in its cosines and coordinates.
 
-    Batches of sentences: ``input_ids`` int64 [B, L] and ``attention_mask`` int64 [B, L], padded on
-    the right. Batches of P pairs: the same of the P first sentences, then of the P second ones;
+    Batches of P pairs: the tokens of the P first sentences, then of the P second ones;
     ``score`` float32 [P], NaN where nobody scored them, and ``alike`` bool [P], whether the first
     sentence must find the second among all second ones.
     """
@@ -70,13 +68,13 @@ class SentenceEmbedding(Task):
             numbers = f"embeddings have {width} numbers; name fewer."
             raise MattaError(f"distill.output_dims {self.dims} is not possible: {numbers}")
         train, held_out = read_texts(settings, training)
-        encode = encoder(folder, model, self.recipe, self.notes)
-        pairs = Pairs(held_out, encode, settings.held_out or settings.train)
+        encode = self.encoder(folder, model)
+        pairs = Pairs(held_out, encode, settings.held_out or settings.train, self.readers)
         split = sample(pairs, settings.eval_examples)
         if train is None:
             return self.described(split, "", [split], pairs.what, "sentences", held_out.notes)
         own = train.sentences()
-        sentences = Sentences(own, encode, settings.train)
+        sentences = Sentences(own, encode, settings.train, self.readers)
         size = f"{len(sentences):,} sentences"
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
         measured = held_out.sentences()
@@ -92,40 +90,17 @@ class SentenceEmbedding(Task):
     def fit_teacher(
         self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
     ) -> nn.Module:
-        """Embeddings may be of another width than the model's; the tokens must be the same."""
-        own, other = config_of(model), config_of(teacher)
-        instead = ", or pass a file of its embeddings as the Teacher"
-        common(self, int(other.vocab_size), int(own.vocab_size), folder, home, instead)
-        asked, given = stored(folder), stored(home)
-        if (asked.lower, asked.prompt) != (given.lower, given.prompt):
-            what = f"prompt {asked.prompt!r}, lower case {asked.lower}"
-            read = f"it reads what the model reads ({given.prompt!r}, {given.lower})"
-            self.notes.append(f"The Teacher's folder asks for other sentences ({what}): {read}.")
-        needed = self.recipe.data.sequence_length or min(LONGEST, own.max_position_embeddings)
-        positions = other.max_position_embeddings
-        if positions < needed:
-            numbers = f"The Teacher has {positions:,} positions, the model uses {needed:,}"
-            raise MattaError(f"{numbers}: set --sequence-length.")
-        return teacher
+        """Embeddings may be of another width than the model's."""
+        return self.fit_tokens(teacher, folder, model, home)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Embeddings [B, width]: the mean over the tokens, or the first one's hidden state."""
-        mask = batch["attention_mask"]
-        hidden = raw(model(input_ids=batch["input_ids"], attention_mask=mask)).float()
+        inputs = self.inputs(model, batch)
+        hidden, mask = raw(model(**inputs)).float(), inputs["attention_mask"]
         if getattr(model.config, "sentence_pooling", "mean") == "cls":
             return hidden[:, 0]
         weights = mask[..., None].float()
         return (hidden * weights).sum(1) / weights.sum(1)
-
-    def example(self, model: nn.Module, size: int = 4) -> Batch:
-        config, generator = config_of(model), torch.Generator().manual_seed(0)
-        length = min(int(config.max_position_embeddings), 32)
-        ids = torch.randint(int(config.vocab_size), (size, length), generator=generator)
-        mask = torch.arange(length) < torch.arange(length, 0, -1)[:size, None]
-        return {"input_ids": ids, "attention_mask": mask.long()}
-
-    def present(self, batch: Batch) -> Tensor:
-        return batch["attention_mask"].bool()
 
     def counts(self, batch: Batch) -> Counts:
         return {"labels": 0.0, "outputs": float(len(batch["input_ids"]))}

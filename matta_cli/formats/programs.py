@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import inspect
 import io
 import logging
@@ -101,16 +102,20 @@ def save_pt2(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
     torch.export.save(program(task, model, batch), path)
 
 
+def needs_onnx(what: str) -> None:
+    """Raise ``MattaError`` where what ``what`` needs is not installed."""
+    names = ("onnx", "onnxscript", "onnxruntime")
+    if any(importlib.util.find_spec(name) is None for name in names):
+        needs = f"{what} needs onnx, onnxscript and onnxruntime"
+        raise MattaError(f"{needs}: pip install 'matta[onnx]'.")
+
+
 def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
     """Write an ONNX program: inputs as ``call_names`` has them, one result ``OUTPUT``.
 
     See ``program``.
     """
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError:
-        needs = "--format onnx needs onnx, onnxscript and onnxruntime"
-        raise MattaError(f"{needs}: pip install 'matta[onnx]'.") from None
+    needs_onnx("--format onnx")
     args, kwargs = call_names(task, model, batch)
     traced = program(task, model, batch)
     names: dict[str, Any] = {"input_names": [*args, *kwargs], "output_names": [OUTPUT]}
@@ -122,6 +127,8 @@ def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             made: Any = torch.onnx.export(traced, (), dynamo=True, verbose=False, **names)
+            for node in made.model.graph.all_nodes():
+                node.metadata_props.clear()  # where in whose files on this machine it was traced
             made.save(str(path))
     except Exception as error:  # it raises whatever operator it has no translation for
         what = f"A {type(model).__name__} cannot be written as ONNX"

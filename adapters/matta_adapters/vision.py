@@ -1,0 +1,280 @@
+"""Image classifiers of transformers, whose differences are a table: ViT, DINOv2, SigLIP, CLIP.
+
+What nests: the hidden units of each block's MLP, the heads of each block, the residual stream, and
+the blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from matta_adapters.blocks import Blocks
+from matta_adapters.shapes import makes, one_for_all
+from matta_adapters.skeleton import fill, read_config, some
+from matta_adapters.stock import empty, opened
+from matta_cli.adapter import Slice, Source
+from matta_cli.errors import MattaError
+
+_LARGEST = 64  # times that an MLP is wider than the stream
+_EMBEDDINGS = ("embeddings.patch_embedding", "embeddings.position_embedding")
+_CONSTANT = re.compile(r"\bposition_ids$")  # of old releases
+
+
+class ImageClassifier(Blocks):
+    """A classifier whose parts have the names that a subclass gives; its own are those of ViT.
+
+    body: the encoder's path. enters: the modules in it that make the residual stream. tokens: its
+    parameters that are part of the stream, and which dimension that is. classifier: how many times
+    the stream lies in what the classifier reads. unread: how the names begin of what no classifier
+    reads: it is cut along, and not trained. fixed: whether images have the configuration's size;
+    else they may have any. others: a pattern of what a checkpoint may have besides.
+    """
+
+    task = "image_classification"
+    loader = "transformers.AutoModelForImageClassification.from_pretrained({folder})"
+    refused = {"quantization_config": "is quantized: matta needs the weights that it was made from"}
+
+    body: str
+    enters: tuple[str, ...] = ("embeddings.patch_embeddings.projection",)
+    tokens: Mapping[str, int]
+    classifier = 1
+    unread: tuple[str, ...] = ()
+    fixed = True
+    others: str
+
+    norms: tuple[str, ...] = ("layernorm_before", "layernorm_after")
+    attention = "attention"
+    qkv = tuple(f"attention.{part}_proj" for part in "qkv")
+    out = "attention.o_proj"
+    up = ("mlp.fc1",)
+    down = "mlp.fc2"
+
+    def matches(self, source: Source) -> bool:
+        if source.folder is not None:
+            return read_config(source.folder).get("model_type") in self.classes
+        if source.tensors is not None:
+            other = source.config.get("model_type") not in (None, *self.classes)
+            return not other and set(source.tensors) >= {f"{self.body}.{n}" for n in self.tensors}
+        return any(c.__name__ in self.classes.values() for c in type(source.module).__mro__)
+
+    def load(self, source: Source) -> nn.Module:
+        model: Any = super().load(source)
+        if isinstance(model.classifier, nn.Identity):
+            raise _headless(source.name)
+        self._settle(model)
+        own = self._config(model)
+        size = own.image_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        shape = (own.num_channels, *sides)
+        # as timm's models say it
+        model.pretrained_cfg = {"input_size": shape, "fixed_input_size": self.fixed}
+        return model
+
+    def _settle(self, model: Any) -> None:
+        """Keep what no classifier reads from being trained."""
+        unread = tuple(f"{self.body}.{name}" for name in self.unread)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(not (unread and name.startswith(unread)))
+
+    def _from_folder(self, folder: Path, source: Source) -> Any:
+        return self._opened(self._class(read_config(folder)["model_type"]), source)
+
+    def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
+        import transformers
+
+        given = dict(source.config)
+        name = given.pop("model_type", None)
+        if name not in self.classes:
+            raise MattaError(
+                f"{source.name!r} is a state dict, and its heads cannot be told from tensors: pass "
+                f"its config.json, whose model_type is {' or '.join(self.classes)}, with --config."
+            )
+        failing = f"transformers cannot build a {name} from --config"
+        kind = self._class(name)
+        model = empty(lambda: transformers.AutoConfig.for_model(name, **given), kind, failing)
+        if source.sizes:
+            self._settle(model)
+            return fill(self.build(model, source.sizes), tensors, source.name)
+        return self._opened(kind, source, model.config)
+
+    def _class(self, model_type: str) -> Any:
+        import transformers
+
+        return getattr(transformers, self.classes[model_type])
+
+    def _opened(self, kind: Any, source: Source, config: Any = None) -> Any:
+        """The model of a class of transformers. Raises ``MattaError`` where it has no head."""
+        what, others = f"a {kind.__name__}", re.compile(self.others)
+        words = ("one of its tensors", others, ("classifier.",), config)
+        model, missing, unexpected = opened(kind, source, what, *words)
+        if missing:
+            raise _headless(source.name)
+        left = [name for name in unexpected if not _CONSTANT.search(name)]
+        if left:
+            self.notes.append(f"What the classifier does not read is left out: {some(left)}.")
+        return model
+
+    def _enters(self, model: Any) -> list[Slice]:
+        stream = makes(model, self.body, *self.enters)
+        body = model.get_submodule(self.body)
+        there = dict(body.named_parameters())
+        return [
+            *stream,
+            *(Slice(f"{self.body}.{n}", dim) for n, dim in self.tokens.items() if n in there),
+        ]
+
+    def _head(self, model: Any) -> list[Slice]:
+        return [Slice("classifier.weight", 1, blocks=self.classifier, outgoing=True)]
+
+
+class ViT(ImageClassifier):
+    """A ViT of transformers: a folder, a state dict with its config.json, or an opened module."""
+
+    name = "vit_transformers"
+    classes = {"vit": "ViTForImageClassification"}
+    kind = "a ViT classifier of transformers"
+    tensors = ("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight")
+    others = r"^(vit\.)?pooler\."
+    body, layers, last_norm = "vit", "vit.layers", "vit.layernorm"
+    tokens: Mapping[str, int] = {"embeddings.cls_token": 2, "embeddings.position_embeddings": 2}
+
+    def _fit(self, student: Any) -> None:
+        for block in student.get_submodule(self.layers):
+            own = block.attention
+            own.num_attention_heads = own.o_proj.weight.shape[1] // own.head_dim
+
+
+class Dinov2(ViT):
+    """DINOv2, with registers or without: blocks have LayerScales, and perhaps a gated MLP."""
+
+    name = "dinov2"
+    classes = {"dinov2": "Dinov2ForImageClassification"}
+    kind = "a DINOv2 classifier of transformers"
+    others = "^$"
+    body, layers, last_norm = "dinov2", "dinov2.encoder.layer", "dinov2.layernorm"
+    tokens = {**ViT.tokens, "embeddings.mask_token": 1, "embeddings.register_tokens": 2}
+    unread = ("embeddings.mask_token",)
+    norms = ("norm1", "norm2", "layer_scale1", "layer_scale2")
+    classifier = 2  # of the class token, and of the mean over patches
+    fixed = False  # it interpolates its positions
+    inner = "mlp_ratio"
+
+    def _mlp(self, block: Any) -> tuple[tuple[str, ...], str]:
+        if hasattr(block.mlp, "gate_proj"):
+            return ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
+        return super()._mlp(block)
+
+    def _sizes(self, model: Any) -> dict[str, list[int]]:
+        sizes, gated = super()._sizes(model), bool(model.config.use_swiglu_ffn)
+        [width] = sizes["hidden_size"]
+        ratios = {_units(width, ratio, gated): ratio for ratio in range(_LARGEST, 0, -1)}
+        return {**sizes, self.inner: [ratios.get(units, 0) for units in sizes[self.inner]]}
+
+    def unsupported(self, model: Any) -> str:
+        widths = super()._sizes(model)[self.inner]
+        kind = f"a transformers {model.config.model_type}"
+        if uneven := one_for_all(kind, self.inner, widths):
+            return uneven
+        [width], gated = {*super()._sizes(model)["hidden_size"]}, model.config.use_swiglu_ffn
+        if not self._sizes(model)[self.inner][0]:
+            thirds = "two thirds of " if gated else ""
+            wide = f"MLPs of {thirds}a whole multiple of that"
+            return f"{kind} that is {width} wide has {wide}, not of {widths[0]}"
+        return super().unsupported(model)
+
+    def _fit(self, student: Any) -> None:
+        super()._fit(student)
+        config = student.config
+        config.stage_names = ["stem", *(f"stage{i + 1}" for i in range(config.num_hidden_layers))]
+        config.set_output_features_output_indices(None, None)
+
+
+class Dinov2WithRegisters(Dinov2):
+    """DINOv2 with registers."""
+
+    name = "dinov2_with_registers"
+    classes = {"dinov2_with_registers": "Dinov2WithRegistersForImageClassification"}
+    kind = "a DINOv2 classifier with registers of transformers"
+    body = "dinov2_with_registers"
+    layers, last_norm = f"{body}.encoder.layer", f"{body}.layernorm"
+
+
+class CLIP(ImageClassifier):
+    """CLIP's vision tower with a classifier, which reads the mean over patches before any norm."""
+
+    name = "clip"
+    classes = {"clip": "CLIPForImageClassification"}
+    kind = "a classifier on CLIP's vision tower, of transformers"
+    tensors = ("embeddings.class_embedding", "embeddings.position_embedding.weight")
+    others = r"^(text_model|text_projection|visual_projection|logit_scale)\b|\bposition_ids$"
+    body, layers = "vision_model", "vision_model.encoder.layers"
+    enters: tuple[str, ...] = (
+        "embeddings.patch_embedding",
+        "embeddings.position_embedding",
+        "pre_layrnorm",
+    )
+    tokens: Mapping[str, int] = {"embeddings.class_embedding": 0}
+    last_norm = "vision_model.post_layernorm"
+    unread: tuple[str, ...] = ("post_layernorm",)
+    norms = ("layer_norm1", "layer_norm2")
+    attention = "self_attn"
+    qkv = tuple(f"self_attn.{part}_proj" for part in "qkv")
+    out = "self_attn.out_proj"
+    wide = True
+
+    def _config(self, model: Any) -> Any:
+        return model.config.vision_config
+
+    def _fit(self, student: Any) -> None:
+        width = self._config(student).hidden_size
+        student.vision_model.embeddings.embed_dim = width
+        for block in student.get_submodule(self.layers):
+            own = block.self_attn
+            own.embed_dim = own.out_proj.weight.shape[1]
+            own.num_heads = own.embed_dim // own.head_dim
+
+
+class SigLIP(CLIP):
+    """SigLIP's vision tower with a classifier, which reads the mean over patches.
+
+    The tower's own pooling is left out: the classifier does not read it.
+    """
+
+    name = "siglip"
+    classes = {"siglip": "SiglipForImageClassification"}
+    kind = "a classifier on SigLIP's vision tower, of transformers"
+    tensors = ("embeddings.patch_embedding.bias", "embeddings.position_embedding.weight")
+    others = r"^(text_model|logit_scale|logit_bias|vision_model\.head)\b|\bposition_ids$"
+    enters = _EMBEDDINGS
+    tokens = {}
+    unread = ()
+
+    def _settle(self, model: Any) -> None:
+        super()._settle(model)
+        tower = model.vision_model
+        self._config(model).vision_use_head = tower.config.vision_use_head = False
+        if tower.use_head:
+            count = sum(parameter.numel() for parameter in tower.head.parameters())
+            tower.use_head = False
+            del tower.head
+            self.notes.append(
+                f"SigLIP's own pooling ({count:,} parameters) is left out: the classifier reads "
+                "the mean over patches instead."
+            )
+
+
+def _units(width: int, ratio: int, gated: bool) -> int:
+    """How wide the MLPs of a DINOv2 are: where they are gated, in whole eights."""
+    return (int(width * ratio * 2 / 3) + 7) // 8 * 8 if gated else width * ratio
+
+
+def _headless(name: str) -> MattaError:
+    return MattaError(
+        f"{name!r} has no classification head: fine-tune it on your classes first "
+        "(transformers.AutoModelForImageClassification)."
+    )

@@ -1,0 +1,121 @@
+"""Where rows of text come from: files of a part, or a split of a hub dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from matta_cli.data import find, folders, records
+from matta_cli.data.lines import lines
+from matta_cli.settings.recipe import DataSettings
+
+T = TypeVar("T")
+Row = tuple[int, tuple[Any, ...]]  # its place, and its values
+
+_BENCHMARK = 7  # cells of a row of the STS benchmark's own files: the score is the fifth
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a file, or of a split of a hub dataset.
+
+    name, unit: for people, also of what their places are numbers. columns: their names. rows: of
+    some columns, and the setting that names them. classes: of a column of numbers that stand for
+    names, these; else None. tally: counts what was read of a file.
+    """
+
+    name: str
+    columns: Sequence[str]
+    rows: Callable[[Sequence[str], str], Iterable[Row]]
+    unit: str = "row"
+    classes: Callable[[str], list[str] | None] = lambda _: None
+    tally: records.Tally = field(default_factory=records.Tally)
+
+    def notes(self) -> list[str]:
+        """A sentence on what was read, once it was."""
+        return self.tally.notes(self.name)
+
+
+def parts(
+    settings: DataSettings,
+    training: bool,
+    kinds: Sequence[str],
+    what: str,
+    of_files: Callable[[Sequence[Path], Sequence[str]], T],
+    of_split: Callable[[Any, str], T],
+    divided: Callable[[T], tuple[T, T]],
+) -> tuple[T | None, T]:
+    """What to train on (None unless ``training``), and what to measure on.
+
+    kinds: the suffixes of files that hold ``what``. of_files: makes it of files of one part and
+    sentences on them; of_split: of a split of a hub dataset, and its name. divided: as of
+    ``find.to_train_and_measure``.
+    """
+
+    def opened(text: str, flag: str, training: bool) -> tuple[T | None, T | None]:
+        path = find.find(text, flag)
+        if path is None:
+            splits = find.hub_dataset(text, settings.config)
+            return find.hub_parts(
+                splits, text, settings, training, lambda rows: of_split(rows, text)
+            )
+        if not path.is_dir():
+            return of_files([path], ()), None
+        own = folders.data_files(path, kinds)
+        if not own.files:
+            raise find.empty(text, f"{what} ({', '.join(kinds)})")
+        found, notes = folders.parts(own)
+        return find.hub_parts(found, text, settings, training, lambda files: of_files(files, notes))
+
+    return find.to_train_and_measure(settings, training, opened, divided)
+
+
+def of_file(path: Path, settings: DataSettings) -> Source:
+    """A file of rows, also one of the STS benchmark in its own form."""
+    if path.suffix.lower() in (".csv", ".tsv") and (found := _benchmark(path, settings)):
+        return found
+    tally = records.Tally()
+    return Source(
+        str(path),
+        records.names(path),
+        lambda columns, setting: records.rows(path, columns, setting, tally),
+        records.unit(path),
+        tally=tally,
+    )
+
+
+def of_split(rows: Any, name: str) -> Source:
+    """A split of a hub dataset."""
+
+    def read(columns: Sequence[str], setting: str) -> Iterator[Row]:
+        for column in columns:
+            find.check_column(name, column, setting, rows.column_names)
+        return enumerate(zip(*(rows[column] for column in columns), strict=True), 1)
+
+    def classes(column: str) -> list[str] | None:
+        kind = rows.features[column]
+        names = getattr(getattr(kind, "feature", kind), "names", None)
+        return None if names is None else list(names)
+
+    return Source(name, rows.column_names, read, classes=classes)
+
+
+def _benchmark(path: Path, settings: DataSettings) -> Source | None:
+    """A file of the STS benchmark in its own form: tabs, no header, the score fifth; else None."""
+    cells = [line.rstrip("\n").split("\t") for line in lines(path) if line.strip()]
+    if not cells or min(map(len, cells)) < _BENCHMARK:
+        return None
+    try:
+        scores = [float(row[4]) for row in cells]
+    except ValueError:
+        return None
+    columns = [*settings.sentences, settings.score]
+    known = dict(zip(columns, ([r[5] for r in cells], [r[6] for r in cells], scores), strict=True))
+    tally = records.Tally({str(path): (len(cells), f" of {len(cells):,} lines", 0)})
+
+    def rows(wanted: Sequence[str], _setting: str) -> Iterator[Row]:
+        return enumerate(zip(*(known[column] for column in wanted), strict=True), 1)
+
+    return Source(str(path), columns, rows, "line", tally=tally)

@@ -1,0 +1,1 @@
+"""Students in other forms than their checkpoint: programs, and fewer bits."""

@@ -1,0 +1,67 @@
+"""What a model calls its classes, and how two models' classes go together."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from matta_cli.data.folders import shown
+from matta_cli.errors import MattaError
+from matta_cli.tasks.task import config
+
+
+def names_of(model: Any) -> dict[int, str]:
+    """The names of a model's classes by number; none where it does not know them."""
+    names = config(model, "id2label")
+    if names is None:
+        given = getattr(model, "pretrained_cfg", None) or {}
+        names = given.get("label_names") if isinstance(given, dict) else None
+        # timm has the descriptions by name, for people; folders have the names
+    if isinstance(names, (list, tuple)):
+        names = dict(enumerate(names))
+    if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
+        return {}
+    known = {int(key): str(name) for key, name in names.items()}
+    made_up = all(name == f"LABEL_{key}" for key, name in known.items())
+    return {} if made_up or len(set(known.values())) < len(known) else known
+
+
+def simplified(name: str) -> str:
+    """A name without what people and file systems change of it."""
+    return re.sub(r"[\s_-]+", " ", name).strip().lower()
+
+
+def known_as(names: dict[int, str]) -> dict[str, int]:
+    """The number of each name, also as it is when plain where that is no other's."""
+    by_name = {name: number for number, name in names.items()}
+    simple: dict[str, list[int]] = {}
+    for number, name in names.items():
+        simple.setdefault(simplified(name), []).append(number)
+    return {name: own[0] for name, own in simple.items() if len(own) == 1} | by_name
+
+
+def order_of(teacher: Any, model: Any, what: str, notes: list[str]) -> list[int]:
+    """The number that the Teacher has for each of the model's classes; empty: the same ones.
+
+    what: the classes, for people. notes: takes what is to be said of that. Raises ``MattaError``
+    where only one of both knows a name.
+    """
+    theirs, ours = names_of(teacher), names_of(model)
+    if not theirs or not ours:
+        who = "neither it nor the model names" if not (theirs or ours) else "only one of both names"
+        if len(theirs or ours) != 1 and config(model, "num_labels") != 1:
+            notes.append(f"The Teacher's {what} are taken to be in the model's order: {who} them.")
+        return []
+    known = known_as(theirs)
+    found = [known.get(ours[k], known.get(simplified(ours[k]))) for k in sorted(ours)]
+    if None in found or len(set(found)) < len(found):
+        odd = [ours[k] for k, number in zip(sorted(ours), found, strict=True) if number is None]
+        lists = [shown([repr(names[k]) for k in sorted(names)], 6) for names in (theirs, ours)]
+        both = f"The Teacher's {what} are {lists[0]}, the model's {lists[1]}"
+        lacks = f": it has no {odd[0]!r}" if odd else ""
+        raise MattaError(f"{both}{lacks}. Name them alike (id2label in config.json) to distil.")
+    order = [number for number in found if number is not None]
+    if order == list(range(len(order))):
+        return []
+    notes.append(f"The Teacher's {what} are in another order: they are matched by their names.")
+    return order

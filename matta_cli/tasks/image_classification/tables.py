@@ -1,0 +1,150 @@
+"""Images whose labels stand in a table beside them: a column of paths, one or more of labels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matta_cli.data import find, folders, records
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.image_classification.labels import read_labels
+from matta_cli.tasks.image_classification.pictures import decoded
+
+_BESIDE = (".csv", ".tsv", ".jsonl", ".parquet")  # .json beside images may be anything, and large
+_PATHS = ("file_name", "path")
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a model's labels: how many, and their names in its order, if it has any."""
+
+    outputs: int
+    names: list[str]
+
+
+@dataclass
+class _Rows:
+    """Rows of tables: the path of each image, its label, and the row for people."""
+
+    paths: list[Path] = field(default_factory=list)
+    labels: list[Any] = field(default_factory=list)
+    called: list[str] = field(default_factory=list)
+    hot: bool = False
+
+
+def beside(folder: Path, settings: DataSettings, known: Known) -> folders.Files:
+    """The tables of images in a folder, and in those of its parts (``train``)."""
+    parts = (own for own in folder.iterdir() if own.is_dir() and folders.part_named(own.name))
+    there = [file for own in (folder, *sorted(parts)) for file in sorted(own.iterdir())]
+    kinds = [file for file in there if file.suffix.lower() in _BESIDE and file.is_file()]
+    return folders.Files(folder, [f for f in kinds if _is_table(f, settings, known)], [])
+
+
+def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> Source:
+    """The images of these tables. Paths are taken from the folder of their table.
+
+    Raises ``MattaError`` for rows without an image, whose image is not there, or that contradict
+    another.
+    """
+    rows = _Rows()
+    for file in files:
+        _add(rows, file, settings, known)
+    if not rows.paths:
+        raise find.empty(str(files[0]), "images")
+    missing = [i for i, path in enumerate(rows.paths) if not path.is_file()]
+    if missing:
+        some = f"{len(missing):,} of {len(rows.paths):,} images are not there"
+        first = f"the first is {str(rows.paths[missing[0]])!r} ({rows.called[missing[0]]})"
+        raise MattaError(f"{some}; {first}: paths are taken from the folder of the table.")
+    base = Path(os.path.commonpath([str(file.parent) for file in files]))
+    names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
+    _refuse_contradictions(rows, names)
+    column = settings.label
+    cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
+    cells = cells and not set(map(repr, rows.labels)) <= set(map(repr, known.names))
+    row = rows.called.__getitem__
+    labels, classes = read_labels(
+        rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells
+    )
+    if rows.hot:
+        labels, classes = np.array(rows.labels, np.float32), known.names
+    status = [path.stat() for path in rows.paths]
+
+    def content(i: int) -> bytes:
+        return rows.paths[i].read_bytes()
+
+    return Source(
+        labels,
+        lambda i: decoded(content(i)),
+        classes,
+        np.array(names),
+        content=content,
+        identity=[str(base.resolve()), names, [(now.st_size, now.st_mtime_ns) for now in status]],
+        root=str(base),
+    )
+
+
+def _columns(columns: Sequence[str], settings: DataSettings, known: Known) -> tuple[str, list[str]]:
+    """The column of the images, and that of the label, or one for each of the model's labels.
+
+    What is not there is empty.
+    """
+    image = next((name for name in (settings.image, *_PATHS) if name in columns), "")
+    if settings.label in columns:
+        return image, [settings.label]
+    hot = len(known.names) > 1 and set(known.names) <= set(columns)
+    return image, known.names if hot else []
+
+
+def _is_table(file: Path, settings: DataSettings, known: Known) -> bool:
+    try:
+        return all(_columns(records.names(file), settings, known))
+    except MattaError:
+        return False
+
+
+def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
+    """Take the rows of a table."""
+    columns, name = records.names(file), str(file)
+    image, labels = _columns(columns, settings, known)
+    if not image:
+        find.check_column(name, _PATHS[0], "data.image", columns)
+    if not labels:
+        find.check_column(name, settings.label, "data.label", columns)
+    hot = len(labels) > 1
+    if rows.paths and rows.hot != hot:
+        raise MattaError(f"{name!r} does not have the same columns as the tables before it.")
+    rows.hot = hot
+    for place, (path, *own) in records.rows(file, [image, *labels], "data", records.Tally()):
+        where = f"{records.unit(file)} {place:,}"
+        text = records.text_of(path, image, name, where)
+        if text is None or not text.strip():
+            raise MattaError(f"Column {image!r} of {name!r} has no path in {where}: fill it in.")
+        rows.paths.append(file.parent / text)
+        rows.labels.append([_yes(v, name, where) for v in own] if hot else own[0])
+        rows.called.append(f"{where} of {name!r}")
+
+
+def _yes(value: Any, name: str, where: str) -> float:
+    """A cell of a label's own column: 0 or 1."""
+    if str(value).strip() in ("0", "1", "0.0", "1.0", "True", "False"):
+        return float(str(value).strip() in ("1", "1.0", "True"))
+    raise MattaError(f"{name!r} holds {value!r} in {where}, but the column of a label is 0 or 1.")
+
+
+def _refuse_contradictions(rows: _Rows, names: Sequence[str]) -> None:
+    """Raise ``MattaError`` where an image stands in several rows with different labels."""
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        before = first.setdefault(name, i)
+        if rows.labels[before] != rows.labels[i]:
+            both = f"{rows.called[before]} and in {rows.called[i]}"
+            twice = f"{name!r} stands with different labels in {both}"
+            raise MattaError(f"{twice}: give each image one row, and several labels as a list.")

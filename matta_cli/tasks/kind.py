@@ -1,0 +1,63 @@
+"""What a model says of an example, where one task has several kinds of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from matta_cli.data.split import Batch, Columns
+from matta_cli.losses.targets import Counts, Logits, Losses, Term
+from matta_cli.report.schema import Metric
+from matta_cli.settings.recipe import DistillSettings
+from matta_cli.tasks.task import agreeing
+
+
+class Kind(ABC):
+    """What a model says of an example. The methods are those of ``Task``.
+
+    reading, alike: as of ``Task``. unit: what examples are, if not what the task calls them. dtype:
+    of labels.
+    """
+
+    reading = "classes"
+    alike = ""
+    unit = ""
+    dtype: type = np.float32
+    metrics: tuple[Metric, ...] = ()
+
+    def __init__(self, settings: DistillSettings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def counts(self, batch: Batch) -> Counts: ...
+
+    @abstractmethod
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
+    ) -> Losses: ...
+
+    @abstractmethod
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]: ...
+
+    @abstractmethod
+    def summarize(self, columns: Columns) -> dict[str, float]: ...
+
+    @abstractmethod
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]: ...
+
+    @abstractmethod
+    def at_chance(self, columns: Columns, outputs: int) -> str | None: ...
+
+    def unmeasured(self, label: np.ndarray) -> str:
+        """What of held-out labels makes that nothing can be measured by them; empty: nothing."""
+        return ""
+
+    def right(self, columns: Columns) -> Columns:
+        return {}
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        [column] = ours
+        return agreeing(ours[column] == theirs[column])

@@ -1,0 +1,102 @@
+"""How well models tell labels of which an example may have any number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from matta_cli.data.split import Columns
+from matta_cli.report.schema import Metric
+from matta_cli.tasks import calibration
+
+METRICS = (
+    Metric("map", "mean average precision (mAP)", higher=True),
+    Metric("macro_f1", "macro-F1", higher=True),
+    Metric("micro_f1", "micro-F1", higher=True),
+    Metric("label_ece", "calibration error (ECE) of the labels", higher=False),
+)
+
+
+def score(logits: Tensor, labels: Tensor) -> Mapping[str, Tensor]:
+    """``score``: log odds, float64 [n, labels]. ``label``: whether an example has it, bool."""
+    return {"score": logits.detach().double(), "label": labels > 0.5}
+
+
+def answers(logits: Tensor) -> Mapping[str, Tensor]:
+    """Which labels a model gives: those that are likelier than not, bool [n, labels]."""
+    return {"labels": logits > 0}
+
+
+def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
+    """The metrics, and ``f1:NAME`` of each label, whose ``names`` are in the order of the columns.
+
+    All are as scikit-learn defines them; a mean over the labels is one over those that some of the
+    examples have. NaN where a score is not a number.
+    """
+    scores, own = columns["score"], columns["label"].astype(bool)
+    if not np.isfinite(scores).all():
+        empty = [metric.name for metric in METRICS] + [f"f1:{name}" for name in names]
+        return dict.fromkeys(empty, float("nan"))
+    given = scores > 0
+    there: np.ndarray = own.max(axis=0)
+    right, said = (own & given).sum(0), own.sum(0) + given.sum(0)
+    each = 2 * right / np.maximum(said, 1)
+    odds = np.exp(-np.logaddexp(0, -scores))
+    values = {
+        "map": _mean(average_precision(own[:, there], scores[:, there])),
+        "macro_f1": _mean(each[there]),
+        "micro_f1": 2 * float(right.sum()) / max(1, int(said.sum())),
+        "label_ece": calibration.error(odds.ravel(), own.ravel()),
+    }
+    return values | {
+        f"f1:{name}": float(f1) if known else float("nan")
+        for name, f1, known in zip(names, each, there, strict=True)
+    }
+
+
+def average_precision(own: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Of each label, the mean over its examples of the precision at their score, float [labels].
+
+    own: bool [n, labels], at least one of each. It is scikit-learn's ``average_precision_score``,
+    for all labels at once: intervals take it thousands of times.
+    """
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked, hits = np.take_along_axis(scores, order, 0), np.take_along_axis(own, order, 0)
+    found, rows = hits.cumsum(0), len(scores)
+    # examples of one score are told together: precision is that at the last of them
+    at = np.arange(rows)[:, None]
+    last = np.full(scores.shape, rows - 1)
+    last[:-1] = np.where(ranked[:-1] != ranked[1:], at[:-1], rows - 1)
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    precision = np.take_along_axis(found, last, 0) / (last + 1)
+    return (precision * hits).sum(0) / hits.sum(0)
+
+
+def at_chance(columns: Columns) -> str | None:
+    """A sentence with both numbers if the scores order the examples no better than chance does."""
+    from scipy.stats import rankdata
+
+    scores, own = columns["score"], columns["label"].astype(bool)
+    wrong = int((~np.isfinite(scores)).any(1).sum())
+    if wrong:
+        return f"{wrong:,} of its {len(scores):,} outputs are not finite numbers."
+    rows, positive = len(own), own.sum(0)
+    there = (positive > 0) & (positive < rows)
+    if not there.any():
+        return None
+    some, count = own[:, there], positive[there]
+    ranks = (rankdata(scores[:, there], axis=0) * some).sum(0)
+    areas = (ranks - count * (count + 1) / 2) / (count * (rows - count))
+    # of one label, as of rankings: labels may be so alike that many say no more than one
+    error = np.sqrt((rows + 1) / (12 * count * (rows - count))).mean()
+    if areas.mean() > 0.5 + 2 * error:
+        return None
+    guessing = f"guessing gives 0.5 (standard error {error:.4f})"
+    measured = f"its AUC is {areas.mean():.4f} on average over the labels"
+    return f"{measured}, of {rows:,} examples, and {guessing}."
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")

@@ -1,0 +1,204 @@
+"""From labels as the user has them to those that a model knows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from matta_cli.data.folders import shown
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DistillSettings
+from matta_cli.tasks.class_names import known_as, names_of, simplified
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
+from matta_cli.tasks.task import config
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
+from matta_cli.tasks.text_classification.ranked import Ranked
+from matta_cli.tasks.text_classification.read import Rows
+
+_SHOWN = 20  # labels of which it is said how many texts have them
+_SIGMOID = "Sigmoid"
+
+
+class Labels:
+    """A model's labels: how many outputs it has, their names, and what it is known to say."""
+
+    def __init__(self, model: Any) -> None:
+        self.outputs = int(config(model, "num_labels"))
+        self.names = names_of(model) if self.outputs > 1 else {}
+        self.called = [self.names.get(k, str(k)) for k in range(self.outputs)]
+        self.known = known_as(self.names)
+        self.known |= {f"LABEL_{k}": k for k in range(self.outputs)}
+        self.problem = config(model, "problem_type")
+        stored = config(model, "sentence_transformers")
+        own = stored.get("activation_fn") if isinstance(stored, dict) else None
+        own = own or config(model, "sbert_ce_default_activation_function")
+        self.odds = str(own or "").endswith(_SIGMOID)
+
+    def kind(self, settings: DistillSettings, group: str, parts: Sequence[Rows] = ()) -> Kind:
+        """What the model says, by its config and by what the data has.
+
+        group: the column of queries. Raises ``MattaError`` where both do not go together.
+        """
+        if self.outputs == 1:
+            if self.problem not in (None, "regression"):
+                says = f"The model's config.json says problem_type {self.problem!r}"
+                raise MattaError(f"{says}, which needs several labels, but it has one output.")
+            return Ranked(settings) if group else Number(settings, self.odds)
+        if group:
+            one = "data.group names queries, whose texts a model of one output ranks; this one has"
+            raise MattaError(f"{one} {self.outputs}: leave it out.")
+        if self.problem == "regression":
+            what = f"A model of {self.outputs} numbers (problem_type 'regression')"
+            raise MattaError(f"{what} is not supported: only one of one number.")
+        lists = any(rows.hot or any(isinstance(v, list) for v in rows.label) for rows in parts)
+        if self.problem == "single_label_classification" and lists:
+            several = "The data has several labels of each text, but the model is for one"
+            raise MattaError(f"{several} (problem_type {self.problem!r} in its config.json).")
+        if self.problem == "multi_label_classification" or (lists and self.problem is None):
+            return SeveralLabels(settings, self.called)
+        return OneLabel(settings)
+
+    def read(self, kind: Kind, parts: Sequence[Rows]) -> list[np.ndarray]:
+        """The labels of rows to train on and to measure on, together, as ``kind`` has them.
+
+        Raises ``MattaError`` for what is missing, and for what the model does not know.
+        """
+        for rows in parts:
+            _refuse_missing(rows)
+        if isinstance(kind, OneLabel):
+            return self._one(parts)
+        if isinstance(kind, SeveralLabels):
+            return self._several(parts)
+        return [
+            np.array(_each(rows, _number, "but labels are numbers"), np.float32) for rows in parts
+        ]
+
+    def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
+        values = [value for rows in parts for value in rows.label]
+        number = self._numbering(values)
+        return [np.array(_each(rows, number, self._unknown()), np.int64) for rows in parts]
+
+    def _several(self, parts: Sequence[Rows]) -> list[np.ndarray]:
+        hot = any(rows.hot for rows in parts) or self._hot(parts)
+        every = [one for rows in parts for value in rows.label for one in _listed(value)]
+        number = self._numbering([] if hot else every)
+
+        def row(value: Any) -> np.ndarray | None:
+            found = np.zeros(self.outputs, np.float32)
+            own = _listed(value)
+            if hot:
+                numbers = [_number(one) for one in own]
+                fits = len(own) == self.outputs and set(numbers) <= {0.0, 1.0}
+                return np.array(numbers, np.float32) if fits else None
+            for place in map(number, own):
+                if place is None:
+                    return None
+                found[place] = 1
+            return found
+
+        columns = ", ".join(self.names.values()) if self.names else f"{self.outputs} labels"
+        wrong = f"but a label is 0 or 1, of each of {columns}" if hot else self._unknown()
+        return [np.array(_each(rows, row, wrong), np.float32) for rows in parts]
+
+    def _hot(self, parts: Sequence[Rows]) -> bool:
+        """Whether lists say of each of the model's labels if it is there, rather than name some."""
+        lists = [value for rows in parts for value in rows.label if isinstance(value, list)]
+        whole = all(len(value) == self.outputs for value in lists)
+        numbers = all(isinstance(v, (int, float)) and v in (0, 1) for own in lists for v in own)
+        decimals = any(isinstance(v, float) for own in lists for v in own)
+        return whole and numbers and (decimals or any(len(set(v)) < len(v) for v in lists))
+
+    def _numbering(self, values: Sequence[Any]) -> Callable[[Any], int | None]:
+        """The number of a label: by its name if all of them are names, else as it stands."""
+
+        def named(value: Any) -> int | None:
+            text = str(value).strip()
+            return self.known.get(text, self.known.get(simplified(text)))
+
+        def counted(value: Any) -> int | None:
+            number = _number(value)
+            whole = number is not None and number == int(number) and 0 <= number < self.outputs
+            return int(number or 0) if whole else None
+
+        distinct = {str(value): value for value in values}.values()
+        names = [named(value) is not None for value in distinct]
+        if all(names):
+            return named
+        by_number = all(counted(value) is not None for value in distinct)
+        return counted if by_number or not any(names) else named
+
+    def _unknown(self) -> str:
+        if not self.names:
+            hint = "write their names into id2label of its config.json"
+            numbers = f"whose labels have no names: give numbers from 0 to {self.outputs - 1}"
+            return f"which is none of the model's, {numbers}, or {hint}"
+        known = shown([repr(self.names[k]) for k in sorted(self.names)], _SHOWN)
+        return f"which is none of the model's: {known}"
+
+    def told(self, kind: Kind, label: np.ndarray, part: str) -> list[str]:
+        """How many texts have each label, if these are few; and which labels none has."""
+        if isinstance(kind, OneLabel):
+            counts = np.bincount(label, minlength=self.outputs)
+        elif isinstance(kind, SeveralLabels):
+            counts = label.sum(0).astype(int)
+        else:
+            return []
+        absent = [own for own, count in zip(self.called, counts, strict=True) if not count]
+        notes = [f"{part}: no text has the label {shown(absent)}."] if absent else []
+        if self.outputs <= _SHOWN:
+            each = zip(self.called, counts.tolist(), strict=True)
+            there = ", ".join(f"{count:,} {own}" for own, count in each if count)
+            notes.insert(0, f"{part}: {there}.")
+        return notes
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else [value]
+
+
+def _number(value: Any) -> float | None:
+    """A number, also one that is written in a cell of CSV; None for anything else."""
+    try:
+        number = float(value) if isinstance(value, (str, int, float)) else math.nan
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
+def _refuse_missing(rows: Rows) -> None:
+    """Raise ``MattaError`` where rows have no label, with their number and the first of them."""
+    holes = [
+        i
+        for i, value in enumerate(rows.label)
+        if _missing(value) or (rows.hot and any(map(_missing, value)))
+    ]
+    if holes:
+        what = f"Column {rows.column!r} misses {len(holes):,} of {len(rows):,} labels"
+        raise MattaError(
+            f"{what}, the first in {rows.called(holes[0])}: fill them in, or leave these rows out."
+        )
+
+
+def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
+    """What ``convert`` makes of each label. Raises ``MattaError`` where that is None."""
+    known: dict[str, Any] = {}
+    found = []
+    for value in rows.label:
+        key = repr(value)
+        if key not in known:
+            known[key] = convert(value)
+        found.append(known[key])
+    odd = [i for i, value in enumerate(found) if value is None]
+    if odd:
+        several = f" ({len(odd):,} rows have such labels)" if len(odd) > 1 else ""
+        has = f"Column {rows.column!r} holds {rows.label[odd[0]]!r} in {rows.called(odd[0])}"
+        raise MattaError(f"{has}{several}, {wrong}.")
+    return found

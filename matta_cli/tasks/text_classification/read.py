@@ -1,0 +1,213 @@
+"""From the recipe's data to texts, and what the user says of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from matta_cli.data import find, records, sources
+from matta_cli.data.sources import Source
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.scores import numbered
+
+
+@dataclass
+class Rows:
+    """Texts, or pairs of them, and what the user says of each.
+
+    label: as it stands there; of several columns of one label each, a list. hot: whether that is a
+    list of 0 and 1. query, id: names, where their columns are asked for. number: which of the
+    user's rows it is. place: its number in its file, or in the split. ends: of each source its
+    name, what its places are numbers of, and where its rows end here.
+    """
+
+    first: list[str] = field(default_factory=list)
+    second: list[str] | None = None
+    label: list[Any] = field(default_factory=list)
+    hot: bool = False
+    query: list[str] = field(default_factory=list)
+    id: list[str] = field(default_factory=list)
+    number: list[int] = field(default_factory=list)
+    place: list[int] = field(default_factory=list)
+    ends: list[tuple[str, str, int]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    column: str = ""
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def called(self, i: int) -> str:
+        """A row by its place in its file, or in the split."""
+        name, unit, _ = next(own for own in self.ends if i < own[2])
+        return f"{unit} {self.place[i]:,} of {name!r}"
+
+    def part(self, chosen: Sequence[int]) -> Rows:
+        """The rows of these numbers."""
+
+        def some(values: list[Any]) -> list[Any]:
+            return [values[i] for i in chosen] if values else values
+
+        lists = ("first", "label", "query", "id", "number", "place")
+        parts: dict[str, Any] = {name: some(getattr(self, name)) for name in lists}
+        second = None if self.second is None else some(self.second)
+        ends = np.array([end for _, _, end in self.ends])
+        kept = np.searchsorted(np.sort(np.asarray(chosen, np.int64)), ends)
+        named = zip(self.ends, kept.tolist(), strict=True)
+        places = [(name, unit, end) for (name, unit, _), end in named]
+        return replace(self, **parts, second=second, ends=places)
+
+    def texts(self) -> list[tuple[str, str]]:
+        """What is read of each row."""
+        return list(zip(self.first, self.second or [""] * len(self), strict=True))
+
+
+def read_rows(
+    settings: DataSettings, names: dict[int, str], outputs: int, training: bool
+) -> tuple[Rows | None, Rows]:
+    """Rows to train on (None unless ``training``) and to measure on.
+
+    names: of the model's labels, which may be columns.
+    """
+
+    def read(found: Sequence[Source], notes: Sequence[str]) -> Rows:
+        rows = Rows(notes=list(notes))
+        for source in found:
+            _add(rows, source, settings, names, outputs)
+        if not len(rows):
+            raise find.empty(found[0].name, "rows with a text")
+        return rows
+
+    def of_files(files: Sequence[Path], notes: Sequence[str]) -> Rows:
+        for path in files:
+            if path.suffix.lower() not in records.TABLES:
+                known = f"matta reads {', '.join(records.TABLES)}"
+                raise MattaError(f"{str(path)!r} is of no kind that has texts and labels: {known}.")
+        return read([sources.of_file(path, settings) for path in files], notes)
+
+    return sources.parts(
+        settings,
+        training,
+        records.TABLES,
+        "texts and labels",
+        of_files,
+        lambda rows, name: read([sources.of_split(rows, name)], ()),
+        lambda rows: _without_last_tenth(rows, settings.train, outputs),
+    )
+
+
+def _add(
+    rows: Rows, source: Source, settings: DataSettings, names: dict[int, str], outputs: int
+) -> None:
+    """Take what a source has."""
+    texts, labels = _text_columns(source, settings), _labels(source, settings, names, outputs)
+    others = [column for column in (settings.group, settings.id) if column]
+    pairs, hot = len(texts) == 2, len(labels) > 1
+    if rows.ends and (pairs, hot) != (rows.second is not None, rows.hot):
+        first = rows.ends[0][0]
+        raise MattaError(f"{first!r} and {source.name!r} do not have the same columns.")
+    rows.hot, rows.column, seen = hot, settings.label if hot else labels[0], len(rows.number)
+    rows.second = (rows.second or []) if pairs else None
+    classes = None if hot else source.classes(labels[0])
+    empty = 0
+    start = rows.number[-1] + 1 if seen else 0
+    number = start - 1
+    for place, values in source.rows([*texts, *labels, *others], "data"):
+        number += 1
+        where = f"{source.unit} {place:,}"
+        own = [
+            records.text_of(value, column, source.name, where) or ""
+            for value, column in zip(values, texts, strict=False)
+        ]
+        if not all(text.strip() for text in own):
+            empty += 1
+            continue
+        rows.first.append(own[0])
+        if rows.second is not None:
+            rows.second.append(own[1])
+        label = values[len(texts) : len(texts) + len(labels)]
+        rows.label.append(list(label) if hot else _named(label[0], classes))
+        rows.number.append(number)
+        rows.place.append(place)
+        keys = iter(values[len(texts) + len(labels) :])
+        for column, kept in ((settings.group, rows.query), (settings.id, rows.id)):
+            if column:
+                kept.append(_key(next(keys), column, source.name, where))
+    rows.ends.append((source.name, source.unit, len(rows)))
+    rows.notes += source.notes()
+    if empty:
+        what = "without one of both texts" if pairs else "without text"
+        rows.notes.append(f"{source.name!r}: {empty:,} rows {what} are left out.")
+
+
+def _text_columns(source: Source, settings: DataSettings) -> list[str]:
+    """Both of ``data.sentences`` where the source has them, else ``data.text``."""
+    if len(settings.sentences) != 2:
+        raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
+    if set(settings.sentences) <= set(source.columns):
+        return list(settings.sentences)
+    setting = "data.text, or data.sentences for pairs,"
+    find.check_column(source.name, settings.text, setting, source.columns)
+    return [settings.text]
+
+
+def _labels(
+    source: Source, settings: DataSettings, names: dict[int, str], outputs: int
+) -> list[str]:
+    """The column of the label; else one for each of the model's labels, or that of a score."""
+    if settings.label in source.columns:
+        return [settings.label]
+    every = [names[k] for k in sorted(names)]
+    if len(every) > 1 and set(every) <= set(source.columns):
+        return every
+    if outputs == 1 and settings.score in source.columns:
+        return [settings.score]
+    find.check_column(source.name, settings.label, "data.label", source.columns)
+    return []
+
+
+def _named(value: Any, classes: list[str] | None) -> Any:
+    """A label with the name that its number stands for in the data."""
+    if classes is None or value is None:
+        return value
+    if isinstance(value, list):
+        return [_named(one, classes) for one in value]
+    return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
+
+
+def _key(value: Any, column: str, name: str, where: str) -> str:
+    """The name of a query or of a row."""
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
+        return str(value)
+    holds = "misses a value" if value in (None, "") else f"holds {value!r}"
+    raise MattaError(f"Column {column!r} of {name!r} {holds} in {where}: give each row a name.")
+
+
+def _without_last_tenth(rows: Rows, name: str, outputs: int) -> tuple[Rows, Rows]:
+    """The rows without the last tenth of the queries, or of the rows of each label; and these."""
+    if rows.query:
+        query = numbered(np.array(rows.query))
+        start = find.last_tenth(int(query.max()) + 1, name, "queries")
+        last = query >= start
+    else:
+        start = find.last_tenth(len(rows), name, "texts")
+        last = np.arange(len(rows)) >= start
+        if outputs > 1:
+            last = _of_each(np.array([repr(label) for label in rows.label]), last)
+    return rows.part(np.flatnonzero(~last).tolist()), rows.part(np.flatnonzero(last).tolist())
+
+
+def _of_each(label: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """The last tenth of the rows of each label, bool [n]; ``last`` where none has ten."""
+    found = np.zeros(len(label), bool)
+    order = np.argsort(label, kind="stable")
+    _, counts = np.unique(label, return_counts=True)
+    ends = np.cumsum(counts)
+    starts = ends - counts // 10
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        found[order[start:end]] = True
+    return found if found.any() else last

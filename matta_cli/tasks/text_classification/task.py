@@ -1,0 +1,154 @@
+"""Text classification: a label, several labels, or a number of each text or pair of texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from matta_cli.data import find
+from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.errors import MattaError
+from matta_cli.losses.targets import Counts, Logits, Losses, Term
+from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.class_names import order_of
+from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.several import SeveralLabels
+from matta_cli.tasks.task import config, raw
+from matta_cli.tasks.text_classification.examples import Texts
+from matta_cli.tasks.text_classification.kinds import Number, OneLabel
+from matta_cli.tasks.text_classification.labels import Labels
+from matta_cli.tasks.text_classification.ranked import Ranked
+from matta_cli.tasks.text_classification.read import Rows, read_rows
+from matta_cli.tasks.texts.task import Fitted, TextTask
+
+# of every kind, the primary metrics first; data tells the kind
+_KINDS = (OneLabel, SeveralLabels, Ranked, Number)
+_METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
+
+
+class TextClassification(TextTask):
+    """What a model says of a text or a pair of texts.
+
+    Which of the kinds it is, the model's config tells (``num_labels``, ``problem_type``), and where
+    that leaves it open, the data: a list of labels is several, a column of queries makes one output
+    a reranker's score, and another output alone is a number.
+
+    Batches: the tokens, and ``label`` as the kind has it (``kinds``); of rerankers also ``group``
+    int64 [B], numbered within the batch, and ``group_id`` int64 [B], numbered within the split.
+    """
+
+    name = "text_classification"
+    output = "labels"
+    metrics = tuple({metric.name: metric for metric in _METRICS}.values())
+    longest = 1024
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.kind: Kind = OneLabel(recipe.distill)
+        self.told = False  # whether data has said which kind it is
+
+    @property
+    def reading(self) -> str:  # type: ignore[override]
+        return self.kind.reading
+
+    @property
+    def alike(self) -> str:  # type: ignore[override]
+        return self.kind.alike
+
+    def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
+        settings = self.recipe.data
+        find.no_streaming(settings, "texts and labels")
+        labels = Labels(model)
+        train, held_out = read_rows(settings, labels.names, labels.outputs, training)
+        parts = [held_out, *([] if train is None else [train])]
+        self.kind = labels.kind(self.recipe.distill, settings.group, parts)
+        self.metrics, self.told = self.kind.metrics, True
+        read = labels.read(self.kind, parts)
+        encode = self.encoder(folder, model)
+
+        def opened(rows: Rows, at: int, name: str) -> Texts:
+            made = Texts(rows, read[at], encode, self.readers, labels.called)
+            part = f"{name!r}, {'to train on' if at else 'held out'}"
+            rows.notes += labels.told(self.kind, read[at], part)
+            if cut := made.read.cut():
+                longer = f"longer than the {encode.length:,} tokens that are read of a text"
+                rows.notes.append(f"{part}: {cut:,} of {len(rows):,} are {longer}, and are cut.")
+            return made
+
+        name = settings.held_out or settings.train
+        if why := self.kind.unmeasured(read[0]):
+            raise MattaError(f"The held-out labels of {name!r} are {why}: pass others.")
+        measured = opened(held_out, 0, name)
+        split = sample(measured, settings.eval_examples)
+        what = self.kind.unit or "texts"
+        if train is None:
+            return self.described(measured, "", [split], what, "texts", held_out.notes)
+        texts = opened(train, 1, settings.train)
+        size = f"{len(train):,} texts"
+        size += f" of {len(texts):,} queries" if self.kind.unit == "queries" else ""
+        notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
+        own, there = set(train.texts()), held_out.texts()
+        if both := sum(text in own for text in there):
+            where = f"also stand in the data to train on, of {len(there):,}"
+            notes.append(f"{both:,} held-out texts {where}.")
+        return self.described(texts, size, [split], what, "texts", notes)
+
+    def outputs(self, model: nn.Module) -> int:
+        count = config(model, "num_labels")
+        if count is None:
+            needed = "Text classifiers are models of transformers, whose config has num_labels"
+            raise MattaError(f"{needed}: a {type(model).__name__} has none.")
+        return int(count)
+
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
+        """The Teacher on its own tokens, its labels in the model's order."""
+        super().fit_teacher(teacher, folder, model, home)
+        order = order_of(teacher, model, "labels", self.notes)
+        theirs, ours = Labels(teacher), Labels(model)
+        if theirs.outputs == 1 and theirs.odds != ours.odds and not self.recipe.data.group:
+            both = "one gives a probability (a Sigmoid in its config.json), the other a number"
+            raise MattaError(f"Of the Teacher and the model {both}: they must be alike to distil.")
+        read = self.fit_tokens(teacher, folder, model, home)
+        if not order:
+            return read
+        return Fitted(teacher, getattr(read, "reads", ""), order)
+
+    def forward(self, model: Any, batch: Batch) -> Tensor:
+        """Logits [B, labels]."""
+        return raw(model(**self.inputs(model, batch)))
+
+    def example(self, model: nn.Module, size: int = 4) -> Batch:
+        if not self.told:
+            self.kind = Labels(model).kind(self.recipe.distill, "")
+        return super().example(model, size)
+
+    def counts(self, batch: Batch) -> Counts:
+        return self.kind.counts(batch)
+
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
+    ) -> Losses:
+        return self.kind.objective(logits, batch, terms, over)
+
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return self.kind.score(logits, batch)
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        return self.kind.summarize(columns)
+
+    def right(self, columns: Columns) -> Columns:
+        return self.kind.right(columns)
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return self.kind.answers(logits, batch)
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        return self.kind.agreement(ours, theirs)
+
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        return self.kind.at_chance(columns, outputs)

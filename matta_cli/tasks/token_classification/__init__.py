@@ -1,0 +1,1 @@
+"""Models that say a tag of each word of a text."""

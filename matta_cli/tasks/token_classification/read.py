@@ -1,0 +1,168 @@
+"""From the recipe's data to words and their tags: CoNLL's files, and rows of lists."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from matta_cli.data import find, records, sources
+from matta_cli.data.lines import lines
+from matta_cli.data.sources import Source
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DataSettings
+
+CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt")
+_ROWS = (".jsonl", ".json", ".parquet")
+_DOCUMENT = "-DOCSTART-"
+_UD = (1, 3)  # of a line of CoNLL-U: the word and its part of speech
+
+
+@dataclass
+class Rows:
+    """Words of texts, and a tag of each, as the user has them.
+
+    number: which of the user's texts it is. where: its place, in words.
+    """
+
+    words: list[list[str]] = field(default_factory=list)
+    tags: list[list[Any]] = field(default_factory=list)
+    number: list[int] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def part(self, rows: slice) -> Rows:
+        """Some of the texts."""
+        lists = ("words", "tags", "number", "where")
+        return replace(self, **{name: getattr(self, name)[rows] for name in lists})
+
+
+def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows]:
+    """Texts to train on (None unless ``training``) and to measure on."""
+
+    def of_files(files: Sequence[Path], notes: Sequence[str]) -> Rows:
+        rows = Rows(notes=list(notes))
+        for path in files:
+            kind = path.suffix.lower()
+            if kind in _ROWS:
+                _add(rows, sources.of_file(path, settings), settings)
+            elif kind in CONLL:
+                _add_conll(rows, path)
+            else:
+                known = f"matta reads {', '.join((*CONLL, *_ROWS))}"
+                raise MattaError(f"{str(path)!r} is of no kind that has words and tags: {known}.")
+        return _some(rows, str(files[0]))
+
+    def of_split(split: Any, name: str) -> Rows:
+        rows = Rows()
+        _add(rows, sources.of_split(split, name), settings)
+        return _some(rows, name)
+
+    def divided(rows: Rows) -> tuple[Rows, Rows]:
+        start = find.last_tenth(len(rows), settings.train, "texts")
+        return rows.part(slice(start)), rows.part(slice(start, None))
+
+    return sources.parts(
+        settings, training, (*CONLL, *_ROWS), "words and tags", of_files, of_split, divided
+    )
+
+
+def _some(rows: Rows, name: str) -> Rows:
+    if not len(rows):
+        raise find.empty(name, "texts with words and tags")
+    return rows
+
+
+def _add(rows: Rows, source: Source, settings: DataSettings) -> None:
+    """Take the rows of two columns of lists."""
+    for column, setting in ((settings.words, "data.words"), (settings.tags, "data.tags")):
+        find.check_column(source.name, column, setting, source.columns)
+    classes = source.classes(settings.tags)
+    empty = 0
+    start = rows.number[-1] + 1 if rows.number else 0
+    for number, (place, (words, tags)) in enumerate(
+        source.rows([settings.words, settings.tags], "data.words"), start
+    ):
+        where = f"{source.unit} {place:,} of {source.name!r}"
+        for column, value in ((settings.words, words), (settings.tags, tags)):
+            if not isinstance(value, (list, type(None))):
+                holds = f"Column {column!r} holds {value!r:.60} in {where}"
+                raise MattaError(f"{holds}, but a list is needed: one of each word.")
+        words, tags = words or [], tags or []
+        if len(words) != len(tags):
+            both = f"{len(words)} words and {len(tags)} tags"
+            raise MattaError(f"There are {both} in {where}: each word needs one.")
+        empty += not words
+        if words:
+            named = [_named(tag, classes) for tag in tags]
+            texts = [records.text_of(word, settings.words, source.name, where) for word in words]
+            _take(rows, [text or "" for text in texts], named, number, where)
+    rows.notes += source.notes()
+    if empty:
+        rows.notes.append(f"{source.name!r}: {empty:,} rows without words are left out.")
+
+
+def _named(tag: Any, classes: list[str] | None) -> Any:
+    if classes is not None and isinstance(tag, int) and 0 <= tag < len(classes):
+        return classes[tag]
+    return tag
+
+
+def _take(rows: Rows, words: list[str], tags: list[Any], number: int, where: str) -> None:
+    """One text. Raises ``MattaError`` where a word is blank or has no tag."""
+    blank = next((k for k, word in enumerate(words) if not word.strip()), None)
+    if blank is not None:
+        raise MattaError(f"Word {blank + 1} of {where} is empty: leave it out, with its tag.")
+    hole = next((k for k, tag in enumerate(tags) if tag is None or tag == ""), None)
+    if hole is not None:
+        raise MattaError(f"The word {words[hole]!r} of {where} has no tag: give it one.")
+    rows.words.append(words)
+    rows.tags.append(tags)
+    rows.number.append(number)
+    rows.where.append(where)
+
+
+def _add_conll(rows: Rows, path: Path) -> None:
+    """Take a file with a word a line, its tag last (of CoNLL-U the part of speech), and an empty
+    line after each text.
+    """
+    start = rows.number[-1] + 1 if rows.number else 0
+    count = 0
+    for first, words, tags in _texts(path):
+        _take(rows, words, tags, start + count, f"the text from line {first:,} of {str(path)!r}")
+        count += 1
+    rows.notes.append(f"{str(path)!r}: {count:,} texts read.")
+
+
+def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
+    """The line on which each text begins, its words and its tags."""
+    universal = path.suffix.lower() == ".conllu"
+    first, width = 0, 0
+    words: list[str] = []
+    tags: list[str] = []
+    for number, line in enumerate(lines(path), 1):
+        cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+        if not line.strip() or cells[0] == _DOCUMENT:
+            if words:
+                yield first, words, tags
+            words, tags = [], []
+            continue
+        if line.startswith("#") and not words and (universal or len(cells) != width):
+            continue  # a comment
+        width = width or len(cells)
+        if len(cells) != width or width < 2:
+            has = f"{str(path)!r} has {len(cells)} columns in line {number:,}"
+            needs = "a word and its tag" if width < 2 else f"{width}, as the lines before it have"
+            raise MattaError(f"{has}, but {needs} are needed: mend it.")
+        if universal and not cells[0].isdecimal():
+            continue  # of a word in several parts, or of one that is not there
+        at = _UD if universal else (0, -1)
+        first = first if words else number
+        words.append(cells[at[0]])
+        tags.append(cells[at[1]])
+    if words:
+        yield first, words, tags
