@@ -350,7 +350,7 @@ def test_every_adapter(name: str, kind: str, tmp_path: Path) -> None:
         beside = maker.beside()
     copy = quantized.opened(to, model, 1)
     got, expected = (Listening(one).run(task, batch).output for one in (copy, model))
-    far = float((got - expected).abs().max() / expected.abs().max())
+    far = float((got - expected).norm() / expected.norm())  # the largest alone says little
     assert 0 < far < {"int8": 0.15, "int4": 0.6}[kind]
     if beside is not None:
         exact = Listening(beside).run(task, batch).output
