@@ -32,9 +32,6 @@ PathFinder.find_spec = staticmethod(find_spec)
 """
 # What is typed -> the extra that is asked for.
 MISSING = {
-    "distill --teacher gpt2-large --data some/corpus --overwrite": "data",
-    "distill --teacher gpt2-large --data rows.parquet --overwrite": "data",
-    "distill --teacher said.parquet --overwrite": "data",
     "distill --teacher gpt2-large --optimizer soap --overwrite": "optimizers",
     "distill --teacher gpt2-large --log-to tensorboard --overwrite": "tensorboard",
     "distill --teacher gpt2-large --log-to wandb --overwrite": "wandb",
@@ -77,14 +74,12 @@ def packages() -> set[str]:
 
 def run(folder: Path, lines: Sequence[str]) -> None:
     """Type these lines where no extra is installed: the three, and others that ask for one."""
-    gone = packages() | {"pandas", "dill", "multiprocess", "xxhash"}  # which datasets brings
+    gone = packages()
     (folder / "sites").mkdir()
     (folder / "sites" / "sitecustomize.py").write_text(GONE.format(gone=sorted(gone)))
     here = folder / "here"
     here.mkdir()
     prepare(here)
-    for name in ("rows.parquet", "said.parquet"):
-        (here / name).write_bytes(b"PAR1")
     (here / "model.gguf").write_bytes(b"GGUF")
     path = [str(folder / "sites"), *filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT)]
     more = {"PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -136,20 +131,17 @@ def imported(file: layers.File) -> Iterator[str]:
 
 def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     gone = packages()
-    assert {"datasets", "pyarrow", "optuna", "gguf"} <= gone
+    assert {"optuna", "gguf"} <= gone
     files = [file for file in layers.files(ROOT) if not file.where.startswith("benchmarks")]
     early = [(f.where, name) for f in files for name in imported(f) if name.split(".")[0] in gone]
     assert not early
-    # these have one sentence each for what is missing: they are imported by ``errors.extra`` alone
-    ours = [name for file in files for name in file.imports() if name.split(".")[0] == "datasets"]
-    assert not ours
 
 
 def test_a_missing_package_is_one_sentence_and_a_broken_one_is_not(tmp_path: Path, monkeypatch):
-    wanted = "Reading 'x' needs the package nowhere_to_be: pip install 'matta\\[data\\]'"
+    wanted = "Reading 'x' needs the package nowhere_to_be: pip install 'matta\\[gguf\\]'"
     with pytest.raises(MattaError, match=wanted):
-        extra("nowhere_to_be.parquet", "Reading 'x'", "data")
+        extra("nowhere_to_be.parquet", "Reading 'x'", "gguf")
     (tmp_path / "broken_here.py").write_text("import nowhere_to_be")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be"):
-        extra("broken_here", "Reading 'x'", "data")
+        extra("broken_here", "Reading 'x'", "gguf")

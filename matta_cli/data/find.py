@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from matta_cli.errors import MattaError, extra, said
+from matta_cli.errors import MattaError, said
 
 if TYPE_CHECKING:
     from matta_cli.settings.recipe import DataSettings
@@ -101,23 +101,13 @@ def unreadable(path: Path, error: Exception) -> MattaError:
     return MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}")
 
 
-def arrow(path: Path, reader: str) -> tuple[Any, Any]:
-    """pyarrow, and its reader of a kind of file. Raises ``MattaError`` where there is none."""
-    what = f"Reading {str(path)!r}"
-    return extra("pyarrow", what, "data"), extra(f"pyarrow.{reader}", what, "data")
-
-
-def hub_datasets(name: str) -> Any:
-    """The package that reads the datasets of the hub. Raises ``MattaError`` where there is none."""
-    return extra("datasets", f"{name!r} is no file or folder here, and a hub dataset", "data")
-
-
 def hub_dataset(name: str, config: str = "") -> dict[str, Any]:
     """All splits of a hub dataset, by name, through ``datasets`` (its cache works offline).
 
     Raises ``MattaError`` where the hub cannot be reached or has no such dataset or configuration.
     """
-    datasets = hub_datasets(name)
+    import datasets
+
     with _opening(name):
         return dict(datasets.load_dataset(name, config or None))
 
@@ -129,7 +119,8 @@ def hub_stream(name: str, config: str = "") -> tuple[dict[str, Any], str]:
     ``load_dataset(..., streaming=True)`` gives; the fingerprint is another one once any of the
     files is. Raises ``MattaError`` as ``hub_dataset`` does.
     """
-    datasets = hub_datasets(name)
+    import datasets
+
     with _opening(name):
         builder = datasets.load_dataset_builder(name, config or None)
         return dict(builder.as_streaming_dataset()), f"{builder.config_id} {builder.hash}"
@@ -137,7 +128,8 @@ def hub_stream(name: str, config: str = "") -> tuple[dict[str, Any], str]:
 
 @contextmanager
 def _opening(name: str) -> Iterator[None]:
-    datasets = hub_datasets(name)
+    import datasets
+
     try:
         yield
     except datasets.exceptions.DatasetNotFoundError:

@@ -247,7 +247,9 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
-    pa, parquet = find.arrow(path, "parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             return asked(file)
@@ -256,7 +258,9 @@ def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
 
 
 def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple[Any, ...]]:
-    pa, parquet = find.arrow(path, "parquet")
+    import pyarrow as pa
+    from pyarrow import parquet
+
     try:
         with parquet.ParquetFile(path) as file:
             known = file.schema_arrow.names

@@ -145,8 +145,9 @@ def _is_number(text: str) -> bool:
 
 
 def _read(path: Path, names: Sequence[str]) -> Any:
-    pa, parquet = find.arrow(path, "parquet")
-    _, csv = find.arrow(path, "csv")
+    import pyarrow as pa
+    from pyarrow import csv, parquet
+
     try:
         if path.suffix.lower() == ".parquet":
             table = parquet.read_table(path)

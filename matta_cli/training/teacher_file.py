@@ -32,7 +32,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from typing_extensions import NotRequired
 
-from matta_cli.errors import MattaError, extra
+from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 
 FORMAT = 2
@@ -152,11 +152,12 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
 
     Raises ``MattaError`` for missing values, and for lists of unequal lengths.
     """
-    named, parquet = f"Teacher {str(path)!r}", path.suffix == ".parquet"
-    pa = extra("pyarrow", f"{named}, a table,", "data")
-    read = extra(f"pyarrow.{'parquet' if parquet else 'json'}", named, "data")
+    import pyarrow as pa
+    from pyarrow import json, parquet
+
+    named = f"Teacher {str(path)!r}"
     try:
-        table = read.read_table(path) if parquet else read.read_json(path)
+        table = parquet.read_table(path) if path.suffix == ".parquet" else json.read_json(path)
     except (pa.ArrowException, OSError) as error:
         raise MattaError(f"{named} cannot be read: {str(error).splitlines()[0]}") from None
     columns = {}

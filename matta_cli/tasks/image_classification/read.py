@@ -251,7 +251,8 @@ def _from_hub(rows: Any, name: str, settings: DataSettings, known: Known) -> Sou
 
 def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
     """The bytes of each image of a hub dataset, as they are stored."""
-    datasets = find.hub_datasets(name)
+    import datasets
+
     if not isinstance(rows.features[column], datasets.Image):
         holds = f"Column {column!r} of {name!r} holds {rows.features[column]}"
         raise MattaError(f"{holds}, but images are needed: set data.image to their column.")
