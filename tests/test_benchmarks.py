@@ -3,6 +3,7 @@ found.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+DATA = os.environ.get("MATTA_TEST_DATA", "")
 
 
 def quick(name: str, *more: str) -> dict:
@@ -114,6 +116,18 @@ def test_gpu_suite(tmp_path):
     ]
     assert all("failed" not in part and part["tokens_per_s"] > 0 for part in speeds)
     assert json.loads((tmp_path / "found.json").read_text())["compiled"] == found["compiled"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA, reason="MATTA_TEST_DATA names no folder of data")
+def test_quantized(tmp_path):
+    more = ("--steps", "2", "--quantize", "int8", "--cache", str(tmp_path))
+    found = quick("quantized", "--data", DATA, "--problems", "lambdarank", *more)
+    [models] = (problem["models"] for problem in found["problems"].values())
+    bytes_of = {model["model"]: model["bytes"] for model in models}
+    judged = {model["model"] for model in models if model["verdict"]}
+    assert judged == {"width 0.5 int8", "width 1 int8"} and len(models) == 4
+    assert bytes_of["width 1 int8"] < bytes_of["width 1"]
 
 
 def test_every_benchmark_is_tested():
