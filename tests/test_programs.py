@@ -35,6 +35,7 @@ from matta_cli.models.source import open_source
 from matta_cli.nested.sizes import full_sizes, nested_axes, sizes_at
 from matta_cli.nested.view import StudentView, materialize
 from matta_cli.settings.recipe import Recipe
+from matta_cli.students import parity
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training.run import distill
 
@@ -275,3 +276,17 @@ def test_a_module_that_does_not_trace_is_named() -> None:
             Odd(3, 3),
             {"image": torch.ones(2, 3)},
         )
+
+
+def test_what_stands_at_padding_is_not_compared():
+    there = torch.tensor([[True, True, True], [True, False, False]])
+    expected = torch.randn(2, 3, 5)
+    got = expected.clone()
+    got[1, 2] = torch.nan
+    assert parity._parity("a program", got, expected, there).exact
+    got[1, 0, 0] += 1
+    with pytest.raises(MattaError, match="gives other outputs than before, by"):
+        parity._parity("a program", got, expected, there)
+    logits = torch.randn(2, 3)  # of classes: no position is padding
+    with pytest.raises(MattaError, match="gives other outputs than before"):
+        parity._parity("a program", logits + there.logical_not(), logits, there)

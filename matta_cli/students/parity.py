@@ -83,17 +83,18 @@ def proven(
     """How far each reloaded checkpoint and program is from its view, by the names of ``loaders``.
 
     Quantized ones are compared with what is going to be measured of them. model: the TA, by which
-    it is known what the task passes to a model. Raises ``MattaError`` for what does not load, or
-    gives other outputs.
+    it is known what the task passes to a model. What stands at padding is not compared: where a
+    position sees nothing else, attention has no one right answer. Raises ``MattaError`` for what
+    does not load, or gives other outputs.
     """
-    found = {}
+    found, there = {}, task.present(probe)
     reloaded = _reloaded(students, quantized, task, model, probe)
     for one in quantized:
         near = max(STEPPED, ROUNDED.get(one.of.dtype, 0.0))  # it computes in what it is saved in
-        found[one.name] = _parity(one.name, reloaded[one.name], one.expected, near)
+        found[one.name] = _parity(one.name, reloaded[one.name], one.expected, there, near)
     for written in students:
         for name in written.loaders:
-            found[name] = _parity(name, reloaded[name], written.expected)
+            found[name] = _parity(name, reloaded[name], written.expected, there)
         name, own = written.student.name, reloaded.get(f"own {written.student.name}")
         if written.dtype in ROUNDED:
             rounded = None if own is None else _rounded(name, own, written)
@@ -101,10 +102,14 @@ def proven(
     return found
 
 
-def _parity(name: str, got: Tensor, expected: Tensor, near: float = NEAR) -> Parity:
+def _parity(
+    name: str, got: Tensor, expected: Tensor, there: Tensor | None, near: float = NEAR
+) -> Parity:
     if got.shape != expected.shape:
         shapes = f"{list(got.shape)}, not {list(expected.shape)}"
         raise MattaError(f"{name} reloads to outputs of shape {shapes}.")
+    if there is not None and got.ndim == 3 and got.shape[:2] == there.shape:
+        got, expected = got[there], expected[there]
     difference = (got - expected).abs().max().item()
     if not difference <= near * max(1.0, expected.abs().max().item()):
         much = f"gives other outputs than before, by {difference:.1e}"
