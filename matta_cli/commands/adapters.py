@@ -40,7 +40,7 @@ def adapters(specs: _Specs = None, json: options.Json = False) -> None:
             continue
         what = " ".join((type(adapter).__doc__ or "").strip().partition("\n\n")[0].split())
         what = what.replace("`", "")
-        rows.append([adapter.name, adapter.task or "any", origin, what])
+        rows.append([adapter.name, adapter.task or "several", origin, what])
     if json:
         keys = ("name", "task", "origin", "what")
         console.data([dict(zip(keys, row, strict=True)) for row in rows])
