@@ -264,6 +264,7 @@ def test_every_command_ends_with_the_next_one(typed, line, following):
     assert result.stderr.splitlines()[-1] == f"Next: matta {following}"
 
 
+@pytest.mark.slow
 def test_a_second_family_stands_beside_the_first(typed):
     """It has a report of its own, can be judged and compared, and nothing of the first changes."""
     refusal(typed("export --widths 0.5"), "--name NAME puts others beside them", "--overwrite")

@@ -211,6 +211,7 @@ def test_a_teacher_of_other_tokens_and_another_order_says_the_same_words(
         torch.testing.assert_close(said, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_whole_run_of_a_tagger(home: Path, tmp_path: Path) -> None:
     roberta(tmp_path / "teacher", RobertaForTokenClassification, **labels(*TAGS))
     data = {
