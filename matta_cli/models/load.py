@@ -153,7 +153,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
 def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     """The model of a class of transformers in a folder. What of the folder it leaves out is said.
 
-    Raises ``MattaError`` where weights of it are missing, or its head is for another task.
+    Raises ``MattaError`` where weights of it are missing.
     """
     with quiet():
         model, report = kind.from_pretrained(
