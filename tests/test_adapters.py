@@ -438,8 +438,7 @@ OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-register
     "names",
     [
         STOCK_MODELS,
-        DECODERS,
-        *(pytest.param(n, marks=pytest.mark.slow) for n in (CLASSIFIERS, OTHERS, IMAGES)),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in (DECODERS, CLASSIFIERS, OTHERS, IMAGES)),
     ],
     ids=["usual", "decoders", "encoders", "others", "images"],
 )

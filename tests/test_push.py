@@ -241,6 +241,7 @@ def test_folders_that_are_no_students(students, there):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_the_command_and_what_came_loads_by_its_name(students, there, tmp_path):
     """As a user types it, by the environment alone; the Student is of matta's own format."""
     environment = {**os.environ, "HF_ENDPOINT": there.url, "HF_TOKEN": hub.TOKEN}

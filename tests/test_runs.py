@@ -622,6 +622,7 @@ def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(fold
     assert not (out / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_comes_back_when_its_successor_was_killed(folder):
     """``distill --overwrite`` has set it aside; without a checkpoint of the new one, it is what
     there is to export.
@@ -695,6 +696,7 @@ def test_a_run_knows_again_the_file_that_was_its_teacher(folder):
         distill(settings(teacher="said.safetensors", steps=6), Path("out"), resume=True)
 
 
+@pytest.mark.slow
 def test_a_ranker_in_the_format_of_matta(folder):
     torch.save(ranker().state_dict(), "a <b>& # name.pt")
     convert(settings("a <b>& # name.pt"), Path("out"))

@@ -515,6 +515,7 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_head_that_is_left_out_is_asked_for_and_stands_in_report_and_card(
     folder: Path, texts: Path
 ) -> None:

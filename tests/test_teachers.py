@@ -496,6 +496,14 @@ def test_teach_goes_on_from_the_last_whole_shard(images, monkeypatch):
     recipe.distill.teacher = "said"
     with pytest.raises(MattaError, match=r"is damaged \(shard-00001"):
         distill(recipe, Path("out"))
+    card = json.loads(Path("said/teacher.json").read_text())
+    for change in (lambda t: t[:0], lambda t: t[..., None], lambda t: t[1:]):
+        own = {k: change(t) if k == "logits" else t for k, t in shards[1].items()}
+        save_file({k: t.contiguous() for k, t in own.items()}, "said/shard-00001.safetensors")
+        card["digests"][1] = atomic.file_digest(Path("said/shard-00001.safetensors"))
+        Path("said/teacher.json").write_text(json.dumps(card))
+        with pytest.raises(MattaError, match=r"is damaged \(shard-00001.*: logits has the shape"):
+            distill(recipe, Path("out"))
 
 
 @pytest.mark.parametrize(

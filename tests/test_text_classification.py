@@ -386,6 +386,7 @@ def terms(out: Path) -> list[dict[str, float]]:
     return [json.loads(line)["terms"]["0.5"] for line in log if "terms" in line]
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_a_teachers_file(tmp_path: Path) -> None:
     """The Teacher is another family's; what it wrote teaches the same."""
     home = tmp_path / "model"

@@ -218,13 +218,32 @@ def _shards(folder: Path) -> Table:
         names = [*files[0].keys()]
         ragged = POSITIONS in names
         counts = [file.get_tensor(POSITIONS) for file in files] if ragged else []
-    except (OSError, SafetensorError, TypeError) as error:
+        for number, (file, key) in enumerate(zip(files, keys, strict=True)):
+            rows = int(counts[number].sum()) if ragged else len(key)
+            _check_shapes(shard_name(number), file, files[0], rows)
+    except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise MattaError(f"{named} is damaged ({str(error).splitlines()[0]}): {again}.") from None
     starts = np.cumsum([0, *(len(key) for key in keys[:-1])])
     ends = [np.append(0, np.cumsum(own)) for own in counts] if ragged else None
     names = [name for name in names if name not in ("row", POSITIONS)]
     values = {name: _Sharded(files, name, starts, ends) for name in names}
     return Table(np.concatenate(keys), False, values, card, ragged)
+
+
+def _check_shapes(name: str, shard: Any, first: Any, rows: int) -> None:
+    """Raise ``ValueError`` where a shard's tensors have not so many rows, or differ in shape."""
+
+    def shapes(file: Any) -> dict[str, list[int]]:
+        own = (key for key in file.keys() if key not in ("row", POSITIONS))  # noqa: SIM118
+        return {key: list(file.get_slice(key).get_shape()) for key in own}
+
+    here, there = shapes(shard), shapes(first)
+    for key in {*here, *there}:
+        mine, theirs = here.get(key), there.get(key)
+        if not mine or not theirs or mine[0] != rows or mine[1:] != theirs[1:]:
+            raise ValueError(f"{name}: {key} has the shape {mine}")
+    if here.get("top_logits") != here.get("top_index"):
+        raise ValueError(f"{name}: top_logits and top_index are of different shapes")
 
 
 def read_teacher_card(folder: Path) -> dict[str, Any] | None:
