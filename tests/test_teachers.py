@@ -21,6 +21,7 @@ from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
 from matta_cli.errors import Interrupted, MattaError
 from matta_cli.family import export
+from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.main import app
 from matta_cli.models import plugins
