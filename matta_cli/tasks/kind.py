@@ -12,7 +12,7 @@ from matta_cli.data.split import Batch, Columns
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import DistillSettings
-from matta_cli.tasks.task import agreeing
+from matta_cli.tasks.task import Task, agreeing
 
 
 class Kind(ABC):
@@ -61,3 +61,43 @@ class Kind(ABC):
     def agreement(self, ours: Columns, theirs: Columns) -> Columns:
         [column] = ours
         return agreeing(ours[column] == theirs[column])
+
+
+class KindTask(Task):
+    """A task whose losses and metrics are those of a ``kind``, of which it may have several."""
+
+    kind: Kind
+
+    @property
+    def reading(self) -> str:  # type: ignore[override]
+        return self.kind.reading
+
+    @property
+    def alike(self) -> str:  # type: ignore[override]
+        return self.kind.alike
+
+    def counts(self, batch: Batch) -> Counts:
+        return self.kind.counts(batch)
+
+    def objective(
+        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
+    ) -> Losses:
+        return self.kind.objective(logits, batch, terms, over)
+
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return self.kind.score(logits, batch)
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        return self.kind.summarize(columns)
+
+    def right(self, columns: Columns) -> Columns:
+        return self.kind.right(columns)
+
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        return self.kind.answers(logits, batch)
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        return self.kind.agreement(ours, theirs)
+
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        return self.kind.at_chance(columns, outputs)

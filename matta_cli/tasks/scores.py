@@ -13,7 +13,7 @@ from matta_cli.data.split import Batch, Columns
 from matta_cli.errors import MattaError
 from matta_cli.losses import rows as losses
 from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
-from matta_cli.settings.recipe import DistillSettings
+from matta_cli.tasks.kind import Kind
 
 _CUTOFF = 10  # NDCG@10
 
@@ -25,19 +25,18 @@ _LOSSES: dict[str, tuple[Any, Any]] = {
 }
 
 
-class Scored:
-    """The losses of scores by ``distill.ranking_loss``, and the columns that metrics are of.
+class Scored(Kind):
+    """Scores, whose loss is ``distill.ranking_loss``.
 
     Batches of N rows have ``label`` float32 [N], and where rows belong to queries ``group`` int64
     [N], numbered within the batch, and ``group_id`` int64 [N], numbered within the split.
     """
 
-    def __init__(self, settings: DistillSettings) -> None:
-        self.settings = settings
+    reading = "odds"
 
     def counts(self, batch: Batch) -> Counts:
         """Rows, pairs (the truth's are those that differ in label) or queries."""
-        kind = self.kind(batch)
+        kind = self.loss(batch)
         if kind == "pairwise":
             i, j = losses.pairs(batch["group"])
             differ = float((batch["label"][i] != batch["label"][j]).sum())
@@ -48,9 +47,8 @@ class Scored:
     def objective(
         self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
     ) -> Losses:
-        """See ``Task.objective``."""
         counts, scores = over or self.counts(batch), logits.whole().flatten()
-        kind = self.kind(batch)
+        kind = self.loss(batch)
         truth, distill = _LOSSES[kind]
         group = () if kind == "pointwise" else (batch["group"],)
 
@@ -67,7 +65,7 @@ class Scored:
 
         return weighted(terms, value, scores.new_zeros(()))
 
-    def columns(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         """Per row: ``score`` and ``label``; with queries four more.
 
         ``group``: the query's number in the split. ``ndcg`` and ``reciprocal``: of the row's query;
@@ -87,7 +85,29 @@ class Scored:
         columns |= {"group": batch["group_id"], "share": torch.from_numpy(1 / sizes[group])}
         return columns | {name: torch.from_numpy(values) for name, values in of.items()}
 
-    def kind(self, batch: Batch) -> str:
+    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
+        group = {"group": batch["group_id"]} if "group_id" in batch else {}
+        return {"score": logits.detach().flatten().double()} | group
+
+    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
+        return agreement(ours, theirs)
+
+    def at_chance(self, columns: Columns, outputs: int) -> str | None:
+        relevant, finite = columns["label"] > 0, np.isfinite(columns["score"])
+        if not finite.all():
+            return f"{int((~finite).sum())} of its {len(finite)} scores are not finite numbers."
+        positive, rows = int(relevant.sum()), len(relevant)
+        if not 0 < positive < rows:
+            return None
+        area = auc(relevant, columns["score"])
+        # the standard error of the Mann-Whitney statistic where scores and labels are independent
+        error = np.sqrt((rows + 1) / (12 * positive * (rows - positive)))
+        if area > 0.5 + 2 * error:
+            return None
+        guessing = f"guessing gives 0.5 (standard error {error:.4f})"
+        return f"its AUC is {area:.4f} on {rows:,} rows, and {guessing}."
+
+    def loss(self, batch: Batch) -> str:
         """The loss that the recipe names, where the batch allows it."""
         kind = self.settings.ranking_loss
         if kind not in _LOSSES:
@@ -119,12 +139,6 @@ def of_queries(columns: Columns, name: str) -> float:
     return float((values * share).sum()) / total if total else float("nan")
 
 
-def answers(logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-    """See ``Task.answers``."""
-    group = {"group": batch["group_id"]} if "group_id" in batch else {}
-    return {"score": logits.detach().flatten().double()} | group
-
-
 def agreement(ours: Columns, theirs: Columns) -> Columns:
     """Of each query all pairs of its rows; rows that stand alone are taken two by two."""
     if "group" in ours:
@@ -138,23 +152,6 @@ def agreement(ours: Columns, theirs: Columns) -> Columns:
         same[k] = (np.sign(own[i] - own[j]) == np.sign(other[i] - other[j])).sum()
         of[k] = len(i)
     return {"same": same, "of": of}
-
-
-def at_chance(columns: Columns) -> str | None:
-    """A sentence with both numbers if these scores are no better than guessing, else None."""
-    relevant, finite = columns["label"] > 0, np.isfinite(columns["score"])
-    if not finite.all():
-        return f"{int((~finite).sum())} of its {len(finite)} scores are not finite numbers."
-    positive, rows = int(relevant.sum()), len(relevant)
-    if not 0 < positive < rows:
-        return None
-    area = auc(relevant, columns["score"])
-    # the standard error of the Mann-Whitney statistic where scores and labels are independent
-    error = np.sqrt((rows + 1) / (12 * positive * (rows - positive)))
-    if area > 0.5 + 2 * error:
-        return None
-    guessing = f"guessing gives 0.5 (standard error {error:.4f})"
-    return f"its AUC is {area:.4f} on {rows:,} rows, and {guessing}."
 
 
 def auc(relevant: np.ndarray, scores: np.ndarray) -> float:

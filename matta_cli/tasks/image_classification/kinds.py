@@ -2,54 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
-import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Batch, Columns
-from matta_cli.losses import classes as losses
-from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
-from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.classes import OneOfClasses, sureness
 from matta_cli.tasks.task import above
 
 
-class OneClass(Kind):
-    """One of C classes of each image. Batches: ``label`` int64 [B]."""
+class OneClass(OneOfClasses):
+    """One of C classes of each image."""
 
     alike = "images of the same class"
-    dtype = np.int64
     metrics = (
         Metric("top1", "top-1 accuracy", higher=True),
         Metric("top5", "top-5 accuracy", higher=True),
         Metric("ece", "calibration error (ECE)", higher=False),
     )
 
-    def counts(self, batch: Batch) -> Counts:
-        return losses.counts(batch["label"])
-
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses:
-        own, over = self.settings, over or self.counts(batch)
-        label = batch["label"]
-        return losses.of_classes(logits, label, terms, over, own.temperature, own.compile)
-
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """``correct1``, and ``correct5`` where there are more than 5 classes; three more.
-
-        ``finite``: 0 where the logits are not numbers. ``confidence``: the probability of the
-        likeliest class. ``margin``: by how much it exceeds that of the next.
-        """
+        """``correct1``, ``correct5`` where there are more than 5 classes, and ``sureness``."""
         label = batch["label"][:, None]
         columns = {"correct1": (logits.argmax(1, keepdim=True) == label).any(1).double()}
         if logits.shape[1] > 5:
             columns["correct5"] = (logits.topk(5, dim=1).indices == label).any(1).double()
-        columns["finite"] = logits.isfinite().all(1).double()
-        first, second = logits.double().softmax(1).topk(2, dim=1).values.unbind(1)
-        return columns | {"confidence": first, "margin": first - second}
+        return columns | sureness(logits)
 
     def right(self, columns: Columns) -> Columns:
         pairs = (("top1", "correct1"), ("top5", "correct5"))
@@ -60,9 +40,6 @@ class OneClass(Kind):
         if "confidence" in columns:
             values["ece"] = calibration.error(columns["confidence"], columns["correct1"])
         return values
-
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return {"class": logits.argmax(1)}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         right, finite, chance = columns["correct1"], columns["finite"], 1 / outputs

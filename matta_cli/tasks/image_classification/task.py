@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.data import find
-from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.data.split import Batch, Data, sample
 from matta_cli.errors import MattaError
-from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import known_as, names_of, order_of
@@ -30,12 +28,12 @@ from matta_cli.tasks.image_classification.names import numbered
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
 from matta_cli.tasks.image_classification.tables import Known
-from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
-from matta_cli.tasks.task import Task, config, raw
+from matta_cli.tasks.task import config, raw
 
 
-class ImageClassification(Task):
+class ImageClassification(KindTask):
     """One of C classes of each image, or any number of C labels.
 
     Which of these, the model's config tells (``problem_type``), and where that leaves it open, the
@@ -58,16 +56,8 @@ class ImageClassification(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.kind: Kind = OneClass(recipe.distill)
+        self.kind = OneClass(recipe.distill)
         self.shape: tuple[int, int, int] | None = None  # of an image, once data tells it
-
-    @property
-    def reading(self) -> str:  # type: ignore[override]
-        return self.kind.reading
-
-    @property
-    def alike(self) -> str:  # type: ignore[override]
-        return self.kind.alike
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
@@ -151,29 +141,6 @@ class ImageClassification(Task):
         # of the size of the data, where that is known: some models take any
         shape = self.shape or shape_of(model)
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
-
-    def counts(self, batch: Batch) -> Counts:
-        return self.kind.counts(batch)
-
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses:
-        return self.kind.objective(logits, batch, terms, over)
-
-    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return self.kind.score(logits, batch)
-
-    def right(self, columns: Columns) -> Columns:
-        return self.kind.right(columns)
-
-    def summarize(self, columns: Columns) -> dict[str, float]:
-        return self.kind.summarize(columns)
-
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return self.kind.answers(logits, batch)
-
-    def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        return self.kind.at_chance(columns, outputs)
 
 
 def _named(model: Any) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,46 @@ from torch import Tensor, nn
 from matta_cli.data import find
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
-from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import calibration, scores
+from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.ranking.read import features_of, read_rows, repeated
-from matta_cli.tasks.task import Task
 
 
-class Ranking(Task):
+class Rows(scores.Scored):
+    """A score of each row, alone or among those of its query."""
+
+    alike = "pairs of rows in the same order"
+    metrics = (
+        Metric("auc", "AUC", higher=True),
+        Metric("auc_loss", "AUC loss (1 - AUC)", higher=False),
+        Metric("ndcg@10", "NDCG@10", higher=True),
+        Metric("calibration", "predicted / observed", higher=None),
+        Metric("ece", "calibration error (ECE)", higher=False),
+    )
+
+    def summarize(self, columns: Columns) -> dict[str, float]:
+        """AUC over all rows; NDCG as the mean over queries with something relevant.
+
+        NaN where a metric is not defined. Scores of the pointwise loss are log odds of being
+        relevant, whose calibration is measured, too.
+        """
+        relevant = columns["label"] > 0
+        auc = scores.auc(relevant, columns["score"])
+        values = {"auc": auc, "auc_loss": 1 - auc}
+        if "ndcg" in columns:
+            values["ndcg@10"] = scores.of_queries(columns, "ndcg")
+        if self.settings.ranking_loss == "pointwise":
+            with np.errstate(invalid="ignore"):
+                odds = np.exp(-np.logaddexp(0, -columns["score"]))
+            observed = float(relevant.sum()) or float("nan")
+            values["calibration"] = float(odds.sum() / observed)
+            values["ece"] = calibration.error(odds, relevant)
+        return values
+
+
+class Ranking(KindTask):
     """One score per row.
 
     An example is a query with all its rows where the data has groups, else a single row. A label
@@ -33,19 +63,11 @@ class Ranking(Task):
     """
 
     name = "ranking"
-    reading = "odds"
-    alike = "pairs of rows in the same order"
-    metrics = (
-        Metric("auc", "AUC", higher=True),
-        Metric("auc_loss", "AUC loss (1 - AUC)", higher=False),
-        Metric("ndcg@10", "NDCG@10", higher=True),
-        Metric("calibration", "predicted / observed", higher=None),
-        Metric("ece", "calibration error (ECE)", higher=False),
-    )
+    metrics = Rows.metrics
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.scored = scores.Scored(recipe.distill)
+        self.kind = Rows(recipe.distill)
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings, kind = self.recipe.data, self.recipe.distill.ranking_loss
@@ -101,45 +123,6 @@ class Ranking(Task):
             codes = [torch.randint(count, (size,), generator=random) for count, _ in fields]
             batch["categorical"] = torch.stack(codes, 1)
         return batch
-
-    def counts(self, batch: Batch) -> Counts:
-        return self.scored.counts(batch)
-
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses:
-        return self.scored.objective(logits, batch, terms, over)
-
-    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return self.scored.columns(logits, batch)
-
-    def summarize(self, columns: Columns) -> dict[str, float]:
-        """AUC over all rows; NDCG as the mean over queries with something relevant.
-
-        NaN where a metric is not defined. Scores of the pointwise loss are log odds of being
-        relevant, whose calibration is measured, too.
-        """
-        relevant = columns["label"] > 0
-        auc = scores.auc(relevant, columns["score"])
-        values = {"auc": auc, "auc_loss": 1 - auc}
-        if "ndcg" in columns:
-            values["ndcg@10"] = scores.of_queries(columns, "ndcg")
-        if self.recipe.distill.ranking_loss == "pointwise":
-            with np.errstate(invalid="ignore"):
-                odds = np.exp(-np.logaddexp(0, -columns["score"]))
-            observed = float(relevant.sum()) or float("nan")
-            values["calibration"] = float(odds.sum() / observed)
-            values["ece"] = calibration.error(odds, relevant)
-        return values
-
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return scores.answers(logits, batch)
-
-    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        return scores.agreement(ours, theirs)
-
-    def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        return scores.at_chance(columns)
 
 
 def _features(model: Any) -> dict[str, Any]:

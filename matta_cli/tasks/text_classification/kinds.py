@@ -11,47 +11,31 @@ from torch import Tensor
 
 from matta_cli.data.split import Batch, Columns
 from matta_cli.errors import MattaError
-from matta_cli.losses import classes, rows
+from matta_cli.losses import rows
 from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import calibration
+from matta_cli.tasks.classes import OneOfClasses, sureness
 from matta_cli.tasks.kind import Kind
 from matta_cli.tasks.scores import agreement
 
 
-class OneLabel(Kind):
-    """One of C labels of each text. Batches: ``label`` int64 [B]."""
+class OneLabel(OneOfClasses):
+    """One of C labels of each text."""
 
     alike = "texts of the same label"
-    dtype = np.int64
     metrics = (
         Metric("accuracy", "accuracy", higher=True),
         Metric("macro_f1", "macro-F1", higher=True),
         Metric("ece", "calibration error (ECE)", higher=False),
     )
 
-    def counts(self, batch: Batch) -> Counts:
-        return classes.counts(batch["label"])
-
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses:
-        own, over = self.settings, over or self.counts(batch)
-        label = batch["label"]
-        return classes.of_classes(logits, label, terms, over, own.temperature, own.compile)
-
     def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        """Per text: ``label``, ``said``, ``right``; and three more.
-
-        ``finite``: 0 where the logits are not numbers. ``confidence``: the probability of the
-        likeliest label. ``margin``: by how much it exceeds that of the next.
-        """
+        """Per text: ``label``, ``said``, ``right``, and ``sureness``."""
         label, said = batch["label"], logits.argmax(1)
-        first, second = logits.double().softmax(1).topk(2, dim=1).values.unbind(1)
-        columns = {"label": label, "said": said, "right": (label == said).double()}
-        columns["finite"] = logits.isfinite().all(1).double()
-        return columns | {"confidence": first, "margin": first - second}
+        right = (label == said).double()
+        return {"label": label, "said": said, "right": right} | sureness(logits)
 
     def right(self, columns: Columns) -> Columns:
         return {"accuracy": columns["right"]}
@@ -63,9 +47,6 @@ class OneLabel(Kind):
             "macro_f1": _macro_f1(columns["label"], columns["said"]),
             "ece": calibration.error(columns["confidence"], columns["right"]),
         }
-
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return {"label": logits.argmax(1)}
 
     def at_chance(self, columns: Columns, outputs: int) -> str | None:
         """Chance is what its labels, dealt out to texts at random, would get right."""

@@ -2,34 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from matta_cli.data import find
-from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.data.split import Batch, Data, sample
 from matta_cli.errors import MattaError
-from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import order_of
-from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
-from matta_cli.tasks.task import config, raw
+from matta_cli.tasks.task import raw
 from matta_cli.tasks.text_classification.examples import Texts
 from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.labels import Labels
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows, read_rows
-from matta_cli.tasks.texts.task import Fitted, TextTask
+from matta_cli.tasks.texts.task import LabelTask
 
 # of every kind, the primary metrics first; data tells the kind
 _KINDS = (OneLabel, SeveralLabels, Ranked, Number)
 _METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
 
 
-class TextClassification(TextTask):
+class TextClassification(KindTask, LabelTask):
     """What a model says of a text or a pair of texts.
 
     Which of the kinds it is, the model's config tells (``num_labels``, ``problem_type``), and where
@@ -42,21 +39,14 @@ class TextClassification(TextTask):
 
     name = "text_classification"
     output = "labels"
+    models = "Text classifiers"
     metrics = tuple({metric.name: metric for metric in _METRICS}.values())
     longest = 1024
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
-        self.kind: Kind = OneLabel(recipe.distill)
+        self.kind = OneLabel(recipe.distill)
         self.told = False  # whether data has said which kind it is
-
-    @property
-    def reading(self) -> str:  # type: ignore[override]
-        return self.kind.reading
-
-    @property
-    def alike(self) -> str:  # type: ignore[override]
-        return self.kind.alike
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
@@ -96,27 +86,11 @@ class TextClassification(TextTask):
             notes.append(f"{both:,} held-out texts {where}.")
         return self.described(texts, size, [split], what, "texts", notes)
 
-    def outputs(self, model: nn.Module) -> int:
-        count = config(model, "num_labels")
-        if count is None:
-            needed = "Text classifiers are models of transformers, whose config has num_labels"
-            raise MattaError(f"{needed}: a {type(model).__name__} has none.")
-        return int(count)
-
-    def fit_teacher(
-        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
-    ) -> nn.Module:
-        """The Teacher on its own tokens, its labels in the model's order."""
-        super().fit_teacher(teacher, folder, model, home)
-        order = order_of(teacher, model, "labels", self.notes)
+    def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
         theirs, ours = Labels(teacher), Labels(model)
         if theirs.outputs == 1 and theirs.odds != ours.odds and not self.recipe.data.group:
             both = "one gives a probability (a Sigmoid in its config.json), the other a number"
             raise MattaError(f"Of the Teacher and the model {both}: they must be alike to distil.")
-        read = self.fit_tokens(teacher, folder, model, home)
-        if not order:
-            return read
-        return Fitted(teacher, getattr(read, "reads", ""), order)
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Logits [B, labels]."""
@@ -126,29 +100,3 @@ class TextClassification(TextTask):
         if not self.told:
             self.kind = Labels(model).kind(self.recipe.distill, "")
         return super().example(model, size)
-
-    def counts(self, batch: Batch) -> Counts:
-        return self.kind.counts(batch)
-
-    def objective(
-        self, logits: Logits, batch: Batch, terms: Sequence[Term], over: Counts | None = None
-    ) -> Losses:
-        return self.kind.objective(logits, batch, terms, over)
-
-    def score(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return self.kind.score(logits, batch)
-
-    def summarize(self, columns: Columns) -> dict[str, float]:
-        return self.kind.summarize(columns)
-
-    def right(self, columns: Columns) -> Columns:
-        return self.kind.right(columns)
-
-    def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
-        return self.kind.answers(logits, batch)
-
-    def agreement(self, ours: Columns, theirs: Columns) -> Columns:
-        return self.kind.agreement(ours, theirs)
-
-    def at_chance(self, columns: Columns, outputs: int) -> str | None:
-        return self.kind.at_chance(columns, outputs)

@@ -13,7 +13,8 @@ from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.task import Task, raw
+from matta_cli.tasks.class_names import order_of
+from matta_cli.tasks.task import Task, config, raw
 from matta_cli.tasks.texts.encoder import INPUTS, Encoder, Tokens, config_of, encoder, positions
 from matta_cli.tasks.vocabulary import common
 
@@ -162,3 +163,32 @@ class TextTask(Task):
 
     def present(self, batch: Batch) -> Tensor:
         return batch["attention_mask"].bool()
+
+
+class LabelTask(TextTask):
+    """A task whose models give logits of labels, which each names as it likes.
+
+    models: what they are called, for people.
+    """
+
+    models: str
+
+    def outputs(self, model: nn.Module) -> int:
+        count = config(model, "num_labels")
+        if count is None:
+            needed = f"{self.models} are models of transformers, whose config has num_labels"
+            raise MattaError(f"{needed}: a {type(model).__name__} has none.")
+        return int(count)
+
+    def fit_teacher(
+        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
+    ) -> nn.Module:
+        """The Teacher on its own tokens, its outputs in the model's order."""
+        super().fit_teacher(teacher, folder, model, home)
+        order = order_of(teacher, model, self.output, self.notes)
+        self.refuse_other(teacher, model)
+        read = self.fit_tokens(teacher, folder, model, home)
+        return Fitted(teacher, getattr(read, "reads", ""), order) if order else read
+
+    def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
+        """Raise ``MattaError`` where a Teacher of as many outputs says something else by them."""

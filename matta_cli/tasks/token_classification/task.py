@@ -21,10 +21,10 @@ from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import known_as, names_of, order_of
-from matta_cli.tasks.task import config, raw
+from matta_cli.tasks.class_names import known_as, names_of
+from matta_cli.tasks.task import raw
 from matta_cli.tasks.texts.encoder import Encoder
-from matta_cli.tasks.texts.task import Fitted, TextTask
+from matta_cli.tasks.texts.task import LabelTask
 from matta_cli.tasks.token_classification.examples import Tagged
 from matta_cli.tasks.token_classification.read import Rows, read_rows
 
@@ -35,7 +35,7 @@ _MARKS = ("B-", "I-", "E-", "S-")  # of a tag that is part of a span
 _PADDING = -1
 
 
-class TokenClassification(TextTask):
+class TokenClassification(LabelTask):
     """One of C tags of each word.
 
     A tag is what is said at a word's first token; of the others nothing is learned or measured. So
@@ -48,6 +48,7 @@ class TokenClassification(TextTask):
 
     name = "token_classification"
     output = "tags"
+    models = "Taggers"
     alike = "words of the same tag"
     metrics: tuple[Metric, ...] = (_F1, _ACCURACY)
 
@@ -117,22 +118,6 @@ class TokenClassification(TextTask):
                 raise MattaError(f"{has}, which is none of the model's: {hint}.")
             found.append(np.array(numbers, np.int64))
         return found
-
-    def outputs(self, model: nn.Module) -> int:
-        count = config(model, "num_labels")
-        if count is None:
-            needed = "Taggers are models of transformers, whose config has num_labels"
-            raise MattaError(f"{needed}: a {type(model).__name__} has none.")
-        return int(count)
-
-    def fit_teacher(
-        self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
-    ) -> nn.Module:
-        """The Teacher on its own tokens, its tags in the model's order."""
-        super().fit_teacher(teacher, folder, model, home)
-        order = order_of(teacher, model, "tags", self.notes)
-        read = self.fit_tokens(teacher, folder, model, home)
-        return Fitted(teacher, getattr(read, "reads", ""), order) if order else read
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Logits of words [B, W, tags]; of a word without a token they are nobody's."""
