@@ -51,7 +51,7 @@ def push(
 
     from huggingface_hub.utils import disable_progress_bars
 
-    from matta_cli.students.push import Hub, plan
+    from matta_cli.students.push import CARD, Hub, plan
 
     repositories = plan(folders, to, license or "")
     for one in repositories:
@@ -61,7 +61,7 @@ def push(
         for one in repositories:
             console.text(f"{one.name}\n")
             for name, path in one.files.items():
-                size = len(one.card.encode()) if name == "README.md" else path.stat().st_size
+                size = len(one.card.encode()) if name == CARD else path.stat().st_size
                 console.text(f"  {console.harmless(name)}\t{size}\n")
             console.text(f"\n{console.harmless(one.card)}\n")
         console.say("Nothing was sent: leave out --dry-run to send it.")

@@ -14,7 +14,6 @@ from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.formats import quantized
-from matta_cli.formats.onnx import Session
 from matta_cli.measure import cost
 from matta_cli.models import load, plugins
 from matta_cli.models.folders import load_ta, ta_folder
@@ -145,11 +144,10 @@ class Opener:
         if not (beside / "matta.json").is_file():
             float_one = f"the float Student that it was made of, {beside}"
             raise MattaError(f"{name!r} is measured beside {float_one}, which is not there.")
+        if not quantized.is_program(folder):
+            return Subject(name, quantized.opened(folder, None), folder)
         like = self.open(str(beside)).model
-        model = quantized.opened(folder, like)
-        if isinstance(model, Session):
-            return Subject(name, like, folder, program=model)
-        return Subject(name, model, folder)
+        return Subject(name, like, folder, program=quantized.opened(folder, like))
 
     def _student(self, name: str, folder: Path, width: float) -> Subject:
         if folder not in self._tas:

@@ -28,11 +28,11 @@ BLOCK = 32  # int4: weights that share a scale
 Inputs = Mapping[str, np.ndarray]
 
 
-def inputs_of(task: Task, model: nn.Module, batch: Batch) -> dict[str, np.ndarray]:
-    """A batch as a program of ``model`` takes it."""
-    args, kwargs = call_names(task, model, batch)
+def inputs_of(task: Task, model: nn.Module, batches: Sequence[Batch]) -> list[Inputs]:
+    """Batches of one kind as a program of ``model`` takes them."""
+    args, kwargs = call_names(task, model, batches[0])
     given = {**{name: name for name in args}, **kwargs}
-    return {name: batch[own].numpy() for name, own in given.items()}
+    return [{name: batch[own].numpy() for name, own in given.items()} for batch in batches]
 
 
 def quantize(kind: str, program: Path, to: Path, examples: Sequence[Inputs]) -> None:
@@ -112,15 +112,15 @@ def _int4(program: Path, to: Path) -> None:
 class Session(nn.Module):
     """An ONNX program, called as ``like`` is, the model that it was made of. It runs on the CPU.
 
-    threads: of the CPU that it may use.
+    threads: of the CPU that it may use; 0: torch's own number.
     """
 
-    def __init__(self, program: Path, like: nn.Module, threads: int) -> None:
+    def __init__(self, program: Path, like: nn.Module | None, threads: int) -> None:
         super().__init__()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = threads or torch.get_num_threads()
         # models are timed in turns: waiting threads must not take another's time
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -131,7 +131,7 @@ class Session(nn.Module):
         except Exception as error:  # what lies there may be anything
             raise MattaError(f"onnxruntime cannot open {program}: {said(error)[:300]}") from error
         self.names = [one.name for one in self.session.get_inputs()]
-        if hasattr(like, "config"):
+        if like is not None and hasattr(like, "config"):
             self.config = like.config
 
     def forward(self, *args: Tensor, **kwargs: Any) -> Tensor:

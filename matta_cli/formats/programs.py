@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from matta_cli.adapter import PROGRAM
 from matta_cli.data.split import Batch
-from matta_cli.errors import MattaError, said
+from matta_cli.errors import MattaError, install, said
 from matta_cli.tasks.task import Task, raw
 
 OUTPUT = "output"  # what an ONNX program calls its one result
@@ -107,7 +107,7 @@ def needs_onnx(what: str) -> None:
     names = ("onnx", "onnxscript", "onnxruntime")
     if any(importlib.util.find_spec(name) is None for name in names):
         needs = f"{what} needs onnx, onnxscript and onnxruntime"
-        raise MattaError(f"{needs}: pip install 'matta[onnx]'.")
+        raise MattaError(f"{needs}: {install('onnx')}.")
 
 
 def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:

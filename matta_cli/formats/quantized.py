@@ -6,9 +6,9 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from matta_cli.data.split import Batch
@@ -18,7 +18,7 @@ from matta_cli.formats.programs import PROGRAMS, needs_onnx, save_onnx
 from matta_cli.models import inside
 from matta_cli.tasks.task import Task
 
-INT8, STATIC, INT4 = KINDS = ("int8", "int8-static", "int4")
+INT8, STATIC, INT4 = "int8", "int8-static", "int4"
 AUTO = "auto"  # int8, or what stands for it, wherever it is the better Student of a budget
 _ONNX = PROGRAMS["onnx"]
 
@@ -74,7 +74,6 @@ class Maker(AbstractContextManager["Maker"]):
 
     def __post_init__(self) -> None:
         self._temp = tempfile.TemporaryDirectory(prefix="matta-", ignore_cleanup_errors=True)
-        self._program: Path | None = None
 
     def __exit__(self, *_: object) -> None:
         self._temp.cleanup()
@@ -84,35 +83,40 @@ class Maker(AbstractContextManager["Maker"]):
         if torchao.fits(self.model, self.loader):
             torchao.quantize(self.folder, to)
             return torchao.LOADER
-        batches = self.calibration() if kind == STATIC else ()
-        inputs = [onnx.inputs_of(self.task, self.model, batch) for batch in batches]
-        onnx.quantize(kind, self._float(), to / _ONNX.file, inputs)
+        static, model = kind == STATIC, self.model
+        inputs = onnx.inputs_of(self.task, model, self.calibration()) if static else []
+        onnx.quantize(kind, self._float, to / _ONNX.file, inputs)
         return _ONNX.loader
 
+    @cached_property
     def beside(self) -> nn.Module | None:
         """The float Student as onnxruntime runs it, if its copies are programs."""
         if torchao.fits(self.model, self.loader):
             return None
-        return onnx.Session(self._float(), self.model, self.threads)
+        return onnx.Session(self._float, self.model, self.threads)
 
+    @cached_property
     def _float(self) -> Path:
-        if self._program is None:
-            own = self.folder / _ONNX.file
-            self._program = own if own.exists() else Path(self._temp.name) / _ONNX.file
-            if not own.exists():
-                save_onnx(self.task, self.model, self.probe, self._program)
-        return self._program
+        program = self.folder / _ONNX.file
+        if not program.exists():
+            program = Path(self._temp.name) / _ONNX.file
+            save_onnx(self.task, self.model, self.probe, program)
+        return program
 
 
-def opened(folder: Path, like: nn.Module, threads: int = 0) -> nn.Module:
-    """The quantized Student in a folder, as it is measured. like: the float one.
+def is_program(folder: Path) -> bool:
+    """Whether the quantized Student in a folder is a program."""
+    return (folder / _ONNX.file).is_file()
+
+
+def opened(folder: Path, like: nn.Module | None, threads: int = 0) -> nn.Module:
+    """The quantized Student in a folder, as it is measured. like: the float one, of a program.
 
     threads: of a CPU, where it is a program; 0: torch's own number. Raises ``MattaError`` where
     what lies there does not open.
     """
     inside.check(folder)
-    program = folder / _ONNX.file
-    if program.is_file():
-        return onnx.Session(program, like, threads or torch.get_num_threads())
+    if is_program(folder):
+        return onnx.Session(folder / _ONNX.file, like, threads)
     torchao.needs(f"{str(folder)!r}")
     return torchao.opened(folder)

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from matta_cli import trust
-from matta_cli.errors import MattaError, said
+from matta_cli.errors import MattaError, install, said
 from matta_cli.files.reading import lenient
 from matta_cli.models.quantized import quiet
 
@@ -23,7 +23,7 @@ LOADER = "transformers.AutoModelForCausalLM.from_pretrained({folder})"
 def needs(what: str) -> None:
     """Raise ``MattaError`` where torchao is not installed."""
     if importlib.util.find_spec("torchao") is None:
-        raise MattaError(f"{what} needs torchao for this model: pip install 'matta[quantize]'.")
+        raise MattaError(f"{what} needs torchao for this model: {install('quantize')}.")
 
 
 def fits(model: nn.Module, loader: str) -> bool:

@@ -88,31 +88,25 @@ class Comparison:
 
 def compared(report: Report, role: Role) -> list[Comparison]:
     """Each Student, by size, against its model of a role (or the base), in the first metric."""
-    metric = report.primary
-    if metric is None or metric.higher is None:
-        return []
-    found = []
-    for student in report.by_size(Role.STUDENT):
-        for other in report.of(role):
-            if role is Role.BASE or other.of == student.name:
-                pair = report.pair(student, other, metric)
-                found += [(student, other, pair)] if pair else []
-    places = gain_places([pair for _, _, pair in found])
-    return [Comparison(student, other, metric, pair, places) for student, other, pair in found]
+    students, others = report.by_size(Role.STUDENT), report.of(role)
+    both = [(own, other) for own in students for other in others]
+    return _compared(report, [(a, b) for a, b in both if role is Role.BASE or b.of == a.name])
 
 
 def against_float(report: Report) -> list[Comparison]:
     """Each quantized Student against its float one, in the first metric."""
+    both = [(one, own) for one in report.of(Role.QUANTIZED) for own in report.students]
+    return _compared(report, [(one, own) for one, own in both if own.name == one.of])
+
+
+def _compared(report: Report, both: Sequence[tuple[ModelEntry, ModelEntry]]) -> list[Comparison]:
+    """What is known of the first of each two models against the second."""
     metric = report.primary
     if metric is None or metric.higher is None:
         return []
-    found = []
-    for one in report.of(Role.QUANTIZED):
-        own = next((student for student in report.students if student.name == one.of), None)
-        pair = report.pair(one, own, metric) if own else None
-        found += [(one, own, pair)] if own and pair else []
+    found = [(a, b, pair) for a, b in both if (pair := report.pair(a, b, metric))]
     places = gain_places([pair for _, _, pair in found])
-    return [Comparison(one, own, metric, pair, places) for one, own, pair in found]
+    return [Comparison(a, b, metric, pair, places) for a, b, pair in found]
 
 
 def gain_places(pairs: Sequence[Pair]) -> int:

@@ -86,20 +86,18 @@ def _rounded(text: str, digits: int) -> str:
 def _verdict(report: Report, model: ModelEntry) -> tuple[str, str]:
     """What may be said of a Student, and against what: plain distillation of its size, or the base.
 
-    ``table`` has the former in full.
+    Of one in fewer bits: against its float one. ``table`` has the former in full.
     """
-    metric = report.primary
-    if model.role is Role.QUANTIZED and metric is not None:
-        own = next((one for one in report.students if one.name == model.of), None)
-        known = own is not None and report.pair(model, own, metric)
-        return (claim(report, model, own, metric), "float") if own and known else (MISSING, "")
-    plain = next((one for one in report.of(Role.PLAIN) if one.of == model.name), None)
-    other = plain or report.base
-    if metric is None or other is None or model.role is not Role.STUDENT:
+    metric, other, word = report.primary, report.base, "base"
+    if model.role is Role.QUANTIZED:
+        other = next((one for one in report.students if one.name == model.of), None)
+        word = "float"
+    elif plain := next((one for one in report.of(Role.PLAIN) if one.of == model.name), None):
+        other, word = plain, "plain"
+    judged = model.role in (Role.STUDENT, Role.QUANTIZED)
+    if metric is None or other is None or not judged or not report.pair(model, other, metric):
         return MISSING, ""
-    if not report.pair(model, other, metric):
-        return MISSING, ""
-    return claim(report, model, other, metric), "plain" if plain else "base"
+    return claim(report, model, other, metric), word
 
 
 def loading(report: Report) -> str:

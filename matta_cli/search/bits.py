@@ -14,15 +14,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
 
 from matta_cli.conversion.proof import calibration
 from matta_cli.errors import MattaError
 from matta_cli.formats import quantized
 from matta_cli.measure import cost
 from matta_cli.measure.counts import Key
-from matta_cli.measure.students import measurable, own_statistics
+from matta_cli.measure.students import measurable
 from matta_cli.models.ta import Student
+from matta_cli.nested.view import statistics_of
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.numbers import in_bytes
 from matta_cli.search.search import TRIES, Search
@@ -132,7 +132,7 @@ class Bits:
         folder.mkdir()
         to.mkdir()
         model = measurable(task, student, train, torch.device("cpu")).eval()
-        student.save(folder, own_statistics(task, student, train))
+        student.save(folder, statistics_of(model))
         probe = cost.repeated(scores.choosing.batch([0, 1]), 3)
         loader = student.ta.adapter.loader if student.stock else ""
         threads, batches = export.threads, partial(calibration, task, train)
@@ -140,7 +140,4 @@ class Bits:
             maker.write(self.kind, to)
         copy = quantized.opened(to, model, threads).to(scores.device)
         whole = self.search.counts.bytes(student.sizes)
-        return Measured(cost.weight_bytes(to), whole, self._score(copy))
-
-    def _score(self, copy: nn.Module) -> float:
-        return self.search.scores.value_of(copy)
+        return Measured(cost.weight_bytes(to), whole, scores.value_of(copy))

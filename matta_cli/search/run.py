@@ -55,11 +55,11 @@ def search(
             run = Search(recipe, out, storage)
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
-            bits = quantized.AUTO in recipe.export.quantize and not measured
-            own = Bits(run, listen)
-            students = own.choose(amounts) if bits else run.run(amounts, listen)
+            auto = quantized.AUTO in recipe.export.quantize and not measured
+            bits = Bits(run, listen) if auto else None
+            students = bits.choose(amounts) if bits else run.run(amounts, listen)
             report = report_of(run, students, out, measured=measured)
-            report.notes += own.notes
+            report.notes += bits.notes if bits else []
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None

@@ -11,6 +11,7 @@ from matta_cli.adapter import Sizes
 from matta_cli.data.split import Columns, Part, halves
 from matta_cli.devices import device
 from matta_cli.files import atomic
+from matta_cli.formats import quantized
 from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models.folders import Reached
@@ -41,7 +42,7 @@ class Scores:
         self.task = task.task(self.ta.adapter.task, recipe)
         self.normed = has_statistics(model)
         # what BatchNorm's statistics, and the ranges of activations, are read off
-        training = self.normed or "auto" in recipe.export.quantize
+        training = self.normed or quantized.AUTO in recipe.export.quantize
         self.data = self.task.data(reached.folder, model, training=training)
         self.metric = self.task.metrics[0]  # which data may tell
         at = score.chooses(self.task, model, self.data, self.device)

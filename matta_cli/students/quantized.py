@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from matta_cli.conversion.proof import calibration
@@ -94,7 +93,8 @@ def write(
     if not wanted:
         return
     probe, model = held_out.first(PROBED), load_student(one.folder)
-    with maker(held_out, model, one.folder, one.loader, batches) as making:
+    own = (one.folder, one.loader, cost.repeated(probe, 3), batches, settings.threads)
+    with quantized.Maker(task, model, *own) as making:
         for kind in wanted:
             chosen = one.student.budget if kind == one.student.quantized else None
             name = chosen.name if chosen else f"{one.student.name} {kind}"
@@ -104,18 +104,9 @@ def write(
             copy_companions(run.folder, folder)
             loader = making.write(kind, folder)
             _card(one, name, kind, folder)
-            own = quantized.opened(folder, model, settings.threads)
-            expected = Listening(own).run(task, probe).output
-            yield Quantized(one, name, kind, folder, loader, own, making.beside(), expected)
-
-
-def maker(
-    held_out: HeldOut, model: nn.Module, folder: Path, loader: str, batches: Calibrate
-) -> quantized.Maker:
-    """What makes the copies of the Student in a folder."""
-    probe = cost.repeated(held_out.first(PROBED), 3)
-    threads = held_out.recipe.export.threads or torch.get_num_threads()
-    return quantized.Maker(held_out.task, model, folder, loader, probe, batches, threads)
+            copy = quantized.opened(folder, model, settings.threads)
+            expected = Listening(copy).run(task, probe).output
+            yield Quantized(one, name, kind, folder, loader, copy, making.beside, expected)
 
 
 def _card(one: Written, name: str, kind: str, folder: Path) -> None:
