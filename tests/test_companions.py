@@ -108,7 +108,7 @@ def test_a_teacher_reads_sentences_as_its_folder_asks(encoder_folder, tmp_path_f
     put(encoder_folder, "config_sentence_transformers.json", **prompts)
     teacher = task.fit_teacher(model, encoder_folder, model, home)
     assert any("its texts begin with 'query: '" in note for note in task.notes)
-    encode = task.encoder(home, model)
+    encode = task.encoder(home, model, task.notes)
     batch = Sentences({"One dog": 0}, encode, "t", task.readers).batch([0])
     asked = Sentences({"query: One dog": 0}, encode, "t", task.readers).batch([0])
     given = task.forward(teacher, batch)

@@ -460,7 +460,7 @@ def test_what_is_refused(folder: Path, tmp_path: Path) -> None:
 def test_digests_and_samples(folder: Path, tmp_path: Path) -> None:
     text = tmp_path / "train.txt"
     text.write_text("\n".join(sentences(30)))
-    encode, readers = task(train=str(text)).encoder(folder, bert()), Readers()
+    encode, readers = task(train=str(text)).encoder(folder, bert(), []), Readers()
     one, other = (
         Sentences(dict.fromkeys(part, 0), encode, "t", readers)
         for part in (sentences(5), sentences(5, 1))

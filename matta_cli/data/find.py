@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from matta_cli.errors import MattaError, said
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from matta_cli.settings.recipe import DataSettings
 
 _TEXT = (".txt", ".md", ".jsonl", ".json")
@@ -70,6 +72,20 @@ def last_tenth(count: int, text: str, what: str) -> int:
         few = f"{text!r} holds {count} {what}: too little to hold some out"
         raise MattaError(f"{few}, so pass --held-out with other data.")
     return count - max(1, count // 10)
+
+
+def last_of_each(label: np.ndarray) -> np.ndarray:
+    """The last tenth of the examples of each label [n], bool [n]; of fewer than ten, none."""
+    import numpy as np
+
+    found = np.zeros(len(label), bool)
+    order = np.argsort(label, kind="stable")
+    _, counts = np.unique(label, return_counts=True)
+    ends = np.cumsum(counts)
+    starts = ends - counts // 10
+    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
+        found[order[start:end]] = True
+    return found
 
 
 def to_train_and_measure(

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from matta_cli.data import find, folders, records
 from matta_cli.data.lines import lines
+from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 
 T = TypeVar("T")
-Row = tuple[int, tuple[Any, ...]]  # its place, and its values
 
 _BENCHMARK = 7  # cells of a row of the STS benchmark's own files: the score is the fifth
 
@@ -28,7 +28,7 @@ class Source:
 
     name: str
     columns: Sequence[str]
-    rows: Callable[[Sequence[str], str], Iterable[Row]]
+    rows: Callable[[Sequence[str], str], Iterable[records.Row]]
     unit: str = "row"
     classes: Callable[[str], list[str] | None] = lambda _: None
     tally: records.Tally = field(default_factory=records.Tally)
@@ -36,6 +36,22 @@ class Source:
     def notes(self) -> list[str]:
         """A sentence on what was read, once it was."""
         return self.tally.notes(self.name)
+
+
+def text_columns(source: Source, settings: DataSettings) -> list[str]:
+    """Both of ``data.sentences`` where the source has them, else ``data.text``."""
+    _check_pair(settings)
+    if set(settings.sentences) <= set(source.columns):
+        return list(settings.sentences)
+    setting = "data.text, or data.sentences for pairs,"
+    find.check_column(source.name, settings.text, setting, source.columns)
+    return [settings.text]
+
+
+def left_out(source: Source, empty: int, pairs: bool) -> list[str]:
+    """A sentence on rows that are left out, as they miss a text; none without such rows."""
+    what = "without one of both texts" if pairs else "without text"
+    return [f"{source.name!r}: {empty:,} rows {what} are left out."] if empty else []
 
 
 def parts(
@@ -74,6 +90,7 @@ def parts(
 
 def of_file(path: Path, settings: DataSettings) -> Source:
     """A file of rows, also one of the STS benchmark in its own form."""
+    _check_pair(settings)
     if path.suffix.lower() in (".csv", ".tsv") and (found := _benchmark(path, settings)):
         return found
     tally = records.Tally()
@@ -89,7 +106,7 @@ def of_file(path: Path, settings: DataSettings) -> Source:
 def of_split(rows: Any, name: str) -> Source:
     """A split of a hub dataset."""
 
-    def read(columns: Sequence[str], setting: str) -> Iterator[Row]:
+    def read(columns: Sequence[str], setting: str) -> Iterator[records.Row]:
         for column in columns:
             find.check_column(name, column, setting, rows.column_names)
         return enumerate(zip(*(rows[column] for column in columns), strict=True), 1)
@@ -104,8 +121,12 @@ def of_split(rows: Any, name: str) -> Source:
 
 def _benchmark(path: Path, settings: DataSettings) -> Source | None:
     """A file of the STS benchmark in its own form: tabs, no header, the score fifth; else None."""
-    cells = [line.rstrip("\n").split("\t") for line in lines(path) if line.strip()]
-    if not cells or min(map(len, cells)) < _BENCHMARK:
+    cells = []
+    for row in (line.rstrip("\n").split("\t") for line in lines(path) if line.strip()):
+        if len(row) < _BENCHMARK:
+            return None
+        cells.append(row)
+    if not cells:
         return None
     try:
         scores = [float(row[4]) for row in cells]
@@ -115,7 +136,12 @@ def _benchmark(path: Path, settings: DataSettings) -> Source | None:
     known = dict(zip(columns, ([r[5] for r in cells], [r[6] for r in cells], scores), strict=True))
     tally = records.Tally({str(path): (len(cells), f" of {len(cells):,} lines", 0)})
 
-    def rows(wanted: Sequence[str], _setting: str) -> Iterator[Row]:
+    def rows(wanted: Sequence[str], _setting: str) -> Iterator[records.Row]:
         return enumerate(zip(*(known[column] for column in wanted), strict=True), 1)
 
     return Source(str(path), columns, rows, "line", tally=tally)
+
+
+def _check_pair(settings: DataSettings) -> None:
+    if len(settings.sentences) != 2:
+        raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")

@@ -96,12 +96,11 @@ def smallest(axes: Sequence[Axis]) -> dict[str, int]:
 class Floor:
     """What every Student keeps at the least, as shares of the base's parameters.
 
-    axes: the kinds that are nested. stays: the largest of what then stays. more: all kinds that
+    stays: the largest of what then stays. more: all kinds that
     the model has, where with these it were less, and what it were.
     """
 
     share: float
-    axes: list[str]
     stays: list[tuple[str, float]]
     more: tuple[list[str], float] | None
 
@@ -129,5 +128,4 @@ def floor(ta: TA) -> Floor:
     if {kind(axis.name) for axis in ta.axes} < set(known):
         least = count_parameters(ta.model, every, smallest(every)) / whole
         more = (known, least) if share - least >= LEAST else None
-    own = list(kinds(ta.base))
-    return Floor(share, own, [one for one in large if one[1] >= LEAST], more)
+    return Floor(share, [one for one in large if one[1] >= LEAST], more)

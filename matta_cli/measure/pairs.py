@@ -23,7 +23,6 @@ def families(report: Report) -> list[list[Compared]]:
     students, bases = report.students, report.of(Role.BASE)
     plain = {model.of: model for model in report.of(Role.PLAIN)}
     cuts = {model.of: model for model in report.of(Role.CUT)}
-    by_name = {student.name: student for student in students}
     others = [model for model in report.of(Role.ALONE, Role.SCRATCH) if model.of in plain]
     sized = sorted(students, key=lambda model: model.cost.parameters or 0)
     smaller = [(large, small) for i, large in enumerate(sized) for small in sized[:i]]
@@ -33,7 +32,7 @@ def families(report: Report) -> list[list[Compared]]:
         [(student, cuts[student.name]) for student in students if student.name in cuts],
         [(a, b) for a, b in smaller if a.cost.parameters != b.cost.parameters],
         [(student, base) for student in students for base in bases],
-        [(one, by_name[str(one.of)]) for one in report.of(Role.QUANTIZED)],
+        [(one, report.model(str(one.of))) for one in report.of(Role.QUANTIZED)],
         [(ta, base) for ta in report.of(Role.TA) for base in bases],
     ]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Batch
@@ -15,8 +14,6 @@ from matta_cli.tasks.kind import Kind
 
 class OneOfClasses(Kind):
     """One of C classes of each example. Batches: ``label`` int64 [B]."""
-
-    dtype = np.int64
 
     def counts(self, batch: Batch) -> Counts:
         return losses.counts(batch["label"])

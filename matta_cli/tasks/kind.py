@@ -18,14 +18,12 @@ from matta_cli.tasks.task import Task, agreeing
 class Kind(ABC):
     """What a model says of an example. The methods are those of ``Task``.
 
-    reading, alike: as of ``Task``. unit: what examples are, if not what the task calls them. dtype:
-    of labels.
+    reading, alike: as of ``Task``. unit: what examples are, if not what the task calls them.
     """
 
     reading = "classes"
     alike = ""
     unit = ""
-    dtype: type = np.float32
     metrics: tuple[Metric, ...] = ()
 
     def __init__(self, settings: DistillSettings) -> None:

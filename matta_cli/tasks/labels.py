@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -100,3 +101,11 @@ def at_chance(columns: Columns) -> str | None:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def is_hot(lists: Sequence[Sequence[Any]], outputs: int) -> bool:
+    """Whether lists say of each label if it is there, rather than name those that are."""
+    whole = all(len(own) == outputs for own in lists)
+    numbers = all(not isinstance(v, str) and v in (0, 1) for own in lists for v in own)
+    decimals = any(isinstance(v, float) for own in lists for v in own)
+    return whole and numbers and (decimals or any(len(set(own)) < len(own) for own in lists))

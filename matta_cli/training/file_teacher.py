@@ -34,6 +34,7 @@ class FileTeacher:
         self.temperature = task.recipe.distill.temperature
         # whether outputs stand alone: scores of rows, or several labels of each
         self.alone = task.reading != "classes"
+        self.single = self.alone and outputs == 1
         path = Path(name).expanduser()
         self.logged = prompt_logprobs.is_logged(path)
         self.table = prompt_logprobs.read(path) if self.logged else read(path)
@@ -133,10 +134,10 @@ class FileTeacher:
 
     def _wrong_count(self, given: np.ndarray) -> str:
         column = f"column {self.kind!r}"
-        if self.alone and self.outputs == 1 and given.size != len(given):
-            return f"{column} has several numbers for a row, the model gives one"
-        one = self.alone and self.outputs == 1
-        if not one and (given.ndim < 2 or given.shape[-1] != self.outputs):
+        if self.single:
+            several = f"{column} has several numbers for a row, the model gives one"
+            return several if given.size != len(given) else ""
+        if given.ndim < 2 or given.shape[-1] != self.outputs:
             count = given.shape[-1] if given.ndim > 1 else 1
             has = f"the model has {self.outputs} classes"
             return f"{column} has {count} numbers for an example, {has}"
@@ -211,7 +212,7 @@ class FileTeacher:
 
     def _shaped(self, values: Tensor) -> Tensor:
         """One number of each row without a dimension of its own, as models give scores."""
-        return values.flatten() if self.alone and self.outputs == 1 else values
+        return values.flatten() if self.single else values
 
     def _placed(self, values: Tensor, batch: Batch) -> Tensor:
         """Values of some positions [n, ...] as [B, L, ...], zero where nothing is known.

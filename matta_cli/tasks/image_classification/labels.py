@@ -10,6 +10,7 @@ import numpy as np
 
 from matta_cli.errors import MattaError
 from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.labels import is_hot
 from matta_cli.tasks.task import config
 
 
@@ -68,7 +69,7 @@ def read_labels(
     lists = [list(v) if _is_list(v) else [v] for v in values]
     several = any(map(_is_list, values))
     flat = [one for own in lists for one in own]
-    if several and _is_hot(lists, outputs):
+    if several and is_hot(lists, outputs):
         return np.array(lists, np.float32), None if names is None else list(names)
     if cells and all(isinstance(one, str) and one.strip().isdecimal() for one in flat):
         flat = [int(one) for one in flat]
@@ -110,11 +111,3 @@ def _is_list(value: Any) -> bool:
 
 def _is_label(value: Any) -> bool:
     return isinstance(value, (str, int)) and not isinstance(value, bool)
-
-
-def _is_hot(lists: list[list[Any]], outputs: int) -> bool:
-    """Whether lists say of each label if it is there, rather than name those that are."""
-    whole = all(len(own) == outputs for own in lists)
-    numbers = all(not isinstance(v, str) and v in (0, 1) for own in lists for v in own)
-    decimals = any(isinstance(v, float) for own in lists for v in own)
-    return whole and numbers and (decimals or any(len(set(own)) < len(own) for own in lists))

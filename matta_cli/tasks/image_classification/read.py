@@ -126,13 +126,9 @@ def _images(path: Path) -> list[Path]:
 
 def _without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
     """The images without the last tenth of each class, and that tenth."""
-    find.last_tenth(len(source.labels), name, "images")
-    held_out = np.zeros(len(source.labels), dtype=bool)
-    if source.labels.ndim == 2:
-        held_out[find.last_tenth(len(held_out), name, "images") :] = True
-    for label in () if source.labels.ndim == 2 else np.unique(source.labels):
-        members = np.flatnonzero(source.labels == label)
-        held_out[members[len(members) - len(members) // 10 :]] = True
+    start, count = find.last_tenth(len(source.labels), name, "images"), len(source.labels)
+    several = source.labels.ndim == 2
+    held_out = np.arange(count) >= start if several else find.last_of_each(source.labels)
     if not held_out.any():  # fewer than ten of each class
         held_out[-1] = True
     return source.part(np.flatnonzero(~held_out)), source.part(np.flatnonzero(held_out))

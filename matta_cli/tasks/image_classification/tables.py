@@ -66,15 +66,7 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
     base = Path(os.path.commonpath([str(file.parent) for file in files]))
     names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
     _refuse_contradictions(rows, names)
-    column = settings.label
-    cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
-    cells = cells and not set(map(repr, rows.labels)) <= set(map(repr, known.names))
-    row = rows.called.__getitem__
-    labels, classes = read_labels(
-        rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells
-    )
-    if rows.hot:
-        labels, classes = np.array(rows.labels, np.float32), known.names
+    labels, classes = _labels(rows, files, settings.label, known)
     status = [path.stat() for path in rows.paths]
 
     def content(i: int) -> bytes:
@@ -89,6 +81,18 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
         identity=[str(base.resolve()), names, [(now.st_size, now.st_mtime_ns) for now in status]],
         root=str(base),
     )
+
+
+def _labels(
+    rows: _Rows, files: Sequence[Path], column: str, known: Known
+) -> tuple[np.ndarray, list[str] | None]:
+    """The labels of rows, and the names of their classes, where there are any."""
+    if rows.hot:
+        return np.array(rows.labels, np.float32), list(known.names)
+    cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
+    cells = cells and not set(map(repr, rows.labels)) <= set(map(repr, known.names))
+    row = rows.called.__getitem__
+    return read_labels(rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells)
 
 
 def _columns(columns: Sequence[str], settings: DataSettings, known: Known) -> tuple[str, list[str]]:

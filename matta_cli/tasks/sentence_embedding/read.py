@@ -65,12 +65,7 @@ def _file(path: Path, settings: DataSettings) -> Texts:
 def from_source(source: Source, settings: DataSettings) -> Texts:
     """The pairs of rows that have both of ``data.sentences``, else their ``data.text``."""
     name, known = source.name, source.columns
-    if len(settings.sentences) != 2:
-        raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
-    columns = list(settings.sentences)
-    if not set(columns) <= set(known):
-        find.check_column(name, settings.text, "data.text, or data.sentences for pairs,", known)
-        columns = [settings.text]
+    columns = sources.text_columns(source, settings)
     texts: list[list[str]] = [[] for _ in columns]
     scored = len(columns) == 2 and settings.score in known
     scores: list[float] = []
@@ -83,9 +78,7 @@ def from_source(source: Source, settings: DataSettings) -> Texts:
         empty += not all(own[-1].strip() for own in texts)
         if scored:
             scores.append(_score(values[-1], settings.score, name, where))
-    what = "without text" if len(columns) == 1 else "without one of both texts"
-    notes = source.notes()
-    notes += [f"{name!r}: {empty:,} rows {what} are left out."] if empty else []
+    notes = [*source.notes(), *sources.left_out(source, empty, len(columns) == 2)]
     second = texts[1] if len(columns) == 2 else None
     return Texts(texts[0], second, np.array(scores) if scored else None, notes=tuple(notes))
 

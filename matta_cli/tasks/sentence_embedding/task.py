@@ -68,7 +68,7 @@ class SentenceEmbedding(TextTask):
             numbers = f"embeddings have {width} numbers; name fewer."
             raise MattaError(f"distill.output_dims {self.dims} is not possible: {numbers}")
         train, held_out = read_texts(settings, training)
-        encode = self.encoder(folder, model)
+        encode = self.encoder(folder, model, self.notes)
         pairs = Pairs(held_out, encode, settings.held_out or settings.train, self.readers)
         split = sample(pairs, settings.eval_examples)
         if train is None:

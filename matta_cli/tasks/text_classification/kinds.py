@@ -19,6 +19,7 @@ from matta_cli.tasks import calibration
 from matta_cli.tasks.classes import OneOfClasses, sureness
 from matta_cli.tasks.kind import Kind
 from matta_cli.tasks.scores import agreement
+from matta_cli.tasks.task import above
 
 
 class OneLabel(OneOfClasses):
@@ -58,8 +59,7 @@ class OneLabel(OneOfClasses):
         size = int(max(label.max(), said.max())) + 1
         shares = [np.bincount(own, minlength=size) / count for own in (label, said)]
         chance = float((shares[0] * shares[1]).sum())
-        error = math.sqrt(chance * (1 - chance) / count)
-        if right.mean() > chance + 2 * error or (chance == 1 and right.all()):
+        if above(right.mean(), chance, count) or (chance == 1 and right.all()):
             return None
         guessing = f"the same labels dealt out at random get {chance:.4f}"
         return f"its accuracy is {right.mean():.4f} on {count:,} texts, and {guessing}."

@@ -13,6 +13,7 @@ from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.class_names import known_as, names_of, simplified
 from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.labels import is_hot
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
 from matta_cli.tasks.text_classification.kinds import Number, OneLabel
@@ -83,7 +84,8 @@ class Labels:
         return [np.array(_each(rows, number, self._unknown()), np.int64) for rows in parts]
 
     def _several(self, parts: Sequence[Rows]) -> list[np.ndarray]:
-        hot = any(rows.hot for rows in parts) or self._hot(parts)
+        lists = [value for rows in parts for value in rows.label if isinstance(value, list)]
+        hot = any(rows.hot for rows in parts) or is_hot(lists, self.outputs)
         every = [one for rows in parts for value in rows.label for one in _listed(value)]
         number = self._numbering([] if hot else every)
 
@@ -103,14 +105,6 @@ class Labels:
         columns = ", ".join(self.names.values()) if self.names else f"{self.outputs} labels"
         wrong = f"but a label is 0 or 1, of each of {columns}" if hot else self._unknown()
         return [np.array(_each(rows, row, wrong), np.float32) for rows in parts]
-
-    def _hot(self, parts: Sequence[Rows]) -> bool:
-        """Whether lists say of each of the model's labels if it is there, rather than name some."""
-        lists = [value for rows in parts for value in rows.label if isinstance(value, list)]
-        whole = all(len(value) == self.outputs for value in lists)
-        numbers = all(isinstance(v, (int, float)) and v in (0, 1) for own in lists for v in own)
-        decimals = any(isinstance(v, float) for own in lists for v in own)
-        return whole and numbers and (decimals or any(len(set(v)) < len(v) for v in lists))
 
     def _numbering(self, values: Sequence[Any]) -> Callable[[Any], int | None]:
         """The number of a label: by its name if all of them are names, else as it stands."""

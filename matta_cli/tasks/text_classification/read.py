@@ -104,7 +104,8 @@ def _add(
     rows: Rows, source: Source, settings: DataSettings, names: dict[int, str], outputs: int
 ) -> None:
     """Take what a source has."""
-    texts, labels = _text_columns(source, settings), _labels(source, settings, names, outputs)
+    texts = sources.text_columns(source, settings)
+    labels = _labels(source, settings, names, outputs)
     others = [column for column in (settings.group, settings.id) if column]
     pairs, hot = len(texts) == 2, len(labels) > 1
     if rows.ends and (pairs, hot) != (rows.second is not None, rows.hot):
@@ -138,21 +139,7 @@ def _add(
             if column:
                 kept.append(_key(next(keys), column, source.name, where))
     rows.ends.append((source.name, source.unit, len(rows)))
-    rows.notes += source.notes()
-    if empty:
-        what = "without one of both texts" if pairs else "without text"
-        rows.notes.append(f"{source.name!r}: {empty:,} rows {what} are left out.")
-
-
-def _text_columns(source: Source, settings: DataSettings) -> list[str]:
-    """Both of ``data.sentences`` where the source has them, else ``data.text``."""
-    if len(settings.sentences) != 2:
-        raise MattaError(f"data.sentences is {settings.sentences}, but a pair has two columns.")
-    if set(settings.sentences) <= set(source.columns):
-        return list(settings.sentences)
-    setting = "data.text, or data.sentences for pairs,"
-    find.check_column(source.name, settings.text, setting, source.columns)
-    return [settings.text]
+    rows.notes += [*source.notes(), *sources.left_out(source, empty, pairs)]
 
 
 def _labels(
@@ -197,17 +184,6 @@ def _without_last_tenth(rows: Rows, name: str, outputs: int) -> tuple[Rows, Rows
         start = find.last_tenth(len(rows), name, "texts")
         last = np.arange(len(rows)) >= start
         if outputs > 1:
-            last = _of_each(np.array([repr(label) for label in rows.label]), last)
+            each = find.last_of_each(np.array([repr(label) for label in rows.label]))
+            last = each if each.any() else last
     return rows.part(np.flatnonzero(~last).tolist()), rows.part(np.flatnonzero(last).tolist())
-
-
-def _of_each(label: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """The last tenth of the rows of each label, bool [n]; ``last`` where none has ten."""
-    found = np.zeros(len(label), bool)
-    order = np.argsort(label, kind="stable")
-    _, counts = np.unique(label, return_counts=True)
-    ends = np.cumsum(counts)
-    starts = ends - counts // 10
-    for start, end in zip(starts.tolist(), ends.tolist(), strict=True):
-        found[order[start:end]] = True
-    return found if found.any() else last

@@ -57,7 +57,7 @@ class TextClassification(KindTask, LabelTask):
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
         self.metrics, self.told = self.kind.metrics, True
         read = labels.read(self.kind, parts)
-        encode = self.encoder(folder, model)
+        encode = self.encoder(folder, model, self.notes)
 
         def opened(rows: Rows, at: int, name: str) -> Texts:
             made = Texts(rows, read[at], encode, self.readers, labels.called)

@@ -21,7 +21,7 @@ INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 _ENDLESS = 1 << 20  # positions of a model that has no greatest number of them
 _GRAIN = 8  # lengths of batches are multiples of this
-_AT_ONCE = 1 << 12  # texts that are tokenized at once
+AT_ONCE = 1 << 12  # texts that are tokenized at once
 
 
 class Tokens:
@@ -65,8 +65,8 @@ class Encoder:
         ids: list[np.ndarray] = []
         types: list[np.ndarray] | None = [] if self.types and second is not None else None
         options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
-        for start in range(0, len(first), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
+        for start in range(0, len(first), AT_ONCE):
+            part = slice(start, start + AT_ONCE)
             made = self.tokenizer(*self._given(first, second, part), **options)
             ids += [np.array(row, np.int32) for row in made["input_ids"]]
             if types is not None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,8 @@ from matta_cli.tasks.class_names import order_of
 from matta_cli.tasks.task import Task, config, raw
 from matta_cli.tasks.texts.encoder import INPUTS, Encoder, Tokens, config_of, encoder, positions
 from matta_cli.tasks.vocabulary import common
+
+T = TypeVar("T")
 
 
 class Readers:
@@ -37,6 +39,13 @@ class Readers:
         prefix = f"{len(self.encoders) + 1}."
         self.encoders[prefix] = encode
         return prefix
+
+    def made(self, known: dict[str, T], make: Callable[[Encoder], T]) -> dict[str, T]:
+        """What is ``known`` by prefix, with what is made for each encoder that it lacks."""
+        for prefix, encode in self.encoders.items():
+            if prefix not in known:
+                known[prefix] = make(encode)
+        return known
 
 
 class Read:
@@ -59,10 +68,7 @@ class Read:
 
     def foreign(self) -> dict[str, Tokens]:
         """The tokens of every other model, by its prefix."""
-        for prefix, encode in self.readers.encoders.items():
-            if prefix not in self.others:
-                self.others[prefix] = encode(self.first, self.second)
-        return self.others
+        return self.readers.made(self.others, lambda encode: encode(self.first, self.second))
 
     def cut(self) -> int:
         """How many texts are longer than the model reads."""
@@ -116,9 +122,11 @@ class TextTask(Task):
         super().__init__(recipe)
         self.readers = Readers()
 
-    def encoder(self, folder: Path, model: nn.Module, *, guest: bool = False) -> Encoder:
+    def encoder(
+        self, folder: Path, model: nn.Module, notes: list[str], *, guest: bool = False
+    ) -> Encoder:
         """How a model reads texts; see ``texts.encoder.encoder``."""
-        return encoder(folder, model, self.recipe, self.longest, self.notes, guest=guest)
+        return encoder(folder, model, self.recipe, self.longest, notes, guest=guest)
 
     def fit_tokens(
         self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None
@@ -130,24 +138,20 @@ class TextTask(Task):
         if folder is None or not has_tokenizer(folder):
             theirs, ours = (int(config_of(m).vocab_size) for m in (teacher, model))
             common(self, theirs, ours, folder, home)
-            if positions(teacher) < (needed := self._length(home, model)):
+            needed = self.recipe.data.sequence_length or min(self.longest, positions(model))
+            if positions(teacher) < needed:
                 numbers = f"The Teacher has {positions(teacher):,} positions"
                 both = f"{numbers}, the model uses {needed:,}"
                 raise MattaError(f"{both}: set --sequence-length.")
             return teacher
-        said = len(self.notes)
-        given = self.encoder(home or Path(), model)
-        del self.notes[said:]  # which are said when the data is opened
-        reads = self.encoder(folder, teacher, guest=True)
+        given = self.encoder(home or Path(), model, [])  # its notes are said with the data
+        notes: list[str] = []
+        reads = self.encoder(folder, teacher, notes, guest=True)
         why = given.differs(reads)
         if not why:
-            del self.notes[said:]
             return teacher
-        self.notes.append(f"The Teacher reads its own tokens of each text: {why} ({folder}).")
+        self.notes += [*notes, f"The Teacher reads its own tokens of each text: {why} ({folder})."]
         return Fitted(teacher, self.readers.prefix(reads))
-
-    def _length(self, home: Path | None, model: nn.Module) -> int:
-        return self.recipe.data.sequence_length or min(self.longest, positions(model))
 
     def inputs(self, model: Any, batch: Batch) -> Batch:
         """What a model is called with, of a batch."""

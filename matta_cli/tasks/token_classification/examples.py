@@ -11,12 +11,11 @@ from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 from matta_cli.losses.classes import IGNORED
-from matta_cli.tasks.texts.encoder import Encoder, Tokens
+from matta_cli.tasks.texts.encoder import AT_ONCE, Encoder, Tokens
 from matta_cli.tasks.texts.task import Readers
 from matta_cli.tasks.token_classification.read import Rows
 
 NOWHERE = -1  # the place of a word that has no token
-_AT_ONCE = 1 << 12  # texts that are tokenized at once
 
 
 class Pieces:
@@ -34,8 +33,8 @@ class Pieces:
         ids: list[np.ndarray] = []
         self.first: list[np.ndarray] = []
         options = {"truncation": True, "max_length": encode.length}
-        for start in range(0, len(words), _AT_ONCE):
-            part = [list(own) for own in words[start : start + _AT_ONCE]]
+        for start in range(0, len(words), AT_ONCE):
+            part = [list(own) for own in words[start : start + AT_ONCE]]
             part = [[w.lower() for w in own] for own in part] if encode.lower else part
             made = encode.tokenizer(
                 [" ".join(own) for own in part], return_offsets_mapping=True, **options
@@ -79,10 +78,7 @@ class Tagged:
 
     def _foreign(self) -> dict[str, Pieces]:
         """The tokens of every other model, by its prefix."""
-        for prefix, encode in self.readers.encoders.items():
-            if prefix not in self.others:
-                self.others[prefix] = Pieces(encode, self.rows.words)
-        return self.others
+        return self.readers.made(self.others, lambda encode: Pieces(encode, self.rows.words))
 
     def __len__(self) -> int:
         return len(self.tags)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import known_as, names_of
-from matta_cli.tasks.task import raw
+from matta_cli.tasks.task import above, raw
 from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import LabelTask
 from matta_cli.tasks.token_classification.examples import Tagged
@@ -57,8 +56,11 @@ class TokenClassification(LabelTask):
         self.names: list[str] = []
         self.widest = 0  # words of the longest text that is measured
 
-    def encoder(self, folder: Path, model: nn.Module, *, guest: bool = False) -> Encoder:
-        return replace(super().encoder(folder, model, guest=guest), prompt="", types=False)
+    def encoder(
+        self, folder: Path, model: nn.Module, notes: list[str], *, guest: bool = False
+    ) -> Encoder:
+        own = super().encoder(folder, model, notes, guest=guest)
+        return replace(own, prompt="", types=False)
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
@@ -70,7 +72,7 @@ class TokenClassification(LabelTask):
         if spans:
             _entities()  # what is missing is said before anything is read
         train, held_out = read_rows(settings, training)
-        encode = self.encoder(folder, model)
+        encode = self.encoder(folder, model, self.notes)
 
         def opened(rows: Rows, part: str) -> Tagged:
             made = Tagged(rows, self._numbers(rows, names), encode, self.readers, self.names)
@@ -204,7 +206,7 @@ class TokenClassification(LabelTask):
         words = float(columns["words"].sum())
         shares = [columns[name].sum(0) / max(1.0, words) for name in ("truth", "said")]
         chance, right = float((shares[0] * shares[1]).sum()), self.summarize(columns)["accuracy"]
-        if right > chance + 2 * math.sqrt(chance * (1 - chance) / max(1.0, words)):
+        if above(right, chance, int(words)):
             return None
         guessing = f"the same tags dealt out at random get {chance:.4f}"
         return f"its token accuracy is {right:.4f} on {int(words):,} words, and {guessing}."
