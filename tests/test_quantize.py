@@ -347,7 +347,7 @@ def test_every_adapter(name: str, kind: str, tmp_path: Path) -> None:
     own = Maker(task, model, tmp_path / "float", adapter.loader, repeated(batch, 3), list, 1)
     with own as maker:
         line = maker.write(kind, to)
-        beside = maker.beside()
+        beside = maker.beside
     copy = quantized.opened(to, model, 1)
     got, expected = (Listening(one).run(task, batch).output for one in (copy, model))
     far = float((got - expected).norm() / expected.norm())  # the largest alone says little

@@ -140,4 +140,7 @@ class Bits:
             maker.write(self.kind, to)
         copy = quantized.opened(to, model, threads).to(scores.device)
         whole = self.search.counts.bytes(student.sizes)
-        return Measured(cost.weight_bytes(to), whole, scores.value_of(copy))
+        return Measured(cost.weight_bytes(to), whole, self._score(copy))
+
+    def _score(self, copy: nn.Module) -> float:
+        return self.search.scores.value_of(copy)
