@@ -131,7 +131,7 @@ def test_a_hub_dataset_with_a_sequence_of_class_labels(folder, monkeypatch):
     [
         (["images/00.png,cat", "images/99.png,dog"], {}, r"1 of 2 images are not there; the first"),
         (["images/00.png,cat", ",dog"], {}, "has no path in line 3"),
-        (["images/00.png,cat", "images/01.png,"], {}, "misses 1 labels, the first in line 3"),
+        (["images/00.png,cat", "images/01.png,"], {}, "holds 1 images with a label: too little"),
         (["images/00.png,cat", "images/01.png,cow"], {}, "class 'cow', which is none of the mod"),
         (["images/00.png,cat", "images/00.png,dog"], {}, "different labels in line 2 .*line 3"),
         (["images/00.png,0", "images/01.png,7"], {}, "has 8 classes, but the model has 3"),
