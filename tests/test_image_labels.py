@@ -62,6 +62,9 @@ def write(folder, kind: str):
     if kind == "jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metadata.jsonl").write_text(text)
+    elif kind == "cells.csv":
+        lines = [f"{p},{'|'.join(own) or '[]'}" for p, own in zip(paths(), SETS, strict=True)]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     elif kind == "csv":
         lines = [
             ",".join([p, *(str(int(v)) for v in own)]) for p, own in zip(paths(), HOT, strict=True)
@@ -76,7 +79,7 @@ def write(folder, kind: str):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "hot.jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "cells.csv", "hot.jsonl", "parquet"])
 def test_tables_of_several_labels(kind, folder):
     made, data = opened(write(folder, kind), model())
     assert np.array_equal(labels_of(data), HOT)

@@ -14,9 +14,11 @@ import numpy as np
 from matta_cli.data import find, folders, records
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.class_names import simplified
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels
 from matta_cli.tasks.image_classification.pictures import decoded
+from matta_cli.tasks.labels import parted
 from matta_cli.tasks.unlabelled import missing
 
 _BESIDE = (".csv", ".tsv", ".jsonl", ".parquet")  # .json beside images may be anything, and large
@@ -26,10 +28,18 @@ _YES, _NO = {"1", "1.0", "True"}, {"0", "0.0", "False"}
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model's labels: how many, and their names in its order, if it has any."""
+    """What is known of a model's labels: how many, their names in its order, if it has any, and
+    whether its config says that an example has several.
+    """
 
     outputs: int
     names: list[str]
+    several: bool = False
+
+    def is_label(self, text: str) -> bool:
+        """Whether a cell of text is one of them."""
+        number = text.isdecimal() and int(text) < self.outputs
+        return number or simplified(text) in map(simplified, self.names)
 
 
 @dataclass
@@ -96,7 +106,9 @@ def _labels(
     if rows.hot:
         return np.array(rows.labels, np.float32), list(known.names)
     cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
-    given = {repr(label) for label in rows.labels if not missing(label)}
+    rows.labels = parted(rows.labels, known.is_label, several=known.several)
+    lists = [label if isinstance(label, list) else [label] for label in rows.labels]
+    given = {repr(one) for own in lists for one in own if not missing(one)}
     cells = cells and not given <= set(map(repr, known.names))
     row = rows.called.__getitem__
     return read_labels(rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells)

@@ -65,7 +65,9 @@ class ImageClassification(KindTask):
         find.no_streaming(settings, "images")
         classes, given = self.outputs(model), settings.train
         notes: list[str] = []
-        train, held_out = read_images(settings, Known(classes, _named(model)), training, notes)
+        several = config(model, "problem_type") == "multi_label_classification"
+        known = Known(classes, _named(model), several)
+        train, held_out = read_images(settings, known, training, notes)
         train, held_out, lacking = sorted_out(train, held_out, self.recipe, "images")
         notes += lacking
         name = settings.held_out or given

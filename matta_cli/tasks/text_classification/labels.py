@@ -14,7 +14,7 @@ from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.class_names import known_as, names_of, simplified
 from matta_cli.tasks.kind import Kind
-from matta_cli.tasks.labels import is_hot
+from matta_cli.tasks.labels import is_hot, parted
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
 from matta_cli.tasks.text_classification.kinds import Number, OneLabel
@@ -65,6 +65,20 @@ class Labels:
         if self.problem == "multi_label_classification" or (lists and self.problem is None):
             return SeveralLabels(settings, self.called)
         return OneLabel(settings)
+
+    def part(self, parts: Sequence[Rows]) -> None:
+        """Make lists of cells that hold several labels."""
+        if self.outputs == 1:
+            return
+
+        def is_label(text: str) -> bool:
+            return self._named(text) is not None or self._counted(text) is not None
+
+        found = iter(
+            parted([v for rows in parts for v in rows.label], is_label, several=self.several)
+        )
+        for rows in parts:
+            rows.label = [next(found) for _ in rows.label]
 
     def read(self, kind: Kind, parts: Sequence[Rows]) -> list[np.ndarray]:
         """The labels of rows to train on and to measure on, together, as ``kind`` has them.
@@ -122,22 +136,24 @@ class Labels:
 
     def _numbering(self, values: Sequence[Any]) -> Callable[[Any], int | None]:
         """The number of a label: by its name if all of them are names, else as it stands."""
-
-        def named(value: Any) -> int | None:
-            text = str(value).strip()
-            return self.known.get(text, self.known.get(simplified(text)))
-
-        def counted(value: Any) -> int | None:
-            number = _number(value)
-            whole = number is not None and number == int(number) and 0 <= number < self.outputs
-            return int(number or 0) if whole else None
-
+        named, counted = self._named, self._counted
         distinct = {str(value): value for value in values}.values()
         names = [named(value) is not None for value in distinct]
         if all(names):
             return named
         by_number = all(counted(value) is not None for value in distinct)
         return counted if by_number or not any(names) else named
+
+    def _named(self, value: Any) -> int | None:
+        """The number of a label by its name."""
+        text = str(value).strip()
+        return self.known.get(text, self.known.get(simplified(text)))
+
+    def _counted(self, value: Any) -> int | None:
+        """The number of a label that is one, also in a cell of text."""
+        number = _number(value)
+        whole = number is not None and number == int(number) and 0 <= number < self.outputs
+        return int(number or 0) if whole else None
 
     def _unknown(self) -> str:
         if not self.names:
@@ -199,6 +215,10 @@ def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
     odd = [i for i, value in enumerate(found) if value is None]
     if odd:
         several = f" ({len(odd):,} rows have such labels)" if len(odd) > 1 else ""
-        has = f"Column {rows.column!r} holds {rows.label[odd[0]]!r} in {rows.called(odd[0])}"
+        value = rows.label[odd[0]]
+        own = _listed(value)
+        unknown = [one for one in own if convert(one) is None]
+        bad = unknown[0] if len(unknown) < len(own) or len(own) == 1 else value
+        has = f"Column {rows.column!r} holds {bad!r} in {rows.called(odd[0])}"
         raise MattaError(f"{has}{several}, {wrong}.")
     return found

@@ -59,6 +59,7 @@ class TextClassification(KindTask, LabelTask):
         train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts", none)
         self.notes += lacking
         parts = [held_out, *([] if train is None else [train])]
+        labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
         self.metrics, self.told = self.kind.metrics, True
         read = labels.read(self.kind, parts)
