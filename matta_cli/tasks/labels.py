@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Columns
+from matta_cli.report.labels import PREFIX
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
 
@@ -41,7 +42,7 @@ def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
     """
     scores, own = columns["score"], columns["label"].astype(bool)
     if not np.isfinite(scores).all():
-        empty = [metric.name for metric in METRICS] + [f"f1:{name}" for name in names]
+        empty = [metric.name for metric in METRICS] + [f"{PREFIX}{name}" for name in names]
         return dict.fromkeys(empty, float("nan"))
     given = scores > 0
     there: np.ndarray = own.max(axis=0)
@@ -55,7 +56,7 @@ def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
         "label_ece": calibration.error(odds.ravel(), own.ravel()),
     }
     return values | {
-        f"f1:{name}": float(f1) if known else float("nan")
+        f"{PREFIX}{name}": float(f1) if known else float("nan")
         for name, f1, known in zip(names, each, there, strict=True)
     }
 
