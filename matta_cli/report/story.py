@@ -34,8 +34,8 @@ class Story:
     """What a report has to say, in words.
 
     pick: the Student that the headline is about. rivals: Students against plain distillation.
-    columns: the table; reading: how to read it. labels: how well each is told. notes: those of the report that are not alarms.
-    facts: how it was made, (what, which).
+    columns: the table; reading: how to read it. labels: how well each is told. notes: those of the
+    report that are not alarms. facts: how it was made, (what, which).
     """
 
     report: Report
