@@ -11,6 +11,7 @@ from matta_cli.data import find
 from matta_cli.files.atomic import refuse_existing
 from matta_cli.files.workspace import Workspace, no_student, no_ta
 from matta_cli.models import names
+from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
 
 
@@ -45,7 +46,7 @@ def trained(recipe: Recipe, out: Path) -> None:
     Workspace(out).refuse_unconverted()
     if Workspace(out).newest() is None:
         Workspace(out).refuse_untrained()
-    data(recipe)
+    data(recipe, training=calibrates(recipe.export.quantize))
 
 
 def folder(path: Path) -> None:

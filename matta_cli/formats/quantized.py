@@ -16,10 +16,9 @@ from matta_cli.errors import MattaError
 from matta_cli.formats import onnx, torchao
 from matta_cli.formats.programs import PROGRAMS, needs_onnx, save_onnx
 from matta_cli.models import inside
+from matta_cli.settings.quantize import CALIBRATED, INT4, INT8, STATIC
 from matta_cli.tasks.task import Task
 
-INT8, STATIC, INT4 = "int8", "int8-static", "int4"
-AUTO = "auto"  # int8, or what stands for it, wherever it is the better Student of a budget
 _ONNX = PROGRAMS["onnx"]
 
 
@@ -61,7 +60,7 @@ class Maker(AbstractContextManager["Maker"]):
     """Makes one Student's quantized copies, out of one float program where they are programs.
 
     model: the float Student, as it loads from ``folder`` by ``loader``. probe: a batch of two
-    examples or more. calibration: gives the batches that int8-static is calibrated with.
+    examples or more. calibration: gives the batches that ``CALIBRATED`` kinds are calibrated with.
     """
 
     task: Task
@@ -83,8 +82,8 @@ class Maker(AbstractContextManager["Maker"]):
         if torchao.fits(self.model, self.loader):
             torchao.quantize(self.folder, to)
             return torchao.LOADER
-        static, model = kind == STATIC, self.model
-        inputs = onnx.inputs_of(self.task, model, self.calibration()) if static else []
+        model, calibrated = self.model, kind in CALIBRATED
+        inputs = onnx.inputs_of(self.task, model, self.calibration()) if calibrated else []
         onnx.quantize(kind, self._float, to / _ONNX.file, inputs)
         return _ONNX.loader
 
