@@ -15,6 +15,7 @@ from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 from matta_cli.formats import onnx, torchao
 from matta_cli.formats.programs import PROGRAMS, needs_onnx, save_onnx
+from matta_cli.measure.cost import parameters
 from matta_cli.models import inside
 from matta_cli.settings.quantize import CALIBRATED, INT4, INT8, STATIC
 from matta_cli.tasks.task import Task
@@ -46,8 +47,7 @@ def refuse(kind: str, model: nn.Module, loader: str) -> None:
 def of_convolutions(model: nn.Module) -> bool:
     """Whether most of a model's weights are those of convolutions."""
     own = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    inside = sum(p.numel() for module in own for p in module.parameters())
-    return 2 * inside > sum(p.numel() for p in model.parameters())
+    return 2 * sum(map(parameters, own)) > parameters(model)
 
 
 def usual(model: nn.Module) -> str:
