@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
+from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.image_classification.stored import stored
 from matta_cli.tasks.task import config, raw
 
@@ -28,12 +29,13 @@ _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 class Source:
     """Labelled images.
 
-    labels: int64 [N]; where each may have several, float32 [N, labels], 0 or 1. read: the image of
-    a number, as PIL. classes: their names, where there are
-    any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
-    of the user's images. content: the bytes of an image, those of a file where ``encoded``; None
-    where nobody has them. identity: what JSON can hold, another one whenever images may be others.
-    ordered: whether the data itself numbers its classes. root: the folder of the paths.
+    labels: int64 [N], ``IGNORED`` where there is none; where each may have several, float32 [N,
+    labels], 0 or 1, or NaN. read: the image of a number, as PIL. classes: their names, where there
+    are any. names: the images' paths, where they are files. numbers: int64 [N], where these are a
+    part of the user's images. content: the bytes of an image, those of a file where ``encoded``;
+    None where nobody has them. identity: what JSON can hold, another one whenever images may be
+    others. ordered: whether the data itself numbers its classes. root: the folder of the paths.
+    name: of the data. column, lacks: as of ``Examples``.
     """
 
     labels: np.ndarray
@@ -46,6 +48,17 @@ class Source:
     identity: list[Any] | None = None
     ordered: bool = False
     root: str = ""
+    name: str = ""
+    column: str = ""
+    lacks: str = ""
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which images have a label, bool [N]."""
+        if self.labels.ndim == 2:
+            return np.isfinite(self.labels).all(1)
+        known: np.ndarray = self.labels != IGNORED
+        return known
 
     def part(self, indices: np.ndarray) -> Source:
         """The images of these numbers, int64 [n]."""
@@ -56,16 +69,17 @@ class Source:
             labels=self.labels[indices],
             read=lambda i: read(int(indices[i])),
             names=names,
-            numbers=indices,
+            numbers=indices if self.numbers is None else self.numbers[indices],
             content=None if content is None else lambda i: content(int(indices[i])),
             identity=None if self.identity is None else [self.identity, indices.tolist()],
         )
 
-    def called(self, i: int, name: str) -> str:
+    def called(self, i: int, name: str = "") -> str:
         """An image by its path, else by its number in the data of this name."""
         if self.names is not None:
             return repr(str(Path(self.root) / str(self.names[i])))
-        return f"image {i if self.numbers is None else int(self.numbers[i])} of {name!r}"
+        of = name or self.name
+        return f"image {i if self.numbers is None else int(self.numbers[i])} of {of!r}"
 
 
 class Preparation:

@@ -25,6 +25,7 @@ from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config, raw
+from matta_cli.tasks.unlabelled import sorted_out
 
 
 class ImageClassification(KindTask):
@@ -58,7 +59,11 @@ class ImageClassification(KindTask):
         find.no_streaming(settings, "images")
         classes, given = self.outputs(model), settings.train
         notes: list[str] = []
-        train, held_out = read_images(settings, Known(classes, _named(model)), training, notes)
+        several = config(model, "problem_type") == "multi_label_classification"
+        known = Known(classes, _named(model), several)
+        train, held_out = read_images(settings, known, training, notes)
+        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "images")
+        notes += lacking
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         several = is_several(model, classes, parts)
@@ -93,7 +98,9 @@ class ImageClassification(KindTask):
             notes.append(f"{both:,} held-out images also stand in the data to train on, {of}.")
         size = f"{len(train.labels):,} images of {classes:,} {'labels' if several else 'classes'}"
         images = Images(train, prepare, given)
-        return self.described(images, size, [split], "images", "images", notes)
+        return self.described(
+            images, size, [split], "images", "images", notes, unlabelled=not train.known.all()
+        )
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model
