@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.files.workspace import Workspace
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
@@ -198,7 +198,7 @@ def _ranker(folder: Path, recipe: Recipe) -> Models:
         from statsmodels.datasets import randhie
     except ImportError:
         needs = "The ranker's demo reads a table of statsmodels"
-        raise MattaError(f"{needs}: pip install 'matta[demo]'.") from None
+        raise MattaError(f"{needs}: {install('demo')}.") from None
     import torch
     from matta_adapters.mlp_ranker import Ranker
 

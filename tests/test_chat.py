@@ -45,13 +45,8 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import conversations
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.training.setup import opened
-from tests.sample_text import byte_tokenizer, prose
+from tests.sample_text import CHATML, byte_tokenizer, prose
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # as Llama 2: turns alternate, the assistant's begins with a blank, and nothing opens it
 LLAMA2 = (
     "{% for message in messages %}"

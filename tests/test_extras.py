@@ -14,7 +14,7 @@ import layers
 import pytest
 from test_cli import LINES, TOML, prepare
 
-from matta_cli.errors import MattaError, extra
+from matta_cli.errors import MattaError
 from matta_cli.settings.resolve import tomllib
 from matta_cli.tasks.token_classification import task as token_classification
 
@@ -136,13 +136,3 @@ def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     files = [file for file in layers.files(ROOT) if not file.where.startswith("benchmarks")]
     early = [(f.where, name) for f in files for name in imported(f) if name.split(".")[0] in gone]
     assert not early
-
-
-def test_a_missing_package_is_one_sentence_and_a_broken_one_is_not(tmp_path: Path, monkeypatch):
-    wanted = "Reading 'x' needs the package nowhere_to_be: pip install 'matta\\[gguf\\]'"
-    with pytest.raises(MattaError, match=wanted):
-        extra("nowhere_to_be.parquet", "Reading 'x'", "gguf")
-    (tmp_path / "broken_here.py").write_text("import nowhere_to_be")
-    monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be"):
-        extra("broken_here", "Reading 'x'", "gguf")

@@ -123,7 +123,7 @@ def test_universal_dependencies_give_parts_of_speech(tmp_path: Path) -> None:
             r"'film' of the text from line 1.*'B-FILM' \(2 words",
         ),
         ("the O\nfilm X O\n", "has 3 columns in line 2, but 2, as the lines before"),
-        ("the\nfilm\n", "has 1 columns in line 1, but a word and its tag"),
+        ("the\nfilm\n", "has one column: a word and its tag are needed"),
         ("\n\n", "no texts with words and tags"),
     ],
 )

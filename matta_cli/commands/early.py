@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from matta_cli.commands import options
 from matta_cli.data import find
 from matta_cli.files.atomic import refuse_existing
-from matta_cli.files.workspace import Workspace, no_student, no_ta
+from matta_cli.files.workspace import Workspace
 from matta_cli.models import names
+from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
 
 
@@ -45,13 +46,7 @@ def trained(recipe: Recipe, out: Path) -> None:
     Workspace(out).refuse_unconverted()
     if Workspace(out).newest() is None:
         Workspace(out).refuse_untrained()
-    data(recipe)
-
-
-def folder(path: Path) -> None:
-    """Raise ``MattaError`` where there is no TA or Student, for there is no such folder."""
-    if not path.is_dir():
-        raise no_ta(path)
+    data(recipe, training=calibrates(recipe.export.quantize))
 
 
 def exported(out: Path, name: str) -> None:
@@ -59,13 +54,6 @@ def exported(out: Path, name: str) -> None:
     Workspace(out).mend()
     if not Workspace(out, name).report.exists():
         raise Workspace(out, name).no_report()
-
-
-def students(folders: Iterable[Path]) -> None:
-    """Raise ``MattaError`` where a folder that should hold a Student is not there."""
-    for path in folders:
-        if not path.is_dir():
-            raise no_student(path)
 
 
 def models(typed: Mapping[str, Any], out: Path) -> None:

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from matta_cli import console
-from matta_cli.commands import early, options
+from matta_cli.commands import options
 from matta_cli.errors import MattaError, command
-from matta_cli.files.workspace import Workspace
+from matta_cli.files.workspace import Workspace, refuse_no_student
 
 _Students = Annotated[
     list[Path] | None,
@@ -47,7 +47,8 @@ def push(
         raise MattaError("--to is missing: say where on the hub, --to USER/NAME.")
     out = options.home(out)
     folders = [options.home(folder) for folder in students or ()] or _exported(out)
-    early.students(folders)
+    for folder in folders:
+        refuse_no_student(folder)
 
     from huggingface_hub.utils import disable_progress_bars
 
@@ -78,13 +79,12 @@ def push(
 def _more(out: Path, license: str | None, private: bool) -> list[object]:
     """The other words of a command that was a dry run."""
     licensed = ["--license", license] if license else []
-    elsewhere = ["--out", out] if out != options.OUT else []
-    return [*licensed, *(["--private"] if private else []), *elsewhere]
+    return [*licensed, *(["--private"] if private else []), *options.elsewhere(out)]
 
 
 def _exported(out: Path) -> list[Path]:
     """The Students in an output folder. Raises ``MattaError`` where there are none."""
-    there = sorted(Workspace(out).exported())
+    there = Workspace(out).exported()
     if not there:
         where = Workspace(out).students
         raise MattaError(f"There are no Students in {where}: run `matta export` first.")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from matta_cli.conversion.proof import calibration
 from matta_cli.errors import MattaError
