@@ -313,6 +313,13 @@ def test_rows_of_another_kind_are_refused(tmp_path, wrong):
     assert told in str(caught.value) and "talk.jsonl" in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [0, 7, False])
+def test_a_completion_that_is_no_text_is_refused(tmp_path, value):
+    rows = [{"prompt": "a", "completion": own} for own in (" b", value)]
+    with pytest.raises(MattaError, match="hold text and (a number|true or false) in line 2: give"):
+        task_of(tmp_path, rows, template=None)
+
+
 def test_what_no_template_can_tell_is_refused(tmp_path):
     with pytest.raises(MattaError, match="the model's tokenizer has no chat template"):
         task_of(tmp_path, [{"messages": TALK}], template=None)

@@ -33,6 +33,7 @@ from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
+from matta_cli.training import teacher_file
 from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
 from matta_cli.training.start import EXAMPLES, Start, Starting
@@ -163,6 +164,23 @@ def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     assert weights("out") == once
     with pytest.raises(MattaError, match=r"name its column in data\.id"):
         distill(settings("said.jsonl"), Path("out"), overwrite=True)
+
+
+def test_lines_of_json_are_read_as_they_stand(tmp_path):
+    path, names = tmp_path / "said.jsonl", ["2020-01-01", "2020-01-02"]
+    rows = [{"id": name, "logits": [0.123456789] * 100_000} for name in names]
+    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
+    said = teacher_file.read(path)
+    assert said.key.tolist() == names and said.values["logits"].shape == (2, 100_000)
+
+
+def test_numbers_beyond_float32_are_refused(folder):
+    convert(settings(), Path("out"))
+    count = pa.parquet.read_table("train.parquet").num_rows
+    rows = {"row": range(count), "score": [1e39, *[0.5] * (count - 1)]}
+    pa.parquet.write_table(pa.table(rows), "said.parquet")
+    with pytest.raises(MattaError, match="column 'score' has values that are not finite, at row 0"):
+        distill(settings("said.parquet"), Path("out"))
 
 
 def text_folder(tmp_path, monkeypatch):

@@ -104,8 +104,9 @@ def _exported(space: Workspace) -> Report:
         name = Path(str(student.folder))
         if name.is_absolute() or ".." in name.parts:
             raise MattaError(f"{path} names {str(name)!r}, which lies outside of {out}.")
-        if not (out / str(student.folder)).is_dir():
-            raise MattaError(f"{out / str(student.folder)} is gone: run `{again}` again.")
+        if not (out / name).is_dir():
+            raise MattaError(f"{out / name} is gone: run `{again}` again.")
+        atomic.own(atomic.own(out / name) / "README.md")  # the verdict goes there
     return report
 
 
