@@ -105,6 +105,8 @@ def opened(
         starting = Starting(settings, task, ta, data, device, world.size)
         otherwise = settings.teacher_config or settings.teacher_adapter
         itself = not otherwise and digest == ta.card["lineage"].get("weights")
+        both = "the base and the Teacher" if model is not None and not itself else "the base"
+        _tell(listen, f"Measuring {both} on held-out examples, before training.")
         start = starting.measured(teacher, listen, itself=itself)
     if model is not None and (dtype := half(settings.precision, device)) is not None:
         teachers.halve(model, dtype)
