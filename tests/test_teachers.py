@@ -1,5 +1,6 @@
 """A Teacher that is a file: the same lessons as from the model, and no file that does not fit."""
 
+import copy
 import json
 import shlex
 import shutil
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from sample_text import byte_tokenizer
 from typer.testing import CliRunner
 
+from matta_cli.adapter import Source
 from matta_cli.api import judge
+from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
 from matta_cli.errors import Interrupted, MattaError
@@ -30,6 +33,7 @@ from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
+from matta_cli.training import teacher_file
 from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
 from matta_cli.training.start import EXAMPLES, Start, Starting
@@ -115,6 +119,22 @@ def test_a_report_goes_without_a_teacher_that_is_a_file(folder):
     assert any("report goes without" in line for line in said)
 
 
+def test_held_out_examples_are_not_taught(folder):
+    """They are a tenth of the data, or what --held-out names; then all of the data is taught."""
+    whole = pa.parquet.read_table("train.parquet")
+    pa.parquet.write_table(whole.slice(0, 20), "other.parquet")
+    convert(settings(), Path("out"))
+    rows = whole.num_rows
+    for held_out, taught in (("", rows - rows // 10), ("other.parquet", rows)):
+        events = []
+        recipe = settings(data={"held_out": held_out})
+        teach(recipe, Path("out"), Path("said"), overwrite=True, listen=events.append)
+        assert load_file("said/shard-00000.safetensors")["row"].tolist() == [*range(taught)]
+        said = [event.message for event in events]
+        told = [line for line in said if line.startswith("The Teacher is asked about")]
+        assert len(told) == 1 and f"{taught} training examples; the held-out" in told[0]
+
+
 def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     convert(settings(), Path("out"))
     teach(settings(), Path("out"), Path("said"))
@@ -144,6 +164,23 @@ def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     assert weights("out") == once
     with pytest.raises(MattaError, match=r"name its column in data\.id"):
         distill(settings("said.jsonl"), Path("out"), overwrite=True)
+
+
+def test_lines_of_json_are_read_as_they_stand(tmp_path):
+    path, names = tmp_path / "said.jsonl", ["2020-01-01", "2020-01-02"]
+    rows = [{"id": name, "logits": [0.123456789] * 100_000} for name in names]
+    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
+    said = teacher_file.read(path)
+    assert said.key.tolist() == names and said.values["logits"].shape == (2, 100_000)
+
+
+def test_numbers_beyond_float32_are_refused(folder):
+    convert(settings(), Path("out"))
+    count = pa.parquet.read_table("train.parquet").num_rows
+    rows = {"row": range(count), "score": [1e39, *[0.5] * (count - 1)]}
+    pa.parquet.write_table(pa.table(rows), "said.parquet")
+    with pytest.raises(MattaError, match="column 'score' has values that are not finite, at row 0"):
+        distill(settings("said.parquet"), Path("out"))
 
 
 def text_folder(tmp_path, monkeypatch):
@@ -297,6 +334,7 @@ def images(tmp_path, monkeypatch):
             num_classes=4,
             pretrained_cfg_overlay={"input_size": (3, 16, 16)},
         )
+        vit.pretrained_cfg |= {"num_classes": 4, "label_names": list("abcd")}
         Path(name).mkdir()
         plugins.adapter("vit").save(vit, Path(name))
     recipe = Recipe()
@@ -309,6 +347,35 @@ def images(tmp_path, monkeypatch):
     recipe.distill.steps, recipe.distill.batch_size = 4, 8
     convert(recipe, Path("out"))
     return recipe, labels
+
+
+def test_a_teacher_of_other_normalisation_and_order_is_written_down_and_measured(images):
+    """It is the base, on images normalised otherwise, and with its classes in another order."""
+    recipe, _ = images
+    base = plugins.adapter("vit").load(Source("base", folder=Path("base")))
+    twin, order = copy.deepcopy(base), [2, 0, 3, 1]
+    weight, bias = base.patch_embed.proj.weight, base.patch_embed.proj.bias
+    own = {**base.pretrained_cfg, "label_names": [list("abcd")[k] for k in order]}
+    moved = [(m - 0.2) / s for m, s in zip(own["mean"], own["std"], strict=True)]
+    own["mean"] = (0.2,) * 3
+    with torch.no_grad():
+        shift = (weight * torch.tensor(moved)[:, None, None]).sum((1, 2, 3))
+        twin.patch_embed.proj.bias.copy_(bias - shift)
+        twin.head.weight.copy_(base.head.weight[order])
+        twin.head.bias.copy_(base.head.bias[order])
+    twin.pretrained_cfg = own
+    Path("twin").mkdir()
+    plugins.adapter("vit").save(twin, Path("twin"))
+    recipe.distill.teacher, recipe.export.bootstrap = "twin", 10
+    teach(recipe, Path("out"), Path("said"))
+    said = load_file("said/shard-00000.safetensors")
+    pixels = torch.from_numpy(np.load("images.npz")["images"][said["row"]]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = base((pixels / 255 - 0.5) / 0.5)
+    assert expected.std() > 0.01 and torch.allclose(said["logits"], expected, atol=1e-4)
+    found = evaluation(recipe, Asked(["base", "twin"]), Path("out"))["models"]
+    one, other = ({name: v["value"] for name, v in m["metrics"].items()} for m in found)
+    assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_labels_and_soft_labels_of_images(images):
@@ -558,6 +625,9 @@ def test_a_teacher_is_run_before_the_run(folder, micro):
     good.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
     start.measured(ModelTeacher(task, good), lambda _: None)
     assert sum(seen) == min(len(split), EXAMPLES) + 4 and max(seen) == (micro or 8)
+    seen.clear()
+    found = start.measured(ModelTeacher(task, good), lambda _: None, itself=True)
+    assert not seen and found.values["Teacher"] == found.values["base"], "it is the base"
     wide = Ranker([], 5, [{"layer": "Linear", "out": 1}])
     with pytest.raises(MattaError, match=r"The Teacher 'teacher\.pt' does not run on this data"):
         start.measured(ModelTeacher(task, wide), lambda _: None)
@@ -681,11 +751,16 @@ def test_without_a_teacher_the_model_itself_is_named(folder):
     assert line == "matta distill --teacher 'a model/model.pt'"
     done = typed(line.removeprefix("matta "))
     assert done.exit_code == 0, done.stderr
-    assert "WARNING" not in done.stderr
+    assert (
+        "WARNING" not in done.stderr and ": the base, which is the Teacher, too, has" in done.stderr
+    )
     header, *rows = [row.split("\t") for row in done.stdout.splitlines()]
     assert header == ["model", "AUC ↑"]
     assert [row[0] for row in rows] == ["base", "Teacher", "width 0.25", "width 0.5", "width 1"]
     assert rows[0][1] == rows[1][1]
+    torch.save(sure(0, 2.0).state_dict(), "a model/model.pt")  # the same name, and another model
+    done = typed(f"{line.removeprefix('matta ')} --overwrite")
+    assert done.exit_code == 0 and "and the Teacher" in done.stderr, done.stderr
 
 
 def test_a_run_ends_with_how_good_its_models_are(folder):

@@ -530,3 +530,13 @@ def test_sizes_are_searched_by_the_metric_of_the_kind(tmp_path: Path) -> None:
     recipe.update({"export": {"target_params": ["95%"]}, "search": {"trials": 1}}, "test")
     report = export(recipe, out)
     assert [m.name for m in report.metrics] == ["spearman", "pearson", "mae"]
+
+
+@pytest.mark.parametrize("score", ["1700000123", "1e39"])
+def test_numbers_that_float32_would_change_are_refused(tmp_path: Path, score: str) -> None:
+    bert(tmp_path / "model", num_labels=1)
+    rows = [(own, k) for k, (own, _) in enumerate(reviews(20))]
+    rows[2] = (rows[2][0], score)
+    found = task(train=str(table(tmp_path / "train.csv", ["text", "label"], rows)))
+    with pytest.raises(MattaError, match=rf"holds '{score}' in line 4 .*, which float32 would"):
+        opened(found, tmp_path / "model")

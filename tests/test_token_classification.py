@@ -135,6 +135,12 @@ def test_what_is_wrong_with_a_file_is_named(
         opened(task(train=str(tmp_path / "t.conll"), held_out=str(tmp_path / "t.conll")), home)
 
 
+def test_a_blank_that_does_not_break_is_a_part_of_a_word(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("the O\nvery\u00a0good  B-GOOD\n\n" * 2)
+    data = opened(task(train=str(tmp_path / "t.conll")), home)
+    assert data.train.rows.words == [["the", "very\u00a0good"]]
+
+
 def test_each_word_needs_a_tag(home: Path, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "t.jsonl", [(["the", "film"], ["O"])])
     with pytest.raises(MattaError, match="2 words and 1 tags in line 1"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from matta_cli import console
-from matta_cli.commands import early, options
+from matta_cli.commands import options
+from matta_cli.files.workspace import refuse_no_ta
 
 _Widths = Annotated[
     str | None, options.option("--widths", "Widths to show besides the base and the TA.")
@@ -13,14 +14,17 @@ _Widths = Annotated[
 
 
 def inspect(
-    folder: options.Folder = None, widths: _Widths = None, json: options.Json = False
+    folder: options.Folder = None,
+    widths: _Widths = None,
+    out: options.Out = options.OUT,
+    json: options.Json = False,
 ) -> None:
     """Show a TA's axes, the importance of their units, and what each width comes to.
 
     Example: matta inspect --widths 0.125,0.25,0.5
     """
-    out = options.output(folder, options.OUT)
-    early.folder(out)
+    out = options.output(folder, out)
+    refuse_no_ta(out)
 
     from matta_cli.conversion.inspect import inspect as run
 

@@ -30,10 +30,10 @@ from matta_cli.measure.kept import floor
 from matta_cli.models import plugins
 from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import opened, own_memory
-from matta_cli.models.save import save_model
+from matta_cli.models.save import save_model, weights_digest
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
-from matta_cli.models.tokenizer import copy_companions, two_formats
+from matta_cli.models.tokenizer import copy_companions, two_formats, two_templates
 from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
@@ -192,10 +192,12 @@ def _convert(
     if settings.drop_head and not adapter.dropped:
         notes.append(f"--drop-head left nothing out: {name} has no head besides.")
     card = _card(settings, axes, source) | {"dtype": made.dtype, "tokens": made.tokens}
+    card["weights"] = weights_digest(base)  # by which a Teacher that is the base is known
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        notes += filter(None, [two_formats(source.beside or folder)])
+        home = source.beside or folder
+        notes += filter(None, [two_formats(home), two_templates(home)])
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:
@@ -329,6 +331,7 @@ def _save(
         more["example"] = example
     lineage: dict[str, Any] = {"source": source, "digest": atomic.digest(folder)}
     lineage |= {"dropped": ta.adapter.dropped, "tokens": more.pop("tokens")}
+    lineage["weights"] = more.pop("weights")
     write_card(folder, ta.adapter, ta.axes, ta.base, lineage, **more)
     ta.card = read_card(folder)
     atomic.atomic_write(folder / "recipe.toml", recipe.text(("convert", "data")))

@@ -183,34 +183,31 @@ def plain(image: Any) -> Any:
     return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
-class Renormalized(nn.Module):
-    """A model run on images that were normalised for another one."""
+class Fitted(nn.Module):
+    """A model that is called on another one's images, and answers in that one's order.
+
+    given, wanted: how the images are prepared, and how its own would be. order: of its outputs,
+    those that are the other one's; empty: as they are.
+    """
 
     scale: Tensor
     shift: Tensor
+    order: Tensor | None
 
-    def __init__(self, model: nn.Module, given: Preparation, wanted: Preparation) -> None:
+    def __init__(
+        self, model: nn.Module, given: Preparation, wanted: Preparation, order: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.model = model
+        self.config: Any = getattr(model, "config", None)
+        self.num_classes: Any = getattr(model, "num_classes", None)
         self.register_buffer("scale", given.std / wanted.std, persistent=False)
         self.register_buffer("shift", (given.mean - wanted.mean) / wanted.std, persistent=False)
-
-    def forward(self, image: Tensor) -> Any:
-        return self.model(image * self.scale + self.shift)
-
-
-class Reordered(nn.Module):
-    """A model with its outputs in another order."""
-
-    order: Tensor
-
-    def __init__(self, model: nn.Module, order: Sequence[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("order", torch.tensor(order) if order else None, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return raw(self.model(image)).index_select(-1, self.order)
+        made = raw(self.model(image * self.scale + self.shift))
+        return made if self.order is None else made[..., self.order]
 
 
 class Images:

@@ -15,13 +15,7 @@ from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import known_as, names_of, order_of
-from matta_cli.tasks.image_classification.examples import (
-    Images,
-    Preparation,
-    Renormalized,
-    Reordered,
-    shape_of,
-)
+from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
 from matta_cli.tasks.image_classification.names import numbered
@@ -126,20 +120,19 @@ class ImageClassification(KindTask):
             own, model_s = (", ".join(map(str, p.how.values())) for p in (theirs, ours))
             given = f"it sees what the model sees ({model_s})"
             self.notes.append(f"The Teacher's own images are made otherwise ({own}): {given}.")
-        teacher = self._in_order(teacher, model)
+        order = self._order(teacher, model)
         same = torch.equal(theirs.mean, ours.mean) and torch.equal(theirs.std, ours.std)
-        return teacher if same else Renormalized(teacher, ours, theirs)
+        return teacher if same and not order else Fitted(teacher, ours, theirs, order)
 
-    def _in_order(self, teacher: nn.Module, model: nn.Module) -> nn.Module:
-        """The Teacher with its classes in the model's order, as far as names tell it."""
+    def _order(self, teacher: nn.Module, model: nn.Module) -> list[int]:
+        """Which of the Teacher's classes the model's are, as far as names tell it; empty: as is."""
         theirs, ours = known_as(names_of(teacher)), known_as(names_of(model))
         if theirs and ours and not theirs.keys() & ours.keys():
             names = f"{next(iter(theirs))!r}, not {next(iter(ours))!r}"
             other = f"The Teacher's classes have other names than the model's ({names})"
             self.notes.append(f"{other}: they are taken to be in its order.")
-            return teacher
-        order = order_of(teacher, model, "classes", self.notes) if theirs and ours else []
-        return Reordered(teacher, order) if order else teacher
+            return []
+        return order_of(teacher, model, "classes", self.notes) if theirs and ours else []
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         return raw(model(batch["image"]))

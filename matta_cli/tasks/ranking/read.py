@@ -116,14 +116,17 @@ def _libsvm_rows(file: libsvm.File, first: int, width: int) -> Rows:
     own = file.features[:, first:].toarray()
     # sparse rows need not name the last features
     dense = np.zeros((len(own), width), dtype=np.float32)
-    dense[:, : own.shape[1]] = own
-    for values, what in ((dense, "features"), (file.label[:, None], "labels")):
+    with np.errstate(over="ignore"):
+        dense[:, : own.shape[1]] = own
+    with np.errstate(over="ignore"):
+        label = file.label.astype(np.float32)
+    for values, what in ((dense, "features"), (label[:, None], "labels")):
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if len(wrong):
             missing = f"{str(file.path)!r} has {what} that are missing or not finite"
             rows = f"in {len(wrong):,} rows, the first of them row {wrong[0] + 1:,}"
             raise MattaError(f"{missing}, {rows}: give them numbers.")
-    return Rows(dense, None, file.label.astype(np.float32), file.group)
+    return Rows(dense, None, label, file.group)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:

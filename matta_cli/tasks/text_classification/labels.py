@@ -24,6 +24,7 @@ from matta_cli.tasks.unlabelled import missing, spread
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"
+_FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
 
 class Labels:
@@ -99,8 +100,7 @@ class Labels:
         elif isinstance(kind, SeveralLabels):
             labels = self._several(given)
         else:
-            wrong = "but labels are numbers"
-            labels = [np.array(_each(rows, _number, wrong), np.float32) for rows in given]
+            labels = [np.array(_numbers(rows), np.float32) for rows in given]
         return [spread(values, own, hole) for values, own in zip(labels, known, strict=True)]
 
     def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
@@ -193,6 +193,20 @@ def _number(value: Any) -> float | None:
     except (ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
+
+
+def _numbers(rows: Rows) -> list[float]:
+    """Labels that are numbers. Raises ``MattaError`` for what float32 does not hold."""
+
+    def single(value: Any) -> float | None:
+        number = float(value)
+        with np.errstate(over="ignore"):
+            near = float(np.float32(number))
+        rounded = abs(number) > _FLOAT32 and number.is_integer() and near != number
+        return None if rounded else near
+
+    _each(rows, _number, "but labels are numbers")
+    return _each(rows, single, "which float32 would round, or cannot hold: scale the labels down")
 
 
 def _refuse_holes(rows: Rows) -> None:

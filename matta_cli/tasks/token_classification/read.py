@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from matta_cli.tasks.unlabelled import divided
 CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt")
 _ROWS = (".jsonl", ".json", ".parquet")
 _DOCUMENT = "-DOCSTART-"
+_BLANKS = re.compile(" +")
 _UD = (1, 3)  # of a line of CoNLL-U: the word and its part of speech
 
 
@@ -171,7 +173,8 @@ def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(lines(path), 1):
-        cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+        # a blank of another kind is a part of a word
+        cells = line.rstrip("\n").split("\t") if "\t" in line else _BLANKS.split(line.strip(" \n"))
         if not line.strip() or cells[0] == _DOCUMENT:
             if words:
                 yield first, words, tags

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from matta_cli.data import find
 from matta_cli.data.folders import shown
 from matta_cli.data.split import Batch, Columns, Data, sample
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.losses import classes as losses
 from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
@@ -231,6 +231,5 @@ def _entities() -> Any:
     try:
         from seqeval.metrics.sequence_labeling import get_entities
     except ImportError:
-        needs = "Span F1 needs seqeval"
-        raise MattaError(f"{needs}: pip install 'matta[tagging]'.") from None
+        raise MattaError(f"Span F1 needs seqeval: {install('tagging')}.") from None
     return get_entities
