@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import os
@@ -29,7 +30,8 @@ SECONDS, BYTES, LONGEST = 60, 12 << 30, 5_000
 _DEEP = "[" * 100_000
 _WRONG: list[Any] = [None, True, -1, 0, 1, 2.5, 1e308, 10**18, "", "x", "\x1b[31m<b>", [], {}]
 _WRONG += [float("nan"), float("inf"), -(10**30), [[]], [None], [1, "a"], {"a": 1}, {"": None}]
-_WORDED = (".csv", ".tsv", ".svm", ".query", ".group", ".txt")
+_WORDED = (".csv", ".tsv", ".svm", ".query", ".group", ".txt", ".md", ".jinja")
+_WORDED += (".conll", ".conllu")
 _CELLS = ["", "nan", "inf", "-1", "1e400", "9" * 5_000, "x", '"', "a,b", "\x1b[31m", "\0", "1:1"]
 _CELLS += ["99999999999:1", "qid:x", "qid:-1", "0:1", "\ud7ff", "/dev/zero", "../../x", "\r", "#"]
 _CELLS += ["99999999:1", "true", "1979-05-27", "=1", "é", "\u202e", "0" * 64, str(2**63), "1_000"]
@@ -96,13 +98,13 @@ def spoil(random: Random, path: Path) -> str:
         return _toml(random, path)
     if path.suffix == ".safetensors" and random.random() < 0.8:
         return (_header if random.random() < 0.5 else _tensors)(random, path)
-    if path.suffix == ".pt" and random.random() < 0.7:
+    if path.suffix in (".pt", ".bin") and random.random() < 0.7:
         return _pickled(random, path)
     if path.suffix == ".parquet" and random.random() < 0.7:
         return _columns(random, path)
     if path.suffix == ".npz" and random.random() < 0.7:
         return _arrays(random, path)
-    if path.suffix == ".gz" and random.random() < 0.7:
+    if path.suffix in (".gz", ".bz2") and random.random() < 0.7:
         return _packed(random, path)
     words = path.suffix in _WORDED or path.name == "SHA256SUMS"
     return (_words if words and random.random() < 0.6 else _bytes)(random, path)
@@ -167,10 +169,11 @@ def _words(random: Random, path: Path) -> str:
 
 
 def _packed(random: Random, path: Path) -> str:
-    inner = path.with_suffix("")
-    inner.write_bytes(gzip.decompress(path.read_bytes()))
-    how = (_words if inner.suffix in _WORDED and random.random() < 0.5 else _bytes)(random, inner)
-    path.write_bytes(gzip.compress(inner.read_bytes()))
+    inner, packed = path.with_suffix(".inner"), gzip if path.suffix == ".gz" else bz2
+    inner.write_bytes(packed.decompress(path.read_bytes()))
+    words = Path(path.stem).suffix in _WORDED
+    how = (_words if words and random.random() < 0.5 else _bytes)(random, inner)
+    path.write_bytes(packed.compress(inner.read_bytes()))
     inner.unlink()
     return f"inside {how}"
 

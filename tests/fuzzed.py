@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import os
 import shutil
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -17,9 +19,11 @@ from safetensors.torch import save_file
 from test_cli import gpt2, tokenizer_of
 from test_kills import TRAIN, typed
 from test_runs import ranker, table
+from text_models import PLAIN, WORDS, bert, labels
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
+    BertForTokenClassification,
     BertModel,
     PreTrainedTokenizerFast,
     ViTConfig,
@@ -31,13 +35,19 @@ OUT = "matta-out"
 _SHORT = "distill --overwrite --steps 1 --allow-weak-teacher --batch-size 8"
 DISTILL = f"{_SHORT} --teacher teacher.pt"
 PUSH = f"push {OUT}/students/width-0.5 --to me/half --dry-run --license mit"
+_TEACH = "teach --teacher teacher.pt --to said --allow-weak-teacher"
 _PIXELS = "convert pixels --out other --data"
 _TEXT = "convert words --out other --data"
 _PAIRS = "convert sentences --out other --data"
 _WORDED = f"{_SHORT} --out worded --data text.txt --teacher"
+_LOGGED = f"{_SHORT} --out worded --data text.txt --config cold.toml"
 _PICTURED = f"{_SHORT} --out pictured --data images.npz --teacher"
 _PAIRED = f"{_SHORT} --out paired --data pairs.csv --teacher"
 _SAID = "--data text.txt --teacher words --allow-weak-teacher"
+_LABELLED = "convert labels --out other --data"
+_TAGGED = "convert tags --out other --data"
+_RANKED = "convert ranks --out other --config ranks.toml --data"
+_TABLES = ("csv", "tsv", "jsonl", "json", "parquet")
 # files -> the lines that read them
 READERS = {
     f"{OUT}/ta/*.json": ["inspect", DISTILL, "search --trials 1"],
@@ -46,8 +56,14 @@ READERS = {
     f"{OUT}/ta/recipe.toml": ["recipe show", "inspect"],
     f"{OUT}/matta.toml": ["recipe show", DISTILL, "report"],
     "matta.toml": ["recipe show", "convert model.pt --out other"],
-    "other.toml": ["recipe show --config other.toml", "convert model.pt --config other.toml"],
-    "ranker.json": ["convert model.pt --out other --config ranker.json"],
+    "other.toml": [
+        "recipe show --config other.toml",
+        "convert model.pt --out other --config other.toml",
+    ],
+    "ranker.json": [
+        "convert model.pt --out other --config ranker.json",
+        f"{DISTILL} --teacher-config ranker.json",
+    ],
     f"{OUT}/run/recipe.toml": ["recipe show --ran", "report", "distill --resume --steps 5"],
     f"{OUT}/run/metrics.jsonl": ["report", "distill --resume --steps 5"],
     f"{OUT}/run/start.json": ["report", "distill --resume --steps 5", "export --overwrite"],
@@ -61,46 +77,71 @@ READERS = {
     f"{OUT}/run/checkpoints/step-4/trainer.json": ["distill --resume --steps 5", "report"],
     f"{OUT}/students/*": ["report"],
     f"{OUT}/students/width-0.5/*": [f"eval {OUT}/students/width-0.5", "report", PUSH],
+    f"{OUT}/students/width-0.5-int8/*": [f"eval {OUT}/students/width-0.5-int8", "report"],
     f"{OUT}/report.json": ["report"],
     f"{OUT}/search/trials.jsonl": ["search --trials 3 --target-params 60"],
-    f"{OUT}/search/*.json": ["search --trials 3 --target-params 60", "report", "export"],
+    f"{OUT}/search/*.json": [
+        "search --trials 3 --target-params 60",
+        "report",
+        "export --overwrite",
+    ],
     f"{OUT}/baselines/*/baseline.json": ["report --baselines ground-truth"],
     f"{OUT}/baselines/*/*/*.json": ["report --baselines ground-truth"],
-    "said/*": [f"{_SHORT} --teacher said", "teach --teacher teacher.pt --to said --overwrite"],
+    "said/*": [f"{_SHORT} --teacher said", f"{_TEACH} --overwrite"],
     f"{OUT}/run/checkpoints/step-4/SHA256SUMS": ["distill --resume --steps 5", "report"],
-    "said/teacher.json": [f"{_SHORT} --teacher said", "teach --teacher teacher.pt --to said"],
+    "said/teacher.json": [f"{_SHORT} --teacher said", _TEACH],
     "said.parquet": [f"{_SHORT} --teacher said.parquet"],
     "said.jsonl": [f"{_SHORT} --teacher said.jsonl"],
     "said.safetensors": [f"{_SHORT} --teacher said.safetensors"],
     "model.pt": ["convert model.pt --out other", "eval model.pt", f"{_SHORT} --teacher model.pt"],
-    "nested.pt": ["convert nested.pt --out other", "inspect nested.pt"],
+    "nested.pt": ["convert nested.pt --out other"],
     "model.safetensors": ["convert model.safetensors --out other"],
-    "model.gguf": ["convert model.gguf --out other", f"{_SHORT} --teacher model.gguf"],
-    "train.csv": [DISTILL],
-    "train.parquet": [f"{DISTILL} --data train.parquet"],
-    "train.svm*": [f"{DISTILL} --data train.svm", f"{DISTILL} --data train.svm.gz"],
-    "words/*.json": [f"{_TEXT} text.txt", "convert words --out other", f"{_WORDED} words"],
-    "words/model.safetensors": ["convert words --out other"],
-    "text.txt": [f"{_TEXT} text.txt"],
-    "text.jsonl": [f"{_TEXT} text.jsonl"],
-    "chat.jsonl": [f"{_TEXT} chat.jsonl"],
-    "text.parquet": [f"{_TEXT} text.parquet"],
+    "model.gguf": [
+        "convert model.gguf --out other --data text.txt",
+        f"{_SHORT} --teacher model.gguf",
+    ],
+    **{f"train.{kind}": [f"{DISTILL} --data train.{kind}"] for kind in ("csv", "tsv", "parquet")},
+    **{f"train.svm{end}": [f"{DISTILL} --data train.svm"] for end in ("", ".query", ".group")},
+    **{f"train.svm.{end}": [f"{DISTILL} --data train.svm.{end}"] for end in ("gz", "bz2")},
+    "parts/*": [f"{DISTILL} --data parts"],
+    "words/*.json": [f"{_TEXT} text.txt", f"{_WORDED} words"],
+    "words/*.jinja": [f"{_TEXT} chat.jsonl"],
+    "words/model.safetensors": [f"{_TEXT} text.txt"],
+    "shards/*": ["convert shards --out other --data text.txt"],
+    "old/*": ["convert old --out other --data text.txt", f"{_TEXT} text.txt --tokenizer old"],
+    **{f"text.{kind}": [f"{_TEXT} text.{kind}"] for kind in ("txt", "md", *_TABLES)},
+    **{f"chat.{kind}": [f"{_TEXT} chat.{kind}"] for kind in ("jsonl", "json", "parquet")},
+    "asked.jsonl": [f"{_TEXT} asked.jsonl"],
+    "passages.jsonl": [f"{_WORDED} words --passages passages.jsonl"],
+    "logged.jsonl": [f"{_LOGGED} --teacher logged.jsonl"],
+    **{f"reviews.{kind}": [f"{_LABELLED} reviews.{kind}"] for kind in _TABLES},
+    **{f"several.{kind}": [f"{_LABELLED} several.{kind}"] for kind in ("csv", "jsonl", "parquet")},
+    **{f"queries.{kind}": [f"{_RANKED} queries.{kind}"] for kind in ("tsv", "jsonl", "parquet")},
+    **{f"tagged.{kind}": [f"{_TAGGED} tagged.{kind}"] for kind in ("jsonl", "json", "parquet")},
+    **{f"tagged.{kind}": [f"{_TAGGED} tagged.{kind}"] for kind in ("conll", "conllu", "txt")},
+    "labels/*": [f"{_LABELLED} reviews.csv"],
+    "tags/*": [f"{_TAGGED} tagged.conll"],
+    "album/metadata.csv": [f"{_PIXELS} album"],
+    "album/*/*": [f"{_PIXELS} album"],
+    "album.parquet": [f"{_PIXELS} album.parquet"],
+    "album.jsonl": [f"{_PIXELS} album.jsonl"],
     "images.npz": [f"{_PIXELS} images.npz"],
     "idx/*": [f"{_PIXELS} idx"],
     "pictures/*/*": [f"{_PIXELS} pictures"],
-    "pixels/*": [f"{_PIXELS} images.npz", "convert pixels --out other", f"{_PICTURED} pixels"],
+    "pixels/*": [f"{_PIXELS} images.npz", f"{_PICTURED} pixels"],
     "vit/*.json": ["convert vit --out other --data images.npz", f"{_PICTURED} vit"],
-    "sentences/**/*": [
-        f"{_PAIRS} pairs.csv",
-        "convert sentences --out other",
-        f"{_PAIRED} sentences",
-    ],
-    "pairs.csv": [f"{_PAIRS} pairs.csv"],
-    "pairs.tsv": [f"{_PAIRS} pairs.tsv"],
+    "sentences/**/*": [f"{_PAIRS} pairs.csv", f"{_PAIRED} sentences"],
+    **{f"pairs.{kind}": [f"{_PAIRS} pairs.{kind}"] for kind in ("csv", "tsv", "jsonl", "parquet")},
+    "sts.csv": [f"{_PAIRS} sts.csv"],
+    "sentences.txt": [f"{_PAIRS} sentences.txt"],
     "worded/ta/*.json": ["inspect --out worded", f"{_WORDED} words"],
     "paired/ta/*.json": ["inspect --out paired", f"{_PAIRED} sentences"],
     "pictured/ta/*.json": ["inspect --out pictured", f"{_PICTURED} pixels"],
     "worded/said/*": [f"{_SHORT} --out worded --data text.txt --teacher worded/said"],
+    "traced/ta/*": [
+        "inspect --out traced",
+        f"{_SHORT} --out traced --data text.txt --teacher words",
+    ],
 }
 
 
@@ -111,15 +152,18 @@ def project(folder: Path) -> None:
     _rows()
     _texts()
     _pairs()
+    _labels()
+    _tags()
     _images()
     Path("matta.toml").write_text('[data]\ntrain = "train.csv"\n[export]\nbootstrap = 5\n')
     shutil.copy("matta.toml", "other.toml")
+    Path("cold.toml").write_text("[distill]\ntemperature = 1.0\n")
     Path("ranker.json").write_text('{"activation": "ReLU", "dropout": 0.1}')
     typed("convert model.pt --expand 2")
     typed(f"distill --teacher teacher.pt --steps 4 --eval-every 2 {TRAIN}")
     typed(f"teach --teacher teacher.pt --to said {TRAIN}")
     typed("search --target-params 60 --trials 2")
-    typed("export --widths 0.5,1")
+    typed("export --widths 0.5,1 --quantize int8")
     typed("report --baselines ground-truth")
     for source, out, data in (
         ("words", "worded", "text.txt"),
@@ -127,8 +171,13 @@ def project(folder: Path) -> None:
         ("pixels", "pictured", "images.npz"),
     ):
         typed(f"convert {source} --out {out} --data {data}")
+    _logged()
     typed(
         "teach --out worded --data text.txt --teacher words --to worded/said --allow-weak-teacher"
+    )
+    typed(
+        "convert words --out traced --data text.txt --adapter auto --task causal_lm "
+        "--example input_ids=1x8:int64"
     )
     os.chdir(before)
 
@@ -141,15 +190,19 @@ def _rows() -> None:
     rows = np.loadtxt("train.csv", delimiter=",", skiprows=1)
     columns = {name: rows[:, i] for i, name in enumerate(("a", "b", "c", "d", "label"))}
     pa.parquet.write_table(pa.table(columns), "train.parquet")
+    Path("train.tsv").write_text(Path("train.csv").read_text().replace(",", "\t"))
+    Path("parts").mkdir()
+    lines = Path("train.csv").read_text().splitlines(keepends=True)
+    for part, own in (("train", lines[1:40]), ("test", lines[40:])):
+        Path(f"parts/{part}.csv").write_text("".join([lines[0], *own]))
     cells = [" ".join(f"{i}:{value:.5f}" for i, value in enumerate(row[:4], 1)) for row in rows]
-    lines = "".join(f"{int(row[4])} {own}\n" for row, own in zip(rows, cells, strict=True))
-    Path("train.svm").write_text(lines)
+    labelled = list(zip([int(row[4]) for row in rows], cells, strict=True))
+    Path("train.svm").write_text("".join(f"{label} {own}\n" for label, own in labelled))
     for suffix in (".query", ".group"):
         Path(f"train.svm{suffix}").write_text("6\n" * 10)
-    queried = "".join(
-        f"{int(r[4])} qid:{n // 6} {c}\n" for n, (r, c) in enumerate(zip(rows, cells, strict=True))
-    )
-    Path("train.svm.gz").write_bytes(gzip.compress(queried.encode()))
+    queried = "".join(f"{y} qid:{n // 6} {own}\n" for n, (y, own) in enumerate(labelled)).encode()
+    Path("train.svm.gz").write_bytes(gzip.compress(queried))
+    Path("train.svm.bz2").write_bytes(bz2.compress(queried))
     state = ranker().state_dict()
     torch.save(state, "model.pt")
     torch.save(ranker(1).state_dict(), "teacher.pt")
@@ -166,22 +219,100 @@ def _rows() -> None:
 
 
 def _texts() -> None:
-    import pyarrow as pa
-    import pyarrow.parquet
 
     text = "\n\n".join(f"The {n}th paragraph of a text says what {n * n} is." for n in range(80))
     parts = text.split("\n\n")
-    Path("text.txt").write_text(text)
-    Path("text.jsonl").write_text("".join(f'{{"text": "{part}"}}\n' for part in parts))
-    pa.parquet.write_table(pa.table({"text": parts}), "text.parquet")
+    for kind in ("txt", "md"):
+        Path(f"text.{kind}").write_text(text)
+    tables("text", [{"text": part} for part in parts], *_TABLES)
     said = [[{"role": "user", "content": p}, {"role": "assistant", "content": p}] for p in parts]
-    Path("chat.jsonl").write_text("".join(json.dumps({"messages": own}) + "\n" for own in said))
-    gpt2(320).save_pretrained("words")
-    tokenizer_of(text).save_pretrained("words")
+    tables("chat", [{"messages": own} for own in said], "jsonl", "json", "parquet")
+    tables("asked", [{"prompt": part[:9], "completion": part[9:]} for part in parts], "jsonl")
+    tables("passages", [{"text": part} for part in parts[:9]], "jsonl")
+    model, tokenizer = gpt2(320), tokenizer_of(text)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    model.save_pretrained("words")
+    tokenizer.save_pretrained("words")
+    model.save_pretrained("shards", max_shard_size="20KB")
+    tokenizer.save_pretrained("shards")
+    # as of transformers before 4.33
+    model.config.save_pretrained("old")
+    torch.save(model.state_dict(), "old/pytorch_model.bin")
+    tokenizer.backend_tokenizer.model.save("old")
+    Path("old/tokenizer_config.json").write_text(
+        '{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}'
+    )
     tensor = b"".join((struct.pack("<Q", 10) + b"token_embd", struct.pack("<IQQIQ", 2, 4, 4, 0, 0)))
     key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 4) + b"gpt2"
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
     Path("model.gguf").write_bytes(head.ljust(-(-len(head) // 32) * 32, b"\0") + bytes(64))
+
+
+def _logged() -> None:
+    """What a server would say of the prompts, if both tokens that it names were as likely."""
+    typed("teach --out worded --data text.txt --prompts asked_for.jsonl")
+    rows = [json.loads(line) for line in Path("asked_for.jsonl").read_text().splitlines()]
+    for row in rows:
+        said = (
+            {str(t): {"logprob": -0.7}, str((t + 1) % 300): {"logprob": -0.7}}
+            for t in row["prompt_token_ids"][1:]
+        )
+        row["prompt_logprobs"] = [None, *said]
+    tables("logged", rows, "jsonl")
+
+
+def _labels() -> None:
+    """A classifier of texts, and one that ranks, with texts of each form."""
+    bert(Path("labels"), **labels("bad", "good"))
+    bert(Path("ranks"), num_labels=1)
+    Path("ranks.toml").write_text('[data]\ngroup = "query"\nid = "id"\n')
+    random = np.random.default_rng(0)
+    said = [" ".join(random.choice(PLAIN, 5)) for _ in range(60)]
+    names = ["bad", "good"]
+    tables("reviews", [{"text": t, "label": names[n % 2]} for n, t in enumerate(said)], *_TABLES)
+    lists = [{"text": t, "label": names[: n % 3]} for n, t in enumerate(said)]
+    tables("several", lists, "jsonl", "parquet")
+    hot = [{"text": t, "bad": n % 2, "good": int(n % 3 > 0)} for n, t in enumerate(said)]
+    tables("several", hot, "csv")
+    pairs = zip(said, reversed(said), strict=True)
+    asked = [
+        {"query": n // 6, "id": n, "sentence1": a, "sentence2": b, "score": n % 3}
+        for n, (a, b) in enumerate(pairs)
+    ]
+    tables("queries", asked, "tsv", "jsonl", "parquet")
+
+
+def _tags() -> None:
+    """A tagger, with words and tags of each form."""
+    tags = ("O", "B-GOOD", "I-GOOD")
+    bert(Path("tags"), BertForTokenClassification, **labels(*tags))
+    rows = [(WORDS[n % 9 : n % 9 + 4], [*tags, "O"]) for n in range(40)]
+    listed = [{"tokens": words, "tags": own} for words, own in rows]
+    tables("tagged", listed, "jsonl", "json", "parquet")
+    both = [list(zip(words, own, strict=True)) for words, own in rows]
+    for kind in ("conll", "txt"):
+        texts = ("".join(f"{word} {tag}\n" for word, tag in own) for own in both)
+        Path(f"tagged.{kind}").write_text("-DOCSTART- O\n\n" + "\n".join(texts))
+    lines = ("".join(f"{k}\t{w}\t_\t{t}\n" for k, (w, t) in enumerate(own, 1)) for own in both)
+    Path("tagged.conllu").write_text("# text\n" + "\n".join(lines))
+
+
+def tables(name: str, rows: list[dict[str, Any]], *kinds: str) -> None:
+    """Rows as files of these kinds."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    for kind in kinds:
+        path, mark = Path(f"{name}.{kind}"), {"csv": ",", "tsv": "\t"}.get(kind)
+        if mark:
+            lines = [list(rows[0]), *(map(str, row.values()) for row in rows)]
+            path.write_text("".join(mark.join(line) + "\n" for line in lines))
+        elif kind == "parquet":
+            pa.parquet.write_table(pa.Table.from_pylist(rows), path)
+        elif kind == "json":
+            path.write_text(json.dumps(rows))
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _pairs() -> None:
@@ -224,12 +355,11 @@ def _pairs() -> None:
         (folder / name).write_text(json.dumps(content))
     random = np.random.default_rng(0)
     said = [[" ".join(random.choice(names[4:], 5)) for _ in range(2)] for _ in range(60)]
-    for path, mark in (("pairs.csv", ","), ("pairs.tsv", "\t")):
-        rows = [
-            ["sentence1", "sentence2", "score"],
-            *([*own, str(n % 6)] for n, own in enumerate(said)),
-        ]
-        Path(path).write_text("".join(mark.join(row) + "\n" for row in rows))
+    scored = [{"sentence1": a, "sentence2": b, "score": n % 6} for n, (a, b) in enumerate(said)]
+    tables("pairs", scored, "csv", "tsv", "jsonl", "parquet")
+    Path("sentences.txt").write_text("".join(f"{a}\n" for a, _ in said))
+    rows = (f"main\tnews\t2012\t{n}\t{n % 6}\t{a}\t{b}\n" for n, (a, b) in enumerate(said))
+    Path("sts.csv").write_text("".join(rows))
 
 
 def _images() -> None:
@@ -259,3 +389,11 @@ def _images() -> None:
         place = Path("pictures") / "abc"[label]
         place.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(place / f"{number}.{('png', 'jpg')[number % 2]}")
+    album = [{"file_name": f"{n % 3}/{n}.png", "label": "abc"[n % 3]} for n in range(30)]
+    for n, row in enumerate(album):
+        place = Path("album") / row["file_name"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[n]).save(place)
+    tables("album/metadata", album, "csv")
+    listed = [{"path": f"album/{row['file_name']}", "label": row["label"]} for row in album]
+    tables("album", listed, "jsonl", "parquet")

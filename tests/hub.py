@@ -55,18 +55,6 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: Any) -> None:
         pass
 
-    def do_GET(self) -> None:
-        self._serve()
-
-    def do_HEAD(self) -> None:
-        self._serve()
-
-    def do_POST(self) -> None:
-        self._serve()
-
-    def do_PUT(self) -> None:
-        self._serve()
-
     def _answer(self, status: int, value: Any = None) -> None:
         body = json.dumps(value if value is not None else {}).encode()
         self.send_response(status)
@@ -121,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rest.startswith("/commit/"):
             return self._commit(name, body)
         return self._answer(404, {"error": f"no such endpoint: {path}"})
+
+    do_GET = do_HEAD = do_POST = do_PUT = _serve
 
     def _send(self, content: bytes) -> None:
         self.send_response(200)
@@ -194,9 +184,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._answer(409, {"error": "exists", "slug": slug})
             known[slug] = {**wanted, "items": []}
             return self._answer(200, self._shown(slug))
-        slug, _, more = path.removeprefix("/api/collections/").partition("/items")
+        slug = path.removeprefix("/api/collections/").removesuffix("/items")
         if path.endswith("/items"):
-            slug = path.removeprefix("/api/collections/").removesuffix("/items")
             if wanted["item"] in known[slug]["items"]:
                 return self._answer(409, {"error": "in it already"})
             known[slug]["items"].append(wanted["item"])

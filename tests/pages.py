@@ -7,6 +7,7 @@ the reader puts into matta.toml. A block behind ``<!-- not run: reason -->`` is 
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shlex
@@ -77,12 +78,11 @@ class Reader:
 
     folder: Path
     said: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=lambda: copy.deepcopy(toys.SETTINGS))
     _space: dict[str, Any] = field(default_factory=dict)
     _written: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.settings = {table: dict(values) for table, values in toys.SETTINGS.items()}
         self._save_settings()
 
     def type(self, block: Block) -> None:

@@ -1,4 +1,4 @@
-"""Text without sense, and tokenizers of any text, for the tests."""
+"""Text without sense, tokenizers of any text, and a template of chats, for the tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 WORDS = ["the", "cat", "sat", "on", "mat", "and", "then", "one", "old", "dog"]
 WORDS += ["came home", "to", "sleep by", "warm fire"]
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def prose(lines: int, seed: int = 0) -> str:

@@ -1177,6 +1177,13 @@ def test_detection(name, tmp_path):
         assert not adapter.matches(foreign)
 
 
+def test_a_foreign_state_dict_is_refused_by_every_adapter():
+    foreign = Source("m.pt", tensors={"words.weight": torch.zeros(3, 2)})
+    for adapter in plugins.adapters().values():
+        with pytest.raises(MattaError, match=r"m\.pt"):
+            adapter.load(foreign)
+
+
 def test_name_known_to_timm_is_detected():
     assert plugins.detect(open_source("vit_tiny_patch16_224")).name == "vit"
 

@@ -45,13 +45,8 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import conversations
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.training.setup import opened
-from tests.sample_text import byte_tokenizer, prose
+from tests.sample_text import CHATML, byte_tokenizer, prose
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # as Llama 2: turns alternate, the assistant's begins with a blank, and nothing opens it
 LLAMA2 = (
     "{% for message in messages %}"
@@ -316,6 +311,13 @@ def test_rows_of_another_kind_are_refused(tmp_path, wrong):
     with pytest.raises(MattaError) as caught:
         task_of(tmp_path, [{"messages": TALK}, {"messages": messages}])
     assert told in str(caught.value) and "talk.jsonl" in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0, 7, False])
+def test_a_completion_that_is_no_text_is_refused(tmp_path, value):
+    rows = [{"prompt": "a", "completion": own} for own in (" b", value)]
+    with pytest.raises(MattaError, match="hold text and (a number|true or false) in line 2: give"):
+        task_of(tmp_path, rows, template=None)
 
 
 def test_what_no_template_can_tell_is_refused(tmp_path):

@@ -12,6 +12,7 @@ from matta_adapters.encoders import Bert
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoImageProcessor,
     AutoTokenizer,
     BertConfig,
     BertModel,
@@ -27,7 +28,7 @@ from transformers import (
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import open_tokenizer, two_formats
+from matta_cli.models.tokenizer import open_tokenizer, two_formats, two_templates
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.examples import Preparation
 from matta_cli.tasks.sentence_embedding.examples import Sentences
@@ -144,6 +145,20 @@ def test_two_tokenizers_in_a_folder_are_said(tmp_path):
     assert "not tokenizer.model" in two_formats(tmp_path)
 
 
+def test_two_chat_templates_in_a_folder_are_said(tmp_path):
+    tokenizer = byte_tokenizer([prose(50)], 280)
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(tmp_path)
+    assert two_templates(tmp_path) == ""
+    card = tmp_path / "tokenizer_config.json"
+    known = json.loads(card.read_text())
+    card.write_text(json.dumps({**known, "chat_template": "{{ messages }}"}))
+    assert two_templates(tmp_path) == ""  # the same twice
+    card.write_text(json.dumps({**known, "chat_template": "{{ 1 }}"}))
+    assert "that of chat_template.jinja is used" in two_templates(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path).chat_template == "{{ messages }}"
+
+
 PROCESSORS = {
     "squash-bicubic": {"resample": 3, "size": {"height": 32, "width": 32}},
     "nearest": {"resample": 0, "size": {"height": 32, "width": 32}},
@@ -254,6 +269,26 @@ def test_what_a_processor_asks_for_and_is_not_done(tmp_path):
     put(tmp_path, "preprocessor_config.json", image_mean="half")
     with pytest.raises(MattaError, match="is damaged"):
         Preparation(tmp_path, vit())
+
+
+@pytest.mark.parametrize("key", ["do_pad", "rescale_offset"])
+def test_steps_that_are_not_done_are_refused(tmp_path, key):
+    put(tmp_path, "preprocessor_config.json", size=SIDE, **{key: True})
+    with pytest.raises(MattaError, match=f"asks for {key}"):
+        Preparation(tmp_path, vit())
+
+
+def test_a_processor_of_several_things_says_how_images_are_made(tmp_path):
+    own = {"image_processor_type": "ViTImageProcessor", "size": SIDE}
+    given = {**own, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
+    put(tmp_path, "processor_config.json", image_processor=given)
+    made = Preparation(tmp_path, vit())
+    assert made.mean.flatten().tolist() == pytest.approx([0.1] * 3) and made.notes == []
+    put(tmp_path, "preprocessor_config.json", **own, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    assert list(AutoImageProcessor.from_pretrained(tmp_path).image_mean) == [0.1] * 3
+    made = Preparation(tmp_path, vit())
+    assert made.mean.flatten().tolist() == pytest.approx([0.1] * 3)
+    assert "in two files how images are made: processor_config.json is used" in made.notes[0]
 
 
 def test_a_teacher_whose_images_are_made_otherwise_is_said(tmp_path, monkeypatch):

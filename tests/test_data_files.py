@@ -428,6 +428,22 @@ def test_sizes_of_queries_beside_libsvm(tmp_path: Path, suffix: str, mark: str) 
         of_rows(path)
 
 
+def test_queries_that_are_said_twice_in_libsvm(tmp_path: Path) -> None:
+    path = tmp_path / "rank.train"
+    path.write_text(libsvm(query=True))
+    path.with_name("rank.train.query").write_text("3\n3\n3\n3\n")
+    assert len(of_rows(path, ranking_loss="pairwise").train) == 3
+    path.with_name("rank.train.query").write_text("1\n11\n")
+    with pytest.raises(MattaError, match=r"rank.train': its qid and '.*\.query' differ: keep one"):
+        of_rows(path)
+
+
+def test_labels_beyond_float32_in_libsvm(tmp_path: Path) -> None:
+    (tmp_path / "rank.train").write_text(libsvm().replace("0 1:1 ", "1e39 1:1 ", 1))
+    with pytest.raises(MattaError, match="labels that are missing or not finite, in 1 rows"):
+        of_rows(tmp_path / "rank.train")
+
+
 def test_queries_with_holes_in_libsvm(tmp_path: Path) -> None:
     lines = libsvm(query=True).splitlines()
     lines[4] = lines[4].replace("qid:1 ", "")

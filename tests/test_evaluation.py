@@ -737,7 +737,7 @@ def test_harness_that_is_not_installed(folder, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MattaError, match=r'pip install "matta\[harness\]"'):
+    with pytest.raises(MattaError, match=r"pip install 'matta\[harness\]'"):
         measured(folder, "base", tasks=["lambada_openai"])
 
 

@@ -284,10 +284,7 @@ def test_labels_of_a_hub_dataset(tmp_path: Path) -> None:
     found = read._from_hub(rows(["10", "9", "9"]), "it", settings, known)
     assert found.classes == ["10", "9"] and found.labels.tolist() == [0, 1, 1]
     assert np.asarray(found.read(2)).max() == 40
-    for labels, sentence in (
-        (["a", None, None], "misses 2 labels, the first in row 2"),
-        ([0.5, 1.0], "holds float in row 1, but labels are all names"),
-    ):
-        with pytest.raises(MattaError, match=sentence):
-            read._from_hub(rows(labels), "it", settings, known)
+    with pytest.raises(MattaError, match="holds float in row 1, but labels are all names"):
+        read._from_hub(rows([0.5, 1.0]), "it", settings, known)
+    assert read._from_hub(rows(["a", None, None]), "it", settings, known).known.sum() == 1
     assert find.hub_held_out({"test": 1}, "it", "") == 1

@@ -62,6 +62,9 @@ def write(folder, kind: str):
     if kind == "jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / "metadata.jsonl").write_text(text)
+    elif kind == "cells.csv":
+        lines = [f"{p},{'|'.join(own) or '[]'}" for p, own in zip(paths(), SETS, strict=True)]
+        (folder / "labels.csv").write_text("\n".join(["path,label", *lines]) + "\n")
     elif kind == "csv":
         lines = [
             ",".join([p, *(str(int(v)) for v in own)]) for p, own in zip(paths(), HOT, strict=True)
@@ -76,7 +79,7 @@ def write(folder, kind: str):
     return folder
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv", "hot.jsonl", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "cells.csv", "hot.jsonl", "parquet"])
 def test_tables_of_several_labels(kind, folder):
     made, data = opened(write(folder, kind), model())
     assert np.array_equal(labels_of(data), HOT)
@@ -131,7 +134,7 @@ def test_a_hub_dataset_with_a_sequence_of_class_labels(folder, monkeypatch):
     [
         (["images/00.png,cat", "images/99.png,dog"], {}, r"1 of 2 images are not there; the first"),
         (["images/00.png,cat", ",dog"], {}, "has no path in line 3"),
-        (["images/00.png,cat", "images/01.png,"], {}, "misses 1 labels, the first in line 3"),
+        (["images/00.png,cat", "images/01.png,"], {}, "holds 1 images with a label: too little"),
         (["images/00.png,cat", "images/01.png,cow"], {}, "class 'cow', which is none of the mod"),
         (["images/00.png,cat", "images/00.png,dog"], {}, "different labels in line 2 .*line 3"),
         (["images/00.png,0", "images/01.png,7"], {}, "has 8 classes, but the model has 3"),

@@ -4,7 +4,7 @@ network.
 
 import pytest
 from browser import FOUND, Browser
-from test_report import judged_report, named
+from test_report import judged_report, labelled, named
 
 from matta_cli.report import write
 from matta_cli.report.schema import Report
@@ -28,6 +28,7 @@ def page(tmp_path_factory):
         pair["a"] = long if pair["a"] == "width 0.5" else pair["a"]
     for model in judged["models"]:
         model["of"] = long if model.get("of") == "width 0.5" else model.get("of")
+    labelled(judged, ["joy", "a label whose name is rather long", "fear"])
     write.write(Report.from_json(judged), folder)
     return folder / "report.html"
 

@@ -116,6 +116,16 @@ def test_a_family_becomes_repositories_and_a_collection(students, there):
     assert lines[0] == f"{there.url}/me/small-width-0.5" and lines[2].endswith(slug)
 
 
+@pytest.mark.parametrize("place", ["elsewhere", "'\\xZZ'", '"open', "(" * 500])
+def test_a_card_with_another_folder_stays_as_it_is(students, place):
+    card = students / "width-1/README.md"
+    lines = card.read_text().splitlines(keepends=True)
+    changed = [f"folder = {place}\n" if own.startswith("folder = ") else own for own in lines]
+    card.write_text("".join(changed))
+    result = push(str(students / "width-1"), "--to", "me/whole", "--dry-run")
+    assert result.exit_code == 0 and f"folder = {place}\n" in result.stdout, result.stderr
+
+
 def test_the_card_says_what_the_hub_reads(students, there):
     assert push(str(students / "width-1"), "--to", "me/whole").exit_code == 0
     assert list(there.repositories) == ["me/whole"] and not there.collections

@@ -102,6 +102,14 @@ def test_the_page_calls_a_gain_by_its_interval_only():
     assert row.endswith(f"| {gains.gain_over_plain(VIT, 'top1', 'two-stage', found)} |")
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem_says_what_its_metrics_are(name):
+    """An adapter of several tasks has none until it knows the model's head."""
+    problem = PROBLEMS[name]
+    for metric in problem.metrics:
+        assert gains.label(problem, metric) and gains.higher(problem, metric) in (True, False)
+
+
 def test_pairs_share_the_base_where_they_can():
     """Of the same seed and base; where an arm has no such pairs, of the same seed, and marked."""
     here = [{**record("plain", s, 0.8), "base": f"here {s}"} for s in range(2)]

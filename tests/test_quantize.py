@@ -34,7 +34,8 @@ from matta_cli.formats.programs import Listening, call_names
 from matta_cli.formats.quantized import Maker
 from matta_cli.measure import cost
 from matta_cli.measure.cost import repeated
-from matta_cli.models.folders import load_student
+from matta_cli.measure.held_out import HeldOut
+from matta_cli.models.folders import load_student, load_ta
 from matta_cli.models.save import save_model
 from matta_cli.report.claims import against_float
 from matta_cli.report.schema import ModelEntry, Report, Role
@@ -222,6 +223,20 @@ def test_refusals(ranked: Path, more: dict[str, Any], sentence: str) -> None:
     with pytest.raises(MattaError) as caught:
         export(recipe(ranked, **more), ranked / "out", overwrite=True)
     assert sentence in str(caught.value) and sorted((ranked / "out").rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "trains"), [("auto", True), ("int8-static", True), ("int8", False)]
+)
+def test_what_is_calibrated_has_examples_of_its_own(
+    ranked: Path, tmp_path: Path, kind: str, trains: bool
+) -> None:
+    rows = (ranked / "rows.csv").read_text().splitlines()
+    (tmp_path / "held.csv").write_text("\n".join(rows[:51]))
+    own = recipe(ranked, quantize=[kind])
+    own.data.held_out = str(tmp_path / "held.csv")
+    data = HeldOut.opened(own, load_ta(ranked / "out" / "ta"), ranked / "out" / "ta", 1).data
+    assert len(data.held_out[0]) == 50 and len(data.train) == (ROWS if trains else 50)
 
 
 def test_a_missing_package_is_one_sentence(ranked: Path, monkeypatch: pytest.MonkeyPatch) -> None:

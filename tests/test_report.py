@@ -835,3 +835,37 @@ def test_a_search_says_what_a_mix_is_and_how_to_get_it():
     page = html(found)
     assert "A mix is a Student whose layers differ in size" in page
     assert "mix &lt;1&gt;" in page and "<code>matta export --target-params 24000</code>" in page
+
+
+def labelled(data, names, drop=None):
+    """The report with F1 of labels: the base's rise from 0.5, Students have ``drop`` less."""
+    for entry in data["models"]:
+        for k, name in enumerate(names):
+            value = 0.5 + k / 200
+            if entry["role"] == "student":
+                value -= drop[k] if drop else 0.01
+            entry["metrics"][f"f1:{name}"] = {"value": value, "low": None, "high": None}
+    return data
+
+
+def test_a_few_labels_are_all_shown(good):
+    labelled(good, ["cat", "a|b <i>", "none"])
+    for entry in good["models"]:
+        entry["metrics"]["f1:none"]["value"] = None  # JSON's NaN
+    text, seen = markdown(good), html(good)
+    heads = "| label | Teacher | base | width 0.25 | width 0.5 | width 1 |"
+    assert heads in text and "| cat | 0.500 | 0.500 | 0.490 | 0.490 | 0.490 |" in text
+    assert r"| a\|b &lt;i&gt; |" in text
+    assert "Of 1 labels there is no held-out example" in text
+    assert "<h2>Labels</h2>" in seen and "<span>a|b &lt;i&gt;</span>" in seen
+    assert "## Labels" not in markdown(good_report())
+
+
+def test_of_many_labels_those_that_lost_most_are_shown(good):
+    names = [f"label {k}" for k in range(40)]
+    labelled(good, names, drop=[0.3 if k in (7, 23) else k / 1000 for k in range(40)])
+    found = tell(good).labels
+    assert [row[0] for row in found.rows[:3]] == ["label 7", "label 23", "label 39"]
+    assert len(found.rows) == 12 and "12 of 40 labels where Students lose most" in found.said
+    good["models"] = [entry for entry in good["models"] if entry["role"] != "base"]
+    assert tell(good).labels.rows[0][0] == "label 7" and "with the least" in tell(good).labels.said

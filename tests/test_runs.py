@@ -30,7 +30,7 @@ from matta_cli.models.folders import load_ta
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
-from matta_cli.tasks.image_classification.examples import Preparation, Renormalized
+from matta_cli.tasks.image_classification.examples import Fitted, Preparation
 from matta_cli.training import checkpoint, loop, objective, plan
 from matta_cli.training.run import distill
 
@@ -365,7 +365,7 @@ def test_a_teacher_gets_images_normalised_as_its_own(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), dtype=np.uint8)
     ours, theirs = (Preparation(tmp_path, m).input(pixels)[None] for m in (model, teacher))
     with torch.no_grad():
-        assert isinstance(fitted, Renormalized) and torch.allclose(
+        assert isinstance(fitted, Fitted) and torch.allclose(
             fitted(ours), teacher(theirs), atol=1e-5
         )
     assert task.fit_teacher(model, None, model) is model

@@ -1,5 +1,6 @@
 """A Teacher that is a file: the same lessons as from the model, and no file that does not fit."""
 
+import copy
 import json
 import shlex
 import shutil
@@ -16,7 +17,9 @@ from safetensors.torch import load_file, save_file
 from sample_text import byte_tokenizer
 from typer.testing import CliRunner
 
+from matta_cli.adapter import Source
 from matta_cli.api import judge
+from matta_cli.comparison.compare import Asked, evaluation
 from matta_cli.conversion.convert import convert
 from matta_cli.data.split import Data
 from matta_cli.errors import Interrupted, MattaError
@@ -30,6 +33,7 @@ from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.training import teach as training_teach
+from matta_cli.training import teacher_file
 from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
 from matta_cli.training.start import EXAMPLES, Start, Starting
@@ -160,6 +164,23 @@ def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     assert weights("out") == once
     with pytest.raises(MattaError, match=r"name its column in data\.id"):
         distill(settings("said.jsonl"), Path("out"), overwrite=True)
+
+
+def test_lines_of_json_are_read_as_they_stand(tmp_path):
+    path, names = tmp_path / "said.jsonl", ["2020-01-01", "2020-01-02"]
+    rows = [{"id": name, "logits": [0.123456789] * 100_000} for name in names]
+    path.write_text("\ufeff" + "".join(json.dumps(row) + "\n" for row in rows))
+    said = teacher_file.read(path)
+    assert said.key.tolist() == names and said.values["logits"].shape == (2, 100_000)
+
+
+def test_numbers_beyond_float32_are_refused(folder):
+    convert(settings(), Path("out"))
+    count = pa.parquet.read_table("train.parquet").num_rows
+    rows = {"row": range(count), "score": [1e39, *[0.5] * (count - 1)]}
+    pa.parquet.write_table(pa.table(rows), "said.parquet")
+    with pytest.raises(MattaError, match="column 'score' has values that are not finite, at row 0"):
+        distill(settings("said.parquet"), Path("out"))
 
 
 def text_folder(tmp_path, monkeypatch):
@@ -313,6 +334,7 @@ def images(tmp_path, monkeypatch):
             num_classes=4,
             pretrained_cfg_overlay={"input_size": (3, 16, 16)},
         )
+        vit.pretrained_cfg |= {"num_classes": 4, "label_names": list("abcd")}
         Path(name).mkdir()
         plugins.adapter("vit").save(vit, Path(name))
     recipe = Recipe()
@@ -325,6 +347,35 @@ def images(tmp_path, monkeypatch):
     recipe.distill.steps, recipe.distill.batch_size = 4, 8
     convert(recipe, Path("out"))
     return recipe, labels
+
+
+def test_a_teacher_of_other_normalisation_and_order_is_written_down_and_measured(images):
+    """It is the base, on images normalised otherwise, and with its classes in another order."""
+    recipe, _ = images
+    base = plugins.adapter("vit").load(Source("base", folder=Path("base")))
+    twin, order = copy.deepcopy(base), [2, 0, 3, 1]
+    weight, bias = base.patch_embed.proj.weight, base.patch_embed.proj.bias
+    own = {**base.pretrained_cfg, "label_names": [list("abcd")[k] for k in order]}
+    moved = [(m - 0.2) / s for m, s in zip(own["mean"], own["std"], strict=True)]
+    own["mean"] = (0.2,) * 3
+    with torch.no_grad():
+        shift = (weight * torch.tensor(moved)[:, None, None]).sum((1, 2, 3))
+        twin.patch_embed.proj.bias.copy_(bias - shift)
+        twin.head.weight.copy_(base.head.weight[order])
+        twin.head.bias.copy_(base.head.bias[order])
+    twin.pretrained_cfg = own
+    Path("twin").mkdir()
+    plugins.adapter("vit").save(twin, Path("twin"))
+    recipe.distill.teacher, recipe.export.bootstrap = "twin", 10
+    teach(recipe, Path("out"), Path("said"))
+    said = load_file("said/shard-00000.safetensors")
+    pixels = torch.from_numpy(np.load("images.npz")["images"][said["row"]]).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        expected = base((pixels / 255 - 0.5) / 0.5)
+    assert expected.std() > 0.01 and torch.allclose(said["logits"], expected, atol=1e-4)
+    found = evaluation(recipe, Asked(["base", "twin"]), Path("out"))["models"]
+    one, other = ({name: v["value"] for name, v in m["metrics"].items()} for m in found)
+    assert one == pytest.approx(other, abs=1e-4)
 
 
 def test_labels_and_soft_labels_of_images(images):

@@ -121,7 +121,6 @@ def test_numbers_that_are_names_are_taken_for_names(tmp_path: Path) -> None:
             [("a", "good"), ("b", "great"), ("c", "great")],
             "holds 'great' in line 3.*2 rows.*'mixed'",
         ),
-        ([("a", "good"), ("b", ""), ("c", "bad")], "misses 1 of 3 labels, the first in line 3"),
         ([("a", "good"), ("b", "3"), ("c", "bad")], "holds '3' in line 3"),
         ([("a", 0), ("b", 1), ("c", 7)], "holds '7' in line 4"),
         ([("", "good"), (" ", "bad")], "no rows with a text"),
@@ -212,6 +211,36 @@ def test_a_constant_answer_is_no_better_than_guessing(home: Path, tmp_path: Path
 
 SEVERAL = [["good", "mixed"], [], ["bad"], ["good"], ["mixed"], ["bad", "mixed"]] * 4
 HOT = [[int(name in own) for name in THREE] for own in SEVERAL]
+
+
+@pytest.mark.parametrize("problem", [None, "multi_label_classification"])
+def test_several_labels_in_a_cell(problem: str | None, tmp_path: Path) -> None:
+    names = ("bad", "good, in part", "mixed")
+    bert(tmp_path / "m", problem_type=problem, **labels(*names))
+    filled = [row if any(row) else [1, 0, 0] for row in HOT]
+    own = [[name for name, yes in zip(names, row, strict=True) if yes] for row in filled]
+    for join in ("|".join, "; ".join, " | ".join, json.dumps, str):
+        path = table(tmp_path / "t.csv", ["text", "label"], [("film", join(row)) for row in own])
+        data = opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+        assert data.train.batch(range(len(own)))["label"].int().tolist() == filled
+
+
+def test_an_unknown_label_of_a_cell_is_named(tmp_path: Path) -> None:
+    bert(tmp_path / "m", problem_type="multi_label_classification", **labels(*THREE))
+    path = table(tmp_path / "t.csv", ["text", "label"], [("a", "bad|good"), ("b", "good|great")])
+    message = r"Column 'label' holds 'great' in line 3 of .*, which is none of the model's: 'bad'"
+    with pytest.raises(MattaError, match=message):
+        opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+    table(path, ["text", "label"], [("a", "0|1"), ("b", "2"), ("c", "[]"), ("d", "")])
+    data = opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+    label = data.train.batch(range(3))["label"].int().tolist()
+    assert label == [[1, 1, 0], [0, 0, 1], [0, 0, 0]] and len(data.train) == 3
+    table(path, ["text", "label"], [("a", "bad, good"), ("b", "mixed")])
+    data = opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+    assert data.train.batch(range(2))["label"].int().tolist() == [[1, 1, 0], [0, 0, 1]]
+    table(path, ["text", "label"], [("a", "1, 0, 1"), ("b", "0, 0, 1")])
+    data = opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+    assert data.train.batch(range(2))["label"].int().tolist() == [[1, 0, 1], [0, 0, 1]]
 
 
 @pytest.mark.parametrize("form", ["names", "numbers", "hot", "decimals", "columns"])
@@ -501,3 +530,13 @@ def test_sizes_are_searched_by_the_metric_of_the_kind(tmp_path: Path) -> None:
     recipe.update({"export": {"target_params": ["95%"]}, "search": {"trials": 1}}, "test")
     report = export(recipe, out)
     assert [m.name for m in report.metrics] == ["spearman", "pearson", "mae"]
+
+
+@pytest.mark.parametrize("score", ["1700000123", "1e39"])
+def test_numbers_that_float32_would_change_are_refused(tmp_path: Path, score: str) -> None:
+    bert(tmp_path / "model", num_labels=1)
+    rows = [(own, k) for k, (own, _) in enumerate(reviews(20))]
+    rows[2] = (rows[2][0], score)
+    found = task(train=str(table(tmp_path / "train.csv", ["text", "label"], rows)))
+    with pytest.raises(MattaError, match=rf"holds '{score}' in line 4 .*, which float32 would"):
+        opened(found, tmp_path / "model")

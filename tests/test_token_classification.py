@@ -123,7 +123,7 @@ def test_universal_dependencies_give_parts_of_speech(tmp_path: Path) -> None:
             r"'film' of the text from line 1.*'B-FILM' \(2 words",
         ),
         ("the O\nfilm X O\n", "has 3 columns in line 2, but 2, as the lines before"),
-        ("the\nfilm\n", "has 1 columns in line 1, but a word and its tag"),
+        ("the\nfilm\n", "has one column: a word and its tag are needed"),
         ("\n\n", "no texts with words and tags"),
     ],
 )
@@ -133,6 +133,12 @@ def test_what_is_wrong_with_a_file_is_named(
     (tmp_path / "t.conll").write_text(text)
     with pytest.raises(MattaError, match=message):
         opened(task(train=str(tmp_path / "t.conll"), held_out=str(tmp_path / "t.conll")), home)
+
+
+def test_a_blank_that_does_not_break_is_a_part_of_a_word(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.conll").write_text("the O\nvery\u00a0good  B-GOOD\n\n" * 2)
+    data = opened(task(train=str(tmp_path / "t.conll")), home)
+    assert data.train.rows.words == [["the", "very\u00a0good"]]
 
 
 def test_each_word_needs_a_tag(home: Path, tmp_path: Path) -> None:

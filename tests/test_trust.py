@@ -245,6 +245,18 @@ def test_report_json_and_search_json(foreign):
     assert (outside / "README.md").read_text() == "mine"
 
 
+@pytest.mark.parametrize("what", ["width-1/README.md", "width-1"])
+def test_a_card_that_is_a_link_takes_no_verdict(foreign, tmp_path, what):
+    link, mine = Path("matta-out/students") / what, tmp_path / "mine"
+    shutil.move(link, mine)
+    link.symlink_to(mine)
+    card = mine / "README.md" if mine.is_dir() else mine
+    before = card.read_text()
+    done = typed("report")
+    assert done.exit_code == 1 and f"{link} is a link to {mine}" in done.output, done.output
+    assert card.read_text() == before and link.is_symlink()
+
+
 def test_a_trials_journal_is_no_pickle(foreign, tmp_path):
     pytest.importorskip("optuna")
     folder = Path("matta-out/search")

@@ -24,13 +24,8 @@ from transformers import (
     LlamaForCausalLM,
 )
 
-from tests.sample_text import byte_tokenizer, prose
+from tests.sample_text import CHATML, byte_tokenizer, prose
 
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 # settings that make a run short; random Teachers teach nothing, so they are let pass
 SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"eval_examples": 24},

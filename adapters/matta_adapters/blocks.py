@@ -11,10 +11,11 @@ from typing import Any
 
 from torch import nn
 
-from matta_adapters.shapes import heads_as_wide, makes, one_for_all, reads
+from matta_adapters.shapes import heads_as_wide, makes, one_for_all, reads, there
 from matta_adapters.skeleton import skeleton
-from matta_adapters.stock import Transformers
-from matta_cli.adapter import Axis, Sizes, Slice
+from matta_adapters.stock import Transformers, empty
+from matta_cli.adapter import Axis, Sizes, Slice, Source
+from matta_cli.errors import MattaError
 
 
 class Blocks(Transformers):
@@ -37,14 +38,19 @@ class Blocks(Transformers):
     out: str
     up: tuple[str, ...]
     down: str
+    refused = {"quantization_config": "is quantized: matta needs the weights that it was made from"}
     interleaved = False
     wide = False
     inner = "intermediate_size"
 
+    def matches(self, source: Source) -> bool:
+        other = source.config.get("model_type") not in (None, *self.classes)
+        return not (source.tensors is not None and other) and super().matches(source)
+
     def axes(self, model: Any) -> list[Axis]:
         """mlp.I, heads.I (in channels of the keys, whole heads at a time), hidden, depth."""
         blocks, axes = model.get_submodule(self.layers), []
-        stream = [*self._enters(model), *self._whole(model, self.last_norm)]
+        stream = [*self._enters(model), *there(model, self.last_norm)]
         for i, block in enumerate(blocks):
             path = f"{self.layers}.{i}"
             up, down = self._mlp(block)
@@ -53,7 +59,7 @@ class Blocks(Transformers):
             axes.append(Axis(f"mlp.{i}", units, tuple(mlp)))
             axes.append(self._heads(model, path, block, i))
             for norm in self.norms:
-                stream += self._whole(model, f"{path}.{norm}")
+                stream += there(model, f"{path}.{norm}")
             stream += reads(model, path, *self.qkv, *up)
             stream += makes(model, path, self.out, down)
         stream += self._head(model)
@@ -67,6 +73,27 @@ class Blocks(Transformers):
             added = added if self._before(config) else []
             axes.append(Axis("depth", len(blocks), tuple(added), layers=self.layers))
         return axes
+
+    def _configured(self, source: Source, untold: str) -> Any:
+        """The model of the configuration beside a state dict, without weights.
+
+        Raises ``MattaError`` where there is none; untold: what the tensors then do not tell.
+        """
+        import transformers
+
+        given = dict(source.config)
+        kind = given.pop("model_type", None)
+        if kind not in self.classes:
+            raise MattaError(
+                f"{source.name!r} is a state dict, and its {untold} cannot be told from tensors: "
+                f"pass its config.json, whose model_type is {' or '.join(self.classes)}, with "
+                "--config."
+            )
+        return empty(
+            lambda: transformers.AutoConfig.for_model(kind, **given),
+            self._class(kind),
+            f"transformers cannot build a {kind} from --config",
+        )
 
     @abstractmethod
     def _enters(self, model: Any) -> list[Slice]:
@@ -83,12 +110,6 @@ class Blocks(Transformers):
     def _mlp(self, block: Any) -> tuple[tuple[str, ...], str]:
         """What makes a block's hidden units, and what reads them."""
         return self.up, self.down
-
-    def _whole(self, model: Any, path: str) -> list[Slice]:
-        """A norm of the stream, where the model has it."""
-        body, _, name = path.rpartition(".")
-        there = getattr(model.get_submodule(body), name, None) is not None
-        return makes(model, body, name) if there else []
 
     def _fused(self, block: Any) -> int:
         """How many times an MLP's units lie in what makes them: a gate may lie with them."""
@@ -158,13 +179,11 @@ class Blocks(Transformers):
         """Set what modules keep of their sizes beside their tensors."""
 
     def unsupported(self, model: Any) -> str:
-        kind = model.config.model_type
-        for name, given in self._sizes(model).items():
+        kind, sizes = model.config.model_type, self._sizes(model)
+        for name, given in sizes.items():
             if uneven := one_for_all(f"a transformers {kind}", name, given, "different ones"):
                 return uneven
-        (width, *_), (heads, *_) = (
-            self._sizes(model)[name] for name in ("hidden_size", "num_attention_heads")
-        )
+        width, heads = sizes["hidden_size"][0], sizes["num_attention_heads"][0]
         if self.wide:
             channels = {heads * self._channels(model.get_submodule(self.layers)[0])}
             return heads_as_wide(f"a transformers {kind}", channels, width)

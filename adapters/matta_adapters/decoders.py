@@ -17,17 +17,13 @@ from torch import Tensor, nn
 
 from matta_adapters.blocks import Blocks
 from matta_adapters.shapes import makes
-from matta_adapters.stock import CausalLM, empty
+from matta_adapters.stock import CausalLM
 from matta_cli.adapter import Axis, Slice, Source
-from matta_cli.errors import MattaError
-
-_QUANTIZED = "is quantized: matta needs the weights that it was made from"
 
 
 class Decoder(CausalLM, Blocks):
     """A decoder whose parts have the names that a subclass gives; its own are Llama's."""
 
-    refused = {"quantization_config": _QUANTIZED}
     embedding = "model.embed_tokens.weight"
     old = re.compile(r"rotary_emb\.inv_freq$")  # the configuration says what they are
     bodies = ("model.", "")
@@ -41,10 +37,6 @@ class Decoder(CausalLM, Blocks):
     up: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     down = "mlp.down_proj"
 
-    def matches(self, source: Source) -> bool:
-        other = source.config.get("model_type") not in (None, *self.classes)
-        return not (source.tensors is not None and other) and super().matches(source)
-
     def _enters(self, model: Any) -> list[Slice]:
         body, _, name = self.embedding.removesuffix(".weight").rpartition(".")
         return makes(model, body, name)
@@ -55,21 +47,7 @@ class Decoder(CausalLM, Blocks):
         return [] if tied else [Slice("lm_head.weight", 1, outgoing=True)]
 
     def _empty(self, named: Mapping[str, Tensor], untied: bool, source: Source) -> Any:
-        import transformers
-
-        given = dict(source.config)
-        kind = given.pop("model_type", None)
-        if kind not in self.classes:
-            raise MattaError(
-                f"{source.name!r} is a state dict, and its heads and rotary embeddings cannot be "
-                "told from tensors: pass its config.json, whose model_type is "
-                f"{', '.join(self.classes)}, with --config."
-            )
-        return empty(
-            lambda: transformers.AutoConfig.for_model(kind, **given),
-            getattr(transformers, self.classes[kind]),
-            f"transformers cannot build a {kind} from --config",
-        )
+        return self._configured(source, "heads and rotary embeddings")
 
 
 class Llama(Decoder):

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from matta_adapters.pooling import pooling
-from matta_adapters.shapes import heads_as_wide, makes, one_for_all, reads, stored_sizes
+from matta_adapters.shapes import (
+    heads_as_wide,
+    makes,
+    module_at,
+    one_for_all,
+    reads,
+    stored_sizes,
+    there,
+)
 from matta_adapters.skeleton import fill, read_config, skeleton, some
 from matta_adapters.stock import Transformers, empty, opened
 from matta_cli.adapter import Axis, Sizes, Slice, Source
@@ -70,17 +78,15 @@ class Encoder(Transformers):
     def matches(self, source: Source) -> bool:
         """Whether it is one of ``classes``; if so, ``task`` is what it says that it is for."""
         told = source.config.get("model_type")
-        head = _declared(source.config)
         if source.module is not None:
             kinds = {_named(kind, end) for kind in self.classes.values() for end in ("", *HEADS)}
-            head = _head(source.module)
             known = any(c.__name__ in kinds for c in type(source.module).__mro__)
         elif source.tensors is not None and told is not None:
             whole = [{f"{body}{n}" for n in self.tensors} for body in (self.prefix, "")]
             known = told in self.classes and any(names <= set(source.tensors) for names in whole)
         else:
             known = super().matches(source)
-            head = _declared(read_config(source.folder)) if source.folder is not None else head
+        head = _head_of(source) if known else ""
         if known and (head or source.tensors is None):
             self.task = HEADS.get("" if _drops(head, source) else head, _ALONE)
         return known
@@ -134,16 +140,16 @@ class Encoder(Transformers):
 
     def _qkv(self, model: nn.Module, path: str) -> list[str]:
         """What makes the heads of a block, as far as it has that."""
-        return [name for name in self.qkv if _module(model, f"{path}.{name}") is not None]
+        return [name for name in self.qkv if module_at(model, f"{path}.{name}") is not None]
 
     def _hidden(self, model: Any) -> Axis:
         """The residual stream, with all that is as wide up to the head's last layer."""
         body, slices = self._body(model), list[Slice]()
         for name in self._stream(model):
-            slices += _there(model, body + name)
+            slices += there(model, body + name)
         for path in self._paths(model):
             for norm in self.norms:
-                slices += _there(model, f"{path}.{norm}")
+                slices += there(model, f"{path}.{norm}")
             slices += reads(model, path, *self._qkv(model, path), *self.up)
             slices += makes(model, path, self.out, self.down)
         *between, last = self._after(model)
@@ -361,24 +367,19 @@ def _declared(config: Mapping[str, Any]) -> str:
     return next((head for head in HEADS if first.endswith(head)), "")
 
 
+def _head_of(source: Source) -> str:
+    """The head of a source: of its module, or as the configuration that comes with it says."""
+    if source.module is not None:
+        return _head(source.module)
+    return _declared(source.config if source.folder is None else read_config(source.folder))
+
+
 def _drops(head: str, source: Source) -> bool:
     """Whether a head is to be left out: where the user says so, and asks for no such task."""
     return bool(head) and source.drop_head and source.task in ("", _ALONE)
 
 
-def _there(model: nn.Module, path: str) -> list[Slice]:
-    """Where the units lie that a module makes; nowhere where the model has none of that name."""
-    return makes(model, "", path) if _module(model, path) is not None else []
-
-
 def _rows(model: nn.Module, path: str) -> int | None:
     """How many entries an embedding has; None where there is none."""
-    found = _module(model, path)
+    found = module_at(model, path)
     return found.num_embeddings if isinstance(found, nn.Embedding) else None
-
-
-def _module(model: nn.Module, path: str) -> Any:
-    """The module at a path; None where there is none."""
-    above, _, name = path.rpartition(".")
-    found = getattr(model.get_submodule(above), name, None)
-    return found if isinstance(found, nn.Module) else None

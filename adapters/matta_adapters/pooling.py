@@ -24,7 +24,7 @@ def pooling(folder: Path, name: str, notes: list[str]) -> str:
     listed = folder / "modules.json"
     try:
         steps = json.loads(listed.read_text(encoding="utf-8"))
-        paths = {step["type"].rpartition(".")[2]: step["path"] for step in steps}
+        paths = {step["type"].rpartition(".")[2]: Path(step["path"]) for step in steps}
     except OSError:
         if not known:
             notes.append(

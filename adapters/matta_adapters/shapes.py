@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,6 +33,18 @@ def reads(model: nn.Module, path: str, *names: str, unit: int = 1) -> list[Slice
         dim = 0 if hasattr(model.get_submodule(name), "nf") else 1
         found.append(Slice(f"{name}.weight", dim, outgoing=True, unit=unit))
     return found
+
+
+def there(model: nn.Module, path: str) -> list[Slice]:
+    """Where the units lie that a module makes; nowhere where the model has none of that name."""
+    return makes(model, "", path) if module_at(model, path) is not None else []
+
+
+def module_at(model: nn.Module, path: str) -> Any:
+    """The module at a path; None where there is none."""
+    above, _, name = path.rpartition(".")
+    found = getattr(model.get_submodule(above), name, None)
+    return found if isinstance(found, nn.Module) else None
 
 
 def stored_sizes(

@@ -79,6 +79,12 @@ class Transformers(Adapter):
             return f"it is a {type(source.module).__name__}"
         return "it is neither a folder, nor a state dict, nor a module"
 
+    def _class(self, model_type: str) -> Any:
+        """The class of transformers for a model type of ``classes``."""
+        import transformers
+
+        return getattr(transformers, self.classes[model_type])
+
     def save(self, model: Any, folder: Path) -> None:
         with quiet():
             model.save_pretrained(folder)
@@ -105,11 +111,8 @@ class CausalLM(Transformers):
     old: re.Pattern[str]
 
     def _from_folder(self, folder: Path, source: Source) -> Any:
-        import transformers
-
-        kind = self.classes[read_config(folder)["model_type"]]
-        own = getattr(transformers, kind)
-        model, _, _ = opened(own, source, f"a {kind}", "one of its tensors", self.old)
+        own = self._class(read_config(folder)["model_type"])
+        model, _, _ = opened(own, source, f"a {own.__name__}", "one of its tensors", self.old)
         return model
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:

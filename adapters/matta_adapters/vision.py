@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from matta_adapters.blocks import Blocks
 from matta_adapters.shapes import makes, one_for_all
 from matta_adapters.skeleton import fill, read_config, some
-from matta_adapters.stock import empty, opened
+from matta_adapters.stock import opened
 from matta_cli.adapter import Slice, Source
 from matta_cli.errors import MattaError
 
@@ -37,7 +37,6 @@ class ImageClassifier(Blocks):
 
     task = "image_classification"
     loader = "transformers.AutoModelForImageClassification.from_pretrained({folder})"
-    refused = {"quantization_config": "is quantized: matta needs the weights that it was made from"}
 
     body: str
     enters: tuple[str, ...] = ("embeddings.patch_embeddings.projection",)
@@ -53,14 +52,6 @@ class ImageClassifier(Blocks):
     out = "attention.o_proj"
     up = ("mlp.fc1",)
     down = "mlp.fc2"
-
-    def matches(self, source: Source) -> bool:
-        if source.folder is not None:
-            return read_config(source.folder).get("model_type") in self.classes
-        if source.tensors is not None:
-            other = source.config.get("model_type") not in (None, *self.classes)
-            return not other and set(source.tensors) >= {f"{self.body}.{n}" for n in self.tensors}
-        return any(c.__name__ in self.classes.values() for c in type(source.module).__mro__)
 
     def load(self, source: Source) -> nn.Module:
         model: Any = super().load(source)
@@ -85,27 +76,11 @@ class ImageClassifier(Blocks):
         return self._opened(self._class(read_config(folder)["model_type"]), source)
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:
-        import transformers
-
-        given = dict(source.config)
-        name = given.pop("model_type", None)
-        if name not in self.classes:
-            raise MattaError(
-                f"{source.name!r} is a state dict, and its heads cannot be told from tensors: pass "
-                f"its config.json, whose model_type is {' or '.join(self.classes)}, with --config."
-            )
-        failing = f"transformers cannot build a {name} from --config"
-        kind = self._class(name)
-        model = empty(lambda: transformers.AutoConfig.for_model(name, **given), kind, failing)
+        model = self._configured(source, "heads")
         if source.sizes:
             self._settle(model)
             return fill(self.build(model, source.sizes), tensors, source.name)
-        return self._opened(kind, source, model.config)
-
-    def _class(self, model_type: str) -> Any:
-        import transformers
-
-        return getattr(transformers, self.classes[model_type])
+        return self._opened(type(model), source, model.config)
 
     def _opened(self, kind: Any, source: Source, config: Any = None) -> Any:
         """The model of a class of transformers. Raises ``MattaError`` where it has no head."""
@@ -140,7 +115,8 @@ class ViT(ImageClassifier):
     kind = "a ViT classifier of transformers"
     tensors = ("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight")
     others = r"^(vit\.)?pooler\."
-    body, layers, last_norm = "vit", "vit.layers", "vit.layernorm"
+    body, bodies = "vit", ("vit.",)
+    layers, last_norm = "vit.layers", "vit.layernorm"
     tokens: Mapping[str, int] = {"embeddings.cls_token": 2, "embeddings.position_embeddings": 2}
 
     def _fit(self, student: Any) -> None:
@@ -156,7 +132,8 @@ class Dinov2(ViT):
     classes = {"dinov2": "Dinov2ForImageClassification"}
     kind = "a DINOv2 classifier of transformers"
     others = "^$"
-    body, layers, last_norm = "dinov2", "dinov2.encoder.layer", "dinov2.layernorm"
+    body, bodies = "dinov2", ("dinov2.",)
+    layers, last_norm = "dinov2.encoder.layer", "dinov2.layernorm"
     tokens = {**ViT.tokens, "embeddings.mask_token": 1, "embeddings.register_tokens": 2}
     unread = ("embeddings.mask_token",)
     norms = ("norm1", "norm2", "layer_scale1", "layer_scale2")
@@ -169,20 +146,23 @@ class Dinov2(ViT):
             return ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
         return super()._mlp(block)
 
+    def _ratio(self, model: Any, width: int, units: int) -> int:
+        """How many times an MLP of so many units is wider than the stream; 0: no whole number."""
+        gated, ratios = bool(model.config.use_swiglu_ffn), range(1, _LARGEST + 1)
+        return next((ratio for ratio in ratios if _units(width, ratio, gated) == units), 0)
+
     def _sizes(self, model: Any) -> dict[str, list[int]]:
-        sizes, gated = super()._sizes(model), bool(model.config.use_swiglu_ffn)
+        sizes = super()._sizes(model)
         [width] = sizes["hidden_size"]
-        ratios = {_units(width, ratio, gated): ratio for ratio in range(_LARGEST, 0, -1)}
-        return {**sizes, self.inner: [ratios.get(units, 0) for units in sizes[self.inner]]}
+        return {**sizes, self.inner: [self._ratio(model, width, n) for n in sizes[self.inner]]}
 
     def unsupported(self, model: Any) -> str:
-        widths = super()._sizes(model)[self.inner]
-        kind = f"a transformers {model.config.model_type}"
+        kind, sizes = f"a transformers {model.config.model_type}", super()._sizes(model)
+        [width], widths = sizes["hidden_size"], sizes[self.inner]
         if uneven := one_for_all(kind, self.inner, widths):
             return uneven
-        [width], gated = {*super()._sizes(model)["hidden_size"]}, model.config.use_swiglu_ffn
-        if not self._sizes(model)[self.inner][0]:
-            thirds = "two thirds of " if gated else ""
+        if not self._ratio(model, width, widths[0]):
+            thirds = "two thirds of " if model.config.use_swiglu_ffn else ""
             wide = f"MLPs of {thirds}a whole multiple of that"
             return f"{kind} that is {width} wide has {wide}, not of {widths[0]}"
         return super().unsupported(model)
@@ -200,7 +180,7 @@ class Dinov2WithRegisters(Dinov2):
     name = "dinov2_with_registers"
     classes = {"dinov2_with_registers": "Dinov2WithRegistersForImageClassification"}
     kind = "a DINOv2 classifier with registers of transformers"
-    body = "dinov2_with_registers"
+    body, bodies = "dinov2_with_registers", ("dinov2_with_registers.",)
     layers, last_norm = f"{body}.encoder.layer", f"{body}.layernorm"
 
 
@@ -212,12 +192,9 @@ class CLIP(ImageClassifier):
     kind = "a classifier on CLIP's vision tower, of transformers"
     tensors = ("embeddings.class_embedding", "embeddings.position_embedding.weight")
     others = r"^(text_model|text_projection|visual_projection|logit_scale)\b|\bposition_ids$"
-    body, layers = "vision_model", "vision_model.encoder.layers"
-    enters: tuple[str, ...] = (
-        "embeddings.patch_embedding",
-        "embeddings.position_embedding",
-        "pre_layrnorm",
-    )
+    body, bodies = "vision_model", ("vision_model.",)
+    layers = "vision_model.encoder.layers"
+    enters: tuple[str, ...] = (*_EMBEDDINGS, "pre_layrnorm")
     tokens: Mapping[str, int] = {"embeddings.class_embedding": 0}
     last_norm = "vision_model.post_layernorm"
     unread: tuple[str, ...] = ("post_layernorm",)

@@ -39,7 +39,7 @@ class Gain(NamedTuple):
 
 
 def _metrics(problem: Problem) -> dict[str, Metric]:
-    task = tasks_task.task(plugins.adapter(problem.adapter).task, Recipe())
+    task = tasks_task.task(problem.task or plugins.adapter(problem.adapter).task, Recipe())
     return {metric.name: metric for metric in task.metrics}
 
 

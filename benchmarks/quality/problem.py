@@ -51,7 +51,7 @@ class Problem:
     are chosen. size: the width that the claim is about. optimizers: tried besides AdamW. shares:
     the problem whose data, bases and Teacher these are too. only: the arms that are run; empty:
     all. quick: whether the quick run has it. quick_examples: of a split, that the quick run
-    measures on at most.
+    measures on at most. task: where the adapter has several.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Problem:
     quick: bool = True
     quick_examples: int = 500
     tuning_seeds: int = 1
+    task: str = ""
 
     @property
     def middle(self) -> float:

@@ -156,6 +156,7 @@ PROBLEMS = {
             labelled=False,
             optimizers=(),
             quick_examples=100,
+            task="sentence_embedding",
             only=(
                 "plain",
                 "matta",

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def train(own: Recipe, out: Path, base: Path, listen: Listener) -> None:
         distill(own, out, resume=last is not None, listen=listen)
 
 
+@cache
+def reached(out: str) -> dict[str, Any]:
+    """What a run had come to at its last sound checkpoint."""
+    return counters_of(Workspace(Path(out)).sound()[0])
+
+
 def measured(given: argparse.Namespace, base: Path) -> dict[str, Any]:
     """The base, the untrained cuts and every arm's Students on the same examples."""
     own = recipe("family", given)
@@ -119,12 +126,10 @@ def measured(given: argparse.Namespace, base: Path) -> dict[str, Any]:
         arms |= {f"{out}@{width:g}": arm for width, out in folders(arm, given).items()}
     result = evaluation(own, Asked(list(arms), ta=f"{ta}@1"), base, say=console.say)
     for model in result["models"]:
-        where, _, width = model["name"].rpartition("@")
+        out, _, width = model["name"].rpartition("@")
         model |= {"arm": arms[model["name"]], "width": float(width)}
         if arms[model["name"]] in ARMS:
-            last, _ = Workspace(Path(where)).sound()
-            counters = counters_of(last) if last is not None else {}
-            model |= {"steps": counters["step"], "seconds": counters["seconds"]}
+            model |= {"steps": reached(out)["step"], "seconds": reached(out)["seconds"]}
     return result
 
 
@@ -146,7 +151,8 @@ def main() -> None:
             convert(recipe("family", given), base, listen=listen)
         taken = steps(given, base, listen)
         for arm in given.arms:
-            for width, out in folders(arm, given).items():
+            runs = {out: width for width, out in folders(arm, given).items()}
+            for out, width in runs.items():
                 own = recipe(arm, given)
                 own.distill.steps = taken[arm]
                 if arm in SEPARATE:

@@ -13,7 +13,7 @@ from typing import Any
 
 from matta_cli import console, trust
 from matta_cli.commands import options
-from matta_cli.errors import command, said
+from matta_cli.errors import command, install, said
 from matta_cli.version import __version__
 
 SECONDS = 3.0  # that the hub may take to answer
@@ -37,7 +37,7 @@ def doctor(json: options.Json = False) -> None:
         console.table(["what", "which"], _rows(found), left=True, prose=["which"])
     missing = [name for name, extra in found["extras"].items() if extra["missing"]]
     if missing:
-        console.say(f"An extra is installed by its name: pip install 'matta[{missing[0]}]'.")
+        console.say(f"An extra is installed by its name: {install(missing[0])}.")
     console.hint(command("demo"))
 
 

@@ -10,8 +10,9 @@ from matta_cli.commands import options
 from matta_cli.data import find
 from matta_cli.errors import MattaError
 from matta_cli.files.atomic import refuse_existing
-from matta_cli.files.workspace import Workspace, no_student, no_ta
+from matta_cli.files.workspace import Workspace, refuse_no_student
 from matta_cli.models import names
+from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
 
 
@@ -46,13 +47,7 @@ def trained(recipe: Recipe, out: Path) -> None:
     Workspace(out).refuse_unconverted()
     if Workspace(out).newest() is None:
         Workspace(out).refuse_untrained()
-    data(recipe)
-
-
-def folder(path: Path) -> None:
-    """Raise ``MattaError`` where there is no TA or Student, for there is no such folder."""
-    if not path.is_dir():
-        raise no_ta(path)
+    data(recipe, training=calibrates(recipe.export.quantize))
 
 
 def exported(out: Path, name: str) -> None:
@@ -65,8 +60,7 @@ def exported(out: Path, name: str) -> None:
 def students(folders: Iterable[Path]) -> None:
     """Raise ``MattaError`` where a folder that should hold a Student is not there."""
     for path in folders:
-        if not path.is_dir():
-            raise no_student(path)
+        refuse_no_student(path)
 
 
 def one_of(family: str, named: Sequence[str | Path]) -> None:

@@ -109,4 +109,4 @@ def show(report: Report, out: Path, name: str, json: bool) -> None:
         console.say(f"In Python: {loads}")
     console.say(f"Report: {space.report.with_suffix('.html')}")
     named = ("--name", name) if name else ()
-    console.hint(command("eval", *named, *(() if out == options.OUT else ("--out", out))))
+    console.hint(command("eval", *named, *options.elsewhere(out)))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from matta_cli import console
-from matta_cli.commands import early, options
+from matta_cli.commands import options
+from matta_cli.files.workspace import refuse_no_ta
 
 _Widths = Annotated[
     str | None, options.option("--widths", "Widths to show besides the base and the TA.")
@@ -23,7 +24,7 @@ def inspect(
     Example: matta inspect --widths 0.125,0.25,0.5
     """
     out = options.output(folder, out)
-    early.folder(out)
+    refuse_no_ta(out)
 
     from matta_cli.conversion.inspect import inspect as run
 

@@ -216,14 +216,19 @@ def following(out: Path, name: str = "") -> str:
     """The command that comes next in an output folder, by what is there. name: of a family."""
     space, family = Workspace(out), ("--name", name) if name else ()
     if not space.converted:
-        return command("convert", "MODEL", *(("--out", out) if out != OUT else ()))
+        return command("convert", "MODEL", *elsewhere(out))
     if space.newest() is None:
         return command("distill", out, "--teacher", "TEACHER")
     if not space.exported():
         return command("export", out)
     if not space.baselines.is_dir():
         return command("report", out, "--baselines", "plain", *family)
-    return command("eval", *family, *(("--out", out) if out != OUT else ()))
+    return command("eval", *family, *elsewhere(out))
+
+
+def elsewhere(out: Path) -> list[object]:
+    """The words of a command that name an output folder, unless it is the usual one."""
+    return ["--out", out] if out != OUT else []
 
 
 def parse_widths(text: str) -> list[float]:

@@ -82,14 +82,13 @@ def push(
 def _more(out: Path, name: str, license: str | None, private: bool) -> list[object]:
     """The other words of a command that was a dry run."""
     licensed = ["--license", license] if license else []
-    elsewhere = ["--out", out] if out != options.OUT else []
-    elsewhere += ["--name", name] if name else []
-    return [*licensed, *(["--private"] if private else []), *elsewhere]
+    family = ["--name", name] if name else []
+    return [*licensed, *(["--private"] if private else []), *options.elsewhere(out), *family]
 
 
 def _exported(space: Workspace) -> list[Path]:
     """The Students of a family. Raises ``MattaError`` where there are none."""
-    there = sorted(space.exported())
+    there = space.exported()
     if not there:
         raise MattaError(f"There are no Students in {space.students}: run `matta export` first.")
     return there

@@ -23,7 +23,7 @@ from torch import nn
 
 from matta_cli.data.records import json_lines
 from matta_cli.data.split import Columns
-from matta_cli.errors import MattaError, said
+from matta_cli.errors import MattaError, install, said
 
 BOOTSTRAP = 1000  # resamples of the standard errors that have no closed form
 
@@ -196,8 +196,8 @@ def _manager() -> Any:
 
             return TaskManager()
     except ImportError as error:
-        install = f'pip install "matta[harness]". ({said(error)})'
-        raise MattaError(f"--tasks needs lm-evaluation-harness: {install}") from None
+        needs = f"--tasks needs lm-evaluation-harness: {install('harness')}"
+        raise MattaError(f"{needs}. ({said(error)})") from None
 
 
 @contextlib.contextmanager

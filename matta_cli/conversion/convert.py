@@ -33,7 +33,7 @@ from matta_cli.models.load import opened, own_memory
 from matta_cli.models.save import save_model, weights_digest
 from matta_cli.models.source import open_source, open_weights
 from matta_cli.models.ta import IMPORTANCE, TA
-from matta_cli.models.tokenizer import copy_companions, two_formats
+from matta_cli.models.tokenizer import copy_companions, two_formats, two_templates
 from matta_cli.nested import grow
 from matta_cli.nested.importance import order as importance_order
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kinds, nested_axes, scaled
@@ -196,7 +196,8 @@ def _convert(
     ta = TA(adapter, base, axes, full_sizes(axes), card)
     with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
         _copy_companions(source, settings, folder)
-        notes += filter(None, [two_formats(source.beside or folder)])
+        home = source.beside or folder
+        notes += filter(None, [two_formats(home), two_templates(home)])
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:

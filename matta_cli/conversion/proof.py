@@ -16,6 +16,7 @@ from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.tasks.task import Task
 
 CALIBRATION_BATCHES = 8  # or more, where the user's batches are smaller
+BY_LABELS = ("taylor", "hessian")  # orders of units
 PROOF_BYTES = 1 << 26  # of the base's outputs, which are kept to compare
 
 
@@ -30,6 +31,9 @@ def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[Batch] | N
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     data = task.data(folder, ta.model)
     notes.extend(data.notes)
+    if data.unlabelled and task.recipe.convert.order in BY_LABELS:
+        order = f"--order {task.recipe.convert.order} goes by the labels"
+        raise MattaError(f"{order}, which some of the data lacks: choose --order activation.")
     return calibration(task, data.train)
 
 

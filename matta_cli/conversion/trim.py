@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from matta_cli.adapter import PROGRAM, Adapter, Source
-from matta_cli.conversion.proof import as_many_as_fit
+from matta_cli.conversion.proof import Proof, as_many_as_fit, largest_difference
 from matta_cli.data.split import Batch, Data
 from matta_cli.errors import MattaError
+from matta_cli.measure.cost import parameters
 from matta_cli.models import trimming
 from matta_cli.models.tokenizer import copy_companions, open_tokenizer
 from matta_cli.tasks.task import Task
@@ -62,13 +63,13 @@ def trim(task: Task, adapter: Adapter, base: Any, source: Source, folder: Path) 
     some = data.train.batch(range(min(len(data.train), _AT_ONCE)))
     batch = as_many_as_fit(task, base, [some], _PROOF_BYTES)[0]
     before = _outputs(task, base, batch, kept)
-    was = _parameters(base)
+    was = parameters(base)
     trimming.write(tokenizer, trimming.trimmed(card, kept), folder, kept)
     trimming.keep(base, kept)
     again = task.data(folder, base)
     _prove_tokens(data, again, kept)
-    _prove_outputs(task, base, again.train.batch(range(len(batch["input_ids"]))), before)
-    left = _parameters(base)
+    _prove_outputs(task, base, [(again.train.batch(range(len(batch["input_ids"]))), before)])
+    left = parameters(base)
     note = (
         f"--trim-vocab kept {len(kept):,} of {size:,} tokens (those of the data, what they are "
         f"made of, and special ones), and so {left:,} of {was:,} parameters ({left / was:.0%})."
@@ -89,11 +90,9 @@ def _prove_tokens(data: Data, again: Data, kept: Sequence[int]) -> None:
             )
 
 
-@torch.no_grad()
-def _prove_outputs(task: Task, base: nn.Module, batch: Batch, before: torch.Tensor) -> None:
+def _prove_outputs(task: Task, base: nn.Module, proof: Proof) -> None:
     """Raise ``MattaError`` where a model's outputs are other ones than they were."""
-    after = task.forward(base, batch)
-    difference = (after - before).abs().max().item() / max(1e-12, before.abs().max().item())
+    difference = largest_difference(task, base, proof)
     if difference > task.recipe.convert.tolerance:
         raise MattaError(
             f"--trim-vocab changes the model's outputs by {difference:.1e} (relative): it does "
@@ -123,7 +122,3 @@ def _tokens(batch: Batch, name: str) -> torch.Tensor:
 
 def _no_tokens(name: str) -> MattaError:
     return MattaError(f"--trim-vocab is for models that read tokens, which {name!r} does not.")
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -45,7 +45,7 @@ class Data:
     held_out: one or more splits; each is scored by itself (an LM has running text, and passages for
     the last word). description: one line for people: what it is, how much of it. unit: what a
     task's ``items`` counts in: "tokens", "images", "rows". notes: sentences for people on what was
-    read, left out or assumed.
+    read, left out or assumed. unlabelled: whether some to train on have no ground truth.
     """
 
     train: Split
@@ -53,6 +53,7 @@ class Data:
     description: str
     unit: str
     notes: tuple[str, ...] = ()
+    unlabelled: bool = False
 
 
 class Part:

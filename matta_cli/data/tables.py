@@ -79,10 +79,10 @@ class Table:
         kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
         return any(of(kind) for of in (*kinds, pa.types.is_decimal))
 
-    def numbers(self, column: str, hint: str) -> np.ndarray:
-        """A column of numbers [n], of its own type.
+    def numbers(self, column: str, hint: str, *, holes: bool = False) -> np.ndarray:
+        """A column of numbers [n], of its own type; with ``holes``, NaN where there is none.
 
-        Raises ``MattaError`` that ends in ``hint`` where some are missing or not finite.
+        Raises ``MattaError`` that ends in ``hint`` where others are missing or not finite.
         """
         import numpy as np
         import pyarrow as pa
@@ -93,7 +93,10 @@ class Table:
         numbers = values.to_numpy()  # float64, with NaN, where some are missing
         if values.null_count:
             numbers = numbers.astype(np.float64)
-        self.complete(column, ~np.isfinite(numbers), "misses values, or has some not finite", hint)
+        wrong = ~np.isfinite(numbers)
+        if holes and values.null_count:
+            wrong &= self.columns[column].is_valid().to_numpy()
+        self.complete(column, wrong, "misses values, or has some not finite", hint)
         return numbers
 
     def keys(self, column: str) -> np.ndarray:

@@ -54,14 +54,14 @@ def only_files(folder: Path) -> Path:
 
 
 def text(path: Path) -> str:
-    """The text in a file.
+    """The text in a file, without the mark that some programs begin UTF-8 with.
 
     Raises ``MattaError`` where it is none, and ``OSError`` as the system does.
     """
     if regular(path).stat().st_size > LARGEST:
         raise MattaError(f"{str(path)!r} is too large for such a file, with {LARGEST:,} bytes.")
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise MattaError(f"{str(path)!r} is not text in UTF-8: {error}.") from None
 

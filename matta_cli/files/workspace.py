@@ -102,8 +102,7 @@ class Workspace:
 
     def refuse_unconverted(self) -> None:
         """Raise ``MattaError`` where there is no TA here."""
-        if not self.ta.is_dir():
-            raise no_ta(self.ta)
+        refuse_no_ta(self.ta)
 
     def refuse_untrained(self) -> NoReturn:
         """Raise ``MattaError``: the run here is training, or there is none."""
@@ -112,8 +111,13 @@ class Workspace:
         raise MattaError(f"There is no trained TA in {self.run}: {first}.")
 
     def exported(self) -> list[Path]:
-        """The folders of the exported Students."""
-        return [path.parent for path in self.students.glob("*/matta.json")]
+        """The folders of the exported Students, by name."""
+        return sorted(path.parent for path in self.students.glob("*/matta.json"))
+
+    @property
+    def exporting(self) -> str:
+        """The command that exports the Students here."""
+        return command("export", self.root, *(("--name", self.family) if self.family else ()))
 
     def nothing_to_evaluate(self) -> MattaError:
         """The error where nothing is exported here, and no models are named."""
@@ -122,8 +126,7 @@ class Workspace:
 
     def no_report(self) -> MattaError:
         """The error where there is no report here."""
-        again = command("export", self.root, *(("--name", self.family) if self.family else ()))
-        return MattaError(f"There is no report in {self._home}: run `{again}` first.")
+        return MattaError(f"There is no report in {self._home}: run `{self.exporting}` first.")
 
     def alone(self) -> AbstractContextManager[None]:
         """Hold the folder's lock while its TA or its run changes."""
@@ -234,15 +237,17 @@ class Workspace:
             atomic.remove(self.run)
 
 
-def no_ta(folder: Path) -> MattaError:
-    """The error for a folder that should hold a TA, and is not there."""
-    return MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
+def refuse_no_ta(folder: Path) -> None:
+    """Raise ``MattaError`` where a folder that should hold a TA is not there."""
+    if not folder.is_dir():
+        raise MattaError(f"There is no TA folder {str(folder)!r}: make one with `matta convert`.")
 
 
-def no_student(folder: Path) -> MattaError:
-    """The error for a folder that should hold a Student, and is not there."""
-    hint = "pass those of exported Students"
-    return MattaError(f"There is no folder {str(folder)!r}: {hint}.")
+def refuse_no_student(folder: Path) -> None:
+    """Raise ``MattaError`` where a folder that should hold a Student is not there."""
+    if not folder.is_dir():
+        hint = "pass those of exported Students"
+        raise MattaError(f"There is no folder {str(folder)!r}: {hint}.")
 
 
 class Trainer(TypedDict):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
 from matta_cli.formats.programs import call_names
+from matta_cli.settings.quantize import INT4, INT8
 from matta_cli.tasks.task import Task
 
 # What has weights. Convolutions are left to int8-static: onnxruntime has no fast ones whose
@@ -48,9 +49,9 @@ def quantize(kind: str, program: Path, to: Path, examples: Sequence[Inputs]) -> 
             # what can be computed before, such as a transposed weight, is one that quantizes
             folded = Path(temp) / "folded.onnx"
             quant_pre_process(program, folded, skip_symbolic_shape=True)
-            if kind == "int4":
+            if kind == INT4:
                 _int4(folded, to)
-            elif kind == "int8":
+            elif kind == INT8:
                 _dynamic(folded, to)
             else:
                 _static(folded, to, examples)

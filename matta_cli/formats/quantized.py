@@ -15,11 +15,11 @@ from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
 from matta_cli.formats import onnx, torchao
 from matta_cli.formats.programs import PROGRAMS, needs_onnx, save_onnx
+from matta_cli.measure.cost import parameters
 from matta_cli.models import inside
+from matta_cli.settings.quantize import CALIBRATED, INT4, INT8, STATIC
 from matta_cli.tasks.task import Task
 
-INT8, STATIC, INT4 = "int8", "int8-static", "int4"
-AUTO = "auto"  # int8, or what stands for it, wherever it is the better Student of a budget
 _ONNX = PROGRAMS["onnx"]
 
 
@@ -47,8 +47,7 @@ def refuse(kind: str, model: nn.Module, loader: str) -> None:
 def of_convolutions(model: nn.Module) -> bool:
     """Whether most of a model's weights are those of convolutions."""
     own = [m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)]
-    inside = sum(p.numel() for module in own for p in module.parameters())
-    return 2 * inside > sum(p.numel() for p in model.parameters())
+    return 2 * sum(map(parameters, own)) > parameters(model)
 
 
 def usual(model: nn.Module) -> str:
@@ -61,7 +60,7 @@ class Maker(AbstractContextManager["Maker"]):
     """Makes one Student's quantized copies, out of one float program where they are programs.
 
     model: the float Student, as it loads from ``folder`` by ``loader``. probe: a batch of two
-    examples or more. calibration: gives the batches that int8-static is calibrated with.
+    examples or more. calibration: gives the batches that ``CALIBRATED`` kinds are calibrated with.
     """
 
     task: Task
@@ -83,8 +82,8 @@ class Maker(AbstractContextManager["Maker"]):
         if torchao.fits(self.model, self.loader):
             torchao.quantize(self.folder, to)
             return torchao.LOADER
-        static, model = kind == STATIC, self.model
-        inputs = onnx.inputs_of(self.task, model, self.calibration()) if static else []
+        model, calibrated = self.model, kind in CALIBRATED
+        inputs = onnx.inputs_of(self.task, model, self.calibration()) if calibrated else []
         onnx.quantize(kind, self._float, to / _ONNX.file, inputs)
         return _ONNX.loader
 

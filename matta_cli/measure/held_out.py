@@ -17,6 +17,7 @@ from matta_cli.models.ta import TA, Student
 from matta_cli.nested.view import has_statistics
 from matta_cli.report.schema import Generation, Interval
 from matta_cli.settings.budget import asked
+from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
 from matta_cli.tasks.task import Task
@@ -50,7 +51,7 @@ class HeldOut:
         task = tasks_task.task(ta.adapter.task, recipe)
         timed = generation.lengths(recipe.export, ta.model) if task.generates else None
         # what BatchNorm's statistics, and the ranges of activations, are read off
-        training = has_statistics(ta.model) or "int8-static" in recipe.export.quantize
+        training = has_statistics(ta.model) or calibrates(recipe.export.quantize)
         data = task.data(folder, ta.model, training=training)
         if asked(recipe.export):
             chose = score.chooses(task, ta.model, data, torch.device("cpu"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from matta_cli.errors import MattaError
 from matta_cli.files.card import read_card
-from matta_cli.files.workspace import Workspace, counters_of, no_ta
+from matta_cli.files.workspace import Workspace, counters_of, refuse_no_ta
 from matta_cli.models import plugins
 from matta_cli.models.load import opened
 from matta_cli.models.source import download, open_source
@@ -44,8 +44,7 @@ def load_ta(folder: str | Path) -> TA:
     ``MattaError`` where there is no TA, or what is there is damaged.
     """
     folder = ta_folder(folder)
-    if not folder.is_dir():
-        raise no_ta(folder)
+    refuse_no_ta(folder)
     card = read_card(folder)
     adapter = plugins.adapter(card["adapter"], folder)
     model = opened(adapter, open_source(f"local-dir:{folder}"))

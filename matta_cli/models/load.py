@@ -141,7 +141,7 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
             if task in _AUTO and source.folder is not None:
                 import transformers
 
-                _refuse_other(source, task)
+                _refuse_other(source.folder, source.name, task)
                 return _whole(getattr(transformers, _AUTO[task]), source, say)
     except MattaError:
         raise
@@ -167,21 +167,16 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     return model
 
 
-def _architecture(folder: Path | None) -> str:
-    """The class of the model in a folder of transformers, as that says; empty where it does not."""
-    named = read_json(folder / "config.json").get("architectures") if folder else None
-    return str(named[0]) if isinstance(named, list) and named else ""
-
-
-def _refuse_other(source: Source, task: str) -> None:
+def _refuse_other(folder: Path, name: str, task: str) -> None:
     """Raise ``MattaError`` where a folder says that its model has the head of another task.
 
     Heads may have tensors of the same names.
     """
-    named, head = _architecture(source.folder), _AUTO[task].removeprefix("AutoModel")
+    given, head = read_json(folder / "config.json").get("architectures"), _AUTO[task]
+    named = str(given[0]) if isinstance(given, list) and given else ""
     texts = task in ("text_classification", "token_classification")
-    if texts and named and not named.endswith(head):
-        wrong = f"{source.name!r} is a {named}, not a model for {task}"
+    if texts and named and not named.endswith(head.removeprefix("AutoModel")):
+        wrong = f"{name!r} is a {named}, not a model for {task}"
         raise MattaError(f"{wrong}: its head has another task.")
 
 

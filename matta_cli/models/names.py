@@ -63,13 +63,18 @@ def looks_like_path(name: str) -> bool:
     return "\\" in name or name.count("/") > 1
 
 
+def prefixed(name: str) -> tuple[str, str]:
+    """Where a model's name says that it lies (``local-dir``, ``hf-hub``; empty), and the rest."""
+    prefix, _, rest = name.partition(":")
+    return (prefix, rest) if prefix in ("local-dir", "hf-hub") and rest else ("", name)
+
+
 def refuse_missing(name: str) -> None:
     """Raise ``MattaError`` where a model's name is a path, and nothing is there."""
-    prefix, _, rest = name.partition(":")
-    local, hub = prefix == "local-dir" and rest != "", prefix == "hf-hub" and rest != ""
-    if local and not Path(rest).expanduser().is_dir():
+    where, rest = prefixed(name)
+    if where == "local-dir" and not Path(rest).expanduser().is_dir():
         raise MattaError(f"There is no folder {rest!r}.")
-    path = not (local or hub or trust.is_code(name)) and looks_like_path(name)
+    path = not (where or trust.is_code(name)) and looks_like_path(name)
     if path and not Path(name).expanduser().exists():
         raise MattaError(f"There is no file or folder {name!r}.")
 

@@ -20,7 +20,7 @@ from torch import nn
 
 from matta_cli import trust
 from matta_cli.adapter import Source
-from matta_cli.errors import MattaError, said
+from matta_cli.errors import MattaError, install, said
 from matta_cli.models import foreign
 
 _FROM = "pass the folder that it was made from"
@@ -45,7 +45,7 @@ def open_gguf(path: Path, name: str) -> Source:
     lacking = [p for p in ("gguf", "accelerate") if importlib.util.find_spec(p) is None]
     if lacking:
         needs = f"{name!r} is a GGUF file, and reading it needs {' and '.join(lacking)}"
-        raise MattaError(f"{needs}: pip install 'matta[gguf]'.")
+        raise MattaError(f"{needs}: {install('gguf')}.")
     kinds, stored = _kinds(path, name), None
     if len(kinds) == 1:  # all matrices have the same half of the bits
         stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds[0])

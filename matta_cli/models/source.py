@@ -40,16 +40,11 @@ def open_source(
     """
     config = read_json(model_config) if model_config is not None else {}
     trust.check_config(config, str(model_config))
-    prefix, _, rest = text.partition(":")
-    wanted = prefix if prefix in ("local-dir", "hf-hub") and rest else ""
-    name = rest if wanted else text
+    wanted, name = names.prefixed(text)
     path = Path(name).expanduser()
     if wanted != "hf-hub":
         if path.is_dir():
-            inside.check(path)
-            if (path / TEMPLATE).is_dir():
-                return _open_own(path, text)
-            return _open_folder(path, text, config)
+            return _open_dir(path, text, config)
         if path.is_file():
             return _open_file(path, text, config, allow_pickle)
         names.refuse_missing(text)
@@ -58,10 +53,7 @@ def open_source(
             return Source(name=name, config=config, builder=name)
         if _is_timm_name(name):
             return Source(name=name, config=config)
-    folder = download(name, text)
-    inside.check(folder)
-    own = (folder / TEMPLATE).is_dir()
-    return _open_own(folder, text) if own else _open_folder(folder, text, config)
+    return _open_dir(download(name, text), text, config)
 
 
 def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tensor]:
@@ -72,6 +64,12 @@ def open_weights(text: str, *, allow_pickle: bool = False) -> Mapping[str, Tenso
         known = ", ".join(names.FILES)
         raise MattaError(f"--weights {text!r} is no state dict: pass a file, {known}.")
     return tensors
+
+
+def _open_dir(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
+    inside.check(folder)
+    own = (folder / TEMPLATE).is_dir()
+    return _open_own(folder, text) if own else _open_folder(folder, text, config)
 
 
 def _open_own(folder: Path, text: str) -> Source:

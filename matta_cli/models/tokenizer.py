@@ -137,6 +137,22 @@ def tokenizer_of(folder: Path | None, given: str = "") -> Any:
     return open_tokenizer(folder or Path(), given, sys.maxsize) if given else None
 
 
+def two_templates(folder: Path) -> str:
+    """A note where a folder has another chat template in a second file; empty where there is none.
+
+    transformers takes the one that has a file to itself.
+    """
+    alone = folder / "chat_template.jinja"
+    known = reading.record(reading.lenient(folder / "tokenizer_config.json")).get("chat_template")
+    try:
+        if known is None or known == reading.text(alone):
+            return ""
+    except (OSError, MattaError):
+        return ""
+    which = f"that of {alone.name} is used, as transformers does"
+    return f"{folder} has two chat templates: {which}, not that of tokenizer_config.json."
+
+
 def two_formats(folder: Path) -> str:
     """A note where a folder has another tokenizer in a second format; transformers takes the first.
 

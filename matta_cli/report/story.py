@@ -13,6 +13,7 @@ from matta_cli.report.alarms import alarms
 from matta_cli.report.claims import Comparison, compared
 from matta_cli.report.findings import findings
 from matta_cli.report.headline import Pick, headline, pick
+from matta_cli.report.labels import Labels, labels
 from matta_cli.report.numbers import duration
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.table import Column, columns
@@ -33,8 +34,8 @@ class Story:
     """What a report has to say, in words.
 
     pick: the Student that the headline is about. rivals: Students against plain distillation.
-    columns: the table; reading: how to read it. notes: those of the report that are not alarms.
-    facts: how it was made, (what, which).
+    columns: the table; reading: how to read it. labels: how well each is told. notes: those of the
+    report that are not alarms. facts: how it was made, (what, which).
     """
 
     report: Report
@@ -45,6 +46,7 @@ class Story:
     rivals: list[Comparison]
     columns: list[Column]
     reading: str
+    labels: Labels | None
     loading: list[Loading]
     notes: list[str]
     facts: list[tuple[str, str]]
@@ -63,6 +65,7 @@ def tell(report: Report) -> Story:
         rivals=rivals,
         columns=columns(report),
         reading=_reading(report),
+        labels=labels(report),
         loading=_loading(report.models),
         notes=[note for note in report.notes if note not in warned],
         facts=_facts(report),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.files import reading
 from matta_cli.files.atomic import own
 
@@ -19,7 +19,7 @@ def import_optuna() -> Any:
     try:
         import optuna
     except ImportError:
-        raise MattaError("Searching sizes needs optuna: pip install 'matta[search]'.") from None
+        raise MattaError(f"Searching sizes needs optuna: {install('search')}.") from None
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -9,7 +9,6 @@ from pathlib import Path
 from matta_cli.errors import Interrupted
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
-from matta_cli.formats import quantized
 from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, quiet
 from matta_cli.report.schema import Report
@@ -19,6 +18,7 @@ from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
 from matta_cli.settings import checks
 from matta_cli.settings.budget import Budget
+from matta_cli.settings.quantize import AUTO
 from matta_cli.settings.recipe import Recipe
 
 
@@ -55,7 +55,7 @@ def search(
             run = Search(recipe, out, storage)
             base = run.ta.sizes(1.0)
             amounts = [b.of(run.counts(base, [name for name, _ in b.shares])) for b in budgets]
-            auto = quantized.AUTO in recipe.export.quantize and not measured
+            auto = AUTO in recipe.export.quantize and not measured
             bits = Bits(run, listen) if auto else None
             students = bits.choose(amounts) if bits else run.run(amounts, listen)
             report = report_of(run, students, out, measured=measured)

@@ -11,12 +11,12 @@ from matta_cli.adapter import Sizes
 from matta_cli.data.split import Columns, Part, halves
 from matta_cli.devices import device
 from matta_cli.files import atomic
-from matta_cli.formats import quantized
 from matta_cli.measure import score
 from matta_cli.measure.students import measurable
 from matta_cli.models.folders import Reached
 from matta_cli.nested.view import has_statistics
 from matta_cli.search.journal import import_optuna, kept_trials
+from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task
 
@@ -42,7 +42,7 @@ class Scores:
         self.task = task.task(self.ta.adapter.task, recipe)
         self.normed = has_statistics(model)
         # what BatchNorm's statistics, and the ranges of activations, are read off
-        training = self.normed or quantized.AUTO in recipe.export.quantize
+        training = self.normed or calibrates(recipe.export.quantize)
         self.data = self.task.data(reached.folder, model, training=training)
         self.metric = self.task.metrics[0]  # which data may tell
         at = score.chooses(self.task, model, self.data, self.device)

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.file_download import repo_folder_name
 
+from matta_cli.files import reading
 from matta_cli.report.claims import Comparison, against_float
 from matta_cli.report.findings import batches
 from matta_cli.report.numbers import MISSING, count, finite, in_bytes, in_seconds
@@ -69,9 +70,12 @@ def text(entry: ModelEntry, report: Report, data: DataSettings, here: Path) -> s
 def on_hub(card: str, name: str) -> str:
     """A card as it stands on the hub in the repository ``name``, from which its lines then load."""
     found = _FOLDER.search(card)
-    if found is None:
+    try:
+        there = str(ast.literal_eval(found[1])) if found else ""
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        there = ""
+    if not found or not there:  # somebody has changed it
         return card
-    there = str(ast.literal_eval(found[1]))
     loads = f"from huggingface_hub import snapshot_download\n\nfolder = snapshot_download({name!r})"
     card = card.replace(found[0], loads, 1)
     return card.replace(f"vllm serve {shlex.quote(there)}", f"vllm serve {name}").replace(
@@ -156,7 +160,7 @@ def _license(source: str) -> dict[str, Any]:
     """What the card of the user's model says of its license, if that model lies in a folder."""
     readme = Path(source).expanduser() / "README.md"
     try:
-        words = readme.read_text(encoding="utf-8")
+        words = reading.text(readme)
         known = ModelCard(words, ignore_metadata_errors=True).data if words[:3] == "---" else None
     except Exception:  # what lies there, and what is in it, is a stranger's
         known = None

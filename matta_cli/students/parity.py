@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,21 +31,19 @@ ROUNDED = {"bfloat16": 0.1, "float16": 0.02}
 # otherwise, a value may come to the next of its 256 steps.
 STEPPED = 0.05
 
-# Run in a fresh process: loads each folder as its user would, and runs it on the
-# same inputs. With weights of half the bits it is run as it is, and then in float32.
+# Run in a fresh process, once for all Students and programs.
 _RELOAD = """
 import json, sys
-{imports}
 import torch
 from safetensors.torch import load_file, save_file
 job = json.load(sys.stdin)
 torch.set_num_threads(job["threads"])
 inputs = load_file(job["inputs"])
-outputs = {{}}
+args, kwargs = [inputs[k] for k in job["args"]], {k: inputs[k] for k in job["kwargs"]}
+outputs = {}
 tensor_of = lambda out: getattr(out, "logits", getattr(out, "last_hidden_state", out))
-for name, folder in job["folders"].items():
-    model = {loader}
-    args, kwargs = [inputs[k] for k in job["args"]], {{k: inputs[k] for k in job["kwargs"]}}
+
+def run(name, model):  # weights of half the bits: as they are, and then in float32
     if half := getattr(torch, job["dtypes"].get(name, ""), None):
         model.eval()
         for tensor in model.state_dict(keep_vars=True).values():
@@ -53,14 +51,14 @@ for name, folder in job["folders"].items():
         fit = lambda t: t.to(half) if t.is_floating_point() else t
         try:
             with torch.no_grad():
-                out = model(*map(fit, args), **{{k: fit(v) for k, v in kwargs.items()}})
+                out = model(*map(fit, args), **{k: fit(v) for k, v in kwargs.items()})
             outputs["own " + name] = tensor_of(out).float().contiguous()
         except (RuntimeError, NotImplementedError):
             pass  # not every operator is there for every type on a CPU
     if hasattr(model, "get_inputs"):  # onnxruntime
         names = [i.name for i in model.get_inputs()]
         given = dict(zip([n for n in names if n not in kwargs], args)) | kwargs
-        out = torch.from_numpy(model.run(None, {{k: v.numpy() for k, v in given.items()}})[0])
+        out = torch.from_numpy(model.run(None, {k: v.numpy() for k, v in given.items()})[0])
     else:
         if not isinstance(model, torch.fx.GraphModule):  # a program is in eval mode for good
             model.eval()
@@ -69,6 +67,17 @@ for name, folder in job["folders"].items():
         with torch.no_grad():
             out = model(*args, **kwargs)
     outputs[name] = tensor_of(out).float().contiguous()
+"""
+
+# What loads each folder as its user would; the line that it prints says what was tried last.
+_OPEN = """
+print({said!r}, flush=True)
+import {module}
+for name, folder in job["folders"][{at}].items():
+    run(name, {loader})
+"""
+
+_SAVE = """
 save_file(outputs, job["outputs"])
 """
 
@@ -138,34 +147,41 @@ def _reloaded(
     model: nn.Module,
     probe: Batch,
 ) -> dict[str, Tensor]:
-    """The outputs of all checkpoints and programs: one fresh process for each kind of loader."""
+    """The outputs of all checkpoints and programs, by a fresh process."""
     by_loader: dict[str, dict[str, str]] = {}
-    dtypes = {one.student.name: one.dtype for one in students if one.dtype in ROUNDED}
     written = [*((one.folder, one.loaders) for one in students)]
     for folder, loaders in [*written, *((one.folder, one.loaders) for one in quantized)]:
         for name, loader in loaders.items():
             by_loader.setdefault(loader, {})[name] = str(folder)
+    # ours last: what is stock loads where matta was never imported
+    order = sorted(by_loader, key=lambda loader: _module(loader) == __package__.partition(".")[0])
     positional, keyword = call_names(task, model, probe)
     args = {f"arg{i}": name for i, name in enumerate(positional)}
-    outputs: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as temp:
         inputs, answers = Path(temp) / "inputs.safetensors", Path(temp) / "outputs.safetensors"
         given = {key: probe[name].contiguous() for key, name in {**args, **keyword}.items()}
         save_file(given, str(inputs))
-        for loader, folders in by_loader.items():
-            job = {"folders": folders, "args": list(args), "kwargs": list(keyword)}
-            job["dtypes"] = {name: dtypes[name] for name in folders if name in dtypes}
-            _run(loader, {**job, "inputs": str(inputs), "outputs": str(answers)})
-            outputs |= load_file(str(answers))
-    return outputs
+        job = {"inputs": str(inputs), "outputs": str(answers), "threads": torch.get_num_threads()}
+        job |= {"folders": [by_loader[loader] for loader in order]}
+        job |= {"args": list(args), "kwargs": list(keyword)}
+        job |= {"dtypes": {one.student.name: one.dtype for one in students if one.dtype in ROUNDED}}
+        _run(order, json.dumps(job))
+        return load_file(str(answers))
 
 
-def _run(loader: str, job: Mapping[str, object]) -> None:
-    """Load and run what a loader loads, in a process of its own."""
-    imports = f"import {loader.partition('.')[0]}"
-    code = _RELOAD.format(imports=imports, loader=loader.format(folder="folder"))
-    text = json.dumps({**job, "threads": torch.get_num_threads()})
-    done = subprocess.run(trust.isolated(code), input=text, capture_output=True, text=True)
+def _module(loader: str) -> str:
+    return loader.partition(".")[0]
+
+
+def _run(loaders: Sequence[str], job: str) -> None:
+    """Load and run what each loader loads, in a process of its own."""
+    code = [_RELOAD]
+    for at, loader in enumerate(loaders):
+        how = loader.format(folder="folder")
+        code.append(_OPEN.format(said=loader, module=_module(loader), at=at, loader=how))
+    isolated = trust.isolated("".join([*code, _SAVE]))
+    done = subprocess.run(isolated, input=job, capture_output=True, text=True)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise MattaError(f"A Student does not load with {loader}: {said}")
+        tried = next((line for line in reversed(done.stdout.splitlines()) if line in loaders), None)
+        raise MattaError(f"A Student does not load with {tried or 'torch'}: {said}")

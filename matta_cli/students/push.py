@@ -16,7 +16,7 @@ from huggingface_hub.utils import validate_repo_id
 from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
-from matta_cli.files.workspace import no_student
+from matta_cli.files.workspace import refuse_no_student
 from matta_cli.models.inside import inside
 from matta_cli.progress import Say
 from matta_cli.students.card import on_hub
@@ -74,8 +74,7 @@ def _check(name: str, to: str) -> None:
 
 
 def _repository(folder: Path, name: str, license: str) -> Repository:
-    if not folder.is_dir():
-        raise no_student(folder)
+    refuse_no_student(folder)
     if not read_card(folder)["lineage"].get("student"):
         raise MattaError(f"{folder} is no Student: pass a folder that `matta export` made.")
     files = _written(folder)

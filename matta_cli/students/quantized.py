@@ -27,6 +27,7 @@ from matta_cli.report.claims import against_float
 from matta_cli.report.numbers import percent
 from matta_cli.report.schema import Cost, ModelEntry, Parity, Report, Role
 from matta_cli.report.verdicts import WORSE
+from matta_cli.settings.quantize import AUTO
 from matta_cli.settings.recipe import ExportSettings
 from matta_cli.students.student import PROBED, Written
 
@@ -62,21 +63,21 @@ class Quantized:
 
 def kinds(student: Student, settings: ExportSettings) -> list[str]:
     """How a Student is quantized: as all are, and as it was chosen for a budget."""
-    asked = [kind for kind in settings.quantize if kind != quantized.AUTO]
+    asked = [kind for kind in settings.quantize if kind != AUTO]
     return list(dict.fromkeys([*asked, *([student.quantized] if student.quantized else [])]))
 
 
 def check(settings: ExportSettings, ta: TA) -> None:
     """Raise ``MattaError`` where Students of a TA cannot be quantized as they are to be."""
-    if quantized.AUTO in settings.quantize and not settings.target_memory:
+    if AUTO in settings.quantize and not settings.target_memory:
         own = "it chooses between float and int8 within that"
         raise MattaError(f"--quantize auto is for --target-memory, and there is none: {own}.")
-    if quantized.AUTO in settings.quantize and (settings.target_latency or settings.target_prefill):
+    if AUTO in settings.quantize and (settings.target_latency or settings.target_prefill):
         own = "what a Student takes in other bits is not searched"
         raise MattaError(f"--quantize auto with a limit on time is not supported: {own}.")
     own = quantized.usual(ta.model)
     for kind in settings.quantize:
-        quantized.refuse(own if kind == quantized.AUTO else kind, ta.model, ta.adapter.loader)
+        quantized.refuse(own if kind == AUTO else kind, ta.model, ta.adapter.loader)
 
 
 def calibrating(held_out: HeldOut) -> Calibrate:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import ast
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from matta_cli.data.split import Columns
+from matta_cli.report.labels import PREFIX
 from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
+
+_MARKS = ("|", ";", ",")  # between the labels of a cell
 
 METRICS = (
     Metric("map", "mean average precision (mAP)", higher=True),
@@ -38,7 +42,7 @@ def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
     """
     scores, own = columns["score"], columns["label"].astype(bool)
     if not np.isfinite(scores).all():
-        empty = [metric.name for metric in METRICS] + [f"f1:{name}" for name in names]
+        empty = [metric.name for metric in METRICS] + [f"{PREFIX}{name}" for name in names]
         return dict.fromkeys(empty, float("nan"))
     given = scores > 0
     there: np.ndarray = own.max(axis=0)
@@ -52,7 +56,7 @@ def summarize(columns: Columns, names: Sequence[str]) -> dict[str, float]:
         "label_ece": calibration.error(odds.ravel(), own.ravel()),
     }
     return values | {
-        f"f1:{name}": float(f1) if known else float("nan")
+        f"{PREFIX}{name}": float(f1) if known else float("nan")
         for name, f1, known in zip(names, each, there, strict=True)
     }
 
@@ -101,6 +105,49 @@ def at_chance(columns: Columns) -> str | None:
 
 def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else float("nan")
+
+
+def parted(
+    cells: Sequence[Any], is_label: Callable[[str], bool], *, several: bool = False
+) -> list[Any]:
+    """Cells of text that hold several labels as lists of these; the others as they are.
+
+    Such a cell is a list in brackets, as JSON or Python writes it, or labels with one mark between
+    them, the same in all cells: of | and ; and the comma the first by which all cells fall into
+    labels. several: whether cells are known to hold several, so that one of which a part is no
+    label falls into parts, too.
+    """
+    found = [_in_brackets(cell) for cell in cells]
+    texts = {cell for cell in found if isinstance(cell, str) and not is_label(cell.strip())}
+    texts = {text for text in texts if text.strip()}
+
+    def parts(text: str, mark: str) -> list[str]:
+        return [part.strip() for part in text.split(mark) if part.strip()]
+
+    fits = [m for m in _MARKS if all(is_label(own) for text in texts for own in parts(text, m))]
+    if not fits and several:
+        counts = {mark: sum(mark in text for text in texts) for mark in _MARKS}
+        fits = [mark for mark in _MARKS if counts[mark] and counts[mark] == max(counts.values())]
+    if not texts or not fits:
+        return found
+    made: dict[str, list[Any]] = {text: parts(text, fits[0]) for text in texts}
+    digits = {text: [int(p) for p in own if p in ("0", "1")] for text, own in made.items()}
+    if is_hot(list(digits.values()), len(next(iter(made.values())))):
+        made = digits  # of each label if it is there
+    return [made.get(value, value) if isinstance(value, str) else value for value in found]
+
+
+def _in_brackets(cell: Any) -> Any:
+    """The list that a cell of text is, else the cell."""
+    text = cell.strip() if isinstance(cell, str) else ""
+    if not (text.startswith("[") and text.endswith("]")):
+        return cell
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return cell
+    plain = isinstance(found, list) and all(type(one) in (str, int, float) for one in found)
+    return found if plain else cell
 
 
 def is_hot(lists: Sequence[Sequence[Any]], outputs: int) -> bool:

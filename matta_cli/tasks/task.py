@@ -67,11 +67,13 @@ class Task(ABC):
         measured: str,
         unit: str,
         notes: Sequence[str] = (),
+        *,
+        unlabelled: bool = False,
     ) -> Data:
         """The data, with a description of it, and with notes.
 
         size: how much there is to train on, in words; empty: that is not told. measured: what the
-        first held-out split is of, in words.
+        first held-out split is of, in words. unlabelled: as of ``Data``.
         """
         named = self.recipe.data
         told = f"held out {len(held_out[0]):,} {measured}"
@@ -80,7 +82,7 @@ class Task(ABC):
         if size:
             told = f"{named.train}: {size}; {told}"
         every, self.notes = (*notes, *self.notes), []
-        return Data(train, tuple(held_out), told, unit, every)
+        return Data(train, tuple(held_out), told, unit, every, unlabelled)
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
         """The metrics that these models have and of which a report can say what is better."""

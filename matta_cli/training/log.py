@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.files import reading
 from matta_cli.files.atomic import atomic_write, own
 from matta_cli.files.workspace import Workspace
@@ -23,8 +23,8 @@ def check(names: list[str]) -> None:
     """Raise ``MattaError`` for a log whose package, which has its name, is missing."""
     for name in names:
         if importlib.util.find_spec(name) is None:
-            needed = f"the package {name}: pip install 'matta[{name}]'"
-            raise MattaError(f"--log-to {name} needs {needed}.")
+            needed = f"--log-to {name} needs the package {name}"
+            raise MattaError(f"{needed}: {install(name)}.")
 
 
 def evaluations(space: Workspace, metric: str) -> list[tuple[int, dict[str, float]]]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.adapter import Sizes
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.models.ta import TA
 from matta_cli.nested.cut import Cut
 from matta_cli.settings.recipe import DistillSettings
@@ -65,8 +65,8 @@ def _package(name: str) -> tuple[Any, Any]:
         import pytorch_optimizer
         from pytorch_optimizer.optimizer.shampoo import LayerWiseGrafting
     except ImportError:
-        how = "pip install 'matta[optimizers]'"
-        raise MattaError(f"The optimizer {name!r} needs pytorch-optimizer: {how}.") from None
+        needs = f"The optimizer {name!r} needs pytorch-optimizer"
+        raise MattaError(f"{needs}: {install('optimizers')}.") from None
     return pytorch_optimizer, LayerWiseGrafting
 
 

@@ -32,6 +32,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from typing_extensions import NotRequired
 
+from matta_cli.data import records
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 
@@ -153,14 +154,15 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     Raises ``MattaError`` for missing values, and for lists of unequal lengths.
     """
     import pyarrow as pa
-    from pyarrow import json, parquet
+    from pyarrow import parquet
 
     named = f"Teacher {str(path)!r}"
-    try:
-        table = parquet.read_table(path) if path.suffix == ".parquet" else json.read_json(path)
-    except (pa.ArrowException, OSError) as error:
-        raise MattaError(f"{named} cannot be read: {str(error).splitlines()[0]}") from None
     columns = {}
+    try:
+        read = _lines(path) if path.suffix == ".jsonl" else None
+        table = parquet.read_table(path) if read is None else pa.table(read)
+    except (pa.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        raise MattaError(f"{named} cannot be read: {str(error).splitlines()[0]}") from None
     for name in [name for name in table.column_names if name in _KNOWN]:
         column = table[name]
         if column.null_count:
@@ -176,6 +178,20 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
             raise MattaError(f"{named}: column {name!r} holds lists of no numbers.") from None
         columns[name] = column.to_numpy() if lists is None else lists
     return columns
+
+
+def _lines(path: Path) -> dict[str, list[Any]]:
+    """The known columns of lines of JSON.
+
+    pyarrow's own reader takes no line of more than a megabyte, and names for dates.
+    """
+    rows = []
+    for number, row in records.json_lines(path):
+        if not isinstance(row, dict):
+            raise MattaError(f"Teacher {str(path)!r}: line {number:,} is no object.")
+        rows.append(row)
+    names = dict.fromkeys(name for row in rows for name in row if name in _KNOWN)
+    return {name: [row.get(name) for row in rows] for name in names}
 
 
 class _Sharded:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from matta_cli.errors import Interrupted, MattaError
+from matta_cli.errors import Interrupted, MattaError, command
 from matta_cli.files import atomic, card, reading
 from matta_cli.files.workspace import Workspace, counters_of
 from matta_cli.models import save, tokenizer
@@ -174,8 +174,7 @@ def train(
         try:
             distill(one.recipe, one.folder, resume=last is not None, listen=listen)
         except Interrupted as stop:
-            where = "" if out == Path("matta-out") else f" {out}"
-            again = f"matta report{where} --baselines {','.join(kinds)}"
+            again = command("report", out, "--baselines", ",".join(kinds))
             saved = f"Stopped in {one.folder}, which is saved"
             raise Interrupted(f"{saved}. Go on with `{again}`.", stop.code) from None
     return notes

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 from matta_cli.files.workspace import Workspace
 from matta_cli.formats import quantized
@@ -91,8 +91,7 @@ def remake(
 
 def _exported(space: Workspace) -> Report:
     """The report of the export. Raises ``MattaError`` where it or one of its Students is gone."""
-    out, path = space.root, space.report
-    again = command("export", out, *(("--name", space.family) if space.family else ()))
+    out, path, again = space.root, space.report, space.exporting
     try:
         report = Report.from_json(reading.stored(path, dict[str, Any], f"run `{again}` again"))
         for cut in report.of(Role.CUT):
@@ -105,8 +104,9 @@ def _exported(space: Workspace) -> Report:
         name = Path(str(student.folder))
         if name.is_absolute() or ".." in name.parts:
             raise MattaError(f"{path} names {str(name)!r}, which lies outside of {out}.")
-        if not (out / str(student.folder)).is_dir():
-            raise MattaError(f"{out / str(student.folder)} is gone: run `{again}` again.")
+        if not (out / name).is_dir():
+            raise MattaError(f"{out / name} is gone: run `{again}` again.")
+        atomic.own(atomic.own(out / name) / "README.md")  # the verdict goes there
     return report
 
 

@@ -62,12 +62,12 @@ class Chat:
         if self.columns == MESSAGES:
             return self._conversation(self._messages(values[0], "messages", where), where)
         prompt, completion = values
-        if prompt is None or completion is None or not completion:
+        if prompt is None or completion in (None, "", []):
             raise Left("without a prompt or a completion")
         if isinstance(prompt, str) and isinstance(completion, str):
             return self._strings(prompt, completion)
         if isinstance(prompt, str) or isinstance(completion, str):
-            both = "'prompt' and 'completion' hold text and messages"
+            both = f"'prompt' and 'completion' hold {_kind(prompt)} and {_kind(completion)}"
             raise self._wrong(f"{both} in {where}: give both as text, or both as messages")
         if not self.template:
             raise self._no_template()

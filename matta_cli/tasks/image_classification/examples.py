@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
+from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.image_classification.stored import stored
 from matta_cli.tasks.task import config, raw
 
@@ -28,12 +29,13 @@ _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 class Source:
     """Labelled images.
 
-    labels: int64 [N]; where each may have several, float32 [N, labels], 0 or 1. read: the image of
-    a number, as PIL. classes: their names, where there are
-    any. names: the images' paths, where they are files. numbers: int64 [N], where these are a part
-    of the user's images. content: the bytes of an image, those of a file where ``encoded``; None
-    where nobody has them. identity: what JSON can hold, another one whenever images may be others.
-    ordered: whether the data itself numbers its classes. root: the folder of the paths.
+    labels: int64 [N], ``IGNORED`` where there is none; where each may have several, float32 [N,
+    labels], 0 or 1, or NaN. read: the image of a number, as PIL. classes: their names, where there
+    are any. names: the images' paths, where they are files. numbers: int64 [N], where these are a
+    part of the user's images. content: the bytes of an image, those of a file where ``encoded``;
+    None where nobody has them. identity: what JSON can hold, another one whenever images may be
+    others. ordered: whether the data itself numbers its classes. root: the folder of the paths.
+    name: of the data. column, lacks: as of ``Examples``.
     """
 
     labels: np.ndarray
@@ -46,6 +48,17 @@ class Source:
     identity: list[Any] | None = None
     ordered: bool = False
     root: str = ""
+    name: str = ""
+    column: str = ""
+    lacks: str = ""
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which images have a label, bool [N]."""
+        if self.labels.ndim == 2:
+            return np.isfinite(self.labels).all(1)
+        known: np.ndarray = self.labels != IGNORED
+        return known
 
     def part(self, indices: np.ndarray) -> Source:
         """The images of these numbers, int64 [n]."""
@@ -56,16 +69,17 @@ class Source:
             labels=self.labels[indices],
             read=lambda i: read(int(indices[i])),
             names=names,
-            numbers=indices,
+            numbers=indices if self.numbers is None else self.numbers[indices],
             content=None if content is None else lambda i: content(int(indices[i])),
             identity=None if self.identity is None else [self.identity, indices.tolist()],
         )
 
-    def called(self, i: int, name: str) -> str:
+    def called(self, i: int, name: str = "") -> str:
         """An image by its path, else by its number in the data of this name."""
         if self.names is not None:
             return repr(str(Path(self.root) / str(self.names[i])))
-        return f"image {i if self.numbers is None else int(self.numbers[i])} of {name!r}"
+        of = name or self.name
+        return f"image {i if self.numbers is None else int(self.numbers[i])} of {of!r}"
 
 
 class Preparation:
@@ -169,34 +183,31 @@ def plain(image: Any) -> Any:
     return image if image.getexif().get(ORIENTATION, 1) == 1 else ImageOps.exif_transpose(image)
 
 
-class Renormalized(nn.Module):
-    """A model run on images that were normalised for another one."""
+class Fitted(nn.Module):
+    """A model that is called on another one's images, and answers in that one's order.
+
+    given, wanted: how the images are prepared, and how its own would be. order: of its outputs,
+    those that are the other one's; empty: as they are.
+    """
 
     scale: Tensor
     shift: Tensor
+    order: Tensor | None
 
-    def __init__(self, model: nn.Module, given: Preparation, wanted: Preparation) -> None:
+    def __init__(
+        self, model: nn.Module, given: Preparation, wanted: Preparation, order: Sequence[int] = ()
+    ) -> None:
         super().__init__()
         self.model = model
+        self.config: Any = getattr(model, "config", None)
+        self.num_classes: Any = getattr(model, "num_classes", None)
         self.register_buffer("scale", given.std / wanted.std, persistent=False)
         self.register_buffer("shift", (given.mean - wanted.mean) / wanted.std, persistent=False)
-
-    def forward(self, image: Tensor) -> Any:
-        return self.model(image * self.scale + self.shift)
-
-
-class Reordered(nn.Module):
-    """A model with its outputs in another order."""
-
-    order: Tensor
-
-    def __init__(self, model: nn.Module, order: Sequence[int]) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("order", torch.tensor(order), persistent=False)
+        self.register_buffer("order", torch.tensor(order) if order else None, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return raw(self.model(image)).index_select(-1, self.order)
+        made = raw(self.model(image * self.scale + self.shift))
+        return made if self.order is None else made[..., self.order]
 
 
 class Images:

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from matta_cli.errors import MattaError
+from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.labels import is_hot
 from matta_cli.tasks.task import config
+from matta_cli.tasks.unlabelled import missing, spread
 
 
 def is_several(model: Any, outputs: int, parts: Sequence[Source]) -> bool:
@@ -37,11 +39,12 @@ def is_several(model: Any, outputs: int, parts: Sequence[Source]) -> bool:
 
 def hot(source: Source, outputs: int) -> Source:
     """Images with 0 or 1 for each of the model's labels, float32 [N, outputs]."""
-    labels = np.zeros((len(source.labels), outputs), np.float32)
+    labels, known = np.zeros((len(source.labels), outputs), np.float32), source.known
     if source.labels.ndim == 1:
-        labels[np.arange(len(labels)), source.labels] = 1
+        labels[np.flatnonzero(known), source.labels[known]] = 1
     else:
         labels[:, : source.labels.shape[1]] = source.labels
+    labels[~known] = np.nan
     return replace(source, labels=labels)
 
 
@@ -59,13 +62,35 @@ def read_labels(
 
     One label of each image: int64 [N]. Lists of labels: float32 [N, labels], 0 or 1. They are names
     or whole numbers, or, as many as the model has ``outputs``, 0 and 1 for each of its labels.
-    names: what numbers stand for, where the data says so. called: a row, for people. cells: whether
-    whole numbers are text, as in CSV.
+    Where there is none: ``IGNORED``, or NaN. names: what numbers stand for, where the data says so.
+    called: a row, for people. cells: whether whole numbers are text, as in CSV.
     """
-    holes = [i for i, value in enumerate(values) if value is None or value == ""]
-    if holes:
-        missing = f"Column {column!r} of {name!r} misses {len(holes):,} labels"
-        raise MattaError(f"{missing}, the first in {called(holes[0])}: fill them in.")
+    # what the hub's datasets give for a class that is not known
+    known = ~np.array([missing(v) or (v == -1 and names is not None) for v in values], bool)
+    if not known.any():
+        return np.full(len(values), IGNORED), None if names is None else list(names)
+    there = np.flatnonzero(known).tolist()
+    labels, classes = _read(
+        [values[i] for i in there],
+        names,
+        f"Column {column!r} of {name!r}",
+        lambda i: called(there[i]),
+        outputs,
+        cells=cells,
+    )
+    return spread(labels, known, IGNORED if labels.ndim == 1 else np.nan), classes
+
+
+def _read(
+    values: Sequence[Any],
+    names: Sequence[str] | None,
+    which: str,
+    called: Callable[[int], str],
+    outputs: int,
+    *,
+    cells: bool,
+) -> tuple[np.ndarray, list[str] | None]:
+    """``read_labels`` where all are there. which: the column, for people."""
     lists = [list(v) if _is_list(v) else [v] for v in values]
     several = any(map(_is_list, values))
     flat = [one for own in lists for one in own]
@@ -79,13 +104,13 @@ def read_labels(
         odd = next(i for i, own in enumerate(lists) if any(type(one) is not first for one in own))
         bad = next(one for one in lists[odd] if type(one) is not first)
         what = f"{type(bad).__name__} in {called(odd)}"
-        holds = f"Column {column!r} of {name!r} holds {what}"
+        holds = f"{which} holds {what}"
         raise MattaError(f"{holds}, but labels are all names, or all whole numbers.")
     if not several:
         return numbers, known
     if len(numbers) and numbers.min() < 0:
         at = int(np.repeat(np.arange(len(lists)), [len(own) for own in lists])[numbers.argmin()])
-        low = f"{name!r} has the label {numbers.min()} in {called(at)}"
+        low = f"{which} has the label {numbers.min()} in {called(at)}"
         raise MattaError(f"{low}: labels are numbers from 0 on.")
     count = len(known) if known is not None else int(numbers.max(initial=0)) + 1
     found = np.zeros((len(lists), count), np.float32)

@@ -10,8 +10,10 @@ import numpy as np
 
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.class_names import names_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.unlabelled import spread
 
 _SHOWN = 20  # classes that are said by name
 
@@ -59,8 +61,10 @@ def _renumbered(
     if source.labels.ndim == 2:
         labels = np.zeros((len(source.labels), len(classes)), np.float32)
         labels[:, numbers] = source.labels
+        labels[~source.known] = np.nan
     else:
-        labels = np.array(numbers, np.int64)[source.labels]
+        known = source.known
+        labels = spread(np.array(numbers, np.int64)[source.labels[known]], known, IGNORED)
     present = sorted(set(numbers))
     listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
     if len(present) > _SHOWN:

@@ -15,11 +15,13 @@ import numpy as np
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels
 from matta_cli.tasks.image_classification.pictures import decoded
 from matta_cli.tasks.image_classification.tables import Known, beside, from_tables
+from matta_cli.tasks.unlabelled import divided
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -49,7 +51,7 @@ def read_images(
         return train, held_out
 
     return find.to_train_and_measure(
-        settings, training, opened, lambda source: _without_last_tenth(source, settings.train)
+        settings, training, opened, lambda source: divided(source, settings.train, "images", _last)
     )
 
 
@@ -57,9 +59,10 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
     """Raise ``MattaError`` unless labels fit the classes; ``complete``: the last must occur too."""
     if not len(source.labels):
         raise find.empty(name, "images")
-    low, high = int(source.labels.min()), int(source.labels.max())
-    if source.labels.ndim == 2:
-        low, high = 0, source.labels.shape[1] - 1
+    labels, complete = source.labels[source.known], complete and bool(source.known.all())
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if labels.ndim == 2:
+        low, high = 0, labels.shape[1] - 1
     count = len(source.classes) if source.classes else high + 1
     if low < 0:
         meant = f"labels are 0 to {classes - 1}, as the model has {classes} classes."
@@ -124,24 +127,30 @@ def _images(path: Path) -> list[Path]:
     return [file for file in folders.walk(path) if file.suffix.lower() in _IMAGES]
 
 
-def _without_last_tenth(source: Source, name: str) -> tuple[Source, Source]:
-    """The images without the last tenth of each class, and that tenth."""
-    start, count = find.last_tenth(len(source.labels), name, "images"), len(source.labels)
+def _last(source: Source) -> np.ndarray:
+    """The last tenth of the images of each class, bool [n]."""
+    count = len(source.labels)
     several = source.labels.ndim == 2
-    held_out = np.arange(count) >= start if several else find.last_of_each(source.labels)
+    tenth = np.arange(count) >= count - max(1, count // 10)
+    held_out = tenth if several else find.last_of_each(source.labels)
     if not held_out.any():  # fewer than ten of each class
         held_out[-1] = True
-    return source.part(np.flatnonzero(~held_out)), source.part(np.flatnonzero(held_out))
+    return held_out
 
 
 def _from_folder(path: Path) -> Source:
-    """One folder of images per class; ``numbered`` says which number it has."""
+    """One folder of images per class; ``numbered`` says which number it has. Or without classes."""
     classes = _folders(path)
     files = [(file, k) for k, own in enumerate(classes) for file in _images(own)]
+    lacks = ""
     if not files:
+        files = [(file, IGNORED) for file in _images(path)]
         forms = "one folder of images per class (or train/ and val/ with those)"
         also = "a table of file_name and label beside the images, or train-images-idx3-ubyte"
-        raise MattaError(f"{str(path)!r} holds no images: matta looks for {forms}, or {also}.")
+        what = "images without labels" if files else "no images"
+        lacks = f"{str(path)!r} holds {what}: matta looks for {forms}, or {also}."
+    if not files:
+        raise MattaError(lacks)
     status = [file.stat() for file, _ in files]
     names = [file.relative_to(path).as_posix() for file, _ in files]
     sizes = [(now.st_size, now.st_mtime_ns) for now in status]
@@ -152,11 +161,12 @@ def _from_folder(path: Path) -> Source:
     return Source(
         np.array([k for _, k in files], dtype=np.int64),
         lambda i: decoded(content(i)),
-        [own.name for own in classes],
+        None if lacks else [own.name for own in classes],
         np.array(names),
         content=content,
         identity=[str(path.resolve()), names, sizes],
         root=str(path),
+        lacks=lacks,
     )
 
 
@@ -227,12 +237,17 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
 
 
 def _from_hub(rows: Any, name: str, settings: DataSettings, known: Known) -> Source:
-    image, label = settings.image, settings.label
-    for column, setting in ((image, "data.image"), (label, "data.label")):
-        find.check_column(name, column, setting, rows.column_names)
-    classes = sources.of_split(rows, name).classes(label)
+    image, label, lacks = settings.image, settings.label, ""
+    find.check_column(name, image, "data.image", rows.column_names)
+    values: list[Any] = [None] * len(rows)
+    classes = None
+    try:
+        find.check_column(name, label, "data.label", rows.column_names)
+        values, classes = list(rows[label]), sources.of_split(rows, name).classes(label)
+    except MattaError as lack:
+        lacks = str(lack)
     labels, own = read_labels(
-        list(rows[label]), classes, label, name, lambda i: f"row {i + 1:,}", known.outputs
+        values, classes, label, name, lambda i: f"row {i + 1:,}", known.outputs
     )
     content = _contents(rows, image, name)
     return Source(
@@ -242,6 +257,9 @@ def _from_hub(rows: Any, name: str, settings: DataSettings, known: Known) -> Sou
         content=content,
         identity=[name, getattr(rows, "_fingerprint", "")],
         ordered=classes is not None,
+        name=name,
+        column=label,
+        lacks=lacks,
     )
 
 

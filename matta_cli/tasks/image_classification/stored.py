@@ -1,19 +1,22 @@
-"""What a transformers folder's ``preprocessor_config.json`` says about the images of its model."""
+"""What a transformers folder says about the images of its model, in one of two files."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import lenient, parsed, record, text
 
 _FILE = "preprocessor_config.json"
+_WHOLE = "processor_config.json"  # of a processor of several things, of which one is images
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 _SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 _SQUARE = ("ViT", "DeiT", "Beit")  # processors to which a size that is a number is a square
-_OTHER = ("do_flip_channel_order", "do_color_quantize")  # what changes pixels in another way
+# what changes pixels in another way
+_OTHER = ("do_flip_channel_order", "do_color_quantize", "do_pad", "do_thumbnail")
+_OTHER += ("do_align_long_axis", "do_pan_and_scan", "do_crop_margin", "rescale_offset")
 
 
 @dataclass
@@ -37,22 +40,39 @@ def stored(folder: Path | None, channels: int, size: list[int], *, fixed: bool =
     fixed: whether the model takes no images of another size. Raises ``MattaError`` for a file that
     is damaged, or asks for what matta does not do.
     """
-    path = folder / _FILE if folder is not None else None
-    if path is None or not path.is_file():
+    path = _place(folder) if folder is not None else None
+    if path is None:
         assumed = "images are squashed to the model's size and normalised as ImageNet's (assumed)"
         return Prepared(dict(_SQUASH), size, [f"There is no {_FILE}: {assumed}."])
     try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-        found = _read(card, channels, size, fixed)
+        card = _card(path)
+        found = _read(card, channels, size, fixed, path.name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         wrong = "is damaged, or of a kind that is not known: save it anew, or remove it"
         raise MattaError(f"{str(path)!r} {wrong}.") from None
     if odd := [key for key in _OTHER if card.get(key)]:
         raise MattaError(f"{str(path)!r} asks for {odd[0]}, which matta does not do.")
+    other = path.with_name(_FILE)
+    if path.name == _WHOLE and other.is_file() and lenient(other) != card:
+        used = f"{_WHOLE} is used, as transformers does, and not {_FILE}"
+        found.notes.append(f"{path.parent} says in two files how images are made: {used}.")
     return found
 
 
-def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool) -> Prepared:
+def _place(folder: Path) -> Path | None:
+    """The file that says how images are made, if there is one: the one that transformers takes."""
+    whole, alone = folder / _WHOLE, folder / _FILE
+    if record(lenient(whole)).get("image_processor"):
+        return whole
+    return alone if alone.is_file() else None
+
+
+def _card(path: Path) -> dict[str, Any]:
+    card = parsed(text(path))
+    return card if path.name == _FILE else card["image_processor"]
+
+
+def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool, name: str) -> Prepared:
     settings: dict[str, Any] = dict(_SQUASH)
     if card.get("resample") in _MODES:
         settings["interpolation"] = _MODES[card["resample"]]
@@ -71,10 +91,10 @@ def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool) -> 
     if not fixed:
         size = made
     if not resized and not crop:
-        notes.append(f"{_FILE} resizes no images: those of another size are squashed all the same.")
+        notes.append(f"{name} resizes no images: those of another size are squashed all the same.")
     elif made != size:
         sizes = [" x ".join(map(str, both)) for both in (made, size)]
-        notes.append(f"{_FILE} makes images of {sizes[0]}; the model's own {sizes[1]} are used.")
+        notes.append(f"{name} makes images of {sizes[0]}; the model's own {sizes[1]} are used.")
     # a pixel of 0 to 255 is multiplied by the factor, then normalised
     factor = float(card.get("rescale_factor") or 1 / 255) if card.get("do_rescale", True) else 1.0
     plain = card.get("do_normalize") is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,20 +14,32 @@ import numpy as np
 from matta_cli.data import find, folders, records
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.class_names import simplified
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels
 from matta_cli.tasks.image_classification.pictures import decoded
+from matta_cli.tasks.labels import parted
+from matta_cli.tasks.unlabelled import missing
 
 _BESIDE = (".csv", ".tsv", ".jsonl", ".parquet")  # .json beside images may be anything, and large
 _PATHS = ("file_name", "path")
+_YES, _NO = {"1", "1.0", "True"}, {"0", "0.0", "False"}
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a model's labels: how many, and their names in its order, if it has any."""
+    """What is known of a model's labels: how many, their names in its order, if it has any, and
+    whether its config says that an example has several.
+    """
 
     outputs: int
     names: list[str]
+    several: bool = False
+
+    def is_label(self, text: str) -> bool:
+        """Whether a cell of text is one of them."""
+        number = text.isdecimal() and int(text) < self.outputs
+        return number or simplified(text) in map(simplified, self.names)
 
 
 @dataclass
@@ -37,6 +50,7 @@ class _Rows:
     labels: list[Any] = field(default_factory=list)
     called: list[str] = field(default_factory=list)
     hot: bool = False
+    lacks: str = ""
 
 
 def beside(folder: Path, settings: DataSettings, known: Known) -> folders.Files:
@@ -80,6 +94,8 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
         content=content,
         identity=[str(base.resolve()), names, [(now.st_size, now.st_mtime_ns) for now in status]],
         root=str(base),
+        column="" if rows.hot else settings.label,
+        lacks=rows.lacks,
     )
 
 
@@ -90,7 +106,10 @@ def _labels(
     if rows.hot:
         return np.array(rows.labels, np.float32), list(known.names)
     cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
-    cells = cells and not set(map(repr, rows.labels)) <= set(map(repr, known.names))
+    rows.labels = parted(rows.labels, known.is_label, several=known.several)
+    lists = [label if isinstance(label, list) else [label] for label in rows.labels]
+    given = {repr(one) for own in lists for one in own if not missing(one)}
+    cells = cells and not given <= set(map(repr, known.names))
     row = rows.called.__getitem__
     return read_labels(rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells)
 
@@ -120,8 +139,11 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
     image, labels = _columns(columns, settings, known)
     if not image:
         find.check_column(name, _PATHS[0], "data.image", columns)
-    if not labels:
-        find.check_column(name, settings.label, "data.label", columns)
+    try:
+        if not labels:
+            find.check_column(name, settings.label, "data.label", columns)
+    except MattaError as lack:
+        rows.lacks = str(lack)
     hot = len(labels) > 1
     if rows.paths and rows.hot != hot:
         raise MattaError(f"{name!r} does not have the same columns as the tables before it.")
@@ -132,14 +154,18 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
         if text is None or not text.strip():
             raise MattaError(f"Column {image!r} of {name!r} has no path in {where}: fill it in.")
         rows.paths.append(file.parent / text)
-        rows.labels.append([_yes(v, name, where) for v in own] if hot else own[0])
+        rows.labels.append(_yes(own, name, where) if hot else next(iter(own), None))
         rows.called.append(f"{where} of {name!r}")
 
 
-def _yes(value: Any, name: str, where: str) -> float:
-    """A cell of a label's own column: 0 or 1."""
-    if str(value).strip() in ("0", "1", "0.0", "1.0", "True", "False"):
-        return float(str(value).strip() in ("1", "1.0", "True"))
+def _yes(values: Sequence[Any], name: str, where: str) -> list[float]:
+    """The cells of the labels' own columns: 0 or 1; where all are empty, NaN."""
+    if all(map(missing, values)):
+        return [math.nan] * len(values)
+    cells = [str(value).strip() for value in values]
+    if set(cells) <= _YES | _NO:
+        return [float(cell in _YES) for cell in cells]
+    value = next(v for v, cell in zip(values, cells, strict=True) if cell not in _YES | _NO)
     raise MattaError(f"{name!r} holds {value!r} in {where}, but the column of a label is 0 or 1.")
 
 

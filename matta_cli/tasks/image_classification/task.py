@@ -15,13 +15,7 @@ from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import known_as, names_of, order_of
-from matta_cli.tasks.image_classification.examples import (
-    Images,
-    Preparation,
-    Renormalized,
-    Reordered,
-    shape_of,
-)
+from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
 from matta_cli.tasks.image_classification.names import numbered
@@ -31,6 +25,7 @@ from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config, raw
+from matta_cli.tasks.unlabelled import sorted_out
 
 
 class ImageClassification(KindTask):
@@ -64,7 +59,11 @@ class ImageClassification(KindTask):
         find.no_streaming(settings, "images")
         classes, given = self.outputs(model), settings.train
         notes: list[str] = []
-        train, held_out = read_images(settings, Known(classes, _named(model)), training, notes)
+        several = config(model, "problem_type") == "multi_label_classification"
+        known = Known(classes, _named(model), several)
+        train, held_out = read_images(settings, known, training, notes)
+        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "images")
+        notes += lacking
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         several = is_several(model, classes, parts)
@@ -99,7 +98,9 @@ class ImageClassification(KindTask):
             notes.append(f"{both:,} held-out images also stand in the data to train on, {of}.")
         size = f"{len(train.labels):,} images of {classes:,} {'labels' if several else 'classes'}"
         images = Images(train, prepare, given)
-        return self.described(images, size, [split], "images", "images", notes)
+        return self.described(
+            images, size, [split], "images", "images", notes, unlabelled=not train.known.all()
+        )
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model
@@ -119,20 +120,19 @@ class ImageClassification(KindTask):
             own, model_s = (", ".join(map(str, p.how.values())) for p in (theirs, ours))
             given = f"it sees what the model sees ({model_s})"
             self.notes.append(f"The Teacher's own images are made otherwise ({own}): {given}.")
-        teacher = self._in_order(teacher, model)
+        order = self._order(teacher, model)
         same = torch.equal(theirs.mean, ours.mean) and torch.equal(theirs.std, ours.std)
-        return teacher if same else Renormalized(teacher, ours, theirs)
+        return teacher if same and not order else Fitted(teacher, ours, theirs, order)
 
-    def _in_order(self, teacher: nn.Module, model: nn.Module) -> nn.Module:
-        """The Teacher with its classes in the model's order, as far as names tell it."""
+    def _order(self, teacher: nn.Module, model: nn.Module) -> list[int]:
+        """Which of the Teacher's classes the model's are, as far as names tell it; empty: as is."""
         theirs, ours = known_as(names_of(teacher)), known_as(names_of(model))
         if theirs and ours and not theirs.keys() & ours.keys():
             names = f"{next(iter(theirs))!r}, not {next(iter(ours))!r}"
             other = f"The Teacher's classes have other names than the model's ({names})"
             self.notes.append(f"{other}: they are taken to be in its order.")
-            return teacher
-        order = order_of(teacher, model, "classes", self.notes) if theirs and ours else []
-        return Reordered(teacher, order) if order else teacher
+            return []
+        return order_of(teacher, model, "classes", self.notes) if theirs and ours else []
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         return raw(model(batch["image"]))

@@ -18,9 +18,10 @@ from matta_cli.tasks.scores import members
 class Rows:
     """Rows as a split: an example is a query with all its rows, or one row where there are none.
 
-    dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n]. group: int64 [n], the
-    row's query, 0 .. q - 1. ids: text [n], the rows' names. numbers: int64 [n], where these are a
-    part of the user's rows.
+    dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n], NaN where there is none.
+    group: int64 [n], the row's query, 0 .. q - 1. ids: text [n], the rows' names. numbers: int64
+    [n], where these are a part of the user's rows. name: of the data. column, lacks: as of
+    ``Examples``.
     """
 
     dense: np.ndarray | None
@@ -29,6 +30,9 @@ class Rows:
     group: np.ndarray | None
     ids: np.ndarray | None = None
     numbers: np.ndarray | None = None
+    column: str = ""
+    lacks: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         self.members = None if self.group is None else members(self.group)
@@ -46,7 +50,18 @@ class Rows:
         group = None if self.group is None else np.unique(self.group[rows], return_inverse=True)[1]
         parts = (self.dense, self.categorical, self.ids)
         dense, categorical, ids = (None if part is None else part[rows] for part in parts)
-        return Rows(dense, categorical, self.label[rows], group, ids, rows)
+        numbers = rows if self.numbers is None else self.numbers[rows]
+        about = self.column, self.lacks, self.name
+        return Rows(dense, categorical, self.label[rows], group, ids, numbers, *about)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which rows have a label, bool [n]."""
+        return np.isfinite(self.label)
+
+    def called(self, i: int) -> str:
+        number = i if self.numbers is None else int(self.numbers[i])
+        return f"row {number + 1:,} of {self.name!r}"
 
     def _of(self, indices: Sequence[int]) -> np.ndarray:
         """The rows of these examples, query by query."""

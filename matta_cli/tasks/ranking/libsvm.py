@@ -37,7 +37,8 @@ class File:
 def read(path: Path) -> File:
     """The rows of a file. Queries: ``qid``, else the sizes in a file beside it.
 
-    Raises ``MattaError`` where the file is not LibSVM, or rows lack a query that others have.
+    Raises ``MattaError`` where the file is not LibSVM, rows lack a query that others have, or two
+    of these contradict each other.
     """
     reader = extra("sklearn.datasets", f"Reading {str(path)!r}, which is LibSVM,", "ranking")
     if path.stat().st_size == 0:
@@ -56,11 +57,14 @@ def read(path: Path) -> File:
     if 0 < len(query) < rows:
         raise _without_query(path, rows - len(query))
     beside = [path.with_name(path.name + suffix) for suffix in SIDECARS]
-    sizes = {own: _sizes(own, path, rows) for own in beside if group is None and own.exists()}
-    if any(not np.array_equal(own, sized) for own in sizes.values() for sized in sizes.values()):
-        raise MattaError(f"{' and '.join(repr(str(own)) for own in sizes)} differ: keep one.")
+    sizes = {own: _sizes(own, path, rows) for own in beside if own.exists()}
+    every = [*([] if group is None else [group]), *sizes.values()]
+    if any(not np.array_equal(every[0], other) for other in every[1:]):
+        named = [*([] if group is None else ["its qid"]), *(repr(str(own)) for own in sizes)]
+        of = f"{str(path)!r}: " if group is not None else ""
+        raise MattaError(f"{of}{' and '.join(named)} differ: keep one.")
     notes = [f"{str(path)!r}: {rows:,} rows read."]
-    for own, sized in sizes.items():
+    for own, sized in sizes.items() if group is None else ():
         group = sized
         notes.append(f"{str(own)!r} says which rows are one query's.")
     first = 0 if (features.indices == 0).any() or not features.nnz else 1

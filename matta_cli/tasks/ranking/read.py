@@ -16,6 +16,7 @@ from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.ranking.examples import Rows
 from matta_cli.tasks.scores import numbered
+from matta_cli.tasks.unlabelled import divided
 
 _FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
@@ -46,7 +47,8 @@ def read_rows(settings: DataSettings, model: Any, training: bool) -> tuple[Rows,
         rows = _libsvm(groups, model, notes)
     if held_out:
         return rows[0], rows[-1], notes
-    return *_without_last_tenth(rows[0], settings.train), notes
+    name = settings.train
+    return *divided(rows[0], name, "rows", lambda own: _last(own, name)), notes
 
 
 def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Parts:
@@ -79,11 +81,11 @@ def features_of(model: Any) -> tuple[list[tuple[int, int]], int]:
     return list(model.fields), int(model.dense)
 
 
-def _without_last_tenth(rows: Rows, name: str) -> tuple[Rows, Rows]:
-    """The rows without the last tenth of the queries (or rows), and that tenth."""
+def _last(rows: Rows, name: str) -> np.ndarray:
+    """The last tenth of the queries (or rows), bool [n]."""
     start = find.last_tenth(len(rows), name, rows.unit)
-    last = (np.arange(len(rows)) if rows.group is None else rows.group) >= start
-    return rows.part(np.flatnonzero(~last)), rows.part(np.flatnonzero(last))
+    last: np.ndarray = (np.arange(len(rows)) if rows.group is None else rows.group) >= start
+    return last
 
 
 def _libsvm(groups: Sequence[list[Path]], model: Any, notes: list[str]) -> list[Rows]:
@@ -114,14 +116,17 @@ def _libsvm_rows(file: libsvm.File, first: int, width: int) -> Rows:
     own = file.features[:, first:].toarray()
     # sparse rows need not name the last features
     dense = np.zeros((len(own), width), dtype=np.float32)
-    dense[:, : own.shape[1]] = own
-    for values, what in ((dense, "features"), (file.label[:, None], "labels")):
+    with np.errstate(over="ignore"):
+        dense[:, : own.shape[1]] = own
+    with np.errstate(over="ignore"):
+        label = file.label.astype(np.float32)
+    for values, what in ((dense, "features"), (label[:, None], "labels")):
         wrong = np.flatnonzero(~np.isfinite(values).all(1))
         if len(wrong):
             missing = f"{str(file.path)!r} has {what} that are missing or not finite"
             rows = f"in {len(wrong):,} rows, the first of them row {wrong[0] + 1:,}"
             raise MattaError(f"{missing}, {rows}: give them numbers.")
-    return Rows(dense, None, file.label.astype(np.float32), file.group)
+    return Rows(dense, None, label, file.group)
 
 
 def _joined(parts: Sequence[Rows]) -> Rows:
@@ -146,8 +151,7 @@ def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: lis
     keys = [column for column in (settings.group, settings.id) if column]
     table = tables.Table(files, keys)
     name, known = table.name, table.known
-    wanted = [(settings.label, "data.label")]
-    wanted += [(column, "data.categorical") for column in settings.categorical]
+    wanted = [(column, "data.categorical") for column in settings.categorical]
     wanted += [(column, "data.dense") for column in settings.dense]
     wanted += [(settings.group, "data.group")] if settings.group else []
     wanted += [(settings.id, "data.id")] if settings.id else []
@@ -161,21 +165,39 @@ def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: lis
     if not len(table):
         raise find.empty(name, "rows")
     notes += table.notes
-    label = _numbers(table, settings.label)
+    label, lacks = _label(table, settings)
     pairs = zip(settings.categorical, fields, strict=True)
     codes = [_codes(table, column, cardinality) for column, (cardinality, _) in pairs]
-    numbers = [_numbers(table, column) for column in _dense_columns(table, settings, width)]
+    numbers = [_numbers(table, column) for column in _dense_columns(table, settings, width, lacks)]
     return Rows(
         np.stack(numbers, axis=1) if numbers else None,
         np.stack(codes, axis=1) if codes else None,
         label,
         numbered(table.keys(settings.group)) if settings.group else None,
         table.keys(settings.id) if settings.id else None,
+        column=settings.label,
+        lacks=lacks,
+        name=name,
     )
 
 
-def _dense_columns(table: Table, settings: DataSettings, width: int) -> list[str]:
-    """The columns of the dense features: those of ``data.dense``, else all numbers left over."""
+def _label(table: Table, settings: DataSettings) -> tuple[np.ndarray, str]:
+    """The labels, NaN where there is none, and why a table without any lacks them."""
+    column, none = settings.label, np.full(len(table), np.nan, np.float32)
+    try:
+        find.check_column(table.name, column, "data.label", table.known)
+    except MattaError as lack:
+        return none, str(lack)
+    if table.columns[column].null_count == len(table):
+        return none, ""
+    return _numbers(table, column, holes=True), ""
+
+
+def _dense_columns(table: Table, settings: DataSettings, width: int, lacks: str) -> list[str]:
+    """The columns of the dense features: those of ``data.dense``, else all numbers left over.
+
+    lacks: why there is no label, which may stand under another name.
+    """
     taken = {settings.label, settings.group, settings.id, *settings.categorical}
     left = [column for column in table.known if column not in taken]
     dense = list(settings.dense)
@@ -183,6 +205,8 @@ def _dense_columns(table: Table, settings: DataSettings, width: int) -> list[str
         dense = [column for column in left if table.holds_numbers(column)]
     if len(dense) == width:
         return dense
+    if lacks:
+        raise MattaError(lacks)
     given = ", ".join(dense) or "none"
     text = [c for c in left if c not in dense and not table.holds_numbers(c)]
     if text:
@@ -191,17 +215,16 @@ def _dense_columns(table: Table, settings: DataSettings, width: int) -> list[str
     raise MattaError(f"{reads} ({given}): name the model's in data.dense, in its order.")
 
 
-def _numbers(table: Table, column: str) -> np.ndarray:
-    """A column as float32."""
+def _numbers(table: Table, column: str, *, holes: bool = False) -> np.ndarray:
+    """A column as float32, with ``holes`` NaN where there is no number."""
     if not table.holds_numbers(column):
         which = f"Column {column!r} of {table.name!r} holds {table.shown(column)}"
         raise MattaError(f"{which}, but dense features and labels are numbers.")
-    values = table.numbers(column, "fill them in")
+    values = table.numbers(column, "fill them in", holes=holes)
     with np.errstate(over="ignore"):
         numbers = values.astype(np.float32)
-    table.complete(
-        column, ~np.isfinite(numbers), "has values too large for float32", "scale them down"
-    )
+    large = ~np.isfinite(numbers) & np.isfinite(values)
+    table.complete(column, large, "has values too large for float32", "scale them down")
     if values.dtype.kind in "iu":
         lost = (np.abs(values.astype(np.float64)) > _FLOAT32) & (numbers != values)
         rounded = "has whole numbers that float32 would round"

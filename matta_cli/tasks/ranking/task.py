@@ -17,6 +17,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import calibration, scores
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.ranking.read import features_of, read_rows, repeated
+from matta_cli.tasks.unlabelled import sorted_out
 
 
 class Rows(scores.Scored):
@@ -73,7 +74,10 @@ class Ranking(KindTask):
         settings, kind = self.recipe.data, self.recipe.distill.ranking_loss
         find.no_streaming(settings, "ranking")
         train, held_out, told = read_rows(settings, model, training)
-        notes = list(dict.fromkeys(told))
+        own = train if training else None
+        own, held_out, lacking = sorted_out(own, held_out, self.recipe, "rows")
+        train = held_out if own is None else own
+        notes = list(dict.fromkeys([*told, *lacking]))
         relevant = held_out.label > 0
         if relevant.all() or not relevant.any():
             labels = f"only labels {'above 0' if relevant[0] else 'of 0 or less'}"
@@ -92,7 +96,10 @@ class Ranking(KindTask):
         if both := repeated(train, held_out):
             of = f"of {len(held_out.label):,}"
             notes.append(f"{both:,} held-out rows also stand in the data to train on, {of}.")
-        return self.described(train, size, [split], held_out.unit, "rows", notes)
+        unlabelled = not train.known.all()
+        return self.described(
+            train, size, [split], held_out.unit, "rows", notes, unlabelled=unlabelled
+        )
 
     def outputs(self, model: nn.Module) -> int:
         return 1

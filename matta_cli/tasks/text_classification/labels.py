@@ -10,18 +10,21 @@ import numpy as np
 
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.class_names import known_as, names_of, simplified
 from matta_cli.tasks.kind import Kind
-from matta_cli.tasks.labels import is_hot
+from matta_cli.tasks.labels import is_hot, parted
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
 from matta_cli.tasks.text_classification.kinds import Number, OneLabel
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows
+from matta_cli.tasks.unlabelled import missing, spread
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"
+_FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
 
 class Labels:
@@ -38,6 +41,7 @@ class Labels:
         own = stored.get("activation_fn") if isinstance(stored, dict) else None
         own = own or config(model, "sbert_ce_default_activation_function")
         self.odds = str(own or "").endswith(_SIGMOID)
+        self.several = self.problem == "multi_label_classification"
 
     def kind(self, settings: DistillSettings, group: str, parts: Sequence[Rows] = ()) -> Kind:
         """What the model says, by its config and by what the data has.
@@ -63,20 +67,41 @@ class Labels:
             return SeveralLabels(settings, self.called)
         return OneLabel(settings)
 
+    def part(self, parts: Sequence[Rows]) -> None:
+        """Make lists of cells that hold several labels."""
+        if self.outputs == 1:
+            return
+
+        def is_label(text: str) -> bool:
+            return self._named(text) is not None or self._counted(text) is not None
+
+        found = iter(
+            parted([v for rows in parts for v in rows.label], is_label, several=self.several)
+        )
+        for rows in parts:
+            rows.label = [next(found) for _ in rows.label]
+
     def read(self, kind: Kind, parts: Sequence[Rows]) -> list[np.ndarray]:
         """The labels of rows to train on and to measure on, together, as ``kind`` has them.
 
-        Raises ``MattaError`` for what is missing, and for what the model does not know.
+        Where there is none, ``IGNORED`` or NaN. Raises ``MattaError`` for what the model does not
+        know.
         """
-        for rows in parts:
-            _refuse_missing(rows)
-        if isinstance(kind, OneLabel):
-            return self._one(parts)
-        if isinstance(kind, SeveralLabels):
-            return self._several(parts)
-        return [
-            np.array(_each(rows, _number, "but labels are numbers"), np.float32) for rows in parts
+        known = [rows.known for rows in parts]
+        given = [
+            rows if own.all() else rows.part(np.flatnonzero(own).tolist())
+            for rows, own in zip(parts, known, strict=True)
         ]
+        for rows in given:
+            _refuse_holes(rows)
+        hole = math.nan
+        if isinstance(kind, OneLabel):
+            labels, hole = self._one(given), IGNORED
+        elif isinstance(kind, SeveralLabels):
+            labels = self._several(given)
+        else:
+            labels = [np.array(_numbers(rows), np.float32) for rows in given]
+        return [spread(values, own, hole) for values, own in zip(labels, known, strict=True)]
 
     def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         values = [value for rows in parts for value in rows.label]
@@ -104,26 +129,31 @@ class Labels:
 
         columns = ", ".join(self.names.values()) if self.names else f"{self.outputs} labels"
         wrong = f"but a label is 0 or 1, of each of {columns}" if hot else self._unknown()
-        return [np.array(_each(rows, row, wrong), np.float32) for rows in parts]
+        return [
+            np.array(_each(rows, row, wrong), np.float32).reshape(-1, self.outputs)
+            for rows in parts
+        ]
 
     def _numbering(self, values: Sequence[Any]) -> Callable[[Any], int | None]:
         """The number of a label: by its name if all of them are names, else as it stands."""
-
-        def named(value: Any) -> int | None:
-            text = str(value).strip()
-            return self.known.get(text, self.known.get(simplified(text)))
-
-        def counted(value: Any) -> int | None:
-            number = _number(value)
-            whole = number is not None and number == int(number) and 0 <= number < self.outputs
-            return int(number or 0) if whole else None
-
+        named, counted = self._named, self._counted
         distinct = {str(value): value for value in values}.values()
         names = [named(value) is not None for value in distinct]
         if all(names):
             return named
         by_number = all(counted(value) is not None for value in distinct)
         return counted if by_number or not any(names) else named
+
+    def _named(self, value: Any) -> int | None:
+        """The number of a label by its name."""
+        text = str(value).strip()
+        return self.known.get(text, self.known.get(simplified(text)))
+
+    def _counted(self, value: Any) -> int | None:
+        """The number of a label that is one, also in a cell of text."""
+        number = _number(value)
+        whole = number is not None and number == int(number) and 0 <= number < self.outputs
+        return int(number or 0) if whole else None
 
     def _unknown(self) -> str:
         if not self.names:
@@ -135,6 +165,8 @@ class Labels:
 
     def told(self, kind: Kind, label: np.ndarray, part: str) -> list[str]:
         """How many texts have each label, if these are few; and which labels none has."""
+        if not len(label):
+            return []
         if isinstance(kind, OneLabel):
             counts = np.bincount(label, minlength=self.outputs)
         elif isinstance(kind, SeveralLabels):
@@ -163,22 +195,26 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _missing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+def _numbers(rows: Rows) -> list[float]:
+    """Labels that are numbers. Raises ``MattaError`` for what float32 does not hold."""
+
+    def single(value: Any) -> float | None:
+        number = float(value)
+        with np.errstate(over="ignore"):
+            near = float(np.float32(number))
+        rounded = abs(number) > _FLOAT32 and number.is_integer() and near != number
+        return None if rounded else near
+
+    _each(rows, _number, "but labels are numbers")
+    return _each(rows, single, "which float32 would round, or cannot hold: scale the labels down")
 
 
-def _refuse_missing(rows: Rows) -> None:
-    """Raise ``MattaError`` where rows have no label, with their number and the first of them."""
-    holes = [
-        i
-        for i, value in enumerate(rows.label)
-        if _missing(value) or (rows.hot and any(map(_missing, value)))
-    ]
+def _refuse_holes(rows: Rows) -> None:
+    """Raise ``MattaError`` where a row has some of several labels' columns empty."""
+    holes = [i for i, v in enumerate(rows.label) if rows.hot and any(map(missing, v))]
     if holes:
-        what = f"Column {rows.column!r} misses {len(holes):,} of {len(rows):,} labels"
-        raise MattaError(
-            f"{what}, the first in {rows.called(holes[0])}: fill them in, or leave these rows out."
-        )
+        some = f"The columns of labels are empty in part in {len(holes):,} of {len(rows):,} rows"
+        raise MattaError(f"{some}, the first in {rows.called(holes[0])}: fill them in with 0 or 1.")
 
 
 def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
@@ -193,6 +229,10 @@ def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
     odd = [i for i, value in enumerate(found) if value is None]
     if odd:
         several = f" ({len(odd):,} rows have such labels)" if len(odd) > 1 else ""
-        has = f"Column {rows.column!r} holds {rows.label[odd[0]]!r} in {rows.called(odd[0])}"
+        value = rows.label[odd[0]]
+        own = _listed(value)
+        unknown = [one for one in own if convert(one) is None]
+        bad = unknown[0] if len(unknown) < len(own) or len(own) == 1 else value
+        has = f"Column {rows.column!r} holds {bad!r} in {rows.called(odd[0])}"
         raise MattaError(f"{has}{several}, {wrong}.")
     return found

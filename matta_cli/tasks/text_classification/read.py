@@ -14,6 +14,7 @@ from matta_cli.data.sources import Source
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.scores import numbered
+from matta_cli.tasks.unlabelled import divided, missing
 
 
 @dataclass
@@ -23,7 +24,7 @@ class Rows:
     label: as it stands there; of several columns of one label each, a list. hot: whether that is a
     list of 0 and 1. query, id: names, where their columns are asked for. number: which of the
     user's rows it is. place: its number in its file, or in the split. ends: of each source its
-    name, what its places are numbers of, and where its rows end here.
+    name, what its places are numbers of, and where its rows end here. lacks: as of ``Examples``.
     """
 
     first: list[str] = field(default_factory=list)
@@ -37,9 +38,20 @@ class Rows:
     ends: list[tuple[str, str, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     column: str = ""
+    lacks: str = ""
 
     def __len__(self) -> int:
         return len(self.first)
+
+    @property
+    def known(self) -> np.ndarray:
+        """Which rows have a label, bool [n]."""
+        hot = self.hot
+        holes = [
+            all(map(missing, value)) if hot and isinstance(value, list) else missing(value)
+            for value in self.label
+        ]
+        return ~np.array(holes, bool)
 
     def called(self, i: int) -> str:
         """A row by its place in its file, or in the split."""
@@ -96,7 +108,7 @@ def read_rows(
         "texts and labels",
         of_files,
         lambda rows, name: read([sources.of_split(rows, name)], ()),
-        lambda rows: _without_last_tenth(rows, settings.train, outputs),
+        lambda rows: divided(rows, settings.train, "texts", lambda own: _last(own, outputs)),
     )
 
 
@@ -105,15 +117,17 @@ def _add(
 ) -> None:
     """Take what a source has."""
     texts = sources.text_columns(source, settings)
-    labels = _labels(source, settings, names, outputs)
+    labels = _labels(source, settings, names, outputs, rows)
     others = [column for column in (settings.group, settings.id) if column]
     pairs, hot = len(texts) == 2, len(labels) > 1
-    if rows.ends and (pairs, hot) != (rows.second is not None, rows.hot):
+    differ = bool(labels and rows.column) and hot != rows.hot
+    if rows.ends and (differ or pairs != (rows.second is not None)):
         first = rows.ends[0][0]
         raise MattaError(f"{first!r} and {source.name!r} do not have the same columns.")
-    rows.hot, rows.column, seen = hot, settings.label if hot else labels[0], len(rows.number)
+    rows.hot, seen = hot or rows.hot, len(rows.number)
+    rows.column = (labels[0] if len(labels) == 1 else settings.label) if labels else rows.column
     rows.second = (rows.second or []) if pairs else None
-    classes = None if hot else source.classes(labels[0])
+    classes = source.classes(labels[0]) if len(labels) == 1 else None
     empty = 0
     start = rows.number[-1] + 1 if seen else 0
     number = start - 1
@@ -131,7 +145,7 @@ def _add(
         if rows.second is not None:
             rows.second.append(own[1])
         label = values[len(texts) : len(texts) + len(labels)]
-        rows.label.append(list(label) if hot else _named(label[0], classes))
+        rows.label.append(list(label) if hot else _named(next(iter(label), None), classes))
         rows.number.append(number)
         rows.place.append(place)
         keys = iter(values[len(texts) + len(labels) :])
@@ -143,9 +157,12 @@ def _add(
 
 
 def _labels(
-    source: Source, settings: DataSettings, names: dict[int, str], outputs: int
+    source: Source, settings: DataSettings, names: dict[int, str], outputs: int, rows: Rows
 ) -> list[str]:
-    """The column of the label; else one for each of the model's labels, or that of a score."""
+    """The column of the label; else one for each of the model's labels, or that of a score.
+
+    None where there is no label: the rows are told what they lack.
+    """
     if settings.label in source.columns:
         return [settings.label]
     every = [names[k] for k in sorted(names)]
@@ -153,7 +170,10 @@ def _labels(
         return every
     if outputs == 1 and settings.score in source.columns:
         return [settings.score]
-    find.check_column(source.name, settings.label, "data.label", source.columns)
+    try:
+        find.check_column(source.name, settings.label, "data.label", source.columns)
+    except MattaError as lack:
+        rows.lacks = str(lack)
     return []
 
 
@@ -174,16 +194,13 @@ def _key(value: Any, column: str, name: str, where: str) -> str:
     raise MattaError(f"Column {column!r} of {name!r} {holds} in {where}: give each row a name.")
 
 
-def _without_last_tenth(rows: Rows, name: str, outputs: int) -> tuple[Rows, Rows]:
-    """The rows without the last tenth of the queries, or of the rows of each label; and these."""
+def _last(rows: Rows, outputs: int) -> np.ndarray:
+    """The last tenth of the queries, or of the rows of each label, bool [n]."""
     if rows.query:
         query = numbered(np.array(rows.query))
-        start = find.last_tenth(int(query.max()) + 1, name, "queries")
-        last = query >= start
-    else:
-        start = find.last_tenth(len(rows), name, "texts")
-        last = np.arange(len(rows)) >= start
-        if outputs > 1:
-            each = find.last_of_each(np.array([repr(label) for label in rows.label]))
-            last = each if each.any() else last
-    return rows.part(np.flatnonzero(~last).tolist()), rows.part(np.flatnonzero(last).tolist())
+        return query >= find.last_tenth(int(query.max()) + 1, rows.ends[0][0], "queries")
+    last = np.arange(len(rows)) >= len(rows) - max(1, len(rows) // 10)
+    if outputs == 1:
+        return last
+    each = find.last_of_each(np.array([repr(label) for label in rows.label]))
+    return each if each.any() else last

@@ -20,7 +20,9 @@ from matta_cli.tasks.text_classification.labels import Labels
 from matta_cli.tasks.text_classification.ranked import Ranked
 from matta_cli.tasks.text_classification.read import Rows, read_rows
 from matta_cli.tasks.texts.task import LabelTask
+from matta_cli.tasks.unlabelled import sorted_out
 
+_NONE = "A text with none of the labels has the list [] for a label."
 # of every kind, the primary metrics first; data tells the kind
 _KINDS = (OneLabel, SeveralLabels, Ranked, Number)
 _METRICS = [*(kind.metrics[0] for kind in _KINDS), *(m for k in _KINDS for m in k.metrics)]
@@ -53,7 +55,11 @@ class TextClassification(KindTask, LabelTask):
         find.no_streaming(settings, "texts and labels")
         labels = Labels(model)
         train, held_out = read_rows(settings, labels.names, labels.outputs, training)
+        none = _NONE if labels.several else ""
+        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts", none)
+        self.notes += lacking
         parts = [held_out, *([] if train is None else [train])]
+        labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
         self.metrics, self.told = self.kind.metrics, True
         read = labels.read(self.kind, parts)
@@ -62,7 +68,7 @@ class TextClassification(KindTask, LabelTask):
         def opened(rows: Rows, at: int, name: str) -> Texts:
             made = Texts(rows, read[at], encode, self.readers, labels.called)
             part = f"{name!r}, {'to train on' if at else 'held out'}"
-            rows.notes += labels.told(self.kind, read[at], part)
+            rows.notes += labels.told(self.kind, read[at][rows.known], part)
             if cut := made.read.cut():
                 longer = f"longer than the {encode.length:,} tokens that are read of a text"
                 rows.notes.append(f"{part}: {cut:,} of {len(rows):,} are {longer}, and are cut.")
@@ -84,7 +90,9 @@ class TextClassification(KindTask, LabelTask):
         if both := sum(text in own for text in there):
             where = f"also stand in the data to train on, of {len(there):,}"
             notes.append(f"{both:,} held-out texts {where}.")
-        return self.described(texts, size, [split], what, "texts", notes)
+        return self.described(
+            texts, size, [split], what, "texts", notes, unlabelled=not train.known.all()
+        )
 
     def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
         theirs, ours = Labels(teacher), Labels(model)

@@ -104,7 +104,7 @@ class Tagged:
         first = _padded([self.own.first[i] for i in chosen], width, NOWHERE)
         tags = _padded([self.tags[i] for i in chosen], width, IGNORED)
         made |= {"first": first, "label": tags.masked_fill(first == NOWHERE, IGNORED)}
-        known = made["label"] != IGNORED
+        known = first != NOWHERE
         for prefix, pieces in self._foreign().items():
             own = self.readers.encoders[prefix].batch([(pieces.tokens, chosen)])
             own["first"] = _padded([pieces.first[i] for i in chosen], width, NOWHERE)

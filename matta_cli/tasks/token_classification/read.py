@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from matta_cli.data import find, records, sources
 from matta_cli.data.lines import lines
 from matta_cli.data.sources import Source
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.unlabelled import divided
 
 CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt")
 _ROWS = (".jsonl", ".json", ".parquet")
 _DOCUMENT = "-DOCSTART-"
+_BLANKS = re.compile(" +")
 _UD = (1, 3)  # of a line of CoNLL-U: the word and its part of speech
 
 
 @dataclass
 class Rows:
-    """Words of texts, and a tag of each, as the user has them.
+    """Words of texts, and a tag of each, as the user has them, or no tags at all.
 
-    number: which of the user's texts it is. where: its place, in words.
+    number: which of the user's texts it is. where: its place, in words. column, lacks: as of
+    ``Examples``.
     """
 
     words: list[list[str]] = field(default_factory=list)
@@ -31,14 +37,25 @@ class Rows:
     number: list[int] = field(default_factory=list)
     where: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    column: str = ""
+    lacks: str = ""
 
     def __len__(self) -> int:
         return len(self.words)
 
-    def part(self, rows: slice) -> Rows:
+    @property
+    def known(self) -> np.ndarray:
+        """Which texts have tags, bool [n]."""
+        return np.array([bool(tags) for tags in self.tags], bool)
+
+    def called(self, i: int) -> str:
+        return self.where[i]
+
+    def part(self, chosen: Sequence[int]) -> Rows:
         """Some of the texts."""
         lists = ("words", "tags", "number", "where")
-        return replace(self, **{name: getattr(self, name)[rows] for name in lists})
+        some: dict[str, Any] = {name: [getattr(self, name)[i] for i in chosen] for name in lists}
+        return replace(self, **some)
 
 
 def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows]:
@@ -62,12 +79,17 @@ def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows
         _add(rows, sources.of_split(split, name), settings)
         return _some(rows, name)
 
-    def divided(rows: Rows) -> tuple[Rows, Rows]:
-        start = find.last_tenth(len(rows), settings.train, "texts")
-        return rows.part(slice(start)), rows.part(slice(start, None))
+    def last(rows: Rows) -> np.ndarray:
+        return np.arange(len(rows)) >= find.last_tenth(len(rows), settings.train, "texts")
 
     return sources.parts(
-        settings, training, (*CONLL, *_ROWS), "words and tags", of_files, of_split, divided
+        settings,
+        training,
+        (*CONLL, *_ROWS),
+        "words and tags",
+        of_files,
+        of_split,
+        lambda rows: divided(rows, settings.train, "texts", last),
     )
 
 
@@ -79,21 +101,25 @@ def _some(rows: Rows, name: str) -> Rows:
 
 def _add(rows: Rows, source: Source, settings: DataSettings) -> None:
     """Take the rows of two columns of lists."""
-    for column, setting in ((settings.words, "data.words"), (settings.tags, "data.tags")):
-        find.check_column(source.name, column, setting, source.columns)
-    classes = source.classes(settings.tags)
+    find.check_column(source.name, settings.words, "data.words", source.columns)
+    rows.column, classes = settings.tags, None
+    columns = [settings.words, settings.tags]
+    try:
+        find.check_column(source.name, settings.tags, "data.tags", source.columns)
+        classes = source.classes(settings.tags)
+    except MattaError as lack:
+        rows.lacks, columns = str(lack), columns[:1]
     empty = 0
     start = rows.number[-1] + 1 if rows.number else 0
-    for number, (place, (words, tags)) in enumerate(
-        source.rows([settings.words, settings.tags], "data.words"), start
-    ):
+    for number, (place, values) in enumerate(source.rows(columns, "data.words"), start):
+        words, tags = values[0], values[1] if len(values) > 1 else None
         where = f"{source.unit} {place:,} of {source.name!r}"
         for column, value in ((settings.words, words), (settings.tags, tags)):
             if not isinstance(value, (list, type(None))):
                 holds = f"Column {column!r} holds {value!r:.60} in {where}"
                 raise MattaError(f"{holds}, but a list is needed: one of each word.")
         words, tags = words or [], tags or []
-        if len(words) != len(tags):
+        if tags and len(words) != len(tags):
             both = f"{len(words)} words and {len(tags)} tags"
             raise MattaError(f"There are {both} in {where}: each word needs one.")
         empty += not words
@@ -128,11 +154,13 @@ def _take(rows: Rows, words: list[str], tags: list[Any], number: int, where: str
 
 def _add_conll(rows: Rows, path: Path) -> None:
     """Take a file with a word a line, its tag last (of CoNLL-U the part of speech), and an empty
-    line after each text.
+    line after each text. Where there are words alone, they have no tags.
     """
     start = rows.number[-1] + 1 if rows.number else 0
     count = 0
     for first, words, tags in _texts(path):
+        if not tags:
+            rows.lacks = f"{str(path)!r} has one column: a word and its tag are needed."
         _take(rows, words, tags, start + count, f"the text from line {first:,} of {str(path)!r}")
         count += 1
     rows.notes.append(f"{str(path)!r}: {count:,} texts read.")
@@ -145,7 +173,8 @@ def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(lines(path), 1):
-        cells = line.rstrip("\n").split("\t") if "\t" in line else line.split()
+        # a blank of another kind is a part of a word
+        cells = line.rstrip("\n").split("\t") if "\t" in line else _BLANKS.split(line.strip(" \n"))
         if not line.strip() or cells[0] == _DOCUMENT:
             if words:
                 yield first, words, tags
@@ -154,15 +183,15 @@ def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
         if line.startswith("#") and not words and (universal or len(cells) != width):
             continue  # a comment
         width = width or len(cells)
-        if len(cells) != width or width < 2:
+        if len(cells) != width or (universal and width <= max(_UD)):
             has = f"{str(path)!r} has {len(cells)} columns in line {number:,}"
-            needs = "a word and its tag" if width < 2 else f"{width}, as the lines before it have"
+            needs = "10" if universal else f"{width}, as the lines before it have"
             raise MattaError(f"{has}, but {needs} are needed: mend it.")
         if universal and not cells[0].isdecimal():
             continue  # of a word in several parts, or of one that is not there
         at = _UD if universal else (0, -1)
         first = first if words else number
         words.append(cells[at[0]])
-        tags.append(cells[at[1]])
+        tags += [cells[at[1]]] if width > 1 else []
     if words:
         yield first, words, tags

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from matta_cli.data import find
 from matta_cli.data.folders import shown
 from matta_cli.data.split import Batch, Columns, Data, sample
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, install
 from matta_cli.losses import classes as losses
 from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
@@ -26,6 +26,7 @@ from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import LabelTask
 from matta_cli.tasks.token_classification.examples import Tagged
 from matta_cli.tasks.token_classification.read import Rows, read_rows
+from matta_cli.tasks.unlabelled import sorted_out
 
 _F1 = Metric("f1", "span F1", higher=True)
 _ACCURACY = Metric("accuracy", "token accuracy", higher=True)
@@ -72,6 +73,8 @@ class TokenClassification(LabelTask):
         if spans:
             _entities()  # what is missing is said before anything is read
         train, held_out = read_rows(settings, training)
+        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts")
+        self.notes += lacking
         encode = self.encoder(folder, model, self.notes)
 
         def opened(rows: Rows, part: str) -> Tagged:
@@ -97,10 +100,15 @@ class TokenClassification(LabelTask):
             where = f"also stand in the data to train on, of {len(held_out):,}"
             notes.append(f"{both:,} held-out texts {where}.")
         size = f"{len(train):,} texts of {sum(map(len, train.words)):,} words"
-        return self.described(texts, size, [split], "texts", "texts", notes)
+        return self.described(
+            texts, size, [split], "texts", "texts", notes, unlabelled=not train.known.all()
+        )
 
     def _numbers(self, rows: Rows, names: dict[int, str]) -> list[np.ndarray]:
-        """The numbers of each text's tags. Raises ``MattaError`` for one that is not known."""
+        """The numbers of each text's tags, ``IGNORED`` where it has none.
+
+        Raises ``MattaError`` for one that is not known.
+        """
         known: dict[Any, int] = {**known_as(names)}
         for k in range(len(self.names)):
             known[f"LABEL_{k}"] = k
@@ -108,7 +116,7 @@ class TokenClassification(LabelTask):
                 known[k] = known[str(k)] = k
         found = []
         for tags, words, where in zip(rows.tags, rows.words, rows.where, strict=True):
-            numbers = [known.get(tag, -1) for tag in tags]
+            numbers = [known.get(tag, -1) for tag in tags] or [IGNORED] * len(words)
             if -1 in numbers:
                 at = numbers.index(-1)
                 every = [t for own in rows.tags for t in own]
@@ -135,7 +143,7 @@ class TokenClassification(LabelTask):
         return batch | {"first": first, "label": label, "known": mask}
 
     def taught(self, batch: Batch) -> Tensor:
-        return batch["label"] != IGNORED
+        return batch["first"] != _PADDING
 
     def counts(self, batch: Batch) -> Counts:
         known = float(batch["known"].sum())
@@ -223,6 +231,5 @@ def _entities() -> Any:
     try:
         from seqeval.metrics.sequence_labeling import get_entities
     except ImportError:
-        needs = "Span F1 needs seqeval"
-        raise MattaError(f"{needs}: pip install 'matta[tagging]'.") from None
+        raise MattaError(f"Span F1 needs seqeval: {install('tagging')}.") from None
     return get_entities

@@ -1,0 +1,111 @@
+"""Examples without ground truth: learned from the Teacher alone, or left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from matta_cli.data import find
+from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import Recipe
+
+
+class Examples(Protocol):
+    """What a user has of a part. known: bool [n], whether there is ground truth of each example.
+
+    column: what it is in, if that has a name. lacks: why a file has none of any, in a sentence with
+    its name and the column; else empty. called: an example by its place, for people.
+    """
+
+    @property
+    def column(self) -> str: ...
+
+    @property
+    def known(self) -> np.ndarray: ...
+
+    @property
+    def lacks(self) -> str: ...
+
+    def part(self, chosen: Any) -> Any: ...
+
+    def called(self, i: int) -> str: ...
+
+
+E = TypeVar("E", bound=Examples)
+
+
+def missing(value: Any) -> bool:
+    """Whether a cell holds nothing."""
+    return value is None or (isinstance(value, str) and not value.strip()) or value != value
+
+
+def of_teacher_alone(recipe: Recipe) -> bool:
+    """Whether no loss asks for ground truth."""
+    return recipe.distill.teacher_mix == 1
+
+
+def sorted_out(
+    train: E | None, held_out: E, recipe: Recipe, what: str, none: str = ""
+) -> tuple[E | None, E, list[str]]:
+    """What to train on and what to measure on, where ground truth is needed without the rest.
+
+    Also sentences on that. what: examples, for people. none: how one says that there are none of
+    several labels. Raises ``MattaError`` where nothing is left.
+    """
+    settings = recipe.data
+    notes: list[str] = []
+    name = settings.held_out or settings.train
+    held_out = _known(held_out, f"{name!r}, held out", what, "Measuring needs labels.", none, notes)
+    if train is None:
+        return None, held_out, notes
+    part = f"{settings.train!r}, to train on"
+    hint = "Set distill.teacher_mix = 1 to learn from the Teacher alone."
+    if not of_teacher_alone(recipe):
+        return _known(train, part, what, hint, none, notes), held_out, notes
+    if not train.known.all():
+        notes.append(f"{_some(train, part, what)}: all are learned from the Teacher alone.")
+    return train, held_out, notes
+
+
+def divided(rows: E, name: str, what: str, last: Callable[[E], np.ndarray]) -> tuple[E, E]:
+    """Rows without those that ``last`` tells of them, bool [n], and these, which have labels."""
+    known = np.flatnonzero(rows.known)
+    if rows.lacks and not len(known):
+        raise MattaError(f"{rows.lacks} Measuring needs labels: pass --held-out with some.")
+    find.last_tenth(len(known), name, what if rows.known.all() else f"{what} with a label")
+    away = np.zeros(len(rows.known), bool)
+    away[known] = last(rows if rows.known.all() else rows.part(known))
+    return rows.part(np.flatnonzero(~away)), rows.part(np.flatnonzero(away))
+
+
+def spread(labels: np.ndarray, known: np.ndarray, hole: float) -> np.ndarray:
+    """Labels [m, ...] of the ``known``, bool [n], with a ``hole`` in place of the others'."""
+    if known.all():
+        return labels
+    found = np.full((len(known), *labels.shape[1:]), hole, labels.dtype)
+    found[known] = labels
+    return found
+
+
+def _known(rows: E, part: str, what: str, hint: str, none: str, notes: list[str]) -> E:
+    """The rows that have ground truth."""
+    there = np.flatnonzero(rows.known)
+    if rows.lacks and not len(there):
+        raise MattaError(f"{rows.lacks} {hint}")
+    if len(there) == len(rows.known):
+        return rows
+    some = _some(rows, part, what)
+    if not len(there):
+        raise MattaError(f"{some}. {hint}")
+    notes.append(f"{some}, and are left out.{none and ' '}{none}")
+    found: E = rows.part(there)
+    return found
+
+
+def _some(rows: Examples, part: str, what: str) -> str:
+    holes = np.flatnonzero(~rows.known)
+    label = repr(rows.column) if rows.column else "label"
+    first = f"the first: {rows.called(int(holes[0]))}"
+    return f"{part}: {len(holes):,} of {len(rows.known):,} {what} have no {label} ({first})"
