@@ -130,6 +130,7 @@ def export(
     name: str = "",
     data: str | None = None,
     held_out: str | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     **settings: Any,
@@ -137,9 +138,9 @@ def export(
     """Export Students of these widths to ``out/students`` and return the report, as JSON has it.
 
     settings: of [export] and [search]. Budgets, such as ``target_params=["60M"]``, stand for the
-    widths where none are given. name: of a family beside the first one. data, held_out: others than
-    the run's. Raises ``MattaError`` for widths that the TA does not hold, budgets that are not
-    possible, and Students that do not reload to the same outputs.
+    widths where none are given. name: of a family beside the first one. data, held_out, device:
+    others than the run's. Raises ``MattaError`` for widths that the TA does not hold, budgets that
+    are not possible, and Students that do not reload to the same outputs.
     """
     from matta_cli.family import export as run
 
@@ -147,7 +148,7 @@ def export(
     search = {name: value for name, value in settings.items() if name in names}
     rest = {name: value for name, value in settings.items() if name not in names}
     flags = {"export": instead_of_widths({"widths": widths, **rest}), "search": search}
-    flags["data"] = _data(data, held_out)
+    flags |= {"data": _data(data, held_out), "distill": {"device": device}}
     recipe, where = _recipe(flags, Path(out), True), Path(out)
     with shown(progress) as listen:
         made = run(recipe, where, name=name, overwrite=overwrite, listen=listen)
@@ -161,6 +162,7 @@ def judge(
     *,
     name: str = "",
     margin: float | None = None,
+    device: str | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Train missing baselines of the exported Students; return the report with its verdicts.
@@ -172,5 +174,5 @@ def judge(
     from matta_cli.verdict.judge import remake
 
     with shown(progress) as listen:
-        made = remake(Path(out), baselines, name=name, margin=margin, listen=listen)
+        made = remake(Path(out), baselines, name=name, margin=margin, device=device, listen=listen)
     return Told(made.to_json())

@@ -109,7 +109,7 @@ def test_the_three_calls_in_a_notebook(tmp_path: Path) -> None:
     cells = [
         "import matta_cli\nmatta_cli.convert('model.pt', adapter='gpt2', order='magnitude')",
         "matta_cli.distill('gpt2-large')",
-        "matta_cli.export([0.25, 0.5])",
+        "matta_cli.export([0.25, 0.5], device='cpu')",
         "matta_cli.export([0.25, 0.5])",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])
