@@ -141,6 +141,16 @@ def test_a_blank_that_does_not_break_is_a_part_of_a_word(home: Path, tmp_path: P
     assert data.train.rows.words == [["the", "very\u00a0good"]]
 
 
+def test_tags_that_no_word_has_are_told(tmp_path: Path) -> None:
+    """As where the model's are BIOES, and the data's are BIO."""
+    kinds = ("O", *(f"{mark}-{kind}" for kind in ("GOOD", "BAD") for mark in "BIES"))
+    bert(tmp_path / "m", BertForTokenClassification, **labels(*kinds))
+    path = str(conll(tmp_path / "t.conll", texts(30)))
+    data = opened(task(train=path, held_out=path), tmp_path / "m")
+    told = [note for note in data.notes if "no word has the tag" in note]
+    assert len(told) == 2 and all("E-GOOD, S-GOOD, E-BAD, S-BAD." in note for note in told)
+
+
 def test_each_word_needs_a_tag(home: Path, tmp_path: Path) -> None:
     path = jsonl(tmp_path / "t.jsonl", [(["the", "film"], ["O"])])
     with pytest.raises(MattaError, match="2 words and 1 tags in line 1"):

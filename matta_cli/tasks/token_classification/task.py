@@ -80,6 +80,10 @@ class TokenClassification(LabelTask):
         def opened(rows: Rows, part: str) -> Tagged:
             made = Tagged(rows, self._numbers(rows, names), encode, self.readers, self.names)
             words = sum(map(len, rows.words))
+            seen = set(np.concatenate(made.tags).tolist()) - {IGNORED}
+            absent = [tag for k, tag in enumerate(self.names) if seen and k not in seen]
+            if absent:  # as where the model's are BIOES and the data's BIO
+                rows.notes.append(f"{part}: no word has the tag {shown(absent, 8)}.")
             if lost := made.lost():
                 why = f"beyond the {encode.length:,} tokens that are read of a text, or no token"
                 rows.notes.append(f"{part}: {lost:,} of {words:,} words are {why}: left out.")
