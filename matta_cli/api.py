@@ -24,6 +24,10 @@ def _recipe(flags: dict[str, dict[str, Any]], out: Path | None, ran: bool = Fals
     return resolve(flags, out, ran=ran, origin="keyword arguments")[0]
 
 
+def _data(train: str | None, held_out: str | None) -> dict[str, str | None]:
+    return {"train": train, "held_out": held_out}
+
+
 def _named(settings: dict[str, Any]) -> None:
     """Take it that the user has named the adapter of a Teacher, whose code they pass."""
     if settings.get("teacher_adapter"):
@@ -67,6 +71,7 @@ def distill(
     out: str | Path = "matta-out",
     *,
     data: str | None = None,
+    held_out: str | None = None,
     overwrite: bool = False,
     resume: bool = False,
     progress: bool | None = None,
@@ -74,13 +79,13 @@ def distill(
 ) -> Path:
     """Train the TA in ``out`` and return its last checkpoint.
 
-    settings: of the recipe's [distill] table. progress: as in ``convert``. Raises ``MattaError``
-    for settings, a Teacher or data that do not go together, and ``Interrupted`` after Ctrl-C, when
-    all is saved.
+    settings: of the recipe's [distill] table. held_out: what models are measured on; None: the last
+    tenth of the data. progress: as in ``convert``. Raises ``MattaError`` for settings, a Teacher or
+    data that do not go together, and ``Interrupted`` after Ctrl-C, when all is saved.
     """
     from matta_cli.training.run import distill as run
 
-    flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
+    flags = {"distill": {"teacher": teacher, **settings}, "data": _data(data, held_out)}
     _named(settings)
     recipe = _recipe(flags, Path(out), resume)
     with shown(progress) as listen:
@@ -95,6 +100,7 @@ def teach(
     out: str | Path = "matta-out",
     *,
     data: str | None = None,
+    held_out: str | None = None,
     k: int = 24,
     draws: int = 96,
     overwrite: bool = False,
@@ -109,7 +115,7 @@ def teach(
     """
     from matta_cli.training.teach import teach as run
 
-    flags = {"distill": {"teacher": teacher, **settings}, "data": {"train": data}}
+    flags = {"distill": {"teacher": teacher, **settings}, "data": _data(data, held_out)}
     _named(settings)
     recipe, kept = _recipe(flags, Path(out)), {"k": k, "draws": draws}
     with shown(progress) as listen:
@@ -122,6 +128,9 @@ def export(
     out: str | Path = "matta-out",
     *,
     name: str = "",
+    data: str | None = None,
+    held_out: str | None = None,
+    device: str | None = None,
     overwrite: bool = False,
     progress: bool | None = None,
     **settings: Any,
@@ -129,9 +138,9 @@ def export(
     """Export Students of these widths to ``out/students`` and return the report, as JSON has it.
 
     settings: of [export] and [search]. Budgets, such as ``target_params=["60M"]``, stand for the
-    widths where none are given. name: of a family beside the first one. Raises ``MattaError`` for
-    widths that the TA does not hold, budgets that are not possible, and Students that do not reload
-    to the same outputs.
+    widths where none are given. name: of a family beside the first one. data, held_out, device:
+    others than the run's. Raises ``MattaError`` for widths that the TA does not hold, budgets that
+    are not possible, and Students that do not reload to the same outputs.
     """
     from matta_cli.family import export as run
 
@@ -139,6 +148,7 @@ def export(
     search = {name: value for name, value in settings.items() if name in names}
     rest = {name: value for name, value in settings.items() if name not in names}
     flags = {"export": instead_of_widths({"widths": widths, **rest}), "search": search}
+    flags |= {"data": _data(data, held_out), "distill": {"device": device}}
     recipe, where = _recipe(flags, Path(out), True), Path(out)
     with shown(progress) as listen:
         made = run(recipe, where, name=name, overwrite=overwrite, listen=listen)
@@ -152,6 +162,7 @@ def judge(
     *,
     name: str = "",
     margin: float | None = None,
+    device: str | None = None,
     progress: bool | None = None,
 ) -> dict[str, Any]:
     """Train missing baselines of the exported Students; return the report with its verdicts.
@@ -163,5 +174,5 @@ def judge(
     from matta_cli.verdict.judge import remake
 
     with shown(progress) as listen:
-        made = remake(Path(out), baselines, name=name, margin=margin, listen=listen)
+        made = remake(Path(out), baselines, name=name, margin=margin, device=device, listen=listen)
     return Told(made.to_json())

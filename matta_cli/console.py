@@ -321,7 +321,7 @@ class _Rows:
         if brief or tenth == before:
             return []
         speed = f"{event.unit}/s"
-        cells = {"step": f"{event.step}/{event.steps}", speed: f"{event.per_second:,.0f}"}
+        cells = {"step": f"{event.step}/{event.steps}", speed: event.speed}
         if event.terms:
             cells["data wait"] = f"{event.waiting:.0%}"
         cells |= {f"loss {name}": f"{terms['loss']:.3f}" for name, terms in event.terms.items()}
@@ -339,7 +339,7 @@ class _Rows:
 
 def _told(event: Event) -> str:
     """How fast a run goes, what it waits for, and its losses by name."""
-    shown = f"{event.per_second:,.0f} {event.unit}/s"
+    shown = f"{event.speed} {event.unit}/s"
     if event.utilisation is not None:
         shown = f"MFU {event.utilisation:.0%}  {shown}"
     if event.waiting >= 0.05:

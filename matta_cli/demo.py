@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.errors import MattaError, install
+from matta_cli.errors import MattaError, extra
 from matta_cli.files.workspace import Workspace
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
@@ -166,9 +166,8 @@ def _vit(folder: Path, recipe: Recipe) -> Models:
     import numpy as np
     import timm
     import torch
-    from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits = extra("sklearn.datasets", "The demo of images", "demo").load_digits()
     shuffled = np.random.default_rng(SEED).permutation(len(digits.target))
     images = (digits.images[shuffled] * (255 / 16)).round().astype("uint8")
     np.savez(folder / "digits.npz", images=images, labels=digits.target[shuffled])
@@ -194,11 +193,7 @@ def _vit(folder: Path, recipe: Recipe) -> Models:
 
 def _ranker(folder: Path, recipe: Recipe) -> Models:
     """A ranker on the RAND Health Insurance Experiment: who will see a doctor, 20,190 years."""
-    try:
-        from statsmodels.datasets import randhie
-    except ImportError:
-        needs = "The ranker's demo reads a table of statsmodels"
-        raise MattaError(f"{needs}: {install('demo')}.") from None
+    randhie = extra("statsmodels.datasets.randhie", "The demo of a ranker", "demo")
     import torch
     from matta_adapters.mlp_ranker import Ranker
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import re
 import shlex
+from typing import Any
 
 
 def said(error: Exception) -> str:
@@ -46,6 +48,20 @@ def no_room(error: BaseException) -> bool:
 def command(*words: object) -> str:
     """A command to type, with the default folder and what is empty left out."""
     return shlex.join(["matta", *(str(w) for w in words if str(w) not in ("", "matta-out"))])
+
+
+def extra(module: str, what: str, name: str) -> Any:
+    """A module of a package that an extra of matta brings. what: what it is for, in a sentence.
+
+    Raises ``MattaError`` where it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        package = module.partition(".")[0]
+        if (error.name or "").partition(".")[0] != package:
+            raise  # it is there, and something that it needs is not
+        raise MattaError(f"{what} needs the package {package}: {install(name)}.") from None
 
 
 def install(name: str) -> str:

@@ -17,6 +17,7 @@ CALLS = ("convert", "distill", "export", "judge", "teach")  # commands that are 
 # flags that are no settings, and what they are called as keywords
 _OWN = {"--out": "out", "--name": "name", "--to": "to", "--top-k": "k", "--draws": "draws"}
 _OWN |= {"--config": "config", "--baselines": "baselines"}
+_DATA = {"train": "data", "held_out": "held_out"}
 _SWITCHES = {"--overwrite": "overwrite", "--resume": "resume", "--allow-pickle": "allow_pickle"}
 _FLAG = re.compile(r"(--[a-z][a-z-]*[a-z])(?: ('[^']*'|[\w.,%]*\d[\w.,%]*|[A-Z]{2,}[\w.]*))?")
 
@@ -28,8 +29,9 @@ def _known() -> dict[str, tuple[str, bool, bool]]:
     found |= {flag: (name, True, False) for flag, name in _SWITCHES.items()}
     for section, made in SECTIONS.items():
         for name, default in vars(made()).items():
-            # of the data a call takes one keyword; the rest is set in a file
-            keyword = name if section != "data" else "data" if name == "train" else f"data.{name}"
+            # of the data a call takes two keywords; the rest is set in a file
+            rest = f"data.{name}" if section == "data" else name
+            keyword = _DATA.get(name, rest) if section == "data" else name
             own = keyword, isinstance(default, bool), isinstance(default, list)
             found.setdefault(called(f"{section}.{name}"), own)
     return found

@@ -79,7 +79,7 @@ class _Bar:
         from IPython.display import HTML, display
 
         losses = (f"{name} {own['loss']:.3f}" for name, own in event.terms.items() if "loss" in own)
-        words = event.doing or f"{event.per_second:,.0f} {event.unit}/s, loss {', '.join(losses)}"
+        words = event.doing or f"{event.speed} {event.unit}/s, loss {', '.join(losses)}"
         bar = f'<progress value="{event.step}" max="{event.steps}"></progress>'
         drawn = HTML(f"{bar} {event.step}/{event.steps} {escape(words)}")
         if self.handle is None:

@@ -25,6 +25,11 @@ class Progress:
     message: str = ""
     doing: str = ""
 
+    @property
+    def speed(self) -> str:
+        """How much is done in a second; slow work is not told as none."""
+        return f"{self.per_second:,.0f}" if self.per_second >= 10 else f"{self.per_second:.2g}"
+
 
 Listener = Callable[[Progress], None]
 Say = Callable[[str], None]  # one sentence for the user

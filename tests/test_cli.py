@@ -274,9 +274,7 @@ def test_a_second_family_stands_beside_the_first(typed):
     assert result.exit_code == 0, result.stderr
     home = Path("matta-out/families/small")
     assert (home / "students" / "width-0.75" / "model.safetensors").exists()
-    assert result.stderr.splitlines()[-1] == (
-        f"Next: matta eval matta-out/ta@1 {home}/students/width-0.75"
-    )
+    assert result.stderr.splitlines()[-1] == "Next: matta eval --name small"
     report = json.loads((home / "report.json").read_text())
     assert [m["folder"] for m in report["models"] if m["role"] == "student"] == [
         "families/small/students/width-0.75"
@@ -289,7 +287,20 @@ def test_a_second_family_stands_beside_the_first(typed):
     assert again.exit_code == 0, again.stderr
     students = [m["name"] for m in json.loads(again.stdout)["models"] if m["role"] == "student"]
     assert students == ["width 0.75"]
+    result = typed("eval --name small --bootstrap 5 --json")
+    assert result.exit_code == 0, result.stderr
+    measured = [model["name"] for model in json.loads(result.stdout)["models"]]
+    assert measured == ["matta-out/ta@1", f"{home}/students/width-0.75"]
+    assert str(home / "students" / "recipe.toml") in result.stderr
+    assert result.stderr.splitlines()[-1] == "Next: matta report --baselines plain --name small"
+    pushed = typed("push --to me/model --license mit --dry-run --name small")
+    assert pushed.exit_code == 0, pushed.stderr
+    repositories = [line for line in pushed.stdout.splitlines() if line.startswith("me/")]
+    assert repositories == ["me/model"]
+    assert "--name small" in pushed.stderr.splitlines()[-1]
     refusal(typed("report --name large"), "families/large: run `matta export --name large` first")
+    refusal(typed("eval --name large"), "export Students to matta-out/families/large first")
+    refusal(typed("eval gpt2-large --name small"), "--name small and gpt2-large do not go together")
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -563,7 +574,9 @@ def test_export_by_budgets(typed):
         assert 0.95 * limit <= rows[name]["parameters"] <= limit and rows[name]["parity"]["exact"]
         cut = rows.get(f"untrained cut {name}", rows["base"])
         assert cut["parameters"] == rows[name]["parameters"]
-        assert f"model = {rows[name]['loader']}" in (students / name / "README.md").read_text()
+        card = (students / name / "README.md").read_text()
+        assert "pipeline('text-generation', model=folder)" in card
+        assert f"folder = 'matta-out/students/{name}'" in card
         card = json.loads((students / name / "matta.json").read_text())
         assert card["lineage"]["student"] == name
     result = typed("eval --bootstrap 5")

@@ -11,11 +11,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import layers
+import numpy as np
 import pytest
 from test_cli import LINES, TOML, prepare
 
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, extra
 from matta_cli.settings.resolve import tomllib
+from matta_cli.tasks import scores
+from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.token_classification import task as token_classification
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +44,7 @@ MISSING = {
     "eval --tasks lambada_openai": "harness",
     "convert model.gguf --out other": "gguf",
     "demo --adapter mlp_ranker": "demo",
+    "demo --adapter vit": "demo",
 }
 CODE = """
 import contextlib, io, json, sys
@@ -69,7 +73,8 @@ def extras() -> dict[str, list[str]]:
 def packages() -> set[str]:
     """What the extras bring, by the names that are imported."""
     lines = [line for name, own in extras().items() if name not in OURS for line in own]
-    return {line.partition(">")[0].replace("-", "_") for line in lines}
+    names = {line.partition(">")[0].replace("-", "_") for line in lines}
+    return {"sklearn" if name == "scikit_learn" else name for name in names}
 
 
 def run(folder: Path, lines: Sequence[str]) -> None:
@@ -110,7 +115,7 @@ def test_the_core_runs_the_three_lines_and_each_missing_extra_is_one_sentence(
     tmp_path: Path,
 ) -> None:
     run(tmp_path, [*LINES, *MISSING])
-    by_themselves = {"tagging", "quantize"}
+    by_themselves = {"tagging", "quantize", "ranking"}
     assert {*MISSING.values(), *by_themselves} == {*extras()} - OURS, "every extra is asked for"
 
 
@@ -120,6 +125,17 @@ def test_spans_ask_for_the_package_that_reads_them(monkeypatch):
     monkeypatch.delitem(sys.modules, "seqeval.metrics", raising=False)
     with pytest.raises(MattaError, match=r"pip install 'matta\[tagging\]'"):
         token_classification._entities()
+
+
+def test_queries_and_libsvm_ask_for_the_package_that_scores_and_reads_them(monkeypatch):
+    for name in ("sklearn", "sklearn.metrics", "sklearn.datasets"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        MattaError, match=r"^NDCG@10 needs .*sklearn: pip install 'matta\[ranking\]'"
+    ):
+        scores._ndcg(np.array([0.5, 0.1]), np.array([1, 0]))
+    with pytest.raises(MattaError, match=r"^Reading 'a.svm', .*pip install 'matta\[ranking\]'"):
+        libsvm.read(Path("a.svm"))
 
 
 def imported(file: layers.File) -> Iterator[str]:
@@ -136,3 +152,13 @@ def test_nothing_of_an_extra_is_imported_before_it_is_used() -> None:
     files = [file for file in layers.files(ROOT) if not file.where.startswith("benchmarks")]
     early = [(f.where, name) for f in files for name in imported(f) if name.split(".")[0] in gone]
     assert not early
+
+
+def test_a_missing_package_is_one_sentence_and_a_broken_one_is_not(tmp_path: Path, monkeypatch):
+    wanted = "Reading 'x' needs the package nowhere_to_be: pip install 'matta\\[gguf\\]'"
+    with pytest.raises(MattaError, match=wanted):
+        extra("nowhere_to_be.parquet", "Reading 'x'", "gguf")
+    (tmp_path / "broken_here.py").write_text("import nowhere_to_be")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be"):
+        extra("broken_here", "Reading 'x'", "gguf")

@@ -61,7 +61,7 @@ SPOKEN = {
     "pass --widths 0.25,0.5,1.0, say.": "pass widths=[0.25,0.5,1.0], say.",
     "--batch 0 is not possible": "batch_size=0 is not possible",
     "There is no file 'x': check --data.": "There is no file 'x': check data.",
-    "so pass --held-out with other data.": "so pass data.held_out with other data.",
+    "so pass --held-out with other data.": "so pass held_out with other data.",
     "Pass --allow-weak-teacher to go on": "Pass allow_weak_teacher=True to go on",
     "run `matta export a --widths 1` first": "run `matta_cli.export(...)` first",
     "run `matta adapters ./a.py:B` and then": "run `matta adapters ./a.py:B` and then",
@@ -109,7 +109,7 @@ def test_the_three_calls_in_a_notebook(tmp_path: Path) -> None:
     cells = [
         "import matta_cli\nmatta_cli.convert('model.pt', adapter='gpt2', order='magnitude')",
         "matta_cli.distill('gpt2-large')",
-        "matta_cli.export([0.25, 0.5])",
+        "matta_cli.export([0.25, 0.5], device='cpu')",
         "matta_cli.export([0.25, 0.5])",
     ]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(text) for text in cells])

@@ -285,6 +285,17 @@ def test_a_budget_that_float_meets_better_stays_in_float(ranked: Path, tmp_path:
 
 
 @pytest.mark.slow
+def test_a_budget_that_only_fewer_bits_meet_says_so(ranked: Path, tmp_path: Path) -> None:
+    own = recipe(ranked, widths=[], target_memory=["15kB"], quantize=["auto"])
+    own.search.trials = 2
+    report = export(own, shutil.copytree(ranked / "out", tmp_path / "out"), overwrite=True)
+    (chosen,) = copies(report)
+    assert (chosen.cost.bytes or 0) <= 15_000
+    why = "memory-15kB: no Student that was found is within it in float, so this one is in int8."
+    assert why in report.notes
+
+
+@pytest.mark.slow
 def test_a_budget_that_no_bits_meet(ranked: Path) -> None:
     own = recipe(ranked, widths=[], target_memory=["2kB"], quantize=["auto"])
     near = r"the smallest Student here has .* in int8, so the nearest possible is --target-memory"

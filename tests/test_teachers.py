@@ -119,6 +119,22 @@ def test_a_report_goes_without_a_teacher_that_is_a_file(folder):
     assert any("report goes without" in line for line in said)
 
 
+def test_held_out_examples_are_not_taught(folder):
+    """They are a tenth of the data, or what --held-out names; then all of the data is taught."""
+    whole = pa.parquet.read_table("train.parquet")
+    pa.parquet.write_table(whole.slice(0, 20), "other.parquet")
+    convert(settings(), Path("out"))
+    rows = whole.num_rows
+    for held_out, taught in (("", rows - rows // 10), ("other.parquet", rows)):
+        events = []
+        recipe = settings(data={"held_out": held_out})
+        teach(recipe, Path("out"), Path("said"), overwrite=True, listen=events.append)
+        assert load_file("said/shard-00000.safetensors")["row"].tolist() == [*range(taught)]
+        said = [event.message for event in events]
+        told = [line for line in said if line.startswith("The Teacher is asked about")]
+        assert len(told) == 1 and f"{taught} training examples; the held-out" in told[0]
+
+
 def test_the_file_does_not_depend_on_the_order_of_its_rows(folder):
     convert(settings(), Path("out"))
     teach(settings(), Path("out"), Path("said"))
@@ -609,6 +625,9 @@ def test_a_teacher_is_run_before_the_run(folder, micro):
     good.register_forward_hook(lambda _, inputs, output: seen.append(len(output)))
     start.measured(ModelTeacher(task, good), lambda _: None)
     assert sum(seen) == min(len(split), EXAMPLES) + 4 and max(seen) == (micro or 8)
+    seen.clear()
+    found = start.measured(ModelTeacher(task, good), lambda _: None, itself=True)
+    assert not seen and found.values["Teacher"] == found.values["base"], "it is the base"
     wide = Ranker([], 5, [{"layer": "Linear", "out": 1}])
     with pytest.raises(MattaError, match=r"The Teacher 'teacher\.pt' does not run on this data"):
         start.measured(ModelTeacher(task, wide), lambda _: None)
@@ -732,11 +751,16 @@ def test_without_a_teacher_the_model_itself_is_named(folder):
     assert line == "matta distill --teacher 'a model/model.pt'"
     done = typed(line.removeprefix("matta "))
     assert done.exit_code == 0, done.stderr
-    assert "WARNING" not in done.stderr
+    assert (
+        "WARNING" not in done.stderr and ": the base, which is the Teacher, too, has" in done.stderr
+    )
     header, *rows = [row.split("\t") for row in done.stdout.splitlines()]
     assert header == ["model", "AUC ↑"]
     assert [row[0] for row in rows] == ["base", "Teacher", "width 0.25", "width 0.5", "width 1"]
     assert rows[0][1] == rows[1][1]
+    torch.save(sure(0, 2.0).state_dict(), "a model/model.pt")  # the same name, and another model
+    done = typed(f"{line.removeprefix('matta ')} --overwrite")
+    assert done.exit_code == 0 and "and the Teacher" in done.stderr, done.stderr
 
 
 def test_a_run_ends_with_how_good_its_models_are(folder):

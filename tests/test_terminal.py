@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 from test_report import good_report, judged_report
@@ -103,14 +104,16 @@ def test_losses_stand_in_columns_with_names(monkeypatch, capsys):
             listen(step(number, TA=0.1234, w25=12.5, w5=0.5))
         listen(Progress(message="Another run."))
         listen(step(2, w5=0.25))
+        listen(replace(step(4, w5=0.25), per_second=0.214))
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1 + 10 + 1 + 2
+    assert len(lines) == 1 + 10 + 1 + 3
     assert lines[0].split("  ")[-3:] == ["loss TA", "loss 0.25", "loss 0.5"]
     ends = [match.end() for match in re.finditer(r"(?:loss |data )?\S+", lines[0])]
     for line in lines[1:11]:
         assert [match.end() for match in re.finditer(r"\S+", line)] == ends
     assert lines[1].split() == ["2/20", "5,026", "0%", "0.123", "12.500", "0.500"]
     assert lines[12].split() == ["step", "rows/s", "data", "wait", "loss", "0.5"]
+    assert lines[14].split()[1] == "0.21", "slow, and not 0"
 
 
 def test_no_bar_before_the_first_step(screen):

@@ -541,7 +541,7 @@ def test_eval_of_an_exported_folder_says_what_its_report_says(here):
     rows = Path("train.csv").read_text().splitlines()
     Path("other.csv").write_text("\n".join([rows[0], *rows[1000:1700]]) + "\n")
     report = export(recipe, here, overwrite=True)
-    resolved = resolve({}, here, ran=True, exported=True)[0]
+    resolved = resolve({}, here, ran=True, exported=Workspace(here))[0]
     for against, reference in ((f"{here}/ta@1", "base"), (f"{here}/students/width-0.25", None)):
         names = [f"{here}/ta@1", *(str(here / str(one.folder)) for one in report.students)]
         found = compare.evaluation(resolved, compare.Asked(names, against=against), here)
@@ -601,7 +601,7 @@ def test_eval_leaves_out_what_chose_a_students_sizes(here):
     report = export(budgets(settings()), here, overwrite=True)
     (student,) = report.students
     name = str(here / str(student.folder))
-    recipe = resolve({}, here, ran=True, exported=True)[0]
+    recipe = resolve({}, here, ran=True, exported=Workspace(here))[0]
     whole, half = (
         compare.evaluation(recipe, compare.Asked([name], unchosen=unchosen), here)["models"][0]
         for unchosen in (False, True)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from matta_cli.commands import options
 from matta_cli.data import find
+from matta_cli.errors import MattaError
 from matta_cli.files.atomic import refuse_existing
-from matta_cli.files.workspace import Workspace
+from matta_cli.files.workspace import Workspace, refuse_no_student
 from matta_cli.models import names
 from matta_cli.settings.quantize import calibrates
 from matta_cli.settings.recipe import Recipe
@@ -56,14 +57,28 @@ def exported(out: Path, name: str) -> None:
         raise Workspace(out, name).no_report()
 
 
-def models(typed: Mapping[str, Any], out: Path) -> None:
+def students(folders: Iterable[Path]) -> None:
+    """Raise ``MattaError`` where a folder that should hold a Student is not there."""
+    for path in folders:
+        refuse_no_student(path)
+
+
+def one_of(family: str, named: Sequence[str | Path]) -> None:
+    """Raise ``MattaError`` where models are named beside a family."""
+    if family and named:
+        which = "it is the Students of a family, or those that are named"
+        raise MattaError(f"--name {family} and {named[0]} do not go together: {which}.")
+
+
+def models(typed: Mapping[str, Any], space: Workspace) -> None:
     """Raise ``MattaError`` where there is nothing to evaluate, a model is not there, or a task.
 
-    typed: the parameters of ``eval``, by their names.
+    typed: the parameters of ``eval``, by their names. space: whose Students are measured unasked.
     """
     own = [*(typed["folders"] or []), *options.words(typed["speculative"])]
-    if not own and not Workspace(out).exported():
-        raise Workspace(out).nothing_to_evaluate()
+    one_of(space.family, own)
+    if not own and not space.exported():
+        raise space.nothing_to_evaluate()
     for name in filter(None, (*own, typed["teacher"], typed["ta"])):
         names.refuse_missing(names.folder_and_width(name)[0])
     if typed["task"]:

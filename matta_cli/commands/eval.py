@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,6 +12,7 @@ from matta_cli import console
 from matta_cli.commands import early, eval_tables, options
 from matta_cli.commands.options import option
 from matta_cli.errors import MattaError
+from matta_cli.files.workspace import Workspace
 from matta_cli.settings.checks import check_value
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _Folders = Annotated[
         metavar="FOLDER...",
         help="Students, TAs (FOLDER, or FOLDER@0.5 for a width), Teachers, bases: folders, hub "
         "ids, timm names.",
-        show_default="the base and the Students in --out",
+        show_default="the base and the Students in --out, or of --name",
     ),
 ]
 _Against = Annotated[
@@ -59,6 +59,7 @@ def eval(
     teacher: _Teacher = None,
     ta: _TA = None,
     out: options.Out = options.OUT,
+    name: options.Name = "",
     train: options.Train = None,
     held_out: options.HeldOut = None,
     passages: options.Passages = None,
@@ -90,17 +91,18 @@ def eval(
     if task_limit < 0:
         raise MattaError(f"--task-limit {task_limit} is not possible: 0 is all examples.")
     out = options.home(out)
-    early.models(typed, out)
+    space = Workspace(out, name)
+    early.models(typed, space)
 
     from matta_cli.comparison.compare import evaluation
     from matta_cli.comparison.subjects import chosen_by, home
 
     out = home(folders or [], out)
-    recipe = options.resolved(flags, out, file, ran=True, exported=True)
+    recipe = options.resolved(flags, out, file, ran=True, exported=space)
     early.data(recipe)
     for setting in ("bootstrap", "margin"):
         check_value(f"export.{setting}", getattr(recipe.export, setting))
-    asked = _asked(typed, out)
+    asked = _asked(typed, space)
     asked.unchosen = train is None and held_out is None and bool(chosen_by(asked.models))
     for name in chosen_by(asked.models) if not asked.unchosen else ():
         chosen = f"{name} was chosen on a half of the run's held-out examples"
@@ -110,17 +112,17 @@ def eval(
         console.data(result)
     else:
         eval_tables.show(result)
-    console.hint(options.following(out))
+    console.hint(options.following(out, name))
 
 
-def _asked(typed: Mapping[str, Any], out: Path) -> Asked:
+def _asked(typed: Mapping[str, Any], space: Workspace) -> Asked:
     """What to measure: the command's parameters, by their names."""
     from matta_cli.comparison.compare import Asked
     from matta_cli.comparison.subjects import students_of
 
     given = {name: value for name, value in typed.items() if value is not None}
     given |= {name: options.words(typed[name]) for name in ("speculative", "tasks")}
-    given["models"] = typed["folders"] or ([] if given["speculative"] else students_of(out))
+    given["models"] = typed["folders"] or ([] if given["speculative"] else students_of(space))
     given["task_data"] = _files(typed["task_data"] or [])
     return Asked(**{f.name: given[f.name] for f in fields(Asked) if f.name in given})
 

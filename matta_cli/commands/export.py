@@ -108,5 +108,5 @@ def show(report: Report, out: Path, name: str, json: bool) -> None:
     if loads := terminal.loading(report):
         console.say(f"In Python: {loads}")
     console.say(f"Report: {space.report.with_suffix('.html')}")
-    named = [f"{space.ta}@1", *space.exported()] if name else []
+    named = ("--name", name) if name else ()
     console.hint(command("eval", *named, *options.elsewhere(out)))

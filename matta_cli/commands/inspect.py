@@ -14,13 +14,16 @@ _Widths = Annotated[
 
 
 def inspect(
-    folder: options.Folder = None, widths: _Widths = None, json: options.Json = False
+    folder: options.Folder = None,
+    widths: _Widths = None,
+    out: options.Out = options.OUT,
+    json: options.Json = False,
 ) -> None:
     """Show a TA's axes, the importance of their units, and what each width comes to.
 
     Example: matta inspect --widths 0.125,0.25,0.5
     """
-    out = options.output(folder, options.OUT)
+    out = options.output(folder, out)
     refuse_no_ta(out)
 
     from matta_cli.conversion.inspect import inspect as run

@@ -164,7 +164,7 @@ def resolved(
     out: Path | None,
     file: Path | None,
     ran: bool = False,
-    exported: bool = False,
+    exported: Workspace | None = None,
 ) -> Recipe:
     """The recipe of flags and files, which are named to the user; see ``resolve``."""
     file = None if file is None else home(file)
@@ -212,9 +212,9 @@ def again(section: str, table: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def following(out: Path) -> str:
-    """The command that comes next in an output folder, by what is there."""
-    space = Workspace(out)
+def following(out: Path, name: str = "") -> str:
+    """The command that comes next in an output folder, by what is there. name: of a family."""
+    space, family = Workspace(out), ("--name", name) if name else ()
     if not space.converted:
         return command("convert", "MODEL", *elsewhere(out))
     if space.newest() is None:
@@ -222,8 +222,8 @@ def following(out: Path) -> str:
     if not space.exported():
         return command("export", out)
     if not space.baselines.is_dir():
-        return command("report", out, "--baselines", "plain")
-    return command("eval", *elsewhere(out))
+        return command("report", out, "--baselines", "plain", *family)
+    return command("eval", *family, *elsewhere(out))
 
 
 def elsewhere(out: Path) -> list[object]:

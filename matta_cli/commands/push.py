@@ -9,13 +9,13 @@ from typing import Annotated
 import typer
 
 from matta_cli import console
-from matta_cli.commands import options
+from matta_cli.commands import early, options
 from matta_cli.errors import MattaError, command
-from matta_cli.files.workspace import Workspace, refuse_no_student
+from matta_cli.files.workspace import Workspace
 
 _Students = Annotated[
     list[Path] | None,
-    typer.Argument(metavar="STUDENT", help="Folders of Students; none: all of --out."),
+    typer.Argument(metavar="STUDENT", help="Folders of Students; none: all of --out, or --name."),
 ]
 _To = Annotated[str, typer.Option("--to", help="Where on the hub: USER/NAME.", metavar="USER/NAME")]
 _License = Annotated[
@@ -38,6 +38,7 @@ def push(
     dry_run: _DryRun = False,
     overwrite: _Overwrite = False,
     out: options.Out = options.OUT,
+    name: options.Name = "",
 ) -> None:
     """Send Students to the Hugging Face hub: a repository for each, a collection for several.
 
@@ -46,9 +47,10 @@ def push(
     if not to:
         raise MattaError("--to is missing: say where on the hub, --to USER/NAME.")
     out = options.home(out)
-    folders = [options.home(folder) for folder in students or ()] or _exported(out)
-    for folder in folders:
-        refuse_no_student(folder)
+    folders = [options.home(folder) for folder in students or ()]
+    early.one_of(name, folders)
+    folders = folders or _exported(Workspace(out, name))
+    early.students(folders)
 
     from huggingface_hub.utils import disable_progress_bars
 
@@ -61,31 +63,32 @@ def push(
     if dry_run:
         for one in repositories:
             console.text(f"{one.name}\n")
-            for name, path in one.files.items():
-                size = len(one.card.encode()) if name == CARD else path.stat().st_size
-                console.text(f"  {console.harmless(name)}\t{size}\n")
+            for file, path in one.files.items():
+                size = len(one.card.encode()) if file == CARD else path.stat().st_size
+                console.text(f"  {console.harmless(file)}\t{size}\n")
             console.text(f"\n{console.harmless(one.card)}\n")
         console.say("Nothing was sent: leave out --dry-run to send it.")
-        console.hint(command("push", *(students or ()), "--to", to, *_more(out, license, private)))
+        more = _more(out, name, license, private)
+        console.hint(command("push", *(students or ()), "--to", to, *more))
         return
     if not sys.stderr.isatty():  # of uploads; they are no lines
         disable_progress_bars()
     hub = Hub.opened(console.say)
     for place in hub.push(repositories, to, private=private, overwrite=overwrite):
         console.text(f"{place}\n")
-    console.hint(options.following(out))
+    console.hint(options.following(out, name))
 
 
-def _more(out: Path, license: str | None, private: bool) -> list[object]:
+def _more(out: Path, name: str, license: str | None, private: bool) -> list[object]:
     """The other words of a command that was a dry run."""
     licensed = ["--license", license] if license else []
-    return [*licensed, *(["--private"] if private else []), *options.elsewhere(out)]
+    family = ["--name", name] if name else []
+    return [*licensed, *(["--private"] if private else []), *options.elsewhere(out), *family]
 
 
-def _exported(out: Path) -> list[Path]:
-    """The Students in an output folder. Raises ``MattaError`` where there are none."""
-    there = Workspace(out).exported()
+def _exported(space: Workspace) -> list[Path]:
+    """The Students of a family. Raises ``MattaError`` where there are none."""
+    there = space.exported()
     if not there:
-        where = Workspace(out).students
-        raise MattaError(f"There are no Students in {where}: run `matta export` first.")
+        raise MattaError(f"There are no Students in {space.students}: run `matta export` first.")
     return there

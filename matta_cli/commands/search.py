@@ -25,6 +25,9 @@ def search(
     out: options.Out = options.OUT,
     train: options.Train = None,
     held_out: options.HeldOut = None,
+    passages: options.Passages = None,
+    sequence_length: options.SequenceLength = None,
+    train_on: options.TrainOn = None,
     checkpoint: options.Checkpoint = None,
     file: options.File = None,
     json: options.Json = False,
@@ -57,7 +60,7 @@ def search(
         limits = ["--target-params", str(sizes[len(sizes) // 2])]
     # where Students are already, others stand beside them
     beside = ["--name", "searched"] if Workspace(out).exported() else []
-    kept = options.again("search", flags["search"])
+    kept = [*options.again("search", flags["search"]), *options.again("data", flags["data"])]
     console.hint(command("export", out, *limits, *timing, *kept, *beside))
 
 

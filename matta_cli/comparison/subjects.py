@@ -45,11 +45,11 @@ class Subject:
         self.fitted = self.model
 
 
-def students_of(out: Path) -> list[str]:
-    """What ``eval`` measures unasked: an output folder's base, and its Students, small to large."""
-    folders = Workspace(out).exported()
+def students_of(space: Workspace) -> list[str]:
+    """What ``eval`` measures unasked: the base, and a family's Students, small to large."""
+    folders = space.exported()
     by_size = sorted(folders, key=lambda path: (cost.weight_bytes(path), path.name))
-    return [f"{Workspace(out).ta}@1", *map(str, by_size)] if folders else []
+    return [f"{space.ta}@1", *map(str, by_size)] if folders else []
 
 
 def home(models: Sequence[str], out: Path) -> Path:

@@ -47,6 +47,7 @@ def importance(
         rest = [axis for axis in axes if axis not in some]
         few = as_many_as_fit(task, model, batches, REMOVAL_BYTES) if some else []
         steps = (len(batches) if rest else 0) + sum(axis.size // axis.step for axis in some)
+        listen(Progress(message="Putting the units in order, by what the data make of them."))
         started, done = time.perf_counter(), 0
 
         def tick() -> None:

@@ -75,7 +75,7 @@ def rows(path: Path, columns: Sequence[str], setting: str, tally: Tally) -> Iter
         yield row
     kind, of = path.suffix.lower(), f" of {count:,}"
     if kind in (".csv", ".tsv"):
-        of = f" of {sum(1 for _ in lines(path)):,} lines"
+        of = f" of {sum(1 for _ in lines(path)):,} lines (one names the columns)"
     elif kind == ".parquet":
         of = f" of {_parquet(path, lambda file: file.metadata.num_rows):,}"
     tally.files[str(path)] = (count, of, tally.files.get(str(path), (0, "", 0))[2])

@@ -189,7 +189,9 @@ def _complain(path: Path) -> None:
 
 
 def _lines(path: Path) -> str:
-    return "" if path.suffix.lower() == ".parquet" else f" of {_scanned(path)[0]:,} lines"
+    if path.suffix.lower() == ".parquet":
+        return ""
+    return f" of {_scanned(path)[0]:,} lines (one names the columns)"
 
 
 def _scanned(path: Path) -> tuple[int, bool, bool]:

@@ -48,6 +48,7 @@ class _Lineage(TypedDict):
     quantized: NotRequired[str]
     of: NotRequired[str]
     tokens: NotRequired[list[int]]  # how many of how many; empty: all
+    weights: NotRequired[str]  # a digest of the base's, as it was opened
 
 
 class Card(reading.Versioned):

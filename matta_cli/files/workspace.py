@@ -121,7 +121,7 @@ class Workspace:
 
     def nothing_to_evaluate(self) -> MattaError:
         """The error where nothing is exported here, and no models are named."""
-        first = f"name models, or export Students to {self.root} first"
+        first = f"name models, or export Students to {self._home} first"
         return MattaError(f"There is nothing to evaluate: {first}.")
 
     def no_report(self) -> MattaError:

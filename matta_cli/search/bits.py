@@ -78,6 +78,8 @@ class Bits:
             if in_float is None:
                 hint = "give it more room"
                 raise MattaError(f"No Student that was found meets {budget.name}: {hint}.")
+            larger = f"no Student that was found is within it in {self.kind}"
+            self.notes.append(f"{budget.name}: {larger}, so this one is in float.")
             return in_float
         value = self.measure(fewer).value
         if in_float is not None:
@@ -85,6 +87,9 @@ class Bits:
             self.notes.append(self._told(budget, in_float, own, fewer))
             if not self.search.scores.better(value, own):
                 return in_float
+        else:
+            larger = "no Student that was found is within it in float"
+            self.notes.append(f"{budget.name}: {larger}, so this one is in {self.kind}.")
         self.search.stored[self.search.key(fewer.sizes)] = self.measure(fewer).bytes
         return replace(fewer, name=f"{budget.name} float", budget=budget, quantized=self.kind)
 

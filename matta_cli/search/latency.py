@@ -10,7 +10,7 @@ import numpy as np
 
 from matta_cli.adapter import Sizes
 from matta_cli.data.split import Batch
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, extra
 from matta_cli.measure import cost, generation
 from matta_cli.measure.counts import Counts, Key
 from matta_cli.models.ta import TA
@@ -82,12 +82,11 @@ class Latency:
         return [self._sizes[key] for key in order]
 
     def _learn(self, sizes: Sizes, seconds: float) -> None:
-        from sklearn.isotonic import IsotonicRegression
-
+        fit = extra("sklearn.isotonic", "A search for a latency", "search")
         key = self.ta.key(sizes)
         self.measured[key], self._sizes[key] = seconds, dict(sizes)
         self._points[key] = self.counts.macs(sizes), seconds
-        fitted = IsotonicRegression().fit(*zip(*self._points.values(), strict=True))
+        fitted = fit.IsotonicRegression().fit(*zip(*self._points.values(), strict=True))
         self._curve = fitted.X_thresholds_, fitted.y_thresholds_
 
 

@@ -16,6 +16,7 @@ from matta_cli.measure import cost, intervals
 from matta_cli.measure.counts import Key
 from matta_cli.models.ta import Student
 from matta_cli.report import page
+from matta_cli.report.numbers import percent
 from matta_cli.report.schema import (
     Choice,
     Cost,
@@ -204,13 +205,14 @@ def _notes(search: Search, student: Student, choice: Choice, front: Sequence[Sco
     budget, most, notes = _budget(student), max(choice.used.values()), []
     # of time some is left in any case
     if most < 1 - NEAR and not set(TIMED) & set(budget.names):
-        notes.append(f"{budget.name}: the largest Student found uses {most:.1%} of the budget.")
+        uses = f"uses {percent(most)} of the budget"
+        notes.append(f"{budget.name}: the largest Student found {uses}.")
     if student.quantized:
         return notes
     own, used = search.scored[search.key(student.sizes)], search.used(budget)
     within = [one for one in search.order(front) if used(one.student.sizes) <= 1]
     if within and search.scores.better(within[0].value, own.value):
         costs = search.costs(within[0].student.sizes, budget.names)
-        uses = f"uses {max(budget.used(costs).values()):.0%} of the budget"
+        uses = f"uses {percent(max(budget.used(costs).values()))} of the budget"
         notes.append(f"{budget.name}: a Student that {uses} scored better while choosing.")
     return notes

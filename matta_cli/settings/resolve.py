@@ -75,7 +75,7 @@ def resolve(
     config: Path | None = None,
     *,
     ran: bool = False,
-    exported: bool = False,
+    exported: Workspace | None = None,
     origin: str = "command line",
 ) -> tuple[Recipe, list[Path]]:
     """Defaults < preset < ``out/matta.toml`` < ``config`` (else ``./matta.toml``) < flags.
@@ -83,8 +83,8 @@ def resolve(
     Returns the files that were read, too. A flag that is None was not given; ``origin`` names them
     in an error. The preset is the one that the last of these names. With ``ran``, and no
     ``config``, the recipe of the run in ``out`` stands above the files: going on with a run, or
-    exporting it, needs no flag that it was started with. With ``exported``, what the report in
-    ``out`` was measured on, and by which margin, stands above that. What killed processes left in
+    exporting it, needs no flag that it was started with. What the report in ``exported`` was
+    measured on, and by which margin, stands above that. What killed processes left in
     ``out`` is mended first. Other training data by a flag brings neither the configuration of a
     hub dataset nor held-out data along from a file. Raises
     ``MattaError`` for what a file or a flag cannot be.
@@ -109,8 +109,8 @@ def resolve(
             run = gone.recorded(read_toml(started))
             tables.append(({k: run[k] for k in ("data", "distill") if k in run}, str(started)))
             read.append(started)
-        students = Workspace(out).students / "recipe.toml"
-        if exported and config is None and students.exists():
+        students = exported.students / "recipe.toml" if exported is not None else None
+        if students is not None and config is None and students.exists():
             kept = gone.recorded(read_toml(students))
             judged = {k: v for k, v in kept.get("export", {}).items() if k in _JUDGED}
             tables.append(({"data": kept.get("data", {}), "export": judged}, str(students)))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from matta_cli.data.split import Batch, Columns
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, extra
 from matta_cli.losses import rows as losses
 from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
 from matta_cli.tasks.kind import Kind
@@ -174,14 +174,13 @@ def _ndcg(scores: np.ndarray, labels: np.ndarray) -> float:
     NaN where nothing is relevant. 0 where a score is not finite: such a query must not drop out of
     the mean.
     """
-    from sklearn.metrics import ndcg_score
-
+    measures = extra("sklearn.metrics", "NDCG@10", "ranking")
     gains = np.exp2(np.maximum(labels, 0)) - 1
     if not gains.any():
         return float("nan")
     if not np.isfinite(scores).all():
         return 0.0
-    return 1.0 if len(gains) == 1 else float(ndcg_score([gains], [scores], k=_CUTOFF))
+    return 1.0 if len(gains) == 1 else float(measures.ndcg_score([gains], [scores], k=_CUTOFF))
 
 
 def _reciprocal(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -91,9 +91,9 @@ def opened(
     for note in data.notes:
         listen(Progress(message=f"Note: {note}"))
     teacher: Teacher | None = None
-    made_of = {}
+    made_of, digest = {}, _teacher_digest(settings.teacher, model, by_file)
     if world.first:
-        made_of["Teacher"] = _teacher_digest(settings.teacher, model, by_file)
+        made_of["Teacher"] = digest
         if not recipe.data.streaming:  # of a stream only as much is read as the steps need
             made_of["training data"] = data.train.digest()
     if model is not None:
@@ -102,7 +102,12 @@ def opened(
         teacher = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
     start = None
     if "baseline" not in ta.card["lineage"]:  # the run that it is compared with has asked
-        start = Starting(settings, task, ta, data, device, world.size).measured(teacher, listen)
+        starting = Starting(settings, task, ta, data, device, world.size)
+        otherwise = settings.teacher_config or settings.teacher_adapter
+        itself = not otherwise and digest == ta.card["lineage"].get("weights")
+        both = "the base and the Teacher" if model is not None and not itself else "the base"
+        _tell(listen, f"Measuring {both} on held-out examples, before training.")
+        start = starting.measured(teacher, listen, itself=itself)
     if model is not None and (dtype := half(settings.precision, device)) is not None:
         teachers.halve(model, dtype)
     files = tokenizer.companions(folder) | tokenizer.companions(home)

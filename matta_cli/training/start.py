@@ -78,17 +78,18 @@ class Starting:
         self.base: Any = ta.student(1.0).view().eval()
         self.size = score.at_a_time(settings, processes)
 
-    def measured(self, teacher: Teacher | None, listen: Listener) -> Start:
+    def measured(self, teacher: Teacher | None, listen: Listener, *, itself: bool = False) -> Start:
         """The base and the Teacher, where that is a model, on the examples of the evaluations.
 
-        Raises ``MattaError`` for a Teacher that does not run on the data, or is too weak; of one
-        that may be weak, ``listen`` hears so.
+        itself: the Teacher is the base, and what is measured is of both. Raises ``MattaError`` for
+        a Teacher that does not run on the data, or is too weak; of one that may be weak, ``listen``
+        hears so.
         """
         split, few = self.data.held_out[0], self.settings.eval_examples
         enough = max(few, EXAMPLES) if few else len(split)
         tables = {"base": self._columns(self.base, split, enough)}
         if isinstance(teacher, ModelTeacher):
-            tables["Teacher"] = self._run(teacher, split, enough)
+            tables["Teacher"] = tables["base"] if itself else self._run(teacher, split, enough)
             self._compare(tables, "held-out", listen, refuse=True)
         elif isinstance(teacher, FileTeacher):
             # it speaks of training examples only: a base that has learned them looks better there
@@ -97,9 +98,10 @@ class Starting:
             both = {"base": ours, "Teacher": teacher.columns(some)}
             self._compare(both, "training", listen, refuse=False)
         if 0 < few < min(enough, len(split)):
-            models = {"base": self.base}
-            models |= {"Teacher": teacher.model} if isinstance(teacher, ModelTeacher) else {}
-            tables = {name: self._columns(model, split, few) for name, model in models.items()}
+            tables = {"base": self._columns(self.base, split, few)}
+            if isinstance(teacher, ModelTeacher):
+                again = tables["base"] if itself else self._columns(teacher.model, split, few)
+                tables["Teacher"] = again
         count = min(few or len(split), len(split))
         return Start(count, {name: self.task.summarize(own) for name, own in tables.items()})
 
@@ -132,7 +134,8 @@ class Starting:
             listen(Progress(message=f"The Teacher was not compared with the base: {nothing}."))
             return
         count = f"{len(next(iter(tables['base'].values()))):,} {which} examples"
-        measured = f"on {count}, {told.sentence}"
+        same = tables["base"] is tables["Teacher"]
+        measured = f"on {count}, {told.once if same else told.sentence}"
         if told.surely and refuse and not weak:
             self._refuse(f"is worse than the base: {measured}. {OPENED}")
         listen(Progress(message=f"Before training, {measured}."))
@@ -184,6 +187,11 @@ class _Told:
     def surely(self) -> bool:
         """Whether it is worse at both ends of the interval."""
         return self._worse(self.found["low"]) and self._worse(self.found["high"])
+
+    @property
+    def once(self) -> str:
+        """Of a Teacher that is the base."""
+        return f"{self.metric.label}: the base, which is the Teacher, too, has {self.base:.4g}"
 
     @property
     def sentence(self) -> str:

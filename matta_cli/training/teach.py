@@ -65,6 +65,9 @@ def teach(
     if not isinstance(setup.teacher, ModelTeacher):
         needed = "pass --teacher with the model whose outputs shall be written"
         raise MattaError(f"No Teacher is named: {needed}.")
+    kept = "the held-out ones are for measuring, and are not taught"
+    asked = f"The Teacher is asked about {len(setup.data.train):,} training examples; {kept}."
+    listen(Progress(message=asked))
     dictation = Dictation.of(setup, setup.teacher, k, draws)
     identity = dictation.identity()
     card = _begun(to, identity, overwrite) or {**identity, **dictation.shards()}

@@ -13,7 +13,7 @@ import numpy as np
 
 from matta_cli.data import find
 from matta_cli.data.lines import lines
-from matta_cli.errors import MattaError
+from matta_cli.errors import MattaError, extra
 from matta_cli.tasks.scores import numbered
 
 SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
@@ -40,13 +40,12 @@ def read(path: Path) -> File:
     Raises ``MattaError`` where the file is not LibSVM, rows lack a query that others have, or two
     of these contradict each other.
     """
-    from sklearn.datasets import load_svmlight_file
-
+    reader = extra("sklearn.datasets", f"Reading {str(path)!r}, which is LibSVM,", "ranking")
     if path.stat().st_size == 0:
         raise find.empty(str(path), "rows")
     try:
         with _opened(path) as file:
-            features, label, query = load_svmlight_file(file, query_id=True, zero_based=True)
+            features, label, query = reader.load_svmlight_file(file, query_id=True, zero_based=True)
     except (ValueError, OSError, EOFError, OverflowError) as error:
         wrong = f"{str(path)!r}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}"
         other = "Tables are .csv, .tsv and .parquet; all else is read as LibSVM."
