@@ -316,7 +316,7 @@ def test_rows_of_another_kind_are_refused(tmp_path, wrong):
 @pytest.mark.parametrize("value", [0, 7, False])
 def test_a_completion_that_is_no_text_is_refused(tmp_path, value):
     rows = [{"prompt": "a", "completion": own} for own in (" b", value)]
-    with pytest.raises(MattaError, match="hold text and (a number|true or false) in line 2: give"):
+    with pytest.raises(MattaError, match=r"hold text and (a number|true or false) in line 2: give"):
         task_of(tmp_path, rows, template=None)
 
 

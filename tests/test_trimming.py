@@ -25,10 +25,15 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrai
 import matta_cli
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.family import export
 from matta_cli.files.card import read_card
 from matta_cli.models import trimming
+from matta_cli.models.folders import load_ta
+from matta_cli.models.left_out import NAME, LeftOut
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students.card import left_out
+from matta_cli.tasks.causal_lm.task import CausalLM
+from matta_cli.training.run import distill
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 BYTES = [f"<0x{i:02X}>" for i in range(256)]
@@ -242,6 +247,78 @@ def test_a_language_model_says_the_kept_tokens_as_it_did(tmp_path, data):
     with torch.no_grad():
         wanted, found = model(ids[0]).logits[..., kept], trimmed(ids[1]).logits
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_what_later_data_has_lost_is_counted(kind, tmp_path):
+    """Of every token that the whole tokenizer makes of a text, whether it is kept."""
+    whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer(kind), unk_token="<unk>")
+    card, some, later = trimming.card_of(whole), texts(2, seed=10), [*texts(40, seed=9), "ü é 😀"]
+    seen = {i for text in some for i in whole(text)["input_ids"]}
+    kept = trimming.needed(card, seen)
+    folder = made(tmp_path / "it")
+    names = [whole(text, add_special_tokens=False).tokens() for text in later]
+    trimming.write(whole, trimming.trimmed(card, kept), folder, kept)
+    counter = LeftOut.of(folder, whole)
+    counter.add(some)
+    assert counter.counts[0] == 0 and counter.told() == []
+    counter.add(later)
+    known = whole.get_vocab()
+    gone = sum(name not in known for own in names for name in own)
+    assert counter.counts[:2] == [gone, sum(map(len, names))] and gone > 50
+    [said] = counter.told()
+    assert f"{gone:,} of {sum(map(len, names)):,} tokens of the texts were left out" in said
+    assert ("times as <unk>" in said) == (kind == "wordpiece")
+    (folder / NAME).write_bytes(b"\x1f\x8b")
+    with pytest.raises(MattaError, match="is damaged"):
+        LeftOut.of(folder, whole)
+
+
+@pytest.mark.slow
+def test_a_language_model_of_fewer_tokens_has_a_teacher_of_all(tmp_path, data):
+    base, out = tmp_path / "base", tmp_path / "out"
+    gpt2(vocab_size=400, n_positions=32, eos_token_id=0, bos_token_id=0).save_pretrained(base)
+    byte_tokenizer(texts(300), 400).save_pretrained(base)
+    settings = recipe(base, data)
+    settings.data.sequence_length = 16
+    settings.distill.teacher, settings.distill.steps = str(base), 2
+    settings.distill.allow_weak_teacher, settings.distill.device = True, "cpu"
+    convert(settings, out)
+    said: list[str] = []
+    (tmp_path / "later.txt").write_text("\n".join(texts(60, seed=5)))
+    settings.data.train = str(tmp_path / "later.txt")
+    distill(settings, out, listen=lambda progress: said.append(progress.message or ""))
+    size = load_ta(out).model.config.vocab_size
+    assert any(f"trimmed out of the Teacher's: {size} of its 400 tokens" in own for own in said)
+    [told] = [own for own in said if "were left out of the vocabulary by --trim-vocab" in own]
+    assert "read in smaller pieces." in told
+    export(settings, out)
+    student = AutoModelForCausalLM.from_pretrained(out / "students" / "width-0.5")
+    tokens = AutoTokenizer.from_pretrained(out / "students" / "width-0.5")
+    assert len(tokens) == student.config.vocab_size == size < 400
+
+
+def test_a_teacher_is_left_the_models_tokens(tmp_path, data):
+    """What a Teacher of all tokens says of the kept ones is what it said."""
+    base, out = tmp_path / "base", tmp_path / "out"
+    gpt2(vocab_size=400, n_positions=32, eos_token_id=0, bos_token_id=0).save_pretrained(base)
+    whole = byte_tokenizer(texts(300), 400)
+    whole.save_pretrained(base)
+    settings = recipe(base, data)
+    settings.data.sequence_length = 16
+    convert(settings, out)
+    teacher = AutoModelForCausalLM.from_pretrained(base).eval()
+    line = data.read_text().split("\n")[0]
+    small = AutoTokenizer.from_pretrained(out / "ta")
+    kept = trimming.kept_of(small, whole)
+    assert kept == whole.convert_tokens_to_ids(small.convert_ids_to_tokens(range(len(small))))
+    assert trimming.kept_of(whole, whole) is None
+    assert trimming.kept_of(small, byte_tokenizer(texts(300, seed=4), 420)) is None
+    ids = [torch.tensor([t(line)["input_ids"][:30]]) for t in (whole, small)]
+    with torch.no_grad():
+        wanted = teacher(ids[0]).logits[..., kept]
+        fitted = CausalLM(settings).fit_teacher(teacher, base, load_ta(out).model, out / "ta")
+        torch.testing.assert_close(fitted(ids[1]).logits, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be_trimmed_is_refused(tmp_path, data):

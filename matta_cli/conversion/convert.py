@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from matta_cli.adapter import PROGRAM, Adapter, Axis, Source
 from matta_cli.conversion.inspect import menu
 from matta_cli.conversion.ordering import importance
-from matta_cli.conversion.proof import largest_difference, probe, prove
+from matta_cli.conversion.proof import Proof, largest_difference, probe, prove
 from matta_cli.conversion.target import Target, Targets
 from matta_cli.conversion.trim import trim
 from matta_cli.errors import MattaError
@@ -43,6 +43,7 @@ from matta_cli.settings.budget import Budget, asked
 from matta_cli.settings.checks import check
 from matta_cli.settings.convert import ConvertSettings
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
 from matta_cli.tasks.task import task as open_task
 from matta_cli.trust import is_code
 
@@ -208,13 +209,7 @@ def _convert(
         proof = prove(task, base, batches or [task.example(base)])
         scores = importance(task, adapter, base, axes, order, batches or [], listen)
         ranked = _grow(ta, settings, scores, notes)
-        difference = largest_difference(task, ta.student(1.0).view(), proof)
-        if difference > settings.tolerance:
-            raise MattaError(
-                f"Width 1.0 of the TA differs from {name} by {difference:.1e} (relative), more "
-                f"than the tolerance {settings.tolerance:.0e}: the adapter {adapter.name!r} does "
-                "not describe this model right."
-            )
+        difference = _proven(task, ta, proof, settings.tolerance, name)
         ta.card = {**card, "order": order, "difference": difference}
         _save(ta, recipe, name, ranked, settings_left, folder, notes)
         atomic.refuse_existing(space.ta, overwrite)  # another process may have been faster
@@ -224,6 +219,18 @@ def _convert(
     widths = sorted({*(w for w in recipe.export.widths if w <= ta.widest), 1.0, ta.widest})
     known = menu(task, ta, widths), floor(ta).sentence
     return Converted(ta, space.ta, order, difference, widths, *known, [*notes, *told])
+
+
+def _proven(task: Task, ta: TA, proof: Proof, tolerance: float, name: str) -> float:
+    """How far width 1.0 is from the base. Raises ``MattaError`` where it is another model."""
+    difference = largest_difference(task, ta.student(1.0).view(), proof)
+    if difference > tolerance:
+        raise MattaError(
+            f"Width 1.0 of the TA differs from {name} by {difference:.1e} (relative), more than "
+            f"the tolerance {tolerance:.0e}: the adapter {ta.adapter.name!r} does not describe "
+            "this model right."
+        )
+    return difference
 
 
 def _card(settings: ConvertSettings, axes: Sequence[Axis], source: Source) -> dict[str, Any]:

@@ -17,10 +17,12 @@ from matta_cli.errors import MattaError, said
 from matta_cli.files import atomic, reading
 from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
+from matta_cli.models import left_out
 from matta_cli.models.inside import check, inside
 
 _COMPANIONS = (
     "tokenizer*.json",
+    left_out.NAME,
     "tokenizer.model",
     "vocab.*",
     "merges.txt",

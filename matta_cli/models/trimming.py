@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.errors import MattaError
+from matta_cli.models import left_out
 
 # Files of a vocabulary in other formats than tokenizer.json, which alone is written anew.
 _OLD = (
@@ -144,6 +145,27 @@ def trimmed(card: Card, kept: Sequence[int]) -> Card:
     return made
 
 
+def kept_of(own: Any, whole: Any) -> list[int] | None:
+    """The numbers that a ``whole`` tokenizer has for the tokens of one that was trimmed out of it;
+    None where that is no such one.
+    """
+    if getattr(own, "backend_tokenizer", None) is None:
+        return None
+    try:
+        card, small = card_of(whole), json.loads(own.backend_tokenizer.to_str())
+    except MattaError:
+        return None
+    known = {token["content"]: token["id"] for token in card["added_tokens"]}
+    known = {**_ids(card["model"]), **known}
+    names = {number: name for name, number in own.get_vocab().items()}
+    kept = [known.get(names.get(number, ""), -1) for number in range(len(names))]
+    if -1 in kept or kept != sorted(set(kept)) or len(kept) == len(known):
+        return None
+    made = trimmed(card, kept)
+    alike = all(made[part] == small[part] for part in ("added_tokens", "normalizer"))
+    return kept if alike and made["model"] == small["model"] else None
+
+
 def _ids(model: Card) -> dict[str, int]:
     if model["type"] == "Unigram":
         return {token: number for number, (token, _) in enumerate(model["vocab"])}
@@ -199,6 +221,7 @@ def write(tokenizer: Any, card: Card, folder: Path, kept: Sequence[int]) -> None
     """
     from tokenizers import Tokenizer
 
+    left_out.write(json.loads(tokenizer.backend_tokenizer.to_str()), folder)
     for path in [path for pattern in _OLD for path in folder.glob(pattern)]:
         path.unlink()
     tokenizer._tokenizer = Tokenizer.from_str(json.dumps(card))
@@ -259,4 +282,4 @@ def keep(model: Any, kept: Sequence[int]) -> None:
 
 
 def _rows(tensor: Tensor, index: Tensor) -> nn.Parameter:
-    return nn.Parameter(tensor.index_select(0, index), tensor.requires_grad)
+    return nn.Parameter(tensor.index_select(0, index.to(tensor.device)), tensor.requires_grad)

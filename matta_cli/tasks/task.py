@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from matta_cli.models.left_out import LeftOut
     from matta_cli.settings.recipe import Recipe
 
 
@@ -48,6 +49,8 @@ class Task(ABC):
         self.recipe = recipe
         # what had to be assumed since data were last described, in sentences for the user
         self.notes: list[str] = []
+        # counts the tokens that the model lacks of the data, where it was left some only
+        self.left_out: LeftOut | None = None
 
     @abstractmethod
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -81,7 +84,8 @@ class Task(ABC):
             told = f"{named.held_out or named.train}: {told}"
         if size:
             told = f"{named.train}: {size}; {told}"
-        every, self.notes = (*notes, *self.notes), []
+        lost = [] if self.left_out is None else self.left_out.told()
+        every, self.notes = (*notes, *lost, *self.notes), []
         return Data(train, tuple(held_out), told, unit, every, unlabelled)
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:

@@ -12,6 +12,7 @@ from matta_cli.data import find, folders, records
 from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
+from matta_cli.models.left_out import LeftOut
 from matta_cli.models.tokenizer import around, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.causal_lm.examples import Paragraphs, encode
@@ -85,23 +86,32 @@ def _end_of_text(tokenizer: Any) -> list[int]:
 
 
 def tokens(
-    tokenizer: Any, text: Text, vocabulary: int, limit: int, seen: Paragraphs | None = None
+    tokenizer: Any,
+    text: Text,
+    vocabulary: int,
+    limit: int,
+    seen: Paragraphs | None = None,
+    left_out: LeftOut | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """All of a text as one row of tokens [n], at most ``limit`` (0: all).
 
-    With ``seen`` also passages of what was read. Each document begins and ends with what the
+    With ``seen`` also passages of what was read. left_out: counts the tokens that the tokenizer
+    lacks. Each document begins and ends with what the
     tokenizer's own call puts there; where that ends it with nothing, with the end-of-text token if
     there is one. Tokens are uint16 where the vocabulary allows. Raises ``MattaError`` where the
     tokenizer makes tokens outside the ``vocabulary``.
     """
     dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
     begin, end = frame(tokenizer)
+    before = [] if left_out is None else list(left_out.counts)
 
     def arrays() -> Iterator[np.ndarray]:
         start = begin
         for batch in batches(pieces(text.read())):
             ids: list[int] = []
             encoded = encode(tokenizer, [piece for piece, _ in batch])
+            if left_out is not None:
+                left_out.add([piece for piece, _ in batch])
             for own, (piece, last) in zip(encoded, batch, strict=True):
                 ids += start + own + (end if last else [])
                 # an end that is a beginning, too, serves as both
@@ -115,7 +125,9 @@ def tokens(
             yield np.array(ids, dtype)
 
     def more() -> dict[str, Any]:
-        own = {} if seen is None else {"passages": seen.passages()}
+        own: dict[str, Any] = {} if seen is None else {"passages": seen.passages()}
+        if left_out is not None:
+            own["left_out"] = [now - old for now, old in zip(left_out.counts, before, strict=True)]
         return {"read": text.tally.files, **own}
 
     if text.size is not None and text.size < _IN_MEMORY:
@@ -128,6 +140,9 @@ def tokens(
         # with the limit, on which the passages depend: a longer file would hold others
         identity = [identity, limit]
     row, card = stored(identity, dtype, arrays, more, limit)
+    if left_out is not None and left_out.counts == before:  # they were kept from another time
+        known = card.get("left_out", [0, 0, 0])
+        left_out.counts = [old + own for old, own in zip(before, known, strict=True)]
     text.tally.files.update({name: (*counts,) for name, counts in card["read"].items()})
     return row, card.get("passages", [])
 

@@ -16,7 +16,9 @@ from matta_cli.data.split import Batch, Columns, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
-from matta_cli.models.tokenizer import open_tokenizer
+from matta_cli.models.left_out import LeftOut
+from matta_cli.models.tokenizer import home, open_tokenizer, tokenizer_of
+from matta_cli.models.trimming import keep, kept_of
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import conversations
@@ -70,6 +72,7 @@ class CausalLM(Task):
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
         self.given, self.begun = [], 0
+        self.left_out = LeftOut.of(home(folder), tokenizer)
         if own := conversations.columns(settings, training):
             return self._conversations(own, tokenizer, model, training)
         return self._text(tokenizer, model, training)
@@ -102,7 +105,8 @@ class CausalLM(Task):
         # a stream may have no end, so only what is measured is taken from it; else it is a sample
         # of all
         limit = settings.eval_examples * length if settings.streaming else 0
-        row, own = tokens(tokenizer, held_out_text, vocabulary, limit, Paragraphs())
+        lost = self.left_out
+        row, own = tokens(tokenizer, held_out_text, vocabulary, limit, Paragraphs(), lost)
         begin, end = frame(tokenizer)
         measured = Packed(row, length, held_out_text.name, begin, shorter=True)
         train, size = measured, ""
@@ -111,7 +115,7 @@ class CausalLM(Task):
             if settings.streaming:
                 needed = run.steps * run.batch_size * length
                 limit = min(limit or needed, needed)
-            row, _ = tokens(tokenizer, train_text, vocabulary, limit)
+            row, _ = tokens(tokenizer, train_text, vocabulary, limit, left_out=lost)
             train = Packed(row, length, settings.train, begin)
             size = f"{len(row):,} tokens, {len(train):,} sequences of {length:,}"
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
@@ -142,7 +146,9 @@ class CausalLM(Task):
     def fit_teacher(
         self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
     ) -> nn.Module:
-        """Of a vocabulary that is padded over the same tokens the common part is used."""
+        """Of a vocabulary that is padded over the same tokens the common part is used; of one that
+        the model's was trimmed out of, the tokens that it was left.
+        """
         positions = config(teacher, "max_position_embeddings")
         # the passages may be longer than the sequences
         needed = max(self._length(model), _most(model))
@@ -150,8 +156,24 @@ class CausalLM(Task):
             numbers = f"The Teacher has {positions:,} positions, the model uses {needed:,}"
             raise MattaError(f"{numbers}: a longer Teacher is needed.")
         theirs, ours = self.outputs(teacher), self.outputs(model)
+        if self._trimmed(teacher, ours, folder, home):
+            return teacher
         shared = common(self, theirs, ours, folder, home)
         return self.narrowed(teacher, shared) if theirs > shared else teacher
+
+    def _trimmed(
+        self, teacher: nn.Module, ours: int, folder: Path | None, home: Path | None
+    ) -> bool:
+        """Leave a Teacher, in place, the tokens that ``--trim-vocab`` left the model, if it did."""
+        own, whole = tokenizer_of(home, self.recipe.convert.tokenizer), tokenizer_of(folder)
+        kept = None if own is None or whole is None else kept_of(own, whole)
+        if kept is None or len(kept) != ours or not hasattr(teacher, "get_input_embeddings"):
+            return False
+        numbers = f"{ours:,} of its {self.outputs(teacher):,} tokens are used"
+        keep(teacher, kept)
+        trimmed = "The model's vocabulary was trimmed out of the Teacher's"
+        self.notes.append(f"{trimmed}: {numbers}.")
+        return True
 
     def narrowed(self, model: nn.Module, outputs: int) -> nn.Module:
         return narrowed(model, outputs)

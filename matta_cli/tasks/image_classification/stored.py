@@ -15,8 +15,16 @@ _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: 
 _SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 _SQUARE = ("ViT", "DeiT", "Beit")  # processors to which a size that is a number is a square
 # what changes pixels in another way
-_OTHER = ("do_flip_channel_order", "do_color_quantize", "do_pad", "do_thumbnail")
-_OTHER += ("do_align_long_axis", "do_pan_and_scan", "do_crop_margin", "rescale_offset")
+_OTHER = (
+    "do_flip_channel_order",
+    "do_color_quantize",
+    "do_pad",
+    "do_thumbnail",
+    "do_align_long_axis",
+    "do_pan_and_scan",
+    "do_crop_margin",
+    "rescale_offset",
+)
 
 
 @dataclass

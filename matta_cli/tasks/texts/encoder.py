@@ -13,7 +13,8 @@ from torch import nn
 
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import open_tokenizer, same_tokens
+from matta_cli.models.left_out import LeftOut
+from matta_cli.models.tokenizer import home, open_tokenizer, same_tokens
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.texts.stored import stored
 
@@ -50,7 +51,7 @@ class Encoder:
 
     lower: in lower case. fixed: all batches have the greatest length, for graphs that are compiled
     once. prompt: what every text begins with. types: whether the model is told which text of a
-    pair a token is of.
+    pair a token is of. left_out: what counts the tokens that the tokenizer lacks, if any.
     """
 
     tokenizer: Any
@@ -59,6 +60,7 @@ class Encoder:
     fixed: bool = False
     prompt: str = ""
     types: bool = False
+    left_out: LeftOut | None = None
 
     def __call__(self, first: Sequence[str], second: Sequence[str] | None = None) -> Tokens:
         """The tokens of texts or pairs, cut to the length, with those that begin and end."""
@@ -66,8 +68,10 @@ class Encoder:
         types: list[np.ndarray] | None = [] if self.types and second is not None else None
         options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
         for start in range(0, len(first), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            made = self.tokenizer(*self._given(first, second, part), **options)
+            given = self._given(first, second, slice(start, start + AT_ONCE))
+            made = self.tokenizer(*given, **options)
+            if self.left_out is not None:
+                self.left_out.add([text for own in given for text in own])
             ids += [np.array(row, np.int32) for row in made["input_ids"]]
             if types is not None:
                 types += [np.array(row, np.int8) for row in made["token_type_ids"]]
@@ -155,7 +159,8 @@ def encoder(
     types = (getattr(own, "type_vocab_size", 0) or 0) > 1
     types = types and "token_type_ids" in tokenizer.model_input_names
     fixed = bool(recipe.distill.compile)
-    return Encoder(tokenizer, length, said.lower, fixed, said.prompt, types)
+    left_out = None if guest else LeftOut.of(home(folder), tokenizer)
+    return Encoder(tokenizer, length, said.lower, fixed, said.prompt, types, left_out)
 
 
 def positions(model: nn.Module) -> int:

@@ -126,7 +126,9 @@ class TextTask(Task):
         self, folder: Path, model: nn.Module, notes: list[str], *, guest: bool = False
     ) -> Encoder:
         """How a model reads texts; see ``texts.encoder.encoder``."""
-        return encoder(folder, model, self.recipe, self.longest, notes, guest=guest)
+        made = encoder(folder, model, self.recipe, self.longest, notes, guest=guest)
+        self.left_out = self.left_out if guest else made.left_out
+        return made
 
     def fit_tokens(
         self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None

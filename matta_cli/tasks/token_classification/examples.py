@@ -36,9 +36,10 @@ class Pieces:
         for start in range(0, len(words), AT_ONCE):
             part = [list(own) for own in words[start : start + AT_ONCE]]
             part = [[w.lower() for w in own] for own in part] if encode.lower else part
-            made = encode.tokenizer(
-                [" ".join(own) for own in part], return_offsets_mapping=True, **options
-            )
+            texts = [" ".join(own) for own in part]
+            made = encode.tokenizer(texts, return_offsets_mapping=True, **options)
+            if encode.left_out is not None:
+                encode.left_out.add(texts)
             ids += [np.array(row, np.int32) for row in made["input_ids"]]
             both = zip(part, made["offset_mapping"], strict=True)
             self.first += [_first(own, np.array(spans)) for own, spans in both]
