@@ -96,7 +96,9 @@ def image(name: str, **more: Any) -> Callable[[], nn.Module]:
     return lambda: timm.create_model(name, **given)
 
 
-def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
+def like_vit(kind: str, named: str = "", **more: Any) -> Callable[[], nn.Module]:
+    """named: the class, where its kind has several."""
+
     def make() -> nn.Module:
         given = {key: value for key, value in SMALL.items() if key != "vocab_size"}
         given |= {"image_size": 32, "patch_size": 8, **more}
@@ -107,6 +109,8 @@ def like_vit(kind: str, **more: Any) -> Callable[[], nn.Module]:
             text = {**SMALL, "bos_token_id": 0, "eos_token_id": 0}
             given = {"vision_config": given, "text_config": text}
         config = transformers.AutoConfig.for_model(kind, num_labels=10, **given)
+        if named:
+            return getattr(transformers, named)(config)
         return transformers.AutoModelForImageClassification.from_config(config)
 
     return make
@@ -122,6 +126,7 @@ def ranker() -> nn.Module:
     return Ranker([(11, 4), (5, 6)], 3, [*layers, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}])
 
 
+CLASSIFIES = "ForImageClassification"
 SPECIAL = {f"{name}_token_id": 1 for name in ("bos", "eos", "cls", "sep")}
 DEBERTA = {
     "relative_attention": True,
@@ -171,6 +176,13 @@ ARCHITECTURES: dict[
         IMAGES,
     ),
     "ViT of transformers": ("vit_transformers", like_vit("vit"), IMAGES),
+    "DeiT of transformers": ("deit", like_vit("deit", f"DeiT{CLASSIFIES}"), IMAGES),
+    "DeiT of transformers, distilled": (
+        "deit_distilled",
+        like_vit("deit", f"DeiT{CLASSIFIES}WithTeacher"),
+        IMAGES,
+    ),
+    "BEiT": ("beit", like_vit("beit", use_relative_position_bias=True), IMAGES),
     "DINOv2": ("dinov2", like_vit("dinov2"), IMAGES),
     "DINOv2, gated": ("dinov2", like_vit("dinov2", use_swiglu_ffn=True), IMAGES),
     "DINOv2, registers": ("dinov2_with_registers", like_vit("dinov2_with_registers"), IMAGES),

@@ -53,7 +53,12 @@ DECIDED = (
     "in the tokenizer, the embedding and the output, before anything nests: in a multilingual"
     " encoder they are most of the parameters. Special and added tokens stay, single bytes "
     "and the characters of what is kept, and what a tokenizer needs to come to its tokens (of"
-    " a BPE, what it merges on the way).",
+    " a BPE, what it merges on the way). Later data may have tokens that were left out: how "
+    "many is counted and said, by distill and by eval (of texts, not of conversations); they "
+    "are read in smaller pieces, or as unknown where a tokenizer has no bytes. What the "
+    "tokenizer was is kept beside it for that, as `tokenizer-untrimmed.json.gz`, which may be "
+    "removed. A Teacher of a language model may have the whole vocabulary that the model's was "
+    "trimmed out of, such as the model itself.",
     "",
     "A text all of whose tokens are kept becomes the same tokens as before, with other "
     "numbers, and the model gives what it gave: convert proves the first on all of DATA and "
@@ -64,5 +69,5 @@ DECIDED = (
     "bytes, or of characters; not one that marks the ends of words, or leaves merges to "
     "chance), and with every adapter that saves stock checkpoints of models that read tokens;"
     " `auto` is not one. A Teacher of texts keeps its own tokenizer; that of a language model"
-    " must have the same tokens.",
+    " must have the same tokens, or all that there were.",
 )

@@ -22,7 +22,16 @@ from matta_adapters.encoder import Encoder
 from matta_adapters.encoders import Bert, Deberta, DistilBert, Electra, ModernBert, MPNet, Roberta
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
-from matta_adapters.vision import CLIP, Dinov2, Dinov2WithRegisters, ImageClassifier, SigLIP
+from matta_adapters.vision import (
+    CLIP,
+    BEiT,
+    DeiT,
+    DeiTDistilled,
+    Dinov2,
+    Dinov2WithRegisters,
+    ImageClassifier,
+    SigLIP,
+)
 from matta_adapters.vision import ViT as HFViT
 from matta_adapters.vit import ViT
 from safetensors.torch import load_file, save_file
@@ -35,6 +44,7 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertModel,
+    DeiTForImageClassificationWithTeacher,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -66,6 +76,9 @@ ADAPTERS = {
     "opt": OPT,
     "vit": ViT,
     "vit_transformers": HFViT,
+    "deit": DeiT,
+    "deit_distilled": DeiTDistilled,
+    "beit": BEiT,
     "dinov2": Dinov2,
     "dinov2_with_registers": Dinov2WithRegisters,
     "clip": CLIP,
@@ -149,7 +162,7 @@ def vit(name: str = "vit_tiny_patch16_224", **changes) -> nn.Module:
     return model
 
 
-def images(kind: str, **changes) -> nn.Module:
+def images(kind: str, cls=None, **changes) -> nn.Module:
     """An image classifier of transformers: three heads of 8 channels, two blocks, odd MLPs."""
     torch.manual_seed(0)
     own = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3}
@@ -162,9 +175,11 @@ def images(kind: str, **changes) -> nn.Module:
         labels = own.pop("num_labels")
         own = {"vision_config": own, "text_config": text, "num_labels": labels}
     config = AutoConfig.for_model(kind, **own)
-    model = AutoModelForImageClassification.from_config(config).eval()
+    config.architectures = []  # by which transformers tells DeiT's classes apart
+    model = cls(config) if cls else AutoModelForImageClassification.from_config(config)
+    model.eval()
     for name, parameter in model.named_parameters():
-        one = ("norm" in name and name.endswith("weight")) or "lambda1" in name
+        one = ("norm" in name and name.endswith("weight")) or "lambda" in name
         nn.init.normal_(parameter, float(one), 0.2)
     return model
 
@@ -257,6 +272,17 @@ MODELS = {
     "vit_transformers-eager": lambda: images(
         "vit", attn_implementation="eager", hidden_act="relu", hidden_dropout_prob=0.3
     ),
+    "deit": lambda: images("deit"),
+    "deit_distilled": lambda: images("deit", DeiTForImageClassificationWithTeacher, num_labels=3),
+    "beit": lambda: images("beit", use_relative_position_bias=True),
+    "beit-odd": lambda: images(
+        "beit",
+        image_size=24,
+        use_mask_token=True,
+        use_absolute_position_embeddings=True,
+        layer_scale_init_value=0.0,
+        use_mean_pooling=False,
+    ),
     "dinov2": lambda: images("dinov2"),
     "dinov2-odd": lambda: images("dinov2", qkv_bias=False, use_mask_token=False, mlp_ratio=1),
     "dinov2-gated": lambda: images("dinov2", use_swiglu_ffn=True, drop_path_rate=0.2),
@@ -322,12 +348,14 @@ def test_every_registered_adapter_is_in_the_suite():
     assert {name.split("-")[0] for name in MODELS} == set(ADAPTERS)
 
 
-# of an encoder that opens with a head for texts, the one for words is little news
-WORDS = [name for name in ENCODERS if name.endswith("-token") and not name.startswith("bert")]
+# of an encoder that opens with a head for texts, the one for words is little news; so is a DeiT
+# beside a ViT
+ALIKE = [name for name in ENCODERS if name.endswith("-token") and not name.startswith("bert")]
+ALIKE += ["deit", "deit_distilled", "beit-odd"]
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in WORDS else []) for n in MODELS]
+    "name", [pytest.param(n, marks=[pytest.mark.slow] if n in ALIKE else []) for n in MODELS]
 )
 def test_contract(name):
     adapter, model, batch = made(name)
@@ -429,6 +457,7 @@ STOCK_MODELS = ("gpt2-n_inner", "llama-qwen2", "vit-deit-distilled", "bert")
 STOCK_MODELS += ("vit_transformers", "dinov2", "siglip")
 IMAGES = ("clip", "vit_transformers-odd", "dinov2-odd", "dinov2-gated", "clip-odd")
 IMAGES += ("dinov2_with_registers", "dinov2_with_registers-gated", "siglip-no-pooling")
+IMAGES += ("deit", "deit_distilled", "beit", "beit-odd")
 CLASSIFIERS = [name for name in ENCODERS if name.endswith(("-sequence", "-token"))]
 DECODERS = ("gemma-gemma2", "gemma-gemma3", "phi3", "gpt_neox", "opt", "opt-narrow")
 OTHERS = ("gpt2-untied", "llama-biases", "vit-average", "vit-odd", "vit-registers")

@@ -16,12 +16,15 @@ from safetensors.torch import load_file, save_file
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
+from matta_cli.formats.programs import save_onnx
 from matta_cli.models import plugins
 from matta_cli.models.load import load_model
 from matta_cli.models.source import open_source
-from matta_cli.nested.sizes import kind
+from matta_cli.nested.sizes import full_sizes, kind, sizes_at
 from matta_cli.nested.view import StudentView, materialize
+from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import raw
+from matta_cli.tasks.task import task as open_task
 
 TASKS = {"sequence": "text_classification", "token": "token_classification"}
 NAMES = {"no": 0, "perhaps": 1, "yes": 2}
@@ -280,3 +283,40 @@ def test_what_is_no_such_encoder_is_told_so(tmp_path):
 
 def test_the_tiny_models_have_the_heads_that_are_named():
     assert set(HEADS) - {""} == set(TASKS)
+
+
+# each with a head for texts, and those of which attention is told something with one for words
+SERVED = [name for name in ENCODERS if name.endswith("-sequence")]
+SERVED += ["modernbert-token", "deberta-token"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SERVED)
+def test_an_onnx_program_takes_texts_of_any_number_and_length(name, tmp_path):
+    """Of a Student at half of everything, longer and shorter ones than it was traced with."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = ENCODERS[name]()
+    adapter = plugins.detect(Source("m", module=model))
+    model = adapter.load(Source("m", module=model))
+    axes = adapter.axes(model)
+    student = materialize(adapter, model, axes, sizes_at(axes, full_sizes(axes), 0.5)).eval()
+    task = open_task(adapter.task, Recipe())
+    path = tmp_path / "student.onnx"
+    save_onnx(task, student, task.example(student, 3), path)
+    session = runtime.InferenceSession(str(path))
+    positions = student.config.max_position_embeddings
+    most = min(16, positions - (2 if adapter.name in ("roberta", "mpnet") else 0))
+    for count, length in ((1, 3), (2, most), (5, 7)):
+        ids = torch.randint(4, student.config.vocab_size, (count, length))
+        mask = (torch.arange(length) < torch.arange(length, 0, -1)[:count, None]).long()
+        batch = {"input_ids": ids.masked_fill(mask == 0, student.config.pad_token_id or 0)}
+        batch["attention_mask"] = mask
+        given = {own.name for own in session.get_inputs()}
+        assert given >= batch.keys()
+        there = {key: batch.get(key, torch.zeros_like(ids)).numpy() for key in given}
+        made = torch.from_numpy(session.run(None, there)[0])
+        with torch.no_grad():
+            expected = raw(student(**batch))
+        if name.endswith("-token"):  # what stands at padding is nobody's
+            made, expected = made[mask == 1], expected[mask == 1]
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)

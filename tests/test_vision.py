@@ -7,10 +7,15 @@ import re
 
 import pytest
 import torch
-from matta_adapters.vision import CLIP, Dinov2, SigLIP, ViT
+from matta_adapters.vision import CLIP, BEiT, Dinov2, SigLIP, ViT
 from safetensors.torch import load_file
 from test_adapters import images, logits
-from transformers import AutoModel, AutoModelForImageClassification, ViTForMaskedImageModeling
+from transformers import (
+    AutoModel,
+    AutoModelForImageClassification,
+    DeiTForImageClassificationWithTeacher,
+    ViTForMaskedImageModeling,
+)
 
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
@@ -43,7 +48,7 @@ def test_what_the_stock_format_cannot_say(kind, adapter, sizes, reason):
     assert re.search(reason, made.unsupported(made.build(model, sizes)))
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "siglip"])
+@pytest.mark.parametrize("kind", ["vit", "deit", "beit", "dinov2", "clip", "siglip"])
 def test_a_state_dict_by_the_names_of_any_release(kind, tmp_path):
     model = images(kind)
     model.save_pretrained(tmp_path)
@@ -62,7 +67,7 @@ def test_a_state_dict_by_the_names_of_any_release(kind, tmp_path):
             adapter.load(Source("m.pt", tensors=lacking, config=config))
 
 
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "clip", "siglip"])
+@pytest.mark.parametrize("kind", ["vit", "deit", "beit", "dinov2", "clip", "siglip"])
 def test_a_model_without_a_head_is_refused(kind, tmp_path):
     model = images(kind)
     AutoModel.from_config(model.config).save_pretrained(tmp_path / "body")
@@ -106,6 +111,29 @@ def test_siglips_own_pooling_is_left_out_and_said(tmp_path):
     assert adapter.notes == []
 
 
+def test_the_two_kinds_of_deit_are_told_apart(tmp_path):
+    """By the class that is named, or by the classifiers; each opens what it was."""
+    two = images("deit", DeiTForImageClassificationWithTeacher)
+    batch = {"pixel_values": torch.randn(2, 3, 32, 32)}
+    for model, name in ((two, "deit_distilled"), (images("deit"), "deit")):
+        model.save_pretrained(tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        given = Source("m.pt", tensors=model.state_dict(), config=config)
+        for source in (open_source(str(tmp_path / name)), Source("m", module=model), given):
+            adapter = plugins.detect(source)
+            assert adapter.name == name
+            assert torch.equal(logits(adapter.load(source), batch), logits(model, batch))
+
+
+def test_what_is_not_supported_is_refused_by_name(tmp_path):
+    shared = images("beit", use_shared_relative_position_bias=True)
+    with pytest.raises(MattaError, match="one relative position bias for all blocks"):
+        BEiT().load(Source("m", module=shared))
+    (tmp_path / "config.json").write_text('{"model_type": "siglip2"}')
+    with pytest.raises(MattaError, match=r"any shape \(NaFlex\).*not supported: take one of a fix"):
+        plugins.detect(open_source(str(tmp_path))).load(open_source(str(tmp_path)))
+
+
 def test_what_no_classifier_reads_is_not_trained():
     clip = CLIP().load(Source("m", module=images("clip")))
     frozen = [name for name, p in clip.named_parameters() if not p.requires_grad]
@@ -118,7 +146,9 @@ def test_what_no_classifier_reads_is_not_trained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["onnx", "pt2"])
-@pytest.mark.parametrize("kind", ["vit", "dinov2", "dinov2_with_registers", "clip", "siglip"])
+@pytest.mark.parametrize(
+    "kind", ["vit", "deit", "beit", "dinov2", "dinov2_with_registers", "clip", "siglip"]
+)
 def test_programs_of_any_number_of_images(kind, form, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     adapter = plugins.detect(Source("m", module=images(kind)))

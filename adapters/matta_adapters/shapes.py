@@ -36,7 +36,12 @@ def reads(model: nn.Module, path: str, *names: str, unit: int = 1) -> list[Slice
 
 
 def there(model: nn.Module, path: str) -> list[Slice]:
-    """Where the units lie that a module makes; nowhere where the model has none of that name."""
+    """Where the units lie of a parameter, or that a module makes; nowhere where the model has none
+    of that name.
+    """
+    above, _, name = path.rpartition(".")
+    if isinstance(getattr(model.get_submodule(above), name, None), nn.Parameter):
+        return [Slice(path, 0)]
     return makes(model, "", path) if module_at(model, path) is not None else []
 
 

@@ -1,4 +1,5 @@
-"""Image classifiers of transformers, whose differences are a table: ViT, DINOv2, SigLIP, CLIP.
+"""Image classifiers of transformers, whose differences are a table: ViT, DeiT, BEiT, DINOv2,
+SigLIP, CLIP.
 
 What nests: the hidden units of each block's MLP, the heads of each block, the residual stream, and
 the blocks.
@@ -14,10 +15,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_adapters.blocks import Blocks
-from matta_adapters.shapes import makes, one_for_all
+from matta_adapters.shapes import makes, one_for_all, reads, there
 from matta_adapters.skeleton import fill, read_config, some
 from matta_adapters.stock import opened
-from matta_cli.adapter import Slice, Source
+from matta_cli.adapter import Axis, Slice, Source
 from matta_cli.errors import MattaError
 
 _LARGEST = 64  # times that an MLP is wider than the stream
@@ -29,10 +30,11 @@ class ImageClassifier(Blocks):
     """A classifier whose parts have the names that a subclass gives; its own are those of ViT.
 
     body: the encoder's path. enters: the modules in it that make the residual stream. tokens: its
-    parameters that are part of the stream, and which dimension that is. classifier: how many times
-    the stream lies in what the classifier reads. unread: how the names begin of what no classifier
-    reads: it is cut along, and not trained. fixed: whether images have the configuration's size;
-    else they may have any. others: a pattern of what a checkpoint may have besides.
+    parameters that are part of the stream, and which dimension that is. classifiers: what makes the
+    logits; classifier: how many times the stream lies in what each reads. unread: how the names
+    begin of what no classifier reads: it is cut along, and not trained. fixed: whether images have
+    the configuration's size; else they may have any. others: a pattern of what a checkpoint may
+    have besides.
     """
 
     task = "image_classification"
@@ -41,6 +43,7 @@ class ImageClassifier(Blocks):
     body: str
     enters: tuple[str, ...] = ("embeddings.patch_embeddings.projection",)
     tokens: Mapping[str, int]
+    classifiers: tuple[str, ...] = ("classifier",)
     classifier = 1
     unread: tuple[str, ...] = ()
     fixed = True
@@ -55,7 +58,7 @@ class ImageClassifier(Blocks):
 
     def load(self, source: Source) -> nn.Module:
         model: Any = super().load(source)
-        if isinstance(model.classifier, nn.Identity):
+        if isinstance(model.get_submodule(self.classifiers[0]), nn.Identity):
             raise _headless(source.name)
         self._settle(model)
         own = self._config(model)
@@ -85,7 +88,8 @@ class ImageClassifier(Blocks):
     def _opened(self, kind: Any, source: Source, config: Any = None) -> Any:
         """The model of a class of transformers. Raises ``MattaError`` where it has no head."""
         what, others = f"a {kind.__name__}", re.compile(self.others)
-        words = ("one of its tensors", others, ("classifier.",), config)
+        heads = tuple(f"{name}." for name in self.classifiers)
+        words = ("one of its tensors", others, heads, config)
         model, missing, unexpected = opened(kind, source, what, *words)
         if missing:
             raise _headless(source.name)
@@ -104,7 +108,10 @@ class ImageClassifier(Blocks):
         ]
 
     def _head(self, model: Any) -> list[Slice]:
-        return [Slice("classifier.weight", 1, blocks=self.classifier, outgoing=True)]
+        return [
+            Slice(f"{name}.weight", 1, blocks=self.classifier, outgoing=True)
+            for name in self.classifiers
+        ]
 
 
 class ViT(ImageClassifier):
@@ -113,7 +120,10 @@ class ViT(ImageClassifier):
     name = "vit_transformers"
     classes = {"vit": "ViTForImageClassification"}
     kind = "a ViT classifier of transformers"
-    tensors = ("embeddings.position_embeddings", "embeddings.patch_embeddings.projection.weight")
+    tensors: tuple[str, ...] = (
+        "embeddings.position_embeddings",
+        "embeddings.patch_embeddings.projection.weight",
+    )
     others = r"^(vit\.)?pooler\."
     body, bodies = "vit", ("vit.",)
     layers, last_norm = "vit.layers", "vit.layernorm"
@@ -123,6 +133,77 @@ class ViT(ImageClassifier):
         for block in student.get_submodule(self.layers):
             own = block.attention
             own.num_attention_heads = own.o_proj.weight.shape[1] // own.head_dim
+
+
+class DeiT(ViT):
+    """DeiT with one classifier, of the class token."""
+
+    name = "deit"
+    classes = {"deit": "DeiTForImageClassification"}
+    kind = "a DeiT classifier of transformers"
+    tensors = (*ViT.tensors, "embeddings.distillation_token")
+    others = r"^(deit\.)?pooler\."
+    body, bodies = "deit", ("deit.",)
+    layers, last_norm = "deit.layers", "deit.layernorm"
+    tokens = {**ViT.tokens, "embeddings.distillation_token": 2, "embeddings.mask_token": 2}
+    unread = ("embeddings.mask_token",)
+
+    def matches(self, source: Source) -> bool:
+        """Both kinds of DeiT have one model type: classes and classifiers tell them apart."""
+        if source.folder is not None:
+            named = read_config(source.folder).get("architectures") or ()
+            two = "DeiTForImageClassificationWithTeacher" in named
+        else:
+            two = "cls_classifier.weight" in (source.tensors or ())
+        fits = two == (len(self.classifiers) == 2) or source.module is not None
+        return fits and super().matches(source)
+
+
+class DeiTDistilled(DeiT):
+    """DeiT as it was distilled: the mean of two classifiers, of two tokens."""
+
+    name = "deit_distilled"
+    classes = {"deit": "DeiTForImageClassificationWithTeacher"}
+    kind = "a distilled DeiT classifier of transformers"
+    classifiers = ("cls_classifier", "distillation_classifier")
+
+
+class BEiT(ViT):
+    """BEiT: blocks have LayerScales, and heads biases of their own by relative positions."""
+
+    name = "beit"
+    classes = {"beit": "BeitForImageClassification"}
+    kind = "a BEiT classifier of transformers"
+    tensors = ("embeddings.cls_token", "embeddings.patch_embeddings.projection.weight")
+    refused = {
+        **ViT.refused,
+        "use_shared_relative_position_bias": "has one relative position bias for all blocks "
+        "(use_shared_relative_position_bias), which is not supported: fine-tune it with one for "
+        "each block (use_relative_position_bias), as BEiT's own classifiers are",
+    }
+    others = r"\brelative_position_index$"
+    body, bodies = "beit", ("beit.",)
+    layers, last_norm = "beit.layers", "beit.layernorm"
+    tokens = {**ViT.tokens, "embeddings.mask_token": 2}
+    unread = ("embeddings.mask_token",)
+    norms = ("layernorm_before", "layernorm_after", "lambda_1", "lambda_2")
+
+    def _heads(self, model: Any, path: str, block: Any, i: int) -> Axis:
+        """Counted in heads, since the biases are."""
+        channels, table = self._channels(block), "relative_position_bias"
+        slices = makes(model, path, *self.qkv, unit=channels)
+        slices += reads(model, path, self.out, unit=channels)
+        if getattr(block, table) is not None:
+            slices.append(Slice(f"{path}.{table}.{table}_table", 1))
+        heads = block.get_submodule(self.out).weight.shape[1] // channels
+        return Axis(f"heads.{i}", heads, tuple(slices))
+
+    def _head(self, model: Any) -> list[Slice]:
+        return [*super()._head(model), *there(model, f"{self.body}.pooler.layernorm")]
+
+    def _fit(self, student: Any) -> None:
+        super()._fit(student)
+        _name_stages(student.config)
 
 
 class Dinov2(ViT):
@@ -169,9 +250,7 @@ class Dinov2(ViT):
 
     def _fit(self, student: Any) -> None:
         super()._fit(student)
-        config = student.config
-        config.stage_names = ["stem", *(f"stage{i + 1}" for i in range(config.num_hidden_layers))]
-        config.set_output_features_output_indices(None, None)
+        _name_stages(student.config)
 
 
 class Dinov2WithRegisters(Dinov2):
@@ -223,13 +302,27 @@ class SigLIP(CLIP):
     """
 
     name = "siglip"
-    classes = {"siglip": "SiglipForImageClassification"}
+    classes = {
+        "siglip": "SiglipForImageClassification",
+        "siglip2": "Siglip2ForImageClassification",  # which is refused by name
+    }
     kind = "a classifier on SigLIP's vision tower, of transformers"
     tensors = ("embeddings.patch_embedding.bias", "embeddings.position_embedding.weight")
     others = r"^(text_model|logit_scale|logit_bias|vision_model\.head)\b|\bposition_ids$"
     enters = _EMBEDDINGS
     tokens = {}
     unread = ()
+
+    def load(self, source: Source) -> nn.Module:
+        config = read_config(source.folder) if source.folder is not None else source.config
+        told = config.get("model_type") or getattr(source.module, "config", None)
+        if "siglip2" in (told, getattr(told, "model_type", None)):
+            raise MattaError(
+                f"{source.name!r} is a SigLIP 2 that reads images of any shape (NaFlex), patch by "
+                "patch, which is not supported: take one of a fixed size, such as "
+                "google/siglip2-base-patch16-224, whose model_type is 'siglip'."
+            )
+        return super().load(source)
 
     def _settle(self, model: Any) -> None:
         super()._settle(model)
@@ -243,6 +336,12 @@ class SigLIP(CLIP):
                 f"SigLIP's own pooling ({count:,} parameters) is left out: the classifier reads "
                 "the mean over patches instead."
             )
+
+
+def _name_stages(config: Any) -> None:
+    """Name the stages of a backbone, one for each block."""
+    config.stage_names = ["stem", *(f"stage{i + 1}" for i in range(config.num_hidden_layers))]
+    config.set_output_features_output_indices(None, None)
 
 
 def _units(width: int, ratio: int, gated: bool) -> int:
