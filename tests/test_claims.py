@@ -22,8 +22,11 @@ from matta_cli.report import claims, page, verdicts
 from matta_cli.report.schema import Cost, Metric, ModelEntry, Report, Role
 from matta_cli.report.story import tell
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import labels
 
-METRICS = [Metric("loss", "loss", False), Metric("hits", "hits", True)]
+METRICS = [Metric("loss", "loss", False), Metric("hits", "hits", True), Metric("size", "size")]
+LABELS = {metric.label: metric for metric in (*METRICS, *labels.METRICS)}
+_NAMED = "|".join(map(re.escape, LABELS))
 WORDS = {
     "better than": "gain",
     "no different from": "level",
@@ -56,15 +59,45 @@ class Made:
     held_out: HeldOut
 
     def truth(self, a, b, metric):
+        """As ``truth``; None of metrics that are no means of what examples come to."""
+        if metric.name not in self.tables[a] or metric.higher is None:
+            return None
         return truth(self.tables[a][metric.name], self.tables[b][metric.name], metric.higher)
 
     def compared(self, a, b):
         return a in self.held_out.models and b in self.held_out.models
 
 
+class Labelled:
+    """Several labels of each example, as the tasks measure them."""
+
+    def summarize(self, columns):
+        return labels.summarize(columns, ["red", "blue"])
+
+    def right(self, columns):
+        return {}
+
+
+def values(random, hard, effect, spread):
+    """What a model comes to on examples that are as hard as this."""
+    count = len(hard)
+    loss = 3 + hard + effect + spread * random.normal(size=count) / 4
+    hits = (hard + effect + spread * random.normal(size=count) / 2 < 0.5).astype(float)
+    return {"loss": loss, "hits": hits, "size": random.normal(size=count)}
+
+
+def scores(random, hard, effect, spread):
+    """The log odds that a model gives to two labels of each example."""
+    own = np.stack([hard > 0, hard > 0.8], 1)
+    noise = (spread + effect) * random.normal(size=own.shape)
+    return {"score": own - 0.5 + noise, "label": own}
+
+
 @st.composite
 def reports(draw):
     """Students and what stands beside each, with any effects, some of which were not compared."""
+    several = draw(st.sampled_from([False, False, False, True]))
+    task, made = (Labelled(), scores) if several else (Means(), values)
     names = [("base", Role.BASE, 1.0, None, 100), ("TA", Role.TA, 2.0, None, 200)]
     for width in draw(st.lists(st.sampled_from([0.25, 0.5, 0.75, 1.0]), min_size=1, unique=True)):
         name, size = f"width {width:g}", int(100 * width)
@@ -73,25 +106,27 @@ def reports(draw):
             names.append((f"untrained cut {width:g}", Role.CUT, width, name, size))
         if draw(st.booleans()):
             names.append((f"plain distillation {width:g}", Role.PLAIN, width, name, size))
-    random, count = np.random.default_rng(draw(st.integers(0, 10**6))), draw(st.integers(80, 300))
+        for kind in draw(st.sampled_from([(), (), ("int8",)])):
+            names.append((f"{name} {kind}", Role.QUANTIZED, width, name, None))
+    most = 90 if several else 300
+    random, count = np.random.default_rng(draw(st.integers(0, 10**6))), draw(st.integers(80, most))
     # examples differ by far more than models do: intervals of their own hide what differences show
     hard = random.normal(size=count)
     spread = draw(st.sampled_from([0.1, 0.5, 2.0]))
     tables, models = {}, []
-    metrics = draw(st.permutations(METRICS))
+    metrics = draw(st.permutations(labels.METRICS if several else METRICS))
     for name, role, width, of, size in names:
         effect = draw(st.sampled_from([0.0, 0.005, 0.02, 0.1, 0.4]))
-        loss = 3 + hard + effect + spread * random.normal(size=count) / 4
-        hits = (hard + effect + spread * random.normal(size=count) / 2 < 0.5).astype(float)
-        tables[name] = {"loss": loss, "hits": hits}
-        models.append(ModelEntry(name, role, width, of=of, cost=Cost(size)))
+        tables[name] = made(random, hard, effect, spread)
+        cost = Cost(size, bytes=draw(st.sampled_from([None, 100])))
+        models.append(ModelEntry(name, role, width, of=of, cost=cost))
     recipe = Recipe()
     recipe.export.bootstrap = 100
     recipe.export.margin = draw(st.sampled_from([0.0, 0.01, 0.1]))
-    held_out = HeldOut(recipe, Means(), Data((), (), "", ""), torch.device("cpu"), 8)
+    held_out = HeldOut(recipe, task, Data((), (), "", ""), torch.device("cpu"), 8)
     gone = draw(st.sets(st.sampled_from([name for name, *_ in names]), max_size=2))
     for model in models:
-        own = [Sampled(Means(), tables[model.name])]
+        own = [Sampled(task, tables[model.name])]
         held_out.models[model.name] = own
         model.metrics = held_out.metrics(model.name)
         if model.name in gone:
@@ -108,25 +143,32 @@ def claimed(story):
     if story.pick and (said := re.search(words, story.headline)):
         found.append((story.pick.student.name, story.pick.base.name, metric, WORDS[said[0]]))
     cuts = {m.of: m.name for m in story.report.of(Role.CUT)}
-    labels = {m.label: m for m in METRICS}
+    wide = rf".*too wide to say whether (.+) is b.* than (.+) in ({_NAMED}): "
+    other = r"(plain \S+ \S+|width \S+)"
     for said in story.alarms:
-        if hit := re.match(r"(.+) is larger than (.+) but worse in (\w+)", said):
-            other = "base" if hit[2] == "the base" else hit[2]
-            found.append((hit[1], other, labels[hit[3]], "loss"))
-        elif hit := re.match(r"(width \S+) has the base's size but is worse in (\w+)", said):
-            found.append((hit[1], "base", labels[hit[2]], "loss"))
-        elif hit := re.match(rf"(.+) is ({words}) its untrained cut in (\w+)", said):
-            found.append((hit[1], cuts[hit[1]], labels[hit[3]], WORDS[hit[2]]))
-        elif hit := re.match(r".*too wide to say whether (.+) is b.* than (.+) in (\w+)", said):
+        if hit := re.match(rf"(.+) is larger than (.+) but worse in ({_NAMED})", said):
+            smaller = "base" if hit[2] == "the base" else hit[2]
+            found.append((hit[1], smaller, LABELS[hit[3]], "loss"))
+        elif hit := re.match(rf"(width \S+) has the base's size but is worse in ({_NAMED})", said):
+            found.append((hit[1], "base", LABELS[hit[2]], "loss"))
+        elif hit := re.match(rf"(.+) is ({words}) its untrained cut in ({_NAMED})", said):
+            found.append((hit[1], cuts[hit[1]], LABELS[hit[3]], WORDS[hit[2]]))
+        elif hit := re.match(wide, said):
             b = {"its untrained cut": cuts.get(hit[1]), "the base": "base"}.get(hit[2], hit[2])
-            found.append((hit[1], b, labels[hit[3]], "level"))
-        elif hit := re.match(rf"(.+) is ({words}) (plain \S+ \S+) in (\w+)", said):
-            found.append((hit[1], hit[3], labels[hit[4]], WORDS[hit[2]]))
+            found.append((hit[1], b, LABELS[hit[3]], "level"))
+        elif hit := re.match(rf"(.+) is ({words}) {other} in ({_NAMED})", said):
+            found.append((hit[1], hit[3], LABELS[hit[4]], WORDS[hit[2]]))
         else:
             assert said.startswith("No models were compared"), said
     for said in story.findings:
         if hit := re.match(rf"The Teaching Assistant is ({words}) the base", said):
             found.append(("TA", "base", metric, WORDS[hit[1]]))
+        elif hit := re.match(rf"(.+ int\d) is ({words}) (width \S+) in ({_NAMED})", said):
+            found.append((hit[1], hit[3], LABELS[hit[4]], WORDS[hit[2]]))
+        elif hit := re.match(wide, said):
+            found.append((hit[1], hit[2], LABELS[hit[3]], "level"))
+        else:
+            assert not re.search(r" int\d", said), said
     found += [(r.student.name, r.other.name, metric, GAINS[r.verdict]) for r in story.rivals]
     return found
 
@@ -134,11 +176,12 @@ def claimed(story):
 def evaluated(made, against):
     """What ``matta eval`` says of the same examples, models less ``against``."""
     tables = {name: [made.tables[name]] for name in made.held_out.models}
-    return pairs.against(Means(), METRICS, tables, against, made.held_out.recipe.export)
+    settings = made.held_out.recipe.export
+    return pairs.against(made.held_out.task, made.report.metrics, tables, against, settings)
 
 
 ROUNDS = settings(
-    max_examples=40,
+    max_examples=30,
     phases=[Phase.explicit, Phase.generate],
     deadline=None,
     derandomize=True,
@@ -151,7 +194,8 @@ ROUNDS = settings(
 def test_headline_alarms_verdicts_and_eval_never_disagree(made):
     report = made.report
     story = tell(report)
-    for a, b, metric, what in claimed(story):
+    claims_of = claimed(story)
+    for a, b, metric, what in claims_of:
         assert made.compared(a, b), f"nothing is known of {a} and {b}"
         assert made.truth(a, b, metric) in (what, None), (a, b, what)
     for said in [*story.alarms, *story.findings]:  # training that helped is not denied, nor made up
@@ -160,7 +204,9 @@ def test_headline_alarms_verdicts_and_eval_never_disagree(made):
             if cut and said.startswith(f"{student.name} is") and "training helped" in said:
                 assert made.truth(student.name, cut, report.primary) != "gain"
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
-    for reference in list(made.held_out.models)[:3]:
+    for a, b, metric, what in claims_of:
+        assert GAINS[report.pair(report.model(a), report.model(b), metric).verdict] == what
+    for reference in list(made.held_out.models)[:2]:
         words = evaluated(made, reference)
         for pair in report.pairs:
             if reference == pair.b:
@@ -169,9 +215,10 @@ def test_headline_alarms_verdicts_and_eval_never_disagree(made):
                 turned = {"gain": "loss", "loss": "gain", "level": "level"}[GAINS[pair.verdict]]
                 assert GAINS[words[pair.b][pair.metric]["verdict"]] == turned
         for model, by_metric in words.items():
-            for metric in METRICS:
+            for metric in report.metrics:
                 word = by_metric[metric.name]["verdict"]
-                assert made.truth(model, reference, metric) in (GAINS[word], None)
+                assert bool(word) == (metric.higher is not None)
+                assert made.truth(model, reference, metric) in (GAINS.get(word), None)
     known = {(one.a, one.b) for one in report.pairs}
     assert all(made.compared(*both) for both in known)
     shown = {model.name: {} for model in report.models}

@@ -23,7 +23,7 @@ from sample_text import byte_tokenizer, prose
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
-from matta_cli.data import find
+from matta_cli.data import find, lines
 from matta_cli.data import text as data_text
 from matta_cli.data.loader import loader
 from matta_cli.data.text import Text, cut, hub, local
@@ -214,10 +214,13 @@ def test_a_hub_dataset_reads_alike_whole_and_streamed(tmp_path):
     assert streamed.size is None and 20_000 < whole.size < 200_000
 
 
-def test_a_pipe_is_refused(tmp_path, tokenizer_folder):
-    os.mkfifo(tmp_path / "pipe")
+@pytest.mark.parametrize("name", [f"pipe{end}" for end in ("", ".csv", ".parquet", ".npz")])
+def test_a_pipe_is_refused(tmp_path, tokenizer_folder, name):
+    os.mkfifo(tmp_path / name)
     with pytest.raises(MattaError, match=r"is a pipe or a device.*save it to a file"):
-        opened(tokenizer_folder, train=str(tmp_path / "pipe"))
+        opened(tokenizer_folder, train=str(tmp_path / name))
+    with pytest.raises(MattaError, match="is a pipe or a device"):
+        lines.encoding(tmp_path / name)
 
 
 @pytest.fixture

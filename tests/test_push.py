@@ -243,7 +243,7 @@ def test_a_hub_that_fails_half_way(students, there):
 def test_folders_that_are_no_students(students, there):
     assert "is no Student" in refused(str(students.parent / "ta"), "--to", "me/half")
     assert "There is no folder" in refused("nowhere", "--to", "me/half")
-    assert "is not a folder written by matta" in refused(str(students), "--to", "me/half")
+    assert f"pass one below it, such as {students}" in refused(str(students), "--to", "me/half")
     shutil.copytree(students / "width-0.5", students.parent / "other/width-0.5")
     both = (str(students / "width-0.5"), str(students.parent / "other/width-0.5"))
     assert "have the same name" in refused(*both, "--to", "me/half")

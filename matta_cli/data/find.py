@@ -26,15 +26,18 @@ T = TypeVar("T")
 def find(text: str, flag: str = "--data") -> Path | None:
     """The local file or folder that ``text`` names, or None where it can only be a hub dataset id.
 
-    Raises ``MattaError`` where it is empty, or looks like a path and nothing is there. ``flag``
-    names the setting in it.
+    Raises ``MattaError`` where it is empty, no file, or looks like a path and nothing is there.
+    ``flag`` names the setting in it.
     """
     if not text:
         missing = f"pass {flag} with a file, a folder or a hub dataset id."
         raise MattaError(f"There is no data: {missing}")
     path = Path(text).expanduser()
-    if path.exists():
+    if path.is_file() or path.is_dir():
         return path
+    if path.exists():
+        twice = "is a pipe or a device, but data is read more than once"
+        raise MattaError(f"{text!r} {twice}: save it to a file first.")
     ends = (*_TEXT, *_ROWS, "/")
     if text.startswith((".", "/", "~")) or text.endswith(ends) or text.count("/") > 1:
         raise MattaError(f"There is no file or folder {text!r}: check {flag}.")

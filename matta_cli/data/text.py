@@ -56,9 +56,6 @@ def local(files: Sequence[Path], column: str, name: str, notes: Sequence[str] = 
     A .txt or .md file is one document; each row of the others, in ``column``, is one.
     """
     for file in files:
-        if not file.is_file():
-            twice = "is a pipe or a device, but text is read more than once"
-            raise MattaError(f"{name!r} {twice}: save it to a file first.")
         if file.suffix.lower() not in READ:
             known = f"matta reads {', '.join(READ)}"
             raise MattaError(f"{str(file)!r} is of no kind that is known as text: {known}.")

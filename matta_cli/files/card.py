@@ -92,6 +92,14 @@ def write_card(
     atomic_write(folder / "matta.json", json.dumps(card, indent=1) + "\n")
 
 
+def _no_card(folder: Path) -> str:
+    below = [p for kind in ("students/*", "*") for p in sorted(folder.glob(f"{kind}/matta.json"))]
+    if not below:
+        return f"{folder} is not a folder written by matta (it has no matta.json)."
+    one = below[0].parent
+    return f"{folder} is no model itself (it has no matta.json): pass one below it, such as {one}."
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """``matta.json`` of a folder.
 
@@ -102,8 +110,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = reading.stored(path, Card, again, FORMAT)
     except FileNotFoundError:
-        what = f"{folder} is not a folder written by matta (it has no matta.json)."
-        raise MattaError(what) from None
+        raise MattaError(_no_card(folder)) from None
     if trust.is_code(card.get("example", "")):
         what = "its example is no shapes, but a function, which is not run"
         raise MattaError(f"{path} is damaged ({what}): {again}.")

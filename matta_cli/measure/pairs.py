@@ -38,13 +38,16 @@ def families(report: Report) -> list[list[Compared]]:
 
 
 def compared(report: Report, held_out: HeldOut) -> list[Pair]:
-    """Every comparison of a report, in each of its metrics, of the models that were scored."""
+    """Every comparison of a report, of the models that were scored.
+
+    It is in each metric that has a direction: nothing is better or worse in another.
+    """
     scored, settings = held_out.models, held_out.recipe.export
     pairs: list[Pair] = []
     for family in families(report):
         there = [(a, b) for a, b in family if a.name in scored and b.name in scored]
         found = [differences(scored[a.name], scored[b.name], settings.bootstrap) for a, b in there]
-        for metric in report.metrics:
+        for metric in (metric for metric in report.metrics if metric.higher is not None):
             rows = [
                 (*models, own[metric.name])
                 for models, own in zip(there, found, strict=True)

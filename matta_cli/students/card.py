@@ -210,7 +210,8 @@ def _facts(entry: ModelEntry, report: Report) -> Iterator[tuple[str, str]]:
     if entry.parity is not None:
         yield "weights saved in", saved_in(entry.parity)
     yield "measured on", f"{report.data}; intervals are of 95 %"
-    yield "by", f"{machine.name}, {machine.threads} threads, torch {machine.torch}"
+    threads = f"{machine.threads} thread{'s' if machine.threads != 1 else ''}"
+    yield "by", f"{machine.name}, {threads}, torch {machine.torch}"
     if dropped := left_out(report.lineage):
         yield "not of the model that was converted", dropped
     yield "weights of the model that was converted", report.lineage["digest"]

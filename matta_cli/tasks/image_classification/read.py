@@ -172,8 +172,10 @@ def _from_folder(path: Path) -> Source:
 
 def _from_idx(folder: Path, part: str) -> Source | None:
     """MNIST-style files, also .gz, if there are any (or in ``*/raw``, as torchvision has them)."""
-    images = sorted(folder.rglob(f"{part}-images?idx3-ubyte*"))
-    labels = sorted(folder.rglob(f"{part}-labels?idx1-ubyte*"))
+    images, labels = (
+        sorted(path for path in folder.rglob(f"{part}-{kind}-ubyte*") if path.is_file())
+        for kind in ("images?idx3", "labels?idx1")
+    )
     if not images:
         return None
     if not labels:

@@ -11,6 +11,7 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.class_names import contradiction
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import raw
@@ -57,7 +58,7 @@ class TextClassification(KindTask, LabelTask):
         train, held_out = read_rows(settings, labels.names, labels.outputs, training)
         none = _NONE if labels.several else ""
         train, held_out, lacking = sorted_out(self, train, held_out, "texts", none)
-        self.notes += lacking
+        self.notes += [*lacking, *contradiction(model)]
         parts = [held_out, *([] if train is None else [train])]
         labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
