@@ -18,8 +18,8 @@ from matta_cli.errors import MattaError, said
 from matta_cli.tasks.image_classification.examples import ORIENTATION, Source, plain
 
 # by the bytes alone PIL would take PostScript for an image as well, and have Ghostscript run it
-_DECODED = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
-_DECODED += ("DIB", "ICO", "PCX", "TGA")
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+_DECODED = (*_COMMON, "DIB", "ICO", "PCX", "TGA")
 _WHY = {
     "DecompressionBombError": "it has too many pixels to be opened: scale it down",
     "UnidentifiedImageError": "it is no image of a kind that is read",

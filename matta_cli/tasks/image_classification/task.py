@@ -62,7 +62,7 @@ class ImageClassification(KindTask):
         several = config(model, "problem_type") == "multi_label_classification"
         known = Known(classes, _named(model), several)
         train, held_out = read_images(settings, known, training, notes)
-        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "images")
+        train, held_out, lacking = sorted_out(self, train, held_out, "images")
         notes += [*lacking, *contradiction(model)]
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]

@@ -73,7 +73,7 @@ class TokenClassification(LabelTask):
         if spans:
             _entities()  # what is missing is said before anything is read
         train, held_out = read_rows(settings, training)
-        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts")
+        train, held_out, lacking = sorted_out(self, train, held_out, "texts")
         self.notes += [*lacking, *contradiction(model)]
         encode = self.encoder(folder, model, self.notes)
 
