@@ -19,6 +19,7 @@ from sample_text import byte_tokenizer, prose
 from torch import nn
 from transformers import BertConfig, BertModel, BertTokenizerFast, GPT2Config, GPT2LMHeadModel
 
+from matta_cli.data import tables
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm.task import CausalLM
@@ -332,6 +333,16 @@ def test_tables_are_read_whole(tmp_path: Path, encoding: str, newline: str) -> N
     batch = data.train.batch(range(len(data.train)))
     assert batch["dense"][:, 1].tolist() == [*range(54)] and len(data.train) == 9
     assert "60 rows read of" in said(data)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("block", [1 << 22, 7])
+def test_lines_are_counted_by_all_of_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, newline: str, block: int
+) -> None:
+    monkeypatch.setattr(tables, "_SCAN", block)
+    path = written(tmp_path / "t.csv", table(), lineterminator=newline)
+    assert "60 rows read of 61 lines" in said(of_rows(path, group="user"))
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])

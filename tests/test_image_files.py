@@ -111,6 +111,41 @@ def test_classes_are_numbered_by_the_models_names(tmp_path: Path) -> None:
     assert "none is one of the model's own, such as 'grey owl'" in data.notes[0]
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_numbers_that_are_text_are_numbers_in_every_table(tmp_path: Path, kind: str) -> None:
+    rows = [(f"{k}.png", str(k % 12)) for k in range(24)]
+    for k, (name, _) in enumerate(rows):
+        picture(k % 12 * 10).save(tmp_path / name)
+    lines = {
+        "csv": "file_name,label\n" + "".join(f"{name},{label}\n" for name, label in rows),
+        "jsonl": "".join(f'{{"file_name": "{n}", "label": "{own}"}}\n' for n, own in rows),
+    }
+    (tmp_path / f"metadata.{kind}").write_text(lines[kind])
+    found = places(opened(tmp_path, of_transformers(12), held_out=str(tmp_path)))
+    assert found == {k: k for k in range(12)}
+
+
+def test_names_that_a_config_numbers_in_two_ways(tmp_path: Path) -> None:
+    folder = classes(tmp_path, ["cat", "dog"])
+    alike = {"id2label": {0: "dog", 1: "cat"}, "label2id": {"dog": 0, "cat": 1}}
+    model = of_transformers(2, **alike)
+    assert not any("contradict" in note for note in opened(folder, model).notes)
+    model.config.label2id = {"dog": 1, "cat": 0}
+    data = opened(folder, model, held_out=str(folder))
+    assert any("contradict each other: id2label is used" in note for note in data.notes)
+    assert places(data) == {0: 1, 1: 0}
+
+
+def test_another_image_is_other_data(tmp_path: Path) -> None:
+    folder, model = classes(tmp_path, [f"{k}" for k in range(10)], count=9), vit(10)
+    before = opened(folder, model).train.digest()
+    for name in ("0/3.png", "0/7.png"):
+        picture(255).save(folder / name)
+        after = opened(folder, model).train.digest()
+        assert after != before, name
+        before = after
+
+
 def test_names_outlive_a_conversion(tmp_path: Path) -> None:
     from matta_adapters.vit import ViT
     from timm.models import save_for_hf

@@ -540,3 +540,11 @@ def test_numbers_that_float32_would_change_are_refused(tmp_path: Path, score: st
     found = task(train=str(table(tmp_path / "train.csv", ["text", "label"], rows)))
     with pytest.raises(MattaError, match=rf"holds '{score}' in line 4 .*, which float32 would"):
         opened(found, tmp_path / "model")
+
+
+def test_rows_without_a_name_are_counted(tmp_path: Path) -> None:
+    bert(tmp_path / "model", num_labels=1)
+    rows = [(own, k % 2, "" if k in (3, 5) else k // 4) for k, (own, _) in enumerate(reviews(20))]
+    path = table(tmp_path / "train.csv", ["text", "label", "query"], rows)
+    with pytest.raises(MattaError, match=r"misses a value in line 5 of .* \(2 of 20 rows have no"):
+        opened(task(train=str(path), group="query"), tmp_path / "model")

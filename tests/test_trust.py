@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import EpsImagePlugin
 from sample_text import byte_tokenizer
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
@@ -31,6 +32,10 @@ from matta_cli.main import app
 from matta_cli.models import names, plugins
 from matta_cli.models.source import open_source
 from matta_cli.models.tokenizer import companions, open_tokenizer
+from matta_cli.report.schema import ModelEntry, Report, Role
+from matta_cli.settings.recipe import DataSettings
+from matta_cli.students import card
+from matta_cli.tasks.labels import parted
 
 # a module that tells that it was run, and serves as all that may be asked of one
 CANARY = """
@@ -438,6 +443,78 @@ def test_arrays_of_objects(foreign, tmp_path):
     np.savez("evil.npz", images=objects, labels=objects)
     assert typed("convert auto_models:plain_cnn --data evil.npz --out o").exit_code == 1
     assert typed("eval matta-out/ta@1 --held-out evil.npz").exit_code == 1
+
+
+PAINTED = """%!PS-Adobe-3.0 EPSF-3.0
+%%BoundingBox: 0 0 8 8
+%%EndComments
+showpage
+%%EOF
+"""
+
+
+def test_an_image_that_is_a_program(foreign, tmp_path, monkeypatch):
+    """PIL would have Ghostscript run PostScript, whatever the name of its file."""
+    own = tmp_path / "bin"
+    own.mkdir()
+    (own / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'ran'}\necho 10.0\n")
+    (own / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{own}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    for number in range(10):
+        (Path("pictures") / str(number)).mkdir(parents=True)
+        (Path("pictures") / str(number) / "0.png").write_text(PAINTED)
+    done = typed("eval matta-out/ta@1 --held-out pictures")
+    assert done.exit_code == 1 and "10 of 10 images of 'pictures' cannot be read" in done.output
+
+
+# Text that is rendered, or looked into
+
+
+ESCAPES = [
+    "{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}",
+    "{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}",
+    "{{% set f = strftime_now('%Y') %}}{{{{ lipsum.__globals__['os'].system('touch {mark}') }}}}",
+    "{{{{ messages.__class__.__base__.__subclasses__() }}}}",
+]
+
+
+@pytest.mark.parametrize("escape", ESCAPES)
+def test_a_chat_template(models, tmp_path, escape):
+    """transformers renders it in jinja2's sandbox, and it may only fail there."""
+    text = escape.format(mark=tmp_path / "ran")
+    (models / "gpt2/chat_template.jinja").write_text(text)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    Path("chat.jsonl").write_text(f"{json.dumps({'messages': talk})}\n" * 4)
+    done = typed("convert models/gpt2 --out out --data chat.jsonl")
+    assert done.exit_code == 1 and "the chat template refuses" in done.output, done.output
+
+
+YAML = "!!python/object/apply:os.system ['touch {mark}']"
+
+
+@pytest.mark.parametrize("key", ["license", "tags", "base_model"])
+def test_the_head_of_a_card(foreign, tmp_path, key):
+    student = Path("matta-out/students/width-1")
+    head = f"---\n{key}: {YAML.format(mark=tmp_path / 'ran')}\n---\n"
+    (student / "README.md").write_text(head)
+    done = typed(f"push {student} --to me/it --dry-run --license mit")
+    assert done.exit_code == 1 and "no model card that the hub can read" in done.output
+    (tmp_path / "README.md").write_text(head)
+    assert not any(card._license(str(tmp_path)).values())
+
+
+def test_what_stands_in_a_card_is_no_template(foreign, tmp_path):
+    mark = tmp_path / "ran"
+    evil = f"{{{{ cycler.__init__.__globals__.os.system('touch {mark}') }}}}{{% include 'x' %}}"
+    report = Report(lineage={"source": evil, "digest": evil, "ta": evil}, recipe=evil, data=evil)
+    made = card.text(ModelEntry(evil, Role.STUDENT, 1.0), report, DataSettings(), foreign)
+    assert "cycler" in made
+
+
+def test_a_cell_that_looks_like_a_list(foreign, tmp_path):
+    evil = f"[__import__('os').system('touch {tmp_path / 'ran'}')]"
+    assert parted([evil, "[1, 2]"], str.isdecimal) == [evil, [1, 2]]
 
 
 # Paths

@@ -87,6 +87,23 @@ def test_texts_without_a_column_of_labels(home: Path, tmp_path: Path) -> None:
         of_texts(home, train=empty, held_out=test)
 
 
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification", None])
+def test_what_models_read_alone_needs_no_labels(problem: str | None, tmp_path: Path) -> None:
+    """As convert does, which puts units in order."""
+    outputs = {"num_labels": 1} if problem == "regression" else labels("bad", "good")
+    bert(tmp_path / "m", problem_type=problem, **outputs)
+    train = str(table(tmp_path / "train.csv", "text", [row[:1] for row in ROWS * 5]))
+    recipe = Recipe()
+    recipe.update({"data": {"train": train}}, "test")
+    reads = task("text_classification", recipe)
+    model, _ = load_model(str(tmp_path / "m"), reads.name)
+    with pytest.raises(MattaError, match="Measuring needs labels: pass --held-out"):
+        reads.data(tmp_path / "m", model)
+    reads.unmeasured = True
+    data = reads.data(tmp_path / "m", model)
+    assert len(data.train) == 18 and not any("label" in note for note in data.notes)
+
+
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
 def test_numbers_and_several_labels_may_be_missing(problem: str, tmp_path: Path) -> None:
     several = problem.startswith("multi")

@@ -29,9 +29,10 @@ def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[Batch] | N
         return None
     if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not has_tokenizer(folder):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
+    task.unmeasured = task.recipe.convert.order not in BY_LABELS
     data = task.data(folder, ta.model)
     notes.extend(data.notes)
-    if data.unlabelled and task.recipe.convert.order in BY_LABELS:
+    if data.unlabelled and not task.unmeasured:
         order = f"--order {task.recipe.convert.order} goes by the labels"
         raise MattaError(f"{order}, which some of the data lacks: choose --order activation.")
     return calibration(task, data.train)

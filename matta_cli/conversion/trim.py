@@ -55,6 +55,7 @@ def trim(task: Task, adapter: Adapter, base: Any, source: Source, folder: Path) 
     size = len(base.get_input_embeddings().weight)
     tokenizer = open_tokenizer(folder, settings.convert.tokenizer, size)
     card = trimming.card_of(tokenizer)
+    task.unmeasured = True
     data = task.data(folder, base)
     tokens = {
         int(token) for batch in _batches(data) for token in _tokens(batch, source.name).unique()

@@ -197,8 +197,13 @@ def _lines(path: Path) -> str:
 def _scanned(path: Path) -> tuple[int, bool, bool]:
     """The number of a file's lines, and whether it has quotation marks and NUL bytes."""
     count, quoted, nul, last = 0, False, False, b""
+    bytewise = encoding(path).startswith("utf-8")
     with path.open("rb") as file:
         while block := file.read(_SCAN):
-            count, last = count + block.count(b"\n"), block[-1:]
+            count += block.count(b"\n")
+            if bytewise:  # ends of lines may be of either character, or of both
+                count += block.count(b"\r") - block.count(b"\r\n")
+                count -= last == b"\r" and block[:1] == b"\n"
+            last = block[-1:]
             quoted, nul = quoted or b'"' in block, nul or b"\0" in block
-    return count + (last not in (b"", b"\n")), quoted, nul
+    return count + (last not in (b"", b"\n", b"\r")), quoted, nul

@@ -12,6 +12,7 @@ from matta_cli.files.reading import lenient, only_files
 _KINDS = ("json", "safetensors", "onnx", "bin", "pt", "pth", "ckpt", "model", "jinja")
 _PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "*.tiktoken", "vocab.*", "merges.txt")
 _PATTERNS += ("[0-9]*/*.json", "template/*.json", "importance/*.safetensors")
+_PATTERNS += ("additional_chat_templates/*",)
 
 
 def check(folder: Path) -> None:

@@ -26,6 +26,15 @@ def names_of(model: Any) -> dict[int, str]:
     return {} if made_up or len(set(known.values())) < len(known) else known
 
 
+def contradiction(model: Any) -> list[str]:
+    """A sentence where a model's config numbers its classes in two ways; none where it does not."""
+    names, numbers = names_of(model), config(model, "label2id")
+    if not isinstance(numbers, dict) or all(numbers.get(own, k) == k for k, own in names.items()):
+        return []
+    used = "id2label is used, as transformers does"
+    return [f"id2label and label2id of the model's config.json contradict each other: {used}."]
+
+
 def simplified(name: str) -> str:
     """A name without what people and file systems change of it."""
     return re.sub(r"[\s_-]+", " ", name).strip().lower()

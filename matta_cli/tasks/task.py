@@ -49,6 +49,8 @@ class Task(ABC):
         self.recipe = recipe
         # what had to be assumed since data were last described, in sentences for the user
         self.notes: list[str] = []
+        # whether data is opened for what models read alone: ground truth may be missing
+        self.unmeasured = False
         # counts the tokens that the model lacks of the data, where it was left some only
         self.left_out: LeftOut | None = None
 

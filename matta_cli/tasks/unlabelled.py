@@ -9,7 +9,7 @@ import numpy as np
 
 from matta_cli.data import find
 from matta_cli.errors import MattaError
-from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.task import Task
 
 
 class Examples(Protocol):
@@ -41,28 +41,25 @@ def missing(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
 
 
-def of_teacher_alone(recipe: Recipe) -> bool:
-    """Whether no loss asks for ground truth."""
-    return recipe.distill.teacher_mix == 1
-
-
 def sorted_out(
-    train: E | None, held_out: E, recipe: Recipe, what: str, none: str = ""
+    task: Task, train: E | None, held_out: E, what: str, none: str = ""
 ) -> tuple[E | None, E, list[str]]:
     """What to train on and what to measure on, where ground truth is needed without the rest.
 
     Also sentences on that. what: examples, for people. none: how one says that there are none of
     several labels. Raises ``MattaError`` where nothing is left.
     """
-    settings = recipe.data
+    settings = task.recipe.data
     notes: list[str] = []
-    name = settings.held_out or settings.train
-    held_out = _known(held_out, f"{name!r}, held out", what, "Measuring needs labels.", none, notes)
+    if task.unmeasured:
+        return train, held_out, notes
+    name, hint = settings.held_out or settings.train, "Measuring needs labels: pass --held-out with"
+    held_out = _known(held_out, f"{name!r}, held out", what, f"{hint} some.", none, notes)
     if train is None:
         return None, held_out, notes
     part = f"{settings.train!r}, to train on"
     hint = "Set distill.teacher_mix = 1 to learn from the Teacher alone."
-    if not of_teacher_alone(recipe):
+    if task.recipe.distill.teacher_mix < 1:  # else no loss asks for any
         return _known(train, part, what, hint, none, notes), held_out, notes
     if not train.known.all():
         notes.append(f"{_some(train, part, what)}: all are learned from the Teacher alone.")
@@ -70,13 +67,14 @@ def sorted_out(
 
 
 def divided(rows: E, name: str, what: str, last: Callable[[E], np.ndarray]) -> tuple[E, E]:
-    """Rows without those that ``last`` tells of them, bool [n], and these, which have labels."""
-    known = np.flatnonzero(rows.known)
-    if rows.lacks and not len(known):
-        raise MattaError(f"{rows.lacks} Measuring needs labels: pass --held-out with some.")
-    find.last_tenth(len(known), name, what if rows.known.all() else f"{what} with a label")
+    """Rows without those that ``last`` tells of them, bool [n], and these, which have labels if
+    any has.
+    """
+    known = np.flatnonzero(rows.known if rows.known.any() else np.ones_like(rows.known))
+    whole = len(known) == len(rows.known)
+    find.last_tenth(len(known), name, what if whole else f"{what} with a label")
     away = np.zeros(len(rows.known), bool)
-    away[known] = last(rows if rows.known.all() else rows.part(known))
+    away[known] = last(rows if whole else rows.part(known))
     return rows.part(np.flatnonzero(~away)), rows.part(np.flatnonzero(away))
 
 

@@ -216,6 +216,8 @@ class Images:
     Pixels are prepared when first asked for, and kept if all of them need less than 1 GiB. What is
     kept lies in memory that forked workers share: there is one copy, and what one of them
     prepared is there for all. Two that prepare the same image write the same bytes.
+
+    contents: a number for each image as it is stored, where they have been looked through.
     """
 
     def __init__(self, source: Source, prepare: Preparation, name: str) -> None:
@@ -223,6 +225,7 @@ class Images:
         shape = (len(source.labels), *prepare.shape)
         self.kept = _shared(shape, np.uint8) if np.prod(shape) < _IN_MEMORY else None
         self.known = _shared(shape[:1], bool)
+        self.contents = np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         return len(self.source.labels)
@@ -250,10 +253,11 @@ class Images:
         return chosen if self.source.numbers is None else self.source.numbers[chosen]
 
     def digest(self) -> str:
-        """Over all labels and names, and the pixels of 64 images."""
+        """Over all labels, names and ``contents``, and the pixels of 64 images."""
         some = np.unique(np.linspace(0, len(self) - 1, 64).astype(int))
         names = [] if self.source.names is None else list(self.source.names)
-        return split.digest([self.source.labels, *names, *(self._read(int(i)) for i in some)])
+        parts = [self.source.labels, self.contents, *names]
+        return split.digest([*parts, *(self._read(int(i)) for i in some)])
 
     def _read(self, i: int) -> np.ndarray:
         try:

@@ -63,7 +63,7 @@ def read_labels(
     One label of each image: int64 [N]. Lists of labels: float32 [N, labels], 0 or 1. They are names
     or whole numbers, or, as many as the model has ``outputs``, 0 and 1 for each of its labels.
     Where there is none: ``IGNORED``, or NaN. names: what numbers stand for, where the data says so.
-    called: a row, for people. cells: whether whole numbers are text, as in CSV.
+    called: a row, for people. cells: whether whole numbers may be text, as in CSV.
     """
     # what the hub's datasets give for a class that is not known
     known = ~np.array([missing(v) or (v == -1 and names is not None) for v in values], bool)

@@ -8,6 +8,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,9 @@ from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError, said
 from matta_cli.tasks.image_classification.examples import ORIENTATION, Source, plain
 
+# by the bytes alone PIL would take PostScript for an image as well, and have Ghostscript run it
+_COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+_DECODED = (*_COMMON, "DIB", "ICO", "PCX", "TGA")
 _KEPT = 1000  # so many images are checked once, and not at every start
 _THREADS = 4
 
@@ -28,11 +32,20 @@ _ODD = {
 }
 
 
+@cache
+def _formats() -> list[str]:
+    """The formats that PIL decodes by itself here, of those that images come in."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _DECODED if name in Image.OPEN]
+
+
 def decoded(content: bytes, *, small: bool = False) -> Any:
     """The PIL image in a file's bytes. small: in less detail, where that is faster."""
     from PIL import Image
 
-    image = Image.open(io.BytesIO(content))
+    image = Image.open(io.BytesIO(content), formats=_formats())
     if small:
         image.draft(None, (1, 1))
     image.load()

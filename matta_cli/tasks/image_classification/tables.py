@@ -105,11 +105,10 @@ def _labels(
     """The labels of rows, and the names of their classes, where there are any."""
     if rows.hot:
         return np.array(rows.labels, np.float32), list(known.names)
-    cells = all(file.suffix.lower() in (".csv", ".tsv") for file in files)
     rows.labels = parted(rows.labels, known.is_label, several=known.several)
     lists = [label if isinstance(label, list) else [label] for label in rows.labels]
     given = {repr(one) for own in lists for one in own if not missing(one)}
-    cells = cells and not given <= set(map(repr, known.names))
+    cells = not given <= set(map(repr, known.names))
     row = rows.called.__getitem__
     return read_labels(rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells)
 

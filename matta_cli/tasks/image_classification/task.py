@@ -14,7 +14,7 @@ from matta_cli.data.split import Batch, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import known_as, names_of, order_of
+from matta_cli.tasks.class_names import contradiction, known_as, names_of, order_of
 from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
@@ -62,8 +62,8 @@ class ImageClassification(KindTask):
         several = config(model, "problem_type") == "multi_label_classification"
         known = Known(classes, _named(model), several)
         train, held_out = read_images(settings, known, training, notes)
-        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "images")
-        notes += lacking
+        train, held_out, lacking = sorted_out(self, train, held_out, "images")
+        notes += [*lacking, *contradiction(model)]
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         several = is_several(model, classes, parts)
@@ -98,6 +98,7 @@ class ImageClassification(KindTask):
             notes.append(f"{both:,} held-out images also stand in the data to train on, {of}.")
         size = f"{len(train.labels):,} images of {classes:,} {'labels' if several else 'classes'}"
         images = Images(train, prepare, given)
+        images.contents = own
         return self.described(
             images, size, [split], "images", "images", notes, unlabelled=not train.known.all()
         )

@@ -75,11 +75,11 @@ class Ranking(KindTask):
         find.no_streaming(settings, "ranking")
         train, held_out, told = read_rows(settings, model, training)
         own = train if training else None
-        own, held_out, lacking = sorted_out(own, held_out, self.recipe, "rows")
+        own, held_out, lacking = sorted_out(self, own, held_out, "rows")
         train = held_out if own is None else own
         notes = list(dict.fromkeys([*told, *lacking]))
         relevant = held_out.label > 0
-        if relevant.all() or not relevant.any():
+        if not self.unmeasured and (relevant.all() or not relevant.any()):
             labels = f"only labels {'above 0' if relevant[0] else 'of 0 or less'}"
             where = f"The held-out rows of {settings.held_out or settings.train!r} have {labels}"
             hint = "AUC needs both, so pass --held-out with rows of both kinds."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,10 @@ def _add(
         keys = iter(values[len(texts) + len(labels) :])
         for column, kept in ((settings.group, rows.query), (settings.id, rows.id)):
             if column:
-                kept.append(_key(next(keys), column, source.name, where))
+                kept.append(next(keys))
     rows.ends.append((source.name, source.unit, len(rows)))
+    for column, kept in ((settings.group, rows.query), (settings.id, rows.id)):
+        kept[seen:] = _keys(kept[seen:], column, lambda i: rows.called(seen + i))
     rows.notes += [*source.notes(), *sources.left_out(source, empty, pairs)]
 
 
@@ -186,12 +188,23 @@ def _named(value: Any, classes: list[str] | None) -> Any:
     return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
 
 
-def _key(value: Any, column: str, name: str, where: str) -> str:
-    """The name of a query or of a row."""
-    if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
-        return str(value)
-    holds = "misses a value" if value in (None, "") else f"holds {value!r}"
-    raise MattaError(f"Column {column!r} of {name!r} {holds} in {where}: give each row a name.")
+def _keys(values: Sequence[Any], column: str, called: Callable[[int], str]) -> list[str]:
+    """The names of queries or of rows. called: a row, for people.
+
+    Raises ``MattaError`` where some are missing, or are no names, with their number.
+    """
+    odd = [
+        i
+        for i, value in enumerate(values)
+        if not isinstance(value, (str, int)) or isinstance(value, bool) or not str(value).strip()
+    ]
+    if odd:
+        first = values[odd[0]]
+        holds = "misses a value" if first is None or first == "" else f"holds {first!r}"
+        more = f" ({len(odd):,} of {len(values):,} rows have no name)" if odd[1:] else ""
+        has = f"Column {column!r} {holds} in {called(odd[0])}{more}"
+        raise MattaError(f"{has}: give each row a name.")
+    return [str(value) for value in values]
 
 
 def _last(rows: Rows, outputs: int) -> np.ndarray:

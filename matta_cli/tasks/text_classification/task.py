@@ -11,6 +11,7 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks.class_names import contradiction
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import raw
@@ -56,8 +57,8 @@ class TextClassification(KindTask, LabelTask):
         labels = Labels(model)
         train, held_out = read_rows(settings, labels.names, labels.outputs, training)
         none = _NONE if labels.several else ""
-        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts", none)
-        self.notes += lacking
+        train, held_out, lacking = sorted_out(self, train, held_out, "texts", none)
+        self.notes += [*lacking, *contradiction(model)]
         parts = [held_out, *([] if train is None else [train])]
         labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
@@ -75,7 +76,7 @@ class TextClassification(KindTask, LabelTask):
             return made
 
         name = settings.held_out or settings.train
-        if why := self.kind.unmeasured(read[0]):
+        if not self.unmeasured and (why := self.kind.unmeasured(read[0])):
             raise MattaError(f"The held-out labels of {name!r} are {why}: pass others.")
         measured = opened(held_out, 0, name)
         split = sample(measured, settings.eval_examples)

@@ -20,7 +20,7 @@ from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import known_as, names_of
+from matta_cli.tasks.class_names import contradiction, known_as, names_of
 from matta_cli.tasks.task import above, raw
 from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import LabelTask
@@ -73,8 +73,8 @@ class TokenClassification(LabelTask):
         if spans:
             _entities()  # what is missing is said before anything is read
         train, held_out = read_rows(settings, training)
-        train, held_out, lacking = sorted_out(train, held_out, self.recipe, "texts")
-        self.notes += lacking
+        train, held_out, lacking = sorted_out(self, train, held_out, "texts")
+        self.notes += [*lacking, *contradiction(model)]
         encode = self.encoder(folder, model, self.notes)
 
         def opened(rows: Rows, part: str) -> Tagged:
