@@ -13,6 +13,9 @@ from fuzz import attempt
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from matta_cli.data import records, tables, text
+from matta_cli.tasks.ranking import libsvm
+
 INPUTS = int(os.environ.get("MATTA_FUZZ", "2000"))
 LONGEST = 3600  # seconds after which no other input is tried
 BEGAN: list[float] = []
@@ -24,6 +27,15 @@ def project(tmp_path_factory) -> Path:
     fuzzed.project(folder)
     BEGAN.append(time.monotonic())
     return folder
+
+
+@pytest.mark.slow
+def test_every_kind_of_file_that_is_read_is_spoiled(project):
+    tried = {path.suffix for pattern in fuzzed.READERS for path in project.glob(pattern)}
+    read = {*records.TABLES, *text.READ, *tables.SUFFIXES, *libsvm.SIDECARS}
+    assert read - tried == set()
+    of_words = {name for name in fuzzed.READERS if name.startswith(("tagged", "reviews"))}
+    assert {Path(name).suffix for name in of_words} >= {*records.TABLES, ".conll", ".conllu"}
 
 
 @pytest.mark.slow

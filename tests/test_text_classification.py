@@ -548,3 +548,12 @@ def test_rows_without_a_name_are_counted(tmp_path: Path) -> None:
     path = table(tmp_path / "train.csv", ["text", "label", "query"], rows)
     with pytest.raises(MattaError, match=r"misses a value in line 5 of .* \(2 of 20 rows have no"):
         opened(task(train=str(path), group="query"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("label", [[[]], [{}], {"a": 1}, [["good"]]])
+def test_a_label_of_another_kind_is_named(home: Path, tmp_path: Path, label: Any) -> None:
+    rows = [{"text": own, "label": THREE[k % 3]} for k, (own, _) in enumerate(reviews(20))]
+    rows[4]["label"] = label
+    path = lines(tmp_path / "t.jsonl", rows)
+    with pytest.raises(MattaError, match=r"holds .* in line 5 .*, which is none of the model's"):
+        opened(task(train=str(path), held_out=str(path)), home)

@@ -135,6 +135,14 @@ def test_what_is_wrong_with_a_file_is_named(
         opened(task(train=str(tmp_path / "t.conll"), held_out=str(tmp_path / "t.conll")), home)
 
 
+@pytest.mark.parametrize("tag", [{"a": 1}, [1], True, 1.0])
+def test_a_tag_is_text_or_a_whole_number(tmp_path: Path, tag: Any) -> None:
+    bert(tmp_path / "m", BertForTokenClassification, num_labels=3)
+    path = jsonl(tmp_path / "t.jsonl", [(["the"], [0]), (["film"], [tag])])
+    with pytest.raises(MattaError, match=r"'film' of line 2.* has the tag .* numbers from 0 to 2"):
+        opened(task(train=str(path), held_out=str(path)), tmp_path / "m")
+
+
 def test_a_blank_that_does_not_break_is_a_part_of_a_word(home: Path, tmp_path: Path) -> None:
     (tmp_path / "t.conll").write_text("the O\nvery\u00a0good  B-GOOD\n\n" * 2)
     data = opened(task(train=str(tmp_path / "t.conll")), home)

@@ -466,6 +466,7 @@ def test_an_image_that_is_a_program(foreign, tmp_path, monkeypatch):
         (Path("pictures") / str(number) / "0.png").write_text(PAINTED)
     done = typed("eval matta-out/ta@1 --held-out pictures")
     assert done.exit_code == 1 and "10 of 10 images of 'pictures' cannot be read" in done.output
+    assert "it is no image of a kind that is read" in done.output
 
 
 # Text that is rendered, or looked into

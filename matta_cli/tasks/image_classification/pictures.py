@@ -20,6 +20,10 @@ from matta_cli.tasks.image_classification.examples import ORIENTATION, Source, p
 # by the bytes alone PIL would take PostScript for an image as well, and have Ghostscript run it
 _COMMON = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
 _DECODED = (*_COMMON, "DIB", "ICO", "PCX", "TGA")
+_WHY = {
+    "DecompressionBombError": "it has too many pixels to be opened: scale it down",
+    "UnidentifiedImageError": "it is no image of a kind that is read",
+}
 _KEPT = 1000  # so many images are checked once, and not at every start
 _THREADS = 4
 
@@ -85,9 +89,7 @@ def _checked(source: Source, chosen: Sequence[int], name: str) -> tuple[np.ndarr
             return int.from_bytes(digest, "little", signed=True), odd, ""
         except Exception as error:
             # what PIL raises for a damaged file is open-ended
-            if type(error).__name__ == "DecompressionBombError":
-                return 0, [], "it has too many pixels to be opened: scale it down"
-            return 0, [], said(error)
+            return 0, [], _WHY.get(type(error).__name__) or said(error)
 
     # threads only help where something is decoded
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:

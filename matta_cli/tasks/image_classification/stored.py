@@ -57,13 +57,13 @@ def stored(folder: Path | None, channels: int, size: list[int], *, fixed: bool =
         found = _read(card, channels, size, fixed, path.name)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ZeroDivisionError):
         wrong = "is damaged, or of a kind that is not known: save it anew, or remove it"
-        raise MattaError(f"{str(path)!r} {wrong}.") from None
+        raise MattaError(f"The model's {path.name} {wrong}.") from None
     if odd := [key for key in _OTHER if card.get(key)]:
-        raise MattaError(f"{str(path)!r} asks for {odd[0]}, which matta does not do.")
+        raise MattaError(f"The model's {path.name} asks for {odd[0]}, which matta does not do.")
     other = path.with_name(_FILE)
     if path.name == _WHOLE and other.is_file() and lenient(other) != card:
         used = f"{_WHOLE} is used, as transformers does, and not {_FILE}"
-        found.notes.append(f"{path.parent} says in two files how images are made: {used}.")
+        found.notes.append(f"The model says in two files how images are made: {used}.")
     return found
 
 

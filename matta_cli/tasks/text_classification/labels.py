@@ -232,7 +232,8 @@ def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
         value = rows.label[odd[0]]
         own = _listed(value)
         unknown = [one for one in own if convert(one) is None]
-        bad = unknown[0] if len(unknown) < len(own) or len(own) == 1 else value
+        some = 0 < len(unknown) < len(own) or len(unknown) == len(own) == 1
+        bad = unknown[0] if some else value
         has = f"Column {rows.column!r} holds {bad!r} in {rows.called(odd[0])}"
         raise MattaError(f"{has}{several}, {wrong}.")
     return found

@@ -118,13 +118,18 @@ class TokenClassification(LabelTask):
             known[f"LABEL_{k}"] = k
             if not names:
                 known[k] = known[str(k)] = k
+
+        def number(tag: Any) -> int:
+            plain = isinstance(tag, (str, int)) and not isinstance(tag, bool)
+            return known.get(tag, -1) if plain else -1
+
         found = []
         for tags, words, where in zip(rows.tags, rows.words, rows.where, strict=True):
-            numbers = [known.get(tag, -1) for tag in tags] or [IGNORED] * len(words)
+            numbers = [number(tag) for tag in tags] or [IGNORED] * len(words)
             if -1 in numbers:
                 at = numbers.index(-1)
                 every = [t for own in rows.tags for t in own]
-                odd = sum(tag not in known for tag in every)
+                odd = sum(number(tag) < 0 for tag in every)
                 have = f" ({odd:,} words have such tags)" if odd > 1 else ""
                 has = f"The word {words[at]!r} of {where} has the tag {tags[at]!r}{have}"
                 list_of = shown([repr(names[k]) for k in sorted(names)], 20)
