@@ -87,6 +87,19 @@ def test_texts_without_a_column_of_labels(home: Path, tmp_path: Path) -> None:
         of_texts(home, train=empty, held_out=test)
 
 
+def test_rows_of_json_need_not_have_a_label(home: Path, tmp_path: Path) -> None:
+    """Whichever of them come first."""
+    rows = [{"text": "plot"}, {"text": "the film", "label": "good"}, {"text": "it"}] * 5
+    path = tmp_path / "t.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = of_texts(home, train=str(path), held_out=str(path))
+    assert len(data.train) == 5 and noted(data, "10 of 15 texts have no 'label' (the first: line 1")
+    with path.open("a") as file:
+        file.write('{"label": "good"}\n')
+    with pytest.raises(MattaError, match="has no column 'text'"):
+        of_texts(home, train=str(path), held_out=str(path))
+
+
 @pytest.mark.parametrize("problem", ["regression", "multi_label_classification", None])
 def test_what_models_read_alone_needs_no_labels(problem: str | None, tmp_path: Path) -> None:
     """As convert does, which puts units in order."""

@@ -52,25 +52,33 @@ def unit(path: Path) -> str:
     return "row" if path.suffix.lower() in (".json", ".parquet") else "line"
 
 
-def names(path: Path) -> list[str]:
-    """The columns of a file; of JSON those of the first row."""
+def names(path: Path, optional: Sequence[str] = ()) -> list[str]:
+    """The columns of a file; of JSON those of the first row, and of any row these."""
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
         return next(cells(path))[1]
     if kind == ".parquet":
         return _parquet(path, lambda file: list(file.schema_arrow.names))
     _, first = next(_objects(path), (0, {}))
-    return list(first)
+    found, left = list(first), [name for name in optional if name not in first]
+    for _, own in _objects(path) if left else ():
+        if there := [name for name in left if name in own]:
+            found, left = [*found, *there], [name for name in left if name not in there]
+        if not left:
+            break
+    return found
 
 
-def rows(path: Path, columns: Sequence[str], setting: str, tally: Tally) -> Iterator[Row]:
-    """The values of a file in these columns, row by row.
+def rows(
+    path: Path, columns: Sequence[str], setting: str, tally: Tally, optional: Sequence[str] = ()
+) -> Iterator[Row]:
+    """The values of a file in these columns, row by row; None where JSON lacks an optional one.
 
     ``setting`` names the columns in an error. Raises ``MattaError`` where the file cannot be read,
     or has no such column.
     """
     count = 0
-    for row in _rows(path, columns, setting):
+    for row in _rows(path, columns, setting, optional):
         count += 1
         yield row
     kind, of = path.suffix.lower(), f" of {count:,}"
@@ -81,7 +89,9 @@ def rows(path: Path, columns: Sequence[str], setting: str, tally: Tally) -> Iter
     tally.files[str(path)] = (count, of, tally.files.get(str(path), (0, "", 0))[2])
 
 
-def _rows(path: Path, columns: Sequence[str], setting: str) -> Iterator[Row]:
+def _rows(
+    path: Path, columns: Sequence[str], setting: str, optional: Sequence[str]
+) -> Iterator[Row]:
     kind = path.suffix.lower()
     if kind in (".csv", ".tsv"):
         table = cells(path)
@@ -96,8 +106,9 @@ def _rows(path: Path, columns: Sequence[str], setting: str) -> Iterator[Row]:
     else:
         for number, own in _objects(path):
             for column in columns:
-                find.check_column(f"{path}:{number}", column, setting, own)
-            yield number, tuple(own[column] for column in columns)
+                if column not in optional:
+                    find.check_column(f"{path}:{number}", column, setting, own)
+            yield number, tuple(own.get(column) for column in columns)
 
 
 def strings(path: Path, column: str, setting: str, tally: Tally) -> Iterator[str | None]:

@@ -88,16 +88,19 @@ def parts(
     return find.to_train_and_measure(settings, training, opened, divided)
 
 
-def of_file(path: Path, settings: DataSettings) -> Source:
-    """A file of rows, also one of the STS benchmark in its own form."""
+def of_file(path: Path, settings: DataSettings, optional: Sequence[str] = ()) -> Source:
+    """A file of rows, also one of the STS benchmark in its own form.
+
+    optional: columns that rows of JSON need not have.
+    """
     _check_pair(settings)
     if path.suffix.lower() in (".csv", ".tsv") and (found := _benchmark(path, settings)):
         return found
     tally = records.Tally()
     return Source(
         str(path),
-        records.names(path),
-        lambda columns, setting: records.rows(path, columns, setting, tally),
+        records.names(path, optional),
+        lambda columns, setting: records.rows(path, columns, setting, tally, optional),
         records.unit(path),
         tally=tally,
     )

@@ -86,7 +86,9 @@ class LeftOut:
         if not lost:
             return []
         read = "they are read in smaller pieces"
-        if unknown:
+        if unknown >= lost:
+            read = f"they are read as {self.unknown}"
+        elif unknown:
             read += f", and {unknown:,} times as {self.unknown}"
         what = f"{lost:,} of {total:,} tokens of the texts were left out of the vocabulary"
         return [f"{what} by --trim-vocab: {read}."]

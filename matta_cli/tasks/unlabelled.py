@@ -71,6 +71,8 @@ def divided(rows: E, name: str, what: str, last: Callable[[E], np.ndarray]) -> t
     any has.
     """
     known = np.flatnonzero(rows.known if rows.known.any() else np.ones_like(rows.known))
+    if rows.lacks and len(known) < 2:
+        raise MattaError(rows.lacks)
     whole = len(known) == len(rows.known)
     find.last_tenth(len(known), name, what if whole else f"{what} with a label")
     away = np.zeros(len(rows.known), bool)

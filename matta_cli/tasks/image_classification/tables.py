@@ -134,7 +134,7 @@ def _is_table(file: Path, settings: DataSettings, known: Known) -> bool:
 
 def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
     """Take the rows of a table."""
-    columns, name = records.names(file), str(file)
+    columns, name = records.names(file, [settings.label]), str(file)
     image, labels = _columns(columns, settings, known)
     if not image:
         find.check_column(name, _PATHS[0], "data.image", columns)
@@ -147,7 +147,8 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
     if rows.paths and rows.hot != hot:
         raise MattaError(f"{name!r} does not have the same columns as the tables before it.")
     rows.hot = hot
-    for place, (path, *own) in records.rows(file, [image, *labels], "data", records.Tally()):
+    tally, wanted = records.Tally(), [image, *labels]
+    for place, (path, *own) in records.rows(file, wanted, "data", tally, [settings.label]):
         where = f"{records.unit(file)} {place:,}"
         text = records.text_of(path, image, name, where)
         if text is None or not text.strip():

@@ -99,7 +99,8 @@ def read_rows(
             if path.suffix.lower() not in records.TABLES:
                 known = f"matta reads {', '.join(records.TABLES)}"
                 raise MattaError(f"{str(path)!r} is of no kind that has texts and labels: {known}.")
-        return read([sources.of_file(path, settings) for path in files], notes)
+        label = [settings.label, *([settings.score] if outputs == 1 else [])]
+        return read([sources.of_file(path, settings, label) for path in files], notes)
 
     return sources.parts(
         settings,

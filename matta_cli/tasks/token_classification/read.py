@@ -66,7 +66,7 @@ def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows
         for path in files:
             kind = path.suffix.lower()
             if kind in _ROWS:
-                _add(rows, sources.of_file(path, settings), settings)
+                _add(rows, sources.of_file(path, settings, [settings.tags]), settings)
             elif kind in CONLL:
                 _add_conll(rows, path)
             else:
