@@ -5,6 +5,7 @@ Everything goes through a task's ``data``, as a run does.
 
 from __future__ import annotations
 
+import gzip
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -446,6 +447,13 @@ def test_queries_that_are_said_twice_in_libsvm(tmp_path: Path) -> None:
     path.with_name("rank.train.query").write_text("1\n11\n")
     with pytest.raises(MattaError, match=r"rank.train': its qid and '.*\.query' differ: keep one"):
         of_rows(path)
+
+
+def test_a_damaged_archive_of_libsvm(tmp_path: Path) -> None:
+    packed = gzip.compress(libsvm(rows=400).encode())
+    (tmp_path / "rank.gz").write_bytes(packed[:200] + b"\xff\xfe\x80" + packed[200:])
+    with pytest.raises(MattaError, match=r"rank.gz': not LibSVM"):
+        of_rows(tmp_path / "rank.gz")
 
 
 def test_labels_beyond_float32_in_libsvm(tmp_path: Path) -> None:

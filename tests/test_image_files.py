@@ -323,3 +323,11 @@ def test_labels_of_a_hub_dataset(tmp_path: Path) -> None:
         read._from_hub(rows([0.5, 1.0]), "it", settings, known)
     assert read._from_hub(rows(["a", None, None]), "it", settings, known).known.sum() == 1
     assert find.hub_held_out({"test": 1}, "it", "") == 1
+
+
+@pytest.mark.parametrize("mean", [0.5, "x", [None], [float("inf")]])
+def test_statistics_that_are_no_numbers(tmp_path: Path, mean: Any) -> None:
+    model: Any = vit(2)
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": mean}
+    with pytest.raises(MattaError, match="are lists of numbers, a number for each channel"):
+        opened(classes(tmp_path, ["a", "b"]), model)

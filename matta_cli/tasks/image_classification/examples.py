@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import finite
 from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.image_classification.stored import stored
 from matta_cli.tasks.task import config, raw
@@ -275,7 +276,17 @@ def _shared(shape: tuple[int, ...], dtype: type) -> np.ndarray:
 
 
 def _per_channel(values: Sequence[float], channels: int) -> Tensor:
-    """Statistics as [C, 1, 1]; for another number of channels than theirs, their mean."""
+    """Statistics as [C, 1, 1]; for another number of channels than theirs, their mean.
+
+    Raises ``MattaError`` for what is no list of numbers.
+    """
+    if (
+        not isinstance(values, (list, tuple))
+        or not all(isinstance(v, (int, float)) and finite(v) for v in values)
+        or not values
+    ):
+        means = "The mean and std of the model's pretrained_cfg are lists of numbers"
+        raise MattaError(f"{means}, a number for each channel, and not {values!r:.40}: mend them.")
     if len(values) != channels:
         values = [sum(values) / len(values)] * channels
     return torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1)

@@ -193,7 +193,7 @@ def _idx_array(path: Path, dimensions: int) -> np.ndarray:
         if content[:4] != bytes([0, 0, 8, dimensions]):
             raise ValueError("wrong header")
         return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * dimensions).reshape(sizes)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise MattaError(f"{str(path)!r} is damaged, or not an idx file: {error}.") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import codecs
 import gzip
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -46,7 +47,7 @@ def read(path: Path) -> File:
     try:
         with _opened(path) as file:
             features, label, query = reader.load_svmlight_file(file, query_id=True, zero_based=True)
-    except (ValueError, OSError, EOFError, OverflowError) as error:
+    except (ValueError, OSError, EOFError, OverflowError, zlib.error) as error:
         wrong = f"{str(path)!r}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}"
         other = "Tables are .csv, .tsv and .parquet; all else is read as LibSVM."
         raise MattaError(f"{wrong}. {other}") from None
