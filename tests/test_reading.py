@@ -58,7 +58,7 @@ def test_a_card_names_the_field_that_is_wrong(tmp_path, change, sentence):
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": 1', "\ufeff{}"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": 1'])
 def test_json_that_is_none(tmp_path, text):
     for name in ("matta.json", "trainer.json", "teacher.json"):
         (tmp_path / name).write_text(text)
