@@ -58,7 +58,7 @@ def test_a_card_names_the_field_that_is_wrong(tmp_path, change, sentence):
         read_card(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": 1'])
+@pytest.mark.parametrize("text", ["[" * 100_000, "9" * 5_000, '{"a": 1', "\ufeff{"])
 def test_json_that_is_none(tmp_path, text):
     for name in ("matta.json", "trainer.json", "teacher.json"):
         (tmp_path / name).write_text(text)
@@ -67,6 +67,13 @@ def test_json_that_is_none(tmp_path, text):
             reader(tmp_path)
     with pytest.raises(MattaError):
         read_json(tmp_path / "matta.json")
+
+
+def test_a_byte_order_mark_begins_what_some_editors_save(tmp_path):
+    for name, text in (("matta.json", json.dumps(CARD)), ("a.toml", "[data]\ntrain = 'b'\n")):
+        (tmp_path / name).write_text(f"\ufeff{text}")
+    assert read_card(tmp_path)["axes"][0].size == 4
+    assert read_toml(tmp_path / "a.toml") == {"data": {"train": "b"}}
 
 
 def test_toml_that_is_none(tmp_path):

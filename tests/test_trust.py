@@ -610,6 +610,14 @@ def test_links_are_not_written_through(foreign, tmp_path):
         link.unlink()
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "vocab.txt"])
+def test_a_folder_in_the_place_of_a_file(models, name):
+    (models / "gpt2" / name).unlink(missing_ok=True)
+    (models / "gpt2" / name).mkdir()
+    done = typed("convert models/gpt2 --out out")
+    assert done.exit_code == 1 and f"{name} is a folder, where a file belongs" in done.output
+
+
 def test_what_is_no_file_is_not_waited_for(models):
     (models / "gpt2/config.json").unlink()
     os.mkfifo(models / "gpt2/config.json")

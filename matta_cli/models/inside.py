@@ -18,12 +18,13 @@ _PATTERNS += ("additional_chat_templates/*",)
 def check(folder: Path) -> None:
     """Raise ``MattaError`` where a folder points to files, or to code, that are not its own.
 
-    And where a pipe or a device lies in it. Links that the hub's cache is made of stay within
-    that, and count as its files.
+    And where a pipe or a device lies in it, or a folder in the place of a file. Links that the
+    hub's cache is made of stay within that, and count as its files.
     """
     only_files(folder)
     for path in sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)}):
-        inside(folder, path)
+        if inside(folder, path).is_dir():
+            raise MattaError(f"{path} is a folder, where a file belongs: put that in its place.")
     if (folder / "adapter_config.json").is_file():
         merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
         raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")

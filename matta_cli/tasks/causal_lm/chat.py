@@ -67,7 +67,8 @@ class Chat:
         if isinstance(prompt, str) and isinstance(completion, str):
             return self._strings(prompt, completion)
         if isinstance(prompt, str) or isinstance(completion, str):
-            both = f"'prompt' and 'completion' hold {_kind(prompt)} and {_kind(completion)}"
+            kinds = ["messages" if isinstance(v, list) else _kind(v) for v in values]
+            both = f"'prompt' and 'completion' hold {' and '.join(kinds)}"
             raise self._wrong(f"{both} in {where}: give both as text, or both as messages")
         if not self.template:
             raise self._no_template()
