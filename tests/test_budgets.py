@@ -33,6 +33,7 @@ from matta_cli.models.ta import TA
 from matta_cli.nested import grow
 from matta_cli.nested.sizes import depth, full_sizes, grown_sizes, kind, nested_axes
 from matta_cli.progress import quiet
+from matta_cli.report.numbers import percent
 from matta_cli.search.front import unbeaten
 from matta_cli.search.run import search
 from matta_cli.search.scores import Scores
@@ -319,7 +320,7 @@ def test_search_keeps_to_its_budgets_and_starts_from_its_scores(trained):
     for one, choice, limit in zip(chosen, report.choices, (500, 1500), strict=True):
         used = cost.parameters(ta.student(one.sizes).dense()) / limit
         assert 0.8 < used <= 1 and choice.used == {"parameters": used}
-        said = f"{one.name}: the largest Student found uses {used:.1%} of the budget."
+        said = f"{one.name}: the largest Student found uses {percent(used)} of the budget."
         assert (said in report.notes) == (used < 0.95)
     assert result == json.loads((out / "search" / "search.json").read_text())
     assert "<svg" in (out / "search" / "search.html").read_text()

@@ -29,6 +29,7 @@ from matta_cli.comparison.subjects import students_of
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
+from matta_cli.files.workspace import Workspace
 from matta_cli.formats import quantized, torchao
 from matta_cli.formats.programs import Listening, call_names
 from matta_cli.formats.quantized import Maker
@@ -152,7 +153,7 @@ def test_the_report_made_again_measures_it_again(reported: Report, ranked: Path)
 
 
 def test_eval_measures_what_the_report_did(reported: Report, ranked: Path) -> None:
-    names = students_of(ranked / "out")
+    names = students_of(Workspace(ranked / "out"))
     found = evaluation(recipe(ranked), Asked(names), ranked / "out")
     values = {Path(model["name"]).name: model["metrics"] for model in found["models"]}
     for one in copies(reported):
