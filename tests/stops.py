@@ -99,7 +99,7 @@ def again(folder: Path, line: str, told: Path) -> str:
     done = ran(folder, line, told)
     if "pass --resume to go on with it" in done.said:
         done = ran(folder, f"{line} --resume", told)
-    finished = "finished" in done.said and "pass --overwrite" in done.said
+    finished = "finished" in done.said and "--overwrite" in done.said
     return "" if done.code == 0 or finished else f"ends with {done.code}: {done.said[-1500:]}"
 
 

@@ -161,7 +161,7 @@ def again(line: str) -> None:
     done = CliRunner().invoke(app, line.split())
     if "pass --resume to go on with it" in done.output:
         return typed(f"{line} --resume")
-    finished = "finished" in done.output and "pass --overwrite" in done.output
+    finished = "finished" in done.output and "--overwrite" in done.output
     assert done.exit_code == 0 or finished, done.output
     return None
 
