@@ -52,8 +52,12 @@ def found(store: Store, problem: str, length: str) -> Records:
 def said(records: Records, length: str) -> str:
     """How long the separate runs are, and how many seeds there are."""
     first = next(own for arm, own in records.items() if arm.startswith("separate"))
-    steps, seeds = first[0]["steps"][0], len(first)
-    return f"{length}: {steps:,} steps a separate run, {seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{length}: {first[0]['steps'][0]:,} steps a separate run{seeds(first)}"
+
+
+def seeds(records: Sequence[Record]) -> str:
+    """How many there are of what has one record for each, as the end of a sentence."""
+    return f", {len(records)} seed{'s' if len(records) > 1 else ''}"
 
 
 def rows(problem: Problem, records: Records) -> list[str]:
@@ -75,7 +79,8 @@ def rows(problem: Problem, records: Records) -> list[str]:
             each = [_gain(problem, metric, own, alone[width], width) for width in WIDTHS]
             costs = [f"{cost(own, alone, key):.2f}" for key in ("flops", "seconds")]
             costs[1:] = costs[1:] if arm.partition("/")[0] in MAIN else ["–"]
-            lines.append([ARMS[arm].label, *costs, *each])
+            fewer = len(own) < len(alone[WIDTHS[-1]])
+            lines.append([f"{ARMS[arm].label}{seeds(own) if fewer else ''}", *costs, *each])
     return table(header, lines)
 
 
@@ -98,6 +103,6 @@ def _gain(
 
 def cost(ours: Sequence[Record], alone: Mapping[float, Sequence[Record]], key: str) -> float:
     """What an arm costs, by what the separate runs of the same seeds cost together."""
-    seeds = {record["seed"] for record in ours}
-    theirs = [r[key] for own in alone.values() for r in own if r["seed"] in seeds]
+    same = {record["seed"] for record in ours}
+    theirs = [r[key] for own in alone.values() for r in own if r["seed"] in same]
     return float(sum(record[key] for record in ours) / sum(theirs))
