@@ -326,7 +326,7 @@ def test_what_no_template_can_tell_is_refused(tmp_path):
     with pytest.raises(MattaError, match="makes other text of the first 2 messages of line 1"):
         task_of(tmp_path, [{"messages": TALK}], FORGETS)
     task_of(tmp_path, [{"messages": TALK}], FORGETS, train_on="all")
-    with pytest.raises(MattaError, match="text and a list in line 1"):
+    with pytest.raises(MattaError, match="text and messages in line 1"):
         task_of(tmp_path, [{"prompt": "the cat", "completion": TALK[1:2]}])
     with pytest.raises(MattaError, match=r"holds text.*both must be of one kind"):
         task_of(tmp_path, [{"messages": TALK}], held_out=[{"text": prose(9)}])

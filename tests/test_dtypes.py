@@ -65,6 +65,7 @@ def stored(folder: Path) -> Counter[str]:
     return found
 
 
+@pytest.mark.slow
 def test_students_are_stored_as_the_base_was(trained: Path) -> None:
     report = export(recipe(trained), trained / "out", overwrite=True)
     student = trained / "out" / "students" / "width-0.5"

@@ -573,6 +573,7 @@ def test_speculation_counts_what_a_loop_counts():
         speculation.measure(small, large, torch.zeros(1, 64, dtype=torch.long), new, draft, 1)
 
 
+@pytest.mark.slow
 def test_students_of_one_ta_draft_for_each_other(folder, monkeypatch):
     monkeypatch.setattr(speculation, "NEW", 12)
     monkeypatch.setattr(speculation, "ROUNDS", 1)

@@ -157,6 +157,7 @@ def test_a_damaged_checkpoint_does_not_count_among_those_that_are_kept(folder):
     assert all(atomic.is_sound(p) for p in last.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_checkpoint_is_none(folder):
     """Only ``step-N`` is one; what somebody has put beside it neither counts nor ends a command."""
     convert(settings(), Path("out"))

@@ -397,6 +397,7 @@ def test_a_half_written_last_line_of_the_log_is_left_out(here):
     assert log.evaluations(Workspace(here), "auc") == before
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here):
     space = Workspace(here)
     assert [path.name for path in space.checkpoints()] == ["step-30", "step-60"]
@@ -413,6 +414,7 @@ def test_a_damaged_checkpoint_counts_for_the_baselines_as_for_the_students(here)
     assert found.kind == "plain" and found.spent.steps == 30
 
 
+@pytest.mark.slow
 def test_only_widths_that_no_term_trains_are_called_untrained(here):
     recipe = settings()
     recipe.export.widths = [0.5, 1.0, 2.0]
@@ -426,6 +428,7 @@ def test_only_widths_that_no_term_trains_are_called_untrained(here):
     assert spent.trained_widths(recipe.distill, ta) == [0.25, 0.5]
 
 
+@pytest.mark.slow
 def test_as_many_examples_are_measured_at_a_time_as_a_device_trains(here, monkeypatch):
     """A GPU that trains, ``micro_batch`` at a time, does not run out of memory when it measures."""
     recipe = settings()
@@ -596,6 +599,7 @@ def test_students_for_a_budget_are_cut_out_of_the_runs_ta(here, monkeypatch):
     assert all(student.ta is run.ta for student in students)
 
 
+@pytest.mark.slow
 def test_eval_leaves_out_what_chose_a_students_sizes(here):
     """Measured on these, it would look too good; its report leaves them out, too."""
     report = export(budgets(settings()), here, overwrite=True)
