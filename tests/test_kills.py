@@ -143,6 +143,8 @@ _TIMED = {
     "waiting",
     "created",
     "latency",
+    "prefill",
+    "decode",
     "peak_memory",
     "evaluated",
 }
