@@ -190,6 +190,7 @@ def test_settings_may_be_there_before_the_model(typed):
     assert "ordered by magnitude" in result.stderr
 
 
+@pytest.mark.slow
 def test_students_load_without_matta_and_shrink(finished):
     students = finished[0] / "matta-out" / "students"
     weights = [

@@ -234,6 +234,7 @@ def measured(recipe: Recipe, out: Path) -> entries.Measured:
     return entries.models(held_out, run, load_ta(out), [], [], [], out, Steps(quiet, 9))
 
 
+@pytest.mark.slow
 def test_models_that_cannot_generate_are_timed_by_a_forward(trained, monkeypatch):
     recipe, out = copy.deepcopy(trained[0]), trained[1]
     recipe.export.batch_size = 2

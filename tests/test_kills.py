@@ -84,6 +84,7 @@ def test_what_another_process_has_finished_meanwhile_is_not_replaced(tmp_path):
     assert content(space.ta) == ["first", "first"] and leftovers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_run_that_another_process_has_finished_meanwhile_is_kept(begun, tmp_path, monkeypatch):
     before, after = begun("distill")
     shutil.copytree(before, tmp_path / "here")

@@ -535,6 +535,7 @@ def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
     assert not [pair for pair in judge.remake(here).pairs if pair.a == "TA"]
 
 
+@pytest.mark.slow
 def test_eval_of_an_exported_folder_says_what_its_report_says(here):
     """On the examples and by the margin of the report, without a flag."""
     recipe = settings()
