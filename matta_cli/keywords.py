@@ -30,8 +30,7 @@ def _known() -> dict[str, tuple[str, bool, bool]]:
     for section, made in SECTIONS.items():
         for name, default in vars(made()).items():
             # of the data a call takes two keywords; the rest is set in a file
-            rest = f"data.{name}" if section == "data" else name
-            keyword = _DATA.get(name, rest) if section == "data" else name
+            keyword = _DATA.get(name, f"data.{name}") if section == "data" else name
             own = keyword, isinstance(default, bool), isinstance(default, list)
             found.setdefault(called(f"{section}.{name}"), own)
     return found

@@ -118,8 +118,8 @@ def parted(
     label falls into parts, too.
     """
     found = [_in_brackets(cell) for cell in cells]
-    texts = {cell for cell in found if isinstance(cell, str) and not is_label(cell.strip())}
-    texts = {text for text in texts if text.strip()}
+    distinct = {cell for cell in found if isinstance(cell, str)}
+    texts = {text for text in distinct if text.strip() and not is_label(text.strip())}
 
     def parts(text: str, mark: str) -> list[str]:
         return [part.strip() for part in text.split(mark) if part.strip()]

@@ -156,7 +156,7 @@ class CausalLM(Task):
             numbers = f"The Teacher has {positions:,} positions, the model uses {needed:,}"
             raise MattaError(f"{numbers}: a longer Teacher is needed.")
         theirs, ours = self.outputs(teacher), self.outputs(model)
-        if self._trimmed(teacher, ours, folder, home):
+        if theirs > ours and self._trimmed(teacher, ours, folder, home):
             return teacher
         shared = common(self, theirs, ours, folder, home)
         return self.narrowed(teacher, shared) if theirs > shared else teacher

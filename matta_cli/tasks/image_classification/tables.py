@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,11 @@ class Known:
     def is_label(self, text: str) -> bool:
         """Whether a cell of text is one of them."""
         number = text.isdecimal() and int(text) < self.outputs
-        return number or simplified(text) in map(simplified, self.names)
+        return number or simplified(text) in self._simplified
+
+    @cached_property
+    def _simplified(self) -> set[str]:
+        return set(map(simplified, self.names))
 
 
 @dataclass

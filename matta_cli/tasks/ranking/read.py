@@ -118,7 +118,6 @@ def _libsvm_rows(file: libsvm.File, first: int, width: int) -> Rows:
     dense = np.zeros((len(own), width), dtype=np.float32)
     with np.errstate(over="ignore"):
         dense[:, : own.shape[1]] = own
-    with np.errstate(over="ignore"):
         label = file.label.astype(np.float32)
     for values, what in ((dense, "features"), (label[:, None], "labels")):
         wrong = np.flatnonzero(~np.isfinite(values).all(1))

@@ -24,7 +24,6 @@ from matta_cli.tasks.unlabelled import missing, spread
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"
-_FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
 
 class Labels:
@@ -202,8 +201,7 @@ def _numbers(rows: Rows) -> list[float]:
         number = float(value)
         with np.errstate(over="ignore"):
             near = float(np.float32(number))
-        rounded = abs(number) > _FLOAT32 and number.is_integer() and near != number
-        return None if rounded else near
+        return None if number.is_integer() and near != number else near
 
     _each(rows, _number, "but labels are numbers")
     return _each(rows, single, "which float32 would round, or cannot hold: scale the labels down")
