@@ -54,7 +54,9 @@ class FileTeacher:
         self.keys, self.places = keys, places
         self._check_card()
         self.known = min(outputs, int(self.table.card.get("outputs", outputs)))
-        self._check_values(self._places(range(len(data.train))))
+        places = self._places(range(len(data.train)))
+        self._check_once(places)
+        self._check_values(places)
 
     def _error(self, sentence: str) -> MattaError:
         return MattaError(f"Teacher {self.name!r}: {sentence}.")
@@ -69,6 +71,13 @@ class FileTeacher:
             first = f"the first is {self.by} {wanted[missing][0]}"
             raise self._error(f"{count} are not in it, {first}")
         return self.places[at]
+
+    def _check_once(self, places: np.ndarray) -> None:
+        """Refuse ids that several examples have: what is said of one would be said of all."""
+        if self.table.by_id and (twice := places[np.bincount(places)[places] > 1]).size:
+            same = f"{len(twice):,} of the training examples share an id with others"
+            first = f"the first is {self.table.key[twice[0]]}"
+            raise self._error(f"{same}, {first}: give each example its own in data.id")
 
     def _check_card(self) -> None:
         """Refuse a file that was made for another temperature, other outputs or other examples."""

@@ -18,7 +18,7 @@ from matta_cli.tasks.class_names import contradiction, known_as, names_of, order
 from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
-from matta_cli.tasks.image_classification.names import numbered
+from matta_cli.tasks.image_classification.names import numbered, together
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
 from matta_cli.tasks.image_classification.tables import Known
@@ -64,6 +64,8 @@ class ImageClassification(KindTask):
         train, held_out = read_images(settings, known, training, notes)
         train, held_out, lacking = sorted_out(self, train, held_out, "images")
         notes += [*lacking, *contradiction(model)]
+        if train is not None:
+            held_out, train = together(held_out, train)
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         several = is_several(model, classes, parts)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from matta_cli.data import find
 from matta_cli.data.folders import shown
+from matta_cli.data.lines import plain
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError, install
 from matta_cli.losses import classes as losses
@@ -99,8 +100,8 @@ class TokenClassification(LabelTask):
             return self.described(measured, "", [split], "texts", "texts", held_out.notes)
         texts = opened(train, f"{settings.train!r}, to train on")
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
-        seen = {" ".join(own) for own in train.words}
-        if both := sum(" ".join(own) in seen for own in held_out.words):
+        seen = {plain(" ".join(own)) for own in train.words}
+        if both := sum(plain(" ".join(own)) in seen for own in held_out.words):
             where = f"also stand in the data to train on, of {len(held_out):,}"
             notes.append(f"{both:,} held-out texts {where}.")
         size = f"{len(train):,} texts of {sum(map(len, train.words)):,} words"
