@@ -10,13 +10,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from matta_cli.data.find import find
 from matta_cli.data.folders import data_files
 from matta_cli.errors import MattaError
+from matta_cli.models import plugins
+from matta_cli.models.source import open_source
 from matta_cli.settings.recipe import DataSettings, Recipe
 from matta_cli.tasks.task import task
 from tests.text_models import bert, labels
@@ -141,7 +146,7 @@ def test_a_part_may_lack_a_class(tmp_path):
     assert held_out["label"].tolist() == [0] * 4 + [2] * 4
     rows = "".join(f"train/1/{k}.png,{k % 3 + 1}\n" for k in (0, 1, 3, 2))
     (tmp_path / "a.csv").write_text("path,label\n" + rows)
-    with pytest.raises(MattaError, match=r"are \d to 3, but the model's are 0 to 2: count them"):
+    with pytest.raises(MattaError, match=r"end at 3, but the model's are 0 to 2: count them"):
         of_images(tmp_path / "a.csv", 3)
 
 
@@ -165,3 +170,45 @@ def test_yes_and_no_are_labels_of_two(tmp_path):
     write(tmp_path / "a.jsonl", [(f"the film {k}", bool(k % 2)) for k in range(8)])
     with pytest.raises(MattaError, match=r"holds True in line 8 .* none of the model's"):
         opened("text_classification", three, tmp_path / "three", tmp_path / "a.jsonl")
+
+
+def language_model() -> GPT2LMHeadModel:
+    sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, **sizes)).eval()
+
+
+def test_what_a_training_module_has_beside_its_model(tmp_path):
+    """A loss or a metric is left out, and said; of two models none is chosen silently."""
+    state, path = language_model().state_dict(), tmp_path / "a.ckpt"
+    module = {f"model.{name}": tensor for name, tensor in state.items()}
+    more = {"criterion.weight": torch.ones(3), "val_f1.total": torch.tensor(3)}
+    torch.save({"state_dict": module | more}, path)
+    source = plugins.bare(open_source(str(path)), [GPT2()])
+    assert source.tensors is not None and source.tensors.keys() == state.keys()
+    assert source.notes[-1].endswith("are taken; left out: 'criterion.', 'val_f1.'.")
+    other = {f"teacher.{name}": tensor for name, tensor in state.items()}
+    for beside in (other, {"projection.weight": torch.ones(3)}):
+        torch.save({"state_dict": module | beside}, path)
+        with pytest.raises(MattaError, match=r"of several modules \(model\., .*: save the state"):
+            plugins.bare(open_source(str(path)), [GPT2()])
+
+
+def test_folders_whose_weights_have_other_names_or_sizes(tmp_path):
+    language_model().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 48}))
+    with pytest.raises(MattaError, match=r"wte.weight is \[40, 16\] .* and \[48, 16\] by its"):
+        GPT2().load(open_source(str(tmp_path)))
+    (tmp_path / "config.json").rename(tmp_path / "c.json")
+    with pytest.raises(MattaError, match=r"Pass .*model.safetensors with --config FILE.json"):
+        plugins.detect(open_source(str(tmp_path)))
+    (tmp_path / "c.json").rename(tmp_path / "config.json")
+    (tmp_path / "optimizer.bin").touch()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    with pytest.raises(MattaError, match=r"but weights.safetensors: pass .* with --config .*"):
+        open_source(str(tmp_path))
+    (tmp_path / "weights.safetensors").rename(tmp_path / "optimizer.safetensors")
+    (tmp_path / "global_step9").mkdir()
+    (tmp_path / "global_step9" / "mp_rank_00_model_states.pt").touch()
+    with pytest.raises(MattaError, match=r"pass .*mp_rank_00_model_states.pt"):
+        open_source(str(tmp_path))

@@ -163,10 +163,18 @@ def opened(
     given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():
-            model, report = kind.from_pretrained(folder, output_loading_info=True, **given)
+            model, report = kind.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **given
+            )
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if odd := sorted(report["mismatched_keys"]):
+        key, stored, wanted = odd[0]
+        by = "its config.json" if folder else "--config"
+        sizes = f"{key} is {list(stored)} in the weights, and {list(wanted)} by {by}"
+        more = f" ({len(odd):,} tensors are of other sizes)" if odd[1:] else ""
+        raise MattaError(f"{source.name!r} does not fit {what}: {sizes}{more}: mend one of both.")
     wrong = [f"{key} is missing" for key in missing if not key.startswith(optional)]
     wrong += [f"{key} is not {own}" for key in unexpected if not others.search(key)]
     if wrong:

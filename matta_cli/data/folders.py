@@ -18,13 +18,16 @@ _WORDS = {
 _BETWEEN = re.compile(r"[-._ 0-9]+")  # what stands between the words of a name
 
 # what other programs leave in folders
-_FOREIGN = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information")
-_FOREIGN += ("thumbs.db", "desktop.ini", "icon\r")
+_FOREIGN = (
+    *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
+    *("thumbs.db", "desktop.ini", "icon\r"),
+)
 _UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
 # what holds data in a form that is not opened
-_CLOSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".arrow")
-_CLOSED += (".feather", ".xlsx", ".xls", ".ods", ".ndjson", ".avro", ".orc", ".tfrecord")
-_CLOSED += (".sqlite", ".db")
+_CLOSED = (
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather"),
+    *(".xlsx", ".xls", ".ods", ".ndjson", ".avro", ".orc", ".tfrecord", ".sqlite", ".db"),
+)
 # what stands beside data, and is none
 _BESIDE = (
     *("readme", "license", "licence", "copying", "notice", "citation", "authors", "contributing"),

@@ -68,9 +68,9 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
     if low < 0:
         meant = f"labels are 0 to {classes - 1}, as the model has {classes} classes."
         raise MattaError(f"{name!r} has the label {low}, but {meant}")
-    if not source.classes and low > 0 and high == classes:
+    if not source.classes and labels.min(initial=high) > 0 and high == classes:
         meant = f"the model's are 0 to {classes - 1}: count them from 0."
-        raise MattaError(f"The labels of {name!r} are {low} to {high}, but {meant}")
+        raise MattaError(f"The labels of {name!r} end at {high}, but {meant}")
     if count > classes or (count < classes and (complete or source.classes)):
         numbers = f"{name!r} has {count} classes, but the model has {classes}"
         whole = "pass the data whose classes the model was trained on"
@@ -105,12 +105,14 @@ def _local(
     if others:
         why = "beside train, validation and test they are no parts"
         notes.append(f"{text!r}: left out, as {why}: {shown(others)}.")
-    names = {part: own.name for part, (own, _) in parts.items()}
-    listed = ", ".join(p if p == n.lower() else f"{p} ({n})" for p, n in names.items())
+    said = [p if p == own.name.lower() else f"{p} ({own.name})" for p, (own, _) in parts.items()]
+    listed = ", ".join(said)
     if any(within for _, within in parts.values()):
         listed = f"{', '.join(parts)}, of each class"
     notes.append(f"{text!r}: parts by the names of folders: {listed}.")
-    return find.hub_parts(parts, text, settings, training, lambda own: _from_folder(*own, notes))
+    return find.hub_parts(
+        parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
+    )
 
 
 def _parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:

@@ -115,6 +115,18 @@ class TokenClassification(LabelTask):
         Raises ``MattaError`` for one that is not known.
         """
         known: dict[Any, int] = {**known_as(names)}
+        marks = {"E-": "I-", "L-": "I-", "S-": "B-", "U-": "B-"}  # of schemes that mark ends, too
+        other = {
+            f"{mark}{own[2:]}": known[own]
+            for own in names.values()
+            for mark, plain in marks.items()
+            if own.startswith(plain)
+        }
+        other = {tag: number for tag, number in other.items() if tag not in known}
+        if moved := sum(tag in other for tags in rows.tags for tag in tags if isinstance(tag, str)):
+            how = "E- and L- are read as I-, S- and U- as B-, which the model has"
+            rows.notes.append(f"{moved:,} words have tags of another scheme: {how}.")
+        known |= other
         for k in range(len(self.names)):
             known[f"LABEL_{k}"] = k
             if not names:
