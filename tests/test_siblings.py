@@ -15,7 +15,8 @@ from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
-from transformers import GPT2Config, GPT2LMHeadModel
+from tokenizers import processors
+from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.data.find import find
 from matta_cli.data.folders import data_files
@@ -24,6 +25,7 @@ from matta_cli.models import plugins
 from matta_cli.models.source import open_source
 from matta_cli.settings.recipe import DataSettings, Recipe
 from matta_cli.tasks.task import task
+from tests.sample_text import byte_tokenizer, prose
 from tests.text_models import bert, labels
 
 LAYERS = [{"layer": "Linear", "out": 4}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
@@ -172,9 +174,53 @@ def test_yes_and_no_are_labels_of_two(tmp_path):
         opened("text_classification", three, tmp_path / "three", tmp_path / "a.jsonl")
 
 
-def language_model() -> GPT2LMHeadModel:
+def tagged(folder: Path, *tags: str) -> list[str]:
+    names = ("O", "B-PER", "I-PER", "B-LOC", "I-LOC")
+    tagger = bert(folder / "tagger", BertForTokenClassification, **labels(*names))
+    lines = "\n".join(f"{w} {t}" for w, t in zip(["the", "film", "was", "good"], tags, strict=True))
+    (folder / "a.conll").write_text(f"{lines}\n\n" * 4)
+    data = opened("token_classification", tagger, folder / "tagger", folder / "a.conll")
+    tags = data.train.batch([0])["label"][0].tolist()
+    return [*data.notes, str([names[k] for k in tags])]
+
+
+def test_spans_may_be_marked_otherwise_than_the_model_marks_them(tmp_path):
+    plain = ["B-PER", "I-PER", "O", "B-LOC"]
+    assert not any("scheme" in note or "IOB1" in note for note in tagged(tmp_path, *plain))
+    for marked in (["B-PER", "E-PER", "O", "S-LOC"], ["B-PER", "L-PER", "O", "U-LOC"]):
+        *notes, tags = tagged(tmp_path, *marked)
+        assert tags == str(plain)
+        assert "6 words have tags of another scheme" in " ".join(notes)
+    notes = tagged(tmp_path, "I-PER", "I-PER", "O", "I-LOC")
+    assert "to train on: 6 of 6 spans begin with I-, as in IOB1: if" in " ".join(notes)
+
+
+def test_what_only_one_of_teacher_and_model_names_is_said(tmp_path):
+    made = task("image_classification", Recipe())
+    ours, theirs = (images("vit", num_labels=3) for _ in range(2))
+    ours.config.id2label = {0: "cat", 1: "dog", 2: "sky"}
+    made.fit_teacher(theirs, None, ours, None)
+    assert any("in the model's order: only one of both names them" in note for note in made.notes)
+
+
+def test_a_teacher_whose_texts_begin_with_another_token_is_said(tmp_path):
+    plain = byte_tokenizer([prose(20)], 280)
+    begun = byte_tokenizer([prose(20)], 280)
+    begun.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", begun.eos_token_id)]
+    )
+    for name, tokenizer in (("model", plain), ("teacher", begun)):
+        tokenizer.save_pretrained(tmp_path / name)
+    made, model = task("causal_lm", Recipe()), language_model(len(plain))
+    made.fit_teacher(model, tmp_path / "model", model, tmp_path / "model")
+    assert made.notes == []
+    made.fit_teacher(model, tmp_path / "teacher", model, tmp_path / "model")
+    assert made.notes[0].startswith("The Teacher's tokenizer begins a text with <|end|>, the mod")
+
+
+def language_model(tokens: int = 40) -> GPT2LMHeadModel:
     sizes = {"n_positions": 16, "n_embd": 16, "n_layer": 1, "n_head": 2}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, **sizes)).eval()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=tokens, **sizes)).eval()
 
 
 def test_what_a_training_module_has_beside_its_model(tmp_path):

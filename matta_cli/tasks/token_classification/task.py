@@ -25,6 +25,7 @@ from matta_cli.tasks.class_names import contradiction, known_as, names_of
 from matta_cli.tasks.task import above, raw
 from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import LabelTask
+from matta_cli.tasks.token_classification import schemes
 from matta_cli.tasks.token_classification.examples import Tagged
 from matta_cli.tasks.token_classification.read import Rows, read_rows
 from matta_cli.tasks.unlabelled import sorted_out
@@ -82,6 +83,7 @@ class TokenClassification(LabelTask):
             made = Tagged(rows, self._numbers(rows, names), encode, self.readers, self.names)
             words = sum(map(len, rows.words))
             seen = set(np.concatenate(made.tags).tolist()) - {IGNORED}
+            rows.notes += schemes.told(rows, part) if spans else []
             absent = [tag for k, tag in enumerate(self.names) if seen and k not in seen]
             if absent:  # as where the model's are BIOES and the data's BIO
                 rows.notes.append(f"{part}: no word has the tag {shown(absent, 8)}.")
@@ -115,18 +117,7 @@ class TokenClassification(LabelTask):
         Raises ``MattaError`` for one that is not known.
         """
         known: dict[Any, int] = {**known_as(names)}
-        marks = {"E-": "I-", "L-": "I-", "S-": "B-", "U-": "B-"}  # of schemes that mark ends, too
-        other = {
-            f"{mark}{own[2:]}": known[own]
-            for own in names.values()
-            for mark, plain in marks.items()
-            if own.startswith(plain)
-        }
-        other = {tag: number for tag, number in other.items() if tag not in known}
-        if moved := sum(tag in other for tags in rows.tags for tag in tags if isinstance(tag, str)):
-            how = "E- and L- are read as I-, S- and U- as B-, which the model has"
-            rows.notes.append(f"{moved:,} words have tags of another scheme: {how}.")
-        known |= other
+        known |= schemes.other(rows, known)
         for k in range(len(self.names)):
             known[f"LABEL_{k}"] = k
             if not names:
@@ -146,6 +137,8 @@ class TokenClassification(LabelTask):
                 have = f" ({odd:,} words have such tags)" if odd > 1 else ""
                 has = f"The word {words[at]!r} of {where} has the tag {tags[at]!r}{have}"
                 list_of = shown([repr(names[k]) for k in sorted(names)], 20)
+                if names and not isinstance(tags[at], str):
+                    list_of += ": write tags by their names"
                 hint = list_of or f"numbers from 0 to {len(self.names) - 1}, as they have no names"
                 raise MattaError(f"{has}, which is none of the model's: {hint}.")
             found.append(np.array(numbers, np.int64))
