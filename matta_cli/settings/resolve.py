@@ -60,7 +60,8 @@ def with_place(sentence: str) -> str:
     if key not in SECTIONS[section].__dataclass_fields__ or about(name).flag:
         return sentence
     usual = getattr(SECTIONS[section](), key)
-    value = {str: '"..."', list: '["...", "..."]'}.get(type(usual), "...")
+    value = "..." if not isinstance(usual, (str, list)) else '"..."'
+    value = f"[{value}, {value}]" if isinstance(usual, list) else value
     return f"{sentence} {name} is `{key} = {value}` below `[{section}]` in matta.toml."
 
 
