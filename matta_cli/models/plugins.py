@@ -212,7 +212,7 @@ def detect(source: Source) -> Adapter:
     if matching:
         several = f"several adapters fit ({several_fit}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
-    none = f"no installed adapter ({', '.join(working)}) knows this architecture"
+    none = "no installed adapter (`matta adapters` lists them) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
     if source.folder is not None:
