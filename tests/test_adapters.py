@@ -921,6 +921,19 @@ def test_bert_with_fewer_heads():
     assert torch.equal(logits(reloaded, batch), logits(student, batch))
 
 
+def test_an_opt_as_wide_as_its_embeddings_keeps_what_projects_them(tmp_path):
+    """transformers builds none where both are as wide, and would load it without a word."""
+    adapter, model = OPT(), opt(word_embed_proj_dim=16)
+    axes = adapter.axes(model)
+    halved = {a.name: a.size * 2 // 3 for a in axes if a.name == "hidden" or "heads" in a.name}
+    student = materialize(adapter, model, axes, full_sizes(axes) | halved)
+    assert student.config.hidden_size == 16 == student.config.num_attention_heads * 8
+    assert "as wide as its embeddings (16) has no projection" in adapter.unsupported(student)
+    save_model(adapter, student, tmp_path)
+    again = adapter.load(open_source(str(tmp_path)))
+    assert logits(again, inputs(model)).equal(logits(student, inputs(model)))
+
+
 def test_bert_state_dicts():
     model = bert(hidden_size=64, num_attention_heads=1)
     batch, tensors = inputs(model), model.state_dict()

@@ -28,7 +28,7 @@ _COMPARED = 16  # characters of a line that two texts are compared by
 
 Chunk = tuple[str, bool]  # a part of a document, and whether the document ends there
 
-# a line's end begins a piece: no tokenizer joins it with the word before it
+# a line's end begins a piece
 _LINE = re.compile(r"(?<=\S)\n")
 
 

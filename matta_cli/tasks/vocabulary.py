@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import around, same_tokens, tokenizer_of
+from matta_cli.models.tokenizer import around, same_tokens, spare_tokens, tokenizer_of
 from matta_cli.tasks.task import Task, raw
 
 # where only one tokenizer is there: matrices are padded to a multiple of this, by less than that
@@ -41,7 +41,11 @@ def common(
         )
     if theirs == ours:
         return ours
-    there = [len(tokenizer) for tokenizer in (own, other) if tokenizer is not None]
+    there = [
+        len(tokenizer) - len(spare_tokens(tokenizer, rows))
+        for tokenizer, rows in ((own, ours), (other, theirs))
+        if tokenizer is not None
+    ]
     least = min(there, default=0)
     padding = abs(theirs - ours) < _PADDING and max(theirs, ours) % _MULTIPLE == 0
     padded = len(there) == 2 or padding

@@ -39,7 +39,7 @@ class Chat:
             raise MattaError(f"The tokenizer {cannot}: convert again with a fast one.")
         try:
             self.template: str = tokenizer.get_chat_template()
-        except ValueError:
+        except ValueError:  # there is none, or several without one that is the default
             self.template = ""
         if not self.template and self.columns == MESSAGES:
             raise self._no_template()
@@ -189,6 +189,13 @@ class Chat:
         return MattaError(f"{self.name!r}: {sentence}.")
 
     def _no_template(self) -> MattaError:
+        several = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(several, dict) and several:
+            named = ", ".join(sorted(several))
+            which = f"has several chat templates ({named}), and none is called default"
+            do = "put the one to take in a file chat_template.jinja beside it"
+            holds = f"{self.name!r} holds messages, but the model's tokenizer"
+            return MattaError(f"{holds} {which}: {do}.")
         lacks = "but the model's tokenizer has no chat template"
         hint = "take a tokenizer that has one (convert with --tokenizer)"
         instead = "or give prompts and completions as text, in columns 'prompt' and 'completion'"

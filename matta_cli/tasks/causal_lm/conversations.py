@@ -15,7 +15,7 @@ from matta_cli.data.split import Batch
 from matta_cli.data.text import READ
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError, said
-from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.models.tokenizer import padding, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.causal_lm.chat import MESSAGES, PAIR, Chat, Left
 
@@ -281,10 +281,8 @@ class Reader:
         for note in (*source.notes, *told):
             if note not in self.notes:
                 self.notes.append(note)
-        padding = self.tokenizer.pad_token_id
-        padding = self.tokenizer.eos_token_id if padding is None else padding
-        fixed = self.length if self.fixed else 0
-        return Conversations.of(tokens, source.name, padding or 0, fixed)
+        fixed, filler = self.length if self.fixed else 0, padding(self.tokenizer, self.vocabulary)
+        return Conversations.of(tokens, source.name, filler, fixed)
 
     def _arrays(self, source: Source, chat: Chat, tally: Tally) -> Iterator[np.ndarray]:
         for number, (where, values) in enumerate(source.read()):
