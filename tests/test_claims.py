@@ -19,7 +19,7 @@ from matta_cli.measure import pairs
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.intervals import Means, Sampled
 from matta_cli.report import claims, page, verdicts
-from matta_cli.report.schema import Cost, Metric, ModelEntry, Report, Role
+from matta_cli.report.schema import Cost, Interval, Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.story import tell
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import labels
@@ -254,3 +254,26 @@ def test_the_words(low, high, margin, p, word):
 def test_there_is_a_sentence_for_each_word():
     said = {claims.says(word, "a", "b", METRICS[0]) for word in verdicts.VERDICTS}
     assert len(said) == len(verdicts.VERDICTS) and "a is slightly worse than b in loss" in said
+
+
+@pytest.mark.parametrize(
+    "p, said", [(0.33, "so few resamples or examples"), (0.9, "training helped")]
+)
+def test_what_too_few_resamples_hide_is_not_called_no_help(p, said):
+    """172 against 300 was said to be no help, as five resamples rule nothing out."""
+    values = {"width 0.5": 172.0, "untrained cut 0.5": 300.0}
+    models = [
+        ModelEntry(name, role, 0.5, of=of, cost=Cost(50), metrics={"loss": Interval(values[name])})
+        for name, role, of in (
+            ("width 0.5", Role.STUDENT, None),
+            ("untrained cut 0.5", Role.CUT, "width 0.5"),
+        )
+    ]
+    low = 100.0 if p < 0.5 else -100.0
+    pair = Pair("width 0.5", "untrained cut 0.5", "loss", 128.0, low, 150.0, 3.0, p)
+    [alarm] = [
+        one
+        for one in tell(Report(metrics=METRICS[:1], models=models, pairs=[pair])).alarms
+        if "cut" in one
+    ]
+    assert said in alarm and "172" in alarm

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,6 @@ from matta_cli.trust import is_code
 
 _FILE = "auto.json"
 _SHAPE = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
-_TASKS = ("causal_lm", "image_classification", "ranking")
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _ATTRIBUTE = "_matta_plan"
 
@@ -182,7 +182,8 @@ class Auto(Adapter):
         image = alone and given[0].dim() == 4 and given[0].is_floating_point() and output.dim() == 2
         task = plan.task or ("image_classification" if image else "")
         if not task:
-            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(_TASKS)}).")
+            known = sorted({one.name for one in entry_points(group="matta.tasks")})
+            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(known)}).")
         plan = replace(plan, task=task)
         _inputs(plan)  # refuses an example that the task does not call the model with
         if task != "image_classification":
