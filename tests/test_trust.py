@@ -551,6 +551,16 @@ def test_links_to_elsewhere(models, tmp_path, name):
             companions(models / "gpt2")
 
 
+def test_links_to_themselves(models):
+    link = models / "gpt2/vocab.json"
+    link.unlink(missing_ok=True)
+    link.symlink_to(link.name)
+    done = typed("convert models/gpt2 --out out")
+    assert done.exit_code == 1 and f"{link.name} is a link to nothing" in done.output, done.output
+    with pytest.raises(MattaError, match="is a link to"):
+        atomic.own(link)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own blobs", "blobs of the cache"])
 def test_the_hubs_cache_is_made_of_links(models, tmp_path, shared):
     repository = tmp_path / "hub/models--a--b"

@@ -169,10 +169,10 @@ def tokenizer_of(folder: Path | None, given: str = "") -> Any:
     return open_tokenizer(folder or Path(), given, sys.maxsize) if given else None
 
 
-def two_templates(folder: Path) -> str:
+def two_templates(folder: Path, name: str = "") -> str:
     """A note where a folder has another chat template in a second file; empty where there is none.
 
-    transformers takes the one that has a file to itself.
+    transformers takes the one that has a file to itself. name: what the folder is called.
     """
     alone = folder / "chat_template.jinja"
     known = reading.record(reading.lenient(folder / "tokenizer_config.json")).get("chat_template")
@@ -182,13 +182,13 @@ def two_templates(folder: Path) -> str:
     except (OSError, MattaError):
         return ""
     which = f"that of {alone.name} is used, as transformers does"
-    return f"{folder} has two chat templates: {which}, not that of tokenizer_config.json."
+    return f"{name or folder} has two chat templates: {which}, not that of tokenizer_config.json."
 
 
-def two_formats(folder: Path) -> str:
+def two_formats(folder: Path, name: str = "") -> str:
     """A note where a folder has another tokenizer in a second format; transformers takes the first.
 
-    Empty where there is one, or where both hold the same vocabulary.
+    Empty where there is one, or where both hold the same vocabulary. name: as above.
     """
     stored = folder / "tokenizer.json"
     if not stored.is_file():
@@ -205,7 +205,7 @@ def two_formats(folder: Path) -> str:
     if not others:
         return ""
     which = "tokenizer.json is the one that is used, as transformers does"
-    return f"{folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
+    return f"{name or folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
 
 
 def _vocabulary(path: Path) -> Mapping[str, int]:
