@@ -136,6 +136,22 @@ def reports(draw):
     return Made(report, tables, held_out)
 
 
+def test_what_a_report_lacks_the_value_of_is_not_compared():
+    """An edited report.json, or one that another version wrote."""
+    random, task = np.random.default_rng(0), Means()
+    hard = random.normal(size=80)
+    held_out = HeldOut(Recipe(), task, Data((), (), "", ""), torch.device("cpu"), 8)
+    models = []
+    for name, role, width in (("base", Role.BASE, 1.0), ("width 0.5", Role.STUDENT, 0.5)):
+        held_out.models[name] = [Sampled(task, values(random, hard, 0.1, 0.5))]
+        models.append(ModelEntry(name, role, width, metrics=held_out.metrics(name)))
+    report = Report(metrics=METRICS, models=models)
+    both = {(pair.a, pair.b, pair.metric) for pair in pairs.compared(report, held_out)}
+    del models[0].metrics[METRICS[0].name]
+    left = {(pair.a, pair.b, pair.metric) for pair in pairs.compared(report, held_out)}
+    assert left == {pair for pair in both if pair[2] != METRICS[0].name} != both
+
+
 def claimed(story):
     """Every claim of one model over another that a story's sentences make: (a, b, metric, what)."""
     metric, found = story.report.primary, []
