@@ -300,7 +300,7 @@ def test_steps_that_are_not_done_are_refused(tmp_path, key):
 
 
 def test_a_processor_of_several_things_says_how_images_are_made(tmp_path):
-    own = {"image_processor_type": "ViTImageProcessor", "size": SIDE}
+    own = {"image_processor_type": "ViTImageProcessor", "size": SIDE, "resample": 2}
     given = {**own, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
     put(tmp_path, "processor_config.json", image_processor=given)
     made = Preparation(tmp_path, vit())

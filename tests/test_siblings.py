@@ -16,7 +16,7 @@ from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
 from tokenizers import processors
-from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
+from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel, ViTImageProcessor
 
 from matta_cli.data.find import find
 from matta_cli.data.folders import data_files
@@ -24,6 +24,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models import plugins
 from matta_cli.models.source import open_source
 from matta_cli.settings.recipe import DataSettings, Recipe
+from matta_cli.tasks.image_classification.examples import Preparation
 from matta_cli.tasks.task import task
 from tests.sample_text import byte_tokenizer, prose
 from tests.text_models import bert, labels
@@ -150,6 +151,31 @@ def test_a_part_may_lack_a_class(tmp_path):
     (tmp_path / "a.csv").write_text("path,label\n" + rows)
     with pytest.raises(MattaError, match=r"end at 3, but the model's are 0 to 2: count them"):
         of_images(tmp_path / "a.csv", 3)
+
+
+def test_colours_that_a_grey_model_does_not_see_are_said(tmp_path):
+    for k in range(8):
+        picture(tmp_path / str(k % 2) / f"{k}.png", k)
+    made = task("image_classification", Recipe(data=DataSettings(str(tmp_path))))
+    data = made.data(None, images("vit", num_labels=2, num_channels=1))
+    assert any("reads grey images" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("lacks", [("resample",), ("image_mean", "image_std")])
+def test_what_a_processor_does_not_say_is_as_its_own_class_has_it(tmp_path, lacks):
+    """ViT's own are bilinear, and a mean of a half; timm's usual ones are neither."""
+    model = images("vit", num_labels=2)
+    whole = ViTImageProcessor(size={"height": 32, "width": 32})
+    whole.save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    card = {key: value for key, value in json.loads(path.read_text()).items() if key not in lacks}
+    path.write_text(json.dumps(card))
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+    prepare = Preparation(tmp_path, model)
+    made = prepare.input(prepare.pixels(Image.fromarray(pixels)))
+    wanted = whole(Image.fromarray(pixels), return_tensors="pt")["pixel_values"][0]
+    assert (made - wanted).abs().max() < 0.02
+    assert any(f"does not say {', '.join(lacks)}: those of a ViT" in n for n in prepare.notes)
 
 
 def test_copies_in_other_case_and_with_other_blanks_are_counted(tmp_path):

@@ -15,7 +15,13 @@ from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import contradiction, known_as, names_of, order_of
-from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
+from matta_cli.tasks.image_classification.examples import (
+    Fitted,
+    Images,
+    Preparation,
+    Source,
+    shape_of,
+)
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
 from matta_cli.tasks.image_classification.names import numbered, together
@@ -79,6 +85,8 @@ class ImageClassification(KindTask):
         prepare = Preparation(folder, model)
         self.shape = prepare.shape
         self.notes += prepare.notes
+        if prepare.mode == "L" and len(held_out.labels) and _has_colours(held_out):
+            self.notes.append("The model reads grey images: colours are lost.")
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run
@@ -144,6 +152,13 @@ class ImageClassification(KindTask):
         # of the size of the data, where that is known: some models take any
         shape = self.shape or shape_of(model)
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
+
+
+def _has_colours(source: Source) -> bool:
+    try:
+        return len(source.read(0).getbands()) > 2
+    except Exception:  # it is looked through, and named, later
+        return False
 
 
 def _named(model: Any) -> list[str]:
