@@ -66,15 +66,20 @@ def empty(text: str, what: str) -> MattaError:
     return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
-def check_column(text: str, column: str, setting: str, known: Iterable[str]) -> None:
-    """Raise ``MattaError`` unless a column is known; ``setting`` is the one that names it."""
+def check_column(
+    text: str, column: str, setting: str, known: Iterable[str], more: str = ""
+) -> None:
+    """Raise ``MattaError`` unless a column is known; ``setting`` is the one that names it.
+
+    more: what else can be done.
+    """
     known = list(known)
     if column in known:
         return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
     shown = ", ".join(name if name == name.strip() else repr(name) for name in known)
-    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
+    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}{more}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:
