@@ -295,7 +295,8 @@ def _inputs(plan: Plan) -> Inputs:
         wanted = "dense=... or categorical=...:int64"
     if wanted:
         raise MattaError(
-            f"--example {plan.example!r}: the task {task} calls a model with {wanted}."
+            f"--example {plan.example!r}: the task {task} calls a model with {wanted}. "
+            "Give the module a forward that takes that."
         )
     # A batch of one is a special case to torch.export.
     one = all(t.dim() and len(t) == 1 for t in inputs.tensors())
