@@ -16,6 +16,7 @@ import numpy as np
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import regular
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
@@ -328,6 +329,8 @@ def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
         own = stored[i][column]
         if own is None or (own["bytes"] is None and not own["path"]):
             raise ValueError("there is none in its row")
-        return own["bytes"] if own["bytes"] is not None else Path(own["path"]).read_bytes()
+        if own["bytes"] is not None:
+            return bytes(own["bytes"])
+        return regular(Path(own["path"])).read_bytes()  # the data may name a device, or a pipe
 
     return content

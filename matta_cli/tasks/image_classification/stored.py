@@ -14,7 +14,7 @@ from matta_cli.files.reading import lenient, parsed, record, text
 _FILE = "preprocessor_config.json"
 _WHOLE = "processor_config.json"  # of a processor of several things, of which one is images
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
-_IMAGE_PROCESSOR = re.compile(r"[A-Za-z0-9]+ImageProcessor")  # no other class is made
+_IMAGE_PROCESSOR = re.compile(r"[A-Z][A-Za-z0-9]+ImageProcessor")  # no other class is made
 _SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 _SQUARE = ("ViT", "DeiT", "Beit")  # processors to which a size that is a number is a square
 # what changes pixels in another way
