@@ -34,7 +34,7 @@ from matta_cli.formats.quantized import opened, usual
 from matta_cli.measure.cost import device_card, in_turns, threads
 from matta_cli.models import plugins
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.task import task
+from matta_cli.tasks.task import Task, task
 from matta_cli.training.run import distill
 
 WIDTHS = [0.5]
@@ -155,12 +155,11 @@ def base(name: str, folder: Path) -> None:
         tokenizer(folder)
 
 
-def processor_time(recipe: Recipe, folder: Path, kind: str) -> list[float]:
+def processor_time(own: Task, folder: Path, kind: str) -> list[float]:
     """Seconds that a forward keeps one thread busy, of the float Student and of its copy.
 
     Others may use the machine meanwhile: they take no processor time of this process.
     """
-    own = task(plugins.adapter(recipe.convert.adapter).task, recipe)
     student = matta_cli.load_student(str(folder)).eval()
     copy = opened(folder.with_name(f"{folder.name}-{kind}"), student, threads=1)
     batch = own.example(student, BATCH)
@@ -190,11 +189,13 @@ def measure(name: str, options: argparse.Namespace) -> dict[str, Any]:
         own.lr, own.batch_size, own.widths, own.device = 3e-3, 32, WIDTHS, "cpu"
         recipe.convert.order, recipe.export.widths = "none", WIDTHS
         recipe.export.batch_size, recipe.export.bootstrap = BATCH, 300
-        recipe.export.quantize = [usual(convert(recipe, out).ta.model)]
+        ta = convert(recipe, out).ta
+        recipe.export.quantize = [usual(ta.model)]
         distill(recipe, out)
         report = export(recipe, out)
         kind = recipe.export.quantize[0]
-        taken = processor_time(recipe, Workspace(out).students / "width-0.5", kind)
+        student = Workspace(out).students / "width-0.5"
+        taken = processor_time(task(ta.adapter.task, recipe), student, kind)
     return {
         "processor_seconds": taken,
         "metric": report.metrics[0].label,

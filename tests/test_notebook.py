@@ -91,13 +91,13 @@ def test_errors_of_calls_name_keyword_arguments(tmp_path: Path, monkeypatch) -> 
 @pytest.mark.parametrize(
     ("sentence", "place"),
     [
-        ("It has no column 'text'. Set data.text to it.", 'data.text is `text = "..."` below'),
-        ("Name the column in data.group.", 'data.group is `group = "..."` below `[data]`'),
+        ("It has no column 'text'. Set data.text to it.", 'that is `text = "..."` below `[data]`.'),
+        ("Name the column in data.group.", 'In matta.toml that is `group = "..."` below `[data]`.'),
         (
-            "Name two in data.sentences.",
-            '`sentences = ["...", "..."]` below `[data]` in matta.toml',
+            "Set data.text, or data.sentences for pairs, to the right one.",
+            'that is `text = "..."` or `sentences = ["...", "..."]` below `[data]`.',
         ),
-        ("Set distill.teacher_mix = 1.", "`teacher_mix = ...` below `[distill]`"),
+        ("Set distill.teacher_mix = 1.", "that is `teacher_mix = ...` below `[distill]`."),
         ("data.workers is 5, but one core is here.", ""),
         ("Set data.nothing.", ""),
         ("Set data.text in matta.toml.", ""),

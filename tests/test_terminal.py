@@ -164,6 +164,13 @@ def test_names_stand_in_one_line_beside_sentences(screen, columns, gone):
     assert " ".join(out.text.split()).count("a sentence") == 2
 
 
+def test_the_path_of_a_student_can_be_copied():
+    report = Report.from_json(good_report())
+    for one in report.models:
+        one.loader = "torch.export.load('o/width-1' + '/student.pt2').module()"
+    assert "torch.export.load('o/width-1/student.pt2').module()" in terminal.loading(report)
+
+
 def evaluated():
     """What ``eval`` gives of three rankers, one of which drafts for another (which none does)."""
 

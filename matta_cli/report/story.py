@@ -17,7 +17,7 @@ from matta_cli.report.labels import Labels, labels
 from matta_cli.report.numbers import duration
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.table import Column, columns
-from matta_cli.report.values import listed, of_tokens
+from matta_cli.report.values import in_one, listed, of_tokens
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
             module = re.match(r"[A-Za-z_]\w*(?=\.)", model.loader)
             needs = f"import {module[0]}\n" if module else ""
             mode = "\nmodel.eval()" if "onnxruntime" not in needs else ""
-            lines = f"{needs}model = {model.loader}{mode}"
+            lines = f"{needs}model = {in_one(model.loader)}{mode}"
             found.append(Loading(model, [stock, *equal[exact]], lines))
     return found
 

@@ -53,16 +53,19 @@ def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
 
 def with_place(sentence: str) -> str:
     """An error that asks for a setting without a flag, and where such a setting is written."""
-    asked = re.search(rf"\b(?:[Ss]et|in|to) (({'|'.join(SECTIONS)})\.([a-z_]+))", sentence)
+    asked = re.search(rf"\b(?:[Ss]et|in|to) ({'|'.join(SECTIONS)})\.[a-z_]+", sentence)
     if not asked or "matta.toml" in sentence:
         return sentence
-    name, section, key = asked.groups()
-    if key not in SECTIONS[section].__dataclass_fields__ or about(name).flag:
-        return sentence
-    usual = getattr(SECTIONS[section](), key)
-    value = "..." if not isinstance(usual, (str, list)) else '"..."'
-    value = f"[{value}, {value}]" if isinstance(usual, list) else value
-    return f"{sentence} {name} is `{key} = {value}` below `[{section}]` in matta.toml."
+    table = SECTIONS[asked[1]]
+    lines: list[str] = []
+    for key in dict.fromkeys(re.findall(rf"\b{asked[1]}\.([a-z_]+)", sentence)):
+        if key in table.__dataclass_fields__ and not about(f"{asked[1]}.{key}").flag:
+            usual = getattr(table(), key)
+            value = "..." if not isinstance(usual, (str, list)) else '"..."'
+            value = f"[{value}, {value}]" if isinstance(usual, list) else value
+            lines.append(f"`{key} = {value}`")
+    place = f" In matta.toml that is {' or '.join(lines)} below `[{asked[1]}]`."
+    return sentence + (place if lines else "")
 
 
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:
