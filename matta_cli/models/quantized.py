@@ -56,10 +56,12 @@ def open_gguf(path: Path, name: str) -> Source:
     alone, beside = Path(own.name) / "file", Path(own.name) / "beside"
     alone.mkdir()
     beside.mkdir()
-    (alone / "model.gguf").symlink_to(path.resolve())
+    # transformers prefers a file of that name in the current folder: none has this name
+    file = f"{Path(own.name).name}.gguf"
+    (alone / file).symlink_to(path.resolve())
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    given = {"gguf_file": "model.gguf", "trust_remote_code": False}
+    given = {"gguf_file": file, "trust_remote_code": False}
     try:
         with trust.sealed(), quiet():
             model = _whole(AutoModelForCausalLM, alone, name, **given, **_unpacked())
