@@ -182,8 +182,8 @@ class Auto(Adapter):
         image = alone and given[0].dim() == 4 and given[0].is_floating_point() and output.dim() == 2
         task = plan.task or ("image_classification" if image else "")
         if not task:
-            known = sorted({one.name for one in entry_points(group="matta.tasks")})
-            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(known)}).")
+            tasks = sorted({one.name for one in entry_points(group="matta.tasks")})
+            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(tasks)}).")
         plan = replace(plan, task=task)
         _inputs(plan)  # refuses an example that the task does not call the model with
         if task != "image_classification":
