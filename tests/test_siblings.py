@@ -75,6 +75,10 @@ def test_of_a_folder_each_file_is_read_once_and_what_is_not_opened_is_said(tmp_p
     closed, twice = found.note()
     assert "opens no such files (unpack or convert them): valid.csv.gz." in closed
     assert twice.endswith("once more: Copy of train.csv, train (1).csv, train.jsonl.")
+    for name in ("rank.train", "rank.test", "rank.fold2"):
+        (tmp_path / name).write_text(f"1 qid:1 1:{len(name)}\n")
+    kinds = (".train", ".test", ".fold2")
+    assert len(data_files(tmp_path, kinds).files) == 3
     with pytest.raises(MattaError, match=r"valid.csv.gz' is packed: unpack it"):
         find(str(tmp_path / "valid.csv.gz"))
 

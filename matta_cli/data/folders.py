@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +30,9 @@ _CLOSED = (
     *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather"),
     *(".xlsx", ".xls", ".ods", ".ndjson", ".avro", ".orc", ".tfrecord", ".sqlite", ".db"),
 )
+# forms in which the same rows may stand twice
+_FORMS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+_START = 1 << 16  # bytes by which files of one size are told apart at first
 # what stands beside data, and is none
 _BESIDE = (
     *("readme", "license", "licence", "copying", "notice", "citation", "authors", "contributing"),
@@ -90,27 +95,44 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
     data = [path for path in known if not _is_beside(path)]
     tables = [path for path in data if path.suffix.lower() != ".md"]
     chosen = tables or data
-    left = [path for path in known if path not in set(chosen)]
-    closed = [p for p in there if p.suffix.lower() in _CLOSED and p not in set(known)]
-    once = _once(chosen, folder, list(suffixes))
-    twice = [path for path in chosen if path not in set(once)]
-    return Files(folder, once, left, closed, twice)
+    taken, once = set(chosen), _once(chosen, folder, list(suffixes))
+    return Files(
+        folder,
+        [path for path in chosen if path in once],
+        [path for path in known if path not in taken],
+        [p for p in there if p.suffix.lower() in _CLOSED and p.suffix.lower() not in suffixes],
+        [path for path in chosen if path not in once],
+    )
 
 
-def _once(files: Sequence[Path], folder: Path, kinds: list[str]) -> list[Path]:
+def _once(files: Sequence[Path], folder: Path, kinds: list[str]) -> set[Path]:
     """The files without those that hold the same: by their name, in another kind, or by content."""
     first: dict[Path, Path] = {}
     for path in sorted(files, key=lambda path: kinds.index(path.suffix.lower())):
-        first.setdefault(path.with_suffix(""), path)
+        # elsewhere an ending may be a part of the name: rank.train and rank.test
+        first.setdefault(path.with_suffix("") if path.suffix.lower() in _FORMS else path, path)
+    sizes = {path: path.stat().st_size for path in first.values()}
+    counts = Counter(sizes.values())
     kept: set[Path] = set()
-    like: dict[tuple[int, str], list[Path]] = {}
+    like: dict[tuple[int, str, bytes], list[Path]] = {}
     # "Copy of a.csv" and "a (1).csv" after "a.csv"
     for path in sorted(first.values(), key=lambda path: (len(path.name), path)):
-        alike = like.setdefault((path.stat().st_size, part_of(path, folder)), [])
+        # few are read whole, and those are copies
+        start = _start(path) if counts[sizes[path]] > 1 else b""
+        alike = like.setdefault((sizes[path], part_of(path, folder), start), [])
         if not any(filecmp.cmp(path, other, shallow=False) for other in alike):
             alike.append(path)
             kept.add(path)
-    return [path for path in files if path in kept]
+    return kept
+
+
+def _start(path: Path) -> bytes:
+    """A digest of how a file begins; of one that cannot be read, which is said later, its path."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(_START)).digest()
+    except OSError:
+        return str(path).encode(errors="replace")
 
 
 def _is_beside(path: Path) -> bool:
