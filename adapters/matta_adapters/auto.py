@@ -35,6 +35,7 @@ from matta_cli.trust import is_code
 
 _FILE = "auto.json"
 _SHAPE = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
+_TEXT = "input_ids=1x16:int64"  # what a language model of transformers is called with
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _ATTRIBUTE = "_matta_plan"
 
@@ -92,6 +93,12 @@ class Plan:
         return plan
 
 
+def _speaks(model: Any) -> bool:
+    """Whether a model of transformers goes on with the text that it is given."""
+    writes = getattr(model, "can_generate", None)
+    return bool(writes and writes() and not model.config.is_encoder_decoder)
+
+
 class Auto(Adapter):
     """Any ``nn.Module`` that torch-pruning can trace: ``pkg.mod:build`` with ``--example``, a timm
     or transformers model.
@@ -115,7 +122,14 @@ class Auto(Adapter):
         model = model.cpu().float().eval()
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         example = source.example or ("x".join(map(str, (1, *size))) if size else "")
-        plan = Plan(builder, arguments, example, source.task)
+        task = source.task
+        if not (example or source.builder) and _speaks(model):
+            example, task = _TEXT, task or "causal_lm"
+            self.notes.append(
+                f"Taken as a language model that is called with {_TEXT} (--task and --example say "
+                "otherwise)."
+            )
+        plan = Plan(builder, arguments, example, task)
         if example:
             plan = self._described(model, plan, source.name)
         setattr(model, _ATTRIBUTE, plan)

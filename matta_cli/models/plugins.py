@@ -215,9 +215,18 @@ def detect(source: Source) -> Adapter:
     none = "no installed adapter (`matta adapters` lists them) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    more = ""
     if source.folder is not None:
-        kind = reading.record(reading.lenient(source.folder / "config.json")).get("model_type")
+        config = reading.record(reading.lenient(source.folder / "config.json"))
+        kind = config.get("model_type")
+        if config.get("is_encoder_decoder"):
+            raise MattaError(
+                f"{source.name} is an encoder-decoder ({kind}): these have no task here."
+            )
         none = f"{none}, whose config.json says model_type {kind!r}" if kind else none
+        inner = reading.record(config.get("text_config")).get("model_type")
+        if any(inner in getattr(a, "classes", ()) for a in working.values()):
+            more = f"Its text part, a {inner}, can be opened from a folder of its own."
     if source.folder is not None and not (source.folder / "config.json").is_file():
         held = sorted(path.name for path in source.folder.iterdir())[:4]
         none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"
@@ -232,4 +241,4 @@ def detect(source: Source) -> Adapter:
             "If it can be traced, `auto` takes it by the function that builds it: matta convert "
             f"my_pkg.models:build --weights {source.name} --adapter auto --example SHAPES."
         )
-    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}.", *broken, hint])))
+    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}.", *broken, more, hint])))

@@ -160,7 +160,10 @@ def _whole(kind: Any, folder: Path, name: str, **given: Any) -> nn.Module:
     where it leaves scales out, by which others are to be multiplied.
     """
     model, report = kind.from_pretrained(
-        str(folder), output_loading_info=True, **{"torch_dtype": "auto", **given}
+        str(folder),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **{"torch_dtype": "auto", **given},
     )
     scales = [key for key in sorted(report["unexpected_keys"]) if foreign.PACKED.search(key)]
     if scales:
@@ -172,7 +175,8 @@ def _whole(kind: Any, folder: Path, name: str, **given: Any) -> nn.Module:
 
 
 def refuse_missing(model: nn.Module, report: Mapping[str, Any], name: str) -> None:
-    """Raise ``MattaError`` where weights are missing, which transformers draws by chance.
+    """Raise ``MattaError`` where weights are missing, which transformers draws by chance, or have
+    other shapes than their configuration says.
 
     report: what it says of a loading.
     """
