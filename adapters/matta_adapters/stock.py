@@ -163,19 +163,20 @@ def opened(
     given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():
+            # what has another shape is told below: transformers says only that there is some
             model, report = kind.from_pretrained(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **given
             )
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    if odd := sorted(report["mismatched_keys"]):
-        key, stored, wanted = odd[0]
-        by = "its config.json" if folder else "--config"
-        sizes = f"{key} is {list(stored)} in the weights, and {list(wanted)} by {by}"
-        more = f" ({len(odd):,} tensors are of other sizes)" if odd[1:] else ""
-        raise MattaError(f"{source.name!r} does not fit {what}: {sizes}{more}: mend one of both.")
-    wrong = [f"{key} is missing" for key in missing if not key.startswith(optional)]
+    wrong = [
+        f"{key} has shape {list(there)}, not {list(needed)}"
+        for key, there, needed in sorted(report["mismatched_keys"])
+    ]
+    others_shape = {key for key, _, _ in report["mismatched_keys"]}
+    missing = [key for key in missing if key not in others_shape]
+    wrong += [f"{key} is missing" for key in missing if not key.startswith(optional)]
     wrong += [f"{key} is not {own}" for key in unexpected if not others.search(key)]
     if wrong:
         raise MattaError(f"{source.name!r} does not fit {what}: {some(wrong)}.")

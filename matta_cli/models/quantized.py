@@ -180,10 +180,9 @@ def refuse_missing(model: nn.Module, report: Mapping[str, Any], name: str) -> No
 
     report: what it says of a loading.
     """
-    if odd := sorted(report.get("mismatched_keys", ())):
-        key, stored, wanted = odd[0]
-        sizes = f"{key} is {list(stored)} in the weights, and {list(wanted)} by its config.json"
-        raise MattaError(f"{name!r} is no whole {type(model).__name__}: {sizes}.")
+    for key, there, needed in sorted(report["mismatched_keys"]):
+        shapes = f"{key} has shape {list(there)}, not {list(needed)} as its config.json says"
+        raise MattaError(f"{name!r} does not fit a {type(model).__name__}: {shapes}.")
     if missing := sorted(report["missing_keys"]):
         lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
         raise MattaError(f"{name!r} is no whole {type(model).__name__}: {lacks} not in it.")
