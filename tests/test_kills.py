@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from kills import killed_at, leftovers
 from test_runs import ranker, table
 from typer.testing import CliRunner
@@ -59,6 +60,22 @@ def test_a_file_that_is_replaced_is_whole_whenever_that_is_killed(tmp_path):
         if not killed:
             break
     assert moment > 3 and seen == {"old", "new"}
+
+
+@pytest.mark.parametrize("at", ["shutil.rmtree", "filelock.FileLock.acquire"])
+def test_ctrl_c_leaves_nothing_while_a_file_begins_or_ends(tmp_path, monkeypatch, at):
+    owner, name = at.rsplit(".", 1)
+    of: Any = shutil if owner == "shutil" else FileLock
+    usual = getattr(of, name)
+
+    def pressed(*given: Any, **more: Any) -> Any:
+        monkeypatch.setattr(of, name, usual)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(of, name, pressed)
+    with pytest.raises(KeyboardInterrupt):
+        atomic.atomic_write(tmp_path / "report.json", "new")
+    assert leftovers(tmp_path) == []
 
 
 def test_what_a_living_process_writes_is_left_alone(tmp_path):

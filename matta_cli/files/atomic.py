@@ -107,27 +107,38 @@ def sweep(folder: Path, name: str = "") -> None:
 def _beside(path: Path) -> Iterator[Path]:
     """A new folder beside ``path`` for what is to take its place; it is locked, and goes again."""
     sweep(path.parent, path.name)
-    place, lock = _locked(path)
+    places: list[Path] = []
+    lock = None
     try:
-        yield place
+        lock = _locked(path, places)
+        yield places[-1]
     finally:
-        _clear(place, path)
-        lock.release()
+        try:
+            for place in places:
+                _clear(place, path)
+        except KeyboardInterrupt:  # it may come while this is being cleared away
+            for place in places:
+                _clear(place, path)
+            raise
+        finally:
+            if lock is not None:
+                lock.release()
 
 
-def _locked(path: Path) -> tuple[Path, FileLock]:
-    """Such a folder, and its lock."""
+def _locked(path: Path, places: list[Path]) -> FileLock:
+    """The lock of such a folder, which is added to the places first: Ctrl-C may come meanwhile."""
     from filelock import FileLock
 
     while True:
         place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.matta-"))
+        places.append(place)
         lock = FileLock(str(place / _LOCK))
         try:
             lock.acquire(timeout=0)
         except NotImplementedError:  # a file system without locks
             (place / _LOCK).touch()
         if (place / _LOCK).exists():  # else another process took it for a dead one's
-            return place, lock
+            return lock
 
 
 def _clear(place: Path, path: Path) -> None:
