@@ -41,20 +41,13 @@ SMALL = {
 }
 
 
-def gpt2() -> nn.Module:
-    config = transformers.GPT2Config(
-        vocab_size=97,
-        n_embd=32,
-        n_head=4,
-        n_layer=2,
-        n_positions=16,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    return transformers.GPT2LMHeadModel(config)
+def gpt2(**more: Any) -> nn.Module:
+    given = {"vocab_size": 97, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 16}
+    given |= {"bos_token_id": 0, "eos_token_id": 0, **more}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**given))  # type: ignore[arg-type]
 
 
-def like_llama(kind: str) -> Callable[[], nn.Module]:
+def like_llama(kind: str, **more: Any) -> Callable[[], nn.Module]:
     def make() -> nn.Module:
         given = {
             **SMALL,
@@ -63,6 +56,7 @@ def like_llama(kind: str) -> Callable[[], nn.Module]:
             "eos_token_id": 0,
             "pad_token_id": 0,
             "head_dim": 8,
+            **more,
         }
         return transformers.AutoModelForCausalLM.from_config(
             transformers.AutoConfig.for_model(kind, **given)
@@ -71,8 +65,8 @@ def like_llama(kind: str) -> Callable[[], nn.Module]:
     return make
 
 
-def opt() -> nn.Module:
-    given = {key: value for key, value in SMALL.items() if key != "intermediate_size"}
+def opt(**more: Any) -> nn.Module:
+    given = {key: value for key, value in SMALL.items() if key != "intermediate_size"} | more
     config = transformers.OPTConfig(**given, ffn_dim=48)  # type: ignore[arg-type]
     return transformers.OPTForCausalLM(config)
 

@@ -106,10 +106,14 @@ def table(
         columns = [column for column in columns if not column[0].startswith(start)]
     drawn = Grid(box=SIMPLE_HEAD, pad_edge=False)
     whole = bool(prose) and fits(least)
+    # names in one line can be copied: words of the others stand in several lines before that
+    words = [[c[0], *(cell for cell in c[1:] if "[" in cell), *_words(c)] for c in columns[1:]]
+    names_fit = _needs([*columns[:1], *words], least) <= console.width
     for i, (header, *cells) in enumerate(columns):
         side: Any = "left" if i == 0 or left or header in prose else "right"
         # nothing is broken inside an interval
-        one_line = header not in prose and (whole or any("[" in cell for cell in cells))
+        kept = whole or any("[" in cell for cell in cells) or (i == 0 and names_fit)
+        one_line = header not in prose and kept
         shown = header if header in prose else textwrap.fill(header, _width(columns[i], least))
         drawn.add_column(shown, justify=side, overflow="fold", no_wrap=one_line)
     for row in zip(*(column[1:] for column in columns), strict=True):
@@ -117,6 +121,10 @@ def table(
     console.print(drawn)
     if gone:
         say(f"Not shown in {console.width} columns: {', '.join(gone)}.")
+
+
+def _words(column: Sequence[str]) -> list[str]:
+    return [word for cell in column[1:] for word in cell.split()]
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]  # headers and rows
@@ -219,7 +227,9 @@ def _sentence(error: BaseException) -> str:
     """What an error is to a person; empty where it is a mistake of matta's own."""
     kind = type(error).__name__
     if isinstance(error, MattaError):
-        return str(error)
+        from matta_cli.settings.resolve import with_place
+
+        return with_place(str(error))
     if kind == "OutOfMemoryError":
         return f"Out of memory: {str(error).splitlines()[0]} Try a smaller --batch-size."
     file = getattr(error, "filename", None)

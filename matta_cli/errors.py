@@ -50,6 +50,11 @@ def command(*words: object) -> str:
     return shlex.join(["matta", *(str(w) for w in words if str(w) not in ("", "matta-out"))])
 
 
+def beside(name: str) -> list[str]:
+    """The words of a command that name a family beside the first one; none of the first."""
+    return ["--name", name] if name else []
+
+
 def extra(module: str, what: str, name: str) -> Any:
     """A module of a package that an extra of matta brings. what: what it is for, in a sentence.
 

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar
 
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import SECTIONS, called
+from matta_cli.settings.resolve import with_place
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -75,7 +76,7 @@ def by_keyword(call: Callable[_P, _R]) -> Callable[_P, _R]:
         try:
             return call(*args, **kwargs)
         except MattaError as error:
-            error.args = (spoken(str(error)),)
+            error.args = (spoken(with_place(str(error))),)
             raise
 
     return run

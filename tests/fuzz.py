@@ -126,7 +126,11 @@ def reseal(path: Path) -> None:
 
 
 def _replaced(random: Random, path: Path) -> str:
-    how = random.choice(["gone", "folder", "pipe", "endless", "dangling"])
+    how = random.choice(["gone", "folder", "pipe", "endless", "dangling", "itself", "swapped"])
+    others = [other for other in path.parent.rglob("*") if other.is_file() and other != path]
+    if how == "swapped" and others:
+        shutil.copyfile(random.choice(others), path)
+        return how
     path.unlink()
     if how == "folder":
         path.mkdir()
@@ -134,14 +138,15 @@ def _replaced(random: Random, path: Path) -> str:
         os.mkfifo(path)
     elif how == "endless":
         path.symlink_to("/dev/zero")
-    elif how == "dangling":
-        path.symlink_to("nowhere")
+    elif how in ("dangling", "itself"):
+        path.symlink_to(path.name if how == "itself" else "nowhere")
     return how
 
 
 def _bytes(random: Random, path: Path) -> str:
     content = path.read_bytes()
-    at = random.randrange(len(content) or 1)
+    # what stands first tells what follows
+    at = random.randrange(min(len(content), random.choice([100, 2_000, len(content)])) or 1)
     how = random.choice(["cut", "flipped", "empty", "noise", "not UTF-8", "text", "other"])
     if how == "cut":
         content = content[:at]

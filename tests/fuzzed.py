@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from test_cli import gpt2, tokenizer_of
 from test_kills import TRAIN, typed
 from test_runs import ranker, table
-from text_models import PLAIN, WORDS, bert, labels
+from text_models import PLAIN, WORDS, bert, gguf_files, labels
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -40,6 +40,7 @@ _PIXELS = "convert pixels --out other --data"
 _TEXT = "convert words --out other --data"
 _PAIRS = "convert sentences --out other --data"
 _WORDED = f"{_SHORT} --out worded --data text.txt --teacher"
+_TRIMMED = f"{_SHORT} --out trimmed --data text.txt --teacher"
 _LOGGED = f"{_SHORT} --out worded --data text.txt --config cold.toml"
 _PICTURED = f"{_SHORT} --out pictured --data images.npz --teacher"
 _PAIRED = f"{_SHORT} --out paired --data pairs.csv --teacher"
@@ -100,6 +101,7 @@ READERS = {
         "convert model.gguf --out other --data text.txt",
         f"{_SHORT} --teacher model.gguf",
     ],
+    "whole.gguf": ["convert whole.gguf --out other --order none"],
     **{f"train.{kind}": [f"{DISTILL} --data train.{kind}"] for kind in ("csv", "tsv", "parquet")},
     **{f"train.svm{end}": [f"{DISTILL} --data train.svm"] for end in ("", ".query", ".group")},
     **{f"train.svm.{end}": [f"{DISTILL} --data train.svm.{end}"] for end in ("gz", "bz2")},
@@ -137,6 +139,7 @@ READERS = {
     "worded/ta/*.json": ["inspect --out worded", f"{_WORDED} words"],
     "paired/ta/*.json": ["inspect --out paired", f"{_PAIRED} sentences"],
     "pictured/ta/*.json": ["inspect --out pictured", f"{_PICTURED} pixels"],
+    "trimmed/ta/*.gz": [f"{_TRIMMED} words"],
     "worded/said/*": [f"{_SHORT} --out worded --data text.txt --teacher worded/said"],
     "traced/ta/*": [
         "inspect --out traced",
@@ -171,6 +174,7 @@ def project(folder: Path) -> None:
         ("pixels", "pictured", "images.npz"),
     ):
         typed(f"convert {source} --out {out} --data {data}")
+    typed("convert words --out trimmed --data text.txt --trim-vocab")
     _logged()
     typed(
         "teach --out worded --data text.txt --teacher words --to worded/said --allow-weak-teacher"
@@ -242,10 +246,7 @@ def _texts() -> None:
     Path("old/tokenizer_config.json").write_text(
         '{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}'
     )
-    tensor = b"".join((struct.pack("<Q", 10) + b"token_embd", struct.pack("<IQQIQ", 2, 4, 4, 0, 0)))
-    key = struct.pack("<Q", 20) + b"general.architecture" + struct.pack("<IQ", 8, 4) + b"gpt2"
-    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + key + tensor
-    Path("model.gguf").write_bytes(head.ljust(-(-len(head) // 32) * 32, b"\0") + bytes(64))
+    gguf_files(Path("model.gguf"), Path("whole.gguf"))
 
 
 def _logged() -> None:

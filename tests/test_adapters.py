@@ -921,6 +921,51 @@ def test_bert_with_fewer_heads():
     assert torch.equal(logits(reloaded, batch), logits(student, batch))
 
 
+def changed(folder: Path, **settings) -> None:
+    """Another config.json than the weights are of."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+
+def test_weights_of_other_shapes_than_the_configuration_says_are_named(tmp_path):
+    llama().save_pretrained(tmp_path)
+    changed(tmp_path, intermediate_size=36, vocab_size=98)
+    told = r"lm_head.weight has shape \[97, 30\], not \[98, 30\]; .* and "
+    with pytest.raises(MattaError, match=told):
+        Llama().load(open_source(str(tmp_path)))
+    config = AutoConfig.for_model("granite", vocab_size=31, hidden_size=16, num_hidden_layers=1)
+    config.update({"num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 24})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "other")
+    changed(tmp_path / "other", intermediate_size=20)
+    told = r"down_proj.weight has shape \[16, 24\], not \[16, 20\]"
+    with pytest.raises(MattaError, match=told):
+        load_model(str(tmp_path / "other"), "causal_lm")
+
+
+def test_models_of_other_kinds_are_refused_by_what_they_are(tmp_path):
+    config = {"model_type": "t5", "architectures": ["T5Model"], "is_encoder_decoder": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MattaError, match=r"is an encoder-decoder \(t5\): these have no task here"):
+        plugins.detect(open_source(str(tmp_path)))
+    config = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(MattaError, match=r"Its text part, a gemma3_text, can be opened from"):
+        plugins.detect(open_source(str(tmp_path)))
+
+
+def test_an_opt_as_wide_as_its_embeddings_keeps_what_projects_them(tmp_path):
+    """transformers builds none where both are as wide, and would load it without a word."""
+    adapter, model = OPT(), opt(word_embed_proj_dim=16)
+    axes = adapter.axes(model)
+    halved = {a.name: a.size * 2 // 3 for a in axes if a.name == "hidden" or "heads" in a.name}
+    student = materialize(adapter, model, axes, full_sizes(axes) | halved)
+    assert student.config.hidden_size == 16 == student.config.num_attention_heads * 8
+    assert "as wide as its embeddings (16) has no projection" in adapter.unsupported(student)
+    save_model(adapter, student, tmp_path)
+    again = adapter.load(open_source(str(tmp_path)))
+    assert logits(again, inputs(model)).equal(logits(student, inputs(model)))
+
+
 def test_bert_state_dicts():
     model = bert(hidden_size=64, num_attention_heads=1)
     batch, tensors = inputs(model), model.state_dict()

@@ -22,7 +22,7 @@ from matta_adapters.auto import Auto
 from matta_adapters.calls import Inputs
 from matta_adapters.vit import ViT
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GraniteConfig, GraniteForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
@@ -428,6 +428,16 @@ def test_layers_that_have_numbers_for_names_are_of_a_kind_with_a_name():
     adapter = Auto()
     axes = adapter.axes(adapter.load(source("sequential", example="1x1x8x8")))
     assert {axis.name: axis.size for axis in axes} == {"layer.0": 8, "layer.2": 6}
+
+
+def test_a_language_model_of_transformers_needs_neither_task_nor_example(tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1}
+    config = GraniteConfig(vocab_size=31, num_attention_heads=2, num_key_value_heads=2, **sizes)
+    GraniteForCausalLM(config).save_pretrained(tmp_path)
+    adapter = Auto()
+    adapter.load(open_source(str(tmp_path)))
+    assert adapter.task == "causal_lm" and adapter.example == "input_ids=1x16:int64"
+    assert any("Taken as a language model" in note for note in adapter.notes)
 
 
 def test_without_an_example_there_are_no_axes(tmp_path):

@@ -130,6 +130,15 @@ def test_quantized(tmp_path):
     assert bytes_of["width 1 int8"] < bytes_of["width 1"]
 
 
+@pytest.mark.slow
+def test_quantized_adapters():
+    found = quick("quantized_adapters", "--adapters", "vit", "--steps", "2")["adapters"]["vit"]
+    whole, int8 = found["models"]
+    assert (whole["model"], int8["model"]) == ("width 0.5", "width 0.5 int8")
+    assert int8["verdict"] and int8["bytes"] < whole["bytes"] and found["metric"]
+    assert len(found["processor_seconds"]) == 2 and min(found["processor_seconds"]) > 0
+
+
 def test_every_benchmark_is_tested():
     parts = {"__init__", "common", "gpu_checks", "support_words"}
     names = {p.stem for p in (ROOT / "benchmarks").glob("*.py")} - parts

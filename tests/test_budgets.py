@@ -8,6 +8,7 @@ import copy
 import itertools
 import json
 import random
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kills import leftovers
 from matta_adapters.mlp_ranker import MLPRanker, Ranker
 from test_adapters import gpt2, layer, made, ranker, vit
 
@@ -394,6 +396,18 @@ def test_a_stopped_search_goes_on_to_the_same_choice(trained, monkeypatch):
     report, chosen = search(recipe, out, budgets(1200))
     assert [c.sizes for c in chosen] == [c.sizes for c in once]
     assert 0 < report.searched["evaluated"] < report.searched["scored"]
+
+
+def test_a_search_that_is_refused_leaves_nothing(trained, tmp_path):
+    recipe, here = trained[0], tmp_path / "out"
+    shutil.copytree(trained[1], here, ignore=shutil.ignore_patterns("search"))
+    with pytest.raises(MattaError, match="is not possible"):
+        search(recipe, here, budgets(30))
+    assert not (here / "search").exists() and leftovers(here) == []
+    (here / "search").mkdir()
+    with pytest.raises(MattaError, match="is not possible"):
+        search(recipe, here, budgets(30))
+    assert (here / "search").exists()  # which somebody else has made
 
 
 def test_an_impossible_budget_names_the_nearest(trained):

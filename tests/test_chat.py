@@ -67,6 +67,13 @@ FORGETS = (
     "{% if message['role'] != 'assistant' or loop.last %}{{ message['content'] }}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# says that there are no thoughts, but in the last turn alone, as Qwen 3's
+THINKS = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['role'] == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 TOKENS = 300
 TALK = [
     {"role": "user", "content": "the cat sat"},
@@ -144,8 +151,9 @@ def shown(batch, row=0):
         (CHATML, "on the mat<|im_end|>\n|old dog came home<|im_end|>\n"),
         (LLAMA2, " on the mat <|end|>| old dog came home <|end|>"),
         (TAGGED, "on the mat<|im_end|>|old dog came home<|im_end|>"),
+        (THINKS, "on the mat<|im_end|>\n|<think>\n\n</think>\n\nold dog came home<|im_end|>\n"),
     ],
-    ids=["chatml", "llama2", "tags"],
+    ids=["chatml", "llama2", "tags", "thinks"],
 )
 def test_what_the_assistant_says_is_predicted(tmp_path, template, expected):
     """In all of its turns, with the token that ends each."""
@@ -174,6 +182,56 @@ def test_prompts_and_completions(tmp_path):
     _, data = task_of(tmp_path, [{"messages": TALK}], train_on="all")
     batch = data.train.batch([0])
     assert int(batch["predicted"].sum()) == int(batch["attention_mask"].sum()) - 1
+
+
+ALIKE = {
+    "sharegpt": {
+        "conversations": [
+            {"from": {"user": "human", "assistant": "gpt"}[m["role"]], "value": m["content"]}
+            for m in TALK
+        ]
+    },
+    "conversation": {"conversation": TALK},
+    "parts": {
+        "messages": [
+            {
+                **m,
+                "content": [
+                    {"type": "text", "text": t} for t in (m["content"][:3], m["content"][3:])
+                ],
+            }
+            for m in TALK
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("name", ALIKE)
+def test_other_ways_to_write_messages(tmp_path, name):
+    """Columns and words of ShareGPT's, and contents in parts of text."""
+    batch = task_of(tmp_path, [ALIKE[name]])[1].train.batch([0])
+    same = task_of(tmp_path, [{"messages": TALK}])[1].train.batch([0])
+    assert all(batch[key].equal(same[key]) for key in same)
+
+
+def test_of_completions_only_what_the_assistant_says_is_predicted(tmp_path):
+    rows = [{"prompt": TALK[:1], "completion": TALK[1:]}]
+    expected = "on the mat<|im_end|>\n|old dog came home<|im_end|>\n"
+    assert shown(task_of(tmp_path, rows)[1].train.batch([0])) == expected
+    rows = [{"prompt": TALK[:3], "completion": TALK[3:]}]
+    assert (
+        shown(task_of(tmp_path, rows, TAGGED)[1].train.batch([0])) == "old dog came home<|im_end|>"
+    )
+    with pytest.raises(MattaError, match="1 without an assistant's turn that answers"):
+        task_of(tmp_path, [{"prompt": TALK[:2], "completion": TALK[2:3]}])
+
+
+def test_columns_that_are_neither_text_nor_conversations_are_refused(tmp_path):
+    rows = [{"instruction": "the cat", "output": "sat"}]
+    with pytest.raises(
+        MattaError, match=r"no column 'text'; it has instruction, output\. .* Those of"
+    ):
+        task_of(tmp_path, rows)
 
 
 def stock_losses(model, teacher, tokenizer, messages, temperature):
@@ -299,7 +357,7 @@ def test_odd_rows_are_left_out_and_counted(tmp_path, odd):
 WRONG = {
     "text": ("the cat", "'messages' holds text in line 2, not a list of messages"),
     "strings": (["the cat"], "not an object with a role and a content"),
-    "no role": ([{"from": "human", "value": "the cat"}], "with a role and a content"),
+    "no role": ([{"by": "human", "value": "the cat"}], "with a role and a content"),
     "parts": ([{"role": "user", "content": [{"type": "text"}]}], "whose content is a list, not"),
     "number": ([{"role": "user", "content": 7}], "whose content is a number, not text"),
 }

@@ -19,7 +19,7 @@ from matta_cli.measure import pairs
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.intervals import Means, Sampled
 from matta_cli.report import claims, page, verdicts
-from matta_cli.report.schema import Cost, Metric, ModelEntry, Report, Role
+from matta_cli.report.schema import Cost, Interval, Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.story import tell
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import labels
@@ -134,6 +134,22 @@ def reports(draw):
     report = Report(metrics=metrics, models=models, margin=recipe.export.margin)
     report.pairs = pairs.compared(report, held_out)
     return Made(report, tables, held_out)
+
+
+def test_what_a_report_lacks_the_value_of_is_not_compared():
+    """An edited report.json, or one that another version wrote."""
+    random, task = np.random.default_rng(0), Means()
+    hard = random.normal(size=80)
+    held_out = HeldOut(Recipe(), task, Data((), (), "", ""), torch.device("cpu"), 8)
+    models = []
+    for name, role, width in (("base", Role.BASE, 1.0), ("width 0.5", Role.STUDENT, 0.5)):
+        held_out.models[name] = [Sampled(task, values(random, hard, 0.1, 0.5))]
+        models.append(ModelEntry(name, role, width, metrics=held_out.metrics(name)))
+    report = Report(metrics=METRICS, models=models)
+    both = {(pair.a, pair.b, pair.metric) for pair in pairs.compared(report, held_out)}
+    del models[0].metrics[METRICS[0].name]
+    left = {(pair.a, pair.b, pair.metric) for pair in pairs.compared(report, held_out)}
+    assert left == {pair for pair in both if pair[2] != METRICS[0].name} != both
 
 
 def claimed(story):
@@ -254,3 +270,26 @@ def test_the_words(low, high, margin, p, word):
 def test_there_is_a_sentence_for_each_word():
     said = {claims.says(word, "a", "b", METRICS[0]) for word in verdicts.VERDICTS}
     assert len(said) == len(verdicts.VERDICTS) and "a is slightly worse than b in loss" in said
+
+
+@pytest.mark.parametrize(
+    "p, said", [(0.33, "so few resamples or examples"), (0.9, "training helped")]
+)
+def test_what_too_few_resamples_hide_is_not_called_no_help(p, said):
+    """172 against 300 was said to be no help, as five resamples rule nothing out."""
+    values = {"width 0.5": 172.0, "untrained cut 0.5": 300.0}
+    models = [
+        ModelEntry(name, role, 0.5, of=of, cost=Cost(50), metrics={"loss": Interval(values[name])})
+        for name, role, of in (
+            ("width 0.5", Role.STUDENT, None),
+            ("untrained cut 0.5", Role.CUT, "width 0.5"),
+        )
+    ]
+    low = 100.0 if p < 0.5 else -100.0
+    pair = Pair("width 0.5", "untrained cut 0.5", "loss", 128.0, low, 150.0, 3.0, p)
+    [alarm] = [
+        one
+        for one in tell(Report(metrics=METRICS[:1], models=models, pairs=[pair])).alarms
+        if "cut" in one
+    ]
+    assert said in alarm and "172" in alarm

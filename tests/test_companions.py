@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ from transformers import (
     BitImageProcessor,
     CLIPImageProcessor,
     DeiTImageProcessor,
+    GPT2Config,
+    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     SiglipImageProcessor,
     ViTConfig,
@@ -27,6 +30,7 @@ from transformers import (
 )
 
 from matta_cli.adapter import Source
+from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import open_tokenizer, two_formats, two_templates
 from matta_cli.settings.recipe import Recipe
@@ -130,6 +134,21 @@ def test_a_tokenizer_that_opens_is_one_that_reads(tmp_path, value):
             assert "cannot be opened" in str(error)
         else:
             assert tokenizer("a text")["input_ids"]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_damaged_tokenizer_is_named_as_the_user_does(tmp_path, monkeypatch, trim):
+    """It is read as a copy, in a folder that is gone when that is said."""
+    monkeypatch.chdir(tmp_path)
+    GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=300)).save_pretrained("it")
+    byte_tokenizer([prose(50)], 280).save_pretrained("it")
+    Path("it/tokenizer.json").write_text("")
+    Path("text.txt").write_text(prose(50))
+    recipe = Recipe()
+    recipe.convert.source, recipe.convert.trim_vocab, recipe.data.train = "it", trim, "text.txt"
+    with pytest.raises(MattaError, match="The tokenizer in 'it' cannot be opened"):
+        convert(recipe, Path("out"))
+    assert not Path("out").exists()
 
 
 def test_two_tokenizers_in_a_folder_are_said(tmp_path):
@@ -281,7 +300,7 @@ def test_steps_that_are_not_done_are_refused(tmp_path, key):
 
 
 def test_a_processor_of_several_things_says_how_images_are_made(tmp_path):
-    own = {"image_processor_type": "ViTImageProcessor", "size": SIDE}
+    own = {"image_processor_type": "ViTImageProcessor", "size": SIDE, "resample": 2}
     given = {**own, "image_mean": [0.1] * 3, "image_std": [0.2] * 3}
     put(tmp_path, "processor_config.json", image_processor=given)
     made = Preparation(tmp_path, vit())

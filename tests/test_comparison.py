@@ -8,6 +8,7 @@ import pytest
 from matta_cli.errors import MattaError
 from matta_cli.measure import intervals
 from matta_cli.settings.recipe import Recipe
+from matta_cli.tasks import calibration
 from matta_cli.tasks.causal_lm.task import CausalLM
 from matta_cli.tasks.image_classification.task import ImageClassification
 from matta_cli.tasks.ranking.task import Ranking
@@ -192,3 +193,20 @@ def test_other_examples_are_refused_and_undefined_differences_say_nothing():
     a["score"] = a["score"] * np.nan
     found = intervals.paired(Ranking(Recipe()), [a], [b], 20)["auc"]
     assert np.isnan(found["value"]) and found["p"] == 1
+
+
+def test_an_interval_holds_its_own_value():
+    """Examples that are calibrated to the last one: hardly any resample of them is."""
+
+    class Calibration:
+        def summarize(self, columns):
+            return {"ece": calibration.error(columns["sure"], columns["right"])}
+
+        def right(self, columns):
+            return {}
+
+    sure = np.repeat([0.2, 0.5, 0.8], 10)
+    right = np.concatenate([np.arange(10) < count for count in (2, 5, 8)])
+    columns = {"sure": sure, "right": right.astype(float)}
+    found = intervals.intervals(Calibration(), [columns], 200)["ece"]
+    assert found.low <= found.value <= found.high

@@ -141,7 +141,7 @@ def test_what_has_no_text_is_counted(tokenizer: Path, tmp_path: Path, expected: 
         ("nul.csv", "text\na\nb\0\n", "NUL byte in line 3"),
         ("latin.csv", b"text\ncaf\xe9\n", "not a text file in UTF-8"),
         ("rows.log", "some text\n", "rows.log' is of no kind that is known as text"),
-        ("text.txt.gz", "some text\n", "of no kind that is known as text"),
+        ("text.txt.gz", "some text\n", "is packed: unpack it"),
         ("ragged.csv", "a,text\n1,x\n2\n3,y,z\n", "2 rows have another .* in line 3, 1: mend"),
         ("ragged.tsv", "a\ttext\n1\tx\ty\n", "1 rows have another .* in line 2, 3: mend"),
         ("open.csv", 'a,text\n1,x\n2,"y\n3,z\n', "the row that begins in line 3 is not valid CSV"),

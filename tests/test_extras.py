@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
 import os
 import subprocess
@@ -16,7 +17,9 @@ import pytest
 from test_cli import LINES, TOML, prepare
 
 from matta_cli.errors import MattaError, extra
+from matta_cli.settings.recipe import ExportSettings
 from matta_cli.settings.resolve import tomllib
+from matta_cli.students import student
 from matta_cli.tasks import scores
 from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.token_classification import task as token_classification
@@ -108,6 +111,7 @@ def run(folder: Path, lines: Sequence[str]) -> None:
         assert code == 1 and len(errors) == 1, (line, said)
         wanted = f"pip install 'matta[{MISSING[line]}]'"
         assert wanted in errors[0].replace('"', "'"), (line, errors)
+        assert "Writing" not in said, "it is said before the work"
 
 
 @pytest.mark.slow
@@ -136,6 +140,13 @@ def test_queries_and_libsvm_ask_for_the_package_that_scores_and_reads_them(monke
         scores._ndcg(np.array([0.5, 0.1]), np.array([1, 0]))
     with pytest.raises(MattaError, match=r"^Reading 'a.svm', .*pip install 'matta\[ranking\]'"):
         libsvm.read(Path("a.svm"))
+
+
+def test_a_format_asks_for_its_packages_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    student.check(ExportSettings(format=["stock", "pt2"]))
+    with pytest.raises(MattaError, match=r"^--format onnx needs .*pip install 'matta\[onnx\]'"):
+        student.check(ExportSettings(format=["stock", "onnx"]))
 
 
 def imported(file: layers.File) -> Iterator[str]:

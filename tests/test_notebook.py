@@ -16,6 +16,7 @@ from matta_cli import keywords, notebook
 from matta_cli.errors import MattaError
 from matta_cli.report import cell
 from matta_cli.report.schema import Report
+from matta_cli.settings import resolve
 
 
 def test_dir_shows_the_api_and_imports_nothing() -> None:
@@ -85,6 +86,27 @@ def test_errors_of_calls_name_keyword_arguments(tmp_path: Path, monkeypatch) -> 
         matta_cli.load_ta("nowhere")
     with pytest.raises(MattaError, match=r"keyword arguments: \[distill\] has no setting"):
         matta_cli.distill("gpt2-large", learning_rate=1.0)
+
+
+@pytest.mark.parametrize(
+    ("sentence", "place"),
+    [
+        ("It has no column 'text'. Set data.text to it.", 'that is `text = "..."` below `[data]`.'),
+        ("Name the column in data.group.", 'In matta.toml that is `group = "..."` below `[data]`.'),
+        (
+            "Set data.text, or data.sentences for pairs, to the right one.",
+            'that is `text = "..."` or `sentences = ["...", "..."]` below `[data]`.',
+        ),
+        ("Set distill.teacher_mix = 1.", "that is `teacher_mix = ...` below `[distill]`."),
+        ("data.workers is 5, but one core is here.", ""),
+        ("Set data.nothing.", ""),
+        ("Set data.text in matta.toml.", ""),
+    ],
+)
+def test_an_error_says_where_a_setting_without_a_flag_is_written(sentence: str, place: str) -> None:
+    found = resolve.with_place(sentence)
+    assert found.startswith(sentence) and place in found
+    assert place or found == sentence
 
 
 def test_a_checkpoint_is_a_path_that_says_in_short_what_it_is(tmp_path: Path) -> None:

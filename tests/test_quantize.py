@@ -41,6 +41,9 @@ from matta_cli.models.save import save_model
 from matta_cli.report.claims import against_float
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.search import bits
+from matta_cli.search import run as searching
+from matta_cli.search.scores import Scores
+from matta_cli.settings.budget import asked
 from matta_cli.settings.recipe import Recipe
 from matta_cli.students import quantized as students
 from matta_cli.tasks import task as tasks_task
@@ -271,6 +274,29 @@ def test_a_budget_is_met_by_more_units_of_fewer_bits(
     found = re.compile(r"AUC while sizes were chosen was (.*) in float .* and (.*) in int8")
     (told,) = (match for note in report.notes if (match := found.search(note)))
     assert float(told[2]) > float(told[1])
+
+
+def test_a_smaller_width_that_is_better_in_fewer_bits_is_chosen(
+    ranked: Path, tmp_path: Path
+) -> None:
+    """A budget with room for all: here the smaller width is the better one, as scores have it."""
+    own = recipe(ranked, widths=[], target_memory=["1MB"], quantize=["auto"])
+    own.search.trials = 2
+    with pytest.MonkeyPatch.context() as patch:
+
+        def score(self: Any, sizes: Any) -> float:
+            return 0.9 if sizes == self.ta.sizes(0.5) else 0.8
+
+        def measured(self: bits.Bits, student: Any, temp: Path) -> bits.Measured:
+            whole, value = self.search.counts.bytes(student.sizes), self.search.scores.value
+            return bits.Measured(whole // 4, whole, value(student.sizes))
+
+        patch.setattr(Scores, "value", score)
+        patch.setattr(bits.Bits, "_measure", measured)
+        out = shutil.copytree(ranked / "out", tmp_path / "out")
+        report, (chosen,) = searching.search(own, out, asked(own.export), measured=False)
+    assert (chosen.sizes, chosen.quantized) == (load_ta(out / "ta").sizes(0.5), "int8")
+    assert any("in int8 had AUC 0.9, and the larger" in note for note in report.notes)
 
 
 @pytest.mark.slow

@@ -114,6 +114,19 @@ def test_a_gguf_file_is_the_model_that_it_was_written_from(tmp_path: Path) -> No
 
 
 @needs_gguf
+def test_no_other_file_is_opened_in_its_place(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    model, other = llama(), llama()
+    write_gguf(tmp_path / "mine.gguf", model)
+    with torch.no_grad():
+        other.lm_head.weight.neg_()
+    write_gguf(tmp_path / "model.gguf", other)
+    opened = open_source("mine.gguf").module
+    assert opened is not None
+    assert torch.equal(opened.state_dict()["lm_head.weight"], model.lm_head.weight)
+
+
+@needs_gguf
 def test_rounded_weights_are_opened_as_what_they_stand_for(tmp_path: Path) -> None:
     model = llama()
     write_gguf(tmp_path / "renamed.bin", model, "Q8_0")  # it is known by its content

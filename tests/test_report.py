@@ -818,9 +818,10 @@ def test_tokens_stand_behind_macs_and_latency(good):
     assert "tokens" not in tell(good).reading
     for one in good["models"]:
         one["tokens"] = 128
-    assert "MACs are per example of 128 tokens at batch 1, and latencies of examples of 128" in (
-        tell(good).reading
-    )
+    assert (
+        "MACs are per example of 128 tokens at batch 1, and latencies of examples of 128 tokens "
+        "each; b8 is a batch of 8."
+    ) in tell(good).reading
     page = html(good)
     assert "MACs per example of 128 tokens" in page and "one example of 128 tokens" in page
     assert Report.from_json(good).to_json()["models"][0]["tokens"] == 128

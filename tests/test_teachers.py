@@ -32,8 +32,8 @@ from matta_cli.models.ta import TA
 from matta_cli.nested.sizes import full_sizes
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import task as tasks_task
+from matta_cli.training import packed, teacher_file
 from matta_cli.training import teach as training_teach
-from matta_cli.training import teacher_file
 from matta_cli.training.quality import quality
 from matta_cli.training.run import distill
 from matta_cli.training.start import EXAMPLES, Start, Starting
@@ -261,7 +261,7 @@ def test_a_language_model_learns_from_the_likeliest_outputs(tmp_path, monkeypatc
 def test_what_is_drawn_of_a_language_model_is_kept_in_few_bytes_and_again_the_same(
     tmp_path, monkeypatch
 ):
-    recipe, _ = text_folder(tmp_path, monkeypatch)
+    recipe, size = text_folder(tmp_path, monkeypatch)
     from transformers import GPT2LMHeadModel
 
     teacher = GPT2LMHeadModel.from_pretrained("teacher")
@@ -269,13 +269,14 @@ def test_what_is_drawn_of_a_language_model_is_kept_in_few_bytes_and_again_the_sa
     teacher.save_pretrained("teacher")
     distill(recipe, Path("out"))
     expected = losses_of("out")
-    teach(recipe, Path("out"), Path("said"), k=24, draws=96)
+    teach(recipe, Path("out"), Path("said"))
     said = load_file("said/shard-00000.safetensors")
-    assert set(said) == {"row", "top_logits", "top_index", "drawn", "entropy"}
-    tokens = said["drawn"].shape[:-1].numel()
-    size = sum(t.numel() * t.element_size() for name, t in said.items() if name != "row")
-    assert size / tokens == 24 * 4 + 96 * 2 + 4
-    teach(recipe, Path("out"), Path("again"), k=24, draws=96)
+    assert set(said) == {"row", "top_logits", "top_index", "packed", "entropy"}
+    tokens = said["packed"].shape[:-1].numel()
+    taken = sum(t.numel() * t.element_size() for name, t in said.items() if name != "row")
+    draws = json.loads(Path("said/teacher.json").read_text())["draws"]
+    assert taken / tokens == 24 * 4 + packed.size(draws, size) + 4 <= 292 and draws > 96
+    teach(recipe, Path("out"), Path("again"))
     assert Path("again/shard-00000.safetensors").read_bytes() == (
         Path("said/shard-00000.safetensors").read_bytes()
     )
@@ -284,6 +285,38 @@ def test_what_is_drawn_of_a_language_model_is_kept_in_few_bytes_and_again_the_sa
     for a, b in zip(expected, losses_of("out"), strict=True):
         for model in a:
             assert a[model]["teacher"] == pytest.approx(b[model]["teacher"], rel=0.05)
+
+
+@pytest.mark.parametrize("classes", [2, 65, 1024, 50257, 151936])
+@pytest.mark.parametrize("count", [1, 7, 148, 512])
+def test_packed_numbers_are_all_there_again(classes, count):
+    """Those of each row, also one several times, in the bytes that were said."""
+    numbers = torch.randint(classes, (9, count), generator=torch.Generator().manual_seed(count))
+    numbers[0], numbers[1] = 0, classes - 1
+    written = packed.pack(numbers, classes)
+    assert written.dtype == torch.uint8 and written.shape == (9, packed.size(count, classes))
+    assert torch.equal(packed.unpack(written, count, classes), numbers.sort(1).values)
+
+
+def test_as_many_numbers_as_some_bytes_hold():
+    """Two bits, and those that tell neighbours apart, of each; as plain numbers 96 would fit."""
+    for classes, count in ((50257, 148), (1024, 512), (100, 100)):
+        assert packed.most(classes, 192) == count and packed.size(count, classes) <= 192
+    assert packed.size(149, 50257) > 192
+    assert packed.most(50257, 1) == 1
+
+
+def test_bytes_that_nobody_packed_are_refused():
+    written = packed.pack(torch.arange(0, 300, 3).expand(4, -1), 1000)
+    for spoiled, what in (
+        (written[:, 1:], "bytes in place of"),
+        (written | 1 << 7, "not 100 numbers"),
+        (written & 0, "not 100 numbers"),
+    ):
+        with pytest.raises(ValueError, match=what):
+            packed.unpack(spoiled, 100, 1000)
+    with pytest.raises(ValueError, match="none of 290"):
+        packed.unpack(packed.pack(torch.full((1, 3), 295), 296), 3, 290)
 
 
 @pytest.mark.parametrize("then", ["train", pytest.param("measure", marks=pytest.mark.slow)])

@@ -164,6 +164,13 @@ def test_names_stand_in_one_line_beside_sentences(screen, columns, gone):
     assert " ".join(out.text.split()).count("a sentence") == 2
 
 
+def test_the_path_of_a_student_can_be_copied():
+    report = Report.from_json(good_report())
+    for one in report.models:
+        one.loader = "torch.export.load('o/width-1' + '/student.pt2').module()"
+    assert "torch.export.load('o/width-1/student.pt2').module()" in terminal.loading(report)
+
+
 def evaluated():
     """What ``eval`` gives of three rankers, one of which drafts for another (which none does)."""
 
@@ -190,7 +197,11 @@ def evaluated():
 
 
 @pytest.mark.parametrize("columns", [60, 80, 99, 200])
-def test_the_tables_of_eval_break_no_interval_and_say_nothing_twice(screen, columns):
+def test_the_tables_of_eval_break_no_interval_and_say_nothing_twice(
+    screen, columns, tmp_path, monkeypatch
+):
+    (tmp_path / "matta-out").mkdir()
+    monkeypatch.chdir(tmp_path)
     out, said = screen(columns)
     eval_tables.show(evaluated())
     lines = out.text.splitlines()
@@ -201,7 +212,9 @@ def test_the_tables_of_eval_break_no_interval_and_say_nothing_twice(screen, colu
     assert "MACs are of an example of 128 tokens." in said.text
     if columns >= 80:
         assert "3.7 times slower (ratio 0.270 [0.250, 0.300])" in out.text
-        assert "matta-out/students/width-0.25 " in out.text
+        # a line of the models' table, and two of the differences': no name is broken
+        assert out.text.count(" students/width-0.25 ") == 3 and " ta@1" in out.text
+    assert "The models lie in matta-out." in said.text
 
 
 def test_a_pipe_gets_every_column_of_eval(capsys):

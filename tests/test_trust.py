@@ -35,6 +35,9 @@ from matta_cli.models.tokenizer import companions, open_tokenizer
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.students import card
+from matta_cli.tasks.image_classification import read
+from matta_cli.tasks.image_classification.stored import stored as prepared
+from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.labels import parted
 
 # a module that tells that it was run, and serves as all that may be asked of one
@@ -551,6 +554,16 @@ def test_links_to_elsewhere(models, tmp_path, name):
             companions(models / "gpt2")
 
 
+def test_links_to_themselves(models):
+    link = models / "gpt2/vocab.json"
+    link.unlink(missing_ok=True)
+    link.symlink_to(link.name)
+    done = typed("convert models/gpt2 --out out")
+    assert done.exit_code == 1 and f"{link.name} is a link to nothing" in done.output, done.output
+    with pytest.raises(MattaError, match="is a link to"):
+        atomic.own(link)
+
+
 @pytest.mark.parametrize("shared", [False, True], ids=["own blobs", "blobs of the cache"])
 def test_the_hubs_cache_is_made_of_links(models, tmp_path, shared):
     repository = tmp_path / "hub/models--a--b"
@@ -791,3 +804,25 @@ def test_text_of_a_file_stays_known_as_such():
         assert one.distill.teacher.file == Path("a.toml")
         with pytest.raises(MattaError, match=r"a\.toml names evil:build"):
             open_source(one.distill.teacher)
+
+
+def test_an_image_of_a_data_set_that_is_a_device():
+    import datasets
+
+    rows = {"image": [{"bytes": None, "path": "/dev/null"}], "label": [0]}
+    features = datasets.Features(image=datasets.Image(), label=datasets.Value("int64"))
+    made = datasets.Dataset.from_dict(rows, features=features)
+    found = read._from_hub(made, "it", DataSettings(), Known(1, []))
+    with pytest.raises(MattaError, match="'/dev/null' is a pipe or a device"):
+        found.content(0)
+
+
+def test_a_processor_of_images_is_no_other_class(tmp_path, monkeypatch):
+    """What its file names is made without arguments, so it is never another thing of a library."""
+    made: list[str] = []
+    for name in ("Trainer", "ImageProcessor", "_ImageProcessor"):
+        monkeypatch.setattr(f"transformers.{name}", lambda n=name: made.append(n), raising=False)
+        card = {"image_processor_type": name, "size": 32}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(card))
+        assert "are assumed" in prepared(tmp_path, 3, [32, 32]).notes[-1]
+    assert made == []

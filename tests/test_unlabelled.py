@@ -17,10 +17,14 @@ from transformers import BertForTokenClassification
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.losses.classes import IGNORED
+from matta_cli.models.folders import load_ta
 from matta_cli.models.load import load_model
+from matta_cli.report.schema import ModelEntry, Role
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import task
 from matta_cli.training.run import distill
+from matta_cli.training.spent import Spent
+from matta_cli.verdict import baselines
 from tests.text_models import bert, labels
 
 ALONE = {"teacher_mix": 1.0}
@@ -240,3 +244,9 @@ def test_a_run_without_labels(home: Path, tmp_path: Path) -> None:
     distill(recipe, tmp_path / "out")
     log = (tmp_path / "out" / "run" / "metrics.jsonl").read_text()
     assert "truth" not in log and "teacher" in log
+    sizes = load_ta(tmp_path / "out" / "ta").sizes(0.5)
+    student = ModelEntry("width 0.5", Role.STUDENT, 0.5, folder="students/width-0.5", sizes=sizes)
+    run = Spent(steps=3)
+    notes = baselines.train(tmp_path / "out", ["ground-truth"], [student, student], run)
+    none = "There is no baseline trained on labels alone: the data to train on has none."
+    assert notes == [none] and not any((tmp_path / "out" / "baselines").iterdir())

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,7 +35,7 @@ from matta_cli.trust import is_code
 
 _FILE = "auto.json"
 _SHAPE = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
-_TASKS = ("causal_lm", "image_classification", "ranking")
+_TEXT = "input_ids=1x16:int64"  # what a language model of transformers is called with
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 _ATTRIBUTE = "_matta_plan"
 
@@ -92,6 +93,12 @@ class Plan:
         return plan
 
 
+def _speaks(model: Any) -> bool:
+    """Whether a model of transformers goes on with the text that it is given."""
+    writes = getattr(model, "can_generate", None)
+    return bool(writes and writes() and not model.config.is_encoder_decoder)
+
+
 class Auto(Adapter):
     """Any ``nn.Module`` that torch-pruning can trace: ``pkg.mod:build`` with ``--example``, a timm
     or transformers model.
@@ -115,7 +122,14 @@ class Auto(Adapter):
         model = model.cpu().float().eval()
         size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size")
         example = source.example or ("x".join(map(str, (1, *size))) if size else "")
-        plan = Plan(builder, arguments, example, source.task)
+        task = source.task
+        if not (example or source.builder) and _speaks(model):
+            example, task = _TEXT, task or "causal_lm"
+            self.notes.append(
+                f"Taken as a language model that is called with {_TEXT} (--task and --example say "
+                "otherwise)."
+            )
+        plan = Plan(builder, arguments, example, task)
         if example:
             plan = self._described(model, plan, source.name)
         setattr(model, _ATTRIBUTE, plan)
@@ -182,7 +196,8 @@ class Auto(Adapter):
         image = alone and given[0].dim() == 4 and given[0].is_floating_point() and output.dim() == 2
         task = plan.task or ("image_classification" if image else "")
         if not task:
-            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(_TASKS)}).")
+            tasks = sorted({one.name for one in entry_points(group="matta.tasks")})
+            raise MattaError(f"{name}: what is this model for? Pass --task ({', '.join(tasks)}).")
         plan = replace(plan, task=task)
         _inputs(plan)  # refuses an example that the task does not call the model with
         if task != "image_classification":
@@ -294,7 +309,8 @@ def _inputs(plan: Plan) -> Inputs:
         wanted = "dense=... or categorical=...:int64"
     if wanted:
         raise MattaError(
-            f"--example {plan.example!r}: the task {task} calls a model with {wanted}."
+            f"--example {plan.example!r}: the task {task} calls a model with {wanted}. "
+            "Give the module a forward that takes that."
         )
     # A batch of one is a special case to torch.export.
     one = all(t.dim() and len(t) == 1 for t in inputs.tensors())

@@ -177,6 +177,14 @@ class OPT(Decoder):
     def _before(self, config: Any) -> bool:
         return bool(config.do_layer_norm_before)
 
+    def unsupported(self, model: Any) -> str:
+        """As a decoder's; and transformers projects embeddings where these are narrower alone."""
+        made, stream = model.model.decoder.project_in, self._sizes(model)["hidden_size"][0]
+        if made is not None and made.weight.shape[1] == stream:
+            as_wide = f"a transformers opt whose blocks are as wide as its embeddings ({stream})"
+            return f"{as_wide} has no projection between them, which this one has"
+        return super().unsupported(model)
+
     def _fit(self, student: Any) -> None:
         config, decoder = student.config, student.model.decoder
         if decoder.project_in is None:

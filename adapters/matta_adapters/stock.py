@@ -163,11 +163,20 @@ def opened(
     given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():
-            model, report = kind.from_pretrained(folder, output_loading_info=True, **given)
+            # what has another shape is told below: transformers says only that there is some
+            model, report = kind.from_pretrained(
+                folder, output_loading_info=True, ignore_mismatched_sizes=True, **given
+            )
     except Exception as error:  # transformers, its checks and safetensors each raise their own
         raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
-    wrong = [f"{key} is missing" for key in missing if not key.startswith(optional)]
+    wrong = [
+        f"{key} has shape {list(there)}, not {list(needed)}"
+        for key, there, needed in sorted(report["mismatched_keys"])
+    ]
+    others_shape = {key for key, _, _ in report["mismatched_keys"]}
+    missing = [key for key in missing if key not in others_shape]
+    wrong += [f"{key} is missing" for key in missing if not key.startswith(optional)]
     wrong += [f"{key} is not {own}" for key in unexpected if not others.search(key)]
     if wrong:
         raise MattaError(f"{source.name!r} does not fit {what}: {some(wrong)}.")

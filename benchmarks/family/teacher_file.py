@@ -29,9 +29,12 @@ from matta_cli.conversion.convert import convert
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.task import task as open_task
 from matta_cli.training.setup import opened
-from matta_cli.training.teach import DRAWS, TOP, teach
+from matta_cli.training.teach import TOP, teach
 
-FILES = {"drawn": (TOP, DRAWS), "likeliest": (48, 0)}  # 292 bytes each
+FILES: dict[str, tuple[int, int | None]] = {
+    "drawn": (TOP, None),
+    "likeliest": (48, 0),
+}  # 292 bytes each
 SHORT = 0.1  # of the steps, with --quick
 
 

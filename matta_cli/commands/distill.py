@@ -96,7 +96,7 @@ def _show(saved: Path, out: Path, json: bool) -> None:
     elif found is not None:
         console.table(*found.rows())
     if found is not None:
-        console.say(f"Measured on {found.examples:,} held-out examples; the report takes more.")
+        console.say(f"Measured on {found.examples:,} held-out examples{found.limit}.")
     console.say(f"Wrote {saved}.")
 
 

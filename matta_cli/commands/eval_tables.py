@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from matta_cli import console
@@ -17,6 +20,10 @@ def show(result: Result) -> None:
     """Print what an evaluation gave, with an empty line between its tables."""
     known = {metric["name"] for metric in result["metrics"]}
     metrics = [metric for metric in result["metrics"] if REPEATS.get(metric["name"]) not in known]
+    folder = _shared(result) if sys.stdout.isatty() else ""
+    if folder:
+        result = _within(result, folder)
+        console.say(f"The models lie in {folder}.")
     _show_models(result, metrics)
     _show_differences(result, metrics)
     _show_harness(result)
@@ -24,6 +31,25 @@ def show(result: Result) -> None:
         _show_cascade(cascade, result["metrics"][0])
     if "speculative" in result:
         _show_speculative(result["speculative"])
+
+
+def _shared(result: Result) -> str:
+    """The folder that all models lie in; empty where there is none."""
+    folders = [Path(model["name"]).parent for model in result["models"]]
+    if len(folders) < 2 or len({folder.is_absolute() for folder in folders}) > 1:
+        return ""
+    folder = Path(os.path.commonpath(folders))
+    return str(folder) if folder.name and folder.is_dir() else ""
+
+
+def _within(result: Result, folder: str) -> Result:
+    """What an evaluation gave, with the names that its models have within a folder."""
+
+    def short(name: str) -> str:
+        return os.path.relpath(name, folder)
+
+    models = [{**model, "name": short(model["name"])} for model in result["models"]]
+    return {**result, "models": models, "against": short(result["against"])}
 
 
 def _show_models(result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:

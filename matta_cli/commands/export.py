@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from matta_cli import console
 from matta_cli.commands import early, options
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError, beside, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.resolve import instead_of_widths
 
@@ -108,5 +108,4 @@ def show(report: Report, out: Path, name: str, json: bool) -> None:
     if loads := terminal.loading(report):
         console.say(f"In Python: {loads}")
     console.say(f"Report: {space.report.with_suffix('.html')}")
-    named = ("--name", name) if name else ()
-    console.hint(command("eval", *named, *options.elsewhere(out)))
+    console.hint(command("eval", *beside(name), *options.elsewhere(out)))

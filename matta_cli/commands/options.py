@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from matta_cli import console
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError, beside, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.settings.recipe import SECTIONS, Recipe, about, called
 from matta_cli.settings.resolve import resolve
@@ -214,7 +214,7 @@ def again(section: str, table: Mapping[str, Any]) -> list[str]:
 
 def following(out: Path, name: str = "") -> str:
     """The command that comes next in an output folder, by what is there. name: of a family."""
-    space, family = Workspace(out), ("--name", name) if name else ()
+    space = Workspace(out)
     if not space.converted:
         return command("convert", "MODEL", *elsewhere(out))
     if space.newest() is None:
@@ -222,8 +222,8 @@ def following(out: Path, name: str = "") -> str:
     if not space.exported():
         return command("export", out)
     if not space.baselines.is_dir():
-        return command("report", out, "--baselines", "plain", *family)
-    return command("eval", *family, *elsewhere(out))
+        return command("report", out, "--baselines", "plain", *beside(name))
+    return command("eval", *beside(name), *elsewhere(out))
 
 
 def elsewhere(out: Path) -> list[object]:

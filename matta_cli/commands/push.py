@@ -10,7 +10,7 @@ import typer
 
 from matta_cli import console
 from matta_cli.commands import early, options
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError, beside, command
 from matta_cli.files.workspace import Workspace
 
 _Students = Annotated[
@@ -82,8 +82,8 @@ def push(
 def _more(out: Path, name: str, license: str | None, private: bool) -> list[object]:
     """The other words of a command that was a dry run."""
     licensed = ["--license", license] if license else []
-    family = ["--name", name] if name else []
-    return [*licensed, *(["--private"] if private else []), *options.elsewhere(out), *family]
+    kept = ["--private"] if private else []
+    return [*licensed, *kept, *options.elsewhere(out), *beside(name)]
 
 
 def _exported(space: Workspace) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matta_cli import console
 from matta_cli.commands import early, options
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError, beside, command
 from matta_cli.files.workspace import Workspace
 from matta_cli.report.schema import Report
 
@@ -59,9 +59,9 @@ def search(
         sizes = sorted(model.cost.parameters or 0 for model in report.models)
         limits = ["--target-params", str(sizes[len(sizes) // 2])]
     # where Students are already, others stand beside them
-    beside = ["--name", "searched"] if Workspace(out).exported() else []
+    own = beside("searched" if Workspace(out).exported() else "")
     kept = [*options.again("search", flags["search"]), *options.again("data", flags["data"])]
-    console.hint(command("export", out, *limits, *timing, *kept, *beside))
+    console.hint(command("export", out, *limits, *timing, *kept, *own))
 
 
 def _show(report: Report, json: bool) -> None:

@@ -18,9 +18,11 @@ _TopK = Annotated[
     ),
 ]
 _Draws = Annotated[
-    int,
+    int | None,
     options.option(
-        "--draws", "How many of the other outputs are drawn by their probability; 0: their mass."
+        "--draws",
+        "How many of the other outputs are drawn by their probability; 0: their mass.",
+        default="as many as 192 bytes hold",
     ),
 ]
 _Prompts = Annotated[
@@ -44,7 +46,7 @@ def teach(
     train_on: options.TrainOn = None,
     prompts: _Prompts = None,
     top_k: _TopK = 24,
-    draws: _Draws = 96,
+    draws: _Draws = None,
     batch_size: options.AtATime = None,
     precision: options.Precision = None,
     device: options.Device = None,

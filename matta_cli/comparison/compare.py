@@ -317,7 +317,11 @@ def _add_tasks(
         say(f"lm-evaluation-harness: {subject.name}.")
         config: Any = subject.model.config
         tokenizer = open_tokenizer(
-            subject.folder or Path(), recipe.convert.tokenizer, int(config.vocab_size)
+            subject.folder or Path(),
+            recipe.convert.tokenizer,
+            int(config.vocab_size),
+            config,
+            spare=True,
         )
         size = score.at_a_time(recipe.distill)
         entries[subject.name]["tasks"] = harness.scores(

@@ -195,10 +195,11 @@ def _convert(
     card = _card(settings, axes, source) | {"dtype": made.dtype, "tokens": made.tokens}
     card["weights"] = weights_digest(base)  # by which a Teacher that is the base is known
     ta = TA(adapter, base, axes, full_sizes(axes), card)
-    with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder:
+    own = settings.tokenizer or name  # what the files beside the weights are of
+    with atomic.atomic_folder(space.ta, overwrite=overwrite) as folder, atomic.called(own, folder):
         _copy_companions(source, settings, folder)
         home = source.beside or folder
-        notes += filter(None, [two_formats(home), two_templates(home)])
+        notes += filter(None, [two_formats(home, own), two_templates(home, own)])
         told: list[str] = []  # of the data, which is none of the TA's
         batches = probe(task, ta, folder, told)
         if batches is None and recipe.data.train:

@@ -15,6 +15,7 @@ from matta_cli.adapter import PROGRAM, Adapter, Source
 from matta_cli.conversion.proof import Proof, as_many_as_fit, largest_difference
 from matta_cli.data.split import Batch, Data
 from matta_cli.errors import MattaError
+from matta_cli.files import atomic
 from matta_cli.measure.cost import parameters
 from matta_cli.models import trimming
 from matta_cli.models.tokenizer import copy_companions, open_tokenizer
@@ -53,7 +54,8 @@ def trim(task: Task, adapter: Adapter, base: Any, source: Source, folder: Path) 
     if source.beside is not None:
         copy_companions(source.beside, folder)
     size = len(base.get_input_embeddings().weight)
-    tokenizer = open_tokenizer(folder, settings.convert.tokenizer, size)
+    with atomic.called(settings.convert.tokenizer or source.name, folder):
+        tokenizer = open_tokenizer(folder, settings.convert.tokenizer, size)
     card = trimming.card_of(tokenizer)
     task.unmeasured = True
     data = task.data(folder, base)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _TEXT = (".txt", ".md", ".jsonl", ".json")
 _ROWS = (".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
+_PACKED = (".gz", ".bz2", ".xz", ".zst")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
 _AMBIGUOUS = "is neither a local file or folder nor a dataset on the hub: check --data."
 _OFFLINE = "on the hub, and nothing local has that name: pass --data with a local file or folder."
@@ -33,6 +35,8 @@ def find(text: str, flag: str = "--data") -> Path | None:
         missing = f"pass {flag} with a file, a folder or a hub dataset id."
         raise MattaError(f"There is no data: {missing}")
     path = Path(text).expanduser()
+    if path.is_file() and _is_packed(path):
+        raise MattaError(f"{text!r} is packed: unpack it, and pass what was in it.")
     if path.is_file() or path.is_dir():
         return path
     if path.exists():
@@ -42,6 +46,13 @@ def find(text: str, flag: str = "--data") -> Path | None:
     if text.startswith((".", "/", "~")) or text.endswith(ends) or text.count("/") > 1:
         raise MattaError(f"There is no file or folder {text!r}: check {flag}.")
     return None
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether a file is an archive, or a table that was compressed; LibSVM may be."""
+    *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes)
+    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet") and last in _PACKED
+    return packed or last in _ARCHIVES
 
 
 def no_streaming(settings: DataSettings, what: str) -> None:
@@ -55,15 +66,20 @@ def empty(text: str, what: str) -> MattaError:
     return MattaError(f"{text!r} holds no {what}: pass other data.")
 
 
-def check_column(text: str, column: str, setting: str, known: Iterable[str]) -> None:
-    """Raise ``MattaError`` unless a column is known; ``setting`` is the one that names it."""
+def check_column(
+    text: str, column: str, setting: str, known: Iterable[str], more: str = ""
+) -> None:
+    """Raise ``MattaError`` unless a column is known; ``setting`` is the one that names it.
+
+    more: what else can be done.
+    """
     known = list(known)
     if column in known:
         return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
     shown = ", ".join(name if name == name.strip() else repr(name) for name in known)
-    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}")
+    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}{more}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:

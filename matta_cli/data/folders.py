@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
+import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # the words that ``datasets`` knows in the names of files and folders, and a few more
@@ -17,7 +20,19 @@ _WORDS = {
 _BETWEEN = re.compile(r"[-._ 0-9]+")  # what stands between the words of a name
 
 # what other programs leave in folders
-_FOREIGN = ("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information")
+_FOREIGN = (
+    *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
+    *("thumbs.db", "desktop.ini", "icon\r"),
+)
+_UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
+# what holds data in a form that is not opened
+_CLOSED = (
+    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather"),
+    *(".xlsx", ".xls", ".ods", ".ndjson", ".avro", ".orc", ".tfrecord", ".sqlite", ".db"),
+)
+# forms in which the same rows may stand twice
+_FORMS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
+_START = 1 << 16  # bytes by which files of one size are told apart at first
 # what stands beside data, and is none
 _BESIDE = (
     *("readme", "license", "licence", "copying", "notice", "citation", "authors", "contributing"),
@@ -30,24 +45,34 @@ _CARDS = ("dataset_info", "dataset_infos", "dataset_dict", "state", "package", "
 class Files:
     """The files of a folder that are data, in the order of their paths.
 
-    left_out: those of a known kind that are not, such as README.md.
+    left_out: those of a known kind that are not, such as README.md. closed: those of a form that is
+    not opened. twice: those that another one holds, too.
     """
 
     folder: Path
     files: list[Path]
     left_out: list[Path]
+    closed: list[Path] = field(default_factory=list)
+    twice: list[Path] = field(default_factory=list)
 
     def note(self) -> list[str]:
-        """A sentence on what was left out, if anything was."""
-        if not self.left_out:
-            return []
-        names = shown([path.relative_to(self.folder).as_posix() for path in self.left_out])
-        return [f"{str(self.folder)!r}: left out, as it is no data: {names}."]
+        """Sentences on what was left out, if anything was."""
+        notes = []
+        for paths, why in (
+            (self.left_out, "left out, as it is no data"),
+            (self.closed, "left out, as matta opens no such files (unpack or convert them)"),
+            (self.twice, "left out, as the same stands there in another form, or once more"),
+        ):
+            if paths:
+                names = shown([path.relative_to(self.folder).as_posix() for path in paths])
+                notes.append(f"{str(self.folder)!r}: {why}: {names}.")
+        return notes
 
 
 def hidden(name: str) -> bool:
     """Whether a file or folder of that name is some program's own, and never data."""
-    return name.startswith(".") or name.lower() in _FOREIGN
+    small = name.lower()
+    return small.startswith(".") or small in _FOREIGN or small.endswith(_UNFINISHED)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -62,13 +87,52 @@ def walk(folder: Path) -> Iterator[Path]:
 def data_files(folder: Path, suffixes: Collection[str]) -> Files:
     """The files of these kinds that are data.
 
-    A README, a licence and the like are none, nor is Markdown where there is data of another kind.
+    A README, a licence and the like are none, nor is Markdown where there is data of another kind,
+    nor copies. Of one name in several kinds the first of these is taken.
     """
-    known = [path for path in walk(folder) if path.suffix.lower() in suffixes]
+    there = list(walk(folder))
+    known = [path for path in there if path.suffix.lower() in suffixes]
     data = [path for path in known if not _is_beside(path)]
     tables = [path for path in data if path.suffix.lower() != ".md"]
     chosen = tables or data
-    return Files(folder, chosen, [path for path in known if path not in set(chosen)])
+    taken, once = set(chosen), _once(chosen, folder, list(suffixes))
+    return Files(
+        folder,
+        [path for path in chosen if path in once],
+        [path for path in known if path not in taken],
+        [p for p in there if p.suffix.lower() in _CLOSED and p.suffix.lower() not in suffixes],
+        [path for path in chosen if path not in once],
+    )
+
+
+def _once(files: Sequence[Path], folder: Path, kinds: list[str]) -> set[Path]:
+    """The files without those that hold the same: by their name, in another kind, or by content."""
+    first: dict[Path, Path] = {}
+    for path in sorted(files, key=lambda path: kinds.index(path.suffix.lower())):
+        # elsewhere an ending may be a part of the name: rank.train and rank.test
+        first.setdefault(path.with_suffix("") if path.suffix.lower() in _FORMS else path, path)
+    sizes = {path: path.stat().st_size for path in first.values()}
+    counts = Counter(sizes.values())
+    kept: set[Path] = set()
+    like: dict[tuple[int, str, bytes], list[Path]] = {}
+    # "Copy of a.csv" and "a (1).csv" after "a.csv"
+    for path in sorted(first.values(), key=lambda path: (len(path.name), path)):
+        # few are read whole, and those are copies
+        start = _start(path) if counts[sizes[path]] > 1 else b""
+        alike = like.setdefault((sizes[path], part_of(path, folder), start), [])
+        if not any(filecmp.cmp(path, other, shallow=False) for other in alike):
+            alike.append(path)
+            kept.add(path)
+    return kept
+
+
+def _start(path: Path) -> bytes:
+    """A digest of how a file begins; of one that cannot be read, which is said later, its path."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(_START)).digest()
+    except OSError:
+        return str(path).encode(errors="replace")
 
 
 def _is_beside(path: Path) -> bool:

@@ -60,6 +60,11 @@ def chunks(path: Path, size: int) -> Iterator[str]:
         raise MattaError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from None
 
 
+def plain(text: str) -> str:
+    """A text without its case and the kind of its blanks, by which copies are known."""
+    return " ".join(text.split()).casefold()
+
+
 def not_text(path: Path, number: int) -> MattaError:
     """The error for a file with bytes that are no text, in a line of this number or after it."""
     wrong = f"{str(path)!r} is not a text file in UTF-8 (in line {number:,} or after it)"

@@ -28,7 +28,7 @@ _COMPARED = 16  # characters of a line that two texts are compared by
 
 Chunk = tuple[str, bool]  # a part of a document, and whether the document ends there
 
-# a line's end begins a piece: no tokenizer joins it with the word before it
+# a line's end begins a piece
 _LINE = re.compile(r"(?<=\S)\n")
 
 
@@ -252,5 +252,5 @@ def repeated(train: Text, held_out: Text) -> tuple[int, int]:
 def _long_lines(text: Text) -> Iterator[int]:
     """A number for each of the longer lines: texts would take more memory."""
     for piece, _ in pieces(text.read()):
-        own = (line.strip() for line in piece.split("\n"))
+        own = map(lines.plain, piece.split("\n"))
         yield from (hash(line) for line in own if len(line) >= _COMPARED)

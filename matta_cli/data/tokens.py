@@ -22,7 +22,7 @@ from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 from matta_cli.files.cache import cache
 
-FORMAT = 2  # also that of how text becomes tokens: another one is another key
+FORMAT = 3  # also that of how text becomes tokens: another one is another key
 
 _BLOCK = 1 << 22  # bytes that are checked at once
 

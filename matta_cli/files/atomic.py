@@ -68,6 +68,17 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
 
 
+@contextlib.contextmanager
+def called(name: str, folder: Path) -> Iterator[None]:
+    """Have what is wrong with files of a folder that will be gone be said of what they are of."""
+    try:
+        yield
+    except MattaError as error:
+        if str(folder) not in str(error):
+            raise
+        raise MattaError(str(error).replace(str(folder), name)) from error
+
+
 def remove(path: Path) -> None:
     """Remove a folder: at once as far as anyone can see, whatever becomes of this process."""
     with contextlib.suppress(OSError), _beside(path) as place:
@@ -201,7 +212,8 @@ def own(path: Path) -> Path:
     Raises ``MattaError`` where it is a link: a folder from elsewhere could have any file changed.
     """
     if path.is_symlink():
-        raise MattaError(f"{path} is a link to {path.resolve()}: it is not written to; remove it.")
+        where = reading.real(path)
+        raise MattaError(f"{path} is a link to {where}: it is not written to; remove it.")
     return path
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,11 @@ def regular(path: Path) -> Path:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise MattaError(f"{str(path)!r} is a pipe or a device: put a file there.")
     return path
+
+
+def real(path: Path) -> Path:
+    """Where a path leads, links followed; one that leads to itself stays as it is."""
+    return Path(os.path.realpath(path))  # Path.resolve() raises there before Python 3.13
 
 
 def only_files(folder: Path) -> Path:

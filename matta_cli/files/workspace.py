@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from typing_extensions import NotRequired, TypedDict
 
-from matta_cli.errors import MattaError, command
+from matta_cli.errors import MattaError, beside, command
 from matta_cli.files import atomic, reading
 from matta_cli.files.atomic import alone, is_sound
 
@@ -117,7 +117,7 @@ class Workspace:
     @property
     def exporting(self) -> str:
         """The command that exports the Students here."""
-        return command("export", self.root, *(("--name", self.family) if self.family else ()))
+        return command("export", self.root, *beside(self.family))
 
     def nothing_to_evaluate(self) -> MattaError:
         """The error where nothing is exported here, and no models are named."""

@@ -115,7 +115,6 @@ def save_onnx(task: Task, model: nn.Module, batch: Batch, path: Path) -> None:
 
     See ``program``.
     """
-    needs_onnx("--format onnx")
     args, kwargs = call_names(task, model, batch)
     traced = program(task, model, batch)
     names: dict[str, Any] = {"input_names": [*args, *kwargs], "output_names": [OUTPUT]}

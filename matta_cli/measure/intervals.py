@@ -119,7 +119,8 @@ def intervals_of(model: Sequence[Sampled], resamples: int) -> dict[str, Interval
         draws = split.draws(resamples)
         for name, value in split.values.items():
             low, high = _ends(value, _finite(draw.get(name, np.nan) for draw in draws))
-            found[name] = Interval(float(value), low, high)
+            # what is drawn of a calibration error of few examples may all lie above it
+            found[name] = Interval(float(value), min(low, value), max(high, value))
     return found
 
 

@@ -51,7 +51,8 @@ def compared(report: Report, held_out: HeldOut) -> list[Pair]:
             rows = [
                 (*models, own[metric.name])
                 for models, own in zip(there, found, strict=True)
-                if metric.name in own
+                # a report that another version wrote may lack a value
+                if metric.name in own and metric.name in models[1].metrics
             ]
             corrected = holm([own["p"] for _, _, own in rows])
             for (a, b, own), p_holm in zip(rows, corrected, strict=True):

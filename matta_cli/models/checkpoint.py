@@ -78,6 +78,15 @@ def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor
     return word, {key.removeprefix(word): tensor for key, tensor in tensors.items()}
 
 
+def by_word(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors by the first word of their names (``model.``), without it."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        word, dot, rest = key.partition(".")
+        found.setdefault(word + dot, {})[rest] = tensor
+    return found
+
+
 def _is_state(value: Any) -> bool:
     """Whether this is tensors by name; extra states of layers are no tensors, and hold none."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from matta_cli.errors import MattaError
+from matta_cli.models.names import FILES
 
 _SAVE = "save its state dict or, with save_pretrained, a folder"
 _STOCK = "load it with transformers and write it again with save_pretrained"
@@ -45,6 +46,11 @@ PACKED = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..+|weight_scale(_inv)?"
     r"|weight_packed|weight_format|weight_zero_point|_packed_params.*)$"
 )
+# files of weights that transformers, timm and open_clip look for, and of others that hold none
+_WEIGHTS = re.compile(
+    r"((pytorch_|flax_)?model(-\d+-of-\d+)?|open_clip_\w+)\.(safetensors|bin)(\.index\.json)?$"
+)
+_NO_WEIGHTS = re.compile(r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler")
 _NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
 _MERGE = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a)\b")
 # tensors of layouts that other libraries have -> which one, and what to do
@@ -73,9 +79,16 @@ def refuse_folder(folder: Path, name: str) -> None:
     A folder without any sign of a model is left to who asked for one.
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
-    weights = {n for n in there if n.endswith((".safetensors", ".bin")) and "adapter" not in n}
-    if weights:
+    if any(_WEIGHTS.match(n) for n in there):
         return
+    others = sorted(n for n in there if n.endswith(FILES) and not _NO_WEIGHTS.search(n))
+    others += sorted(
+        path.relative_to(folder).as_posix() for path in folder.glob("global_step*/mp_rank_00_*.pt")
+    )
+    if others and not (folder / "matta.json").is_file():
+        beside = f" with --config {folder / 'config.json'}" if "config.json" in there else ""
+        what = "holds no weights under a name that transformers or timm opens"
+        raise MattaError(f"{name!r} {what}, but {others[0]}: pass {folder / others[0]}{beside}.")
     if inside := sorted(n for n in there if n.lower().endswith(".gguf")):
         which = f"pass the file, {folder / inside[0]}" + (" say" if inside[1:] else "")
         raise MattaError(f"{name!r} holds no weights but in GGUF: {which}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matta_cli import trust
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, only_files
+from matta_cli.files.reading import lenient, only_files, real
 
 _KINDS = ("json", "safetensors", "onnx", "bin", "pt", "pth", "ckpt", "model", "jinja")
 _PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "*.tiktoken", "vocab.*", "merges.txt")
@@ -57,13 +57,13 @@ def _tokenizer(folder: Path, path: Path) -> None:
 
 def inside(folder: Path, path: Path) -> Path:
     """``path``. Raises ``MattaError`` where it is no regular file, or one outside of ``folder``."""
-    root, real = folder.resolve(), path.resolve()
-    if not (real.is_relative_to(root) or _of_cache(real, root)):
+    root, there = real(folder), real(path)
+    if not (there.is_relative_to(root) or _of_cache(there, root)):
         copied = "it is not followed: put a copy in its place, if it is meant"
-        raise MattaError(f"{path} is a link to {real}, outside of its folder: {copied}.")
-    if not real.exists():
+        raise MattaError(f"{path} is a link to {there}, outside of its folder: {copied}.")
+    if not there.exists():
         raise MattaError(f"{path} is a link to nothing: put the file in its place.")
-    if not (real.is_file() or real.is_dir()):
+    if not (there.is_file() or there.is_dir()):
         raise MattaError(f"{path} is no regular file: put one in its place.")
     return path
 
@@ -77,7 +77,7 @@ def _named(folder: Path, by: Path, name: str) -> None:
         inside(folder, path)
 
 
-def _of_cache(real: Path, root: Path) -> bool:
+def _of_cache(blob: Path, root: Path) -> bool:
     """Whether a file is what a snapshot of the hub's cache links to.
 
     It lies among the blobs of the same repository, or among those that the repositories of a cache
@@ -87,7 +87,7 @@ def _of_cache(real: Path, root: Path) -> bool:
     if snapshots is None or "--" not in snapshots.parent.name:
         return False
     blobs = snapshots.parent / "blobs", snapshots.parent.parent / "blobs"
-    if not any(real.is_relative_to(path) for path in blobs):
+    if not any(blob.is_relative_to(path) for path in blobs):
         return False
     own = os.getuid() if hasattr(os, "getuid") else 0
-    return real.stat().st_uid in (own, snapshots.stat().st_uid, 0)
+    return blob.stat().st_uid in (own, snapshots.stat().st_uid, 0)

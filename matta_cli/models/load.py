@@ -157,7 +157,10 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
     """
     with quiet():
         model, report = kind.from_pretrained(
-            str(source.folder), output_loading_info=True, trust_remote_code=False
+            str(source.folder),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            trust_remote_code=False,
         )
     refuse_missing(model, report, source.name)
     if unread := sorted(report["unexpected_keys"]):

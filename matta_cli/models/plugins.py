@@ -6,6 +6,7 @@ An adapter may also be named by where its class is, without a package: ``FILE.py
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,14 @@ from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError
 from matta_cli.files import reading
 from matta_cli.models import names
-from matta_cli.models.checkpoint import without_prefix
+from matta_cli.models.checkpoint import by_word, without_prefix
 from matta_cli.models.foreign import layout
+
+# the first words of tensors beside a model that are none of its weights
+_NO_MODEL = re.compile(
+    r"(?i)(criterion|.*loss.*|.*metric.*|.*(acc|accuracy|auroc|auc|f1|precision|recall|perplexity)"
+    r"|(train|val|valid|test)_.*|(ema_)?(decay|num_updates|step)|optim.*|.*scheduler|epoch)\.?$"
+)
 
 
 def load_class(group: str, name: str) -> type:
@@ -147,15 +154,52 @@ def bare(source: Source, among: Iterable[Adapter]) -> Source:
 
     A training script's own module around the model puts one word before all names (``model.``).
     """
-    known, tried = list(among), source
-    while tried.tensors is not None and not any(knows(a, tried) for a in known):
-        shorter = without_prefix(tried.tensors)
+    known = list(among)
+    found = _stripped(source, known)
+    return found if known_to(known, found) else _among_others(found, known) or source
+
+
+def known_to(adapters: Iterable[Adapter], source: Source) -> bool:
+    """Whether one of these adapters knows a source, or it has no names that could be others."""
+    return source.tensors is None or any(knows(adapter, source) for adapter in adapters)
+
+
+def _stripped(source: Source, known: list[Adapter]) -> Source:
+    """``source`` without the words before all names, as many as an adapter needs."""
+    while not known_to(known, source):
+        shorter = without_prefix(source.tensors or {})
         if shorter is None:
-            return source
+            break
         word, tensors = shorter
         note = f"All names in {source.name} begin with {word!r}, which is left out."
-        tried = replace(tried, tensors=tensors, notes=(*tried.notes, note))
-    return tried
+        source = replace(source, tensors=tensors, notes=(*source.notes, note))
+    return source
+
+
+def _among_others(source: Source, known: list[Adapter]) -> Source | None:
+    """The model of a training script's module that has tensors of its own, such as a loss's.
+
+    None where none of its parts is one that an adapter knows. Raises ``MattaError`` where several
+    are, or what is beside it may be a part of it.
+    """
+    words = by_word(source.tensors or {})
+    parts = {
+        word: _stripped(replace(source, tensors=own), known)
+        for word, own in words.items()
+        if word.endswith(".")
+    }
+    fitting = {word: part for word, part in parts.items() if known_to(known, part)}
+    if not fitting:
+        return None
+    others = [word for word in words if word not in fitting]
+    if len(fitting) > 1 or not all(map(_NO_MODEL.match, others)):
+        listed = ", ".join([*fitting, *others][:6])
+        save = "save the state dict of the one that is meant alone, and pass that"
+        raise MattaError(f"{source.name!r} has tensors of several modules ({listed}): {save}.")
+    [(word, found)] = fitting.items()
+    listed = ", ".join(map(repr, others))
+    note = f"Of {source.name} the tensors under {word!r} are taken; left out: {listed}."
+    return replace(found, notes=(*source.notes, note))
 
 
 def detect(source: Source) -> Adapter:
@@ -168,21 +212,33 @@ def detect(source: Source) -> Adapter:
     if matching:
         several = f"several adapters fit ({several_fit}); choose one with --adapter"
         raise MattaError(f"{source.name}: {several}.")
-    none = f"no installed adapter ({', '.join(working)}) knows this architecture"
+    none = "no installed adapter (`matta adapters` lists them) knows this architecture"
     if source.tensors is not None:
         none = f"{none}; {layout(source.tensors)}"
+    more = ""
     if source.folder is not None:
-        kind = reading.record(reading.lenient(source.folder / "config.json")).get("model_type")
+        config = reading.record(reading.lenient(source.folder / "config.json"))
+        kind = config.get("model_type")
+        if config.get("is_encoder_decoder"):
+            raise MattaError(
+                f"{source.name} is an encoder-decoder ({kind}): these have no task here."
+            )
         none = f"{none}, whose config.json says model_type {kind!r}" if kind else none
+        inner = reading.record(config.get("text_config")).get("model_type")
+        if any(inner in getattr(a, "classes", ()) for a in working.values()):
+            more = f"Its text part, a {inner}, can be opened from a folder of its own."
     if source.folder is not None and not (source.folder / "config.json").is_file():
         held = sorted(path.name for path in source.folder.iterdir())[:4]
         none = f"{none}; the folder has no config.json, but {', '.join(held) or 'nothing'}"
     hint = ""
     if "auto" in working and source.tensors is None:
         hint = "If it can be traced, `--adapter auto` takes it."
+        file = source.folder / "model.safetensors" if source.folder is not None else Path()
+        if file.is_file() and not file.with_name("config.json").is_file():
+            hint = f"Pass {file} with --config FILE.json, or --adapter NAME."
     elif "auto" in working:
         hint = (
             "If it can be traced, `auto` takes it by the function that builds it: matta convert "
             f"my_pkg.models:build --weights {source.name} --adapter auto --example SHAPES."
         )
-    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}.", *broken, hint])))
+    raise MattaError(" ".join(filter(None, [f"{source.name}: {none}.", *broken, more, hint])))

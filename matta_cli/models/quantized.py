@@ -56,10 +56,12 @@ def open_gguf(path: Path, name: str) -> Source:
     alone, beside = Path(own.name) / "file", Path(own.name) / "beside"
     alone.mkdir()
     beside.mkdir()
-    (alone / "model.gguf").symlink_to(path.resolve())
+    # transformers prefers a file of that name in the current folder: none has this name
+    file = f"{Path(own.name).name}.gguf"
+    (alone / file).symlink_to(path.resolve())
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    given = {"gguf_file": "model.gguf", "trust_remote_code": False}
+    given = {"gguf_file": file, "trust_remote_code": False}
     try:
         with trust.sealed(), quiet():
             model = _whole(AutoModelForCausalLM, alone, name, **given, **_unpacked())
@@ -158,7 +160,10 @@ def _whole(kind: Any, folder: Path, name: str, **given: Any) -> nn.Module:
     where it leaves scales out, by which others are to be multiplied.
     """
     model, report = kind.from_pretrained(
-        str(folder), output_loading_info=True, **{"torch_dtype": "auto", **given}
+        str(folder),
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **{"torch_dtype": "auto", **given},
     )
     scales = [key for key in sorted(report["unexpected_keys"]) if foreign.PACKED.search(key)]
     if scales:
@@ -170,10 +175,14 @@ def _whole(kind: Any, folder: Path, name: str, **given: Any) -> nn.Module:
 
 
 def refuse_missing(model: nn.Module, report: Mapping[str, Any], name: str) -> None:
-    """Raise ``MattaError`` where weights are missing, which transformers draws by chance.
+    """Raise ``MattaError`` where weights are missing, which transformers draws by chance, or have
+    other shapes than their configuration says.
 
     report: what it says of a loading.
     """
+    for key, there, needed in sorted(report["mismatched_keys"]):
+        shapes = f"{key} has shape {list(there)}, not {list(needed)} as its config.json says"
+        raise MattaError(f"{name!r} does not fit a {type(model).__name__}: {shapes}.")
     if missing := sorted(report["missing_keys"]):
         lacks = f"{missing[0]} and others are" if missing[1:] else f"{missing[0]} is"
         raise MattaError(f"{name!r} is no whole {type(model).__name__}: {lacks} not in it.")

@@ -19,6 +19,7 @@ from matta_cli.files.card import read_card
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import left_out
 from matta_cli.models.inside import check, inside
+from matta_cli.models.source import TEMPLATE
 
 _COMPANIONS = (
     "tokenizer*.json",
@@ -29,6 +30,7 @@ _COMPANIONS = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.*",
+    "additional_chat_templates/*.jinja",
     "spiece.model",
     "sentencepiece*.model",
     "*.tiktoken",
@@ -101,11 +103,15 @@ def _holds(folder: Path) -> bool:
     return any(path.is_file() for pattern in _TOKENIZER for path in folder.glob(pattern))
 
 
-def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
+def open_tokenizer(
+    folder: Path, given: str, vocabulary: int, config: Any = None, *, spare: bool = False
+) -> Any:
     """The tokenizer of a model's folder (its ``home``), else the one of ``convert.tokenizer``.
 
-    Raises ``MattaError`` where there is none, it does not open, or the model has no ``vocabulary``
-    for its tokens.
+    config: the model's, by which transformers chooses the tokenizer's class; its folder may not
+    hold it (yet). spare: whether tokens may have been added that the model has no rows for, as
+    some do for padding. Raises ``MattaError`` where there is none, it does not open, or the model
+    has no ``vocabulary`` for its tokens.
     """
     from transformers import AutoTokenizer
 
@@ -118,7 +124,8 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
         check(Path(where))
     try:
         with trust.sealed():
-            tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+            known = _configured(Path(where), config)
+            tokenizer: Any = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **known)
         tokenizer(_PROBES[0])  # what is wrong in a setting is only seen where it is used
     except Exception as error:  # transformers raises what its backends raise
         what = f"The tokenizer in {where!r} cannot be opened"
@@ -126,10 +133,33 @@ def open_tokenizer(folder: Path, given: str, vocabulary: int) -> Any:
     if len(tokenizer) < 2:
         what = f"The tokenizer in {where!r} has {len(tokenizer)} tokens"
         raise MattaError(f"{what}: {_AGAIN}.")
-    if len(tokenizer) > vocabulary:
+    more = spare_tokens(tokenizer, vocabulary)
+    if len(tokenizer) > vocabulary and not (spare and more):
         sizes = f"{len(tokenizer):,} tokens, but the model's vocabulary {vocabulary:,}"
         raise MattaError(f"The tokenizer has {sizes}: pass the model's own with --tokenizer.")
     return tokenizer
+
+
+def _configured(folder: Path, config: Any) -> dict[str, Any]:
+    """The configuration by which transformers chooses the class of the tokenizer in a folder."""
+    from transformers import AutoConfig, PretrainedConfig
+
+    if not isinstance(config, PretrainedConfig) and (folder / TEMPLATE / "config.json").is_file():
+        config = AutoConfig.from_pretrained(folder / TEMPLATE)  # of a model in matta's own format
+    return {"config": config} if isinstance(config, PretrainedConfig) else {}
+
+
+def spare_tokens(tokenizer: Any, vocabulary: int) -> list[str]:
+    """The tokens that a model of this ``vocabulary`` has no rows for, where all were added."""
+    added = {number: token for token, number in tokenizer.get_added_vocab().items()}
+    beyond = range(vocabulary, len(tokenizer))
+    return [added[n] for n in beyond] if all(n in added for n in beyond) else []
+
+
+def padding(tokenizer: Any, vocabulary: int) -> int:
+    """The token that fills up what is shorter: one that the model has a row for."""
+    asked = (tokenizer.pad_token_id, tokenizer.eos_token_id)
+    return next((n for n in asked if n is not None and n < vocabulary), 0)
 
 
 def tokenizer_of(folder: Path | None, given: str = "") -> Any:
@@ -139,10 +169,10 @@ def tokenizer_of(folder: Path | None, given: str = "") -> Any:
     return open_tokenizer(folder or Path(), given, sys.maxsize) if given else None
 
 
-def two_templates(folder: Path) -> str:
+def two_templates(folder: Path, name: str = "") -> str:
     """A note where a folder has another chat template in a second file; empty where there is none.
 
-    transformers takes the one that has a file to itself.
+    transformers takes the one that has a file to itself. name: what the folder is called.
     """
     alone = folder / "chat_template.jinja"
     known = reading.record(reading.lenient(folder / "tokenizer_config.json")).get("chat_template")
@@ -152,13 +182,13 @@ def two_templates(folder: Path) -> str:
     except (OSError, MattaError):
         return ""
     which = f"that of {alone.name} is used, as transformers does"
-    return f"{folder} has two chat templates: {which}, not that of tokenizer_config.json."
+    return f"{name or folder} has two chat templates: {which}, not that of tokenizer_config.json."
 
 
-def two_formats(folder: Path) -> str:
+def two_formats(folder: Path, name: str = "") -> str:
     """A note where a folder has another tokenizer in a second format; transformers takes the first.
 
-    Empty where there is one, or where both hold the same vocabulary.
+    Empty where there is one, or where both hold the same vocabulary. name: as above.
     """
     stored = folder / "tokenizer.json"
     if not stored.is_file():
@@ -175,7 +205,7 @@ def two_formats(folder: Path) -> str:
     if not others:
         return ""
     which = "tokenizer.json is the one that is used, as transformers does"
-    return f"{folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
+    return f"{name or folder} has a tokenizer in several formats: {which}, not {', '.join(others)}."
 
 
 def _vocabulary(path: Path) -> Mapping[str, int]:

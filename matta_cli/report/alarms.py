@@ -81,6 +81,12 @@ def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
         if verdict not in (BETTER, UNTOLD):
             said = says(verdict, student.name, "its untrained cut", metric)
             values = both(report, metric, student, cut)
+            pair = report.pair(student, cut, metric)
+            if pair is not None and pair.low > 0:  # its p-value alone is in the way
+                few = "is ahead of its untrained cut, but with so few resamples or examples that "
+                few += f"it may be chance (p = {pair.p:.2g}): measure with more (export.bootstrap)"
+                found.append(f"{student.name} {few}: {values}.")
+                continue
             found.append(f"{said}: {values}; it cannot be said that training helped.")
     return found
 

@@ -17,7 +17,7 @@ from matta_cli.report.labels import Labels, labels
 from matta_cli.report.numbers import duration
 from matta_cli.report.schema import ModelEntry, Report, Role
 from matta_cli.report.table import Column, columns
-from matta_cli.report.values import listed, of_tokens
+from matta_cli.report.values import in_one, listed, of_tokens
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,15 @@ def _reading(report: Report) -> str:
 
 
 def behind(report: Report) -> str:
-    """What MACs, and times of a forward, are of."""
-    if not (tokens := of_tokens(report)):
-        return "MACs are per example at batch 1"
+    """What MACs, and times of a forward, are of; and what ``b8`` stands for."""
     timed = any(model.cost.latency for model in report.models)
+    batch = report.batch_size or 1
+    shown = batch > 1 and any(model.cost.latency or model.cost.decode for model in report.models)
+    told = f"; b{batch} is a batch of {batch}" if shown else ""
+    if not (tokens := of_tokens(report)):
+        return f"MACs are per example at batch 1{told}"
     more = f", and latencies of examples{tokens} each" if timed else ""
-    return f"MACs are per example{tokens} at batch 1{more}"
+    return f"MACs are per example{tokens} at batch 1{more}{told}"
 
 
 def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
@@ -122,7 +125,7 @@ def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
             module = re.match(r"[A-Za-z_]\w*(?=\.)", model.loader)
             needs = f"import {module[0]}\n" if module else ""
             mode = "\nmodel.eval()" if "onnxruntime" not in needs else ""
-            lines = f"{needs}model = {model.loader}{mode}"
+            lines = f"{needs}model = {in_one(model.loader)}{mode}"
             found.append(Loading(model, [stock, *equal[exact]], lines))
     return found
 

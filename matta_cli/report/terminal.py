@@ -10,7 +10,7 @@ from matta_cli.report.headline import pick
 from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds, number
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.table import speed
-from matta_cli.report.values import decimals_of, distinct, span
+from matta_cli.report.values import decimals_of, distinct, in_one, span
 
 Table = tuple[list[str], list[list[str]]]  # headers, and a row for each model
 
@@ -106,4 +106,4 @@ def loading(report: Report) -> str:
     students = [best.student] if best else report.students
     loads = next((model.loader for model in students if model.loader), "")
     module = re.match(r"[A-Za-z_]\w*(?=\.)", loads)
-    return f"import {module[0]}; model = {loads}" if module else loads
+    return f"import {module[0]}; model = {in_one(loads)}" if module else in_one(loads)

@@ -33,6 +33,11 @@ def of_tokens(report: Report) -> str:
     return f" of {known:,} tokens" if known else ""
 
 
+def in_one(loader: str) -> str:
+    """An expression that loads a model, with its path in one piece."""
+    return loader.replace("' + '", "")
+
+
 def decimals_of(report: Report, metric: Metric) -> int:
     """Decimals of a metric: the narrowest interval shows two digits of its half width."""
     values = [value for model in report.models if (value := model.measured(metric))]

@@ -73,6 +73,7 @@ class Bits:
     def _better(self, budget: Budget, in_float: Student | None, fewer: Student | None) -> Student:
         """The better one of the best in float and the best in fewer bits, by their scores."""
         fewer = self._within(budget, fewer) if fewer else None
+        fewer = self._smaller(budget, fewer) if fewer else None
         scored = self.search.scored
         if fewer is None:
             if in_float is None:
@@ -111,6 +112,29 @@ class Bits:
                 return None
             [best] = self.search.run([aimed], self.listen)
         return None
+
+    def _smaller(self, budget: Budget, best: Student) -> Student:
+        """It, or a trained width of fewer bytes that is better in fewer bits, too, if one is.
+
+        A search looks for what uses a budget up. What was trained as it is may be better still,
+        above all where a budget has room for more than there is.
+        """
+        search, size = self.search, self.search.counts.bytes
+        own = search.scored[search.key(best.sizes)].value
+        for one in search.order(search.allowed()):
+            student = one.student
+            if not search.scores.better(one.value, own):
+                break
+            if student.width is None or size(student.sizes) >= size(best.sizes):
+                continue
+            taken, largest = self.measure(student), self.measure(best)
+            if search.scores.better(taken.value, largest.value):
+                values = f"{taken.value:.4g}, and the larger {best.shown()} {largest.value:.4g}"
+                has = f"{student.shown()} in {self.kind} had {search.scores.metric.label} {values}"
+                self.notes.append(f"{budget.name}: while sizes were chosen {has}.")
+                return student
+            break
+        return best
 
     def _aimed(self, budget: Budget) -> Budget:
         """A budget of the float bytes that what was measured so far makes of a limit in fewer bits.

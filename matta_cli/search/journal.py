@@ -54,6 +54,11 @@ def journal(folder: Path) -> Any:
         raise _damaged(path) from error
 
 
+def trials(storage: Any) -> int:
+    """How many trials all studies of a storage have."""
+    return sum(storage.get_n_trials(study._study_id) for study in storage.get_all_studies())
+
+
 def kept_trials(study: Any, fits: Callable[[Any], bool]) -> list[Any]:
     """The trials of a study that has a journal.
 

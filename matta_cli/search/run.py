@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from matta_cli.errors import Interrupted
+from matta_cli.errors import Interrupted, MattaError
 from matta_cli.files import atomic
 from matta_cli.files.workspace import Workspace
 from matta_cli.models.ta import Student
 from matta_cli.progress import Listener, quiet
 from matta_cli.report.schema import Report
 from matta_cli.search.bits import Bits
-from matta_cli.search.journal import journal
+from matta_cli.search.journal import journal, trials
 from matta_cli.search.search import Search
 from matta_cli.search.write import report_of, write
 from matta_cli.settings import checks
@@ -47,6 +47,7 @@ def search(
     check(recipe)
     space = Workspace(out)
     space.refuse_unconverted()
+    new = not space.search.exists()
     space.search.mkdir(exist_ok=True)
     with atomic.alone(space.search, "Another search is running"):
         storage = journal(space.search)
@@ -63,6 +64,10 @@ def search(
         except KeyboardInterrupt:
             kept = "what was scored is kept: the same command goes on from there"
             raise Interrupted(f"Stopped; {kept}.") from None
+        except MattaError:
+            if new and not trials(storage):  # it was refused before it began
+                atomic.remove(space.search)
+            raise
         report.searched["seconds"] = time.perf_counter() - started
         if measured:
             write(report, space.search)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from matta_cli.adapter import Sizes
-from matta_cli.errors import command
+from matta_cli.errors import beside, command
 from matta_cli.files.atomic import atomic_write
 from matta_cli.measure import cost, intervals
 from matta_cli.measure.counts import Key
@@ -113,7 +113,7 @@ def _entries(
         words = typed.get(key, "").split() or _words(search, one)
         # beside the first family, which may be there
         named = re.sub(r"[^\w.-]+", "-", name.partition(",")[0])
-        typed_so = command("export", out, *words, "--name", named)
+        typed_so = command("export", out, *words, *beside(named))
         entry = _entry(search, name, one, typed_so, front=key in on_front)
         entries.append(entry)
     return entries

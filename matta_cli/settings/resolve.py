@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.settings import gone
 from matta_cli.settings.checks import check_value
 from matta_cli.settings.presets import PRESETS
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import SECTIONS, Recipe, about
 from matta_cli.trust import Read
 
 if sys.version_info >= (3, 11):
@@ -48,6 +49,23 @@ def of_file(tables: Mapping[str, Any], file: Path) -> dict[str, Any]:
             marked = {n: Read(v, file) for n, v in table.items() if n in names and type(v) is str}
             found[section] = {**table, **marked}
     return found
+
+
+def with_place(sentence: str) -> str:
+    """An error that asks for a setting without a flag, and where such a setting is written."""
+    asked = re.search(rf"\b(?:[Ss]et|in|to) ({'|'.join(SECTIONS)})\.[a-z_]+", sentence)
+    if not asked or "matta.toml" in sentence:
+        return sentence
+    table = SECTIONS[asked[1]]
+    lines: list[str] = []
+    for key in dict.fromkeys(re.findall(rf"\b{asked[1]}\.([a-z_]+)", sentence)):
+        if key in table.__dataclass_fields__ and not about(f"{asked[1]}.{key}").flag:
+            usual = getattr(table(), key)
+            value = "..." if not isinstance(usual, (str, list)) else '"..."'
+            value = f"[{value}, {value}]" if isinstance(usual, list) else value
+            lines.append(f"`{key} = {value}`")
+    place = f" In matta.toml that is {' or '.join(lines)} below `[{asked[1]}]`."
+    return sentence + (place if lines else "")
 
 
 def _update_by(recipe: Recipe, path: Path, *sections: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from matta_cli.adapter import PROGRAM
 from matta_cli.errors import MattaError
 from matta_cli.files.card import write_card
-from matta_cli.formats.programs import PROGRAMS, Listening
+from matta_cli.formats.programs import PROGRAMS, Listening, needs_onnx
 from matta_cli.measure.cost import repeated
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.students import own_statistics
@@ -30,7 +30,10 @@ PROBED = 4  # examples whose outputs a Student must give again
 
 
 def check(settings: ExportSettings) -> None:
-    """Raise ``MattaError`` for formats and types that are not known or do not go together."""
+    """Raise ``MattaError`` for formats and types that are not known, or do not go together.
+
+    So it does where a package that a format needs is missing.
+    """
     checks.check(settings)
     if {"stock", "matta"} <= set(settings.format):
         one = "a Student's folder holds one checkpoint"
@@ -39,6 +42,8 @@ def check(settings: ExportSettings) -> None:
     if programs and settings.dtype not in ("auto", "float32"):
         both = f"--format {programs[0]} with --dtype {settings.dtype}"
         raise MattaError(f"{both} is not supported: programs are written in float32.")
+    if "onnx" in programs:
+        needs_onnx("--format onnx")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,10 @@ class Examples(Protocol):
 E = TypeVar("E", bound=Examples)
 
 
+class Unlabelled(MattaError):
+    """There is no ground truth to train on, where some is needed."""
+
+
 def missing(value: Any) -> bool:
     """Whether a cell holds nothing."""
     return value is None or (isinstance(value, str) and not value.strip()) or value != value
@@ -60,6 +64,9 @@ def sorted_out(
     part = f"{settings.train!r}, to train on"
     hint = "Set distill.teacher_mix = 1 to learn from the Teacher alone."
     if task.recipe.distill.teacher_mix < 1:  # else no loss asks for any
+        if not train.known.any():
+            lacks = train.lacks or f"{_some(train, part, what)}."
+            raise Unlabelled(f"{lacks} {hint}")
         return _known(train, part, what, hint, none, notes), held_out, notes
     if not train.known.all():
         notes.append(f"{_some(train, part, what)}: all are learned from the Teacher alone.")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_cli.errors import MattaError
-from matta_cli.models.tokenizer import same_tokens, tokenizer_of
+from matta_cli.models.tokenizer import around, same_tokens, spare_tokens, tokenizer_of
 from matta_cli.tasks.task import Task, raw
 
 # where only one tokenizer is there: matrices are padded to a multiple of this, by less than that
@@ -33,13 +33,19 @@ def common(
             what = "the same numbers are other tokens to it, so it cannot read what the model reads"
             do = "take a Teacher of the same tokenizer"
             raise MattaError(f"{names} ({home or given}): {what}; {do}{instead}.")
+        if task.tokens:
+            task.notes += _framed(other, own)
     elif other is None:
         task.notes.append(
             "The Teacher brings no tokenizer: its tokens are assumed to be the model's."
         )
     if theirs == ours:
         return ours
-    there = [len(tokenizer) for tokenizer in (own, other) if tokenizer is not None]
+    there = [
+        len(tokenizer) - len(spare_tokens(tokenizer, rows))
+        for tokenizer, rows in ((own, ours), (other, theirs))
+        if tokenizer is not None
+    ]
     least = min(there, default=0)
     padding = abs(theirs - ours) < _PADDING and max(theirs, ours) % _MULTIPLE == 0
     padded = len(there) == 2 or padding
@@ -52,6 +58,19 @@ def common(
         f"The tokenizer has {least:,} tokens ({sizes}): the first {shared:,} are used."
     )
     return shared
+
+
+def _framed(theirs: Any, ours: Any) -> list[str]:
+    """A sentence where a Teacher's texts begin, or end, with other tokens than the model's."""
+    notes = []
+    for does, at in (("begins", 0), ("ends", 1)):
+        tokens = [around(own)[at] or [own.eos_token_id] * at for own in (theirs, ours)]
+        if tokens[0] != tokens[1]:
+            both = [ours.decode(own) if own and None not in own else "nothing" for own in tokens]
+            tokenizer = f"The Teacher's tokenizer {does} a text with {both[0]}"
+            ours_does = f"the model's with {both[1]}"
+            notes.append(f"{tokenizer}, {ours_does}: the Teacher reads texts as the model does.")
+    return notes
 
 
 def narrowed(model: Any, outputs: int) -> nn.Module:

@@ -15,8 +15,8 @@ from matta_cli.data.split import Batch, Columns, Data, Part
 from matta_cli.errors import MattaError
 from matta_cli.losses.targets import Logits, Sampled, Target, TopK
 from matta_cli.tasks.task import Task
-from matta_cli.training import prompt_logprobs
-from matta_cli.training.teacher_file import LOGGED, VALUES, read
+from matta_cli.training import packed, prompt_logprobs
+from matta_cli.training.teacher_file import LOGGED, PACKED, VALUES, read
 
 # examples on which the gate measures; of text, whose examples are many predictions, fewer
 _CHECKED, _CHECKED_TEXTS = 256, 16
@@ -54,7 +54,9 @@ class FileTeacher:
         self.keys, self.places = keys, places
         self._check_card()
         self.known = min(outputs, int(self.table.card.get("outputs", outputs)))
-        self._check_values(self._places(range(len(data.train))))
+        places = self._places(range(len(data.train)))
+        self._check_once(places)
+        self._check_values(places)
 
     def _error(self, sentence: str) -> MattaError:
         return MattaError(f"Teacher {self.name!r}: {sentence}.")
@@ -69,6 +71,13 @@ class FileTeacher:
             first = f"the first is {self.by} {wanted[missing][0]}"
             raise self._error(f"{count} are not in it, {first}")
         return self.places[at]
+
+    def _check_once(self, places: np.ndarray) -> None:
+        """Refuse ids that several examples have: what is said of one would be said of all."""
+        if self.table.by_id and (twice := places[np.bincount(places)[places] > 1]).size:
+            same = f"{len(twice):,} of the training examples share an id with others"
+            first = f"the first is {self.table.key[twice[0]]}"
+            raise self._error(f"{same}, {first}: give each example its own in data.id")
 
     def _check_card(self) -> None:
         """Refuse a file that was made for another temperature, other outputs or other examples."""
@@ -189,13 +198,15 @@ class FileTeacher:
             values = np.asarray(self.table.values[name][places])
             signed = values.astype(np.int32) if values.dtype == np.uint16 else values
             given = torch.from_numpy(np.ascontiguousarray(signed)).to(device)
+            given = self._unpacked(given) if name == PACKED else given
             return self._placed(given, batch) if self.logged or self.table.ragged else given
 
         given = tensor(self.kind)
         if self.kind == "top_logits":
             known, index = given.float().flatten(0, -2), tensor("top_index").long().flatten(0, -2)
-            if "drawn" in self.table.values:
-                drawn, entropy = tensor("drawn").long(), tensor("entropy").float()
+            if "entropy" in self.table.values:
+                name = PACKED if PACKED in self.table.values else "drawn"
+                drawn, entropy = tensor(name).long(), tensor("entropy").float()
                 return Sampled(known, index, drawn.flatten(0, -2), entropy.flatten(), self.known)
             if self.logged:  # of all tokens as they are, and some of them are named twice
                 return TopK(known, index, tensor("rest").flatten(), self.known)
@@ -211,6 +222,15 @@ class FileTeacher:
         if self.kind == "probabilities":
             given = torch.logit(given, 1e-6) if self.alone else given.clamp(min=1e-12).log()
         return Logits(self._shaped(given))
+
+    def _unpacked(self, values: Tensor) -> Tensor:
+        """The numbers of what was drawn, [..., draws], of their bytes [..., bytes]."""
+        card, shape = self.table.card, values.shape[:-1]
+        try:
+            numbers = packed.unpack(values.flatten(0, -2), card["draws"], card["outputs"])
+        except ValueError as error:
+            raise self._error(f"it is damaged ({error}): run `matta teach` again") from None
+        return numbers.view(*shape, card["draws"])
 
     def _shaped(self, values: Tensor) -> Tensor:
         """One number of each row without a dimension of its own, as models give scores."""

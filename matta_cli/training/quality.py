@@ -21,11 +21,13 @@ class Quality:
     """The models of a run in its first metric, on the same held-out examples.
 
     values: base, Teacher, a TA that is none of the Students, and the Students by their names.
+    limit: in words, what kept the examples to so many, if anything did.
     """
 
     metric: Metric
     examples: int
     values: dict[str, float]
+    limit: str = ""
 
     def json(self) -> dict[str, Any]:
         how = {"metric": self.metric.name, "higher_is_better": self.metric.higher}
@@ -48,7 +50,10 @@ def quality(out: Path) -> Quality | None:
     start, last = Start.of(space), space.newest()
     if start is None or last is None:
         return None
-    metrics = task(read_card(space.ta)["task"], run_recipe(out)).metrics
+    recipe, limit = run_recipe(out), ""
+    if start.examples == recipe.distill.eval_examples:
+        limit = " (distill.eval_examples); the report takes those of data.eval_examples"
+    metrics = task(read_card(space.ta)["task"], recipe).metrics
     for metric in (metric for metric in metrics if metric.higher is not None):
         found = [
             values for step, values in evaluations(space, metric.name) if step == step_of(last)
@@ -56,9 +61,8 @@ def quality(out: Path) -> Quality | None:
         if found and found[-1]:
             students = {_named(name): value for name, value in found[-1].items()}
             ta = {"TA": students.pop("TA")} if "TA" in students else {}
-            return Quality(
-                metric, start.examples, {**start.of_metric(metric.name), **ta, **students}
-            )
+            values = {**start.of_metric(metric.name), **ta, **students}
+            return Quality(metric, start.examples, values, limit)
     return None
 
 

@@ -22,13 +22,14 @@ from matta_cli.losses.targets import Logits
 from matta_cli.models import save
 from matta_cli.progress import Listener, Progress, quiet
 from matta_cli.settings.recipe import Recipe
-from matta_cli.training import teacher_file
+from matta_cli.training import packed, teacher_file
 from matta_cli.training.setup import Setup, opened
 from matta_cli.training.state import size_of
 from matta_cli.training.teacher import ModelTeacher
 
 EXACT = 64  # outputs up to which all logits are written
-TOP, DRAWS = 24, 96  # of more: the likeliest that are written, and how many of the others are drawn
+TOP = 24  # of more: the likeliest that are written
+BYTES = 192  # for what is drawn of the others at a position
 _SMALL = 1 << 16  # outputs that a number of two bytes tells apart
 _SHARD = 1 << 26  # bytes of a shard, about
 _FEW = 8  # examples that tell how large they are
@@ -40,7 +41,7 @@ def teach(
     to: Path,
     *,
     k: int = TOP,
-    draws: int = DRAWS,
+    draws: int | None = None,
     overwrite: bool = False,
     listen: Listener = quiet,
 ) -> Path:
@@ -48,10 +49,11 @@ def teach(
 
     Embeddings, and up to 64 outputs: all numbers, float32. More: of each position the ``k``
     likeliest outputs of the distribution softened by ``distill.temperature``, and as many
-    ``draws`` of the others, in proportion to their probabilities: on average, what is learned from
-    them is what the whole distribution teaches (arXiv 2503.16870). Without draws, the mass of the
-    rest: what is lost is how it is spread. Stopped at any moment, it goes on from the last whole
-    shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after Ctrl-C.
+    ``draws`` of the others (None: as 192 bytes hold), in proportion to their probabilities: on
+    average, what is learned from them is what the whole distribution teaches (arXiv 2503.16870).
+    With 0, the mass of the rest: what is lost is how it is spread. Stopped at any moment, it goes
+    on from the last whole shard. Raises ``MattaError`` as ``distill`` does; ``Interrupted`` after
+    Ctrl-C.
     """
     name = recipe.distill.teacher
     if teacher_file.is_file(name):
@@ -59,7 +61,7 @@ def teach(
         raise MattaError(f"--teacher {name!r} is a file of outputs already: {instead}.")
     if k < 1:
         raise MattaError(f"--top-k {k} is not possible: it is 1 or more.")
-    if draws < 0:
+    if draws is not None and draws < 0:
         raise MattaError(f"--draws {draws} is not possible: it is 0 or more.")
     setup = opened(recipe, out, pick(recipe.distill.device), listen=listen)
     if not isinstance(setup.teacher, ModelTeacher):
@@ -130,11 +132,13 @@ class Dictation:
     exact: bool
 
     @classmethod
-    def of(cls, setup: Setup, teacher: ModelTeacher, k: int, draws: int) -> Dictation:
+    def of(cls, setup: Setup, teacher: ModelTeacher, k: int, draws: int | None) -> Dictation:
         """All outputs are written where there are few, or they are no classes of which one is."""
         task = setup.task
         outputs = task.outputs(teacher.model)
         exact = task.embeds or task.reading != "classes" or outputs <= max(EXACT, k)
+        if draws is None:
+            draws = packed.most(outputs, BYTES)
         return cls(setup, teacher, outputs, k, 0 if exact else draws, exact)
 
     def identity(self) -> dict[str, Any]:
@@ -227,7 +231,8 @@ class Dictation:
         drawn = draw(q.scatter_(1, index, 0.0), self.draws, start)
         # Half the bits: what rounding changes is less than drawing does, and evens out as well.
         top["top_logits"] = top["top_logits"].half()
-        return {**top, "drawn": self._numbers(drawn), "entropy": entropy.cpu()}
+        few = packed.pack(drawn, self.outputs).cpu()
+        return {**top, teacher_file.PACKED: few, "entropy": entropy.cpu()}
 
     def _numbers(self, index: Tensor) -> Tensor:
         """Numbers of outputs in as few bytes as tell them apart, without a sign."""

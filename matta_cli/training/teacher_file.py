@@ -17,7 +17,8 @@ the data) and one of
 by ``temperature`` (a column, 1 where there is none), which must be ``distill.temperature``. Without
 ``rest`` it is what they leave of 1. The file is one of these, or a folder that ``matta teach``
 wrote: ``teacher.json`` and shards of safetensors, with logits where there are few outputs (and
-embeddings), else with the k likeliest of the softened distribution and what was drawn of the rest.
+embeddings), else with the k likeliest of the softened distribution and what was drawn of the rest,
+which it packs (``matta_cli.training.packed``; how many there are stands in the card).
 Of conversations these are at the positions that are learned. A third kind is what servers give:
 ``matta_cli.training.prompt_logprobs``.
 """
@@ -36,8 +37,9 @@ from matta_cli.data import records
 from matta_cli.errors import MattaError
 from matta_cli.files import atomic, reading
 
-FORMAT = 2
+FORMAT = 3
 CARD = "teacher.json"
+PACKED = "packed"  # of a shard: what was drawn, as ``matta_cli.training.packed`` writes it
 POSITIONS = "positions"  # of a shard: how many of each example there are, if they are not as many
 
 
@@ -52,6 +54,7 @@ class Card(reading.Versioned):
     digests: list[str]
     complete: bool
     temperature: NotRequired[float | None]
+    draws: NotRequired[int]
 
 
 LOGGED = "prompt_logprobs"  # of a server: see the module of that name
@@ -232,6 +235,8 @@ def _shards(folder: Path) -> Table:
         files = [safe_open(path, framework="numpy") for path in paths]
         keys = [file.get_tensor("row") for file in files]
         names = [*files[0].keys()]
+        if PACKED in names and card.get("draws", 0) < 1:
+            raise ValueError(f"{CARD}: draws")
         ragged = POSITIONS in names
         counts = [file.get_tensor(POSITIONS) for file in files] if ragged else []
         for number, (file, key) in enumerate(zip(files, keys, strict=True)):

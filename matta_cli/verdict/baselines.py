@@ -29,6 +29,7 @@ from matta_cli.settings.checks import check_value
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import run_recipe
 from matta_cli.tasks import task
+from matta_cli.tasks.unlabelled import Unlabelled
 from matta_cli.training import checkpoint
 from matta_cli.training.run import distill
 from matta_cli.training.spent import Spent, of_run
@@ -42,6 +43,7 @@ KINDS = {
     "plain": "the untrained cut, distilled from the Teacher alone",
     "scratch": "a fresh model, distilled from the Teacher alone",
 }
+_NO_LABELS = "There is no baseline trained on labels alone:"
 TRAINED = ("ground-truth", "plain", "scratch")
 
 # what has no part in the weights that a run ends with
@@ -151,9 +153,11 @@ def train(
     trained = [k for k in TRAINED if k in kinds and (k != "ground-truth" or labelled)]
     notes = []
     if "ground-truth" in kinds and not labelled:
-        notes.append("There is no baseline trained on labels alone: this task has none.")
+        notes.append(f"{_NO_LABELS} this task has none.")
     wanted = list(_wanted(out, trained, students, run))
     for number, one in enumerate(wanted, 1):
+        if notes and one.kind == "ground-truth":
+            continue  # as for the Student before
         told = f"{one.folder.name} ({number} of {len(wanted)})"
         one.recipe.distill.device = device
         if not one.there:
@@ -173,6 +177,9 @@ def train(
         listen(Progress(message=f"{told}: {what}. It is {KINDS[one.kind]}."))
         try:
             distill(one.recipe, one.folder, resume=last is not None, listen=listen)
+        except Unlabelled:
+            atomic.remove(one.folder)
+            notes.append(f"{_NO_LABELS} the data to train on has none.")
         except Interrupted as stop:
             again = command("report", out, "--baselines", ",".join(kinds))
             saved = f"Stopped in {one.folder}, which is saved"

@@ -5,12 +5,16 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 from matta_cli.errors import MattaError, said
 from matta_cli.models.tokenizer import around
 
-MESSAGES, PAIR = ("messages",), ("prompt", "completion")  # the columns of both kinds of rows
+# the columns of both kinds of rows; messages may have other names, as ShareGPT's have
+MESSAGES, PAIR = ("messages",), ("prompt", "completion")
+TALKS = (MESSAGES, ("conversations",), ("conversation",))
+_SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # ShareGPT's words
 
 # Templates that write the day's date would make other tokens each day; Llama's own default.
 _DATE = datetime.date(2024, 7, 26)
@@ -39,9 +43,9 @@ class Chat:
             raise MattaError(f"The tokenizer {cannot}: convert again with a fast one.")
         try:
             self.template: str = tokenizer.get_chat_template()
-        except ValueError:
+        except ValueError:  # there is none, or several without one that is the default
             self.template = ""
-        if not self.template and self.columns == MESSAGES:
+        if not self.template and self.columns != PAIR:
             raise self._no_template()
         # by HF's tags a template says itself what the assistant's part is
         self.tagged = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.template))
@@ -59,8 +63,8 @@ class Chat:
 
         Raises ``Left`` for a row that is left out, ``MattaError`` for one of another kind.
         """
-        if self.columns == MESSAGES:
-            return self._conversation(self._messages(values[0], "messages", where), where)
+        if self.columns != PAIR:
+            return self._conversation(self._messages(values[0], self.columns[0], where), where)
         prompt, completion = values
         if prompt is None or completion in (None, "", []):
             raise Left("without a prompt or a completion")
@@ -72,11 +76,9 @@ class Chat:
             raise self._wrong(f"{both} in {where}: give both as text, or both as messages")
         if not self.template:
             raise self._no_template()
-        return self._turn(
-            self._messages(prompt, "prompt", where),
-            self._messages(completion, "completion", where),
-            where,
-        )
+        before = self._messages(prompt, "prompt", where)
+        whole = before + self._messages(completion, "completion", where)
+        return self._conversation(whole, where, len(before))
 
     def _strings(self, prompt: str, completion: str) -> Encoded:
         """Both as one text, which begins and ends as documents do."""
@@ -87,29 +89,42 @@ class Chat:
         learned = [self.everything] * len(self.begin) + predicted + [True] * len(self.end)
         return [*self.begin, *ids, *self.end], learned
 
-    def _turn(self, prompt: list[Any], completion: list[Any], where: str) -> Encoded:
-        """Messages to which others are the completion."""
-        whole = self._rendered(prompt + completion)
-        start = 0 if self.everything else self._prefix(prompt, whole, True, where)
-        return self._tokens(whole, [(start, len(whole))])
-
-    def _conversation(self, messages: list[Any], where: str) -> Encoded:
+    def _conversation(self, messages: list[Any], where: str, prompt: int = 0) -> Encoded:
+        """Messages, the first ``prompt`` of which are not to be predicted, whoever says them."""
         if self.everything:
             whole = self._rendered(messages)
             return self._tokens(whole, [(0, len(whole))])
         # what begins a conversation answers nothing: it is prompt
-        turns = [k for k, message in enumerate(messages) if k and message["role"] == "assistant"]
+        first = max(prompt, 1)
+        turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
         if not turns:
             raise Left("without an assistant's turn that answers something")
         if any(not _says(messages[k]) for k in turns):
             raise Left("with an assistant's turn that is empty")
         if self.tagged:
-            return self._by_tags(messages)
+            ids, predicted = self._by_tags(messages)
+            before = any(message["role"] == "assistant" for message in messages[:prompt])
+            skipped = sum(self._by_tags(messages[:prompt])[1]) if before else 0
+            seen = accumulate(predicted, initial=0)
+            return ids, [own and k >= skipped for own, k in zip(predicted, seen, strict=False)]
         whole, spans = self._rendered(messages), []
         for k in turns:
             start = self._prefix(messages[:k], whole, True, where)
-            spans.append((start, self._prefix(messages[: k + 1], whole, False, where)))
+            spans.append((start, self._end(messages[: k + 1], whole, start, where)))
         return self._tokens(whole, spans)
+
+    def _end(self, messages: list[Any], whole: str, start: int, where: str) -> int:
+        """Where in ``whole`` the last of these messages ends, which begins at ``start``.
+
+        Templates of thinking models write thoughts (or that there are none) in the last turn alone:
+        it is not how the whole goes on, but what is said, and what follows it, stands there.
+        """
+        said = str(messages[-1]["content"]).strip()
+        _, found, behind = self._rendered(messages).rpartition(said)
+        there = start + len(whole[start:]) - len(whole[start:].lstrip())
+        if said and found and whole.startswith(said + behind, there):
+            return there + len(said + behind)
+        return self._prefix(messages, whole, False, where)
 
     def _by_tags(self, messages: list[Any]) -> Encoded:
         """What the template's own tags say is the assistant's."""
@@ -171,8 +186,8 @@ class Chat:
             raise self._wrong(f"{column!r} holds {_kind(value)} in {where}, not a list of messages")
         found = []
         for message in value:
-            whole = isinstance(message, dict) and "role" in message
-            if not whole or not isinstance(message["role"], str):
+            message = _renamed(message if isinstance(message, dict) else {})
+            if not isinstance(message["role"], str):
                 shape = "an object with a role and a content"
                 raise self._wrong(f"{column!r} holds a message in {where} that is not {shape}")
             content = message.get("content")
@@ -189,10 +204,31 @@ class Chat:
         return MattaError(f"{self.name!r}: {sentence}.")
 
     def _no_template(self) -> MattaError:
+        several = getattr(self.tokenizer, "chat_template", None)
+        if isinstance(several, dict) and several:
+            named = ", ".join(sorted(several))
+            which = f"has several chat templates ({named}), and none is called default"
+            do = "put the one to take in a file chat_template.jinja beside it"
+            holds = f"{self.name!r} holds messages, but the model's tokenizer"
+            return MattaError(f"{holds} {which}: {do}.")
         lacks = "but the model's tokenizer has no chat template"
         hint = "take a tokenizer that has one (convert with --tokenizer)"
         instead = "or give prompts and completions as text, in columns 'prompt' and 'completion'"
         return MattaError(f"{self.name!r} holds messages, {lacks}: {hint}, {instead}.")
+
+
+def _renamed(message: dict[str, Any]) -> dict[str, Any]:
+    """A message by the names that templates know, its parts put together where all are text."""
+    named: dict[str, Any] = {"role": None, **message}
+    if named["role"] is None and "from" in named:
+        speaker, value = named.pop("from"), named.pop("value", None)
+        named |= {"role": _SPEAKERS.get(str(speaker), speaker), "content": value}
+    parts = named.get("content")
+    if isinstance(parts, list) and parts:
+        texts = [part.get("text") for part in parts if isinstance(part, dict)]
+        if len(texts) == len(parts) and all(isinstance(text, str) for text in texts):
+            named["content"] = "".join(map(str, texts))
+    return named
 
 
 def _says(message: dict[str, Any]) -> bool:

@@ -15,9 +15,9 @@ from matta_cli.data.split import Batch
 from matta_cli.data.text import READ
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError, said
-from matta_cli.models.tokenizer import tokenizer_digest
+from matta_cli.models.tokenizer import padding, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
-from matta_cli.tasks.causal_lm.chat import MESSAGES, PAIR, Chat, Left
+from matta_cli.tasks.causal_lm.chat import PAIR, TALKS, Chat, Left
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
@@ -169,7 +169,8 @@ def columns(settings: DataSettings, training: bool) -> tuple[str, ...]:
         named.append(("--data", settings.train))
     kinds = {flag: (name, _kind(name, flag, settings)) for flag, name in named}
     if len({kind for _, kind in kinds.values()}) > 1:
-        words = {(): "text", MESSAGES: "messages", PAIR: "prompts and completions"}
+        words = {(): "text", PAIR: "prompts and completions"}
+        words |= {column: f"{column[0]!r}" for column in TALKS}
         each = [f"{flag} {name!r} holds {words[kind]}" for flag, (name, kind) in kinds.items()]
         raise MattaError(f"{' and '.join(each)}: both must be of one kind.")
     return next(kind for _, kind in kinds.values())
@@ -181,20 +182,26 @@ def _kind(name: str, flag: str, settings: DataSettings) -> tuple[str, ...]:
         return ()  # a stream is read as text, whose column is checked where it begins
     if path is None:
         splits = find.hub_dataset(name, settings.config)
-        return _of(next((rows.column_names for rows in splits.values()), []), settings.text)
+        known: list[str] = next((rows.column_names for rows in splits.values()), [])
+        return _of(known, settings.text, name)
     files = folders.data_files(path, READ).files if path.is_dir() else [path]
     first = files[0] if files else path
     if first.suffix.lower() not in records.TABLES or not first.is_file():
         return ()
-    return _of(records.names(first), settings.text)
+    return _of(records.names(first), settings.text, name)
 
 
-def _of(known: Sequence[str], text: str) -> tuple[str, ...]:
-    if text in known and text not in MESSAGES:
+def _of(known: Sequence[str], text: str, name: str) -> tuple[str, ...]:
+    """The columns among these that hold conversations, if any do. name: the data's."""
+    if text in known and (text,) not in TALKS:
         return ()
-    if set(known) >= set(MESSAGES):
-        return MESSAGES
-    return PAIR if set(known) >= set(PAIR) else ()
+    for columns in (*TALKS, PAIR):
+        if set(known) >= set(columns):
+            return columns
+    if known:
+        chats = " Those of conversations are 'messages', or 'prompt' and 'completion'."
+        find.check_column(name, text, "data.text", known, chats)
+    return ()
 
 
 class Reader:
@@ -281,10 +288,8 @@ class Reader:
         for note in (*source.notes, *told):
             if note not in self.notes:
                 self.notes.append(note)
-        padding = self.tokenizer.pad_token_id
-        padding = self.tokenizer.eos_token_id if padding is None else padding
-        fixed = self.length if self.fixed else 0
-        return Conversations.of(tokens, source.name, padding or 0, fixed)
+        fixed, filler = self.length if self.fixed else 0, padding(self.tokenizer, self.vocabulary)
+        return Conversations.of(tokens, source.name, filler, fixed)
 
     def _arrays(self, source: Source, chat: Chat, tally: Tally) -> Iterator[np.ndarray]:
         for number, (where, values) in enumerate(source.read()):

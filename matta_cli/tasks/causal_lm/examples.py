@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,10 +13,13 @@ import torch
 from matta_cli.data import split
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.models.tokenizer import padding
 
 _PASSAGES = 500  # passages taken from held-out paragraphs
 _CANDIDATES = 1 << 14  # lines that are held to choose them from
 _WORDS = 10  # words of a paragraph that makes a passage
+_BETWEEN = re.compile(r"(?<=[^\W\d_])(?= [^\W\d_])")  # two words of letters
+_NEAR = 1 << 12  # characters of a piece's end in which words are looked for
 _TAIL = 1 << 14  # characters of a passage: its beginning counts for nothing
 
 
@@ -80,11 +84,16 @@ class Passages:
     """
 
     def __init__(
-        self, tokenizer: Any, texts: Sequence[str], length: int, begin: Sequence[int] = ()
+        self,
+        tokenizer: Any,
+        texts: Sequence[str],
+        length: int,
+        begin: Sequence[int] = (),
+        vocabulary: int = sys.maxsize,
     ) -> None:
         # tokens, and how many of them are the last word
         self.rows: list[tuple[np.ndarray, int]] = []
-        self.padding = tokenizer.pad_token_id or tokenizer.eos_token_id or 0
+        self.padding = padding(tokenizer, vocabulary)
         texts = [text for text in texts if text.rpartition(" ")[0].strip()]
         contexts = encode(tokenizer, [text.rpartition(" ")[0] for text in texts])
         for context, whole in zip(contexts, encode(tokenizer, texts), strict=True):
@@ -142,6 +151,28 @@ class Paragraphs:
         if len(self.lines) <= _PASSAGES:
             return self.lines
         return [self.lines[i] for i in np.linspace(0, len(self.lines) - 1, _PASSAGES).astype(int)]
+
+
+class Parts:
+    """Pieces of text cut anew, so that their tokens, one after the other, are those of the whole.
+
+    Where a piece ends, at a line's end, some tokenizers join what is before with what comes (a full
+    stop and the line's end), and some put a blank before each text that they are given. Between two
+    words, at the blank before the second, none joins; where a blank is put there, it is left out.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        one, other, both, blank = encode(tokenizer, ["a", "b", "a b", " b"])
+        self.given = one + blank != both and one + other == both
+        self.rest, self.begun = "", False
+
+    def next(self, piece: str, last: bool) -> str:
+        """What to make tokens of, for this piece of a document; ``last``: its last one."""
+        text, given = self.rest + piece, self.given and self.begun
+        between = [] if last else [*_BETWEEN.finditer(text, max(0, len(text) - _NEAR))]
+        end = between[-1].start() if between else len(text)
+        self.rest, self.begun = text[end:], not last
+        return text[given and text.startswith(" ") : end]
 
 
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -15,7 +15,7 @@ from matta_cli.errors import MattaError
 from matta_cli.models.left_out import LeftOut
 from matta_cli.models.tokenizer import around, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
-from matta_cli.tasks.causal_lm.examples import Paragraphs, encode
+from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode
 
 # bytes of text whose tokens are kept in memory; those of more are kept on disk
 _IN_MEMORY = 1 << 26
@@ -106,10 +106,10 @@ def tokens(
     before = [] if left_out is None else list(left_out.counts)
 
     def arrays() -> Iterator[np.ndarray]:
-        start = begin
+        start, parts = begin, Parts(tokenizer)
         for batch in batches(pieces(text.read())):
             ids: list[int] = []
-            encoded = encode(tokenizer, [piece for piece, _ in batch])
+            encoded = encode(tokenizer, [parts.next(*chunk) for chunk in batch])
             if left_out is not None:
                 left_out.add([piece for piece, _ in batch])
             for own, (piece, last) in zip(encoded, batch, strict=True):

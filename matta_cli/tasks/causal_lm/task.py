@@ -17,7 +17,7 @@ from matta_cli.errors import MattaError
 from matta_cli.losses import classes
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.models.left_out import LeftOut
-from matta_cli.models.tokenizer import home, open_tokenizer, tokenizer_of
+from matta_cli.models.tokenizer import home, open_tokenizer, spare_tokens, tokenizer_of
 from matta_cli.models.trimming import keep, kept_of
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
@@ -68,13 +68,17 @@ class CausalLM(Task):
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
         settings = self.recipe.data
-        tokenizer = open_tokenizer(folder, self.recipe.convert.tokenizer, self.outputs(model))
+        given, size, own = self.recipe.convert.tokenizer, self.outputs(model), model.config
+        tokenizer = open_tokenizer(folder, given, size, own, spare=True)
+        if spare := spare_tokens(tokenizer, size):
+            lacks = f"has no rows for {len(spare):,} added tokens, such as {spare[0]}"
+            self.notes.append(f"The model {lacks}: data that holds one is refused.")
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
         self.given, self.begun = [], 0
         self.left_out = LeftOut.of(home(folder), tokenizer)
-        if own := conversations.columns(settings, training):
-            return self._conversations(own, tokenizer, model, training)
+        if columns := conversations.columns(settings, training):
+            return self._conversations(columns, tokenizer, model, training)
         return self._text(tokenizer, model, training)
 
     def _conversations(
@@ -133,7 +137,9 @@ class CausalLM(Task):
     def _passages(self, tokenizer: Any, given: Sequence[str], model: nn.Module) -> Split:
         """Passages as a split, which is empty only where nobody named any."""
         settings = self.recipe.data
-        passages = Passages(tokenizer, given, _most(model), frame(tokenizer)[0])
+        passages = Passages(
+            tokenizer, given, _most(model), frame(tokenizer)[0], self.outputs(model)
+        )
         if settings.passages and not len(passages):
             none = f"{settings.passages!r} holds no passage that ends in a word after a space"
             raise MattaError(f"{none}: check --passages.")

@@ -96,8 +96,9 @@ def _read(
     flat = [one for own in lists for one in own]
     if several and is_hot(lists, outputs):
         return np.array(lists, np.float32), None if names is None else list(names)
-    if cells and all(isinstance(one, str) and one.strip().isdecimal() for one in flat):
-        flat = [int(one) for one in flat]
+    wholes = [_whole(one, cells) for one in flat]
+    if all(one is not None for one in wholes):
+        flat = wholes
     numbers, known = _numbers(flat, names)
     if numbers is None:
         first = type(flat[0]) if _is_label(flat[0]) else None  # one of all kinds, or the odd one
@@ -128,6 +129,17 @@ def _numbers(
     if all(isinstance(value, int) and not isinstance(value, bool) for value in flat):
         return np.array(flat, np.int64), None if names is None else list(names)
     return None, None
+
+
+def _whole(value: Any, cells: bool) -> int | None:
+    """A whole number, also one that some program made a float, or with ``cells`` a text."""
+    text = value.strip() if cells and isinstance(value, str) else ""
+    whole, _, rest = text.partition(".")
+    if whole.isdecimal() and not rest.strip("0"):
+        return int(whole)
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _is_list(value: Any) -> bool:

@@ -58,19 +58,36 @@ def _renumbered(
     source: Source, numbers: list[int], classes: list[str], name: str, how: str
 ) -> tuple[Source, list[str]]:
     """numbers: of each of the source's classes."""
-    if source.labels.ndim == 2:
-        labels = np.zeros((len(source.labels), len(classes)), np.float32)
-        labels[:, numbers] = source.labels
-        labels[~source.known] = np.nan
-    else:
-        known = source.known
-        labels = spread(np.array(numbers, np.int64)[source.labels[known]], known, IGNORED)
+    source = _moved(source, numbers, classes)
     present = sorted(set(numbers))
     listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
     if len(present) > _SHOWN:
         listed += f", ... {present[-1]} {classes[present[-1]]}"
     said = f"{name!r}: classes are numbered {how}: {listed}."
-    return replace(source, labels=labels, classes=classes), [said]
+    return source, [said]
+
+
+def _moved(source: Source, numbers: list[int], classes: list[str]) -> Source:
+    """Images whose classes are some of these ones, and have these numbers among them."""
+    known = source.known
+    if source.labels.ndim == 2:
+        labels = np.zeros((len(known), len(classes)), np.float32)
+        labels[:, numbers] = source.labels
+        labels[~known] = np.nan
+    else:
+        labels = spread(np.array(numbers, np.int64)[source.labels[known]], known, IGNORED)
+    return replace(source, labels=labels, classes=classes)
+
+
+def together(one: Source, other: Source) -> tuple[Source, Source]:
+    """Two parts of the same data, of which one may lack some classes of the other."""
+    if one.classes is None or other.classes is None or one.ordered or other.ordered:
+        return one, other
+    if len(one.classes) < len(other.classes):
+        return together(other, one)[::-1]
+    if not set(other.classes) < set(one.classes):
+        return one, other
+    return one, _moved(other, [one.classes.index(own) for own in other.classes], one.classes)
 
 
 def _is_timm(model: Any) -> bool:

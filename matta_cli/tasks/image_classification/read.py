@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from tokenize import TokenError
@@ -15,6 +16,7 @@ import numpy as np
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import regular
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
@@ -67,9 +69,13 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
     if low < 0:
         meant = f"labels are 0 to {classes - 1}, as the model has {classes} classes."
         raise MattaError(f"{name!r} has the label {low}, but {meant}")
+    if not source.classes and labels.min(initial=high) > 0 and high == classes:
+        meant = f"the model's are 0 to {classes - 1}: count them from 0."
+        raise MattaError(f"The labels of {name!r} end at {high}, but {meant}")
     if count > classes or (count < classes and (complete or source.classes)):
         numbers = f"{name!r} has {count} classes, but the model has {classes}"
-        raise MattaError(f"{numbers}: pass the data whose classes the model was trained on.")
+        whole = "pass the data whose classes the model was trained on"
+        raise MattaError(f"{numbers}: {whole} (a folder, be it empty, for each).")
 
 
 def _local(
@@ -96,27 +102,61 @@ def _local(
         )
     parts, others = _parts(path)
     if not parts:
-        return _from_folder(path), None
+        return _from_folder(path, "", notes), None
     if others:
         why = "beside train, validation and test they are no parts"
         notes.append(f"{text!r}: left out, as {why}: {shown(others)}.")
-    return find.hub_parts(parts, text, settings, training, _from_folder)
+    said = [p if p == own.name.lower() else f"{p} ({own.name})" for p, (own, _) in parts.items()]
+    listed = ", ".join(said)
+    if any(within for _, within in parts.values()):
+        listed = f"{', '.join(parts)}, of each class"
+    notes.append(f"{text!r}: parts by the names of folders: {listed}.")
+    return find.hub_parts(
+        parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
+    )
 
 
-def _parts(path: Path) -> tuple[dict[str, Path], list[str]]:
+def _parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:
     """The subfolders that are parts, and the names of the others; none where all are classes.
 
-    A class may be called train: a part is a folder of classes, or stands among parts only.
+    Of each part its folder and, where that has classes which hold parts each, the part's name
+    there. A class may be called train: a part is a folder of classes, or stands among parts only.
     """
+    path = _inner(path)
     inside = _folders(path)
-    named = {own: part for own in inside if (part := folders.part_named(own.name))}
-    nested = any(_images(below) for own in named for below in _folders(own))
-    if not named or not (nested or len(named) == len(inside)):
-        return {}, []
-    parts: dict[str, Path] = {}
+    surely = {own: part for own in inside if (part := folders.part_named(own.name))}
+    named = surely if len(surely) == len(inside) else {}
+    if not named:
+        whole = {own: part for own in inside if (part := folders.part_of(own, path))}
+        nested = any(_images(below) for own in whole for below in _folders(own))
+        named = whole if nested else {}
+    parts: dict[str, tuple[Path, str]] = {}
     for own, part in named.items():
-        parts.setdefault(part, own)
-    return parts, [own.name for own in inside if own not in parts.values()]
+        parts.setdefault(part, (own, ""))
+    if parts:
+        taken = {own for own, _ in parts.values()}
+        return parts, [own.name for own in inside if own not in taken]
+    within = [{folders.part_named(below.name) for below in _folders(own)} for own in inside]
+    if len(inside) > 1 and all(own and "" not in own for own in within):
+        return {part: (path, part) for part in sorted(set.union(*within))}, []
+    return {}, []
+
+
+def _inner(path: Path) -> Path:
+    """The folder of folders that a folder holds and nothing else, as archives are packed."""
+    inside = _folders(path)
+    while len(inside) == 1 and _folders(inside[0]) and not _direct(path) + _direct(inside[0]):
+        path, inside = inside[0], _folders(inside[0])
+    return path
+
+
+def _within(file: Path, folder: Path) -> str:
+    """The part whose folder, of those in ``folder``, a file lies in."""
+    return folders.part_named(file.relative_to(folder).parts[0])
+
+
+def _direct(path: Path) -> list[Path]:
+    return [own for own in path.iterdir() if own.suffix.lower() in _IMAGES]
 
 
 def _folders(path: Path) -> list[Path]:
@@ -138,10 +178,21 @@ def _last(source: Source) -> np.ndarray:
     return held_out
 
 
-def _from_folder(path: Path) -> Source:
-    """One folder of images per class; ``numbered`` says which number it has. Or without classes."""
-    classes = _folders(path)
-    files = [(file, k) for k, own in enumerate(classes) for file in _images(own)]
+def _from_folder(path: Path, part: str, notes: list[str]) -> Source:
+    """One folder of images per class; ``numbered`` says which number it has. Or without classes.
+
+    part: the one that is taken of each class, where each has several.
+    """
+    classes = _folders(_inner(path))
+    there = [(f, k) for k, own in enumerate(classes) for f in folders.walk(own)]
+    if part:
+        there = [(f, k) for f, k in there if _within(f, classes[k]) == part]
+    files = [(file, k) for file, k in there if file.suffix.lower() in _IMAGES]
+    if others := [file for file, _ in there if file.suffix.lower() not in _IMAGES]:
+        kinds = Counter(file.suffix or file.name for file in others).most_common(4)
+        counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+        known = " ".join(_IMAGES)
+        notes.append(f"{str(path)!r}: left out, as images are {known}: {counts}.")
     lacks = ""
     if not files:
         files = [(file, IGNORED) for file in _images(path)]
@@ -278,6 +329,8 @@ def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
         own = stored[i][column]
         if own is None or (own["bytes"] is None and not own["path"]):
             raise ValueError("there is none in its row")
-        return own["bytes"] if own["bytes"] is not None else Path(own["path"]).read_bytes()
+        if own["bytes"] is not None:
+            return bytes(own["bytes"])
+        return regular(Path(own["path"])).read_bytes()  # the data may name a device, or a pipe
 
     return content

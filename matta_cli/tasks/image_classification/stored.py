@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from matta_cli.files.reading import lenient, parsed, record, text
 _FILE = "preprocessor_config.json"
 _WHOLE = "processor_config.json"  # of a processor of several things, of which one is images
 _MODES = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
+_IMAGE_PROCESSOR = re.compile(r"[A-Z][A-Za-z0-9]+ImageProcessor")  # no other class is made
 _SQUASH = {"crop_pct": 1.0, "crop_mode": "squash"}
 _SQUARE = ("ViT", "DeiT", "Beit")  # processors to which a size that is a number is a square
 # what changes pixels in another way
@@ -80,13 +83,38 @@ def _card(path: Path) -> dict[str, Any]:
     return card if path.name == _FILE else card["image_processor"]
 
 
+def _completed(card: dict[str, Any], name: str, notes: list[str]) -> dict[str, Any]:
+    """The card with what its own processor takes where it says nothing, which is said."""
+    wanted = ["resample"] if card.get("do_resize", True) else []
+    wanted += ["image_mean", "image_std"] if card.get("do_normalize", True) else []
+    if not (lacking := [key for key in wanted if card.get(key) is None]):
+        return card
+    given = str(card.get("image_processor_type") or card.get("feature_extractor_type") or "")
+    kind = given.removesuffix("Fast").replace("FeatureExtractor", "ImageProcessor")
+    own: dict[str, Any] = {}
+    if _IMAGE_PROCESSOR.fullmatch(kind):
+        import transformers
+
+        with contextlib.suppress(Exception):  # of a release without it, or one that needs more
+            own = getattr(transformers, kind)().to_dict()
+    found = {key: own[key] for key in lacking if own.get(key) is not None}
+    whose = f"those of a {kind} are taken, as transformers does"
+    if len(found) < len(lacking):
+        whose = "bicubic resizing, and ImageNet's mean and deviation, are assumed"
+    notes.append(f"{name} does not say {', '.join(lacking)}: {whose}.")
+    return card | found
+
+
 def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool, name: str) -> Prepared:
     settings: dict[str, Any] = dict(_SQUASH)
+    notes: list[str] = []
+    missing: list[str] = []
+    card = _completed(card, name, missing)
     if card.get("resample") in _MODES:
         settings["interpolation"] = _MODES[card["resample"]]
     edge, whole = _resized(card)
     crop = _sides(card.get("crop_size")) if card.get("do_center_crop") else None
-    resized, notes = card.get("do_resize", True), []
+    resized = card.get("do_resize", True)
     large = edge or (whole[0] if whole else 0)
     if edge:
         settings["crop_mode"] = "center"
@@ -111,10 +139,10 @@ def _read(card: dict[str, Any], channels: int, size: list[int], fixed: bool, nam
         if values is None and factor != 1 / 255:
             raise ValueError(f"no image_{key}")
         if values is not None:
-            values = values if isinstance(values, list) else [values] * channels
+            values = list(values) if isinstance(values, (list, tuple)) else [values] * channels
             settings[key] = tuple(float(value) / (255 * factor) for value in values)
     crops = bool(crop) and not resized
-    return Prepared(settings, size, notes, crops, zooms=bool(crop) and large != size[0])
+    return Prepared(settings, size, notes + missing, crops, zooms=bool(crop) and large != size[0])
 
 
 def _resized(card: dict[str, Any]) -> tuple[int, list[int] | None]:

@@ -158,7 +158,10 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
         text = records.text_of(path, image, name, where)
         if text is None or not text.strip():
             raise MattaError(f"Column {image!r} of {name!r} has no path in {where}: fill it in.")
-        rows.paths.append(file.parent / text)
+        there = file.parent / text
+        if "\\" in text and not there.is_file():  # as Windows writes paths
+            there = file.parent / text.replace("\\", "/")
+        rows.paths.append(there)
         rows.labels.append(_yes(own, name, where) if hot else next(iter(own), None))
         rows.called.append(f"{where} of {name!r}")
 

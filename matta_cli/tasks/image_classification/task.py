@@ -15,10 +15,16 @@ from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import contradiction, known_as, names_of, order_of
-from matta_cli.tasks.image_classification.examples import Fitted, Images, Preparation, shape_of
+from matta_cli.tasks.image_classification.examples import (
+    Fitted,
+    Images,
+    Preparation,
+    Source,
+    shape_of,
+)
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
-from matta_cli.tasks.image_classification.names import numbered
+from matta_cli.tasks.image_classification.names import numbered, together
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
 from matta_cli.tasks.image_classification.tables import Known
@@ -64,6 +70,8 @@ class ImageClassification(KindTask):
         train, held_out = read_images(settings, known, training, notes)
         train, held_out, lacking = sorted_out(self, train, held_out, "images")
         notes += [*lacking, *contradiction(model)]
+        if train is not None:
+            held_out, train = together(held_out, train)
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         several = is_several(model, classes, parts)
@@ -77,6 +85,8 @@ class ImageClassification(KindTask):
         prepare = Preparation(folder, model)
         self.shape = prepare.shape
         self.notes += prepare.notes
+        if prepare.mode == "L" and len(held_out.labels) and _has_colours(held_out):
+            self.notes.append("The model reads grey images: colours are lost.")
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run
@@ -133,7 +143,8 @@ class ImageClassification(KindTask):
             other = f"The Teacher's classes have other names than the model's ({names})"
             self.notes.append(f"{other}: they are taken to be in its order.")
             return []
-        return order_of(teacher, model, "classes", self.notes) if theirs and ours else []
+        # that neither names any is usual among models of timm
+        return order_of(teacher, model, "classes", self.notes) if theirs or ours else []
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         return raw(model(batch["image"]))
@@ -142,6 +153,13 @@ class ImageClassification(KindTask):
         # of the size of the data, where that is known: some models take any
         shape = self.shape or shape_of(model)
         return {"image": torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))}
+
+
+def _has_colours(source: Source) -> bool:
+    try:
+        return len(source.read(0).getbands()) > 2
+    except Exception:  # it is looked through, and named, later
+        return False
 
 
 def _named(model: Any) -> list[str]:

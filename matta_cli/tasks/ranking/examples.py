@@ -20,8 +20,8 @@ class Rows:
 
     dense: float32 [n, D]. categorical: int64 [n, F]. label: float32 [n], NaN where there is none.
     group: int64 [n], the row's query, 0 .. q - 1. ids: text [n], the rows' names. numbers: int64
-    [n], where these are a part of the user's rows. name: of the data. column, lacks: as of
-    ``Examples``.
+    [n], where these are a part of the user's rows. name: of the data. features: the columns of
+    ``dense``, where they have names. column, lacks: as of ``Examples``.
     """
 
     dense: np.ndarray | None
@@ -33,6 +33,7 @@ class Rows:
     column: str = ""
     lacks: str = ""
     name: str = ""
+    features: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.members = None if self.group is None else members(self.group)
@@ -51,7 +52,7 @@ class Rows:
         parts = (self.dense, self.categorical, self.ids)
         dense, categorical, ids = (None if part is None else part[rows] for part in parts)
         numbers = rows if self.numbers is None else self.numbers[rows]
-        about = self.column, self.lacks, self.name
+        about = self.column, self.lacks, self.name, self.features
         return Rows(dense, categorical, self.label[rows], group, ids, numbers, *about)
 
     @property

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find, folders, tables
+from matta_cli.data import find, folders, records, tables
 from matta_cli.data.folders import shown
 from matta_cli.data.tables import Table
 from matta_cli.errors import MattaError
@@ -18,6 +18,7 @@ from matta_cli.tasks.ranking.examples import Rows
 from matta_cli.tasks.scores import numbered
 from matta_cli.tasks.unlabelled import divided
 
+_SHOWN = 12  # features that are said by name
 _FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
 Parts = tuple[list[Path] | None, list[Path] | None]  # to train on, and held out
@@ -42,7 +43,10 @@ def read_rows(settings: DataSettings, model: Any, training: bool) -> tuple[Rows,
     if _is_table(groups[-1]):
         # of LibSVM files, only together do they tell whether columns count from 0 or from 1
         groups = groups if training else groups[-1:]
-        rows = [_table(files, settings, model, notes) for files in groups]
+        rows = list[Rows]()
+        for files in groups:  # features are known by their names: parts may have another order
+            order = rows[0].features if rows else () if training else _known_order(settings)
+            rows.append(_table(files, settings, model, notes, order))
     else:
         rows = _libsvm(groups, model, notes)
     if held_out:
@@ -60,12 +64,25 @@ def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Pa
     if path.is_file():
         return [path], None
     known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS}
-    files = folders.data_files(path, known & set(tables.SUFFIXES) or known)
+    files = folders.data_files(path, sorted(known & set(tables.SUFFIXES) or known))
     if not files.files:
         raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
     parts, said = folders.parts(files)
     notes += said
     return find.hub_parts(parts, text, settings, True, lambda own: own)
+
+
+def _known_order(settings: DataSettings) -> Sequence[str]:
+    """The columns of the table to train on, where that is not read; none where it is not there."""
+    path = Path(settings.train).expanduser()
+    if not settings.train or not path.exists():
+        return ()
+    found = folders.data_files(path, tables.SUFFIXES) if path.is_dir() else None
+    files = [path] if found is None else folders.parts(found)[0].get("train", [])
+    try:
+        return records.names(files[0]) if files and _is_table(files) else ()
+    except MattaError:
+        return ()
 
 
 def _is_table(files: Sequence[Path]) -> bool:
@@ -145,8 +162,17 @@ def _joined(parts: Sequence[Rows]) -> Rows:
     )
 
 
-def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: list[str]) -> Rows:
-    """The rows of tables, in the columns that the recipe names."""
+def _table(
+    files: Sequence[Path],
+    settings: DataSettings,
+    model: Any,
+    notes: list[str],
+    order: Sequence[str],
+) -> Rows:
+    """The rows of tables, in the columns that the recipe names.
+
+    order: the features, or all columns, of the table to train on, where this is another one.
+    """
     keys = [column for column in (settings.group, settings.id) if column]
     table = tables.Table(files, keys)
     name, known = table.name, table.known
@@ -167,7 +193,11 @@ def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: lis
     label, lacks = _label(table, settings)
     pairs = zip(settings.categorical, fields, strict=True)
     codes = [_codes(table, column, cardinality) for column, (cardinality, _) in pairs]
-    numbers = [_numbers(table, column) for column in _dense_columns(table, settings, width, lacks)]
+    dense = _dense_columns(table, settings, width, lacks, order)
+    if dense and not settings.dense and not order:
+        listed = shown(dense, _SHOWN)
+        notes.append(f"{name!r}: dense features, in the model's order (else data.dense): {listed}.")
+    numbers = [_numbers(table, column) for column in dense]
     return Rows(
         np.stack(numbers, axis=1) if numbers else None,
         np.stack(codes, axis=1) if codes else None,
@@ -177,6 +207,7 @@ def _table(files: Sequence[Path], settings: DataSettings, model: Any, notes: lis
         column=settings.label,
         lacks=lacks,
         name=name,
+        features=tuple(dense),
     )
 
 
@@ -192,16 +223,24 @@ def _label(table: Table, settings: DataSettings) -> tuple[np.ndarray, str]:
     return _numbers(table, column, holes=True), ""
 
 
-def _dense_columns(table: Table, settings: DataSettings, width: int, lacks: str) -> list[str]:
+def _dense_columns(
+    table: Table, settings: DataSettings, width: int, lacks: str, order: Sequence[str]
+) -> list[str]:
     """The columns of the dense features: those of ``data.dense``, else all numbers left over.
 
-    lacks: why there is no label, which may stand under another name.
+    lacks: why there is no label, which may stand under another name. order: as of ``_table``.
     """
     taken = {settings.label, settings.group, settings.id, *settings.categorical}
     left = [column for column in table.known if column not in taken]
     dense = list(settings.dense)
     if not dense and width:
         dense = [column for column in left if table.holds_numbers(column)]
+        known = [column for column in order if column in dense]
+        if len(order) == width > len(known):
+            lost = next(column for column in order if column not in dense)
+            has = f"{table.name!r} has no numbers in a column {lost!r}, as the data to train on has"
+            raise MattaError(f"{has}: features are known by the names of their columns.")
+        dense = known if len(known) == width else dense
     if len(dense) == width:
         return dense
     if lacks:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from matta_cli.data import find
+from matta_cli.data.lines import plain
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.rows import cosine_distance, relation
@@ -77,8 +78,8 @@ class SentenceEmbedding(TextTask):
         sentences = Sentences(own, encode, settings.train, self.readers)
         size = f"{len(sentences):,} sentences"
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
-        measured = held_out.sentences()
-        if both := sum(sentence in own for sentence in measured):
+        seen, measured = set(map(plain, own)), held_out.sentences()
+        if both := sum(plain(sentence) in seen for sentence in measured):
             where = f"also stand in the data to train on, of {len(measured):,}"
             notes.append(f"{both:,} held-out sentences {where}.")
         return self.described(sentences, size, [split], pairs.what, "sentences", notes)

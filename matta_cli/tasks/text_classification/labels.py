@@ -149,8 +149,8 @@ class Labels:
         return self.known.get(text, self.known.get(simplified(text)))
 
     def _counted(self, value: Any) -> int | None:
-        """The number of a label that is one, also in a cell of text."""
-        number = _number(value)
+        """The number of a label that is one, also in a cell of text; yes or no is one of two."""
+        number = None if isinstance(value, bool) and self.outputs > 2 else _number(value)
         whole = number is not None and number == int(number) and 0 <= number < self.outputs
         return int(number or 0) if whole else None
 

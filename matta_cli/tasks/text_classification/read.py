@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from matta_cli.data import find, records, sources
+from matta_cli.data.lines import plain
 from matta_cli.data.sources import Source
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
@@ -73,9 +74,10 @@ class Rows:
         places = [(name, unit, end) for (name, unit, _), end in named]
         return replace(self, **parts, second=second, ends=places)
 
-    def texts(self) -> list[tuple[str, str]]:
-        """What is read of each row."""
-        return list(zip(self.first, self.second or [""] * len(self), strict=True))
+    def alike(self) -> list[tuple[str, str]]:
+        """What is read of each row, by which copies are known."""
+        both = zip(self.first, self.second or [""] * len(self), strict=True)
+        return [(plain(first), plain(second)) for first, second in both]
 
 
 def read_rows(

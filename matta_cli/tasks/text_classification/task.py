@@ -87,7 +87,7 @@ class TextClassification(KindTask, LabelTask):
         size = f"{len(train):,} texts"
         size += f" of {len(texts):,} queries" if self.kind.unit == "queries" else ""
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
-        own, there = set(train.texts()), held_out.texts()
+        own, there = set(train.alike()), held_out.alike()
         if both := sum(text in own for text in there):
             where = f"also stand in the data to train on, of {len(there):,}"
             notes.append(f"{both:,} held-out texts {where}.")

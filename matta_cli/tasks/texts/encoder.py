@@ -149,7 +149,8 @@ def encoder(
     """
     own, length, most = config_of(model), recipe.data.sequence_length, positions(model)
     length = min(length, most) if guest else length
-    tokenizer = open_tokenizer(folder, "" if guest else recipe.convert.tokenizer, own.vocab_size)
+    named = "" if guest else recipe.convert.tokenizer
+    tokenizer = open_tokenizer(folder, named, own.vocab_size, own)
     said = stored(folder)
     (notes if notes is not None else []).extend(said.notes)
     if length > most or 0 < length < 3:

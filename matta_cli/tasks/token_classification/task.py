@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from matta_cli.data import find
 from matta_cli.data.folders import shown
+from matta_cli.data.lines import plain
 from matta_cli.data.split import Batch, Columns, Data, sample
 from matta_cli.errors import MattaError, install
 from matta_cli.losses import classes as losses
@@ -24,6 +25,7 @@ from matta_cli.tasks.class_names import contradiction, known_as, names_of
 from matta_cli.tasks.task import above, raw
 from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.texts.task import LabelTask
+from matta_cli.tasks.token_classification import schemes
 from matta_cli.tasks.token_classification.examples import Tagged
 from matta_cli.tasks.token_classification.read import Rows, read_rows
 from matta_cli.tasks.unlabelled import sorted_out
@@ -81,6 +83,7 @@ class TokenClassification(LabelTask):
             made = Tagged(rows, self._numbers(rows, names), encode, self.readers, self.names)
             words = sum(map(len, rows.words))
             seen = set(np.concatenate(made.tags).tolist()) - {IGNORED}
+            rows.notes += schemes.told(rows, part) if spans else []
             absent = [tag for k, tag in enumerate(self.names) if seen and k not in seen]
             if absent:  # as where the model's are BIOES and the data's BIO
                 rows.notes.append(f"{part}: no word has the tag {shown(absent, 8)}.")
@@ -99,8 +102,8 @@ class TokenClassification(LabelTask):
             return self.described(measured, "", [split], "texts", "texts", held_out.notes)
         texts = opened(train, f"{settings.train!r}, to train on")
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
-        seen = {" ".join(own) for own in train.words}
-        if both := sum(" ".join(own) in seen for own in held_out.words):
+        seen = {plain(" ".join(own)) for own in train.words}
+        if both := sum(plain(" ".join(own)) in seen for own in held_out.words):
             where = f"also stand in the data to train on, of {len(held_out):,}"
             notes.append(f"{both:,} held-out texts {where}.")
         size = f"{len(train):,} texts of {sum(map(len, train.words)):,} words"
@@ -114,6 +117,7 @@ class TokenClassification(LabelTask):
         Raises ``MattaError`` for one that is not known.
         """
         known: dict[Any, int] = {**known_as(names)}
+        known |= schemes.other(rows, known)
         for k in range(len(self.names)):
             known[f"LABEL_{k}"] = k
             if not names:
@@ -133,6 +137,8 @@ class TokenClassification(LabelTask):
                 have = f" ({odd:,} words have such tags)" if odd > 1 else ""
                 has = f"The word {words[at]!r} of {where} has the tag {tags[at]!r}{have}"
                 list_of = shown([repr(names[k]) for k in sorted(names)], 20)
+                if names and not isinstance(tags[at], str):
+                    list_of += ": write tags by their names"
                 hint = list_of or f"numbers from 0 to {len(self.names) - 1}, as they have no names"
                 raise MattaError(f"{has}, which is none of the model's: {hint}.")
             found.append(np.array(numbers, np.int64))
