@@ -103,7 +103,7 @@ PROBLEMS = {
             (2e-3, 4e-3, 8e-3),
             STRANGE,
             make=vit_of(known=6),
-            only=(*SEPARATE, *WIDER, "learned"),
+            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
             **STRANGER,
         ),
         _problem(
@@ -113,7 +113,7 @@ PROBLEMS = {
             (16e-3, 32e-3, 64e-3),
             STRANGE,
             make=movielens(True, genres=5),
-            only=(*SEPARATE, *WIDER, "learned"),
+            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
             **STRANGER,
         ),
     )
@@ -153,6 +153,7 @@ def separate(**distill: Any) -> list[Arm]:
 def _arms() -> dict[str, Arm]:
     wider = {"expand": 2.0}
     taught = {"ta_student_weight": 0.5, "ramp": 0.2, "students_learn_from": "both"}
+    followed = {"students_learn_from": "ta", "ta_student_weight": 0.7, "ramp": 0.2}
     found = [
         *separate(),
         Arm("divided", "a family, rows divided"),
@@ -171,9 +172,13 @@ def _arms() -> dict[str, Arm]:
         Arm(
             "learned",
             "rows divided, a TA of width 2 learns the domain, Students follow it",
-            distill={"students_learn_from": "ta", "ta_student_weight": 0.7, "ramp": 0.2},
+            distill=followed,
             convert=wider,
         ),
+        Arm(
+            "followed", "rows divided, width 1.0 learns it, the others follow it", distill=followed
+        ),
+        Arm("labels", "rows divided, ground truth alone", distill={"teacher_mix": 0.0}),
     ]
     for optimizer in ("muon", "soap"):
         own = {"optimizer": optimizer}
