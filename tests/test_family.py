@@ -8,11 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from benchmarks.family import page
 from benchmarks.family.__main__ import RESULTS, best_rate, tuning
 from benchmarks.family.cells import ARMS, MAIN, PROBLEMS, WIDTHS, Cell
+from benchmarks.quality import images, rankers
 from benchmarks.quality.study import TUNED_ON, Store
 
 ROOT = Path(__file__).parents[1]
@@ -92,12 +97,28 @@ def test_the_page_says_what_the_records_say():
     assert (ROOT / "docs" / "results.md").read_text(encoding="utf-8").startswith(said + "\n")
 
 
+def test_fewer_examples_keep_what_the_teacher_says_of_each(tmp_path):
+    """Images and rows are cut, and the Teacher's file with them, row by row."""
+    values = np.arange(40)
+    save_file({"row": torch.arange(40), "logits": torch.from_numpy(values)}, tmp_path / "t")
+    np.savez(tmp_path / "train.npz", images=values[:, None, None], labels=values)
+    images._cut(tmp_path / "train.npz", tmp_path / "t", 7, tmp_path)
+    cut, said = np.load(tmp_path / "train.npz"), load_file(tmp_path / "train.safetensors")
+    assert cut["labels"].tolist() == said["logits"].tolist() == list(range(7))
+
+    pandas.DataFrame({"user": values}).to_csv(tmp_path / "train.csv", index=False)
+    rankers._write_scores(tmp_path, {"train": values})
+    rankers._cut(tmp_path, tmp_path / "train.safetensors", 5, tmp_path)
+    users = pandas.read_csv(tmp_path / "train.csv")["user"].tolist()
+    said = load_file(tmp_path / "train.safetensors")
+    assert users == said["score"].tolist() == [0, 9, 19, 29, 39]
+    assert said["row"].tolist() == list(range(5))
+
+
 @pytest.mark.slow
 def test_quick_study(tmp_path):
     """From a data set in its own format to the table; what it holds is made up."""
     import gzip
-
-    import numpy as np
 
     random = np.random.default_rng(0)
     data = tmp_path / "fashion-mnist"

@@ -81,10 +81,9 @@ class Study:
     def __init__(self, options: Any) -> None:
         self.options, self.quick = options, options.quick
         self.cache = options.cache or Path(tempfile.gettempdir()) / "matta-quality"
-        self.arms = options.arms.split(",") if options.arms else list(MAIN)
         self.problems = []
         for name, problem in PROBLEMS.items():
-            if options.task not in (name, "all"):
+            if options.task not in (name, "all") or (self.quick and not problem.quick):
                 continue
             try:
                 problem.data(options.data)
@@ -96,9 +95,16 @@ class Study:
         o = self.options
         run_all(todo, store, self.cache, o.data, o.jobs, say, one=cells.run)
 
+    def arms(self, problem: Problem) -> list[str]:
+        """Those that were asked for, or that the problem is there for."""
+        asked = self.options.arms
+        return asked.split(",") if asked else list(problem.only or MAIN)
+
     def tune(self, store: Store, problem: Problem, length: str) -> None:
         """Find the learning rates of the arms."""
-        while todo := [c for arm in self.arms for c in tuning(problem, arm, length, store)]:
+        while todo := [
+            c for arm in self.arms(problem) for c in tuning(problem, arm, length, store)
+        ]:
             self.run(store, todo)
 
     def results(self, store: Store, problem: Problem, length: str) -> None:
@@ -107,7 +113,7 @@ class Study:
         middle = problem.rates[len(problem.rates) // 2]
         todo = []
         for seed in seeds:
-            for arm in self.arms:
+            for arm in self.arms(problem):
                 rate = middle if self.quick else best_rate(problem, arm, length, store)[0]
                 todo.append(Cell(_short(problem), length, arm, seed, rate, self.quick))
         self.run(store, todo)

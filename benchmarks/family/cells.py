@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from benchmarks import common
+from benchmarks.quality.images import vit_of
 from benchmarks.quality.language import lm
 from benchmarks.quality.problem import Problem, test_of
 from benchmarks.quality.problems import PROBLEMS as OTHERS
+from benchmarks.quality.rankers import movielens
 from benchmarks.quality.study import TUNED_ON, digest
 from benchmarks.quality.training import Run, alone, changed, converted, measured, of_one
 from matta_cli.models.ta import TA
@@ -26,6 +28,7 @@ from matta_cli.training.teacher import ModelTeacher
 from matta_cli.verdict import baselines
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
+SEPARATE = tuple(f"separate@{width:g}" for width in WIDTHS)
 SHARE = 0.4  # of what four separate runs cost, that everything else may cost
 LENGTHS = {"short": 1, "long": 4}  # steps of a separate run, by those of the short one
 
@@ -51,12 +54,21 @@ def _by_itself(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
     recipe.distill.teacher = str(folder / "teacher")
 
 
-def _problem(name: str, title: str, steps: int, rates: tuple[float, ...], **more: Any) -> Problem:
+def _problem(
+    name: str, title: str, steps: int, rates: tuple[float, ...], regime: str = "", **more: Any
+) -> Problem:
     """A problem of the other study: its data, bases and Teacher, at four widths."""
     other = OTHERS[name]
     changes = {"widths": WIDTHS, "steps": steps, "rates": rates, "size": 1.0, **more}
-    shares = other.shares or other.name
-    return replace(other, name=f"family-{name}", title=title, shares=shares, **changes)
+    changes["quick"] = not regime
+    shares, own = other.shares or other.name, f"family-{name}{regime and '_'}{regime}"
+    return replace(other, name=own, title=title, shares=shares, **changes)
+
+
+# in which a TA that is wider than the base may be worth its rows
+WIDER = ("divided", "wider", "wider+taught")
+FEW, STRANGE = "few", "strange"
+STRANGER: dict[str, Any] = {"distill": {"teacher_mix": 0.3}}  # it is no authority
 
 
 PROBLEMS = {
@@ -66,6 +78,44 @@ PROBLEMS = {
         _problem("vit", "ViT on Fashion-MNIST", 200, (1e-3, 2e-3, 4e-3, 8e-3)),
         _problem("ranker_time", "Ranker on MovieLens, by time", 300, (8e-3, 16e-3, 32e-3, 64e-3)),
         _problem("encoder", "all-MiniLM-L6-v2 on STS", 30, (6.25e-5, 1.25e-4, 2.5e-4, 5e-4)),
+        _problem(
+            "vit",
+            "ViT on Fashion-MNIST, 400 images in place of 4,000",
+            200,
+            (2e-3, 4e-3, 8e-3),
+            FEW,
+            make=vit_of(few=400),
+            only=(*SEPARATE, *WIDER),
+        ),
+        _problem(
+            "ranker_time",
+            "Ranker on MovieLens, by time, 4,000 rows in place of 80,000",
+            300,
+            (16e-3, 32e-3, 64e-3),
+            FEW,
+            make=movielens(True, few=4000),
+            only=(*SEPARATE, *WIDER),
+        ),
+        _problem(
+            "vit",
+            "ViT on Fashion-MNIST, by a Teacher that has seen six of ten classes",
+            200,
+            (2e-3, 4e-3, 8e-3),
+            STRANGE,
+            make=vit_of(known=6),
+            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
+            **STRANGER,
+        ),
+        _problem(
+            "ranker_time",
+            "Ranker on MovieLens, by time, by a Teacher that has seen 58 % of the rows, by genre",
+            300,
+            (16e-3, 32e-3, 64e-3),
+            STRANGE,
+            make=movielens(True, genres=5),
+            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
+            **STRANGER,
+        ),
     )
 }
 
@@ -103,6 +153,7 @@ def separate(**distill: Any) -> list[Arm]:
 def _arms() -> dict[str, Arm]:
     wider = {"expand": 2.0}
     taught = {"ta_student_weight": 0.5, "ramp": 0.2, "students_learn_from": "both"}
+    followed = {"students_learn_from": "ta", "ta_student_weight": 0.7, "ramp": 0.2}
     found = [
         *separate(),
         Arm("divided", "a family, rows divided"),
@@ -118,6 +169,16 @@ def _arms() -> dict[str, Arm]:
             distill={"rows": "all", **taught},
             convert=wider,
         ),
+        Arm(
+            "learned",
+            "rows divided, a TA of width 2 learns the domain, Students follow it",
+            distill=followed,
+            convert=wider,
+        ),
+        Arm(
+            "followed", "rows divided, width 1.0 learns it, the others follow it", distill=followed
+        ),
+        Arm("labels", "rows divided, ground truth alone", distill={"teacher_mix": 0.0}),
     ]
     for optimizer in ("muon", "soap"):
         own = {"optimizer": optimizer}
@@ -129,7 +190,7 @@ def _arms() -> dict[str, Arm]:
 
 
 ARMS = _arms()
-MAIN = (*(f"separate@{w:g}" for w in WIDTHS), "divided", "all", "largest", "healed")
+MAIN = (*SEPARATE, "divided", "all", "largest", "healed")
 
 
 @dataclass(frozen=True)
@@ -162,7 +223,9 @@ def run(cell: Cell, cache: Path, folders: Sequence[Path]) -> dict[str, Any]:
     recipe.distill.steps *= LENGTHS[cell.length]
     recipe.distill.lr, recipe.distill.allow_weak_teacher = cell.rate, True
     recipe = changed(
-        recipe, convert={**CONVERTED, **arm.convert}, distill={**SHARED, **arm.distill}
+        recipe,
+        convert={**CONVERTED, **arm.convert},
+        distill={**SHARED, **problem.distill, **arm.distill},
     )
     task, ta, teacher, data = converted(recipe)
     splits = {"dev": data.held_out}

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.quality.problem import once
+from benchmarks.quality.problem import Make, once
 from benchmarks.quality.training import scratch, shorter
 from matta_cli.settings.recipe import Recipe
 
@@ -61,11 +61,15 @@ def _pixels(stored: Any) -> Tensor:
     return torch.from_numpy(stored["images"]).float()[:, None] / 127.5 - 1
 
 
-def _taught(made: Path, out: Path) -> None:
-    """Train the Teacher on the images that the ViT does not see; write its logits of the others."""
+def _taught(made: Path, out: Path, known: int) -> None:
+    """Train the Teacher on the images that the ViT does not see; write its logits of the others.
+
+    known: of the first so many classes alone.
+    """
     torch.manual_seed(0)
     model, rest = Convolutions(), np.load(made / "rest.npz")
     images, labels = _pixels(rest), torch.from_numpy(rest["labels"])
+    images, labels = images[labels < known], labels[labels < known]
     epochs, batch = shorter(3), 128
     steps = epochs * (len(labels) // batch)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
@@ -85,15 +89,23 @@ def _taught(made: Path, out: Path) -> None:
         save_file(values, str(out / f"{name}.safetensors"))
 
 
-def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
-    """Few images for the ViT; its Teacher, a convolutional network, has seen all of the others."""
-    import timm
+def _cut(train: Path, teacher: Path, few: int, out: Path) -> None:
+    """The first images, and what the Teacher says of them."""
+    stored = np.load(train)
+    np.savez(out / "train.npz", images=stored["images"][:few], labels=stored["labels"][:few])
+    said = {name: values[:few].clone() for name, values in load_file(teacher).items()}
+    save_file(said, str(out / "train.safetensors"))
 
-    made = once(folder / "data", lambda out: _arrays(data["fashion-mnist"], out))
-    recipe.data.train, recipe.data.held_out = str(made / "train.npz"), str(made / "dev.npz")
-    teacher = once(folder / "teacher", lambda out: _taught(made, out))
 
-    def build(out: Path) -> None:
+def vit_of(few: int = IMAGES, known: int = 10) -> Make:
+    """A ViT on some images; its Teacher, a convolutional network, has seen all of the others.
+
+    few: images that the ViT learns from. known: classes that the Teacher has seen, the first ones.
+    """
+
+    def build(recipe: Recipe, seed: int, out: Path) -> None:
+        import timm
+
         torch.manual_seed(seed)
         model = timm.create_model(
             "vit_tiny_patch16_224",
@@ -108,5 +120,19 @@ def vit(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> No
         )
         scratch(recipe, model, out, 200, 2e-3)
 
-    recipe.convert.source = str(once(folder / f"base-{seed}", build))
-    recipe.distill.teacher = str(teacher / "train.safetensors")
+    def make(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int) -> None:
+        made = once(folder / "data", lambda out: _arrays(data["fashion-mnist"], out))
+        train, base = made / "train.npz", f"base-{seed}"
+        own = "teacher" if known == 10 else f"teacher-of-{known}"
+        teacher = once(folder / own, lambda out: _taught(made, out, known)) / "train.safetensors"
+        if few < IMAGES:
+            cut = once(folder / f"{own}-few-{few}", lambda out: _cut(train, teacher, few, out))
+            train, teacher, base = cut / train.name, cut / teacher.name, f"{base}-few-{few}"
+        recipe.data.train, recipe.data.held_out = str(train), str(made / "dev.npz")
+        recipe.convert.source = str(once(folder / base, lambda out: build(recipe, seed, out)))
+        recipe.distill.teacher = str(teacher)
+
+    return make
+
+
+vit = vit_of()

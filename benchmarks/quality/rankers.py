@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.quality.problem import Make, once
@@ -103,8 +103,11 @@ class _MovieLens:
             scores[name] = np.mean([trees.decision_function(read), *wide], axis=0)
         return scores
 
-    def taught(self, out: Path) -> None:
-        """Write the Teacher's scores; of each row what is said by those that have not seen it."""
+    def taught(self, out: Path, genres: int) -> None:
+        """Write the Teacher's scores; of each row what is said by those that have not seen it.
+
+        genres: that the Teacher has seen, the first so many.
+        """
         import pandas as pd
 
         train, *others = (
@@ -114,13 +117,31 @@ class _MovieLens:
         scores = np.zeros(len(train))
         for fold in range(5):
             rest, own = train[folds != fold], train[folds == fold]
-            scores[folds == fold] = self.said(rest, {"": own})[""]
+            scores[folds == fold] = self.said(rest[rest["genre"] < genres], {"": own})[""]
         asked = dict(zip(("dev", "test"), others, strict=True))
-        _write_scores(out, {"train": scores, **self.said(train, asked)})
+        said = self.said(train[train["genre"] < genres], asked)
+        _write_scores(out, {"train": scores, **said})
 
 
-def movielens(by_time: bool) -> Make:
-    """A ranker of six columns whose Teacher also knows what else was liked before."""
+def _cut(made: Path, teacher: Path, few: int, out: Path) -> None:
+    """Rows of all times, at equal distances, and what the Teacher says of them."""
+    import pandas as pd
+
+    train = pd.read_csv(made / "train.csv")
+    at = np.linspace(0, len(train) - 1, few).astype(int)
+    train.iloc[at].to_csv(out / "train.csv", index=False)
+    _write_scores(out, {"train": load_file(teacher)["score"].numpy()[at]})
+
+
+ALL = 1 << 30
+
+
+def movielens(by_time: bool, few: int = 0, genres: int = ALL) -> Make:
+    """A ranker of six columns whose Teacher also knows what else was liked before.
+
+    few: rows that the ranker learns from; 0: all. genres: that the Teacher has seen, the first
+    so many.
+    """
 
     def tables(source: Path, made: Path) -> None:
         rows = _script("ranker_movielens/prepare.py").prepare(source)
@@ -139,13 +160,19 @@ def movielens(by_time: bool) -> Make:
         problem = _MovieLens(made, recipe)
         recipe.data.train, recipe.data.held_out = str(made / "train.csv"), str(made / "dev.csv")
         recipe.data.label, recipe.data.categorical = "label", list(problem.fields)
+        own, base = "teacher" if genres == ALL else f"teacher-of-{genres}", f"base-{seed}"
+        teacher = once(folder / own, lambda out: problem.taught(out, genres)) / "train.safetensors"
+        if few:
+            cut = once(folder / f"{own}-few-{few}", lambda out: _cut(made, teacher, few, out))
+            recipe.data.train, base = str(cut / "train.csv"), f"{base}-few-{few}"
+            recipe.distill.teacher = str(cut / teacher.name)
+        else:
+            recipe.distill.teacher = str(teacher)
 
         def build(out: Path) -> None:
             scratch(recipe, problem.model(8, (32, 16), seed), out, 300, 4e-3)
 
-        teacher = once(folder / "teacher", problem.taught)
-        recipe.distill.teacher = str(teacher / "train.safetensors")
-        recipe.convert.source = str(once(folder / f"base-{seed}", build))
+        recipe.convert.source = str(once(folder / base, build))
 
     return make
 

@@ -85,6 +85,7 @@ def steps(given: argparse.Namespace, base: Path, listen: Listener) -> dict[str, 
         own = recipe(arm, given)
         own.distill.batch_size, own.distill.micro_batch = 1, 0
         own.data.train = HELD_OUT  # it is short, and what is in it has no part in the count
+        own.data.eval_examples = 1  # nor has how good base and Teacher are
         listen(Progress(message=f"Counting the FLOPs of {arm}."))
         flops[arm] = plan(own, base).model_flops_per_step or 1.0
     found = {}

@@ -281,11 +281,6 @@ class UnsharedTA(TA):
         """``ta`` with Students that begin as what it would nest."""
         return cls.of(ta, {width: ta.student(width).dense() for width in widths})
 
-    def saved_as(self, dtype: str) -> torch.dtype:
-        """In what numbers Students are saved by ``export.dtype``; auto: as the base was stored."""
-        own = self.card.get("dtype", "float32") if dtype == "auto" else dtype
-        return DTYPES.get(own, torch.float32)
-
     @property
     def copies(self) -> Mapping[float, nn.Module]:
         return self.unshared
