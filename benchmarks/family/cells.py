@@ -14,7 +14,7 @@ import torch
 from benchmarks import common
 from benchmarks.quality.images import vit_of
 from benchmarks.quality.language import lm
-from benchmarks.quality.problem import Problem, test_of
+from benchmarks.quality.problem import Make, Problem, test_of
 from benchmarks.quality.problems import PROBLEMS as OTHERS
 from benchmarks.quality.rankers import movielens
 from benchmarks.quality.study import TUNED_ON, digest
@@ -54,67 +54,47 @@ def _by_itself(folder: Path, recipe: Recipe, data: Mapping[str, Path], seed: int
     recipe.distill.teacher = str(folder / "teacher")
 
 
-def _problem(
-    name: str, title: str, steps: int, rates: tuple[float, ...], regime: str = "", **more: Any
-) -> Problem:
+def _problem(name: str, title: str, steps: int, rates: tuple[float, ...], **more: Any) -> Problem:
     """A problem of the other study: its data, bases and Teacher, at four widths."""
     other = OTHERS[name]
     changes = {"widths": WIDTHS, "steps": steps, "rates": rates, "size": 1.0, **more}
-    changes["quick"] = not regime
-    shares, own = other.shares or other.name, f"family-{name}{regime and '_'}{regime}"
-    return replace(other, name=own, title=title, shares=shares, **changes)
+    shares = other.shares or other.name
+    return replace(other, name=f"family-{name}", title=title, shares=shares, **changes)
 
 
-# in which a TA that is wider than the base may be worth its rows
-WIDER = ("divided", "wider", "wider+taught")
-FEW, STRANGE = "few", "strange"
-STRANGER: dict[str, Any] = {"distill": {"teacher_mix": 0.3}}  # it is no authority
+def _regime(problem: Problem, regime: str, title: str, make: Make, *arms: str) -> Problem:
+    """A problem where a TA wider than the base may be worth its rows: without the lowest rate.
+
+    arms: besides those that are compared in all of them.
+    """
+    own, said = f"{problem.name}_{regime}", f"{problem.title}, {title}"
+    only = (*SEPARATE, "divided", "wider", "wider+taught", *arms)
+    more = {"rates": problem.rates[1:], "make": make, "only": only, "quick": False}
+    return replace(problem, name=own, title=said, **more)
 
 
+def _strange(problem: Problem, title: str, make: Make) -> Problem:
+    """A problem whose Teacher does not know all of the domain, and so is no authority."""
+    own = _regime(problem, "strange", title, make, "learned", "followed", "labels")
+    return replace(own, distill={"teacher_mix": 0.3})
+
+
+_VIT = _problem("vit", "ViT on Fashion-MNIST", 200, (1e-3, 2e-3, 4e-3, 8e-3))
+_RANKER = _problem("ranker_time", "Ranker on MovieLens, by time", 300, (8e-3, 16e-3, 32e-3, 64e-3))
 PROBLEMS = {
     problem.name.removeprefix("family-"): problem
     for problem in (
         _problem("lm", "GPT-2 on WikiText-2", 250, (4e-3, 8e-3, 16e-3, 32e-3), make=_by_itself),
-        _problem("vit", "ViT on Fashion-MNIST", 200, (1e-3, 2e-3, 4e-3, 8e-3)),
-        _problem("ranker_time", "Ranker on MovieLens, by time", 300, (8e-3, 16e-3, 32e-3, 64e-3)),
+        _VIT,
+        _RANKER,
         _problem("encoder", "all-MiniLM-L6-v2 on STS", 30, (6.25e-5, 1.25e-4, 2.5e-4, 5e-4)),
-        _problem(
-            "vit",
-            "ViT on Fashion-MNIST, 400 images in place of 4,000",
-            200,
-            (2e-3, 4e-3, 8e-3),
-            FEW,
-            make=vit_of(few=400),
-            only=(*SEPARATE, *WIDER),
-        ),
-        _problem(
-            "ranker_time",
-            "Ranker on MovieLens, by time, 4,000 rows in place of 80,000",
-            300,
-            (16e-3, 32e-3, 64e-3),
-            FEW,
-            make=movielens(True, few=4000),
-            only=(*SEPARATE, *WIDER),
-        ),
-        _problem(
-            "vit",
-            "ViT on Fashion-MNIST, by a Teacher that has seen six of ten classes",
-            200,
-            (2e-3, 4e-3, 8e-3),
-            STRANGE,
-            make=vit_of(known=6),
-            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
-            **STRANGER,
-        ),
-        _problem(
-            "ranker_time",
-            "Ranker on MovieLens, by time, by a Teacher that has seen 58 % of the rows, by genre",
-            300,
-            (16e-3, 32e-3, 64e-3),
-            STRANGE,
-            make=movielens(True, genres=5),
-            only=(*SEPARATE, *WIDER, "learned", "followed", "labels"),
-            **STRANGER,
+        _regime(_VIT, "few", "400 images in place of 4,000", vit_of(few=400)),
+        _regime(_RANKER, "few", "4,000 rows in place of 80,000", movielens(True, few=4000)),
+        _strange(_VIT, "by a Teacher that has seen six of ten classes", vit_of(known=6)),
+        _strange(
+            _RANKER,
+            "by a Teacher that has seen 58 % of the rows, by genre",
+            movielens(True, genres=5),
         ),
     )
 }

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from matta_cli.data import folders
 from matta_cli.errors import MattaError, said
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
 _TEXT = (".txt", ".md", ".jsonl", ".json")
 _ROWS = (".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
-_PACKED = (".gz", ".bz2", ".xz", ".zst")
-_ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 
 _AMBIGUOUS = "is neither a local file or folder nor a dataset on the hub: check --data."
 _OFFLINE = "on the hub, and nothing local has that name: pass --data with a local file or folder."
@@ -51,8 +50,8 @@ def find(text: str, flag: str = "--data") -> Path | None:
 def _is_packed(path: Path) -> bool:
     """Whether a file is an archive, or a table that was compressed; LibSVM may be."""
     *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes)
-    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet") and last in _PACKED
-    return packed or last in _ARCHIVES
+    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet") and last in folders.PACKED
+    return packed or last in folders.ARCHIVES
 
 
 def no_streaming(settings: DataSettings, what: str) -> None:

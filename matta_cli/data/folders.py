@@ -25,10 +25,12 @@ _FOREIGN = (
     *("thumbs.db", "desktop.ini", "icon\r"),
 )
 _UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # endings of one file that was compressed
+ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 # what holds data in a form that is not opened
 _CLOSED = (
-    *(".gz", ".bz2", ".xz", ".zst", ".zip", ".7z", ".rar", ".tar", ".tgz", ".arrow", ".feather"),
-    *(".xlsx", ".xls", ".ods", ".ndjson", ".avro", ".orc", ".tfrecord", ".sqlite", ".db"),
+    *(*PACKED, *ARCHIVES, ".arrow", ".feather", ".ndjson", ".avro", ".orc", ".tfrecord"),
+    *(".xlsx", ".xls", ".ods", ".sqlite", ".db"),
 )
 # forms in which the same rows may stand twice
 _FORMS = (".csv", ".tsv", ".jsonl", ".json", ".parquet", ".txt")
