@@ -192,7 +192,8 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
                 _fail(str(stop), stop.code)
             except (KeyboardInterrupt, Exception) as error:
                 if pressed or isinstance(error, KeyboardInterrupt):
-                    _fail("Stopped; nothing half-done was left behind.", 130)
+                    by = pressed[0] if pressed else signal.SIGINT
+                    _fail("Stopped; nothing half-done was left behind.", 128 + by)
                 if isinstance(error, BrokenPipeError):
                     raise  # whoever reads has enough
                 _fail(_sentence(error) or _mistake(error), 1)
@@ -202,7 +203,7 @@ def guarded(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def _noticed() -> Iterator[list[int]]:
-    """A list that Ctrl-C fills besides what it does by itself.
+    """A list that Ctrl-C and SIGTERM fill; both end the command as Ctrl-C does by itself.
 
     A library that is just being imported may make another error of it.
     """
@@ -212,15 +213,17 @@ def _noticed() -> Iterator[list[int]]:
         pressed.append(number)
         raise KeyboardInterrupt
 
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if not usual or threading.current_thread() is not threading.main_thread():
-        yield pressed
-        return
-    signal.signal(signal.SIGINT, handler)
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if threading.current_thread() is not threading.main_thread():
+        usual = {}
+    taken = {of: own for of, own in usual.items() if signal.getsignal(of) == own}
+    for of in taken:
+        signal.signal(of, handler)
     try:
         yield pressed
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for of, own in taken.items():
+            signal.signal(of, own)
 
 
 def _sentence(error: BaseException) -> str:

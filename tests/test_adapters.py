@@ -869,6 +869,22 @@ def test_llama_old_buffers_and_half_precision_in_a_folder(tmp_path):
     assert torch.equal(loaded.lm_head.weight, tensors["lm_head.weight"].float())
 
 
+@pytest.mark.parametrize("make", [lambda: gpt2(), lambda: llama(tie_word_embeddings=True)])
+def test_a_head_unlike_the_embeddings_that_config_ties_it_to_is_kept_and_said(tmp_path, make):
+    make().save_pretrained(tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    torch.manual_seed(1)
+    adapter = GPT2() if "transformer.wte.weight" in tensors else Llama()
+    tensors["lm_head.weight"] = torch.randn_like(tensors[adapter.embedding])
+    save_file(tensors, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path / "m").eval()
+    loaded = adapter.load(Source("m", folder=tmp_path / "m"))
+    assert torch.equal(logits(loaded, inputs(loaded)), logits(stock, inputs(stock)))
+    kept = torch.equal(stock.lm_head.weight, tensors["lm_head.weight"])  # since transformers 5
+    assert loaded.config.tie_word_embeddings is not kept
+    assert (["'m': lm_head.weight is not" in note for note in adapter.notes] == [True]) is kept
+
+
 def test_llama_refusals(tmp_path):
     model = llama(tie_word_embeddings=True)
     tensors, config = dict(model.state_dict()), model.config.to_dict()

@@ -214,6 +214,27 @@ def test_other_ways_to_write_messages(tmp_path, name):
     assert all(batch[key].equal(same[key]) for key in same)
 
 
+@pytest.mark.parametrize("template", [CHATML, LLAMA2, TAGGED, THINKS])
+@pytest.mark.parametrize("turn", [1, 3])
+def test_turns_of_weight_0_are_not_learned(tmp_path, template, turn):
+    """As OpenAI's files mark them; the tokens stay the same."""
+    whole = task_of(tmp_path, [{"messages": TALK}], template)[1].train.batch([0])
+    talk = [{**m, "weight": int(k != turn)} if k % 2 else m for k, m in enumerate(TALK)]
+    rows = [{"messages": talk}, {"messages": [*TALK[:1], {**TALK[1], "weight": 0}]}]
+    _, data = task_of(tmp_path, rows, template, held_out=rows[:1])
+    batch = data.train.batch([0])
+    assert batch["input_ids"].equal(whole["input_ids"])
+    both = whole["predicted"][0].int()
+    second = (both.diff(prepend=both[:1]) > 0).cumsum(0) == 2
+    assert batch["predicted"][0].equal(whole["predicted"][0] & (second if turn == 1 else ~second))
+    assert any("1 whose assistant's turns all have weight 0" in note for note in data.notes)
+    half = [{"messages": [TALK[0], {**TALK[1], "weight": 0.5}]}]
+    with pytest.raises(
+        MattaError, match=r"line 1 of weight 0\.5: only 0 \(not to be learned\) and 1"
+    ):
+        task_of(tmp_path, half, template)
+
+
 def test_of_completions_only_what_the_assistant_says_is_predicted(tmp_path):
     rows = [{"prompt": TALK[:1], "completion": TALK[1:]}]
     expected = "on the mat<|im_end|>\n|old dog came home<|im_end|>\n"

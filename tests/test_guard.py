@@ -42,19 +42,22 @@ def test_a_mistake_of_matta_is_one_sentence_and_a_file(monkeypatch, tmp_path):
     assert "Traceback" in kept and "in broken" in kept
 
 
-def test_ctrl_c_that_a_library_makes_another_error_of_is_a_stop(capsys):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_that_a_library_makes_another_error_of_is_a_stop(capsys, number):
+    before = signal.getsignal(number)
+
     def importing() -> None:
         try:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             time.sleep(1)
         except KeyboardInterrupt:
             raise AttributeError("module 'numpy' has no attribute 'nonzero'") from None
 
     with pytest.raises(SystemExit) as stop:
         console.guarded(importing)()
-    assert stop.value.code == 130
+    assert stop.value.code == 128 + number
     assert capsys.readouterr().err == "matta: Stopped; nothing half-done was left behind.\n"
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is before
 
 
 def test_ctrl_c_while_a_line_is_taken_apart(monkeypatch):

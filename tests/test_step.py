@@ -711,6 +711,11 @@ def test_an_optimizer_goes_on_as_if_it_had_never_stopped(name):
     assert all(
         torch.equal(a, b) for a, b in zip(ta.model.parameters(), stopped.parameters(), strict=True)
     )
+    path = next(path for path in numbers if path.endswith("/lr"))
+    for wrong in ([[]], "x", None, True):  # of a damaged file
+        with pytest.raises(RuntimeError, match=f"{path} is"):
+            fresh = make_optimizer(recipe.distill, stopped, [], device)
+            restore(fresh, tensors, {**numbers, path: wrong})
 
 
 def test_vectors_are_not_decayed():

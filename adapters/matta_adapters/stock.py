@@ -113,6 +113,12 @@ class CausalLM(Transformers):
     def _from_folder(self, folder: Path, source: Source) -> Any:
         own = self._class(read_config(folder)["model_type"])
         model, _, _ = opened(own, source, f"a {own.__name__}", "one of its tensors", self.old)
+        tied = model.lm_head.weight is model.get_input_embeddings().weight
+        if model.config.tie_word_embeddings and not tied:
+            # transformers keeps both where they differ; what reads the Students may go by the word
+            model.config.tie_word_embeddings = False
+            both = f"lm_head.weight is not {self.embedding}, though its config.json ties them"
+            self.notes.append(f"{source.name!r}: {both}: both are kept, as transformers does.")
         return model
 
     def _from_tensors(self, tensors: Mapping[str, Tensor], source: Source) -> Any:

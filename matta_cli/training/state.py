@@ -61,6 +61,8 @@ def restore(
         if isinstance(value, Tensor):
             processes.scatter(value, tensors[path])
         elif path in numbers:
+            if not _alike(numbers[path], value):
+                raise RuntimeError(f"{path} is {numbers[path]!r}")
             _put(holder, key, numbers[path])
     for own, filled in zip(optimizer.param_groups, groups, strict=True):
         own.update(filled)
@@ -91,6 +93,16 @@ def _items(node: Any) -> Iterator[tuple[Any, Any]]:
         yield from enumerate(node)
     elif hasattr(node, "__dict__"):
         yield from vars(node).items()
+
+
+def _alike(kept: Any, fresh: Any) -> bool:
+    """Whether what a file kept may stand where an optimizer has ``fresh``: a number for a number.
+
+    A switch may be unset on one device, and on or off on another.
+    """
+    if isinstance(fresh, (int, float)) and not isinstance(fresh, bool):
+        return isinstance(kept, (int, float)) and not isinstance(kept, bool)
+    return kept is None or isinstance(kept, (bool, str))
 
 
 def _put(holder: Any, key: Any, value: Any) -> None:

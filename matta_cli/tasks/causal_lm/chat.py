@@ -90,7 +90,10 @@ class Chat:
         return [*self.begin, *ids, *self.end], learned
 
     def _conversation(self, messages: list[Any], where: str, prompt: int = 0) -> Encoded:
-        """Messages, the first ``prompt`` of which are not to be predicted, whoever says them."""
+        """Messages, the first ``prompt`` of which are not to be predicted, whoever says them.
+
+        Nor are turns of weight 0, as OpenAI's files mark them.
+        """
         if self.everything:
             whole = self._rendered(messages)
             return self._tokens(whole, [(0, len(whole))])
@@ -101,14 +104,19 @@ class Chat:
             raise Left("without an assistant's turn that answers something")
         if any(not _says(messages[k]) for k in turns):
             raise Left("with an assistant's turn that is empty")
+        weighed = [k for k in turns if messages[k].get("weight", 1)]
+        if not weighed:
+            raise Left("whose assistant's turns all have weight 0")
         if self.tagged:
             ids, predicted = self._by_tags(messages)
-            before = any(message["role"] == "assistant" for message in messages[:prompt])
-            skipped = sum(self._by_tags(messages[:prompt])[1]) if before else 0
+            without = [(k, k + 1) for k in turns if k not in weighed]
+            left = [(self._tagged(messages[:a]), self._tagged(messages[:b])) for a, b in without]
+            left.append((0, self._tagged(messages[:prompt])))
             seen = accumulate(predicted, initial=0)
-            return ids, [own and k >= skipped for own, k in zip(predicted, seen, strict=False)]
+            pairs = zip(predicted, seen, strict=False)
+            return ids, [own and not any(a <= k < b for a, b in left) for own, k in pairs]
         whole, spans = self._rendered(messages), []
-        for k in turns:
+        for k in weighed:
             start = self._prefix(messages[:k], whole, True, where)
             spans.append((start, self._end(messages[: k + 1], whole, start, where)))
         return self._tokens(whole, spans)
@@ -139,6 +147,11 @@ class Chat:
         except Exception as error:  # a template may fail in any way
             raise Left(f"that the chat template refuses ({_sentence(error)})") from None
         return list(made["input_ids"]), [bool(own) for own in made["assistant_masks"]]
+
+    def _tagged(self, messages: list[Any]) -> int:
+        """How many tokens of these messages are the assistant's, by the template's tags."""
+        own = any(message["role"] == "assistant" for message in messages)
+        return sum(self._by_tags(messages)[1]) if own else 0
 
     def _prefix(self, messages: list[Any], whole: str, opened: bool, where: str) -> int:
         """How many characters of ``whole`` these first messages are.
@@ -196,6 +209,9 @@ class Chat:
             if content is not None and not isinstance(content, str):
                 holds = f"{column!r} holds a message in {where} whose content is {_kind(content)}"
                 raise self._wrong(f"{holds}, not text")
+            if message.get("weight") not in (None, 0, 1):
+                holds = f"{column!r} holds a message in {where} of weight {message['weight']!r}"
+                raise self._wrong(f"{holds}: only 0 (not to be learned) and 1 are known")
             kept = {name: own for name, own in message.items() if own is not None}
             found.append({"content": "", **kept})
         return found

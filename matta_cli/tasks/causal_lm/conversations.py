@@ -21,7 +21,7 @@ from matta_cli.tasks.causal_lm.chat import PAIR, TALKS, Chat, Left
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
-_FORMAT = 1  # of how rows become tokens: another one is another key of what is kept
+_FORMAT = 2  # of how rows become tokens: another one is another key of what is kept
 
 
 @dataclass
