@@ -18,7 +18,7 @@ from torch import nn
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.family import export
-from matta_cli.measure import cost, generation
+from matta_cli.measure import cost, generation, score
 from matta_cli.measure.counts import Counts
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models import folders
@@ -252,7 +252,8 @@ def test_models_that_cannot_generate_are_timed_by_a_forward(trained, monkeypatch
 
 
 def test_a_teacher_that_cannot_generate_is_left_out(trained, monkeypatch):
-    recipe, out = trained
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    recipe.distill.teacher_adapter = "gpt2"  # it is told to be another than the base
     clock(monkeypatch, lambda size: size * 1e-7, lambda size: size * 1e-6)
     real, teachers = generation.cannot, []
 
@@ -266,6 +267,25 @@ def test_a_teacher_that_cannot_generate_is_left_out(trained, monkeypatch):
     assert teacher.role is Role.TEACHER and not teacher.cost.decode and not teacher.cost.latency
     assert others and all(set(model.cost.decode) == {1, 8} for model in others)
     assert found.notes == [f"The Teacher {LEFT_OUT} (it is too old)."]
+
+
+def test_a_teacher_that_is_the_base_is_measured_once(trained, monkeypatch):
+    """What is said of it is what measuring it by itself says."""
+    recipe, out = copy.deepcopy(trained[0]), trained[1]
+    clock(monkeypatch, lambda size: size * 1e-7, lambda size: size * 1e-6)
+    real, scored = score.columns, []
+    monkeypatch.setattr(score, "columns", lambda *own: scored.append(1) or real(*own))
+    found = measured(recipe, out)
+    entry, base = (next(e for e in found.entries if e.role is r) for r in (Role.TEACHER, Role.BASE))
+    once = len(scored)
+    assert entry.metrics == base.metrics
+    recipe.distill.teacher_adapter = "gpt2"  # as if it were another one
+    alone = measured(recipe, out).entries[0]
+    assert (len(scored) - once) * 2 == once * 3  # the Teacher, the TA and the base
+    alone.cost.peak_memory = entry.cost.peak_memory  # which is never quite the same
+    assert (alone.name, alone.cost) == (entry.name, entry.cost)
+    for name, metric in alone.metrics.items():
+        assert entry.metrics[name].value == pytest.approx(metric.value, rel=1e-4)
 
 
 def test_budgets_of_time_are_of_a_token_and_of_the_first_one(trained, monkeypatch):

@@ -78,6 +78,11 @@ class HeldOut:
             columns = score.columns(self.task, model, split, self.at_a_time, self.device, limit)
             own.append(Sampled(self.task, columns))
 
+    def again(self, name: str, other: str) -> dict[str, Interval]:
+        """The metrics of a model that is the same as one that was scored."""
+        self.models[name] = self.models[other]
+        return self.metrics(name)
+
     def metrics(self, name: str) -> dict[str, Interval]:
         """The metrics of a model that was scored, with their intervals."""
         return intervals_of(self.models[name], self.recipe.export.bootstrap)

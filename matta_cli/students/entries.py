@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -14,6 +14,7 @@ from matta_cli.files.workspace import Workspace
 from matta_cli.measure import cost
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.models.folders import Reached, load_student
+from matta_cli.models.save import weights_digest
 from matta_cli.models.ta import TA
 from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.nested.sizes import full_sizes
@@ -22,7 +23,7 @@ from matta_cli.report.schema import Cost, Generation, ModelEntry, Parity, Progra
 from matta_cli.students.quantized import Quantized
 from matta_cli.students.student import Written
 from matta_cli.students.times import Opened, Times, times
-from matta_cli.training.teacher import load_teacher
+from matta_cli.training.teacher import is_base, load_teacher
 from matta_cli.training.teacher_file import is_file
 
 SENTENCES = "sentence_transformers.SentenceTransformer({folder})"
@@ -55,7 +56,8 @@ def models(
     converted: the TA as it was before the run. students: the entries of those in ``folders``. The
     TA has none of its own where a Student is all of it.
     """
-    opened = [*_teacher(held_out, run, out, say), *_ta(run, students), _base(converted)]
+    base, (teacher, itself) = _base(converted), _teacher(held_out, run, converted, out, say)
+    opened = [*teacher, *_ta(run, students), base]
     for entry, folder in zip(students, folders, strict=True):
         model = load_student(folder)
         entry.cost = _size(model, folder)
@@ -63,7 +65,8 @@ def models(
         opened += [(copy, one.model) for copy, one in quantized if copy.of == entry.name]
     # at width 1.0 the untrained cut is the base
     cuts = [_cut(student) for student in students if student.width != 1.0]
-    dense = {entry.name: model.to(held_out.device).eval() for entry, model in opened}
+    twin = teacher[0][0] if itself else None  # what is measured of the base is said of it, too
+    dense = {e.name: model.to(held_out.device).eval() for e, model in opened if e is not twin}
     say("Measuring latency.")
     taken = times(held_out, opened, dense, [one for _, one in quantized])
     for note in taken.notes:
@@ -71,12 +74,18 @@ def models(
     entries = [*(entry for entry, _ in opened), *cuts]
     sizes = {student.name: student.sizes for student in students}
     for entry in entries:
+        if entry is twin:
+            say("The Teacher is the base, which is measured once.")
+            continue
         say(f"Measuring {entry.name}.")
         if entry.role is Role.CUT:  # made when its turn comes, and let go; it costs the same
             own = held_out.dense(converted.student(sizes[str(entry.of)]))
             _measure(entry, own, held_out, taken.of(str(entry.of)))
         else:
             _measure(entry, dense[entry.name], held_out, taken.of(entry.name))
+    if twin is not None:
+        twin.cost = replace(base[0].cost, bytes=twin.cost.bytes)
+        twin.metrics = held_out.again(twin.name, base[0].name)
     for copy, one in quantized:  # the same products of the same lengths
         of = one.of.student.name
         same = next(entry.cost for entry in students if entry.name == of)
@@ -123,22 +132,25 @@ def _size(model: nn.Module, folder: Path | None) -> Cost:
     return Cost(cost.parameters(model), size or None)
 
 
-def _teacher(held_out: HeldOut, run: Reached, out: Path, say: Steps) -> Opened:
+def _teacher(
+    held_out: HeldOut, run: Reached, converted: TA, out: Path, say: Steps
+) -> tuple[Opened, bool]:
+    """The Teacher, if there is one that answers, and whether it is the base itself."""
     recipe = held_out.recipe
     if is_file(recipe.distill.teacher):
         say.tell("The Teacher is a file of outputs: the report goes without it.")
-        return []
+        return [], False
     if not recipe.distill.teacher:
-        return []
+        return [], False
     try:
         own = held_out.task, run.ta, out, held_out.device
         teacher, source = load_teacher(recipe.distill, *own, say.tell, run.folder)
     except MattaError as error:
         # the run is over: a Teacher that has gone away must not lose the export
         say.tell(f"The report goes without the Teacher: {error}")
-        return []
+        return [], False
     entry = ModelEntry("Teacher", Role.TEACHER, cost=_size(teacher, source.beside))
-    return [(entry, teacher)]
+    return [(entry, teacher)], is_base(recipe.distill, weights_digest(teacher), converted)
 
 
 def _ta(run: Reached, students: Sequence[ModelEntry]) -> Opened:

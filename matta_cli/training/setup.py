@@ -103,8 +103,7 @@ def opened(
     start = None
     if "baseline" not in ta.card["lineage"]:  # the run that it is compared with has asked
         starting = Starting(settings, task, ta, data, device, world.size)
-        otherwise = settings.teacher_config or settings.teacher_adapter
-        itself = not otherwise and digest == ta.card["lineage"].get("weights")
+        itself = teachers.is_base(settings, digest, ta)
         both = "the base and the Teacher" if model is not None and not itself else "the base"
         _tell(listen, f"Measuring {both} on held-out examples, before training.")
         start = starting.measured(teacher, listen, itself=itself)

@@ -80,6 +80,15 @@ def load_teacher(
     return teacher.to(device).eval().requires_grad_(False), source
 
 
+def is_base(settings: DistillSettings, digest: str, ta: TA) -> bool:
+    """Whether a Teacher is the model that a TA was made of, opened as that was.
+
+    digest: of the Teacher's weights (``weights_digest``).
+    """
+    otherwise = settings.teacher_config or settings.teacher_adapter
+    return not otherwise and digest == ta.card["lineage"].get("weights")
+
+
 def _itself(ta: TA, out: Path) -> str:
     """What opens the model that a TA was made of: what its user typed, or the TA's folder."""
     source = str(ta.card["lineage"]["source"])
