@@ -231,7 +231,7 @@ def measured(recipe: Recipe, out: Path) -> entries.Measured:
     """Teacher, TA and base, as an export measures them."""
     run = folders.reached(out, "auto")
     held_out = HeldOut.opened(recipe, run.ta, run.folder, 1)
-    return entries.models(held_out, run, load_ta(out), [], [], [], out, Steps(quiet, 9))
+    return entries.models(held_out, run, load_ta(out / "ta"), [], [], [], out, Steps(quiet, 9))
 
 
 @pytest.mark.slow
