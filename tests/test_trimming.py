@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from pathlib import Path
@@ -314,6 +315,9 @@ def test_a_teacher_is_left_the_models_tokens(tmp_path, data):
     assert kept == whole.convert_tokens_to_ids(small.convert_ids_to_tokens(range(len(small))))
     assert trimming.kept_of(whole, whole) is None
     assert trimming.kept_of(small, byte_tokenizer(texts(300, seed=4), 420)) is None
+    more = copy.deepcopy(whole)
+    more.add_special_tokens({"additional_special_tokens": ["<more>"]})
+    assert trimming.kept_of(small, more) is None, "a token that trimming never leaves out"
     ids = [torch.tensor([t(line)["input_ids"][:30]]) for t in (whole, small)]
     with torch.no_grad():
         wanted = teacher(ids[0]).logits[..., kept]

@@ -161,6 +161,8 @@ def kept_of(own: Any, whole: Any) -> list[int] | None:
     kept = [known.get(names.get(number, ""), -1) for number in range(len(names))]
     if -1 in kept or kept != sorted(set(kept)) or len(kept) == len(known):
         return None
+    if not {token["id"] for token in card["added_tokens"]} <= set(kept):
+        return None  # which trimming never leaves out
     made = trimmed(card, kept)
     alike = all(made[part] == small[part] for part in ("added_tokens", "normalizer"))
     return kept if alike and made["model"] == small["model"] else None
