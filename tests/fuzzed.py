@@ -54,18 +54,18 @@ READERS = {
     f"{OUT}/ta/*.json": ["inspect", DISTILL, "search --trials 1"],
     f"{OUT}/ta/*.safetensors": ["inspect", DISTILL],
     f"{OUT}/ta/importance/*": ["inspect", "report"],
-    f"{OUT}/ta/recipe.toml": ["recipe show", "inspect"],
-    f"{OUT}/matta.toml": ["recipe show", DISTILL, "report"],
-    "matta.toml": ["recipe show", "convert model.pt --out other"],
+    f"{OUT}/ta/recipe.toml": ["recipe show --all", "inspect"],
+    f"{OUT}/matta.toml": ["recipe show --all", DISTILL, "report"],
+    "matta.toml": ["recipe show --all", "convert model.pt --out other"],
     "other.toml": [
-        "recipe show --config other.toml",
+        "recipe show --all --config other.toml",
         "convert model.pt --out other --config other.toml",
     ],
     "ranker.json": [
         "convert model.pt --out other --config ranker.json",
         f"{DISTILL} --teacher-config ranker.json",
     ],
-    f"{OUT}/run/recipe.toml": ["recipe show --ran", "report", "distill --resume --steps 5"],
+    f"{OUT}/run/recipe.toml": ["recipe show --all --ran", "report", "distill --resume --steps 5"],
     f"{OUT}/run/metrics.jsonl": ["report", "distill --resume --steps 5"],
     f"{OUT}/run/start.json": ["report", "distill --resume --steps 5", "export --overwrite"],
     f"{OUT}/run/checkpoints/step-4/*": [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 import matta_cli
 from matta_cli.commands.options import explained
+from matta_cli.commands.recipe import RECIPE
 from matta_cli.errors import MattaError
 from matta_cli.formats.programs import PROGRAMS
 from matta_cli.main import app
@@ -237,3 +240,23 @@ def test_flags_are_named_and_explained_by_their_settings() -> None:
             assert parameter.help in map(explained, called_so), (command, parameter.opts)
             assert parameter.name in {name.split(".")[1] for name in called_so}
     assert seen == {name for name in NAMES if about(name).flag} - {"distill.compile"}
+
+
+def test_the_recipe_fits_one_screen_and_has_what_was_set(tmp_path, monkeypatch):
+    """All of it is one flag away, and always there as JSON."""
+    monkeypatch.chdir(tmp_path)
+
+    def shown(*words: str) -> list[str]:
+        done = CliRunner().invoke(app, ["recipe", "show", *words])
+        assert done.exit_code == 0, done.stderr
+        return [line.partition("\t")[0] for line in done.stdout.splitlines()[1:]]
+
+    assert shown() == [name for name in NAMES if name in RECIPE] and len(RECIPE) < 25
+    assert set(RECIPE) < set(NAMES) and shown("--all") == NAMES
+    (tmp_path / "matta.toml").write_text('[data]\nscore = "x"\n[distill]\nlr = 0.1\n')
+    assert shown("--changed") == ["data.score", "distill.lr"]
+    assert set(shown()) == {*RECIPE, "data.score"}
+    whole = CliRunner().invoke(app, ["recipe", "show", "--json"]).stdout
+    assert [row["setting"] for row in json.loads(whole)] == NAMES
+    done = CliRunner().invoke(app, ["recipe", "show", "--all", "--changed"])
+    assert done.exit_code == 1 and "pass one of both" in done.stderr
