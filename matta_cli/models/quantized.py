@@ -21,7 +21,7 @@ from torch import nn
 from matta_cli import trust
 from matta_cli.adapter import Source
 from matta_cli.errors import MattaError, install, said
-from matta_cli.models import foreign
+from matta_cli.models import foreign, gguf_settings
 
 _FROM = "pass the folder that it was made from"
 # what tokenizers of GGUF files were written to: it is copied from there until the process ends
@@ -46,7 +46,7 @@ def open_gguf(path: Path, name: str) -> Source:
     if lacking:
         needs = f"{name!r} is a GGUF file, and reading it needs {' and '.join(lacking)}"
         raise MattaError(f"{needs}: {install('gguf')}.")
-    kinds, stored = _kinds(path, name), None
+    (reader, kinds), stored = _read(path, name), None
     if len(kinds) == 1:  # all matrices have the same half of the bits
         stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds[0])
     kinds = [kind for kind in kinds if kind not in ("F64", "F32", "F16", "BF16")]
@@ -59,12 +59,15 @@ def open_gguf(path: Path, name: str) -> Source:
     # transformers prefers a file of that name in the current folder: none has this name
     file = f"{Path(own.name).name}.gguf"
     (alone / file).symlink_to(path.resolve())
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    given = {"gguf_file": file, "trust_remote_code": False}
+    given: dict[str, Any] = {"gguf_file": file, "trust_remote_code": False}
     try:
         with trust.sealed(), quiet():
-            model = _whole(AutoModelForCausalLM, alone, name, **given, **_unpacked())
+            told = AutoConfig.from_pretrained(alone, **given)
+            config = gguf_settings.completed(told, reader, name, _FROM)
+            own_way = {**given, **_unpacked(), "config": config}
+            model = _whole(AutoModelForCausalLM, alone, name, **own_way)
             AutoTokenizer.from_pretrained(alone, **given).save_pretrained(beside)
     except MattaError:
         raise
@@ -115,8 +118,8 @@ def open_quantized(folder: Path, config: Mapping[str, Any], name: str) -> Source
     return Source(name, module=_plain(model), beside=folder, notes=(note,))
 
 
-def _kinds(path: Path, name: str) -> list[str]:
-    """The types of a GGUF file's matrices.
+def _read(path: Path, name: str) -> tuple[Any, list[str]]:
+    """A reader of a GGUF file, and the types of its matrices.
 
     Raises ``MattaError`` where it is damaged, or one of several parts.
     """
@@ -132,7 +135,7 @@ def _kinds(path: Path, name: str) -> list[str]:
     if count > 1:
         join = "join them with llama.cpp's `llama-gguf-split --merge`, and pass the one file"
         raise MattaError(f"{name!r} is one of {count} parts of a GGUF file: {join}.")
-    return kinds
+    return reader, kinds
 
 
 def _unpacked() -> dict[str, Any]:
