@@ -81,6 +81,7 @@ TALK = [
     {"role": "user", "content": "and then one"},
     {"role": "assistant", "content": "old dog came home"},
 ]
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "feed", "arguments": "{}"}}]}
 
 
 def tokenizer_of(template=CHATML):
@@ -168,6 +169,16 @@ def test_what_the_assistant_says_is_predicted(tmp_path, template, expected):
         "labels": int(batch["predicted"].sum()),
         "outputs": int(batch["predicted"].sum()),
     }
+
+
+def test_tools_that_the_assistant_calls_are_predicted(tmp_path):
+    writes = CHATML.replace(
+        "{{ message['content'] }}",
+        "{{ message['content'] }}{% for call in "
+        "message.get('tool_calls', []) %}{{ call.function.name }}{% endfor %}",
+    )
+    _, data = task_of(tmp_path, [{"messages": [TALK[0], {**CALL, "content": None}]}], writes)
+    assert shown(data.train.batch([0])) == "feed<|im_end|>\n"
 
 
 def test_prompts_and_completions(tmp_path):
@@ -360,6 +371,8 @@ ODD = {
     "nothing": (None, "1 without messages"),
     "empty": ([TALK[0], {"role": "assistant", "content": " "}], "1 with an assistant's turn that"),
     "none": ([{"role": "user", "content": None}, TALK[1]], "1 with a message without content"),
+    # what the template leaves out would teach to say nothing
+    "calls": ([TALK[0], {**CALL, "content": None}], "1 whose tool calls the chat template does"),
     "tool": ([{"role": "tool", "content": "4"}, TALK[1]], "Roles must alternate"),
 }
 

@@ -21,6 +21,7 @@ from transformers import (
 
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
+from matta_cli.data.text import local
 from matta_cli.errors import MattaError
 from matta_cli.models import plugins
 from matta_cli.models.load import load_model
@@ -245,3 +246,43 @@ def test_a_timm_model_that_transformers_saved(tmp_path):
     with torch.no_grad():
         assert torch.allclose(again(image), model(image).logits, atol=1e-6)
     assert list(again.pretrained_cfg["mean"]) == [0.4] * 3
+
+
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
+
+
+@pytest.mark.parametrize(
+    "lay, wrong",
+    [
+        (lambda own: own.rename(own.with_name("model-00001-of-00002.safetensors")), "index.json"),
+        (lambda own: own.unlink(), "holds no weights beside its config.json: put model.safetens"),
+        (lambda own: own.write_text(POINTER), r"model.safetensors' is a pointer of git LFS"),
+        (lambda own: own.write_bytes(own.read_bytes()[:-8]), r"damaged .*: download it again, or"),
+    ],
+    ids=["shard", "none", "lfs", "cut"],
+)
+def test_folders_whose_weights_are_not_all_there(tmp_path, lay, wrong):
+    gpt2().save_pretrained(tmp_path)
+    lay(tmp_path / "model.safetensors")
+    with pytest.raises(MattaError, match=wrong):
+        open_source(str(tmp_path))
+
+
+def test_shards_that_an_index_names_have_to_be_there(tmp_path):
+    gpt2().save_pretrained(tmp_path, max_shard_size="20KB")
+    assert open_source(str(tmp_path)).folder == tmp_path
+    first = min(tmp_path.glob("model-*.safetensors"))
+    first.unlink()
+    with pytest.raises(MattaError, match=rf"lacks 1 of the files that its .*, {first.name} first"):
+        open_source(str(tmp_path))
+    gpt2().save_pretrained(tmp_path / "whole")
+    (tmp_path / "whole" / "model.safetensors").rename(tmp_path / "model.safetensors")
+    open_source(str(tmp_path))  # which comes first
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.csv", "a.jsonl", "a.parquet"])
+def test_data_that_git_lfs_did_not_fetch(tmp_path, name):
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(MattaError, match=rf"{name}' is a pointer of git LFS.* \(git lfs pull\)"):
+        for _ in local([tmp_path / name], "text", name).read():
+            pass

@@ -331,3 +331,34 @@ def test_statistics_that_are_no_numbers(tmp_path: Path, mean: Any) -> None:
     model.pretrained_cfg = {**model.pretrained_cfg, "mean": mean}
     with pytest.raises(MattaError, match="are lists of numbers, a number for each channel"):
         opened(classes(tmp_path, ["a", "b"]), model)
+
+
+def test_images_that_lie_elsewhere_than_the_others_are_counted(tmp_path: Path) -> None:
+    model = vit(2)
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png", "loose.png", "loose2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        picture(9).save(tmp_path / name)
+    notes = opened(tmp_path, model).notes
+    assert any("as images of a class lie in its folder: loose.png, loose2.png." in n for n in notes)
+    (tmp_path / "labels.csv").write_text("path,label\na/0.png,0\n./b/0.png,1\nb/1.png,1\n")
+    notes = opened(tmp_path, model).notes
+    assert any("3 images stand in no row: a/1.png, loose.png, loose2.png." in n for n in notes)
+    (tmp_path / "labels.csv").write_text("path,label\na/0.png,-1\nb/0.png,0\nb/1.png,1\n")
+    with pytest.raises(MattaError, match="the label -1, but labels are 0 to 1"):
+        opened(tmp_path, model)
+
+
+def test_class_folders_are_numbered_as_their_names_say(tmp_path: Path) -> None:
+    """By the numbers of a model whose classes have other names, or have none."""
+    named = {k: f"kind {k}" for k in range(12)}
+    ours, made_up = of_transformers(12, id2label=named), of_transformers(12)
+    for model, how in ((ours, "{}"), (made_up, "LABEL_{}")):
+        folder = classes(tmp_path / how, [how.format(k) for k in range(12)])
+        assert places(data := opened(folder, model)) == {k: k for k in range(12)}, data.notes
+
+
+def test_an_accent_may_be_a_character_of_its_own(tmp_path: Path) -> None:
+    """As macOS writes the names of folders."""
+    model = of_transformers(2, id2label={0: "th\u00e9", 1: "caf\u00e9"})
+    folder = classes(tmp_path, ["cafe\u0301", "the\u0301"])
+    assert places(opened(folder, model)) == {0: 1, 1: 0}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,13 @@ from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
 from tokenizers import processors
-from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel, ViTImageProcessor
+from transformers import (
+    BertForTokenClassification,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    ViTImageProcessor,
+)
 
 from matta_cli.data.find import find
 from matta_cli.data.folders import data_files
@@ -74,7 +81,7 @@ def test_of_a_folder_each_file_is_read_once_and_what_is_not_opened_is_said(tmp_p
     assert [path.name for path in found.files] == ["test.csv", "train.csv"]
     closed, twice = found.note()
     assert "opens no such files (unpack or convert them): valid.csv.gz." in closed
-    assert twice.endswith("once more: Copy of train.csv, train (1).csv, train.jsonl.")
+    assert twice.endswith("is read: Copy of train.csv, train (1).csv, train.jsonl.")
     for name in ("rank.train", "rank.test", "rank.fold2"):
         (tmp_path / name).write_text(f"1 qid:1 1:{len(name)}\n")
     kinds = (".train", ".test", ".fold2")
@@ -288,3 +295,85 @@ def test_folders_whose_weights_have_other_names_or_sizes(tmp_path):
     (tmp_path / "global_step9" / "mp_rank_00_model_states.pt").touch()
     with pytest.raises(MattaError, match=r"pass .*mp_rank_00_model_states.pt"):
         open_source(str(tmp_path))
+
+
+def test_a_text_of_a_tagger_may_begin_with_a_hashtag(tmp_path):
+    tagger = bert(tmp_path, head=BertForTokenClassification, **labels("O", "B"))
+    for comment in ("", "# id = 3\n", "# newdoc\n\n"):
+        words = tmp_path / "tags.conll"
+        words.write_text(comment + "#film\tB\nthe\tO\n\n" * 4)
+        batch = opened("token_classification", tagger, tmp_path, words).train.batch(range(3))
+        assert batch["label"].tolist() == [[1, 0]] * 3
+
+
+def test_columns_of_json_are_put_together_by_their_index(tmp_path):
+    """As pandas writes them: the same rows may stand in another order."""
+    rows = {str(k): f"the film {k}" for k in range(8)}
+    marks = {str(k): k % 2 for k in reversed(range(8))}
+    (tmp_path / "a.json").write_text(json.dumps({"text": rows, "label": marks}))
+    model = bert(tmp_path, **labels("bad", "good"))
+    data = opened("text_classification", model, tmp_path, tmp_path / "a.json")
+    assert data.train.batch(range(4))["label"].tolist() == [0, 1, 0, 1]
+    marks.pop("3")
+    (tmp_path / "a.json").write_text(json.dumps({"text": rows, "label": marks}))
+    with pytest.raises(MattaError, match=r"a.json' has columns that name different rows"):
+        opened("text_classification", model, tmp_path, tmp_path / "a.json")
+    # rows by their index are no columns, and not all are named
+    (tmp_path / "a.json").write_text(json.dumps({str(k): {"text": "a"} for k in range(99)}))
+    with pytest.raises(MattaError, match=r"it has 0, 1, .*, 29 and 69 more\. Set data.text"):
+        opened("text_classification", model, tmp_path, tmp_path / "a.json")
+
+
+def test_labels_that_are_counted_from_one_are_told_what_to_write(tmp_path):
+    write(tmp_path / "a.jsonl", [(f"the film {k}", 1 + k % 2) for k in range(8)])
+    with pytest.raises(MattaError, match=r"'bad', 'good'; write these, or their numbers, from 0"):
+        opened(
+            "text_classification",
+            bert(tmp_path, **labels("bad", "good")),
+            tmp_path,
+            tmp_path / "a.jsonl",
+        )
+
+
+@pytest.mark.parametrize("words", [("True", "False"), ("1.0", "0.0"), ("1", "0")])
+def test_a_column_for_each_label_may_hold_words(tmp_path, words):
+    model = bert(tmp_path, problem_type="multi_label_classification", **labels("a", "b"))
+    path, (yes, no) = tmp_path / "hot.csv", words
+    path.write_text("text,a,b\n" + f"film,{yes},{no}\nbook,{no},{no}\n" * 3)
+    data = opened("text_classification", model, tmp_path, path)
+    assert data.train.batch([0, 1])["label"].tolist() == [[1, 0], [0, 0]]
+    path.write_text("text,a,b\n" + f"film,{yes},{no}\nbook,{no},0.5\n" * 3)
+    with pytest.raises(MattaError, match=r"The columns of labels hold .* in line 7 .* 0 or 1, of"):
+        opened("text_classification", model, tmp_path, path)
+
+
+def test_whole_numbers_beyond_float64_are_not_lost(table, tmp_path):
+    path = tmp_path / "big.parquet"
+    for kind in (np.int64, np.uint64):
+        table.assign(a=np.full(len(table), 2**62 + 1, kind)).to_parquet(path)
+        with pytest.raises(MattaError, match="has whole numbers that float32 would round, 40 in"):
+            opened("ranking", Ranker([], 3, LAYERS), None, path)
+    table.assign(a=np.full(len(table), 2**62)).to_parquet(path)
+    opened("ranking", Ranker([], 3, LAYERS), None, path)
+
+
+@pytest.mark.parametrize(
+    "line, wrong",
+    [
+        ("0 qid:a 1:2", "'qid:a' in line 2 is none of its numbers"),
+        ("0 qid:1 1:NULL", "'1:NULL' in line 2 is none of its numbers"),
+        ("0 qid:1 3:1 2:1", "'2:1' in line 2 follows column 3, but columns ascend"),
+        ("0 0.5 0.5", "'0.5' in line 2 is none of its numbers"),
+    ],
+)
+def test_what_is_no_libsvm_is_named(tmp_path, line, wrong):
+    (tmp_path / "a.svm").write_text(f"1 qid:1 1:0.5 # first\n{line}\n")
+    with pytest.raises(MattaError, match=re.escape(wrong)):
+        opened("ranking", Ranker([], 3, LAYERS), None, tmp_path / "a.svm")
+
+
+def test_pairs_without_a_score_are_said(tmp_path):
+    (tmp_path / "a.csv").write_text("sentence1,sentence2,rating\n" + "the film,a book,3\n" * 20)
+    model = BertModel(bert(tmp_path).config)
+    data = opened("sentence_embedding", model, tmp_path, tmp_path / "a.csv")
+    assert "(no scores: data.score names their column)" in data.description

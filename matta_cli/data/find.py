@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from matta_cli.data import folders
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import refuse_pointer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 _TEXT = (".txt", ".md", ".jsonl", ".json")
 _ROWS = (".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
+
+_NAMED = 30  # columns of which the names are said
 
 _AMBIGUOUS = "is neither a local file or folder nor a dataset on the hub: check --data."
 _OFFLINE = "on the hub, and nothing local has that name: pass --data with a local file or folder."
@@ -77,8 +80,9 @@ def check_column(
         return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
-    shown = ", ".join(name if name == name.strip() else repr(name) for name in known)
-    raise MattaError(f"{text!r} has no column {column!r}; it has {shown or 'none'}.{hint}{more}")
+    named = [name if name == name.strip() else repr(name) for name in known]
+    there = folders.shown(named, _NAMED) or "none"
+    raise MattaError(f"{text!r} has no column {column!r}; it has {there}.{hint}{more}")
 
 
 def last_tenth(count: int, text: str, what: str) -> int:
@@ -131,7 +135,8 @@ def to_train_and_measure(
 
 
 def unreadable(path: Path, error: Exception) -> MattaError:
-    """The error for a file that pyarrow could not read."""
+    """The error for a file that pyarrow could not read; raised where it is known why."""
+    refuse_pointer(path)
     return MattaError(f"{str(path)!r} cannot be read: {str(error).splitlines()[0]}")
 
 

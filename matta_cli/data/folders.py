@@ -63,7 +63,7 @@ class Files:
         for paths, why in (
             (self.left_out, "left out, as it is no data"),
             (self.closed, "left out, as matta opens no such files (unpack or convert them)"),
-            (self.twice, "left out, as the same stands there in another form, or once more"),
+            (self.twice, "left out, as a file of that name in another form, or a copy, is read"),
         ):
             if paths:
                 names = shown([path.relative_to(self.folder).as_posix() for path in paths])

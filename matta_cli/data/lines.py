@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import regular
+from matta_cli.files.reading import refuse_pointer
 
 # the mark of UTF-32 begins with that of UTF-16
 _MARKS = (
@@ -21,7 +21,8 @@ _MARKS = (
 
 def encoding(path: Path) -> str:
     """The encoding that a file's byte order mark tells; without one, UTF-8."""
-    with regular(path).open("rb") as file:
+    refuse_pointer(path)
+    with path.open("rb") as file:
         start = file.read(4)
     return next((name for mark, name in _MARKS if start.startswith(mark)), "utf-8")
 

@@ -244,8 +244,13 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         yield from enumerate(value, 1)
         return
     columns = value if isinstance(value, dict) else {}
-    # pandas writes columns as objects of index and value
-    columns = {k: list(v.values()) if isinstance(v, dict) else v for k, v in columns.items()}
+    if columns and all(isinstance(own, dict) for own in columns.values()):
+        # pandas writes columns as objects of index and value
+        index = list(next(iter(columns.values())))
+        if any(set(own) != set(index) for own in columns.values()):
+            differ = "has columns that name different rows: give all the same"
+            raise MattaError(f"{str(path)!r} {differ}.")
+        columns = {name: [own[row] for row in index] for name, own in columns.items()}
     if columns and not any(isinstance(own, list) for own in columns.values()):
         yield 1, columns
         return

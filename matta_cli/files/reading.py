@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import NoneType
@@ -21,6 +21,7 @@ from matta_cli.errors import MattaError, said
 if TYPE_CHECKING:
     from torch import Tensor
 
+_POINTER = b"version https://git-lfs.github.com/spec/"
 LARGEST = 1 << 28  # bytes of a file that is read whole, and held in memory
 
 
@@ -45,6 +46,18 @@ def regular(path: Path) -> Path:
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise MattaError(f"{str(path)!r} is a pipe or a device: put a file there.")
     return path
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raise ``MattaError`` for what git LFS leaves in the place of a file that was not fetched."""
+    try:
+        with regular(path).open("rb") as file:
+            pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:  # who opens it says so
+        return
+    if pointer:
+        fetch = "fetch it (git lfs pull), or download it anew"
+        raise MattaError(f"{str(path)!r} is a pointer of git LFS, and not yet the file: {fetch}.")
 
 
 def real(path: Path) -> Path:
@@ -137,13 +150,30 @@ def checked(value: Any, kind: Any, where: str = "it") -> Any:
     return value
 
 
+def whole(path: Path, again: str) -> None:
+    """Raise ``MattaError`` where a safetensors file is cut or damaged; its values are not read."""
+    from safetensors import safe_open
+
+    def look(name: str) -> None:
+        with safe_open(name, "pt"):
+            pass
+
+    _opened(path, again, look)
+
+
 def tensors(path: Path, again: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises ``MattaError`` where it holds none."""
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    found: dict[str, Tensor] = _opened(path, again, load_file)
+    return found
+
+
+def _opened(path: Path, again: str, opens: Callable[[str], Any]) -> Any:
+    from safetensors import SafetensorError
+
     try:
-        return load_file(str(regular(path)))
+        return opens(str(regular(path)))
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise MattaError(f"{path} is damaged ({said(error)}): {again}.") from None
 

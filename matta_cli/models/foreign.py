@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import lenient, record, whole
 from matta_cli.models.names import FILES
 
 _SAVE = "save its state dict or, with save_pretrained, a folder"
@@ -50,6 +51,7 @@ PACKED = re.compile(
 _WEIGHTS = re.compile(
     r"((pytorch_|flax_)?model(-\d+-of-\d+)?|open_clip_\w+)\.(safetensors|bin)(\.index\.json)?$"
 )
+_PART = re.compile(r"-\d+-of-\d+\.\w+$")
 _NO_WEIGHTS = re.compile(r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler")
 _NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
 _MERGE = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a)\b")
@@ -80,6 +82,9 @@ def refuse_folder(folder: Path, name: str) -> None:
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
     if any(_WEIGHTS.match(n) for n in there):
+        _refuse_parts(folder, there, name)
+        for own in sorted(n for n in there if _WEIGHTS.match(n) and n.endswith(".safetensors")):
+            whole(folder / own, "download it again, or save the model anew")
         return
     others = sorted(n for n in there if n.endswith(FILES) and not _NO_WEIGHTS.search(n))
     others += sorted(
@@ -110,6 +115,29 @@ def refuse_folder(folder: Path, name: str) -> None:
         raise MattaError(
             f"{name!r} holds no weights, but checkpoints ({', '.join(inner)}): {which}."
         )
+    config = record(lenient(folder / "config.json"))
+    if config.keys() & {"architecture", "architectures", "model_type"}:
+        needed = "beside its config.json: put model.safetensors there, too"
+        raise MattaError(f"{name!r} holds no weights {needed}.")
+
+
+def _refuse_parts(folder: Path, there: set[str], name: str) -> None:
+    """Raise ``MattaError`` where some of the files that weights were parted into are not there."""
+    parts = sorted(n for n in there if _PART.search(n))
+    complete = [n for n in there if _WEIGHTS.match(n) and n not in parts]
+    indexes = [n for n in complete if n.endswith(".index.json")]
+    if parts and not complete:
+        kind = "pytorch_model.bin" if parts[0].endswith(".bin") else "model.safetensors"
+        index = f"{kind}.index.json, which says what is in which"
+        raise MattaError(f"{name!r} holds {parts[0]}, but not {index}: put that there, too.")
+    if len(indexes) < len(complete):
+        return
+    for index in indexes:
+        named = record(record(lenient(folder / index)).get("weight_map")).values()
+        lost = sorted({str(own) for own in named} - there)
+        if lost and len(indexes) == 1:
+            of = f"{len(lost):,} of the files that its {index} names, {lost[0]} first"
+            raise MattaError(f"{name!r} lacks {of}: put them there.")
 
 
 def chosen_weights(folder: Path, name: str) -> str:

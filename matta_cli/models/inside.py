@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matta_cli import trust
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, only_files, real
+from matta_cli.files.reading import lenient, only_files, real, refuse_pointer
 
 _KINDS = ("json", "safetensors", "onnx", "bin", "pt", "pth", "ckpt", "model", "jinja")
 _PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "*.tiktoken", "vocab.*", "merges.txt")
@@ -25,6 +25,7 @@ def check(folder: Path) -> None:
     for path in sorted({path for pattern in _PATTERNS for path in folder.glob(pattern)}):
         if inside(folder, path).is_dir():
             raise MattaError(f"{path} is a folder, where a file belongs: put that in its place.")
+        refuse_pointer(path)
     if (folder / "adapter_config.json").is_file():
         merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
         raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")

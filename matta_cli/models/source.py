@@ -95,6 +95,7 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
     if quantized.is_gguf(path, text):
         return quantized.open_gguf(path, text)
     foreign.refuse_file(path, text)
+    reading.refuse_pointer(path)
     if path.suffix == ".safetensors":
         tensors = reading.tensors(path, "save it again, as a safetensors file")
         opened: Any = tensors
@@ -181,6 +182,8 @@ def download(name: str, text: str) -> Path:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises ``MattaError`` where there is none."""
+    if path.is_dir():
+        raise MattaError(f"{str(path)!r} is a folder: pass {path / 'config.json'}.")
     try:
         config = reading.parsed(reading.text(path))
     except OSError:

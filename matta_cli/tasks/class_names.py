@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from typing import Any
 
 from matta_cli.data.folders import shown
@@ -37,6 +38,7 @@ def contradiction(model: Any) -> list[str]:
 
 def simplified(name: str) -> str:
     """A name without what people and file systems change of it."""
+    name = unicodedata.normalize("NFC", name)  # macOS writes an accent by itself
     return re.sub(r"[\s_-]+", " ", name).strip().lower()
 
 
@@ -47,6 +49,12 @@ def known_as(names: dict[int, str]) -> dict[str, int]:
     for number, name in names.items():
         simple.setdefault(simplified(name), []).append(number)
     return {name: own[0] for name, own in simple.items() if len(own) == 1} | by_name
+
+
+def numbers_of(model: Any) -> dict[str, int]:
+    """The number of each class by its name, and by the one that transformers makes up."""
+    count = config(model, "num_labels") or 0
+    return {f"LABEL_{k}": k for k in range(count)} | known_as(names_of(model))
 
 
 def order_of(teacher: Any, model: Any, what: str, notes: list[str]) -> list[int]:

@@ -15,6 +15,7 @@ from matta_cli.report.schema import Metric
 from matta_cli.tasks import calibration
 
 _MARKS = ("|", ";", ",")  # between the labels of a cell
+_WORDS = {"true": "1", "false": "0"}
 
 METRICS = (
     Metric("map", "mean average precision (mAP)", higher=True),
@@ -148,6 +149,16 @@ def _in_brackets(cell: Any) -> Any:
         return cell
     plain = isinstance(found, list) and all(type(one) in (str, int, float) for one in found)
     return found if plain else cell
+
+
+def yes(cell: Any) -> float | None:
+    """Whether an example has a label, of the cell that says so: 1 or 0; None for any other."""
+    text = str(cell).strip().lower()
+    try:
+        number = float(_WORDS.get(text, text))
+    except ValueError:
+        return None
+    return number if number in (0, 1) else None
 
 
 def is_hot(lists: Sequence[Sequence[Any]], outputs: int) -> bool:

@@ -118,7 +118,10 @@ class Chat:
         whole, spans = self._rendered(messages), []
         for k in weighed:
             start = self._prefix(messages[:k], whole, True, where)
-            spans.append((start, self._end(messages[: k + 1], whole, start, where)))
+            end = self._end(messages[: k + 1], whole, start, where)
+            if any(name not in whole[start:end] for name in _called(messages[k])):
+                raise Left("whose tool calls the chat template does not write")
+            spans.append((start, end))
         return self._tokens(whole, spans)
 
     def _end(self, messages: list[Any], whole: str, start: int, where: str) -> int:
@@ -127,11 +130,11 @@ class Chat:
         Templates of thinking models write thoughts (or that there are none) in the last turn alone:
         it is not how the whole goes on, but what is said, and what follows it, stands there.
         """
-        said = str(messages[-1]["content"]).strip()
-        _, found, behind = self._rendered(messages).rpartition(said)
-        there = start + len(whole[start:]) - len(whole[start:].lstrip())
-        if said and found and whole.startswith(said + behind, there):
-            return there + len(said + behind)
+        if said := str(messages[-1]["content"]).strip():
+            _, found, behind = self._rendered(messages).rpartition(said)
+            there = start + len(whole[start:]) - len(whole[start:].lstrip())
+            if found and whole.startswith(said + behind, there):
+                return there + len(said + behind)
         return self._prefix(messages, whole, False, where)
 
     def _by_tags(self, messages: list[Any]) -> Encoded:
@@ -250,6 +253,17 @@ def _renamed(message: dict[str, Any]) -> dict[str, Any]:
 def _says(message: dict[str, Any]) -> bool:
     """Whether an assistant's turn says, or calls, anything."""
     return bool(str(message.get("content", "")).strip() or message.get("tool_calls"))
+
+
+def _called(message: dict[str, Any]) -> list[str]:
+    """The names of the tools that a turn calls."""
+    calls = message.get("tool_calls")
+    functions = [
+        call.get("function", call)
+        for call in (calls if isinstance(calls, list) else [])
+        if isinstance(call, dict)
+    ]
+    return [str(own["name"]) for own in functions if isinstance(own, dict) and own.get("name")]
 
 
 def _kind(value: Any) -> str:

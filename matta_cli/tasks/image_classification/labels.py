@@ -135,7 +135,7 @@ def _whole(value: Any, cells: bool) -> int | None:
     """A whole number, also one that some program made a float, or with ``cells`` a text."""
     text = value.strip() if cells and isinstance(value, str) else ""
     whole, _, rest = text.partition(".")
-    if whole.isdecimal() and not rest.strip("0"):
+    if whole.removeprefix("-").isdecimal() and not rest.strip("0"):
         return int(whole)
     if isinstance(value, float):
         return int(value) if value.is_integer() else None

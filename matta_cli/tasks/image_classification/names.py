@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.losses.classes import IGNORED
-from matta_cli.tasks.class_names import names_of, simplified
+from matta_cli.tasks.class_names import names_of, numbers_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.unlabelled import spread
 
@@ -25,31 +26,32 @@ def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
     """
     if source.classes is None:
         return source, []
-    known = {own: number for number, own in names_of(model).items()}
-    plain = {simplified(own): number for own, number in known.items()}
-    found = [known.get(own, plain.get(simplified(own))) for own in source.classes]
+    names, known = names_of(model), numbers_of(model)
+    found = [known.get(own, known.get(simplified(own))) for own in source.classes]
     if any(number is not None for number in found):
         odd = [own for own, number in zip(source.classes, found, strict=True) if number is None]
         if odd:
-            classes = shown(sorted(known, key=known.__getitem__), 6)
+            classes = shown([names[k] for k in sorted(names)] or list(known), 6)
             unknown = f"{name!r} has the class {odd[0]!r}, which is none of the model's ({classes})"
             raise MattaError(f"{unknown}: name it as the model does, or leave it out.")
         given = [number for number in found if number is not None]
         twice = next((number for number in given if given.count(number) > 1), None)
         if twice is not None:
             raise MattaError(f"{name!r} has two classes that are the model's number {twice}.")
-        by_number = {number: own for own, number in known.items()}
-        every = [by_number.get(k, str(k)) for k in range(max(by_number) + 1)]
+        every = [names.get(k, f"LABEL_{k}") for k in range(max(known.values()) + 1)]
         return _renumbered(source, given, every, name, "by the names that the model has")
     own = source.classes
     order, how = list(range(len(own))), "in the order of their names"
     if source.ordered:
         how = "as the data numbers them"
+    elif names and _are_numbers(own):
+        order = sorted(order, key=lambda k: int(own[k]))
+        how = "as their names say"
     elif _is_timm(model):
         order = sorted(order, key=lambda k: _natural(own[k]))
         how = "in the natural order of their names, as timm does"
-    if known:
-        how += f" (none is one of the model's own, such as {next(iter(known))!r})"
+    if names:
+        how += f" (none is one of the model's own, such as {names[min(names)]!r})"
     places = [int(place) for place in np.argsort(np.array(order))]
     return _renumbered(source, places, [own[k] for k in order], name, how)
 
@@ -88,6 +90,12 @@ def together(one: Source, other: Source) -> tuple[Source, Source]:
     if not set(other.classes) < set(one.classes):
         return one, other
     return one, _moved(other, [one.classes.index(own) for own in other.classes], one.classes)
+
+
+def _are_numbers(names: Sequence[str]) -> bool:
+    """Whether classes are called by all the numbers from 0 on, as ImageNetV2's are."""
+    numbers = [int(name) for name in names if name.isdecimal() and name.isascii()]
+    return sorted(numbers) == list(range(len(names)))
 
 
 def _is_timm(model: Any) -> bool:

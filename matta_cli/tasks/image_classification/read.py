@@ -97,9 +97,14 @@ def _local(
         found, said = folders.parts(tables)
         names = [file.relative_to(path).as_posix() for file in tables.files]
         notes += [*said, f"{text!r}: labels are those of {shown(names)}."]
-        return find.hub_parts(
-            found, text, settings, training, lambda files: from_tables(files, settings, known)
-        )
+
+        def opened(files: list[Path]) -> Source:
+            source = from_tables(files, settings, known)
+            if len(found) == 1:
+                notes.extend(_unlisted(path, text, source))
+            return source
+
+        return find.hub_parts(found, text, settings, training, opened)
     parts, others = _parts(path)
     if not parts:
         return _from_folder(path, "", notes), None
@@ -114,6 +119,14 @@ def _local(
     return find.hub_parts(
         parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
     )
+
+
+def _unlisted(folder: Path, text: str, source: Source) -> list[str]:
+    """A sentence on images in a folder that stand in none of its table's rows, if there are any."""
+    listed = set() if source.names is None else {source.called(i) for i in range(len(source.names))}
+    rest = [own for own in _images(folder) if repr(str(own)) not in listed]
+    names = shown([own.relative_to(folder).as_posix() for own in rest])
+    return [f"{text!r}: {len(rest):,} images stand in no row: {names}."] if rest else []
 
 
 def _parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:
@@ -188,6 +201,9 @@ def _from_folder(path: Path, part: str, notes: list[str]) -> Source:
     if part:
         there = [(f, k) for f, k in there if _within(f, classes[k]) == part]
     files = [(file, k) for file, k in there if file.suffix.lower() in _IMAGES]
+    if files and (loose := _direct(_inner(path))):
+        first = shown([own.name for own in sorted(loose)])
+        notes.append(f"{str(path)!r}: left out, as images of a class lie in its folder: {first}.")
     if others := [file for file, _ in there if file.suffix.lower() not in _IMAGES]:
         kinds = Counter(file.suffix or file.name for file in others).most_common(4)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)

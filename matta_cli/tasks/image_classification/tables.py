@@ -19,12 +19,11 @@ from matta_cli.tasks.class_names import simplified
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels
 from matta_cli.tasks.image_classification.pictures import decoded
-from matta_cli.tasks.labels import parted
+from matta_cli.tasks.labels import parted, yes
 from matta_cli.tasks.unlabelled import missing
 
 _BESIDE = (".csv", ".tsv", ".jsonl", ".parquet")  # .json beside images may be anything, and large
 _PATHS = ("file_name", "path")
-_YES, _NO = {"1", "1.0", "True"}, {"0", "0.0", "False"}
 
 
 @dataclass(frozen=True)
@@ -170,10 +169,10 @@ def _yes(values: Sequence[Any], name: str, where: str) -> list[float]:
     """The cells of the labels' own columns: 0 or 1; where all are empty, NaN."""
     if all(map(missing, values)):
         return [math.nan] * len(values)
-    cells = [str(value).strip() for value in values]
-    if set(cells) <= _YES | _NO:
-        return [float(cell in _YES) for cell in cells]
-    value = next(v for v, cell in zip(values, cells, strict=True) if cell not in _YES | _NO)
+    found = [yes(value) for value in values]
+    if None not in found:
+        return [float(own or 0) for own in found]
+    value = values[found.index(None)]
     raise MattaError(f"{name!r} holds {value!r} in {where}, but the column of a label is 0 or 1.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import codecs
+import contextlib
 import gzip
 import zlib
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import numpy as np
 
 from matta_cli.data import find
 from matta_cli.data.lines import lines
-from matta_cli.errors import MattaError, extra
+from matta_cli.errors import MattaError, extra, said
 from matta_cli.tasks.scores import numbered
 
 SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
@@ -48,7 +49,8 @@ def read(path: Path) -> File:
         with _opened(path) as file:
             features, label, query = reader.load_svmlight_file(file, query_id=True, zero_based=True)
     except (ValueError, OSError, EOFError, OverflowError, zlib.error) as error:
-        wrong = f"{str(path)!r}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {error}"
+        why = _odd(path) or said(error).rstrip(".")
+        wrong = f"{str(path)!r}: not LibSVM, as in `1 qid:3 1:0.5 4:2`: {why}"
         other = "Tables are .csv, .tsv and .parquet; all else is read as LibSVM."
         raise MattaError(f"{wrong}. {other}") from None
     rows = len(label)
@@ -79,6 +81,34 @@ def _opened(path: Path) -> BinaryIO:
     if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
         file.seek(0)
     return file
+
+
+def _odd(path: Path) -> str:
+    """What is wrong with the first line that is not LibSVM, in words; empty where none is found."""
+    with contextlib.suppress(OSError, EOFError, zlib.error), _opened(path) as file:
+        for number, line in enumerate(file, 1):
+            before = -1.0
+            for k, word in enumerate(line.split(b"#")[0].split()):
+                name, mark, value = word.partition(b":")
+                at = before if not k or name == b"qid" else _number(name, whole=True)
+                numbers = [_number(value if k else word, whole=name == b"qid"), at]
+                shown = f"{word.decode(errors='replace')!r} in line {number:,}"
+                if None in numbers or bool(k) != bool(mark):
+                    return f"{shown} is none of its numbers"
+                if k and name != b"qid" and at is not None:
+                    if at <= before:
+                        return f"{shown} follows column {before:.0f}, but columns ascend"
+                    before = at
+    return ""
+
+
+def _number(word: bytes, *, whole: bool) -> float | None:
+    """The number that a word is, of which queries and columns have 64 bits."""
+    try:
+        found = int(word) if whole else float(word)
+    except ValueError:
+        return None
+    return None if whole and abs(found) >= 1 << 63 else found
 
 
 def _without_query(path: Path, count: int) -> MattaError:

@@ -264,7 +264,9 @@ def _numbers(table: Table, column: str, *, holes: bool = False) -> np.ndarray:
     large = ~np.isfinite(numbers) & np.isfinite(values)
     table.complete(column, large, "has values too large for float32", "scale them down")
     if values.dtype.kind in "iu":
-        lost = (np.abs(values.astype(np.float64)) > _FLOAT32) & (numbers != values)
+        with np.errstate(invalid="ignore"):
+            again = numbers.astype(values.dtype)  # float64 would round both alike
+        lost = (np.abs(values.astype(np.float64)) > _FLOAT32) & (again != values)
         rounded = "has whole numbers that float32 would round"
         hint = "scale them, or store them as decimals if that does not matter"
         table.complete(column, lost, rounded, f"{hint} (names of things go to data.categorical)")

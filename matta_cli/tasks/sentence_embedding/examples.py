@@ -106,6 +106,9 @@ class Pairs:
             second = [" ".join(words[len(words) // 2 :]) for words in whole]
             self.what = "sentences, whose first half is to find the second "
             self.what += "(no scored pairs: pass some with --held-out)"
+        elif score is None:
+            self.what += ", the first of which is to find the second "
+            self.what += "(no scores: data.score names their column)"
         if not first:
             raise find.empty(name, f"pairs of sentences, nor text of {_WORDS} words to cut in two")
         holes = np.flatnonzero(~np.isfinite([] if score is None else score))

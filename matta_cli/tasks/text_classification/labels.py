@@ -12,9 +12,9 @@ from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DistillSettings
-from matta_cli.tasks.class_names import known_as, names_of, simplified
+from matta_cli.tasks.class_names import names_of, numbers_of, simplified
 from matta_cli.tasks.kind import Kind
-from matta_cli.tasks.labels import is_hot, parted
+from matta_cli.tasks.labels import is_hot, parted, yes
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import config
 from matta_cli.tasks.text_classification.kinds import Number, OneLabel
@@ -33,8 +33,7 @@ class Labels:
         self.outputs = int(config(model, "num_labels"))
         self.names = names_of(model) if self.outputs > 1 else {}
         self.called = [self.names.get(k, str(k)) for k in range(self.outputs)]
-        self.known = known_as(self.names)
-        self.known |= {f"LABEL_{k}": k for k in range(self.outputs)}
+        self.known = numbers_of(model)
         self.problem = config(model, "problem_type")
         stored = config(model, "sentence_transformers")
         own = stored.get("activation_fn") if isinstance(stored, dict) else None
@@ -117,8 +116,8 @@ class Labels:
             found = np.zeros(self.outputs, np.float32)
             own = _listed(value)
             if hot:
-                numbers = [_number(one) for one in own]
-                fits = len(own) == self.outputs and set(numbers) <= {0.0, 1.0}
+                numbers = [yes(one) for one in own]
+                fits = len(own) == self.outputs and None not in numbers
                 return np.array(numbers, np.float32) if fits else None
             for place in map(number, own):
                 if place is None:
@@ -160,7 +159,8 @@ class Labels:
             numbers = f"whose labels have no names: give numbers from 0 to {self.outputs - 1}"
             return f"which is none of the model's, {numbers}, or {hint}"
         known = shown([repr(self.names[k]) for k in sorted(self.names)], _SHOWN)
-        return f"which is none of the model's: {known}"
+        do = f"write these, or their numbers, from 0 to {self.outputs - 1}"
+        return f"which is none of the model's: {known}; {do}"
 
     def told(self, kind: Kind, label: np.ndarray, part: str) -> list[str]:
         """How many texts have each label, if these are few; and which labels none has."""
@@ -232,6 +232,7 @@ def _each(rows: Rows, convert: Callable[[Any], Any], wrong: str) -> list[Any]:
         unknown = [one for one in own if convert(one) is None]
         some = 0 < len(unknown) < len(own) or len(unknown) == len(own) == 1
         bad = unknown[0] if some else value
-        has = f"Column {rows.column!r} holds {bad!r} in {rows.called(odd[0])}"
+        where = "The columns of labels hold" if rows.hot else f"Column {rows.column!r} holds"
+        has = f"{where} {bad!r} in {rows.called(odd[0])}"
         raise MattaError(f"{has}{several}, {wrong}.")
     return found

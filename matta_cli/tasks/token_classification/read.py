@@ -169,18 +169,18 @@ def _add_conll(rows: Rows, path: Path) -> None:
 def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
     """The line on which each text begins, its words and its tags."""
     universal = path.suffix.lower() == ".conllu"
-    first, width = 0, 0
+    first, (width, tabs) = 0, (0, True) if universal else _form(path)
     words: list[str] = []
     tags: list[str] = []
     for number, line in enumerate(lines(path), 1):
-        # a blank of another kind is a part of a word
-        cells = line.rstrip("\n").split("\t") if "\t" in line else _BLANKS.split(line.strip(" \n"))
+        cells = _cells(line)
         if not line.strip() or cells[0] == _DOCUMENT:
             if words:
                 yield first, words, tags
             words, tags = [], []
             continue
-        if line.startswith("#") and not words and (universal or len(cells) != width):
+        other = universal or len(cells) != width or ("\t" in line) != tabs
+        if line.startswith("#") and not words and other:
             continue  # a comment
         width = width or len(cells)
         if len(cells) != width or (universal and width <= max(_UD)):
@@ -195,3 +195,20 @@ def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:
         tags += [cells[at[1]]] if width > 1 else []
     if words:
         yield first, words, tags
+
+
+def _cells(line: str) -> list[str]:
+    # a blank of another kind is a part of a word
+    return line.rstrip("\n").split("\t") if "\t" in line else _BLANKS.split(line.strip(" \n"))
+
+
+def _form(path: Path) -> tuple[int, bool]:
+    """How many columns the first line has that is surely of a word, and whether tabs part them.
+
+    A text may begin with a hashtag. 0: all may be comments.
+    """
+    for line in lines(path):
+        cells = _cells(line)
+        if line.strip() and not line.startswith("#") and cells[0] != _DOCUMENT:
+            return len(cells), "\t" in line
+    return 0, False
