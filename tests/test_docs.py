@@ -142,7 +142,7 @@ def test_the_readme_is_short_and_has_the_lines() -> None:
 def test_the_numbers_of_the_readme_are_those_of_the_study() -> None:
     """Each row of its table is a row of docs/results.md, under the heading of that task."""
     rows = [line for line in README.splitlines() if line.count("|") == 9 and "[" in line]
-    assert len(rows) == 6
+    assert len(rows) >= 6
     study = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     for row in rows:
         task, steps, seeds, seconds, *gains = [cell.strip() for cell in row.split("|")[1:-1]]
