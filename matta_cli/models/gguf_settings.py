@@ -63,11 +63,9 @@ def _rotary(
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     if any(tensor.startswith("rope_factors") for tensor in tensors):
         kind = kind or "longrope"
-    if kind == "linear":
-        scaled = {
-            "rope_type": kind,
-            "factor": _number(reader, f"{architecture}.rope.scaling.factor"),
-        }
+    factor = _number(reader, f"{architecture}.rope.scaling.factor")
+    if kind == "linear" and factor:
+        scaled = {"rope_type": kind, "factor": factor}
         if whole := known.get("full_attention"):  # Gemma 3 scales those of whole attention alone
             return {key: {**known, "full_attention": {**whole, **scaled}}}
         return {key: {**known, **scaled}}
