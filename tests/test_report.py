@@ -904,3 +904,19 @@ def test_a_student_in_fewer_bits_is_not_called_equal(good):
     near = "outputs within 0.012 of the largest, of float32's, the same when loaded again"
     assert text.count(f"in int8, {near}") == 1 and near.partition("'")[0] in html(good)
     assert text.count("outputs equal to the trained slice, bit for bit") == 2
+
+
+def test_the_page_tells_the_rule_that_verdicts_follow(judged):
+    """A p-value of its own decides, and none that is corrected for other pairs."""
+    for pair in judged["pairs"]:
+        pair |= {"p": 0.01, "p_holm": 0.2}
+    words = {pair.verdict for pair in Report.from_json(judged).pairs}
+    assert "better" in words and "Each pair is judged by itself" in Page(html(judged)).text
+
+
+def test_the_units_of_an_axis_are_counted_from_one(judged):
+    assert "mlp.0 unit 1 100%" in " ".join(html(judged).split("<title>")[1:]).replace("\n", " ")
+    for axis in judged["axes"]:
+        axis["base"] = 32
+    told = html(judged)
+    assert "mlp.0\nunits 1 to 2\n100% of" in told and "mlp.0\nunits 31 to 32\n6% of" in told
