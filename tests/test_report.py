@@ -870,3 +870,53 @@ def test_of_many_labels_those_that_lost_most_are_shown(good):
     assert len(found.rows) == 12 and "12 of 40 labels where Students lose most" in found.said
     good["models"] = [entry for entry in good["models"] if entry["role"] != "base"]
     assert tell(good).labels.rows[0][0] == "label 7" and "with the least" in tell(good).labels.said
+
+
+def test_a_difference_that_is_told_is_seen(good):
+    """On the same examples it may be far smaller than what each model is known to."""
+    good["metrics"] = [ACCURACY]
+    for name, value in (("base", 0.5012), ("width 0.5", 0.5034), ("untrained cut 0.5", 0.5001)):
+        score(good, name, "acc", value, value - 0.1, value + 0.1)
+    for name in ("width 0.25", "width 1", "untrained cut 0.25", "TA", "Teacher"):
+        score(good, name, "acc", 0.4, 0.3, 0.5)
+    alike = {"metric": "acc", "margin": 0.005}
+    compare(good, "width 0.25", "base", "worse", -0.1, -0.11, -0.09, **alike)
+    compare(good, "width 0.5", "base", "better", 0.0022, 0.0011, 0.0033, **alike)
+    assert "better than the base: accuracy 0.5034 against 0.5012, by" in tell(good).headline
+    compare(good, "width 0.5", "base", "too wide to say", 0.0002, -0.1, 0.1, **alike)
+    alarm = next(own for own in tell(good).alarms if "than the base" in own)
+    # what is shown as nothing is no share of anything
+    assert "accuracy: 0.000 (95 %: −0.100 to +0.100)" in alarm
+
+
+def test_what_few_resamples_hide_is_not_said_of_intervals(good):
+    for name, p in (("width 0.25", 0.095), ("width 0.5", 0.002)):
+        compare(good, name, f"untrained cut {name[6:]}", "better", 20.0, 19.0, 21.0)
+        good["pairs"][-1]["p"] = p
+    said = " ".join(tell(good).findings)
+    assert "Training is sure to have beaten the untrained cut at 1 of 2 widths;" in said
+
+
+def test_a_student_in_fewer_bits_is_not_called_equal(good):
+    parity = {"exact": True, "max_difference": 0.0, "dtype": "int8", "rounded": 0.0123}
+    good["models"][4] |= {"parity": parity}
+    text = markdown(good)
+    near = "outputs within 0.012 of the largest, of float32's, the same when loaded again"
+    assert text.count(f"in int8, {near}") == 1 and near.partition("'")[0] in html(good)
+    assert text.count("outputs equal to the trained slice, bit for bit") == 2
+
+
+def test_the_page_tells_the_rule_that_verdicts_follow(judged):
+    """A p-value of its own decides, and none that is corrected for other pairs."""
+    for pair in judged["pairs"]:
+        pair |= {"p": 0.01, "p_holm": 0.2}
+    words = {pair.verdict for pair in Report.from_json(judged).pairs}
+    assert "better" in words and "Each pair is judged by itself" in Page(html(judged)).text
+
+
+def test_the_units_of_an_axis_are_counted_from_one(judged):
+    assert "mlp.0 unit 1 100%" in " ".join(html(judged).split("<title>")[1:]).replace("\n", " ")
+    for axis in judged["axes"]:
+        axis["base"] = 32
+    told = html(judged)
+    assert "mlp.0\nunits 1 to 2\n100% of" in told and "mlp.0\nunits 31 to 32\n6% of" in told

@@ -508,6 +508,8 @@ def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
     recipe.export.widths = [0.25, 0.5, 1.0]
     report = export(recipe, here, overwrite=True)
     assert written(here) == report and report.margin == 0.02
+    for cut in report.of(Role.CUT):  # of one shape, they cost the same
+        assert cut.cost == report.model(str(cut.of)).cost
     auc = [pair for pair in report.pairs if pair.metric == "auc"]
     assert [(pair.a, pair.b) for pair in auc] == [
         ("width 0.25", "untrained cut 0.25"),

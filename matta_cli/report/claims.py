@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from matta_cli.report.numbers import duration, number, percent, places_for, signed
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
-from matta_cli.report.values import listed, seconds_of
+from matta_cli.report.values import gain_places, listed, seconds_of
 from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, VERDICTS, WIDE, WORSE
 
 # of two models that were not compared
@@ -61,9 +61,11 @@ class Comparison:
     def gain(self) -> str:
         """``+0.50 (1.2 %; 95 %: +0.20 to +0.80)``; the share is of the other's value."""
         pair, value = self.pair, self.other.measured(self.metric)
+        gain = signed(pair.gain, self.places)
         share = f"{percent(abs(pair.gain / value.value))}; " if value and value.value else ""
         ends = f"{signed(pair.low, self.places)} to {signed(pair.high, self.places)}"
-        return f"{signed(pair.gain, self.places)} ({share if pair.gain else ''}95 %: {ends})"
+        # what is shown as zero is no share of anything
+        return f"{gain} ({share if gain[0] in '+−' else ''}95 %: {ends})"
 
     @property
     def by_how_much(self) -> str:
@@ -107,12 +109,6 @@ def _compared(report: Report, both: Sequence[tuple[ModelEntry, ModelEntry]]) -> 
     found = [(a, b, pair) for a, b in both if (pair := report.pair(a, b, metric))]
     places = gain_places([pair for _, _, pair in found])
     return [Comparison(a, b, metric, pair, places) for a, b, pair in found]
-
-
-def gain_places(pairs: Sequence[Pair]) -> int:
-    """Decimals that show two digits of the narrowest interval of some gains."""
-    halves = [(pair.high - pair.low) / 2 for pair in pairs if pair.high > pair.low]
-    return places_for(halves or [pair.margin for pair in pairs])
 
 
 def worth(rivals: Sequence[Comparison]) -> str:

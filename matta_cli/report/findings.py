@@ -8,7 +8,7 @@ from matta_cli.report.claims import THAN, Comparison, against_float, claim, comp
 from matta_cli.report.headline import Pick
 from matta_cli.report.numbers import in_seconds, number, percent
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
-from matta_cli.report.values import both, decimals_of, listed, shown
+from matta_cli.report.values import both, decimals_of, decimals_of_both, listed, shown
 from matta_cli.report.verdicts import BETTER
 
 
@@ -59,14 +59,15 @@ def quantized(report: Report) -> list[str]:
 
 
 def _trained(report: Report, metric: Metric) -> str:
-    decimals, pairs = decimals_of(report, metric), with_cuts(report, metric)
+    pairs = with_cuts(report, metric)
     pairs = [(student, cut) for student, cut in pairs if report.pair(student, cut, metric)]
     if not pairs:
         return ""
     better = sum(claim(report, student, cut, metric) == BETTER for student, cut in pairs)
+    decimals = decimals_of_both(report, metric, *pairs[0])
     after, before = (number(m.metrics[metric.name].value, decimals) for m in pairs[0])
     widths = f"width{'s' if len(pairs) > 1 else ''}"
-    beat = f"Training beat the untrained cut, beyond the intervals, at {better} of {len(pairs)}"
+    beat = f"Training is sure to have beaten the untrained cut at {better} of {len(pairs)}"
     return f"{beat} {widths}; at the smallest, {metric.label} went from {before} to {after}."
 
 

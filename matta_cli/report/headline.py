@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matta_cli.report.claims import UNTOLD, claim
 from matta_cli.report.numbers import count, number, percent
 from matta_cli.report.schema import Interval, ModelEntry, Report, Role
-from matta_cli.report.values import decimals_of, shown
+from matta_cli.report.values import decimals_of, decimals_of_both, shown
 from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
 
 # what holds the base's quality: a loss within the margin does not count
@@ -77,7 +77,7 @@ def headline(report: Report) -> str:
         return "Nothing was measured."
     if metric is None or best is None:
         return _sizes(report)
-    label, decimals = metric.label, decimals_of(report, metric)
+    label, decimals = metric.label, decimals_of_both(report, metric, best.student, best.base)
     gap = abs(best.ours.value - best.theirs.value)
     by = number(gap, decimals) + (f" ({percent(best.loss)})" if best.theirs.value else "")
     both = f"{number(best.ours.value, decimals)} against {number(best.theirs.value, decimals)}"

@@ -15,7 +15,7 @@ from matta_cli.report.findings import findings
 from matta_cli.report.headline import Pick, headline, pick
 from matta_cli.report.labels import Labels, labels
 from matta_cli.report.numbers import duration
-from matta_cli.report.schema import ModelEntry, Report, Role
+from matta_cli.report.schema import ModelEntry, Parity, Report, Role
 from matta_cli.report.table import Column, columns
 from matta_cli.report.values import in_one, listed, of_tokens
 
@@ -108,11 +108,6 @@ def behind(report: Report) -> str:
 
 def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
     """Three lines for each model that an expression loads."""
-    equal = {
-        True: ["outputs equal to the trained slice, bit for bit"],
-        False: ["outputs differ from the slice"],
-        None: [],
-    }
     found = []
     for model in models:
         if model.loader:
@@ -121,13 +116,24 @@ def _loading(models: Sequence[ModelEntry]) -> list[Loading]:
                 stock = (
                     "stock checkpoint, loads without matta" if model.stock else "loads with matta"
                 )
-            exact = model.parity.exact if model.parity else None
             module = re.match(r"[A-Za-z_]\w*(?=\.)", model.loader)
             needs = f"import {module[0]}\n" if module else ""
             mode = "\nmodel.eval()" if "onnxruntime" not in needs else ""
             lines = f"{needs}model = {in_one(model.loader)}{mode}"
-            found.append(Loading(model, [stock, *equal[exact]], lines))
+            found.append(Loading(model, [stock, *_equal(model.parity)], lines))
     return found
+
+
+def _equal(parity: Parity | None) -> list[str]:
+    """What was found when a model was loaded again."""
+    if parity is None or parity.exact is None:
+        return []
+    if not parity.exact:
+        return ["outputs differ from the slice"]
+    if parity.rounded is None:
+        return ["outputs equal to the trained slice, bit for bit"]
+    near = f"in {parity.dtype}, outputs within {parity.rounded:.2g} of the largest, of float32's"
+    return [near, "the same when loaded again, bit for bit"]
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from matta_cli.report.claims import gain_places
 from matta_cli.report.findings import batches
 from matta_cli.report.numbers import MISSING, count, duration, in_bytes, in_seconds, number, signed
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
-from matta_cli.report.values import decimals_of, seconds_of, span
+from matta_cli.report.values import decimals_of, gain_places, seconds_of, span
 from matta_cli.settings.budget import TIMED
 
 

@@ -14,7 +14,7 @@ from matta_cli.report.numbers import (
     number,
     places_for,
 )
-from matta_cli.report.schema import Interval, Metric, ModelEntry, Report
+from matta_cli.report.schema import Interval, Metric, ModelEntry, Pair, Report
 from matta_cli.settings.budget import LIMITS, TIMED
 
 # a metric that says another one again, in another way
@@ -48,6 +48,19 @@ def decimals_of(report: Report, metric: Metric) -> int:
     return min(5, max(0, 2 - math.floor(math.log10(max(sizes))))) if sizes else 3
 
 
+def gain_places(pairs: Sequence[Pair]) -> int:
+    """Decimals that show two digits of the narrowest interval of some gains."""
+    halves = [(pair.high - pair.low) / 2 for pair in pairs if pair.high > pair.low]
+    return places_for(halves or [pair.margin for pair in pairs])
+
+
+def decimals_of_both(report: Report, metric: Metric, a: ModelEntry, b: ModelEntry) -> int:
+    """Decimals that show two models' values; as many more as their difference needs to be seen."""
+    places, pair = decimals_of(report, metric), report.pair(a, b, metric)
+    known = {number(v.value, places) for m in (a, b) if (v := m.measured(metric))}
+    return max(places, gain_places([pair])) if pair and len(known) == 1 else places
+
+
 def span(value: Interval, decimals: int) -> str:
     """``[19.90, 20.30]``; nothing where no interval was measured."""
     if value.low is None or value.high is None:
@@ -62,7 +75,8 @@ def shown(value: Interval, decimals: int) -> str:
 
 def both(report: Report, metric: Metric, a: ModelEntry, b: ModelEntry) -> str:
     """``20.90 [20.40, 21.40] against 20.00 [19.50, 20.50]``."""
-    places, values = decimals_of(report, metric), (a.measured(metric), b.measured(metric))
+    places = decimals_of_both(report, metric, a, b)
+    values = (a.measured(metric), b.measured(metric))
     return " against ".join(shown(value, places) if value else MISSING for value in values)
 
 

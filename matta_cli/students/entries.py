@@ -79,8 +79,9 @@ def models(
             continue
         say(f"Measuring {entry.name}.")
         if entry.role is Role.CUT:  # made when its turn comes, and let go; it costs the same
-            own = held_out.dense(converted.student(sizes[str(entry.of)]))
-            _measure(entry, own, held_out, taken.of(str(entry.of)))
+            held_out.add(entry.name, held_out.dense(converted.student(sizes[str(entry.of)])))
+            entry.cost = next(student.cost for student in students if student.name == entry.of)
+            entry.metrics = held_out.metrics(entry.name)
         else:
             _measure(entry, dense[entry.name], held_out, taken.of(entry.name))
     if twin is not None:
@@ -170,9 +171,8 @@ def _base(converted: TA) -> tuple[ModelEntry, nn.Module]:
 
 
 def _cut(student: ModelEntry) -> ModelEntry:
-    size = Cost(student.cost.parameters, student.cost.bytes)
     name = f"untrained cut {student.name.removeprefix('width ')}"
-    return ModelEntry(name, Role.CUT, student.width, of=student.name, cost=size)
+    return ModelEntry(name, Role.CUT, student.width, of=student.name)
 
 
 def _measure(entry: ModelEntry, model: nn.Module, held_out: HeldOut, taken: Times) -> None:
