@@ -255,17 +255,22 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n"
     "lay, wrong",
     [
         (lambda own: own.rename(own.with_name("model-00001-of-00002.safetensors")), "index.json"),
-        (lambda own: own.unlink(), "holds no weights beside its config.json: put model.safetens"),
         (lambda own: own.write_text(POINTER), r"model.safetensors' is a pointer of git LFS"),
         (lambda own: own.write_bytes(own.read_bytes()[:-8]), r"damaged .*: download it again, or"),
     ],
-    ids=["shard", "none", "lfs", "cut"],
+    ids=["shard", "lfs", "cut"],
 )
 def test_folders_whose_weights_are_not_all_there(tmp_path, lay, wrong):
     gpt2().save_pretrained(tmp_path)
     lay(tmp_path / "model.safetensors")
     with pytest.raises(MattaError, match=wrong):
         open_source(str(tmp_path))
+
+
+def test_a_folder_without_weights(tmp_path):
+    gpt2().config.save_pretrained(tmp_path)
+    with pytest.raises(MattaError, match=r"holds no weights beside its config\.json: put model"):
+        opened(tmp_path, None)
 
 
 def test_shards_that_an_index_names_have_to_be_there(tmp_path):

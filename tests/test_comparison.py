@@ -7,6 +7,7 @@ import pytest
 
 from matta_cli.errors import MattaError
 from matta_cli.measure import intervals
+from matta_cli.report.verdicts import BETTER, SAME, WIDE, judged
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import calibration
 from matta_cli.tasks.causal_lm.task import CausalLM
@@ -210,3 +211,39 @@ def test_an_interval_holds_its_own_value():
     columns = {"sure": sure, "right": right.astype(float)}
     found = intervals.intervals(Calibration(), [columns], 200)["ece"]
     assert found.low <= found.value <= found.high
+
+
+def test_few_examples_do_not_show_that_nothing_is_lost():
+    """Six examples of which two models get the same ones right say little of others."""
+    task = intervals.Means()
+
+    def found(first, second, sureness=0.1):
+        a, b = np.array(first, float), np.array(second, float)
+        ours = {"accuracy": a, "sureness": np.full(len(a), 0.2)}
+        theirs = {"accuracy": b, "sureness": np.full(len(b), 0.2 + sureness)}
+        return intervals.paired(task, [ours], [theirs], 200)["accuracy"]
+
+    six = [1, 1, 0, 0, 1, 0]
+    one = found(six, six)
+    assert one["low"] == -one["high"] == pytest.approx(-(1 - 0.025 ** (1 / 6)))
+    assert pytest.approx((1 - one["high"]) ** 6) == 0.025
+    assert judged(one["low"], one["high"], 0.005, one["p"]) == WIDE
+    many = found(six * 200, six * 200)
+    assert judged(many["low"], many["high"], 0.005, many["p"]) == SAME
+    # nor do three gains without a loss say that no more than the margin is lost
+    gained = found([1] * 6, [1, 1, 0, 0, 1, 0])
+    assert gained["low"] < -0.4 and gained["high"] < 1
+    # what says the very same of each example is the same
+    assert found(six, six, 0.0)["high"] == 0
+    # where chance is ruled out, the drawn ends stay
+    sure = found([1] * 20, [0] * 10 + [1] * 10)
+    assert sure["low"] > 0.2 and judged(sure["low"], sure["high"], 0.01, sure["p"]) == BETTER
+
+
+def test_few_examples_do_not_show_that_all_are_right():
+    right = {"all": np.ones(24), "none": np.zeros(24), "some": np.arange(24) % 2.0}
+    found = intervals.intervals(intervals.Means(), [right], 200)
+    room = 1 - 0.025 ** (1 / 24)
+    assert (found["all"].low, found["all"].high) == (pytest.approx(1 - room), 1)
+    assert (found["none"].low, found["none"].high) == (0, pytest.approx(room))
+    assert 0.2 < found["some"].low < found["some"].high < 0.8

@@ -408,7 +408,7 @@ def test_text_alone_is_measured_by_its_halves(folder: Path, tmp_path: Path) -> N
     held_out = found.data(folder, model, training=False)
     assert (
         held_out.held_out[0].digest() == data.held_out[0].digest()
-        and "90" not in held_out.description
+        and "90 sentences" not in held_out.description
     )
     assert set(found.summarize(columns_of(found, model, data.held_out[0], 4))) == {"recall@1"}
 

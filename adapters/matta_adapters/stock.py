@@ -149,6 +149,10 @@ class CausalLM(Transformers):
         """The model that these tensors fit, without weights. untied: it has a head of its own."""
 
 
+def _has_weights(folder: Path) -> bool:
+    return any(any(folder.glob(kind)) for kind in ("*.safetensors*", "*.bin*"))
+
+
 def opened(
     kind: Any,
     source: Source,
@@ -166,6 +170,9 @@ def opened(
     transformers cannot load it, or its tensors are not those of the model.
     """
     folder = None if source.folder is None else str(source.folder)
+    if source.folder is not None and not _has_weights(source.folder):
+        needed = "beside its config.json: put model.safetensors there, too"
+        raise MattaError(f"{source.name!r} holds no weights {needed}.")
     given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():

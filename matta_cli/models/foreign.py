@@ -115,10 +115,6 @@ def refuse_folder(folder: Path, name: str) -> None:
         raise MattaError(
             f"{name!r} holds no weights, but checkpoints ({', '.join(inner)}): {which}."
         )
-    config = record(lenient(folder / "config.json"))
-    if config.keys() & {"architecture", "architectures", "model_type"}:
-        needed = "beside its config.json: put model.safetensors there, too"
-        raise MattaError(f"{name!r} holds no weights {needed}.")
 
 
 def _refuse_parts(folder: Path, there: set[str], name: str) -> None:
