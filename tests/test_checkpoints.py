@@ -298,9 +298,7 @@ def test_a_config_that_no_library_reads(tmp_path):
     path = tmp_path / "config.json"
     text = path.read_text()
     path.write_text(text.replace("gelu_new", "geluu"))
-    with pytest.raises(
-        MattaError, match=r"transformers cannot load .*'geluu' is not known to it"
-    ):
+    with pytest.raises(MattaError, match=r"transformers cannot load .*'geluu' is not known to it"):
         opened(tmp_path, None)
     path.write_text(text, encoding="utf-8-sig")
     with pytest.raises(MattaError, match=r"config.json begins with a byte order mark, .* without"):
