@@ -291,3 +291,15 @@ def test_data_that_git_lfs_did_not_fetch(tmp_path, name):
     with pytest.raises(MattaError, match=rf"{name}' is a pointer of git LFS.* \(git lfs pull\)"):
         for _ in local([tmp_path / name], "text", name).read():
             pass
+
+
+def test_a_config_that_no_library_reads(tmp_path):
+    gpt2().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    text = path.read_text()
+    path.write_text(text.replace("gelu_new", "geluu"))
+    with pytest.raises(MattaError, match=r"transformers cannot load .*'geluu' is not known to it"):
+        opened(tmp_path, None)
+    path.write_text(text, encoding="utf-8-sig")
+    with pytest.raises(MattaError, match=r"config.json begins with a byte order mark, .* without"):
+        opened(tmp_path, None)

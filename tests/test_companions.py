@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from matta_adapters.encoders import Bert
 from PIL import Image
@@ -32,6 +33,7 @@ from transformers import (
 from matta_cli.adapter import Source
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models.source import open_source
 from matta_cli.models.tokenizer import open_tokenizer, two_formats, two_templates
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.examples import Preparation
@@ -323,3 +325,27 @@ def test_a_teacher_whose_images_are_made_otherwise_is_said(tmp_path, monkeypatch
     assert task.fit_teacher(teacher, theirs, model, ours) is teacher
     assert "bicubic" in task.notes[0] and "bilinear" in task.notes[0]
     assert torch.equal(Preparation(None, model).mean, Preparation(tmp_path, model).mean)
+
+
+def test_a_model_in_a_folder_below_is_not_another(encoder_folder):
+    """As old releases of sentence-transformers lay it out."""
+    steps = [{"path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}]
+    (encoder_folder / "modules.json").write_text(json.dumps(steps))
+    open_source(str(encoder_folder))
+    put(encoder_folder, "0_Transformer/config.json", model_type="bert")
+    with pytest.raises(MattaError, match=r"has its model in 0_Transformer, .* and save it anew"):
+        open_source(str(encoder_folder))
+
+
+@pytest.mark.parametrize(
+    "key, value, wrong",
+    [
+        ("interpolation", "cubic", r"made by interpolation 'cubic', .* mend its config.json"),
+        ("std", (0.5, 0, 0.5), r"divided by std \[0.5, 0.0, 0.5\]: mend that"),
+    ],
+)
+def test_what_timm_cannot_do_with_images_is_told(key, value, wrong):
+    model = timm.create_model("test_vit", num_classes=3)
+    model.pretrained_cfg = {**model.pretrained_cfg, key: value}
+    with pytest.raises(MattaError, match=wrong):
+        Preparation(None, model)

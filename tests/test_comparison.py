@@ -21,7 +21,8 @@ def images(n: int, share: float, seed: int, like: dict | None = None) -> dict:
     right = (random.random(n) < share).astype(float)
     if like is not None:
         right = np.where(random.random(n) < 0.8, like["correct1"], right)
-    return {"correct1": right, "finite": np.ones(n)}
+    sure = random.uniform(0.3, 1, n)
+    return {"correct1": right, "finite": np.ones(n), "confidence": sure}
 
 
 def text(n: int, seed: int) -> dict:
@@ -231,6 +232,8 @@ def test_few_examples_do_not_show_that_nothing_is_lost():
     many = found(six * 200, six * 200)
     assert judged(many["low"], many["high"], 0.005, many["p"]) == SAME
     # nor do three gains without a loss say that no more than the margin is lost
+    bare = [{"last": np.zeros(24)}]
+    assert intervals.paired(task, bare, bare, 200)["last"]["high"] > 0.1
     gained = found([1] * 6, [1, 1, 0, 0, 1, 0])
     assert gained["low"] < -0.4 and gained["high"] < 1
     # what says the very same of each example is the same

@@ -181,7 +181,9 @@ def opened(
                 folder, output_loading_info=True, ignore_mismatched_sizes=True, **given
             )
     except Exception as error:  # transformers, its checks and safetensors each raise their own
-        raise MattaError(f"transformers cannot load {source.name!r}: {said(error)}") from error
+        # a KeyError says no more than what was looked for
+        why = f"{error} is not known to it" if isinstance(error, KeyError) else said(error)
+        raise MattaError(f"transformers cannot load {source.name!r}: {why.rstrip('.')}.") from error
     missing, unexpected = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     wrong = [
         f"{key} has shape {list(there)}, not {list(needed)}"

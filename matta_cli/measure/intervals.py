@@ -144,7 +144,7 @@ def differences(
     a: Sequence[Sampled], b: Sequence[Sampled], resamples: int
 ) -> dict[str, Difference]:
     """``paired`` of two models that are sampled already."""
-    found = {}
+    found, alike = {}, _alike(a, b)
     for ours, theirs in zip(a, b, strict=True):
         _refuse_others(ours, theirs)
         drawn = list(zip(ours.draws(resamples), theirs.draws(resamples), strict=True))
@@ -156,7 +156,7 @@ def differences(
             if all(name in own for own in right):
                 only = _only(*(own[name] for own in right))
                 p, test = _mcnemar(*only), "McNemar"
-                if not _alike(ours, theirs):
+                if not alike:
                     low, high = _unseen(low, high, *only, _room(right[0][name]), p)
             else:
                 p, test = _beyond_zero(value, gaps, ours.examples), "bootstrap"
@@ -202,11 +202,14 @@ def _refuse_others(a: Sampled, b: Sampled) -> None:
         raise MattaError(f"Models can only be compared on the same examples; {these}.")
 
 
-def _alike(a: Sampled, b: Sampled) -> bool:
-    """Whether two models say the very same of each example."""
-    return a.columns.keys() == b.columns.keys() and all(
-        np.array_equal(own, b.columns[name], equal_nan=True) for name, own in a.columns.items()
+def _alike(a: Sequence[Sampled], b: Sequence[Sampled]) -> bool:
+    """Whether two models say the very same of each example, by more than what is right of it."""
+    both = [(x.columns, y.columns) for x, y in zip(a, b, strict=True)]
+    same = all(
+        x.keys() == y.keys() and all(np.array_equal(x[k], y[k], equal_nan=True) for k in x)
+        for x, y in both
     )
+    return same and any(not np.isin(own, (0, 1)).all() for x, _ in both for own in x.values())
 
 
 def _finite(values: Iterator[float]) -> np.ndarray:

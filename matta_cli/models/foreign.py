@@ -81,6 +81,7 @@ def refuse_folder(folder: Path, name: str) -> None:
     A folder without any sign of a model is left to who asked for one.
     """
     there = {path.name for path in folder.iterdir() if path.is_file()}
+    _refuse_old_layout(folder, name)
     if any(_WEIGHTS.match(n) for n in there):
         _refuse_parts(folder, there, name)
         for own in sorted(n for n in there if _WEIGHTS.match(n) and n.endswith(".safetensors")):
@@ -115,6 +116,16 @@ def refuse_folder(folder: Path, name: str) -> None:
         raise MattaError(
             f"{name!r} holds no weights, but checkpoints ({', '.join(inner)}): {which}."
         )
+
+
+def _refuse_old_layout(folder: Path, name: str) -> None:
+    """Raise ``MattaError`` where sentence-transformers would open a model in a folder below."""
+    steps = lenient(folder / "modules.json")
+    first = record(steps[0] if isinstance(steps, list) and steps else None)
+    path = str(first.get("path") or "")
+    if path and (folder / path / "config.json").is_file():
+        again = "open the whole with sentence-transformers and save it anew (model.save)"
+        raise MattaError(f"{name!r} has its model in {path}, by its modules.json: {again}.")
 
 
 def _refuse_parts(folder: Path, there: set[str], name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF8
 from pathlib import Path
 
 from matta_cli import trust
@@ -26,6 +27,10 @@ def check(folder: Path) -> None:
         if inside(folder, path).is_dir():
             raise MattaError(f"{path} is a folder, where a file belongs: put that in its place.")
         refuse_pointer(path)
+    config = folder / "config.json"
+    if config.is_file() and config.read_bytes()[: len(BOM_UTF8)] == BOM_UTF8:
+        mark = "begins with a byte order mark, with which no library reads it"
+        raise MattaError(f"{config} {mark}: save it as UTF-8 without one.")
     if (folder / "adapter_config.json").is_file():
         merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
         raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")

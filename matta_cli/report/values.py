@@ -57,8 +57,9 @@ def gain_places(pairs: Sequence[Pair]) -> int:
 def decimals_of_both(report: Report, metric: Metric, a: ModelEntry, b: ModelEntry) -> int:
     """Decimals that show two models' values; as many more as their difference needs to be seen."""
     places, pair = decimals_of(report, metric), report.pair(a, b, metric)
-    known = {number(v.value, places) for m in (a, b) if (v := m.measured(metric))}
-    return max(places, gain_places([pair])) if pair and len(known) == 1 else places
+    values = {v.value for m in (a, b) if (v := m.measured(metric))}
+    hidden = len(values) == 2 and len({number(value, places) for value in values}) == 1
+    return max(places, gain_places([pair])) if pair and hidden else places
 
 
 def span(value: Interval, decimals: int) -> str:

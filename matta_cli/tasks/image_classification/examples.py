@@ -109,13 +109,21 @@ class Preparation:
         settings["input_size"] = self.shape
         how = ("interpolation", "crop_pct", "crop_mode")
         self.how = {key: settings[key] for key in how if key in settings}
-        self.fit = create_transform(**settings, is_training=False, normalize=False)
+        try:
+            self.fit = create_transform(**settings, is_training=False, normalize=False)
+        except (KeyError, ValueError, TypeError, AssertionError) as error:
+            asks = ", ".join(f"{key} {value!r}" for key, value in self.how.items())
+            wrong = f"The model's images are to be made by {asks}, which timm cannot"
+            raise MattaError(f"{wrong} ({said(error)}): mend its config.json.") from None
         if _of_transformers(model) is not None:
             steps = [
                 _centred(size) if isinstance(s, CenterCrop) else s for s in self.fit.transforms
             ]
             self.fit = _centred(size) if crops else Compose(steps)
         self.mean, self.std = (_per_channel(settings[key], channels) for key in ("mean", "std"))
+        if not bool((self.std > 0).all()):
+            shown = self.std.flatten().tolist()
+            raise MattaError(f"The model's images are to be divided by std {shown}: mend that.")
 
     def pixels(self, image: Any) -> np.ndarray:
         """An image of any size and mode as uint8 [C, H, W]."""
