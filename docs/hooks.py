@@ -122,9 +122,11 @@ def _commands() -> str:
 
 
 def _settings() -> str:
-    """What ``matta recipe show`` prints, a table for each table of the file."""
-    shown = [line.split("\t") for line in _run("matta_cli", "recipe", "show").splitlines()]
-    page = ["# Settings", "", "Every setting of `matta.toml`, as `matta recipe show` prints it."]
+    """What ``matta recipe show --all`` prints, a table for each table of the file."""
+    printed = _run("matta_cli", "recipe", "show", "--all")
+    shown = [line.split("\t") for line in printed.splitlines()]
+    lists = "Every setting of `matta.toml`, as `matta recipe show --all` prints it."
+    page = ["# Settings", "", lists]
     table = ""
     for setting, value, _, what, source in shown[1:]:
         of, _, name = setting.partition(".")
