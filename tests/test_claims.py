@@ -33,7 +33,7 @@ WORDS = {
     "no worse than": "level",
     "slightly worse than": "loss",
     "worse than": "loss",
-    "too wide to say": "level",
+    "unclear": "level",
 }
 GAINS = {word: WORDS.get(f"{word} than", "level") for word in verdicts.VERDICTS}
 
@@ -159,7 +159,7 @@ def claimed(story):
     if story.pick and (said := re.search(words, story.headline)):
         found.append((story.pick.student.name, story.pick.base.name, metric, WORDS[said[0]]))
     cuts = {m.of: m.name for m in story.report.of(Role.CUT)}
-    wide = rf".*too wide to say whether (.+) is b.* than (.+) in ({_NAMED}): "
+    wide = rf".*unclear whether (.+) is b.* than (.+) in ({_NAMED}): "
     other = r"(plain \S+ \S+|width \S+)"
     for said in story.alarms:
         if hit := re.match(rf"(.+) is larger than (.+) but worse in ({_NAMED})", said):
@@ -259,12 +259,20 @@ def test_headline_alarms_verdicts_and_eval_never_disagree(made):
         (-0.029, -0.010, 0.04, 0.006, verdicts.SLIGHTLY),
         (-0.029, -0.010, 0.008, 0.006, verdicts.WORSE),
         (-0.04, -0.01, 0.05, 0.06, verdicts.SAME),
-        (-0.3, -0.01, 0.05, 0.06, verdicts.WIDE),
-        (-0.3, 0.3, 0.05, 1.0, verdicts.WIDE),
+        (-0.3, -0.01, 0.05, 0.06, verdicts.UNCLEAR),
+        (-0.3, 0.3, 0.05, 1.0, verdicts.UNCLEAR),
     ],
 )
 def test_the_words(low, high, margin, p, word):
     assert verdicts.judged(low, high, margin, p) == word
+
+
+@pytest.mark.parametrize("low, high, p", [(0.0, 0.0, 1.0), (2.0, 2.5, 0.01), (-2.5, -2.0, 0.01)])
+def test_five_examples_tell_nothing(low, high, p):
+    """The resamples of one query are all that query: its interval has no width."""
+    assert verdicts.judged(low, high, 0.05, p, 5) == verdicts.UNCLEAR
+    assert verdicts.judged(low, high, 0.05, p, 6) != verdicts.UNCLEAR
+    assert verdicts.why_unclear(low, high, p, 1).startswith("by 1 example,")
 
 
 def test_there_is_a_sentence_for_each_word():

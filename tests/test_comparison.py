@@ -7,7 +7,7 @@ import pytest
 
 from matta_cli.errors import MattaError
 from matta_cli.measure import intervals
-from matta_cli.report.verdicts import BETTER, SAME, WIDE, judged
+from matta_cli.report.verdicts import BETTER, SAME, UNCLEAR, judged
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks import calibration
 from matta_cli.tasks.causal_lm.task import CausalLM
@@ -228,7 +228,7 @@ def test_few_examples_do_not_show_that_nothing_is_lost():
     one = found(six, six)
     assert one["low"] == -one["high"] == pytest.approx(-(1 - 0.025 ** (1 / 6)))
     assert pytest.approx((1 - one["high"]) ** 6) == 0.025
-    assert judged(one["low"], one["high"], 0.005, one["p"]) == WIDE
+    assert judged(one["low"], one["high"], 0.005, one["p"]) == UNCLEAR
     many = found(six * 200, six * 200)
     assert judged(many["low"], many["high"], 0.005, many["p"]) == SAME
     # nor do three gains without a loss say that no more than the margin is lost
@@ -241,6 +241,11 @@ def test_few_examples_do_not_show_that_nothing_is_lost():
     # where chance is ruled out, the drawn ends stay
     sure = found([1] * 20, [0] * 10 + [1] * 10)
     assert sure["low"] > 0.2 and judged(sure["low"], sure["high"], 0.01, sure["p"]) == BETTER
+
+
+def test_queries_are_counted_not_their_rows():
+    columns = {"ndcg": np.ones(40), "group": np.repeat([0, 1], 20)}
+    assert intervals.paired(intervals.Means(), [columns], [columns], 50)["ndcg"]["examples"] == 2
 
 
 def test_few_examples_do_not_show_that_all_are_right():

@@ -901,3 +901,23 @@ def test_harness_on_the_published_files(tmp_path):
         entry["metrics"]["last_word_accuracy"]["value"], abs=1e-9
     )
     assert lambada["metrics"]["acc"]["value"] > 0
+
+
+def test_two_queries_have_no_interval_and_a_row_is_what_macs_are_of(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random, recipe = np.random.default_rng(0), Recipe()
+    rows = [f"{n // 4},{a},{b},{int(a > b)}" for n, (a, b) in enumerate(random.normal(size=(8, 2)))]
+    Path("rows.csv").write_text("\n".join(["q,a,b,label", *rows]) + "\n")
+    recipe.data.held_out, recipe.data.group = "rows.csv", "q"
+    layers = [{"layer": "Linear", "out": 8}, {"layer": "ReLU"}, {"layer": "Linear", "out": 1}]
+    Path("base").mkdir()
+    MLPRanker().save(Ranker([], 2, layers), Path("base"))
+    recipe.convert.source, recipe.convert.order = "base", "none"
+    convert(recipe, Path("out"))
+    names = ["out@1", "out@0.5"]
+    large, small = compare.evaluation(recipe, Asked(names, ta="out@1"), Path("out"))["models"]
+    assert (large["macs"], small["macs"]) == (2 * 8 + 8, 2 * 4 + 4)
+    assert {own["low"] for own in small["metrics"].values()} == {None}
+    assert small["agreement"]["ta"]["low"] is None
+    assert small["differences"]["auc"]["examples"] == 2
+    assert small["differences"]["auc"]["verdict"] == "unclear"

@@ -260,7 +260,7 @@ def test_a_report_has_what_its_file_holds():
     assert student.programs["onnx"].parity.max_difference == 2.4e-07
     assert report.model("plain distillation 0.5").curve[0][0] == 2
     assert report.run.curve[0][1]["TA"] == pytest.approx(0.678, abs=1e-3)
-    assert report.margin == 0.01 and report.pairs[0].verdict == "too wide to say"
+    assert report.margin == 0.01 and report.pairs[0].verdict == "unclear"
     assert report.model("TA").searched is None and not report.choices
     assert found.model("params-24k").searched.shown and found.choices[0].model == "params-24k"
     assert search_table.choices(found) == [
@@ -453,13 +453,7 @@ def test_what_was_not_compared_is_neither_better_nor_worse(good):
             "and is no worse than the base in perplexity: it loses 1 % at most.",
         ),
         ("worse", -0.3, -0.5, -0.1, "and is worse than the base in perplexity by 0.30 (1.5 %)."),
-        (
-            "too wide to say",
-            0.1,
-            -0.5,
-            0.5,
-            "but the 95 % interval is too wide to say whether it is worse",
-        ),
+        ("unclear", 0.1, -0.5, 0.5, "but it is unclear whether it is worse"),
     ],
 )
 def test_headline_says_the_verdict_of_the_same_examples(good, word, gain, low, high, tail):
@@ -478,12 +472,12 @@ def test_overlapping_intervals_hide_no_loss(good):
         compare(good, name, "base", "worse", -0.9, -1.1, -0.7)
     assert "is worse than the base in perplexity by 0.90 (4.5 %)" in tell(good).headline
     for name in ("width 0.25", "width 0.5"):
-        compare(good, name, "base", "too wide to say", -0.9, -2.0, 0.2)
+        compare(good, name, "base", "unclear", -0.9, -2.0, 0.2)
         compare(good, name, f"untrained cut {name[6:]}", "better", 20.0, 19.0, 21.0)
-    assert "too wide to say whether" in tell(good).headline
+    assert "unclear whether" in tell(good).headline
     one_alarm(
         good,
-        "too wide to say whether width 0.25 is better or worse than the base in perplexity: −0.90",
+        "unclear whether width 0.25 is better or worse than the base in perplexity: −0.90",
         "a loss above 0.20 would count. Nor can it be said of width 0.5. Evaluate on more data.",
     )
 
@@ -578,12 +572,12 @@ def test_alarm_interval_absent(good):
 
 
 def test_noise_is_an_alarm_in_the_first_metric_only(good):
-    compare(good, "width 1", "base", "too wide to say", 0.0, -0.2, 0.2, "acc", 0.005)
+    compare(good, "width 1", "base", "unclear", 0.0, -0.2, 0.2, "acc", 0.005)
     score(good, "untrained cut 0.25", "acc", 0.45, 0.446, 0.454)  # better than its Student
     assert tell(good).alarms == []
     good["metrics"].reverse()
     assert ["its untrained cut in accuracy" in a for a in tell(good).alarms] == [False, True]
-    assert "too wide to say whether width 1 is better" in tell(good).alarms[0]
+    assert "unclear whether width 1 is better" in tell(good).alarms[0]
 
 
 def test_an_alarm_is_not_repeated_as_a_note(good):
@@ -731,13 +725,13 @@ def test_a_student_worse_than_plain_distillation_is_an_alarm(judged):
 
 
 def test_an_interval_too_wide_to_say_is_an_alarm(judged):
-    verdict(judged, "width 0.5", "too wide to say", -1.0, -4.0, 2.0)
+    verdict(judged, "width 0.5", "unclear", -1.0, -4.0, 2.0)
     one_alarm(
         judged,
-        "too wide to say whether width 0.5 is better or worse than plain",
+        "unclear whether width 0.5 is better or worse than plain",
         "a loss above 0.20 would count",
     )
-    verdict(judged, "width 0.25", "too wide to say", -1.0, -3.0, 2.0)
+    verdict(judged, "width 0.25", "unclear", -1.0, -3.0, 2.0)
     one_alarm(
         judged,
         "whether width 0.5 is better or worse than plain",
@@ -883,7 +877,7 @@ def test_a_difference_that_is_told_is_seen(good):
     compare(good, "width 0.25", "base", "worse", -0.1, -0.11, -0.09, **alike)
     compare(good, "width 0.5", "base", "better", 0.0022, 0.0011, 0.0033, **alike)
     assert "better than the base: accuracy 0.5034 against 0.5012, by" in tell(good).headline
-    compare(good, "width 0.5", "base", "too wide to say", 0.0002, -0.1, 0.1, **alike)
+    compare(good, "width 0.5", "base", "unclear", 0.0002, -0.1, 0.1, **alike)
     alarm = next(own for own in tell(good).alarms if "than the base" in own)
     # what is shown as nothing is no share of anything
     assert "accuracy: 0.000 (95 %: −0.100 to +0.100)" in alarm

@@ -54,7 +54,7 @@ def test_the_table_of_a_report_fits_and_keeps_names_and_verdicts(screen, made, c
         (line,) = (own for own in lines if re.match(rf" ?{re.escape(model.name)}  ", own))
         assert "…" not in line
         if model.role == "student" and columns < 200:
-            assert re.search("better|no different|no worse|worse|too wide to say", line)
+            assert re.search("better|no different|no worse|worse|unclear", line)
     text = out.text
     if columns == 80:
         assert "parameters" in text and "perplexity" in text and "b8" in text and "[" not in text
@@ -179,7 +179,8 @@ def evaluated():
 
     names = ["matta-out/ta@1", "matta-out/students/width-0.25", "matta-out/students/width-0.5"]
     labels = {"auc": "AUC", "auc_loss": "AUC loss (1 - AUC)", "ece": "calibration error (ECE)"}
-    less = {**about(-0.0123, 0.0034), "p": 0.01, "p_holm": 0.02, "test": "t", "verdict": "worse"}
+    less = {**about(-0.0123, 0.0034), "test": "t", "verdict": "worse"}
+    less |= {"examples": 40, "p": 0.01, "p_holm": 0.02}
     models = []
     for name in names:
         model = {"name": name, "parameters": 1234567, "macs": 123456789}
@@ -221,6 +222,26 @@ def test_a_pipe_gets_every_column_of_eval(capsys):
     eval_tables.show(evaluated())
     table = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert table[0].split("\t")[:4] == ["model", "parameters", "MACs", "AUC"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({}, "with so few resamples or examples that it may be chance (p = 0.095)"),
+        ({"examples": 2}, "by 2 examples, of which no fewer than 6 can tell"),
+        ({"verdict": "worse"}, None),
+    ],
+)
+def test_eval_says_what_makes_a_narrow_interval_unclear(changed, why, screen):
+    _, said = screen(120)
+    result = evaluated()
+    less = result["models"][1]["differences"]["auc"]
+    less |= {"verdict": "unclear", "p": 0.095, **changed}
+    eval_tables.show(result)
+    if why:
+        assert f"{result['models'][1]['name']} is unclear in AUC: {why}." in said.text
+    else:
+        assert "unclear" not in said.text
 
 
 @pytest.mark.parametrize(

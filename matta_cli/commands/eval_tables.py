@@ -11,6 +11,7 @@ from typing import Any
 from matta_cli import console
 from matta_cli.report.numbers import percent, places_for
 from matta_cli.report.values import REPEATS
+from matta_cli.report.verdicts import UNCLEAR, why_unclear
 
 Result = dict[str, Any]
 _REFERENCES = {"ta": "TA", "teacher": "Teacher"}
@@ -83,7 +84,7 @@ def _narrower(headers: list[str], rows: list[list[str]]) -> Iterator[console.Tab
 
 
 def _show_differences(result: Result, metrics: Sequence[Mapping[str, Any]]) -> None:
-    rows = []
+    rows, unclear = [], []
     for model in result["models"]:
         for metric in metrics:
             less = model["differences"].get(metric["name"])
@@ -92,6 +93,9 @@ def _show_differences(result: Result, metrics: Sequence[Mapping[str, Any]]) -> N
                 rows.append(
                     [*row, less["verdict"] or "-", _p(less["p"]), _p(less["p_holm"]), less["test"]]
                 )
+                why = why_unclear(less["low"], less["high"], less["p"], less["examples"])
+                if why and less["verdict"] == UNCLEAR:
+                    unclear.append(f"{model['name']} is unclear in {metric['label']}: {why}.")
     headers = ["model", "metric", f"less {result['against']}", "verdict", "p", "p (Holm)", "test"]
     _another(headers, rows, spare=["test", "p (Holm)", "p"])
     if rows:
@@ -99,6 +103,8 @@ def _show_differences(result: Result, metrics: Sequence[Mapping[str, Any]]) -> N
             f"Verdicts go by the intervals and p, as in a report: a loss within "
             f"{percent(result['margin'])} of the value of {result['against']} is slight at most."
         )
+    for sentence in unclear:
+        console.say(sentence)
 
 
 def _show_harness(result: Result) -> None:
@@ -171,9 +177,11 @@ def _another(
 
 
 def _interval(value: Mapping[str, float] | None, *, sign: bool = False) -> str:
-    """A value and its interval, ``0.8 [0.7, 0.9]``."""
+    """A value and its interval, ``0.8 [0.7, 0.9]``; without one where examples are too few."""
     if not value:
         return "-"
+    if value["low"] is None:
+        return f"{value['value']:.3f}"
     half = (value["high"] - value["low"]) / 2
     form = f"{'+' if sign else ''}.{places_for([half]) if half > 0 else 3}f"
     return f"{value['value']:{form}} [{value['low']:{form}}, {value['high']:{form}}]"

@@ -221,7 +221,8 @@ def _example(
 ) -> dict[str, Tensor]:
     """The one example that MACs are counted on."""
     one = splits[0].batch([0]) if splits else task.example(first.model, 1)
-    return {k: v.to(device) for k, v in one.items()}
+    # of a query, whose rows come together, one row
+    return {k: v.to(device) for k, v in cost.repeated(one, 1).items()}
 
 
 def _check_cascade(

@@ -16,6 +16,7 @@ from matta_cli.measure import intervals
 from matta_cli.models.folders import ta_folder
 from matta_cli.models.names import folder_and_width
 from matta_cli.progress import Say
+from matta_cli.report.verdicts import FEWEST
 from matta_cli.tasks.task import Task
 
 
@@ -47,10 +48,11 @@ def near(
 
 def agreement(
     task: Task, ours: Sequence[Columns], theirs: Sequence[Columns], resamples: int
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """The share of answers that two models have in common, with a bootstrap interval.
 
-    Empty where neither gives answers that can be alike.
+    The ends are None where there are fewer than ``FEWEST`` examples. Empty where neither gives
+    answers that can be alike.
     """
     for a, b in zip(ours, theirs, strict=True):
         if not a or not b:
@@ -59,7 +61,9 @@ def agreement(
         draws = [
             s["same"].sum() / max(1.0, s["of"].sum()) for s in intervals.resampled(table, resamples)
         ]
+        value = float(table["same"].sum() / max(1.0, table["of"].sum()))
+        if intervals.examples_of(table) < FEWEST:
+            return {"value": value, "low": None, "high": None}
         low, high = np.percentile(draws, [2.5, 97.5])
-        value = table["same"].sum() / max(1.0, table["of"].sum())
-        return {"value": float(value), "low": float(low), "high": float(high)}
+        return {"value": value, "low": float(low), "high": float(high)}
     return {}

@@ -11,7 +11,7 @@ import numpy as np
 from matta_cli.data.split import Columns
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Interval
-from matta_cli.report.verdicts import SURE
+from matta_cli.report.verdicts import FEWEST, SURE
 
 
 class Metrics(Protocol):
@@ -37,8 +37,8 @@ class Difference(TypedDict, total=False):
 
     low, high: its percentile bootstrap 95 % interval, with the same examples (queries, where there
     are some) drawn for both; wider by what few examples cannot show (``_unseen``). p: two-sided,
-    that there is no difference; p_holm: corrected for how many models were compared. A difference
-    that is not defined is NaN, and its ``p`` is 1.
+    that there is no difference; p_holm: corrected for how many models were compared. examples: how
+    many there are to draw from. A difference that is not defined is NaN, and its ``p`` is 1.
 
     test: "McNemar", the exact one (McNemar 1947), where examples stand alone and are right or
     wrong. Else "bootstrap": twice the share of draws on the other side of zero (Efron & Tibshirani
@@ -52,6 +52,7 @@ class Difference(TypedDict, total=False):
     p: float
     test: str
     p_holm: float
+    examples: int
 
 
 class Sampled:
@@ -74,8 +75,8 @@ class Sampled:
 
     @property
     def examples(self) -> int:
-        """How many examples are drawn: queries, where rows belong to some."""
-        return len(np.unique(self.columns["group"])) if "group" in self.columns else self.rows
+        """``examples_of`` its columns."""
+        return examples_of(self.columns)
 
     @property
     def rows(self) -> int:
@@ -84,6 +85,11 @@ class Sampled:
     def right(self) -> Columns:
         """Which examples are right, by metric, where examples stand alone."""
         return {} if "group" in self.columns else self.task.right(self.columns)
+
+
+def examples_of(columns: Columns) -> int:
+    """How many examples are drawn from: queries, where rows belong to some."""
+    return len(np.unique(columns["group"]) if "group" in columns else next(iter(columns.values())))
 
 
 def resampled(columns: Columns, count: int | None = None) -> Iterator[Columns]:
@@ -110,7 +116,10 @@ def resampled(columns: Columns, count: int | None = None) -> Iterator[Columns]:
 
 
 def intervals(task: Metrics, per_split: Sequence[Columns], resamples: int) -> dict[str, Interval]:
-    """The metrics of every split with percentile bootstrap 95 % intervals (Efron 1979)."""
+    """The metrics of every split with percentile bootstrap 95 % intervals (Efron 1979).
+
+    None where there are fewer than ``FEWEST`` examples, whose resamples lie too close together.
+    """
     return intervals_of([Sampled(task, columns) for columns in per_split], resamples)
 
 
@@ -125,7 +134,8 @@ def intervals_of(model: Sequence[Sampled], resamples: int) -> dict[str, Interval
                 low = min(low, 1 - _room(right[name])) if value == 1 else low
                 high = max(high, _room(right[name])) if value == 0 else high
             # what is drawn of a calibration error of few examples may all lie above it
-            found[name] = Interval(float(value), min(low, value), max(high, value))
+            ends = (min(low, value), max(high, value)) if split.examples >= FEWEST else ()
+            found[name] = Interval(float(value), *ends)
     return found
 
 
@@ -160,7 +170,8 @@ def differences(
                     low, high = _unseen(low, high, *only, _room(right[0][name]), p)
             else:
                 p, test = _beyond_zero(value, gaps, ours.examples), "bootstrap"
-            found[name] = Difference(value=value, low=low, high=high, p=p, test=test)
+            ends = Difference(value=value, low=low, high=high, p=p, test=test)
+            found[name] = Difference(**ends, examples=ours.examples)
     return found
 
 

@@ -81,6 +81,7 @@ def pair(a: str, b: str, metric: Metric, own: Difference, theirs: float, margin:
         p=own["p"],
         p_holm=own["p_holm"],
         test=own["test"],
+        examples=own["examples"],
     )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from matta_cli.report.claims import UNTOLD, Comparison, against_float, claim, compared, says
+from matta_cli.report.claims import UNTOLD, Comparison, against_float, claim, compared, says, why
 from matta_cli.report.findings import with_cuts
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.values import both, distinct, listed
-from matta_cli.report.verdicts import BETTER, WIDE, WORSE
+from matta_cli.report.verdicts import BETTER, UNCLEAR, WORSE
 
 
 def alarms(report: Report, rivals: Sequence[Comparison]) -> list[str]:
@@ -37,8 +37,8 @@ def _parity(report: Report) -> list[str]:
 
 
 def _unclear(comparisons: Sequence[Comparison]) -> list[str]:
-    """One alarm for all comparisons that are too wide to say anything, about the widest."""
-    unclear = [one for one in comparisons if one.verdict == WIDE]
+    """One alarm for all comparisons that are unclear, about the one of the widest interval."""
+    unclear = [one for one in comparisons if one.verdict == UNCLEAR]
     if not unclear:
         return []
     widest = max(unclear, key=lambda one: one.pair.high - one.pair.low)
@@ -83,9 +83,9 @@ def _no_better_than_cut(report: Report, metric: Metric) -> list[str]:
             values = both(report, metric, student, cut)
             pair = report.pair(student, cut, metric)
             if pair is not None and pair.low > 0:  # its p-value alone is in the way
-                few = "is ahead of its untrained cut, but with so few resamples or examples that "
-                few += f"it may be chance (p = {pair.p:.2g}): measure with more (export.bootstrap)"
-                found.append(f"{student.name} {few}: {values}.")
+                few = f"is ahead of its untrained cut, but {why(pair)}"
+                more = "measure with more (export.bootstrap)"
+                found.append(f"{student.name} {few}: {more}: {values}.")
                 continue
             found.append(f"{said}: {values}; it cannot be said that training helped.")
     return found

@@ -25,7 +25,7 @@ from matta_cli.report.svg import (
     wide_range,
 )
 from matta_cli.report.values import decimals_of, of_tokens, short, shown
-from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
+from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, UNCLEAR, WORSE
 
 # what each role is called in a key, in the key's order
 KINDS = {
@@ -239,7 +239,7 @@ def _ends(lines: Sequence[Line], bottom: float) -> list[Name]:
 
 
 # verdict -> class
-WORDS = {BETTER: "better", WORSE: "worse", WIDE: "unclear"}
+WORDS = {BETTER: "better", WORSE: "worse", UNCLEAR: "unclear"}
 WORDS |= dict.fromkeys((SAME, NO_WORSE, SLIGHTLY), "level")
 
 

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from matta_cli.report.numbers import duration, number, percent, places_for, signed
 from matta_cli.report.schema import Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.values import gain_places, listed, seconds_of
-from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, VERDICTS, WIDE, WORSE
+from matta_cli.report.verdicts import (
+    BETTER,
+    NO_WORSE,
+    SAME,
+    SLIGHTLY,
+    UNCLEAR,
+    VERDICTS,
+    WORSE,
+    why_unclear,
+)
 
 # of two models that were not compared
 UNTOLD = "untold"
@@ -29,8 +38,7 @@ def says(verdict: str, a: str, b: str, metric: Metric) -> str:
     """What a verdict says of ``a`` against ``b``, without its numbers and its full stop."""
     if verdict in THAN:
         return f"{a} is {THAN[verdict]} {b} in {metric.label}"
-    open_ = f"whether {a} is better or worse than {b} in {metric.label}"
-    return f"The interval is too wide to say {open_}"
+    return f"It is unclear whether {a} is better or worse than {b} in {metric.label}"
 
 
 def claim(report: Report, a: ModelEntry, b: ModelEntry, metric: Metric) -> str:
@@ -41,6 +49,11 @@ def claim(report: Report, a: ModelEntry, b: ModelEntry, metric: Metric) -> str:
     """
     pair = report.pair(a, b, metric) if metric.higher is not None else None
     return pair.verdict if pair else UNTOLD
+
+
+def why(pair: Pair) -> str:
+    """Why a pair is unclear, where that is not how wide its interval is; else empty."""
+    return why_unclear(pair.low, pair.high, pair.p, pair.examples)
 
 
 @dataclass(frozen=True)
@@ -79,11 +92,12 @@ class Comparison:
         other = "the base" if self.other.role is Role.BASE else self.other.name
         said = says(self.verdict, self.student.name, other, self.metric)
         margin = number(self.pair.margin, places_for([self.pair.margin]))
+        reason = why(self.pair) or f"where a loss above {margin} would count"
         tail = {
             SAME: f": {self.gain}, within ±{margin}.",
             NO_WORSE: f": {self.gain}, a loss of {margin} at most.",
             SLIGHTLY: f", {self.by_how_much}, no more than the margin of {margin}.",
-            WIDE: f": {self.gain}, where a loss above {margin} would count.",
+            UNCLEAR: f": {self.gain}, {reason}.",
         }
         return said + tail.get(self.verdict, f", {self.by_how_much}.")
 

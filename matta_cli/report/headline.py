@@ -8,7 +8,7 @@ from matta_cli.report.claims import UNTOLD, claim
 from matta_cli.report.numbers import count, number, percent
 from matta_cli.report.schema import Interval, ModelEntry, Report, Role
 from matta_cli.report.values import decimals_of, decimals_of_both, shown
-from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, WIDE, WORSE
+from matta_cli.report.verdicts import BETTER, NO_WORSE, SAME, SLIGHTLY, UNCLEAR, WORSE
 
 # what holds the base's quality: a loss within the margin does not count
 HOLDS = (BETTER, SAME, NO_WORSE, SLIGHTLY)
@@ -65,7 +65,7 @@ def pick(report: Report) -> Pick | None:
     worse = [one for one in smaller if one.verdict == WORSE]
     good = [one for one in smaller if one.verdict in HOLDS]
     near = [one for one in worse if one.loss <= NEAR]
-    unclear = [one for one in smaller if one.verdict in (WIDE, UNTOLD)]
+    unclear = [one for one in smaller if one.verdict in (UNCLEAR, UNTOLD)]
     best = [*good[:1], *near[:1], *unclear[-1:], *sorted(worse, key=lambda one: one.loss)]
     return next(iter(best or picks[-1:]), None)
 
@@ -89,8 +89,7 @@ def headline(report: Report) -> str:
         SLIGHTLY: f"and is slightly worse than the base in {label}, by {by}: no more than "
         f"{margin}, the margin.",
         WORSE: f"and is worse than the base in {label} by {by}.",
-        WIDE: "but the 95 % interval is too wide to say whether it is worse than the base in "
-        f"{label}.",
+        UNCLEAR: f"but it is unclear whether it is worse than the base in {label}.",
         UNTOLD: f"with {label} {both}; without a comparison on the same examples no difference "
         "can be told.",
     }

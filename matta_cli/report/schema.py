@@ -216,8 +216,8 @@ class Pair(Stored):
     """Two models on the same examples: what ``a`` gains over ``b`` in a metric.
 
     A gain above zero is better, whatever the metric's direction. low, high: its 95 % interval.
-    margin: the loss that does not count. p_holm: p, corrected for the comparisons of a family. The
-    verdict is made of these numbers, whatever a file says.
+    margin: the loss that does not count. p_holm: p, corrected for the comparisons of a family.
+    examples: how many they were. The verdict is made of these numbers, whatever a file says.
     """
 
     a: str
@@ -230,11 +230,12 @@ class Pair(Stored):
     p: float | None = None
     p_holm: float | None = None
     test: str = ""
+    examples: int | None = None
 
     @property
     def verdict(self) -> str:
         """What may be said of ``a`` against ``b``: one of ``VERDICTS``."""
-        return judged(self.low, self.high, self.margin, self.p)
+        return judged(self.low, self.high, self.margin, self.p, self.examples)
 
     def to_json(self) -> dict[str, Any]:
         return {**super().to_json(), "verdict": self.verdict}

@@ -18,6 +18,7 @@ from matta_cli.measure.intervals import Difference, Sampled, differences
 from matta_cli.models.ta import TA
 from matta_cli.progress import Listener, Progress
 from matta_cli.report.schema import Metric
+from matta_cli.report.verdicts import SURE
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task
 from matta_cli.training.file_teacher import FileTeacher
@@ -133,7 +134,7 @@ class Starting:
             nothing = f"the {which} examples do not give any metric of both"
             listen(Progress(message=f"The Teacher was not compared with the base: {nothing}."))
             return
-        count = f"{len(next(iter(tables['base'].values()))):,} {which} examples"
+        count = f"{told.found['examples']:,} {which} examples"
         same = tables["base"] is tables["Teacher"]
         measured = f"on {count}, {told.once if same else told.sentence}"
         if told.surely and refuse and not weak:
@@ -185,8 +186,9 @@ class _Told:
 
     @property
     def surely(self) -> bool:
-        """Whether it is worse at both ends of the interval."""
-        return self._worse(self.found["low"]) and self._worse(self.found["high"])
+        """Whether it is worse at both ends of the interval, and not by chance."""
+        ends = self._worse(self.found["low"]) and self._worse(self.found["high"])
+        return ends and self.found["p"] < SURE
 
     @property
     def once(self) -> str:
