@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -73,9 +73,24 @@ class Axis:
 
     @classmethod
     def restored(cls, stored: Mapping[str, Any]) -> Axis:
-        """The axis that ``dataclasses.asdict`` made this of, by way of JSON."""
-        slices = tuple(Slice(**s) for s in stored["slices"])
-        return cls(**{**stored, "slices": slices, "order": tuple(stored.get("order", ()))})
+        """The axis that ``dataclasses.asdict`` made this of, by way of JSON.
+
+        Raises ``ValueError``, ``KeyError`` or ``TypeError`` where a file holds something else.
+        """
+        slices = tuple(Slice(**_typed(Slice, s)) for s in stored["slices"])
+        order = tuple(stored.get("order", ()))
+        if not all(type(number) is int for number in order):
+            raise ValueError(f"the order of {stored['name']!r} is not of numbers")
+        return cls(**{**_typed(cls, stored), "slices": slices, "order": order})
+
+
+def _typed(kind: type, stored: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a file holds of an axis or a slice, if it is of the types that its fields have."""
+    for own in fields(kind):
+        known = {"int": int, "str": str, "bool": bool}.get(str(own.type))
+        if known and own.name in stored and type(stored[own.name]) is not known:
+            raise ValueError(f"{own.name} is {stored[own.name]!r:.60}, and no {known.__name__}")
+    return stored
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from matta_adapters.auto import _ATTRIBUTE, Auto, Plan
+from matta_adapters.auto import Auto
 from matta_adapters.decoders import Llama
 from matta_adapters.encoders import Bert
 from matta_adapters.gpt2 import GPT2
 from matta_adapters.mlp_ranker import MLPRanker
+from matta_adapters.plan import ATTRIBUTE, Plan
 from matta_adapters.vit import ViT
 from torch import nn
 from transformers import BertConfig, BertModel, ViTConfig, ViTForImageClassification
@@ -142,7 +143,7 @@ BERT = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "voc
 )
 def test_auto_asks_for_an_example_that_the_model_takes(model, example):
     made = model()
-    setattr(made, _ATTRIBUTE, Plan("pkg.mod:build", {}, "", ""))
+    setattr(made, ATTRIBUTE, Plan("pkg.mod:build", {}, "", ""))
     with pytest.raises(MattaError) as refused:
         Auto().axes(made)
     assert f"--example {example}, say." in str(refused.value)

@@ -487,6 +487,40 @@ def test_a_folder_cannot_bring_code_along(tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (("axes", 0, "step"), "x"),
+        (("axes", 0, "order"), ["x"]),
+        (("axes", 0, "slices", 0, "start"), 1e308),
+        (("axes", 0, "slices", 0, "start"), 64),
+        (("axes", 0, "slices", 0, "dim"), 7),
+        (("axes", 0, "slices", 0, "tensor"), "nowhere"),
+        (("exports",), "x"),
+        (("task",), 1),
+        (("arguments", "config", "output_hidden_states"), 1e308),
+    ],
+)
+def test_a_damaged_plan_is_told(at, value, tmp_path):
+    small = {"hidden_size": 8, "intermediate_size": 16, "vocab_size": 16}
+    config = GraniteConfig(**small, num_hidden_layers=1, num_attention_heads=1)
+    GraniteForCausalLM(config).save_pretrained(tmp_path / "model")
+    adapter, folder = Auto(), tmp_path / "ta"
+    own = {"task": "causal_lm", "example": "input_ids=1x8:int64"}
+    model = adapter.load(Source("m", folder=tmp_path / "model", **own))
+    folder.mkdir()
+    adapter.save(model, folder)
+    Auto().load(Source("ta", folder=folder))
+    plan = json.loads((folder / "auto.json").read_text())
+    within = plan
+    for part in at[:-1]:
+        within = within[part]
+    within[at[-1]] = value
+    (folder / "auto.json").write_text(json.dumps(plan))
+    with pytest.raises(MattaError, match="auto.json is damaged|no longer builds"):
+        Auto().load(Source("ta", folder=folder))
+
+
 def test_an_example_can_be_a_function():
     adapter = Auto()
     model = adapter.load(source("flattened", example="auto_models:two_images"))

@@ -14,7 +14,7 @@ import json
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,71 +26,17 @@ from torch import Tensor, nn
 from matta_adapters.advice import example_for
 from matta_adapters.builders import called, found, imported
 from matta_adapters.calls import Inputs, checked_output, output_of, run
+from matta_adapters.plan import ATTRIBUTE, FILE, Plan
 from matta_adapters.skeleton import as_named, fill
 from matta_adapters.tracing import nest, resized
-from matta_adapters.trial import Repeats, built
+from matta_adapters.trial import built
 from matta_cli.adapter import PROGRAM, Adapter, Axis, Sizes, Source
 from matta_cli.errors import MattaError, said
 from matta_cli.trust import is_code
 
-_FILE = "auto.json"
 _SHAPE = re.compile(r"(?:(\w+)=)?(\d+(?:x\d+)*)(?::(\w+))?")
 _TEXT = "input_ids=1x16:int64"  # what a language model of transformers is called with
 _PREPROCESSING = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
-_ATTRIBUTE = "_matta_plan"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a model was made; the model carries it.
-
-    example: shapes. given: the inputs themselves, where a function gave them; they are not kept.
-    axes: at its own sizes, None before it was traced. repeats: axis -> attributes that repeat its
-    size. whole: the sizes that the builder gives. exports: whether it can be a program.
-    """
-
-    builder: str
-    arguments: Mapping[str, Any]
-    example: str
-    task: str
-    preprocessing: Mapping[str, Any] = field(default_factory=dict)
-    axes: tuple[Axis, ...] | None = None
-    repeats: Mapping[str, Repeats] = field(default_factory=dict)
-    whole: Mapping[str, int] = field(default_factory=dict)
-    exports: bool = False
-    given: Inputs | None = None
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Plan:
-        """The plan that a model carries."""
-        plan = getattr(model, _ATTRIBUTE, None)
-        if plan is None:
-            kind = type(model).__name__
-            raise MattaError(
-                f"This {kind} was not loaded by the adapter 'auto': use Auto().load(source)."
-            )
-        return plan
-
-    @classmethod
-    def read(cls, folder: Path) -> Plan:
-        """The plan in a folder. Raises ``MattaError`` where it is damaged, or of a newer format."""
-        path = folder / _FILE
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored.pop("format") > 1:
-                raise MattaError(f"{path} is of a newer format: upgrade matta.")
-            axes = tuple(Axis.restored(axis) for axis in stored.pop("axes"))
-            repeats = {}
-            for name, places in stored.pop("repeats").items():
-                repeats[name] = tuple((m, a, v) for m, a, v in places)
-            plan = cls(**stored, axes=axes, repeats=repeats, given=None)
-            if not is_code(plan.builder) or set(plan.whole) != {a.name for a in axes}:
-                raise ValueError("the builder or the sizes are not right")
-            if is_code(plan.example):
-                raise ValueError("its example is no shapes, but a function, which is not run")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise MattaError(f"{path} is damaged ({error}): convert the model again.") from None
-        return plan
 
 
 def _speaks(model: Any) -> bool:
@@ -108,12 +54,12 @@ class Auto(Adapter):
 
     def matches(self, source: Source) -> bool:
         if source.folder is not None:
-            return (source.folder / _FILE).is_file()
+            return (source.folder / FILE).is_file()
         return bool(source.builder)
 
     def load(self, source: Source) -> nn.Module:
         self.notes = []
-        if source.folder is not None and (source.folder / _FILE).is_file():
+        if source.folder is not None and (source.folder / FILE).is_file():
             return self._from_folder(source.folder, source.name)
         model, builder, arguments = found(source)
         if source.builder and source.tensors is not None:
@@ -132,7 +78,7 @@ class Auto(Adapter):
         plan = Plan(builder, arguments, example, task)
         if example:
             plan = self._described(model, plan, source.name)
-        setattr(model, _ATTRIBUTE, plan)
+        setattr(model, ATTRIBUTE, plan)
         _dress(model, plan)
         self.task = plan.task
         return model
@@ -141,7 +87,7 @@ class Auto(Adapter):
         plan = Plan.of(model)
         if plan.axes is None:
             plan = self._traced(model, plan)
-            setattr(model, _ATTRIBUTE, plan)
+            setattr(model, ATTRIBUTE, plan)
         self.loader = PROGRAM if plan.exports else ""
         assert plan.axes is not None
         return list(plan.axes)
@@ -149,7 +95,7 @@ class Auto(Adapter):
     def build(self, model: nn.Module, sizes: Sizes) -> nn.Module:
         axes, plan = self.axes(model), Plan.of(model)
         made = built(model, axes, plan.repeats, sizes, plan.whole)
-        setattr(made, _ATTRIBUTE, replace(plan, axes=tuple(resized(axes, sizes))))
+        setattr(made, ATTRIBUTE, replace(plan, axes=tuple(resized(axes, sizes))))
         return made
 
     def save(self, model: nn.Module, folder: Path) -> None:
@@ -163,7 +109,7 @@ class Auto(Adapter):
         save_file(tensors, str(folder / "model.safetensors"), {"format": "pt"})
         written = {"format": 1, **asdict(replace(Plan.of(model), axes=tuple(axes), given=None))}
         del written["given"]
-        (folder / _FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
 
     def _from_folder(self, folder: Path, name: str) -> nn.Module:
         from safetensors.torch import load_file
@@ -180,7 +126,8 @@ class Auto(Adapter):
                 "convert it again."
             ) from error
         model = fill(model, _with_ties(model, load_file(str(folder / "model.safetensors"))), name)
-        setattr(model, _ATTRIBUTE, plan)
+        setattr(model, ATTRIBUTE, plan)
+        plan.check(model, _inputs(plan) if plan.example else None, folder)
         _dress(model, plan)
         self.task, self.loader = plan.task, PROGRAM if plan.exports else ""
         return model
