@@ -251,9 +251,12 @@ def _sentence(error: BaseException) -> str:
 
 
 def _mistake(error: BaseException) -> str:
-    """What is said of a mistake of matta's own, whose traceback is kept in a file."""
+    """What is said of a mistake of matta, or within a model; its traceback is kept in a file."""
     what = " ".join(f"{type(error).__name__}: {error}".split())[:300].rstrip(".: ")
     wrong = f"This is a mistake of matta itself ({what}): please report it"
+    if within := _running(error):
+        why = "its configuration may not be that of its weights. If it runs without matta"
+        wrong = f"The model fails in its {within} ({what}): {why}, please report this"
     try:
         handle, name = tempfile.mkstemp(prefix="matta-error-", suffix=".txt")
         with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
@@ -262,6 +265,18 @@ def _mistake(error: BaseException) -> str:
     except OSError:
         return f"{wrong}."
     return f"{wrong}, with the file {name}, which says where it happened."
+
+
+def _running(error: BaseException) -> str:
+    """The module of a model whose own code an error comes from; empty where that is not so."""
+    within = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        where = frame.f_globals.get("__name__", "")
+        if where == "torch.nn.modules.module" and frame.f_code.co_name == "_call_impl":
+            within = type(frame.f_locals.get("self")).__name__
+        elif where.startswith(("matta_cli", "matta_adapters")):
+            within = ""
+    return within
 
 
 def _fail(sentence: str, code: int) -> None:

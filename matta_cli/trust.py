@@ -26,6 +26,11 @@ from typing import Any
 from matta_cli.errors import MattaError, command
 
 _SOURCE = re.compile(r"(hf[-_]hub|local-dir):")  # before what timm opens
+# what libraries make one by one -> the most that a model could have
+_COUNTED = (
+    (re.compile(r"(^|_)n?_?(layers?|experts)$|^depths?$"), 4096),
+    (re.compile(r"^num_(labels|classes)$"), 1 << 24),
+)
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -292,7 +297,8 @@ def sealed() -> Iterator[None]:
 def check_config(config: Any, said: str) -> None:
     """Raise ``MattaError`` where a stock library would open other files, or code, by a config.
 
-    said: whose configuration it is, in the error.
+    And where it would make parts of a model one by one without end. said: whose configuration it
+    is, in the error.
     """
     waiting = [config]
     while waiting:
@@ -301,6 +307,7 @@ def check_config(config: Any, said: str) -> None:
             waiting += node
         for key, value in node.items() if isinstance(node, Mapping) else ():
             waiting.append(value)
+            _refuse_endless(str(key), value, said)
             words = [value] if isinstance(value, str) else []
             if isinstance(value, Mapping):
                 words = [word for word in value.values() if isinstance(word, str)]
@@ -319,6 +326,15 @@ def check_config(config: Any, said: str) -> None:
                     f"{said} sets {key} to {wrong[0]!r}, which is code or a file from elsewhere: "
                     "it is not opened; take it out."
                 )
+
+
+def _refuse_endless(key: str, value: Any, said: str) -> None:
+    for pattern, most in _COUNTED:
+        numbers = value if isinstance(value, list) else [value]
+        many = [own for own in numbers if isinstance(own, int) and own > most]
+        if many and pattern.search(key):
+            has = "more than any model has: put the right number there"
+            raise MattaError(f"{said} sets {key} to {many[0]!r:.60}, {has}.")
 
 
 def isolated(code: str) -> list[str]:

@@ -517,7 +517,7 @@ def test_a_damaged_plan_is_told(at, value, tmp_path):
         within = within[part]
     within[at[-1]] = value
     (folder / "auto.json").write_text(json.dumps(plan))
-    with pytest.raises(MattaError, match="auto.json is damaged|no longer builds"):
+    with pytest.raises(MattaError, match=r"auto\.json is damaged|no longer builds"):
         Auto().load(Source("ta", folder=folder))
 
 

@@ -42,6 +42,21 @@ def test_a_mistake_of_matta_is_one_sentence_and_a_file(monkeypatch, tmp_path):
     assert "Traceback" in kept and "in broken" in kept
 
 
+def test_what_fails_within_a_model_is_the_models(monkeypatch, tmp_path):
+    """A GPT-2 whose config.json had -1 heads was called a mistake of matta."""
+    from torch import nn, ones
+
+    def runs(*_: object) -> None:
+        nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 5))(ones(1, 2))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(options, "resolved", runs)
+    done = CliRunner().invoke(app, ["recipe", "show"])
+    assert done.exit_code == 1 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("Error: The model fails in its Linear (RuntimeError: mat1 and")
+    assert "mistake of matta" not in done.stderr and list(tmp_path.glob("matta-error-*"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_that_a_library_makes_another_error_of_is_a_stop(capsys, number):
     before = signal.getsignal(number)

@@ -304,6 +304,9 @@ def test_gguf_files_that_do_not_open_say_what_to_do(tmp_path: Path) -> None:
     refused("damaged, or no GGUF file")
     (tmp_path / "m.gguf").write_bytes(whole.replace(b"llama", b"lemma"))
     refused("transformers cannot open .*lemma")
+    at = whole.index(b"llama.block_count") + len(b"llama.block_count") + 4
+    (tmp_path / "m.gguf").write_bytes(whole[:at] + b"\xff" * 4 + whole[at + 4 :])
+    refused(r"m\.gguf' sets num_hidden_layers to 4294967295, more than")
     with pytest.raises(MattaError, match=r"pass the file, .*m\.gguf"):
         open_source(str(tmp_path))
 

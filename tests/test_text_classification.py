@@ -87,6 +87,23 @@ def opened(found: TextClassification, home: Path) -> Any:
     return found.data(home, model)
 
 
+def test_texts_without_tokens_and_tokenizers_without_length_are_told(
+    home: Path, tmp_path: Path
+) -> None:
+    found = task(**reviewed(tmp_path))
+    settings = home / "tokenizer_config.json"
+    before = json.loads(settings.read_text())
+    settings.write_text(json.dumps({**before, "model_max_length": 0}))
+    with pytest.raises(MattaError, match="reads 0 tokens of a text, and 3 are needed"):
+        opened(found, home)
+    settings.write_text(json.dumps(before))
+    kept = json.loads((home / "tokenizer.json").read_text())
+    kept["post_processor"]["single"] = []
+    (home / "tokenizer.json").write_text(json.dumps(kept))
+    with pytest.raises(MattaError, match=r"The tokenizer makes no tokens, .*: no model reads that"):
+        opened(found, home)
+
+
 def test_labels_are_the_models_by_name_or_by_number(home: Path, tmp_path: Path) -> None:
     rows = [("the film", "good"), ("a book", "Bad"), ("it was", " mixed "), ("very sad", "good")]
     named = task(train=str(table(tmp_path / "n.csv", ["text", "label"], rows * 5)))

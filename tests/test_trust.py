@@ -366,6 +366,16 @@ def test_a_kernel_of_the_hub(models, key):
     assert done.exit_code == 1 and "from elsewhere" in done.output
 
 
+@pytest.mark.parametrize("key", ["n_layer", "num_labels"])
+def test_more_layers_than_any_model_has(models, key):
+    """transformers makes them one by one, for ever."""
+    edit(models / "gpt2/config.json", lambda found: found.update({key: 10**30}))
+    done = typed("convert models/gpt2 --out out")
+    assert done.exit_code == 1 and f"sets {key} to 1000" in done.output
+    with pytest.raises(MattaError, match="depths to 5000"):
+        trust.check_config({"model_args": {"depths": [2, 5000]}}, "It")
+
+
 @pytest.mark.parametrize("key", ["vocab_file", "merges_file", "fast_tokenizer_files"])
 def test_files_of_a_tokenizer_outside(models, key):
     path = models / "gpt2/tokenizer_config.json"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from matta_cli import trust
 from matta_cli.errors import MattaError
 
 # how a key ends -> the setting of a configuration that it is, in classes that have it
@@ -25,6 +26,15 @@ _LLAMA3 |= {"original_max_position_embeddings": 8192}
 _PRE_ATTENTION = {("gemma2", 46): 144, ("gemma3", 62): 168}
 
 
+def check(reader: Any, name: str) -> None:
+    """Raise ``MattaError`` where a file says that its model has more layers than any.
+
+    reader: gguf's, of the file. name: the user's of it.
+    """
+    layers = _number(reader, f"{_architecture(reader)}.block_count")
+    trust.check_config({"num_hidden_layers": layers}, repr(name))
+
+
 def completed(config: Any, reader: Any, name: str, instead: str) -> Any:
     """A configuration of transformers, with what the file says besides.
 
@@ -32,7 +42,7 @@ def completed(config: Any, reader: Any, name: str, instead: str) -> Any:
     ``MattaError`` where the file scales rotary frequencies in a way that is not known here.
     """
     own = config.to_dict()
-    architecture = str(_text(reader, "general.architecture"))
+    architecture = _architecture(reader)
     told = {key: _number(reader, f"{architecture}.{key}") for key in _SETTINGS}
     # 0 says there: none
     found = {s: told[key] for key, s in _SETTINGS.items() if s in own and told[key]}
@@ -103,6 +113,10 @@ def _number(reader: Any, key: str) -> float | int:
     field = reader.fields.get(key)
     values = [] if field is None or len(field.data) != 1 else field.parts[field.data[0]]
     return values[0].item() if len(values) == 1 else 0
+
+
+def _architecture(reader: Any) -> str:
+    return _text(reader, "general.architecture")
 
 
 def _text(reader: Any, key: str) -> str:

@@ -47,6 +47,7 @@ def open_gguf(path: Path, name: str) -> Source:
         needs = f"{name!r} is a GGUF file, and reading it needs {' and '.join(lacking)}"
         raise MattaError(f"{needs}: {install('gguf')}.")
     (reader, kinds), stored = _read(path, name), None
+    gguf_settings.check(reader, name)
     if len(kinds) == 1:  # all matrices have the same half of the bits
         stored = {"F16": torch.float16, "BF16": torch.bfloat16}.get(kinds[0])
     kinds = [kind for kind in kinds if kind not in ("F64", "F32", "F16", "BF16")]

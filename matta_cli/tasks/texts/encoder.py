@@ -63,7 +63,10 @@ class Encoder:
     left_out: LeftOut | None = None
 
     def __call__(self, first: Sequence[str], second: Sequence[str] | None = None) -> Tokens:
-        """The tokens of texts or pairs, cut to the length, with those that begin and end."""
+        """The tokens of texts or pairs, cut to the length, with those that begin and end.
+
+        Raises ``MattaError`` for a text of which the tokenizer makes none.
+        """
         ids: list[np.ndarray] = []
         types: list[np.ndarray] | None = [] if self.types and second is not None else None
         options = {"truncation": True, "max_length": self.length, "return_attention_mask": False}
@@ -73,6 +76,10 @@ class Encoder:
             if self.left_out is not None:
                 self.left_out.add([text for own in given for text in own])
             ids += [np.array(row, np.int32) for row in made["input_ids"]]
+            for text, row in zip(given[0], made["input_ids"], strict=True):
+                if not row:
+                    none = "makes no tokens, not even those that begin and end a text, of"
+                    raise MattaError(f"The tokenizer {none} {text!r:.60}: no model reads that.")
             if types is not None:
                 types += [np.array(row, np.int8) for row in made["token_type_ids"]]
         return Tokens(ids, types)
@@ -157,6 +164,10 @@ def encoder(
         known = f"the model has {most:,} positions, and 3 are needed."
         raise MattaError(f"--sequence-length is {length:,}, but {known}")
     length = length or min(most, tokenizer.model_max_length, said.length or longest)
+    if length < 3:
+        reads = f"The model's files say that it reads {length:,} tokens of a text"
+        where = "model_max_length in tokenizer_config.json, or max_seq_length"
+        raise MattaError(f"{reads}, and 3 are needed: put the right number there ({where}).")
     types = (getattr(own, "type_vocab_size", 0) or 0) > 1
     types = types and "token_type_ids" in tokenizer.model_input_names
     fixed = bool(recipe.distill.compile)
