@@ -228,7 +228,7 @@ def test_a_pipe_gets_every_column_of_eval(capsys):
     ("changed", "why"),
     [
         ({}, "with so few resamples or examples that it may be chance (p = 0.095)"),
-        ({"examples": 2}, "by 2 examples, of which no fewer than 6 can tell"),
+        ({"examples": 2}, "by 2 examples, and fewer than 6 cannot tell"),
         ({"verdict": "worse"}, None),
     ],
 )

@@ -46,7 +46,7 @@ def why_unclear(low: float, high: float, p: float | None, examples: int | None) 
     """Why a gain is unclear whose interval is not the reason, to be said after it; else empty."""
     if examples is not None and examples < FEWEST:
         said = f"{examples} example{'s' if examples > 1 else ''}"
-        return f"by {said}, of which no fewer than {FEWEST} can tell"
+        return f"by {said}, and fewer than {FEWEST} cannot tell"
     if p is not None and (low > 0 or high < 0):
         return f"with so few resamples or examples that it may be chance (p = {p:.2g})"
     return ""
