@@ -212,11 +212,21 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, where))
     except json.JSONDecodeError as error:
         raise MattaError(f"{where} is not valid JSON: {error}.") from None
     except (ValueError, RecursionError):
         raise MattaError(f"{where} holds a number too long or nests too deep to be read.") from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """An object of JSON. Raises ``MattaError`` where a key stands twice: a value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise MattaError(f"{where} has the key {twice!r} twice in one object: keep one.")
+    return found
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -232,7 +242,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     text = "".join(lines(path))
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, repr(str(path))))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # lines of JSON, as many programs name them
             yield from json_lines(path)

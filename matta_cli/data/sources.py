@@ -48,6 +48,18 @@ def text_columns(source: Source, settings: DataSettings) -> list[str]:
     return [settings.text]
 
 
+def instead(
+    name: str, taken: Sequence[str], others: Sequence[str], known: Sequence[str]
+) -> list[str]:
+    """A sentence where columns are read in place of ``others``, which are there, too; else none."""
+    if not set(others) <= set(known) or set(others) & set(taken):
+        return []
+    read, other = (" and ".join(map(repr, own)) for own in (taken, others))
+    those = "that" if len(others) == 1 else "those"
+    do = f"rename or remove {'it' if len(taken) == 1 else 'them'} to take {those}"
+    return [f"{name!r}: {read} {'is' if len(taken) == 1 else 'are'} read, not {other} ({do})."]
+
+
 def left_out(source: Source, empty: int, pairs: bool) -> list[str]:
     """A sentence on rows that are left out, as they miss a text; none without such rows."""
     what = "without one of both texts" if pairs else "without text"

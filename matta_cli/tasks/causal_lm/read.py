@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find, folders, records
+from matta_cli.data import find, folders, records, sources
 from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
 from matta_cli.models.left_out import LeftOut
 from matta_cli.models.tokenizer import around, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.causal_lm.chat import PAIR, TALKS
 from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode
 
 # bytes of text whose tokens are kept in memory; those of more are kept on disk
@@ -36,16 +38,29 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             hint = "leave data.streaming out (matta never holds the text of a file in memory)."
             raise MattaError(f"{what}, but {text!r} is a file: {hint}")
         if not path.is_dir():
-            return local([path], settings.text, text), None
+            return local([path], settings.text, text, _unread([path], settings, text)), None
         parts, notes = folders.parts(folders.data_files(path, READ))
 
         def part(files: list[Path]) -> Text:
-            return local(files, settings.text, text, notes)
+            return local(files, settings.text, text, [*notes, *_unread(files, settings, text)])
 
         return find.hub_parts(parts, text, settings, training, part)
 
     divided = first if settings.streaming else cut
     return find.to_train_and_measure(settings, training, opened, divided)
+
+
+def _unread(files: Sequence[Path], settings: DataSettings, name: str) -> list[str]:
+    """A sentence where there are conversations, too, beside the text that is read."""
+    first = files[0]
+    table = first.suffix.lower() in records.TABLES
+    return _beside(records.names(first), settings, name) if table else []
+
+
+def _beside(known: Sequence[str], settings: DataSettings, name: str) -> list[str]:
+    """A sentence where of these columns some hold conversations, and text is read."""
+    told = (sources.instead(name, [settings.text], own, known) for own in (*TALKS, PAIR))
+    return next((own for own in told if own), [])
 
 
 def _hub(
@@ -59,7 +74,9 @@ def _hub(
 
     def opened(rows: Any) -> Text:
         identity = [text, str(rows.split), fingerprint or rows._fingerprint]
-        return hub(rows, settings.text, text, identity)
+        made = hub(rows, settings.text, text, identity)
+        known = rows.column_names or ()
+        return replace(made, notes=(*made.notes, *_beside(known, settings, text)))
 
     return find.hub_parts(splits, text, settings, training, opened)
 

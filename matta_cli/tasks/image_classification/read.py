@@ -16,7 +16,7 @@ import numpy as np
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import regular
+from matta_cli.files.reading import refuse_pointer, regular
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
@@ -253,6 +253,7 @@ def _from_idx(folder: Path, part: str) -> Source | None:
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
     """An idx file: two zeros, type 8 (bytes), the number of dimensions, sizes, the bytes."""
+    refuse_pointer(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
@@ -266,6 +267,7 @@ def _idx_array(path: Path, dimensions: int) -> np.ndarray:
 
 def _from_arrays(path: Path) -> Source:
     """``images`` uint8 [N, H, W] or [N, H, W, C], ``labels`` integers [N], from an .npz file."""
+    refuse_pointer(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             for name in ("images", "labels"):

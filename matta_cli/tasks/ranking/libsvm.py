@@ -16,6 +16,7 @@ import numpy as np
 from matta_cli.data import find
 from matta_cli.data.lines import lines
 from matta_cli.errors import MattaError, extra, said
+from matta_cli.files.reading import refuse_pointer
 from matta_cli.tasks.scores import numbered
 
 SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
@@ -43,6 +44,7 @@ def read(path: Path) -> File:
     of these contradict each other.
     """
     reader = extra("sklearn.datasets", f"Reading {str(path)!r}, which is LibSVM,", "ranking")
+    refuse_pointer(path)
     if path.stat().st_size == 0:
         raise find.empty(str(path), "rows")
     try:

@@ -79,6 +79,7 @@ def from_source(source: Source, settings: DataSettings) -> Texts:
         if scored:
             scores.append(_score(values[-1], settings.score, name, where))
     notes = [*source.notes(), *sources.left_out(source, empty, len(columns) == 2)]
+    notes += sources.instead(name, columns, [settings.text], known)
     second = texts[1] if len(columns) == 2 else None
     return Texts(texts[0], second, np.array(scores) if scored else None, notes=tuple(notes))
 
