@@ -118,3 +118,67 @@ def test_other_data_that_git_lfs_did_not_fetch(tmp_path, name):
     opens = {"rank.train": libsvm.read, "a.npz": images}.get(name, teacher_file.read)
     with pytest.raises(MattaError, match=rf"{name}' is a pointer of git LFS"):
         opens(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["split={}/part-0.parquet", "{}set.csv", "{}Data.csv", "{}_set (1).csv", "data ({}).csv"],
+)
+def test_parts_as_other_programs_call_them(two, tmp_path, name):
+    for part in ("train", "test"):
+        write(tmp_path / name.format(part), text=[f"{text} {part}" for text in TEXTS])
+    data, _ = of_texts(two, tmp_path)
+    assert len(data.train) == len(data.held_out[0]) == 20
+    assert all(text.endswith(" train") for text in data.train.read.first)
+
+
+def test_what_spark_leaves_behind_is_no_data(two, tmp_path):
+    write(tmp_path / "part-0.parquet")
+    write(tmp_path / "_temporary" / "0" / "part-1.parquet")
+    assert len(of_texts(two, tmp_path)[0].train) == 18
+    write(tmp_path / "_delta_log" / "0.jsonl")
+    with pytest.raises(MattaError, match=r"whose rows only its log tells \(_delta_log\): write"):
+        of_texts(two, tmp_path)
+
+
+CARD = """---
+configs:
+- config_name: en
+  data_files:
+  - split: train
+    path: a.csv
+  - split: test
+    path: ["b.*"]
+- config_name: de
+  data_files: {train: "de/*.csv", dev: "../x.csv"}
+- config_name: all
+  data_dir: parts
+---
+# Reviews
+"""
+
+
+def test_a_card_says_which_file_is_of_which_part(two, tmp_path):
+    for name in ("a.csv", "b.csv", "c.csv", "de/x.csv", "parts/train.csv", "parts/dev.csv"):
+        write(tmp_path / name, text=[f"{text} {name}" for text in TEXTS])
+    assert len(of_texts(two, tmp_path)[0].train) == 20  # parts/train.csv, by its name
+    (tmp_path / "README.md").write_text(CARD)
+    with pytest.raises(MattaError, match=r"names the configurations en, de, all: set data.config"):
+        of_texts(two, tmp_path)
+    with pytest.raises(MattaError, match=r"en, de, all, but not 'fr': set data.config"):
+        of_texts(two, tmp_path, config="fr")
+    data, notes = of_texts(two, tmp_path, config="en")
+    assert data.train.read.first[0].endswith("a.csv") and len(data.train) == 20
+    assert data.held_out[0].whole.read.first[0].endswith("b.csv")
+    assert "as README.md has them (configuration 'en'): train 1, test 1." in notes
+    assert "README.md names other files: c.csv, de/x.csv, parts/dev.csv and 1 more." in notes
+    assert of_texts(two, tmp_path, config="de")[0].train.read.first[0].endswith("x.csv")
+    notes = of_texts(two, tmp_path, config="de")[1]
+    assert "has the parts dev, too, of which no file is here" in notes
+    data, _ = of_texts(two, tmp_path, config="all")
+    assert data.held_out[0].whole.read.first[0].endswith("parts/dev.csv")
+    (tmp_path / "README.md").write_text(CARD.replace("config_name: de", "config_name: default"))
+    assert of_texts(two, tmp_path)[0].train.read.first[0].endswith("de/x.csv")
+    for odd in ("configs: 3", ": [", "configs: [x]", "configs: [{data_files: [3]}]"):
+        (tmp_path / "README.md").write_text(f"---\n{odd}\n---\n")
+        assert len(of_texts(two, tmp_path)[0].train) == 20

@@ -94,7 +94,7 @@ def parts(
         own = folders.data_files(path, kinds)
         if not own.files:
             raise find.empty(text, f"{what} ({', '.join(kinds)})")
-        found, notes = folders.parts(own)
+        found, notes = folders.parts(own, settings.config)
         return find.hub_parts(found, text, settings, training, lambda files: of_files(files, notes))
 
     return find.to_train_and_measure(settings, training, opened, divided)

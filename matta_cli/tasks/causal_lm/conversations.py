@@ -184,8 +184,11 @@ def _kind(name: str, flag: str, settings: DataSettings) -> tuple[str, ...]:
         splits = find.hub_dataset(name, settings.config)
         known: list[str] = next((rows.column_names for rows in splits.values()), [])
         return _of(known, settings.text, name)
-    files = folders.data_files(path, READ).files if path.is_dir() else [path]
-    first = files[0] if files else path
+    files = [path]
+    if path.is_dir():
+        parts, _ = folders.parts(folders.data_files(path, READ), settings.config)
+        files = next((own for own in parts.values() if own), files)
+    first = files[0]
     if first.suffix.lower() not in records.TABLES or not first.is_file():
         return ()
     return _of(records.names(first), settings.text, name)
@@ -234,7 +237,7 @@ class Reader:
                 )
             if not path.is_dir():
                 return self._encoded(_local([path], own, text), own), None
-            parts, notes = folders.parts(folders.data_files(path, READ))
+            parts, notes = folders.parts(folders.data_files(path, READ), settings.config)
             return find.hub_parts(
                 parts,
                 text,

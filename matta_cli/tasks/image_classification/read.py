@@ -94,7 +94,7 @@ def _local(
         return idx[0], idx[1]
     tables = beside(path, settings, known)
     if tables.files:
-        found, said = folders.parts(tables)
+        found, said = folders.parts(tables, settings.config)
         names = [file.relative_to(path).as_posix() for file in tables.files]
         notes += [*said, f"{text!r}: labels are those of {shown(names)}."]
 
