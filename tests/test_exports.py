@@ -5,12 +5,16 @@ The second file of siblings of cases from the field, after ``test_siblings``.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pandas as pd
 import pytest
-from transformers import GPT2Config, GPT2LMHeadModel
+from PIL import Image
+from test_adapters import images
+from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
@@ -182,3 +186,78 @@ def test_a_card_says_which_file_is_of_which_part(two, tmp_path):
     for odd in ("configs: 3", ": [", "configs: [x]", "configs: [{data_files: [3]}]"):
         (tmp_path / "README.md").write_text(f"---\n{odd}\n---\n")
         assert len(of_texts(two, tmp_path)[0].train) == 20
+
+
+def of_hub(path: Path, names: list[str], **columns: Any) -> Path:
+    """A Parquet file as ``datasets`` writes it, with labels that are numbers of these names."""
+    rows = datasets.Dataset.from_dict(columns)
+    for column in ("label", "tags"):
+        if column in columns:
+            one = datasets.ClassLabel(names=names)
+            lists = isinstance(columns[column][0], list)
+            rows = rows.cast_column(column, datasets.List(one) if lists else one)
+    rows.to_parquet(path)
+    return path
+
+
+def test_numbers_of_a_clone_are_the_names_that_it_gives_them(two, tmp_path):
+    """Its own order need not be the model's, and they were read as the model's."""
+    path = of_hub(tmp_path / "a.parquet", ["bad", "good"], text=TEXTS, label=LABELS)
+    assert of_texts(two, path)[0].train.label[:4].tolist() == [1, 0, 1, 0]
+    path = of_hub(tmp_path / "b.parquet", ["bad", "good"], text=TEXTS, label=[[0], [0, 1]] * 10)
+    assert of_texts(two, path)[0].train.label[:2].tolist() == [[0, 1], [1, 1]]
+    tagger = bert(tmp_path / "t", BertForTokenClassification, **labels("O", "B-X"))
+    own = {"tokens": [["the", "film"]] * 20, "tags": [[0, 1]] * 20}
+    path = of_hub(tmp_path / "c.parquet", ["B-X", "O"], **own)
+    data, _ = opened("token_classification", tagger, tmp_path / "t", path)
+    assert data.train.tags[0].tolist() == [1, 0]
+    for k in range(20):
+        picture(tmp_path / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    path = of_hub(tmp_path / "d.parquet", ["b", "a"], file_name=files, label=LABELS)
+    images = opened("image_classification", image_model("a", "b"), None, path)[0]
+    assert images.train.batch(range(4))["label"].tolist() == [1, 0, 1, 0]
+
+
+def image_model(*names: str) -> Any:
+    model = images("vit", num_labels=len(names))
+    model.config.id2label = dict(enumerate(names))
+    return model
+
+
+@pytest.mark.parametrize("who", ["datasets", "others"])
+def test_a_clone_may_hold_the_images_themselves(tmp_path, monkeypatch, who):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    stored = []
+    for k in range(20):
+        content = io.BytesIO()
+        Image.new("RGB", (32, 32), (k, 0, 0)).save(content, "PNG")
+        stored.append({"bytes": content.getvalue(), "path": f"{k}.png"})
+    (tmp_path / "ds" / "data").mkdir(parents=True)
+    for part in ("train", "test"):
+        path = tmp_path / "ds" / "data" / f"{part}-00000-of-00001.parquet"
+        if who == "datasets":
+            of_hub(path, ["b", "a"], image=stored, label=LABELS)
+        else:
+            pd.DataFrame({"image": stored, "label": LABELS}).to_parquet(path)
+    data, notes = opened("image_classification", image_model("a", "b"), None, tmp_path / "ds")
+    assert "train 1, test 1" in notes and len(data.train) == len(data.held_out[0]) == 20
+    batch = data.train.batch(range(20))
+    assert batch["label"][:2].tolist() == ([1, 0] if who == "datasets" else [0, 1])
+    assert (batch["image"][:, 0, 0, 0].diff() > 0).all()
+    assert len(opened("image_classification", image_model("a", "b"), None, path)[0].train) == 18
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_numbers_that_are_names_of_classes_are_these(tmp_path, kind):
+    """As folders called 1, 2, ... 10 give them, in the order of the alphabet."""
+    for k in range(20):
+        picture(tmp_path / f"{k}.png", k)
+    names = ("1", "10", "2", "3")
+    own = {"text": TEXTS, "file_name": [f"{k}.png" for k in range(20)]}
+    path = write(tmp_path / f"a.{kind}", **own, label=[1, 2, 3, 10] * 5)
+    data, _ = opened("image_classification", image_model(*names), None, path)
+    assert data.train.batch(range(4))["label"].tolist() == [0, 2, 3, 1]
+    write(path, **own, label=[1.0, 2.0, 3.0, 1.0] * 5)
+    data, _ = opened("image_classification", image_model(*names), None, path)
+    assert data.train.batch(range(4))["label"].tolist() == [0, 2, 3, 0]

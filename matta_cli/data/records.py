@@ -272,6 +272,28 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         yield number, dict(zip(columns, row, strict=True))
 
 
+def kinds(path: Path) -> list[tuple[str, Any]]:
+    """The columns of a Parquet file, and their types."""
+    schema = _parquet(path, lambda file: file.schema_arrow)
+    return list(zip(schema.names, schema.types, strict=True))
+
+
+def classes(path: Path, column: str) -> list[str] | None:
+    """What the numbers of a column stand for, where ``datasets`` has said so in a Parquet file."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    schema = _parquet(path, lambda file: file.schema_arrow)
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        told = told[0] if isinstance(told, list) else told.get("feature", told)
+        names = told["names"] if told["_type"] == "ClassLabel" else None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names or None
+
+
 def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
     import pyarrow as pa
     from pyarrow import parquet

@@ -114,6 +114,7 @@ def of_file(path: Path, settings: DataSettings, optional: Sequence[str] = ()) ->
         records.names(path, optional),
         lambda columns, setting: records.rows(path, columns, setting, tally, optional),
         records.unit(path),
+        lambda column: records.classes(path, column),
         tally=tally,
     )
 

@@ -85,10 +85,20 @@ def _local(
     if path.is_file():
         if path.suffix == ".npz":
             return _from_arrays(path), None
+        if _holds_images(path, settings):
+            return _from_hub(find.parquet_dataset([path]), text, settings, known), None
         if path.suffix.lower() in records.TABLES:
             return from_tables([path], settings, known), None
         forms = "images come as a folder, as a table of paths and labels, as .npz, or from the hub."
         raise MattaError(f"{text!r} is a file; {forms}")
+    if packed := _packed(path, settings):
+        found, said = folders.parts(packed, settings.config)
+        notes += said
+
+        def rows(files: list[Path]) -> Source:
+            return _from_hub(find.parquet_dataset(files), text, settings, known)
+
+        return find.hub_parts(found, text, settings, training, rows)
     idx = [_from_idx(path, part) for part in ("train", "t10k")]
     if any(idx):
         return idx[0], idx[1]
@@ -119,6 +129,24 @@ def _local(
     return find.hub_parts(
         parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
     )
+
+
+def _holds_images(path: Path, settings: DataSettings) -> bool:
+    """Whether a file is Parquet with the images themselves, as ``datasets`` writes them."""
+    import pyarrow as pa
+
+    if path.suffix.lower() != ".parquet":
+        return False
+    field = dict(records.kinds(path)).get(settings.image)
+    return field is not None and (pa.types.is_struct(field) or pa.types.is_binary(field))
+
+
+def _packed(path: Path, settings: DataSettings) -> folders.Files | None:
+    """The files of a folder that hold the images themselves, as a clone from the hub has them."""
+    if not any(True for pattern in ("*.parquet", "*/*.parquet") for _ in path.glob(pattern)):
+        return None
+    files = folders.data_files(path, (".parquet",))
+    return files if files.files and _holds_images(files.files[0], settings) else None
 
 
 def _unlisted(folder: Path, text: str, source: Source) -> list[str]:
@@ -338,6 +366,9 @@ def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
     """The bytes of each image of a hub dataset, as they are stored."""
     import datasets
 
+    kind = rows.features[column]
+    if kind == datasets.Value("binary") or (isinstance(kind, dict) and "bytes" in kind):
+        rows = rows.cast_column(column, datasets.Image())  # who wrote them did not say so
     if not isinstance(rows.features[column], datasets.Image):
         holds = f"Column {column!r} of {name!r} holds {rows.features[column]}"
         raise MattaError(f"{holds}, but images are needed: set data.image to their column.")
