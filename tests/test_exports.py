@@ -261,3 +261,47 @@ def test_numbers_that_are_names_of_classes_are_these(tmp_path, kind):
     write(path, **own, label=[1.0, 2.0, 3.0, 1.0] * 5)
     data, _ = opened("image_classification", image_model(*names), None, path)
     assert data.train.batch(range(4))["label"].tolist() == [0, 2, 3, 0]
+
+
+def test_labels_that_are_numbers_and_names_are_said(tmp_path):
+    stars = bert(tmp_path / "stars", **labels("1", "2", "3"))
+    said = "The label '2' is the model's '2', not the model's '3': labels are taken for its names"
+    for own, numbers, told in (
+        ([1, 2, 3], [0, 1, 2], False),
+        ([0, 1, 2], [0, 1, 2], False),
+        ([1, 2], [0, 1], True),
+        ([1.0, 2.0, 3.0], [0, 1, 2], False),  # as pandas has whole numbers beside a hole
+    ):
+        path = write(tmp_path / "a.csv", label=[own[k % len(own)] for k in range(20)])
+        data, notes = opened("text_classification", stars, tmp_path / "stars", path)
+        assert data.train.label[: len(own)].tolist() == numbers
+        assert ("taken for its names, which are numbers" in notes) == told, (said, notes)
+
+
+def test_one_label_in_a_list(tmp_path):
+    """As tools of annotation write it."""
+    path = write(tmp_path / "a.jsonl", label=[[("good", "bad")[k]] for k in LABELS])
+    model = bert(tmp_path / "m", **labels("good", "bad"))
+    data, notes = opened("text_classification", model, tmp_path / "m", path)
+    assert data.train.label.shape == (18, 2) and "in a list: it is read as one of" in notes
+    model.config.problem_type = "single_label_classification"
+    data, notes = opened("text_classification", model, tmp_path / "m", path)
+    assert data.train.label[:4].tolist() == LABELS[:4] and "in a list" not in notes
+    write(path, label=[["good", "bad"][: k + 1] for k in LABELS])
+    with pytest.raises(MattaError, match="several labels of each text, but the model is for one"):
+        opened("text_classification", model, tmp_path / "m", path)
+
+
+def test_texts_that_are_odd_are_counted(two, small, tmp_path):
+    texts = [f'he said "{text}" aloud' for text in TEXTS]
+    path = write(tmp_path / "a.tsv", text=[*texts[:17], "NA", "nan", '"all of it"'])
+    _, notes = of_texts(two, path)
+    assert "a.tsv': 18 texts stand in quotation marks, and those inside" in notes
+    assert "a.tsv': 2 texts are NA, nan or the like" in notes
+    _, notes = opened("causal_lm", small[1], small[0], path, sequence_length=8)
+    assert "18 texts stand in" in notes and "2 texts are NA" in notes
+    path = write(tmp_path / "b.csv", text=texts)
+    assert "marks" not in of_texts(two, path)[1]
+    ended = write(tmp_path / "c.csv", text=[f"{text}<|end|>" for text in TEXTS])
+    _, notes = opened("causal_lm", small[1], small[0], ended, sequence_length=8)
+    assert "20 documents end with what is put behind each, so it stands there twice" in notes

@@ -18,6 +18,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.models.tokenizer import padding, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.causal_lm.chat import PAIR, TALKS, Chat, Left
+from matta_cli.tasks.causal_lm.examples import refuse_beyond
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
@@ -301,10 +302,7 @@ class Reader:
             except Left as left:
                 tally.leave(str(left), where)
                 continue
-            if max(ids, default=0) >= self.vocabulary:
-                made = f"The tokenizer makes the token {max(ids):,}"
-                known = f"the model's vocabulary is {self.vocabulary:,}"
-                raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")
+            refuse_beyond(ids, self.vocabulary)
             row = np.array(ids[: self.length], np.int32)
             predicted = np.array(learned[: self.length], bool)
             predicted[:1] = False  # nothing comes before the first, to predict it by

@@ -75,6 +75,7 @@ def from_source(source: Source, settings: DataSettings) -> Texts:
         where = f"{source.unit} {number:,}"
         for column, own, value in zip(columns, texts, values, strict=False):
             own.append(records.text_of(value, column, name, where) or "")
+            source.tally.look(name, own[-1])
         empty += not all(own[-1].strip() for own in texts)
         if scored:
             scores.append(_score(values[-1], settings.score, name, where))

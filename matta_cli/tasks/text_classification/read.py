@@ -144,6 +144,8 @@ def _add(
         if not all(text.strip() for text in own):
             empty += 1
             continue
+        for text in own:
+            source.tally.look(source.name, text)
         rows.first.append(own[0])
         if rows.second is not None:
             rows.second.append(own[1])
