@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pandas as pd
 import pytest
+from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
 from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
@@ -23,8 +25,9 @@ from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.task import task
 from matta_cli.training import teacher_file
+from matta_cli.training.file_teacher import FileTeacher
 from tests.sample_text import byte_tokenizer, prose
-from tests.test_siblings import of_images, picture
+from tests.test_siblings import LAYERS, of_images, picture
 from tests.text_models import GOOD, bert, labels
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
@@ -305,3 +308,100 @@ def test_texts_that_are_odd_are_counted(two, small, tmp_path):
     ended = write(tmp_path / "c.csv", text=[f"{text}<|end|>" for text in TEXTS])
     _, notes = opened("causal_lm", small[1], small[0], ended, sequence_length=8)
     assert "20 documents end with what is put behind each, so it stands there twice" in notes
+
+
+def test_two_data_sets_of_idx_files_are_not_mixed(tmp_path):
+    """Images of one had the labels of the other, where there were as many."""
+
+    def idx(path: Path, *shape: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sizes = np.array(shape, ">u4").tobytes()
+        path.write_bytes(bytes([0, 0, 8, len(shape)]) + sizes + bytes(int(np.prod(shape))))
+
+    for name in ("MNIST", "FashionMNIST"):
+        idx(tmp_path / name / "raw" / "train-images-idx3-ubyte", 4, 32, 32)
+    with pytest.raises(MattaError, match=r"train-images-idx3-ubyte in .*FashionMNIST/raw' and in"):
+        opened("image_classification", image_model("a", "b"), None, tmp_path)
+    (tmp_path / "FashionMNIST" / "raw" / "train-images-idx3-ubyte").unlink()
+    idx(tmp_path / "FashionMNIST" / "raw" / "train-labels-idx1-ubyte", 4)
+    with pytest.raises(MattaError, match=r"MNIST/raw' has .* but no train-labels-idx1-ubyte"):
+        opened("image_classification", image_model("a", "b"), None, tmp_path)
+
+
+def test_numbers_in_one_part_and_names_in_another(tmp_path):
+    for k in range(20):
+        picture(tmp_path / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    write(tmp_path / "train.csv", file_name=files)
+    write(tmp_path / "val.csv", file_name=files, label=[("dog", "cat")[k] for k in LABELS])
+    assert opened("image_classification", image_model("dog", "cat"), None, tmp_path)
+    unnamed = images("vit", num_labels=2)
+    with pytest.raises(MattaError, match=r"labels of '.*' are numbers, and those of .* names: giv"):
+        opened("image_classification", unnamed, None, tmp_path)
+
+
+def test_what_lightgbm_lays_beside_a_file_is_no_data(tmp_path):
+    rows = "".join(f"{k % 2} 1:{k} 2:{k / 7}\n" for k in range(12))
+    for part in ("train", "test"):
+        (tmp_path / f"rank.{part}").write_text(rows)
+    (tmp_path / "rank.train.weight").write_text("0.5\n" * 12)
+    data, notes = opened("ranking", Ranker([], 3, LAYERS), None, tmp_path)
+    assert len(data.train) == 12 and "rank.train.weight' is not read: to matta all" in notes
+    assert "columns are taken to count from 1" in notes
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_column_that_counts_words_is_told(tmp_path, first):
+    """As GermEval's: the words were 1, 2, 3."""
+    tagger = bert(tmp_path, BertForTokenClassification, **labels("O", "B-X"))
+    words = enumerate(["the", "film", "was"], first)
+    text = "".join(f"{k}\t{word}\tB-X\tO\n" for k, word in words) + "\n"
+    (tmp_path / "a.conll").write_text(text * 6)
+    with pytest.raises(MattaError, match=r"column of .*a.conll' counts the words of each text"):
+        opened("token_classification", tagger, tmp_path, tmp_path / "a.conll")
+
+
+LOGITS = np.eye(2)[LABELS] * 4.0
+ODDS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    "name, values, wrong",
+    [
+        ("logits", ODDS, r"column 'logits' holds probabilities \(they are shares of 1 in each row"),
+        ("logits", np.log(ODDS), ""),
+        ("probabilities", ODDS, ""),
+        ("top_logits", LOGITS, "are log-probabilities, but their probabilities sum to 55.6"),
+        ("top_logits", np.log(ODDS), ""),
+    ],
+)
+def test_a_teachers_file_of_other_numbers_than_it_says(two, tmp_path, name, values, wrong):
+    recipe = Recipe()
+    settings = {"data": {"train": str(write(tmp_path / "a.csv"))}, "distill": {"temperature": 1.0}}
+    recipe.update(settings, "test")
+    made = task("text_classification", recipe)
+    data = made.data(*two)
+    said = {"row": range(20), name: values.tolist()}
+    said |= {"top_index": [[0, 1]] * 20} if name == "top_logits" else {}
+    pd.DataFrame(said).to_parquet(tmp_path / "said.parquet")
+    if wrong:
+        with pytest.raises(MattaError, match=wrong):
+            FileTeacher(str(tmp_path / "said.parquet"), made, data, 2)
+    else:
+        teacher = FileTeacher(str(tmp_path / "said.parquet"), made, data, 2)
+        assert made.summarize(teacher.columns(teacher.sample()))["accuracy"] == 1
+
+
+def test_scores_that_are_probabilities_are_said(tmp_path):
+    random = np.random.default_rng(0)
+    table = pd.DataFrame(random.normal(size=(40, 2)), columns=["a", "b"])
+    table.assign(label=(table["a"] > 0).astype(int)).to_csv(tmp_path / "a.csv", index=False)
+    recipe = Recipe()
+    recipe.data.train = str(tmp_path / "a.csv")
+    made = task("ranking", recipe)
+    data = made.data(tmp_path, Ranker([], 2, LAYERS))
+    for scores, said in ((table["a"], False), (1 / (1 + np.exp(-table["a"])), True)):
+        own = pd.DataFrame({"row": range(40), "score": scores})
+        own.to_parquet(tmp_path / "said.parquet")
+        teacher = FileTeacher(str(tmp_path / "said.parquet"), made, data, 1)
+        assert ("call the column 'probabilities' if" in " ".join(teacher.notes)) == said

@@ -266,16 +266,20 @@ def _from_folder(path: Path, part: str, notes: list[str]) -> Source:
 
 
 def _from_idx(folder: Path, part: str) -> Source | None:
-    """MNIST-style files, also .gz, if there are any (or in ``*/raw``, as torchvision has them)."""
-    images, labels = (
-        sorted(path for path in folder.rglob(f"{part}-{kind}-ubyte*") if path.is_file())
-        for kind in ("images?idx3", "labels?idx1")
-    )
+    """MNIST-style files, also .gz, if there are any (or in ``*/raw``, as torchvision has them).
+
+    Raises ``MattaError`` where several data sets lie there, or images lack their labels.
+    """
+    images = sorted(path for path in folder.rglob(f"{part}-images?idx3-ubyte*") if path.is_file())
     if not images:
         return None
+    if others := [path for path in images if path.parent != images[0].parent]:
+        both = f"{str(images[0].parent)!r} and in {str(others[0].parent)!r}"
+        raise MattaError(f"There are {images[0].name} in {both}: pass one of these folders.")
+    labels = sorted(images[0].parent.glob(f"{part}-labels?idx1-ubyte*"))
     if not labels:
         missing = f"no {part}-labels-idx1-ubyte beside it."
-        raise MattaError(f"{str(folder)!r} has {images[0].name}, but {missing}")
+        raise MattaError(f"{str(images[0].parent)!r} has {images[0].name}, but {missing}")
     return _source(_idx_array(images[0], 3), _idx_array(labels[0], 1), str(images[0]))
 
 

@@ -63,7 +63,7 @@ def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Pa
         raise MattaError(f"{text!r} is no file: {needed}")
     if path.is_file():
         return [path], None
-    known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS}
+    known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS, *libsvm.UNREAD}
     files = folders.data_files(path, sorted(known & set(tables.SUFFIXES) or known))
     if not files.files:
         raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
