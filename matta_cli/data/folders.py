@@ -8,8 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from matta_cli.data import cards
+from matta_cli.errors import MattaError
 
 # the words that ``datasets`` knows in the names of files and folders, and a few more
 _WORDS = {
@@ -17,13 +20,17 @@ _WORDS = {
     "validation": ("validation", "valid", "val", "vali", "dev", "held", "heldout", "holdout"),
     "test": ("test", "testing", "eval", "evaluation"),
 }
-_BETWEEN = re.compile(r"[-._ 0-9]+")  # what stands between the words of a name
+_BETWEEN = re.compile(r"[\W\d_]+")  # what stands between the words of a name
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where TestData has two words
+_JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train set
 
 # what other programs leave in folders
 _FOREIGN = (
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
-    *("thumbs.db", "desktop.ini", "icon\r"),
+    *("thumbs.db", "desktop.ini", "icon\r", "_temporary", "_spark_metadata"),
 )
+# what only a log tells to be the rows of a table: Delta's, Hudi's, Iceberg's
+_LOGS = ("_delta_log", ".hoodie", "metadata/*.metadata.json")
 _UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # endings of one file that was compressed
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
@@ -92,6 +99,9 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
     A README, a licence and the like are none, nor is Markdown where there is data of another kind,
     nor copies. Of one name in several kinds the first of these is taken.
     """
+    if logs := [path for pattern in _LOGS for path in folder.glob(pattern)]:
+        table = f"{str(folder)!r} is a table whose rows only its log tells ({logs[0].name})"
+        raise MattaError(f"{table}: write them out as Parquet, and pass that.")
     there = list(walk(folder))
     known = [path for path in there if path.suffix.lower() in suffixes]
     data = [path for path in known if not _is_beside(path)]
@@ -147,7 +157,7 @@ def _is_beside(path: Path) -> bool:
 def part_of(path: Path, folder: Path) -> str:
     """The part that a file's name or its folders' tell: train, validation, test; else empty."""
     for name in reversed(path.relative_to(folder).parts):
-        words = set(_BETWEEN.split(name.lower()))
+        words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
         for part in ("test", "validation", "train"):  # what is not sure to train does not
             if words & set(_WORDS[part]):
                 return part
@@ -159,12 +169,20 @@ def part_named(name: str) -> str:
     return next((part for part, words in _WORDS.items() if name.lower() in words), "")
 
 
-def parts(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
-    """The files by part, as ``datasets`` tells them by their names, and sentences on that.
+def parts(files: Files, config: str = "") -> tuple[dict[str, list[Path]], list[str]]:
+    """The files by part, as ``datasets`` tells them, and sentences on that: as the data's card has
+    it (``config``: one of the configurations there), else by their names.
 
     Without names they are all to train on. Beside a named part to train on, files of no part are
     left out.
     """
+    config, told = cards.stated(files.folder, config)
+    read = {part: [p for p in files.files if p in own] for part, own in told.items()}
+    return _as_told(files, config, read) if any(read.values()) else _by_name(files)
+
+
+def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
+    """``parts`` of files whose names tell them."""
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": [], "": []}
     for path in files.files:
         found[part_of(path, files.folder)].append(path)
@@ -181,6 +199,31 @@ def parts(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
     counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
     notes.append(f"{str(files.folder)!r}: files by the part that their names tell: {counts}.")
     return named, notes
+
+
+def _as_told(
+    files: Files, config: str, told: dict[str, list[Path]]
+) -> tuple[dict[str, list[Path]], list[str]]:
+    """``parts`` of files whose card tells them."""
+    own = {path for paths in told.values() for path in paths}
+    others = [path for path in files.files if path not in own]
+    notes = []
+    if others:
+        names = shown([path.relative_to(files.folder).as_posix() for path in others])
+        notes.append(f"{str(files.folder)!r}: left out, as README.md names other files: {names}.")
+    if cards.ALL in told:
+        found, more = _by_name(replace(files, files=told[cards.ALL]))
+        return found, [*notes, *more]
+    named: dict[str, list[Path]] = {}
+    for part, paths in told.items():
+        if paths:
+            named.setdefault(part_named(part) or part, []).extend(paths)
+    if lacks := [part for part, paths in told.items() if not paths]:
+        of = f"README.md has the parts {shown(lacks)}, too, of which no file is here"
+        notes.append(f"{str(files.folder)!r}: {of}.")
+    counts = ", ".join(f"{part} {len(paths)}" for part, paths in named.items())
+    of = f"files by part, as README.md has them (configuration {config!r})"
+    return named, [*files.note(), *notes, f"{str(files.folder)!r}: {of}: {counts}."]
 
 
 def shown(names: Sequence[str], most: int = 3) -> str:

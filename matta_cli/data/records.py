@@ -28,14 +28,53 @@ _KINDS = {list: "a list", dict: "an object", bytes: "bytes", bool: "true or fals
 _KINDS |= {int: "a number", float: "a number"}
 
 
+# what R, pandas and spreadsheets write in a cell of text where there is none
+_HOLES = {"NA", "<NA>", "NaN", "nan", "None", "null", "NULL", "N/A", "#N/A"}
+# what is odd about texts, and what becomes of them
+_ODD = {
+    "holes": "texts are NA, nan or the like, as programs write what is missing, and are read as "
+    "they stand: empty these cells to leave them out",
+    "quoted": "texts stand in quotation marks, and those inside are doubled, as pandas writes .tsv "
+    "but matta does not read it: save the table as .csv",
+    "begun": "documents begin with what the tokenizer puts before each, so it stands there twice: "
+    "take it out of the text",
+    "ended": "documents end with what is put behind each, so it stands there twice: take it out of "
+    "the text",
+}
+
+
 @dataclass
 class Tally:
-    """How much was read of which file: rows, of how much the file has, and those without text."""
+    """How much was read of which file: rows, of how much the file has, and those without text.
+
+    odd: of a file, or of a part of it, how many texts are odd in which of the ways in ``_ODD``.
+    """
 
     files: dict[str, tuple[int, str, int]] = field(default_factory=dict)
+    odd: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def look(self, name: str, text: str) -> None:
+        """Count what is odd about a cell of text in the file of this name."""
+        kind = name[-4:].lower()
+        inner = text[1:-1] if text[:1] == text[-1:] == '"' else ""
+        if kind in (".csv", ".tsv") and text in _HOLES:
+            self.count(name, "holes")
+        elif kind == ".tsv" and '""' in inner and '"' not in inner.replace('""', ""):
+            self.count(name, "quoted")
+
+    def count(self, name: str, kind: str) -> None:
+        own = self.odd.setdefault(name, {})
+        own[kind] = own.get(kind, 0) + 1
 
     def notes(self, name: str) -> list[str]:
-        """A sentence on what was read, if it was of rows."""
+        """Sentences on what was read, if it was of rows, and on what is odd."""
+        counts: Counter[str] = Counter()
+        for own in self.odd.values():
+            counts.update(own)
+        odd = [f"{name!r}: {counts[kind]:,} {what}." for kind, what in _ODD.items() if counts[kind]]
+        return [*self._rows(name), *odd]
+
+    def _rows(self, name: str) -> list[str]:
         if not self.files:
             return []
         rows = sum(count for count, _, _ in self.files.values())
@@ -113,13 +152,15 @@ def _rows(
 
 def strings(path: Path, column: str, setting: str, tally: Tally) -> Iterator[str | None]:
     """The texts in a column; None where there is none. Raises ``MattaError`` for other values."""
-    empty = 0
+    empty, own = 0, Tally()
     for number, (value,) in rows(path, [column], setting, tally):
         text = text_of(value, column, str(path), f"{unit(path)} {number:,}")
         empty += text is None or not text.strip()
+        own.look(str(path), text or "")
         yield text
     count, of, _ = tally.files[str(path)]
     tally.files[str(path)] = (count, of, empty)
+    tally.odd |= own.odd  # of a file that is read whole, as often as it is
 
 
 def text_of(value: Any, column: str, name: str, where: str) -> str | None:
@@ -212,11 +253,21 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _parsed(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, where))
     except json.JSONDecodeError as error:
         raise MattaError(f"{where} is not valid JSON: {error}.") from None
     except (ValueError, RecursionError):
         raise MattaError(f"{where} holds a number too long or nests too deep to be read.") from None
+
+
+def _object(pairs: Sequence[tuple[str, Any]], where: str) -> dict[str, Any]:
+    """An object of JSON. Raises ``MattaError`` where a key stands twice: a value would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise MattaError(f"{where} has the key {twice!r} twice in one object: keep one.")
+    return found
 
 
 def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -232,7 +283,7 @@ def _objects(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json(path: Path) -> Iterator[tuple[int, Any]]:
     text = "".join(lines(path))
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=lambda pairs: _object(pairs, repr(str(path))))
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":  # lines of JSON, as many programs name them
             yield from json_lines(path)
@@ -260,6 +311,28 @@ def _json(path: Path) -> Iterator[tuple[int, Any]]:
         raise MattaError(f"{str(path)!r} {needed}: write one of these, or JSON lines.")
     for number, row in enumerate(zip(*columns.values(), strict=True), 1):
         yield number, dict(zip(columns, row, strict=True))
+
+
+def kinds(path: Path) -> list[tuple[str, Any]]:
+    """The columns of a Parquet file, and their types."""
+    schema = _parquet(path, lambda file: file.schema_arrow)
+    return list(zip(schema.names, schema.types, strict=True))
+
+
+def classes(path: Path, column: str) -> list[str] | None:
+    """What the numbers of a column stand for, where ``datasets`` has said so in a Parquet file."""
+    if path.suffix.lower() != ".parquet":
+        return None
+    schema = _parquet(path, lambda file: file.schema_arrow)
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][column]
+        told = told[0] if isinstance(told, list) else told.get("feature", told)
+        names = told["names"] if told["_type"] == "ClassLabel" else None
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RecursionError):
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return names or None
 
 
 def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:

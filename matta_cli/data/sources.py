@@ -48,6 +48,18 @@ def text_columns(source: Source, settings: DataSettings) -> list[str]:
     return [settings.text]
 
 
+def instead(
+    name: str, taken: Sequence[str], others: Sequence[str], known: Sequence[str]
+) -> list[str]:
+    """A sentence where columns are read in place of ``others``, which are there, too; else none."""
+    if not set(others) <= set(known) or set(others) & set(taken):
+        return []
+    read, other = (" and ".join(map(repr, own)) for own in (taken, others))
+    those = "that" if len(others) == 1 else "those"
+    do = f"rename or remove {'it' if len(taken) == 1 else 'them'} to take {those}"
+    return [f"{name!r}: {read} {'is' if len(taken) == 1 else 'are'} read, not {other} ({do})."]
+
+
 def left_out(source: Source, empty: int, pairs: bool) -> list[str]:
     """A sentence on rows that are left out, as they miss a text; none without such rows."""
     what = "without one of both texts" if pairs else "without text"
@@ -82,7 +94,7 @@ def parts(
         own = folders.data_files(path, kinds)
         if not own.files:
             raise find.empty(text, f"{what} ({', '.join(kinds)})")
-        found, notes = folders.parts(own)
+        found, notes = folders.parts(own, settings.config)
         return find.hub_parts(found, text, settings, training, lambda files: of_files(files, notes))
 
     return find.to_train_and_measure(settings, training, opened, divided)
@@ -102,6 +114,7 @@ def of_file(path: Path, settings: DataSettings, optional: Sequence[str] = ()) ->
         records.names(path, optional),
         lambda columns, setting: records.rows(path, columns, setting, tally, optional),
         records.unit(path),
+        lambda column: records.classes(path, column),
         tally=tally,
     )
 

@@ -79,6 +79,7 @@ def text(path: Path) -> str:
     """
     if regular(path).stat().st_size > LARGEST:
         raise MattaError(f"{str(path)!r} is too large for such a file, with {LARGEST:,} bytes.")
+    refuse_pointer(path)
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -172,6 +173,7 @@ def tensors(path: Path, again: str) -> dict[str, Tensor]:
 def _opened(path: Path, again: str, opens: Callable[[str], Any]) -> Any:
     from safetensors import SafetensorError
 
+    refuse_pointer(path)
     try:
         return opens(str(regular(path)))
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

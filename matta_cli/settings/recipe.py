@@ -25,7 +25,9 @@ class DataSettings:
     held_out: str = flag(
         "", "held-out data for the report; empty: the last tenth of the training data"
     )
-    config: str = setting("", "configuration name of a hub dataset")
+    config: str = setting(
+        "", "configuration of a hub dataset, or of a folder whose README.md names several"
+    )
     split: str = setting("train", "split of a hub dataset to train on")
     held_out_split: str = setting(
         "",

@@ -20,6 +20,7 @@ from matta_cli.training.teacher_file import LOGGED, PACKED, VALUES, read
 
 # examples on which the gate measures; of text, whose examples are many predictions, fewer
 _CHECKED, _CHECKED_TEXTS = 256, 16
+_SHARES = 1e-3  # how far from 1 probabilities may sum to
 
 
 class FileTeacher:
@@ -32,6 +33,7 @@ class FileTeacher:
         """
         self.name, self.task, self.outputs, self.train = name, task, outputs, data.train
         self.temperature = task.recipe.distill.temperature
+        self.notes: list[str] = []
         # whether outputs stand alone: scores of rows, or several labels of each
         self.alone = task.reading != "classes"
         self.single = self.alone and outputs == 1
@@ -116,7 +118,7 @@ class FileTeacher:
         if self.task.taught(self.train.batch([0])) is not None:
             ways = f"what `matta teach` writes, or lines of JSON with {LOGGED}"
             raise self._error(f"of conversations a Teacher's file is {ways}")
-        values = self.table.values[self.kind]
+        values, likely = self.table.values[self.kind], True
         for start in range(0, len(places), 4096):
             here = places[start : start + 4096]
             given = np.asarray(values[here])
@@ -128,8 +130,22 @@ class FileTeacher:
                 raise self._error(f"column {self.kind!r} has values that are not finite, {first}")
             if sentence := self._wrong(given, here):
                 raise self._error(sentence)
+            likely = likely and self._likely(numbers)
         if self.kind in ("logits", "score") and not np.asarray(values[places[: 1 << 16]]).any():
             raise self._error("all its logits are zero: it holds no trained model's outputs")
+        if likely and self.kind == "logits":
+            sums = "lie between 0 and 1" if self.alone else "are shares of 1 in each row"
+            rename = "call the column 'probabilities'"
+            raise self._error(f"column 'logits' holds probabilities (they {sums}): {rename}")
+        if likely and self.kind == "score" and self.task.reading == "odds":
+            told = "all its scores lie between 0 and 1, but a score is a logit"
+            self.notes.append(f"{told}: call the column 'probabilities' if that is what they are.")
+
+    def _likely(self, given: np.ndarray) -> bool:
+        """Whether these numbers are all such as probabilities are."""
+        if given.min() < 0 or given.max() > 1:
+            return False
+        return self.alone or bool((np.abs(given.sum(-1) - 1) < _SHARES).all())
 
     def _wrong(self, given: np.ndarray, places: np.ndarray) -> str:
         """What is wrong with these values, [n, ...] at ``places``; empty where nothing is."""
@@ -160,7 +176,7 @@ class FileTeacher:
         column = f"column {self.kind!r}"
         if self.task.reading == "values":
             return f"{column} is nothing for a model of values: give a score"
-        high = given > 1 if self.alone else np.abs(given.sum(-1) - 1) > 1e-3
+        high = given > 1 if self.alone else np.abs(given.sum(-1) - 1) > _SHARES
         if given.min() < 0 or high.any():
             sums = "" if self.alone else ", summing to 1"
             return f"{column} has values that are no probabilities (0 to 1{sums})"
@@ -186,6 +202,12 @@ class FileTeacher:
         if ("drawn" in self.table.values) != ("entropy" in self.table.values):
             return "drawn and entropy belong together: it has one of them"
         low, high, ordered = index.min(), index.max(), np.sort(index, -1)
+        if not {"rest", "entropy"} & self.table.values.keys():
+            with np.errstate(over="ignore"):
+                sums = np.exp(given.astype(np.float64)).sum(-1)
+            if (sums > 1 + 10 * _SHARES).any():
+                given_sum = f"their probabilities sum to {sums.max():.3g}"
+                return f"top_logits without a column rest are log-probabilities, but {given_sum}"
         if low < 0 or high >= self.outputs or (ordered[..., 1:] == ordered[..., :-1]).any():
             return f"top_index must name different classes from 0 to {self.outputs - 1}"
         return ""

@@ -100,6 +100,8 @@ def opened(
         teacher = ModelTeacher(task, model)
     elif by_file:
         teacher = FileTeacher(settings.teacher, task, data, task.outputs(ta.model))
+        for note in teacher.notes:
+            listen(Progress(message=f"Note: Teacher {settings.teacher!r}: {note}"))
     start = None
     if "baseline" not in ta.card["lineage"]:  # the run that it is compared with has asked
         starting = Starting(settings, task, ta, data, device, world.size)

@@ -160,6 +160,7 @@ def _columns(path: Path) -> dict[str, np.ndarray]:
     from pyarrow import parquet
 
     named = f"Teacher {str(path)!r}"
+    reading.refuse_pointer(path)
     columns = {}
     try:
         read = _lines(path) if path.suffix == ".jsonl" else None

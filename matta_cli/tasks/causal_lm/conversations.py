@@ -18,6 +18,7 @@ from matta_cli.errors import MattaError, said
 from matta_cli.models.tokenizer import padding, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.causal_lm.chat import PAIR, TALKS, Chat, Left
+from matta_cli.tasks.causal_lm.examples import refuse_beyond
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
@@ -184,8 +185,11 @@ def _kind(name: str, flag: str, settings: DataSettings) -> tuple[str, ...]:
         splits = find.hub_dataset(name, settings.config)
         known: list[str] = next((rows.column_names for rows in splits.values()), [])
         return _of(known, settings.text, name)
-    files = folders.data_files(path, READ).files if path.is_dir() else [path]
-    first = files[0] if files else path
+    files = [path]
+    if path.is_dir():
+        parts, _ = folders.parts(folders.data_files(path, READ), settings.config)
+        files = next((own for own in parts.values() if own), files)
+    first = files[0]
     if first.suffix.lower() not in records.TABLES or not first.is_file():
         return ()
     return _of(records.names(first), settings.text, name)
@@ -234,7 +238,7 @@ class Reader:
                 )
             if not path.is_dir():
                 return self._encoded(_local([path], own, text), own), None
-            parts, notes = folders.parts(folders.data_files(path, READ))
+            parts, notes = folders.parts(folders.data_files(path, READ), settings.config)
             return find.hub_parts(
                 parts,
                 text,
@@ -298,10 +302,7 @@ class Reader:
             except Left as left:
                 tally.leave(str(left), where)
                 continue
-            if max(ids, default=0) >= self.vocabulary:
-                made = f"The tokenizer makes the token {max(ids):,}"
-                known = f"the model's vocabulary is {self.vocabulary:,}"
-                raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")
+            refuse_beyond(ids, self.vocabulary)
             row = np.array(ids[: self.length], np.int32)
             predicted = np.array(learned[: self.length], bool)
             predicted[:1] = False  # nothing comes before the first, to predict it by

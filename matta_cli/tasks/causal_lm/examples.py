@@ -181,3 +181,11 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
         return []
     options = {"add_special_tokens": False, "return_attention_mask": False}
     return tokenizer(list(texts), **options)["input_ids"]
+
+
+def refuse_beyond(ids: Sequence[int], vocabulary: int) -> None:
+    """Raise ``MattaError`` where a token is none of the model's ``vocabulary``."""
+    if max(ids, default=0) >= vocabulary:
+        made = f"The tokenizer makes the token {max(ids):,}"
+        known = f"the model's vocabulary is {vocabulary:,}"
+        raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")

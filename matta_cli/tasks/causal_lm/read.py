@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find, folders, records
+from matta_cli.data import find, folders, records, sources
 from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
 from matta_cli.models.left_out import LeftOut
 from matta_cli.models.tokenizer import around, tokenizer_digest
 from matta_cli.settings.recipe import DataSettings
-from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode
+from matta_cli.tasks.causal_lm.chat import PAIR, TALKS
+from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode, refuse_beyond
 
 # bytes of text whose tokens are kept in memory; those of more are kept on disk
 _IN_MEMORY = 1 << 26
@@ -36,16 +38,29 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             hint = "leave data.streaming out (matta never holds the text of a file in memory)."
             raise MattaError(f"{what}, but {text!r} is a file: {hint}")
         if not path.is_dir():
-            return local([path], settings.text, text), None
-        parts, notes = folders.parts(folders.data_files(path, READ))
+            return local([path], settings.text, text, _unread([path], settings, text)), None
+        parts, notes = folders.parts(folders.data_files(path, READ), settings.config)
 
         def part(files: list[Path]) -> Text:
-            return local(files, settings.text, text, notes)
+            return local(files, settings.text, text, [*notes, *_unread(files, settings, text)])
 
         return find.hub_parts(parts, text, settings, training, part)
 
     divided = first if settings.streaming else cut
     return find.to_train_and_measure(settings, training, opened, divided)
+
+
+def _unread(files: Sequence[Path], settings: DataSettings, name: str) -> list[str]:
+    """A sentence where there are conversations, too, beside the text that is read."""
+    first = files[0]
+    table = first.suffix.lower() in records.TABLES
+    return _beside(records.names(first), settings, name) if table else []
+
+
+def _beside(known: Sequence[str], settings: DataSettings, name: str) -> list[str]:
+    """A sentence where of these columns some hold conversations, and text is read."""
+    told = (sources.instead(name, [settings.text], own, known) for own in (*TALKS, PAIR))
+    return next((own for own in told if own), [])
 
 
 def _hub(
@@ -59,7 +74,9 @@ def _hub(
 
     def opened(rows: Any) -> Text:
         identity = [text, str(rows.split), fingerprint or rows._fingerprint]
-        return hub(rows, settings.text, text, identity)
+        made = hub(rows, settings.text, text, identity)
+        known = rows.column_names or ()
+        return replace(made, notes=(*made.notes, *_beside(known, settings, text)))
 
     return find.hub_parts(splits, text, settings, training, opened)
 
@@ -106,7 +123,7 @@ def tokens(
     before = [] if left_out is None else list(left_out.counts)
 
     def arrays() -> Iterator[np.ndarray]:
-        start, parts = begin, Parts(tokenizer)
+        start, parts, twice = begin, Parts(tokenizer), _Twice(text, begin, end)
         for batch in batches(pieces(text.read())):
             ids: list[int] = []
             encoded = encode(tokenizer, [parts.next(*chunk) for chunk in batch])
@@ -114,21 +131,19 @@ def tokens(
                 left_out.add([piece for piece, _ in batch])
             for own, (piece, last) in zip(encoded, batch, strict=True):
                 ids += start + own + (end if last else [])
+                twice.look(own, last)
                 # an end that is a beginning, too, serves as both
                 start = begin if last and begin != end else []
                 if seen is not None:
                     seen.add(piece)
-            if max(ids, default=0) >= vocabulary:
-                made = f"The tokenizer makes the token {max(ids):,}"
-                known = f"the model's vocabulary is {vocabulary:,}"
-                raise MattaError(f"{made}, but {known}: pass the model's own with --tokenizer.")
+            refuse_beyond(ids, vocabulary)
             yield np.array(ids, dtype)
 
     def more() -> dict[str, Any]:
         own: dict[str, Any] = {} if seen is None else {"passages": seen.passages()}
         if left_out is not None:
             own["left_out"] = [now - old for now, old in zip(left_out.counts, before, strict=True)]
-        return {"read": text.tally.files, **own}
+        return {"read": text.tally.files, "odd": text.tally.odd, **own}
 
     if text.size is not None and text.size < _IN_MEMORY:
         row = np.concatenate(list(arrays()))[: limit or None]
@@ -143,8 +158,26 @@ def tokens(
     if left_out is not None and left_out.counts == before:  # they were kept from another time
         known = card.get("left_out", [0, 0, 0])
         left_out.counts = [old + own for old, own in zip(before, known, strict=True)]
+    text.tally.odd.update(card.get("odd", {}))
     text.tally.files.update({name: (*counts,) for name, counts in card["read"].items()})
     return row, card.get("passages", [])
+
+
+class _Twice:
+    """Counts the documents that begin or end with what the tokenizer puts there, too."""
+
+    def __init__(self, text: Text, begin: list[int], end: list[int]) -> None:
+        self.begin, self.end, self.opens = begin, end, True
+        self.tally, self.part = text.tally, repr(text.identity)
+        self.tally.odd.pop(self.part, None)  # of another reading
+
+    def look(self, ids: list[int], last: bool) -> None:
+        """ids: of a piece of a document; last: its last one."""
+        if self.opens and self.begin and ids[: len(self.begin)] == self.begin:
+            self.tally.count(self.part, "begun")
+        if last and self.end and ids[-len(self.end) :] == self.end:
+            self.tally.count(self.part, "ended")
+        self.opens = last
 
 
 def notes_on(train: Text | None, held_out: Text) -> list[str]:

@@ -96,7 +96,7 @@ def _read(
     flat = [one for own in lists for one in own]
     if several and is_hot(lists, outputs):
         return np.array(lists, np.float32), None if names is None else list(names)
-    wholes = [_whole(one, cells) for one in flat]
+    wholes = [whole(one, cells=cells) for one in flat]
     if all(one is not None for one in wholes):
         flat = wholes
     numbers, known = _numbers(flat, names)
@@ -131,12 +131,12 @@ def _numbers(
     return None, None
 
 
-def _whole(value: Any, cells: bool) -> int | None:
+def whole(value: Any, *, cells: bool) -> int | None:
     """A whole number, also one that some program made a float, or with ``cells`` a text."""
     text = value.strip() if cells and isinstance(value, str) else ""
-    whole, _, rest = text.partition(".")
-    if whole.removeprefix("-").isdecimal() and not rest.strip("0"):
-        return int(whole)
+    number, _, rest = text.partition(".")
+    if number.removeprefix("-").isdecimal() and not rest.strip("0"):
+        return int(number)
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,6 +90,22 @@ def together(one: Source, other: Source) -> tuple[Source, Source]:
     if not set(other.classes) < set(one.classes):
         return one, other
     return one, _moved(other, [one.classes.index(own) for own in other.classes], one.classes)
+
+
+def refuse_mixed(parts: Mapping[str, Source], model: Any) -> None:
+    """Raise ``MattaError`` where one part has numbers for labels, and another names that the model
+    does not know: nobody knows which names the numbers stand for.
+
+    parts: by the name of their data.
+    """
+    known = numbers_of(model)
+    there = {name: own for name, own in parts.items() if own.known.any()}
+    named = [name for name, own in there.items() if own.classes and not own.ordered]
+    named = [n for n in named if not any(simplified(c) in known for c in there[n].classes or ())]
+    bare = [name for name, own in there.items() if own.classes is None]
+    if named and bare:
+        both = f"The labels of {bare[0]!r} are numbers, and those of {named[0]!r} names"
+        raise MattaError(f"{both}: give both the same.")
 
 
 def _are_numbers(names: Sequence[str]) -> bool:

@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import refuse_pointer
 from matta_cli.tasks.image_classification.examples import ORIENTATION, Source, plain
 
 # by the bytes alone PIL would take PostScript for an image as well, and have Ghostscript run it
@@ -97,6 +99,8 @@ def _checked(source: Source, chosen: Sequence[int], name: str) -> tuple[np.ndarr
     wrong = [(int(i), why) for i, (_, _, why) in zip(chosen, looked, strict=True) if why]
     if wrong:
         first, why = wrong[0]
+        if source.names is not None:
+            refuse_pointer(Path(source.root) / str(source.names[first]))
         some = f"{len(wrong):,} of {len(chosen):,} images of {name!r} cannot be read"
         which = f"the first is {source.called(first, name)} ({why})"
         raise MattaError(f"{some}; {which}: mend or remove them.")

@@ -16,7 +16,7 @@ import numpy as np
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.folders import shown
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import regular
+from matta_cli.files.reading import refuse_pointer, regular
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.image_classification.examples import Source
@@ -85,16 +85,26 @@ def _local(
     if path.is_file():
         if path.suffix == ".npz":
             return _from_arrays(path), None
+        if _holds_images(path, settings):
+            return _from_hub(find.parquet_dataset([path]), text, settings, known), None
         if path.suffix.lower() in records.TABLES:
             return from_tables([path], settings, known), None
         forms = "images come as a folder, as a table of paths and labels, as .npz, or from the hub."
         raise MattaError(f"{text!r} is a file; {forms}")
+    if packed := _packed(path, settings):
+        found, said = folders.parts(packed, settings.config)
+        notes += said
+
+        def rows(files: list[Path]) -> Source:
+            return _from_hub(find.parquet_dataset(files), text, settings, known)
+
+        return find.hub_parts(found, text, settings, training, rows)
     idx = [_from_idx(path, part) for part in ("train", "t10k")]
     if any(idx):
         return idx[0], idx[1]
     tables = beside(path, settings, known)
     if tables.files:
-        found, said = folders.parts(tables)
+        found, said = folders.parts(tables, settings.config)
         names = [file.relative_to(path).as_posix() for file in tables.files]
         notes += [*said, f"{text!r}: labels are those of {shown(names)}."]
 
@@ -119,6 +129,24 @@ def _local(
     return find.hub_parts(
         parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
     )
+
+
+def _holds_images(path: Path, settings: DataSettings) -> bool:
+    """Whether a file is Parquet with the images themselves, as ``datasets`` writes them."""
+    import pyarrow as pa
+
+    if path.suffix.lower() != ".parquet":
+        return False
+    field = dict(records.kinds(path)).get(settings.image)
+    return field is not None and (pa.types.is_struct(field) or pa.types.is_binary(field))
+
+
+def _packed(path: Path, settings: DataSettings) -> folders.Files | None:
+    """The files of a folder that hold the images themselves, as a clone from the hub has them."""
+    if not any(True for pattern in ("*.parquet", "*/*.parquet") for _ in path.glob(pattern)):
+        return None
+    files = folders.data_files(path, (".parquet",))
+    return files if files.files and _holds_images(files.files[0], settings) else None
 
 
 def _unlisted(folder: Path, text: str, source: Source) -> list[str]:
@@ -238,21 +266,26 @@ def _from_folder(path: Path, part: str, notes: list[str]) -> Source:
 
 
 def _from_idx(folder: Path, part: str) -> Source | None:
-    """MNIST-style files, also .gz, if there are any (or in ``*/raw``, as torchvision has them)."""
-    images, labels = (
-        sorted(path for path in folder.rglob(f"{part}-{kind}-ubyte*") if path.is_file())
-        for kind in ("images?idx3", "labels?idx1")
-    )
+    """MNIST-style files, also .gz, if there are any (or in ``*/raw``, as torchvision has them).
+
+    Raises ``MattaError`` where several data sets lie there, or images lack their labels.
+    """
+    images = sorted(path for path in folder.rglob(f"{part}-images?idx3-ubyte*") if path.is_file())
     if not images:
         return None
+    if others := [path for path in images if path.parent != images[0].parent]:
+        both = f"{str(images[0].parent)!r} and in {str(others[0].parent)!r}"
+        raise MattaError(f"There are {images[0].name} in {both}: pass one of these folders.")
+    labels = sorted(images[0].parent.glob(f"{part}-labels?idx1-ubyte*"))
     if not labels:
         missing = f"no {part}-labels-idx1-ubyte beside it."
-        raise MattaError(f"{str(folder)!r} has {images[0].name}, but {missing}")
+        raise MattaError(f"{str(images[0].parent)!r} has {images[0].name}, but {missing}")
     return _source(_idx_array(images[0], 3), _idx_array(labels[0], 1), str(images[0]))
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
     """An idx file: two zeros, type 8 (bytes), the number of dimensions, sizes, the bytes."""
+    refuse_pointer(path)
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
@@ -266,6 +299,7 @@ def _idx_array(path: Path, dimensions: int) -> np.ndarray:
 
 def _from_arrays(path: Path) -> Source:
     """``images`` uint8 [N, H, W] or [N, H, W, C], ``labels`` integers [N], from an .npz file."""
+    refuse_pointer(path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             for name in ("images", "labels"):
@@ -336,6 +370,9 @@ def _contents(rows: Any, column: str, name: str) -> Callable[[int], bytes]:
     """The bytes of each image of a hub dataset, as they are stored."""
     import datasets
 
+    kind = rows.features[column]
+    if kind == datasets.Value("binary") or (isinstance(kind, dict) and "bytes" in kind):
+        rows = rows.cast_column(column, datasets.Image())  # who wrote them did not say so
     if not isinstance(rows.features[column], datasets.Image):
         holds = f"Column {column!r} of {name!r} holds {rows.features[column]}"
         raise MattaError(f"{holds}, but images are needed: set data.image to their column.")

@@ -17,7 +17,7 @@ from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.class_names import simplified
 from matta_cli.tasks.image_classification.examples import Source
-from matta_cli.tasks.image_classification.labels import read_labels
+from matta_cli.tasks.image_classification.labels import read_labels, whole
 from matta_cli.tasks.image_classification.pictures import decoded
 from matta_cli.tasks.labels import parted, yes
 from matta_cli.tasks.unlabelled import missing
@@ -84,7 +84,9 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
     base = Path(os.path.commonpath([str(file.parent) for file in files]))
     names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
     _refuse_contradictions(rows, names)
-    labels, classes = _labels(rows, files, settings.label, known)
+    names_of = [records.classes(file, settings.label) for file in files]
+    given = None if any(own != names_of[0] for own in names_of) else names_of[0]
+    labels, classes = _labels(rows, files, settings.label, known, given)
     status = [path.stat() for path in rows.paths]
 
     def content(i: int) -> bytes:
@@ -97,6 +99,7 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
         np.array(names),
         content=content,
         identity=[str(base.resolve()), names, [(now.st_size, now.st_mtime_ns) for now in status]],
+        ordered=given is not None and classes == given,
         root=str(base),
         column="" if rows.hot else settings.label,
         lacks=rows.lacks,
@@ -104,17 +107,24 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
 
 
 def _labels(
-    rows: _Rows, files: Sequence[Path], column: str, known: Known
+    rows: _Rows, files: Sequence[Path], column: str, known: Known, given: list[str] | None
 ) -> tuple[np.ndarray, list[str] | None]:
-    """The labels of rows, and the names of their classes, where there are any."""
+    """The labels of rows, and the names of their classes, where there are any.
+
+    given: what their numbers stand for, where the data says so.
+    """
     if rows.hot:
         return np.array(rows.labels, np.float32), list(known.names)
     rows.labels = parted(rows.labels, known.is_label, several=known.several)
+    wholes = [None if missing(v) else whole(v, cells=True) for v in rows.labels]
+    # numbers that are all names of classes are these, be they text, floats or numbers
+    if given is None and {str(n) for n in wholes if n is not None} <= set(known.names):
+        rows.labels = [v if n is None else str(n) for v, n in zip(rows.labels, wholes, strict=True)]
     lists = [label if isinstance(label, list) else [label] for label in rows.labels]
-    given = {repr(one) for own in lists for one in own if not missing(one)}
-    cells = not given <= set(map(repr, known.names))
+    there = {repr(one) for own in lists for one in own if not missing(one)}
+    cells = not there <= set(map(repr, known.names))
     row = rows.called.__getitem__
-    return read_labels(rows.labels, None, column, str(files[0]), row, known.outputs, cells=cells)
+    return read_labels(rows.labels, given, column, str(files[0]), row, known.outputs, cells=cells)
 
 
 def _columns(columns: Sequence[str], settings: DataSettings, known: Known) -> tuple[str, list[str]]:

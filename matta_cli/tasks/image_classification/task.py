@@ -24,7 +24,7 @@ from matta_cli.tasks.image_classification.examples import (
 )
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
-from matta_cli.tasks.image_classification.names import numbered, together
+from matta_cli.tasks.image_classification.names import numbered, refuse_mixed, together
 from matta_cli.tasks.image_classification.pictures import check
 from matta_cli.tasks.image_classification.read import check_labels, read_images
 from matta_cli.tasks.image_classification.tables import Known
@@ -74,6 +74,8 @@ class ImageClassification(KindTask):
             held_out, train = together(held_out, train)
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
+        called = [f"{name}, held out" if name == given else name, given]
+        refuse_mixed(dict(zip(called, parts, strict=False)), model)
         several = is_several(model, classes, parts)
         held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
@@ -87,6 +89,7 @@ class ImageClassification(KindTask):
         self.notes += prepare.notes
         if prepare.mode == "L" and len(held_out.labels) and _has_colours(held_out):
             self.notes.append("The model reads grey images: colours are lost.")
+        notes += prepare.left(held_out)
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run

@@ -16,9 +16,12 @@ import numpy as np
 from matta_cli.data import find
 from matta_cli.data.lines import lines
 from matta_cli.errors import MattaError, extra, said
+from matta_cli.files.reading import refuse_pointer
 from matta_cli.tasks.scores import numbered
 
 SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
+# what these programs also read beside a file, and matta does not
+UNREAD = (".weight", ".init", ".position", ".base_margin", ".feature_weights")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ def read(path: Path) -> File:
     of these contradict each other.
     """
     reader = extra("sklearn.datasets", f"Reading {str(path)!r}, which is LibSVM,", "ranking")
+    refuse_pointer(path)
     if path.stat().st_size == 0:
         raise find.empty(str(path), "rows")
     try:
@@ -67,6 +71,9 @@ def read(path: Path) -> File:
         of = f"{str(path)!r}: " if group is not None else ""
         raise MattaError(f"{of}{' and '.join(named)} differ: keep one.")
     notes = [f"{str(path)!r}: {rows:,} rows read."]
+    for own in (path.with_name(path.name + suffix) for suffix in UNREAD):
+        if own.exists():
+            notes.append(f"{str(own)!r} is not read: to matta all rows count alike.")
     for own, sized in sizes.items() if group is None else ():
         group = sized
         notes.append(f"{str(own)!r} says which rows are one query's.")

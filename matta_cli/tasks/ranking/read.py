@@ -63,11 +63,11 @@ def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Pa
         raise MattaError(f"{text!r} is no file: {needed}")
     if path.is_file():
         return [path], None
-    known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS}
+    known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS, *libsvm.UNREAD}
     files = folders.data_files(path, sorted(known & set(tables.SUFFIXES) or known))
     if not files.files:
         raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
-    parts, said = folders.parts(files)
+    parts, said = folders.parts(files, settings.config)
     notes += said
     return find.hub_parts(parts, text, settings, True, lambda own: own)
 
@@ -78,7 +78,7 @@ def _known_order(settings: DataSettings) -> Sequence[str]:
     if not settings.train or not path.exists():
         return ()
     found = folders.data_files(path, tables.SUFFIXES) if path.is_dir() else None
-    files = [path] if found is None else folders.parts(found)[0].get("train", [])
+    files = [path] if found is None else folders.parts(found, settings.config)[0].get("train", [])
     try:
         return records.names(files[0]) if files and _is_table(files) else ()
     except MattaError:

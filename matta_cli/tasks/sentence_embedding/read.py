@@ -75,10 +75,12 @@ def from_source(source: Source, settings: DataSettings) -> Texts:
         where = f"{source.unit} {number:,}"
         for column, own, value in zip(columns, texts, values, strict=False):
             own.append(records.text_of(value, column, name, where) or "")
+            source.tally.look(name, own[-1])
         empty += not all(own[-1].strip() for own in texts)
         if scored:
             scores.append(_score(values[-1], settings.score, name, where))
     notes = [*source.notes(), *sources.left_out(source, empty, len(columns) == 2)]
+    notes += sources.instead(name, columns, [settings.text], known)
     second = texts[1] if len(columns) == 2 else None
     return Texts(texts[0], second, np.array(scores) if scored else None, notes=tuple(notes))
 

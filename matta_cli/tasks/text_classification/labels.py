@@ -34,6 +34,7 @@ class Labels:
         self.names = names_of(model) if self.outputs > 1 else {}
         self.called = [self.names.get(k, str(k)) for k in range(self.outputs)]
         self.known = numbers_of(model)
+        self._numerals = any(name.isdecimal() for name in self.names.values())
         self.problem = config(model, "problem_type")
         stored = config(model, "sentence_transformers")
         own = stored.get("activation_fn") if isinstance(stored, dict) else None
@@ -78,6 +79,25 @@ class Labels:
         )
         for rows in parts:
             rows.label = [next(found) for _ in rows.label]
+        self._single(parts)
+
+    def _single(self, parts: Sequence[Rows]) -> None:
+        """Labels that stand in a list each, as tools of annotation write them: for a model of one
+        label they are that; where its config leaves that open, what they are read as is said.
+        """
+        every = [value for rows in parts for value in rows.label if not missing(value)]
+        if any(rows.hot for rows in parts) or not every or self.several:
+            return
+        if not all(isinstance(value, list) and len(value) == 1 for value in every):
+            return
+        if self.problem == "single_label_classification":
+            for rows in parts:
+                rows.label = [v[0] if isinstance(v, list) else v for v in rows.label]
+            return
+        say = '"problem_type": "single_label_classification"'
+        told = "Each text has one label, in a list: it is read as one of several that may be there"
+        do = f"If the model is for one label, say {say} in its config.json."
+        parts[0].notes.append(f"{told}. {do}")
 
     def read(self, kind: Kind, parts: Sequence[Rows]) -> list[np.ndarray]:
         """The labels of rows to train on and to measure on, together, as ``kind`` has them.
@@ -103,14 +123,14 @@ class Labels:
 
     def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         values = [value for rows in parts for value in rows.label]
-        number = self._numbering(values)
+        number = self._numbering(values, parts[0].notes)
         return [np.array(_each(rows, number, self._unknown()), np.int64) for rows in parts]
 
     def _several(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         lists = [value for rows in parts for value in rows.label if isinstance(value, list)]
         hot = any(rows.hot for rows in parts) or is_hot(lists, self.outputs)
         every = [one for rows in parts for value in rows.label for one in _listed(value)]
-        number = self._numbering([] if hot else every)
+        number = self._numbering([] if hot else every, parts[0].notes)
 
         def row(value: Any) -> np.ndarray | None:
             found = np.zeros(self.outputs, np.float32)
@@ -132,19 +152,29 @@ class Labels:
             for rows in parts
         ]
 
-    def _numbering(self, values: Sequence[Any]) -> Callable[[Any], int | None]:
-        """The number of a label: by its name if all of them are names, else as it stands."""
+    def _numbering(self, values: Sequence[Any], notes: list[str]) -> Callable[[Any], int | None]:
+        """The number of a label: by its name if all of them are names, else as it stands.
+
+        notes: takes which it is, where labels could be both.
+        """
         named, counted = self._named, self._counted
         distinct = {str(value): value for value in values}.values()
         names = [named(value) is not None for value in distinct]
-        if all(names):
-            return named
-        by_number = all(counted(value) is not None for value in distinct)
-        return counted if by_number or not any(names) else named
+        numbers = [counted(value) is not None for value in distinct]
+        either = [v for v in distinct if all(names) and all(numbers) and named(v) != counted(v)]
+        if either:
+            first = either[0]
+            name, other = (repr(self.called[of(first) or 0]) for of in (named, counted))
+            taken = "labels are taken for its names, which are numbers"
+            notes.append(f"The label {first!r} is the model's {name}, not its {other}: {taken}.")
+        return counted if not all(names) and (all(numbers) or not any(names)) else named
 
     def _named(self, value: Any) -> int | None:
-        """The number of a label by its name."""
+        """The number of a label by its name, also of a number that some program made a float."""
         text = str(value).strip()
+        number = _number(value) if self._numerals else None
+        if number is not None and number == int(number):
+            text = str(int(number))
         return self.known.get(text, self.known.get(simplified(text)))
 
     def _counted(self, value: Any) -> int | None:

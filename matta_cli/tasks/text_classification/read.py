@@ -144,6 +144,8 @@ def _add(
         if not all(text.strip() for text in own):
             empty += 1
             continue
+        for text in own:
+            source.tally.look(source.name, text)
         rows.first.append(own[0])
         if rows.second is not None:
             rows.second.append(own[1])
@@ -159,6 +161,9 @@ def _add(
     for column, kept in ((settings.group, rows.query), (settings.id, rows.id)):
         kept[seen:] = _keys(kept[seen:], column, lambda i: rows.called(seen + i))
     rows.notes += [*source.notes(), *sources.left_out(source, empty, pairs)]
+    rows.notes += sources.instead(source.name, texts, [settings.text], source.columns)
+    if outputs == 1 and labels:
+        rows.notes += sources.instead(source.name, labels, [settings.score], source.columns)
 
 
 def _labels(

@@ -60,6 +60,7 @@ class TextClassification(KindTask, LabelTask):
         train, held_out, lacking = sorted_out(self, train, held_out, "texts", none)
         self.notes += [*lacking, *contradiction(model)]
         parts = [held_out, *([] if train is None else [train])]
+        _refuse_mixed(held_out, train)
         labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
         self.metrics, self.told = self.kind.metrics, True
@@ -109,3 +110,11 @@ class TextClassification(KindTask, LabelTask):
         if not self.told:
             self.kind = Labels(model).kind(self.recipe.distill, "")
         return super().example(model, size)
+
+
+def _refuse_mixed(held_out: Rows, train: Rows | None) -> None:
+    """Raise ``MattaError`` where one part has texts, and the other pairs."""
+    if train is not None and (train.second is None) != (held_out.second is None):
+        pairs, texts = (held_out, train) if train.second is None else (train, held_out)
+        both = f"{pairs.ends[0][0]!r} has pairs of texts, and {texts.ends[0][0]!r} single ones"
+        raise MattaError(f"{both}: give both the same columns.")

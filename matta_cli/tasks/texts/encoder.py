@@ -163,7 +163,8 @@ def encoder(
     if length > most or 0 < length < 3:
         known = f"the model has {most:,} positions, and 3 are needed."
         raise MattaError(f"--sequence-length is {length:,}, but {known}")
-    length = length or min(most, tokenizer.model_max_length, said.length or longest)
+    # as sentence-transformers has it: what the folder says goes before the tokenizer's own
+    length = length or min(most, said.length or min(tokenizer.model_max_length, longest))
     if length < 3:
         reads = f"The model's files say that it reads {length:,} tokens of a text"
         where = "model_max_length in tokenizer_config.json, or max_seq_length"

@@ -157,12 +157,16 @@ def _add_conll(rows: Rows, path: Path) -> None:
     line after each text. Where there are words alone, they have no tags.
     """
     start = rows.number[-1] + 1 if rows.number else 0
-    count = 0
+    count, counts = 0, []
     for first, words, tags in _texts(path):
+        counts.append(words in ([str(k + at) for k in range(len(words))] for at in (0, 1)))
         if not tags:
             rows.lacks = f"{str(path)!r} has one column: a word and its tag are needed."
         _take(rows, words, tags, start + count, f"the text from line {first:,} of {str(path)!r}")
         count += 1
+    if counts and all(counts) and max(map(len, rows.words[-count:])) > 1:
+        has = f"The first column of {str(path)!r} counts the words of each text"
+        raise MattaError(f"{has}, where the words themselves belong: remove it.")
     rows.notes.append(f"{str(path)!r}: {count:,} texts read.")
 
 

@@ -1,0 +1,78 @@
+"""What the card of a data set (its README.md) says of its files: which part each one is of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from matta_cli.errors import MattaError
+
+ALL = ""  # the part of files whose own names tell it
+
+
+def stated(folder: Path, config: str) -> tuple[str, dict[str, set[Path]]]:
+    """The configuration of a data set that is read, and its files by part; none where none is told.
+
+    config: the one that is asked for; empty: the default one, as ``datasets`` has it. Raises
+    ``MattaError`` where there are several and none is the default, or none of that name.
+    """
+    known = {_text(own.get("config_name")) or "default": own for own in _configs(folder)}
+    if not known:
+        return "", {}
+    default = [name for name, own in known.items() if own.get("default") is True]
+    default += ["default"] if "default" in known else []
+    name = config or next(iter(default if len(known) > 1 else known), "")
+    if name not in known:
+        has = f"The README.md of {str(folder)!r} names the configurations {', '.join(known)}"
+        wrong = f"{has}, but not {config!r}" if config else has
+        raise MattaError(f"{wrong}: set data.config to the one that is meant.")
+    found: dict[str, set[Path]] = {}
+    for part, pattern in _patterns(known[name]):
+        found.setdefault(part, set()).update(_matching(folder, pattern))
+    return name, found if any(found.values()) else {}
+
+
+def _configs(folder: Path) -> list[dict[str, Any]]:
+    """What the card's head lists, as far as it is of a form that is known."""
+    from huggingface_hub import metadata_load
+
+    path = folder / "README.md"
+    if not path.is_file():
+        return []
+    try:
+        head: Any = metadata_load(path)
+    except Exception:  # a card is for people first: one that is damaged tells nothing
+        return []
+    listed = head.get("configs") if isinstance(head, dict) else None
+    return [own for own in listed if isinstance(own, dict)] if isinstance(listed, list) else []
+
+
+def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Parts, and patterns of the files that are of each."""
+    files, inside = config.get("data_files"), config.get("data_dir")
+    start = f"{inside.strip('/')}/" if isinstance(inside, str) and inside.strip("./") else ""
+    if files is None and start:
+        yield ALL, f"{start}**/*"
+    if isinstance(files, dict):
+        files = [{"split": part, "path": path} for part, path in files.items()]
+    for own in files if isinstance(files, list) else [files]:
+        entry = own if isinstance(own, dict) else {"path": own}
+        paths = entry.get("path")
+        for path in paths if isinstance(paths, list) else [paths]:
+            if isinstance(path, str):
+                yield _text(entry.get("split")) or "train", start + path
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _matching(folder: Path, pattern: str) -> set[Path]:
+    """The files in a folder that a pattern is of: none that lie outside of it."""
+    if ".." in Path(pattern).parts:
+        return set()
+    try:
+        return {path for path in folder.glob(pattern.removeprefix("./")) if path.is_file()}
+    except (ValueError, NotImplementedError):  # of no path in a folder
+        return set()
