@@ -692,7 +692,6 @@ def test_what_lies_in_the_current_folder_is_not_installed(foreign, tmp_path, mon
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: evil\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text("[matta.adapters]\nevil = evil:Adapter\n")
     Path("mine.py").write_text("from auto_models import plain_cnn as build\n")
-    monkeypatch.setattr(sys, "path", list(sys.path))
     names.installed.cache_clear()
     try:
         assert open_source("mine:build").builder == "mine:build"
@@ -713,14 +712,11 @@ def test_what_lies_in_the_current_folder_is_not_installed(foreign, tmp_path, mon
 def own(tmp_path, monkeypatch):
     """A folder of the user's own, with a module that builds a model, and a record of its own."""
     monkeypatch.setenv("MATTA_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "mine", raising=False)  # another test's file of that name
     work = tmp_path / "own"
     work.mkdir()
     (work / "mine.py").write_text("from auto_models import plain_cnn as build\n")
     monkeypatch.chdir(work)
-    yield work
-    sys.modules.pop("mine", None)
+    return work
 
 
 def reads(folder: Path) -> None:
