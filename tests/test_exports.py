@@ -13,12 +13,15 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+import timm
+import torch
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
 from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.errors import MattaError
+from matta_cli.models.checkpoint import find
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.read import read_images
 from matta_cli.tasks.image_classification.tables import Known
@@ -28,7 +31,7 @@ from matta_cli.training import teacher_file
 from matta_cli.training.file_teacher import FileTeacher
 from tests.sample_text import byte_tokenizer, prose
 from tests.test_siblings import LAYERS, of_images, picture
-from tests.text_models import GOOD, bert, labels
+from tests.text_models import GOOD, bert, bert_tokenizer, labels
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
 TEXTS = [f"the film was {GOOD[k % 4]} {k}" for k in range(20)]
@@ -405,3 +408,42 @@ def test_scores_that_are_probabilities_are_said(tmp_path):
         own.to_parquet(tmp_path / "said.parquet")
         teacher = FileTeacher(str(tmp_path / "said.parquet"), made, data, 1)
         assert ("call the column 'probabilities' if" in " ".join(teacher.notes)) == said
+
+
+def test_images_of_the_models_own_size_are_said_to_be_left_as_they_are(tmp_path):
+    model = timm.create_model("test_vit", num_classes=2, img_size=32)
+    for size, said in ((32, True), (40, False)):
+        for k in range(20):
+            Image.new("RGB", (size, size), (k, 0, 0)).save(tmp_path / f"{k}.png")
+        path = write(tmp_path / "a.csv", file_name=[f"{k}.png" for k in range(20)])
+        _, notes = opened("image_classification", model, None, path)
+        left = "are used as they are: timm would enlarge and cut them (crop_pct 0.95)"
+        assert (left in notes) == said
+    model.pretrained_cfg = {**model.pretrained_cfg, "crop_pct": 1.0}
+    assert "enlarge" not in opened("image_classification", model, None, path)[1]
+
+
+def test_sentences_that_are_cut_are_said(tmp_path):
+    """By sentence-transformers' own length, which goes before the tokenizer's."""
+    model = bert(tmp_path).bert
+    own = bert_tokenizer()
+    own.model_max_length = 4
+    own.save_pretrained(tmp_path)
+    texts = [f"the film was good and the plot was {'very ' * (k % 4)}fine" for k in range(20)]
+    path = write(tmp_path / "a.csv", text=texts)
+    _, notes = opened("sentence_embedding", model, tmp_path, path, held_out=path)
+    assert "to train on: 4 of 4 sentences are longer than the 4 tokens that are read" in notes
+    (tmp_path / "sentence_bert_config.json").write_text('{"max_seq_length": 12}')
+    _, notes = opened("sentence_embedding", model, tmp_path, path)
+    assert "to train on: 2 of 4 sentences are longer than the 12 tokens" in notes
+
+
+def test_names_of_the_first_berts(tmp_path):
+    state = bert(tmp_path).state_dict()
+    old = {
+        name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): own
+        for name, own in state.items()
+    }
+    assert old.keys() != state.keys()
+    torch.save(old, tmp_path / "bert.pt")
+    assert find(torch.load(tmp_path / "bert.pt"), "bert.pt").state.keys() == state.keys()

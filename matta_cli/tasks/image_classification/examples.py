@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from matta_cli.tasks.task import config, raw
 
 ORIENTATION = 0x0112  # a tag of EXIF
 _BITS = 258  # a tag of TIFF: bits of a sample
+_LOOKED = 8  # images whose size is looked at
 _IN_MEMORY = 1 << 30  # bytes of prepared pixels that are kept
 
 
@@ -133,6 +135,23 @@ class Preparation:
             if not hasattr(image, "getbands"):  # else it was cropped, and is a picture still
                 return np.asarray(image)
         return np.asarray(image).reshape(*self.shape[1:], self.shape[0]).transpose(2, 0, 1)
+
+    def left(self, source: Source) -> list[str]:
+        """A sentence where images are of the model's own size, and timm would enlarge and cut them.
+
+        A few are looked at.
+        """
+        percent, size = self.how.get("crop_pct") or 1, (self.shape[2], self.shape[1])
+        some = np.unique(np.linspace(0, len(source.labels) - 1, _LOOKED).astype(int))
+        if self.zooms or percent >= 1 or self.how.get("crop_mode") not in (None, "center"):
+            return []
+        for i in some.tolist() if len(source.labels) else ():
+            with contextlib.suppress(Exception):  # what cannot be read is named later
+                if source.read(i).size == size:
+                    own = f"Images of the model's own size, such as {source.called(i)}, are used"
+                    zoom = f"timm would enlarge and cut them (crop_pct {percent:g})"
+                    return [f"{own} as they are: {zoom}."]
+        return []
 
     def input(self, pixels: np.ndarray) -> Tensor:
         """Pixels uint8 [..., C, H, W] as float32, normalised."""

@@ -23,7 +23,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.sentence_embedding.examples import Pairs, Sentences
 from matta_cli.tasks.sentence_embedding.read import read_texts
 from matta_cli.tasks.task import above, agreeing, raw
-from matta_cli.tasks.texts.task import TextTask
+from matta_cli.tasks.texts.task import Read, TextTask
 
 # cosines that differ by less are equal: the same sentence in another batch rounds otherwise
 _TIE = 1e-5
@@ -72,12 +72,16 @@ class SentenceEmbedding(TextTask):
         encode = self.encoder(folder, model, self.notes)
         pairs = Pairs(held_out, encode, settings.held_out or settings.train, self.readers)
         split = sample(pairs, settings.eval_examples)
+        name = settings.held_out or settings.train
+        lost = _lost([pairs.first, pairs.second], f"{name!r}, held out")
         if train is None:
-            return self.described(split, "", [split], pairs.what, "sentences", held_out.notes)
+            notes = [*held_out.notes, *lost]
+            return self.described(split, "", [split], pairs.what, "sentences", notes)
         own = train.sentences()
         sentences = Sentences(own, encode, settings.train, self.readers)
         size = f"{len(sentences):,} sentences"
         notes = list(dict.fromkeys((*train.notes, *held_out.notes)))
+        notes += [*_lost([sentences.read], f"{settings.train!r}, to train on"), *lost]
         seen, measured = set(map(plain, own)), held_out.sentences()
         if both := sum(plain(sentence) in seen for sentence in measured):
             where = f"also stand in the data to train on, of {len(measured):,}"
@@ -234,3 +238,10 @@ def _correlation(a: np.ndarray, b: np.ndarray) -> float:
     a, b = a - a.mean(), b - b.mean()
     with np.errstate(invalid="ignore"):  # NaN where one of them is constant
         return float((a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum()))
+
+
+def _lost(read: Sequence[Read], part: str) -> list[str]:
+    """A sentence on sentences that are longer than the model reads, if some are."""
+    cut, count = sum(own.cut() for own in read), sum(len(own.first) for own in read)
+    longer = f"longer than the {read[0].encode.length:,} tokens that are read of a text"
+    return [f"{part}: {cut:,} of {count:,} sentences are {longer}, and are cut."] if cut else []

@@ -156,7 +156,8 @@ def encoder(
     if length > most or 0 < length < 3:
         known = f"the model has {most:,} positions, and 3 are needed."
         raise MattaError(f"--sequence-length is {length:,}, but {known}")
-    length = length or min(most, tokenizer.model_max_length, said.length or longest)
+    # as sentence-transformers has it: what the folder says goes before the tokenizer's own
+    length = length or min(most, said.length or min(tokenizer.model_max_length, longest))
     types = (getattr(own, "type_vocab_size", 0) or 0) > 1
     types = types and "token_type_ids" in tokenizer.model_input_names
     fixed = bool(recipe.distill.compile)
