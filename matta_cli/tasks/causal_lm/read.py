@@ -52,9 +52,8 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
 
 def _unread(files: Sequence[Path], settings: DataSettings, name: str) -> list[str]:
     """A sentence where there are conversations, too, beside the text that is read."""
-    first = files[0]
-    table = first.suffix.lower() in records.TABLES
-    return _beside(records.names(first), settings, name) if table else []
+    table = bool(files) and files[0].suffix.lower() in records.TABLES
+    return _beside(records.names(files[0]), settings, name) if table else []
 
 
 def _beside(known: Sequence[str], settings: DataSettings, name: str) -> list[str]:
