@@ -521,3 +521,21 @@ def test_roles_and_marks_of_other_programs(chat, tmp_path):
         learned(chat, tmp_path / "c.jsonl", messages=turns)
     text, notes = learned(chat, tmp_path / "d.jsonl", prompt="the cat", completion=" sat<|end|>")
     assert text.count("<|end|>") == 2 and "20 completions end with the token that ends" in notes
+
+
+def test_links_to_folders_are_followed(two, tmp_path):
+    """As torchvision and timm follow them; one that leads up has no end."""
+    write(tmp_path / "elsewhere" / "test.csv")
+    write(tmp_path / "data" / "train.csv", text=[f"{text} too" for text in TEXTS])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "more" / "up").symlink_to(tmp_path)
+    (tmp_path / "data" / "again").symlink_to(".")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    data, notes = of_texts(two, tmp_path / "data")
+    assert "train 1, test 1" in notes and len(data.held_out[0]) == 20
+
+
+def test_what_a_folder_has_in_place_of_data_is_said(two, tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(MattaError, match=r"holds no texts and labels .* no such files .*\.arrow"):
+        of_texts(two, tmp_path)

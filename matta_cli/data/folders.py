@@ -90,11 +90,23 @@ def hidden(name: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but hidden ones, in the order of their paths."""
+    """All files below a folder, but hidden ones, in the order of their paths.
+
+    Links to folders are followed, as those to files are, but none into a folder that was seen.
+    """
     found: list[Path] = []
-    for where, inside, names in os.walk(folder):
-        inside[:] = [name for name in inside if not hidden(name)]
-        found += [Path(where) / name for name in names if not hidden(name)]
+    seen: set[str] = set()
+    links = [folder]
+    while links:
+        tops, links = links, []
+        for where, inside, names in (own for top in tops for own in os.walk(top)):
+            if (real := os.path.realpath(where)) in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            inside[:] = [name for name in inside if not hidden(name)]
+            links += [Path(where) / name for name in inside if (Path(where) / name).is_symlink()]
+            found += [Path(where) / name for name in names if not hidden(name)]
     return iter(sorted(path for path in found if path.is_file()))
 
 

@@ -39,7 +39,10 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             raise MattaError(f"{what}, but {text!r} is a file: {hint}")
         if not path.is_dir():
             return local([path], settings.text, text, _unread([path], settings, text)), None
-        parts, notes = folders.parts(folders.data_files(path, READ), settings.config)
+        files = folders.data_files(path, READ)
+        if not files.files:
+            raise find.empty(text, f"text ({', '.join(READ)})", files.note())
+        parts, notes = folders.parts(files, settings.config)
 
         def part(files: list[Path]) -> Text:
             return local(files, settings.text, text, [*notes, *_unread(files, settings, text)])

@@ -68,7 +68,7 @@ def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Pa
     known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS, *libsvm.UNREAD}
     files = folders.data_files(path, sorted(known & set(tables.SUFFIXES) or known))
     if not files.files:
-        raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
+        raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)", files.note())
     parts, said = folders.parts(files, settings.config)
     notes += said
     return find.hub_parts(parts, text, settings, True, lambda own: own)
