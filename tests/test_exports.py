@@ -539,3 +539,35 @@ def test_what_a_folder_has_in_place_of_data_is_said(two, tmp_path):
     (tmp_path / "data-00000-of-00001.arrow").touch()
     with pytest.raises(MattaError, match=r"holds no texts and labels .* no such files .*\.arrow"):
         of_texts(two, tmp_path)
+
+
+def test_lines_with_tabs_are_said(two, tmp_path):
+    text = " and the plot was very fine"
+    (tmp_path / "a.txt").write_text("\n".join(f"{own}{text}\t{own}" for own in TEXTS))
+    _, notes = opened("sentence_embedding", two[1].bert, two[0], tmp_path / "a.txt")
+    assert "20 of 20 lines have tabs, and are a sentence each: a table of pairs" in notes
+
+
+def test_what_numbers_labels_are_is_said(tmp_path):
+    one = bert(tmp_path, num_labels=1)
+    path = write(tmp_path / "a.csv", label=[k % 6 for k in range(20)])
+    held_out = write(tmp_path / "b.csv", label=[k % 6 / 5 for k in range(20)])
+    _, notes = opened("text_classification", one, tmp_path, path, held_out=held_out)
+    assert "to train on: labels from 0 to 5." in notes and "held out: labels from 0 to 1." in notes
+
+
+def arrays(path: Path, images: Any, labels: Any = LABELS) -> Path:
+    np.savez(path, images=np.asarray(images, np.uint8), labels=np.array(labels))
+    return path
+
+
+def test_arrays_of_another_range_and_with_transparency(tmp_path):
+    grey, model = np.arange(20)[:, None, None] + np.zeros((20, 32, 32)), image_model("a", "b")
+    with pytest.raises(MattaError, match=r"a.npz' hold 0 and 1 alone, .* multiply them by 255"):
+        opened("image_classification", model, None, arrays(tmp_path / "a.npz", grey > 3))
+    clear = np.repeat(grey[..., None], 4, -1)
+    _, notes = opened("image_classification", model, None, arrays(tmp_path / "b.npz", clear))
+    assert "18 of 18 images have transparent pixels, and transparency is left out" in notes
+    holes = arrays(tmp_path / "c.npz", grey, [-100, *LABELS[1:]])
+    _, notes = opened("image_classification", model, None, holes)
+    assert "(the first: image 0 of '" in notes and "c.npz')" in notes

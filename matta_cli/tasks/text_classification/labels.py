@@ -201,7 +201,10 @@ class Labels:
         elif isinstance(kind, SeveralLabels):
             counts = label.sum(0).astype(int)
         else:
-            return []
+            told = f"{part}: labels from {float(label.min()):g} to {float(label.max()):g}"
+            if not isinstance(kind, Number):
+                told += f"; {int((label > 0).sum()):,} of {len(label):,} are relevant (above 0)"
+            return [f"{told}."]
         absent = [own for own, count in zip(self.called, counts, strict=True) if not count]
         notes = [f"{part}: no text has the label {shown(absent)}."] if absent else []
         if self.outputs <= _SHOWN:
