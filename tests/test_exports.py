@@ -553,7 +553,11 @@ def test_what_numbers_labels_are_is_said(tmp_path):
     path = write(tmp_path / "a.csv", label=[k % 6 for k in range(20)])
     held_out = write(tmp_path / "b.csv", label=[k % 6 / 5 for k in range(20)])
     _, notes = opened("text_classification", one, tmp_path, path, held_out=held_out)
-    assert "to train on: labels from 0 to 5." in notes and "held out: labels from 0 to 1." in notes
+    assert "to train on: labels from 0 to 5." in notes
+    assert "held out: labels from 0 to 1. A CrossEncoder of sentence-transformers gives" in notes
+    one.config.problem_type = "regression"
+    _, notes = opened("text_classification", one, tmp_path, path, held_out=held_out)
+    assert "held out: labels from 0 to 1." in notes and "CrossEncoder" not in notes
 
 
 def arrays(path: Path, images: Any, labels: Any = LABELS) -> Path:
