@@ -6,6 +6,7 @@ The second file of siblings of cases from the field, after ``test_siblings``.
 from __future__ import annotations
 
 import io
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
-from transformers import BertForTokenClassification, GPT2Config, GPT2LMHeadModel
+from transformers import AutoTokenizer, BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.errors import MattaError
 from matta_cli.models.checkpoint import find
@@ -29,7 +30,7 @@ from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.task import task
 from matta_cli.training import teacher_file
 from matta_cli.training.file_teacher import FileTeacher
-from tests.sample_text import byte_tokenizer, prose
+from tests.sample_text import CHATML, byte_tokenizer, prose
 from tests.test_siblings import LAYERS, of_images, picture
 from tests.text_models import GOOD, bert, bert_tokenizer, labels
 
@@ -447,3 +448,130 @@ def test_names_of_the_first_berts(tmp_path):
     assert old.keys() != state.keys()
     torch.save(old, tmp_path / "bert.pt")
     assert find(torch.load(tmp_path / "bert.pt"), "bert.pt").state.keys() == state.keys()
+
+
+def test_files_of_a_folder_that_are_not_read_are_counted(small, tmp_path):
+    for name in ("a.txt", "b.rst", "c.rst", "LICENSE"):
+        (tmp_path / name).write_text(prose(40))
+    _, notes = opened("causal_lm", small[1], small[0], tmp_path, sequence_length=8)
+    assert "left out, as of no kind that is read: 2 .rst." in notes
+    (tmp_path / "a.txt").unlink()
+    with pytest.raises(MattaError, match="holds no text"):
+        opened("causal_lm", small[1], small[0], tmp_path, sequence_length=8)
+
+
+def test_numbers_that_float32_does_not_tell_apart_are_said(tmp_path):
+    """Times in seconds were all the same."""
+    times = [1_700_000_000.0 + k for k in range(20)]
+    path = write(tmp_path / "a.csv", time=times, other=[k / 7 for k in range(20)])
+    data, notes = opened("ranking", Ranker([], 2, LAYERS), None, path)
+    assert "Column 'time' of" in notes and "20 values that differ are 1 in float32" in notes
+    assert "Column 'other'" not in notes
+    rows = "".join(f"{k % 2} 1:{own} 2:1\n" for k, own in enumerate(times))
+    (tmp_path / "a.svm").write_text(rows)
+    _, notes = opened("ranking", Ranker([], 2, LAYERS), None, tmp_path / "a.svm")
+    assert "Column 1 of" in notes and "Column 2 of" not in notes
+
+
+def test_a_label_is_no_feature(tmp_path):
+    path = write(tmp_path / "a.csv", price=range(20))
+    for dense, wrong in ((["price", "label"], "'label' is the label"), (["price"] * 2, "twice")):
+        with pytest.raises(MattaError, match=wrong):
+            opened("ranking", Ranker([], 2, LAYERS), None, path, dense=dense)
+
+
+def test_decimals_are_numbers(tmp_path):
+    """As Spark and databases write them."""
+    one = bert(tmp_path, num_labels=1)
+    path = write(tmp_path / "a.parquet", label=[Decimal(k) / 4 for k in range(20)])
+    data, _ = opened("text_classification", one, tmp_path, path)
+    assert data.train.label[:3].tolist() == [0, 0.25, 0.5]
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp("chat")
+    tokenizer = byte_tokenizer([prose(40)], 290)
+    tokenizer.chat_template = CHATML
+    tokenizer.save_pretrained(folder)
+    sizes = {"n_positions": 256, "n_embd": 16, "n_layer": 1, "n_head": 2}
+    return folder, GPT2LMHeadModel(GPT2Config(vocab_size=300, **sizes))
+
+
+def learned(chat: tuple[Path, Any], path: Path, **row: Any) -> tuple[str, str]:
+    """What is learned of twenty such rows, and what is said of them."""
+    pd.DataFrame([row] * 20).to_json(path, orient="records", lines=True)
+    data, notes = opened("causal_lm", chat[1], chat[0], path, sequence_length=256)
+    batch = data.train.batch([0])
+    tokenizer = AutoTokenizer.from_pretrained(chat[0])
+    return tokenizer.decode(batch["input_ids"][0][batch["predicted"][0]]), notes
+
+
+def test_roles_and_marks_of_other_programs(chat, tmp_path):
+    said = ["the cat", "sat on"]
+    for user, own in (("User", "Assistant"), ("human", "gpt"), ("user", "assistant")):
+        turns = [{"role": user, "content": said[0]}, {"role": own, "content": said[1]}]
+        assert learned(chat, tmp_path / "a.jsonl", messages=turns)[0].startswith("sat on")
+        last = {"role": own, "content": "came home"}
+        more = [{**turns[1], "train": False}, turns[0], last]
+        text, _ = learned(chat, tmp_path / "b.jsonl", messages=[turns[0], *more])
+        assert text.startswith("came home")
+    turns = [{"role": "user", "content": said[0]}, {"role": "model", "content": said[1]}]
+    with pytest.raises(MattaError, match=r"that answers something .*its roles: user, model"):
+        learned(chat, tmp_path / "c.jsonl", messages=turns)
+    text, notes = learned(chat, tmp_path / "d.jsonl", prompt="the cat", completion=" sat<|end|>")
+    assert text.count("<|end|>") == 2 and "20 completions end with the token that ends" in notes
+
+
+def test_links_to_folders_are_followed(two, tmp_path):
+    """As torchvision and timm follow them; one that leads up has no end."""
+    write(tmp_path / "elsewhere" / "test.csv")
+    write(tmp_path / "data" / "train.csv", text=[f"{text} too" for text in TEXTS])
+    (tmp_path / "data" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "more" / "up").symlink_to(tmp_path)
+    (tmp_path / "data" / "again").symlink_to(".")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data")
+    data, notes = of_texts(two, tmp_path / "data")
+    assert "train 1, test 1" in notes and len(data.held_out[0]) == 20
+
+
+def test_what_a_folder_has_in_place_of_data_is_said(two, tmp_path):
+    (tmp_path / "data-00000-of-00001.arrow").touch()
+    with pytest.raises(MattaError, match=r"holds no texts and labels .* no such files .*\.arrow"):
+        of_texts(two, tmp_path)
+
+
+def test_lines_with_tabs_are_said(two, tmp_path):
+    text = " and the plot was very fine"
+    (tmp_path / "a.txt").write_text("\n".join(f"{own}{text}\t{own}" for own in TEXTS))
+    _, notes = opened("sentence_embedding", two[1].bert, two[0], tmp_path / "a.txt")
+    assert "20 of 20 lines have tabs, and are a sentence each: a table of pairs" in notes
+
+
+def test_what_numbers_labels_are_is_said(tmp_path):
+    one = bert(tmp_path, num_labels=1)
+    path = write(tmp_path / "a.csv", label=[k % 6 for k in range(20)])
+    held_out = write(tmp_path / "b.csv", label=[k % 6 / 5 for k in range(20)])
+    _, notes = opened("text_classification", one, tmp_path, path, held_out=held_out)
+    assert "to train on: labels from 0 to 5." in notes
+    assert "held out: labels from 0 to 1. A CrossEncoder of sentence-transformers gives" in notes
+    one.config.problem_type = "regression"
+    _, notes = opened("text_classification", one, tmp_path, path, held_out=held_out)
+    assert "held out: labels from 0 to 1." in notes and "CrossEncoder" not in notes
+
+
+def arrays(path: Path, images: Any, labels: Any = LABELS) -> Path:
+    np.savez(path, images=np.asarray(images, np.uint8), labels=np.array(labels))
+    return path
+
+
+def test_arrays_of_another_range_and_with_transparency(tmp_path):
+    grey, model = np.arange(20)[:, None, None] + np.zeros((20, 32, 32)), image_model("a", "b")
+    with pytest.raises(MattaError, match=r"a.npz' hold 0 and 1 alone, .* multiply them by 255"):
+        opened("image_classification", model, None, arrays(tmp_path / "a.npz", grey > 3))
+    clear = np.repeat(grey[..., None], 4, -1)
+    _, notes = opened("image_classification", model, None, arrays(tmp_path / "b.npz", clear))
+    assert "18 of 18 images have transparent pixels, and transparency is left out" in notes
+    holes = arrays(tmp_path / "c.npz", grey, [-100, *LABELS[1:]])
+    _, notes = opened("image_classification", model, None, holes)
+    assert "(the first: image 0 of '" in notes and "c.npz')" in notes

@@ -63,9 +63,12 @@ def no_streaming(settings: DataSettings, what: str) -> None:
         raise MattaError(f"data.streaming is not supported for {what}: leave it out.")
 
 
-def empty(text: str, what: str) -> MattaError:
-    """The error for data that is there but holds nothing of the kind ``what``."""
-    return MattaError(f"{text!r} holds no {what}: pass other data.")
+def empty(text: str, what: str, more: Iterable[str] = ()) -> MattaError:
+    """The error for data that is there but holds nothing of the kind ``what``.
+
+    more: sentences on what is there.
+    """
+    return MattaError(" ".join([f"{text!r} holds no {what}: pass other data.", *more]))
 
 
 def check_column(

@@ -55,7 +55,7 @@ class Files:
     """The files of a folder that are data, in the order of their paths.
 
     left_out: those of a known kind that are not, such as README.md. closed: those of a form that is
-    not opened. twice: those that another one holds, too.
+    not opened. twice: those that another one holds, too. others: those of no kind that is read.
     """
 
     folder: Path
@@ -63,6 +63,7 @@ class Files:
     left_out: list[Path]
     closed: list[Path] = field(default_factory=list)
     twice: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
 
     def note(self) -> list[str]:
         """Sentences on what was left out, if anything was."""
@@ -75,6 +76,10 @@ class Files:
             if paths:
                 names = shown([path.relative_to(self.folder).as_posix() for path in paths])
                 notes.append(f"{str(self.folder)!r}: {why}: {names}.")
+        if self.others:
+            kinds = Counter(path.suffix or path.name for path in self.others).most_common(4)
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+            notes.append(f"{str(self.folder)!r}: left out, as of no kind that is read: {counts}.")
         return notes
 
 
@@ -85,11 +90,23 @@ def hidden(name: str) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below a folder, but hidden ones, in the order of their paths."""
+    """All files below a folder, but hidden ones, in the order of their paths.
+
+    Links to folders are followed, as those to files are, but none into a folder that was seen.
+    """
     found: list[Path] = []
-    for where, inside, names in os.walk(folder):
-        inside[:] = [name for name in inside if not hidden(name)]
-        found += [Path(where) / name for name in names if not hidden(name)]
+    seen: set[str] = set()
+    links = [folder]
+    while links:
+        tops, links = links, []
+        for where, inside, names in (own for top in tops for own in os.walk(top)):
+            if (real := os.path.realpath(where)) in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            inside[:] = [name for name in inside if not hidden(name)]
+            links += [Path(where) / name for name in inside if (Path(where) / name).is_symlink()]
+            found += [Path(where) / name for name in names if not hidden(name)]
     return iter(sorted(path for path in found if path.is_file()))
 
 
@@ -114,6 +131,7 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
         [path for path in known if path not in taken],
         [p for p in there if p.suffix.lower() in _CLOSED and p.suffix.lower() not in suffixes],
         [path for path in chosen if path not in once],
+        [p for p in there if p.suffix.lower() not in (*suffixes, *_CLOSED) and not _is_beside(p)],
     )
 
 
@@ -151,7 +169,9 @@ def _is_beside(path: Path) -> bool:
     stem, suffix = path.stem.lower(), path.suffix.lower()
     if suffix == ".json":
         return stem in _CARDS
-    return suffix in (".md", ".txt") and _BETWEEN.split(stem)[0] in _BESIDE
+    if suffix not in (".md", ".txt", ".rst", ".cff", ""):
+        return False
+    return _BETWEEN.split(stem)[0] in _BESIDE
 
 
 def part_of(path: Path, folder: Path) -> str:

@@ -346,6 +346,13 @@ def _parquet(path: Path, asked: Callable[[Any], Any]) -> Any:
         raise find.unreadable(path, error) from None
 
 
+def _plain(values: Any) -> Any:
+    """A column, of decimals as floats."""
+    import pyarrow as pa
+
+    return values.cast(pa.float64()) if pa.types.is_decimal(values.type) else values
+
+
 def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple[Any, ...]]:
     import pyarrow as pa
     from pyarrow import parquet
@@ -357,7 +364,7 @@ def _batches(path: Path, columns: Sequence[str], setting: str) -> Iterator[tuple
             for column in columns:
                 find.check_column(str(path), column, setting, known)
             for batch in file.iter_batches(batch_size=_ROWS, columns=list(columns)):
-                values = [batch.column(column).to_pylist() for column in columns]
+                values = [_plain(batch.column(column)).to_pylist() for column in columns]
                 yield from zip(*values, strict=True)
     except (pa.ArrowException, OSError) as error:
         raise find.unreadable(path, error) from None

@@ -93,7 +93,7 @@ def parts(
             return of_files([path], ()), None
         own = folders.data_files(path, kinds)
         if not own.files:
-            raise find.empty(text, f"{what} ({', '.join(kinds)})")
+            raise find.empty(text, f"{what} ({', '.join(kinds)})", own.note())
         found, notes = folders.parts(own, settings.config)
         return find.hub_parts(found, text, settings, training, lambda files: of_files(files, notes))
 

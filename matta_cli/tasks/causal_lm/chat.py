@@ -14,6 +14,8 @@ from matta_cli.models.tokenizer import around
 # the columns of both kinds of rows; messages may have other names, as ShareGPT's have
 MESSAGES, PAIR = ("messages",), ("prompt", "completion")
 TALKS = (MESSAGES, ("conversations",), ("conversation",))
+_UNLEARNED = ("train", "training")  # of a turn, where Axolotl says no
+_ROLES = ("system", "user", "assistant")  # also with a capital
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # ShareGPT's words
 
 # Templates that write the day's date would make other tokens each day; Llama's own default.
@@ -50,6 +52,7 @@ class Chat:
         # by HF's tags a template says itself what the assistant's part is
         self.tagged = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.template))
         self.dated = _dated(self.template)
+        self.ended = 0  # rows whose completion brings its own end
         begin, end = around(tokenizer)
         eos = tokenizer.eos_token_id
         self.begin, self.end = begin, end or ([] if eos is None else [eos])
@@ -86,6 +89,7 @@ class Chat:
             raise Left("without a prompt or a completion")
         whole = prompt + completion
         ids, predicted = self._tokens(whole, [(len(prompt), len(whole))])
+        self.ended += bool(self.end) and ids[-len(self.end) :] == self.end
         learned = [self.everything] * len(self.begin) + predicted + [True] * len(self.end)
         return [*self.begin, *ids, *self.end], learned
 
@@ -101,7 +105,8 @@ class Chat:
         first = max(prompt, 1)
         turns = [k for k in range(first, len(messages)) if messages[k]["role"] == "assistant"]
         if not turns:
-            raise Left("without an assistant's turn that answers something")
+            roles = ", ".join(dict.fromkeys(str(message["role"]) for message in messages))
+            raise Left(f"without an assistant's turn that answers something (its roles: {roles})")
         if any(not _says(messages[k]) for k in turns):
             raise Left("with an assistant's turn that is empty")
         weighed = [k for k in turns if messages[k].get("weight", 1)]
@@ -240,8 +245,12 @@ def _renamed(message: dict[str, Any]) -> dict[str, Any]:
     """A message by the names that templates know, its parts put together where all are text."""
     named: dict[str, Any] = {"role": None, **message}
     if named["role"] is None and "from" in named:
-        speaker, value = named.pop("from"), named.pop("value", None)
-        named |= {"role": _SPEAKERS.get(str(speaker), speaker), "content": value}
+        named |= {"role": named.pop("from"), "content": named.pop("value", None)}
+    if isinstance(named["role"], str):
+        role = named["role"].strip().lower()
+        named["role"] = _SPEAKERS.get(role, role if role in _ROLES else named["role"])
+    if any(named.get(mark) is False for mark in _UNLEARNED):
+        named["weight"] = 0
     parts = named.get("content")
     if isinstance(parts, list) and parts:
         texts = [part.get("text") for part in parts if isinstance(part, dict)]

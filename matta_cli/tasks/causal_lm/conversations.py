@@ -22,7 +22,7 @@ from matta_cli.tasks.causal_lm.examples import refuse_beyond
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
-_FORMAT = 2  # of how rows become tokens: another one is another key of what is kept
+_FORMAT = 3  # of how rows become tokens: another one is another key of what is kept
 
 
 @dataclass
@@ -286,6 +286,9 @@ class Reader:
             tokens, card = stored(identity, "<i4", arrays, more)
             tally = Tally(card["left"], card["cut"])
         told = tally.notes(source.name, self.length)
+        if chat.ended:
+            twice = "completions end with the token that ends each, so it stands there twice"
+            told.append(f"{source.name!r}: {chat.ended:,} {twice}: take it out of the text.")
         if not len(tokens):
             why = told[0].partition(": ")[2] if told else "it has no rows."
             raise MattaError(f"{source.name!r} holds no conversation to learn or measure: {why}")

@@ -39,7 +39,10 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             raise MattaError(f"{what}, but {text!r} is a file: {hint}")
         if not path.is_dir():
             return local([path], settings.text, text, _unread([path], settings, text)), None
-        parts, notes = folders.parts(folders.data_files(path, READ), settings.config)
+        files = folders.data_files(path, READ)
+        if not files.files:
+            raise find.empty(text, f"text ({', '.join(READ)})", files.note())
+        parts, notes = folders.parts(files, settings.config)
 
         def part(files: list[Path]) -> Text:
             return local(files, settings.text, text, [*notes, *_unread(files, settings, text)])
@@ -52,9 +55,8 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
 
 def _unread(files: Sequence[Path], settings: DataSettings, name: str) -> list[str]:
     """A sentence where there are conversations, too, beside the text that is read."""
-    first = files[0]
-    table = first.suffix.lower() in records.TABLES
-    return _beside(records.names(first), settings, name) if table else []
+    table = bool(files) and files[0].suffix.lower() in records.TABLES
+    return _beside(records.names(files[0]), settings, name) if table else []
 
 
 def _beside(known: Sequence[str], settings: DataSettings, name: str) -> list[str]:

@@ -87,7 +87,7 @@ def _checked(source: Source, chosen: Sequence[int], name: str) -> tuple[np.ndarr
         try:
             own = content(i)
             digest = hashlib.blake2b(own, digest_size=8).digest()
-            odd = _odd(own) if source.encoded else []
+            odd = _odd(own) if source.encoded else _transparent(source.read(i))
             return int.from_bytes(digest, "little", signed=True), odd, ""
         except Exception as error:
             # what PIL raises for a damaged file is open-ended
@@ -118,8 +118,12 @@ def _odd(content: bytes) -> list[str]:
     image = decoded(content, small=True)
     plain(image)
     odd = ["frames"] if getattr(image, "is_animated", False) else []
-    if "A" in image.getbands() or "a" in image.mode or "transparency" in image.info:
-        whole = image.convert("RGBA")
-        odd += ["transparent"] if whole.getextrema()[3][0] < 255 else []
+    odd += _transparent(image)
     odd += ["turned"] if image.getexif().get(ORIENTATION, 1) != 1 else []
     return odd + (["deep"] if image.mode.startswith("I") else [])
+
+
+def _transparent(image: Any) -> list[str]:
+    if not ("A" in image.getbands() or "a" in image.mode or "transparency" in image.info):
+        return []
+    return ["transparent"] if image.convert("RGBA").getextrema()[3][0] < 255 else []

@@ -329,6 +329,9 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
         given = f"The labels in {name!r} are {labels.dtype} {list(labels.shape)}"
         needed = f"one whole number for each of the {len(images)} images is needed."
         raise MattaError(f"{given}; {needed}")
+    if len(images) and images.max() == 1:
+        wrong = f"The images in {name!r} hold 0 and 1 alone, which are all but black of 0 to 255"
+        raise MattaError(f"{wrong}: multiply them by 255.")
     if not grey and images.shape[3] == 1:
         images = images[..., 0]
     return Source(
@@ -336,6 +339,7 @@ def _source(images: np.ndarray, labels: np.ndarray, name: str) -> Source:
         lambda i: Image.fromarray(images[i]),
         content=lambda i: images[i].tobytes(),
         encoded=False,
+        name=name,
     )
 
 

@@ -94,7 +94,7 @@ class ImageClassification(KindTask):
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run
         digests, odd = check(held_out, [int(i) for i in split.indices], name)
-        notes += [*said, *odd]
+        notes += [*said, *odd, *prepare.left(held_out)]
         if train is None:
             return self.described(measured, "", [split], "images", "images", notes)
         train, said = numbered(train, model, given)

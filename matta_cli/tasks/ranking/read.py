@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from matta_cli.tasks.ranking.examples import Rows
 from matta_cli.tasks.scores import numbered
 from matta_cli.tasks.unlabelled import divided
 
+_LOOKED = 4096  # values of a column of which it is told whether float32 tells them apart
 _SHOWN = 12  # features that are said by name
 _FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
 
@@ -66,7 +68,7 @@ def _files(text: str, flag: str, settings: DataSettings, notes: list[str]) -> Pa
     known = {own.suffix.lower() for own in folders.walk(path)} - {*libsvm.SIDECARS, *libsvm.UNREAD}
     files = folders.data_files(path, sorted(known & set(tables.SUFFIXES) or known))
     if not files.files:
-        raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)")
+        raise find.empty(text, "rows to rank (CSV, Parquet, LibSVM)", files.note())
     parts, said = folders.parts(files, settings.config)
     notes += said
     return find.hub_parts(parts, text, settings, True, lambda own: own)
@@ -126,6 +128,10 @@ def _libsvm(groups: Sequence[list[Path]], model: Any, notes: list[str]) -> list[
             numbers = f"{columns} columns, but the model reads {width} dense features."
             raise MattaError(f"{str(file.path)!r} has {numbers}")
         notes += file.notes
+        own = file.features[:_LOOKED, first:].toarray()
+        for k, values in enumerate(own.T, first):
+            with np.errstate(over="ignore"):
+                notes += _merged(values, values.astype(np.float32), f"Column {k} of {file.path}")
     return [_joined([_libsvm_rows(file, first, width) for file in files]) for files in loaded]
 
 
@@ -182,6 +188,13 @@ def _table(
     wanted += [(settings.id, "data.id")] if settings.id else []
     for column, setting in wanted:
         find.check_column(name, column, setting, known)
+    read = Counter([*settings.categorical, *settings.dense])
+    if settings.label in read:
+        leak = "is the label (data.label), and also among the features"
+        raise MattaError(f"{settings.label!r} {leak} (data.dense, data.categorical): take it out.")
+    if twice := [column for column, count in read.items() if count > 1]:
+        several = "is named twice in data.dense and data.categorical"
+        raise MattaError(f"{twice[0]!r} {several}: name each column once.")
     fields, width = features_of(model)
     if len(settings.categorical) != len(fields):
         named = f"data.categorical names {len(settings.categorical)} columns"
@@ -198,6 +211,8 @@ def _table(
         listed = shown(dense, _SHOWN)
         notes.append(f"{name!r}: dense features, in the model's order (else data.dense): {listed}.")
     numbers = [_numbers(table, column) for column in dense]
+    for column, own in zip(dense, numbers, strict=True):
+        notes += _merged(table.numbers(column, ""), own, f"Column {column!r} of {name!r}")
     return Rows(
         np.stack(numbers, axis=1) if numbers else None,
         np.stack(codes, axis=1) if codes else None,
@@ -271,6 +286,18 @@ def _numbers(table: Table, column: str, *, holes: bool = False) -> np.ndarray:
         hint = "scale them, or store them as decimals if that does not matter"
         table.complete(column, lost, rounded, f"{hint} (names of things go to data.categorical)")
     return numbers
+
+
+def _merged(values: np.ndarray, numbers: np.ndarray, which: str) -> list[str]:
+    """A sentence where many values that differ are the same number in float32; some are looked at.
+
+    Times in seconds are such.
+    """
+    before, after = (len(np.unique(own[:_LOOKED])) for own in (values, numbers))
+    if 2 * after > before:
+        return []
+    scale = "subtract what they have in common, or scale them, if they matter"
+    return [f"{which}: {before:,} values that differ are {after:,} in float32: {scale}."]
 
 
 def _codes(table: Table, column: str, cardinality: int) -> np.ndarray:

@@ -59,7 +59,14 @@ def _file(path: Path, settings: DataSettings) -> Texts:
     if kind not in _LINES:
         known = f"matta reads {', '.join((*_LINES, *records.TABLES))}"
         raise MattaError(f"{str(path)!r} is of no kind that is known as sentences: {known}.")
-    return Texts("".join(lines(path)).split("\n"))
+    texts = "".join(lines(path)).split("\n")
+    tabs, there = sum("\t" in text for text in texts), sum(bool(text.strip()) for text in texts)
+    notes = []
+    if 2 * tabs > there:
+        have = f"{tabs:,} of {there:,} lines have tabs, and are a sentence each"
+        do = "a table of pairs is a .tsv whose first line names its columns"
+        notes = [f"{str(path)!r}: {have}: {do}."]
+    return Texts(texts, notes=tuple(notes))
 
 
 def from_source(source: Source, settings: DataSettings) -> Texts:

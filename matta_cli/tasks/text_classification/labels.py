@@ -24,6 +24,7 @@ from matta_cli.tasks.unlabelled import missing, spread
 
 _SHOWN = 20  # labels of which it is said how many texts have them
 _SIGMOID = "Sigmoid"
+_SAYS = '"sentence_transformers": {"activation_fn": "torch.nn.modules.activation.Sigmoid"}'
 
 
 class Labels:
@@ -201,7 +202,14 @@ class Labels:
         elif isinstance(kind, SeveralLabels):
             counts = label.sum(0).astype(int)
         else:
-            return []
+            told = f"{part}: labels from {float(label.min()):g} to {float(label.max()):g}"
+            if not isinstance(kind, Number):
+                told += f"; {int((label > 0).sum()):,} of {len(label):,} are relevant (above 0)"
+            elif not kind.odds and self.problem is None and 0 <= label.min() <= label.max() <= 1:
+                # its default, which its folders do not say; Trainers write 'regression'
+                told += ". A CrossEncoder of sentence-transformers gives probabilities: if the "
+                told += f"model is one, say {_SAYS} in its config.json"
+            return [f"{told}."]
         absent = [own for own, count in zip(self.called, counts, strict=True) if not count]
         notes = [f"{part}: no text has the label {shown(absent)}."] if absent else []
         if self.outputs <= _SHOWN:
