@@ -608,3 +608,35 @@ def test_classes_of_a_checkpoint_that_names_others(tmp_path):
     torch.save({"model": one.state_dict(), "label2id": {"no": 1, "yes": 0}}, tmp_path / "a.pt")
     source = open_source(str(tmp_path / "a.pt"), model_config=tmp_path / "config.json")
     assert load.opened(plugins.adapter("bert"), source).config.id2label == {0: "yes", 1: "no"}
+
+
+FEATURES = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': bad
+          '1': good
+---
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_numbers_of_a_clone_are_the_names_that_its_card_gives_them(two, tmp_path, kind):
+    (tmp_path / "README.md").write_text(FEATURES)
+    for own in (LABELS, [float(k) for k in LABELS], [("bad", "good")[k] for k in LABELS]):
+        write(tmp_path / "data" / f"train.{kind}", label=own)
+        data, _ = of_texts(two, tmp_path)
+        assert data.train.label[:4].tolist() == [1, 0, 1, 0]
+    for k in range(20):
+        picture(tmp_path / "data" / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    path = write(tmp_path / "data" / f"train.{kind}", file_name=files)
+    found = opened("image_classification", image_model("good", "bad"), None, path)[0]
+    assert found.train.batch(range(4))["label"].tolist() == [1, 0, 1, 0]
+    (tmp_path / "README.md").write_text(FEATURES.replace("name: label", "name: other"))
+    assert of_texts(two, write(path))[0].train.label[:4].tolist() == [0, 1, 0, 1]
