@@ -106,7 +106,8 @@ class Source:
     ``sizes`` comes with ``tensors`` of matta's own format: ``build`` makes the module that they fit
     from that of ``config``. ``beside``: the folder with the files that belong to the model besides
     its weights (tokenizer); matta takes care of those. ``notes``: what was chosen in opening it, in
-    sentences for the user.
+    sentences for the user. ``classes``: their names in the model's order, where the file of the
+    weights tells them; matta takes care of those, too.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Source:
     drop_head: bool = False
     beside: Path | None = None
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 class Adapter(ABC):

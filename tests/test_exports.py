@@ -22,7 +22,9 @@ from test_adapters import images
 from transformers import AutoTokenizer, BertForTokenClassification, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.errors import MattaError
+from matta_cli.models import load, plugins
 from matta_cli.models.checkpoint import find
+from matta_cli.models.source import open_source
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.image_classification.read import read_images
 from matta_cli.tasks.image_classification.tables import Known
@@ -575,3 +577,66 @@ def test_arrays_of_another_range_and_with_transparency(tmp_path):
     holes = arrays(tmp_path / "c.npz", grey, [-100, *LABELS[1:]])
     _, notes = opened("image_classification", model, None, holes)
     assert "(the first: image 0 of '" in notes and "c.npz')" in notes
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"class_to_idx": {"1": 0, "10": 1, "2": 2}},
+        {"classes": ["1", "10", "2"]},
+        {"idx_to_class": {0: "1", 1: "10", 2: "2"}},
+    ],
+)
+def test_classes_that_a_checkpoint_names(tmp_path, told):
+    """torchvision numbers folders by letters, and timm as people count."""
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, depth=1)
+    torch.save({"state_dict": model.state_dict(), **told}, tmp_path / "m.pth")
+    own, adapter = open_source(str(tmp_path / "m.pth")), plugins.adapter("vit")
+    for k in range(30):
+        picture(tmp_path / "data" / ("1", "2", "10")[k % 3] / f"{k}.png", k)
+    data, _ = opened("image_classification", load.opened(adapter, own), None, tmp_path / "data")
+    batch = data.train.batch(range(len(data.train)))
+    names = [name.split("/")[0] for name in data.train.source.names]
+    assert [("1", "10", "2")[k] for k in batch["label"].tolist()] == names
+    assert "as the file of the weights says: 0 1, 1 10, 2 2." in adapter.notes[-1]
+
+
+def test_classes_of_a_checkpoint_that_names_others(tmp_path):
+    for told in ({"classes": ["a"]}, {"class_to_idx": {"a": 0, "b": 2}}, {"classes": [1, 2]}):
+        assert find({"state_dict": {"a.weight": torch.ones(1)}, **told}, "x").classes == ()
+    one = bert(tmp_path, num_labels=2)
+    torch.save({"model": one.state_dict(), "label2id": {"no": 1, "yes": 0}}, tmp_path / "a.pt")
+    source = open_source(str(tmp_path / "a.pt"), model_config=tmp_path / "config.json")
+    assert load.opened(plugins.adapter("bert"), source).config.id2label == {0: "yes", 1: "no"}
+
+
+FEATURES = """---
+dataset_info:
+  features:
+  - name: text
+    dtype: string
+  - name: label
+    dtype:
+      class_label:
+        names:
+          '0': bad
+          '1': good
+---
+"""
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_numbers_of_a_clone_are_the_names_that_its_card_gives_them(two, tmp_path, kind):
+    (tmp_path / "README.md").write_text(FEATURES)
+    for own in (LABELS, [float(k) for k in LABELS], [("bad", "good")[k] for k in LABELS]):
+        write(tmp_path / "data" / f"train.{kind}", label=own)
+        data, _ = of_texts(two, tmp_path)
+        assert data.train.label[:4].tolist() == [1, 0, 1, 0]
+    for k in range(20):
+        picture(tmp_path / "data" / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    path = write(tmp_path / "data" / f"train.{kind}", file_name=files)
+    found = opened("image_classification", image_model("good", "bad"), None, path)[0]
+    assert found.train.batch(range(4))["label"].tolist() == [1, 0, 1, 0]
+    (tmp_path / "README.md").write_text(FEATURES.replace("name: label", "name: other"))
+    assert of_texts(two, write(path))[0].train.label[:4].tolist() == [0, 1, 0, 1]

@@ -33,19 +33,52 @@ def stated(folder: Path, config: str) -> tuple[str, dict[str, set[Path]]]:
     return name, found if any(found.values()) else {}
 
 
+def classes(path: Path, column: str) -> list[str] | None:
+    """What the numbers in a file's column stand for, where the card of its data set says so.
+
+    The card lies beside the file, or, as of ``data/train.csv``, one folder above.
+    """
+    told = [_head(folder).get("dataset_info") for folder in (path.parent, path.parent.parent)]
+    infos = [own for info in told for own in (info if isinstance(info, list) else [info])]
+    listed = [own.get("features") for own in infos if isinstance(own, dict)]
+    features = [own for those in listed for own in (those if isinstance(those, list) else [])]
+    found = [_names(own) for own in features if isinstance(own, dict) and own.get("name") == column]
+    # of several configurations that differ nobody knows which one is meant
+    return found[0] if found and all(own == found[0] for own in found) else None
+
+
+def _names(feature: dict[str, Any]) -> list[str] | None:
+    """The names of a feature of classes, or of lists of them."""
+    for key in ("list", "sequence", "dtype"):
+        kind = feature.get(key)
+        label = kind.get("class_label") if isinstance(kind, dict) else None
+        names = label.get("names") if isinstance(label, dict) else None
+        if isinstance(names, dict):
+            known = {str(k): name for k, name in names.items()}
+            names = [known.get(str(k)) for k in range(len(known))]
+        if isinstance(names, list) and names and all(isinstance(name, str) for name in names):
+            return names
+    return None
+
+
 def _configs(folder: Path) -> list[dict[str, Any]]:
     """What the card's head lists, as far as it is of a form that is known."""
+    listed = _head(folder).get("configs")
+    return [own for own in listed if isinstance(own, dict)] if isinstance(listed, list) else []
+
+
+def _head(folder: Path) -> dict[str, Any]:
+    """What stands above the card's text."""
     from huggingface_hub import metadata_load
 
     path = folder / "README.md"
     if not path.is_file():
-        return []
+        return {}
     try:
         head: Any = metadata_load(path)
     except Exception:  # a card is for people first: one that is damaged tells nothing
-        return []
-    listed = head.get("configs") if isinstance(head, dict) else None
-    return [own for own in listed if isinstance(own, dict)] if isinstance(listed, list) else []
+        return {}
+    return head if isinstance(head, dict) else {}
 
 
 def _patterns(config: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from matta_cli.data import find, folders, records
+from matta_cli.data import cards, find, folders, records
 from matta_cli.data.lines import lines
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 
 T = TypeVar("T")
 
+_NUMBER = re.compile(r"(-?\d{1,9})(\.0*)?")  # of a class
 _BENCHMARK = 7  # cells of a row of the STS benchmark's own files: the score is the fifth
 
 
@@ -114,9 +116,30 @@ def of_file(path: Path, settings: DataSettings, optional: Sequence[str] = ()) ->
         records.names(path, optional),
         lambda columns, setting: records.rows(path, columns, setting, tally, optional),
         records.unit(path),
-        lambda column: records.classes(path, column),
+        lambda column: named_classes(path, column),
         tally=tally,
     )
+
+
+def named_classes(path: Path, column: str) -> list[str] | None:
+    """What the numbers in a file's column stand for, where the file or its card says so."""
+    return records.classes(path, column) or cards.classes(path, column)
+
+
+def class_named(value: Any, classes: Sequence[str] | None) -> Any:
+    """A label by the name that its number stands for in the data; None for one of no class.
+
+    A number may be text or a float, as CSV and pandas have it; other labels are as they are.
+    """
+    if classes is None or value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, list):
+        return [class_named(one, classes) for one in value]
+    number = _NUMBER.fullmatch(str(value).strip())
+    if number is None or value in classes:
+        return value
+    at = int(number[1])
+    return classes[at] if 0 <= at < len(classes) else None
 
 
 def of_split(rows: Any, name: str) -> Source:

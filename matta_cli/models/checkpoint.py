@@ -17,6 +17,9 @@ _WRAPPED = ("state_dict", "model", "model_state_dict", "module", "net", "network
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 # names of the first BERTs, which transformers reads so, too
 _RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+# under which classes stand beside weights, by name -> number, or the other way round
+_NUMBERS = ("class_to_idx", "label2id", "label_to_idx")
+_NAMES = (*_NUMBERS, "idx_to_class", "id2label", "classes", "class_names", "label_names")
 _DEPTH = 8  # dictionaries within one another
 
 
@@ -24,12 +27,14 @@ _DEPTH = 8  # dictionaries within one another
 class Opened:
     """What a file holds: tensors by name, or a module.
 
-    config: what nanoGPT says of its model beside them. notes: what was chosen, for people.
+    config: what nanoGPT says of its model beside them. notes: what was chosen, for people. classes:
+    their names in the model's order, where these are told beside them.
     """
 
     state: Mapping[str, Tensor] | nn.Module
     config: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
 
 def find(opened: Any, name: str) -> Opened:
@@ -40,18 +45,20 @@ def find(opened: Any, name: str) -> Opened:
     """
     notes: list[str] = []
     config: Mapping[str, Any] = {}
+    classes: tuple[str, ...] = ()
     for _ in range(_DEPTH):
         if isinstance(opened, nn.Module):
-            return Opened(_unwrapped(opened), config, tuple(notes))
+            return Opened(_unwrapped(opened), config, tuple(notes), classes)
         if not isinstance(opened, Mapping):
             what = f"{name!r} holds a {type(opened).__name__}"
             raise MattaError(f"{what}, but a state dict (tensors by name) is needed.")
         if _is_state(opened):
-            return Opened(strip_prefixes(_tensors(opened)), config, tuple(notes))
-        config = config or _nanogpt(opened)
+            return Opened(strip_prefixes(_tensors(opened)), config, tuple(notes), classes)
+        config, classes = config or _nanogpt(opened), classes or _classes(opened)
         key = _chosen(opened, name, notes)
         if key is None:
-            return Opened(strip_prefixes(_with_named_rest(opened, name, notes)), config, (*notes,))
+            state = strip_prefixes(_with_named_rest(opened, name, notes))
+            return Opened(state, config, tuple(notes), classes)
         opened = opened[key]
     raise MattaError(f"{name!r} holds dictionaries within dictionaries, but no state dict.")
 
@@ -159,6 +166,21 @@ def _nanogpt(opened: Mapping[Any, Any]) -> dict[str, Any]:
     end = 50256 if told["vocab_size"] in (50257, 50304) else None  # of GPT-2's own tokens
     ends = {"bos_token_id": end, "eos_token_id": end}
     return {own: told[key] for key, own in names.items()} | ends | {"activation_function": "gelu"}
+
+
+def _classes(opened: Mapping[Any, Any]) -> tuple[str, ...]:
+    """The names of classes that training scripts put beside the weights, in the model's order."""
+    for key in _NAMES:
+        told = opened.get(key)
+        pairs = list(told.items()) if isinstance(told, Mapping) else []
+        pairs = list(enumerate(told)) if isinstance(told, (list, tuple)) else pairs
+        turned = [(k, name) for name, k in pairs] if key in _NUMBERS else pairs
+        # keys of JSON are text
+        known = {str(k): name for k, name in turned if isinstance(k, (int, str))}
+        names = [known.get(str(k)) for k in range(len(pairs))]
+        if all(isinstance(name, str) for name in names) and len({*names}) == len(names) > 1:
+            return tuple(map(str, names))
+    return ()
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from matta_cli.models.quantized import quiet, refuse_missing
 from matta_cli.models.source import open_source, read_json
 from matta_cli.progress import Say
 
+_SHOWN = 20  # classes that are said by name
 # the class of transformers that opens a model of any architecture for a task
 _AUTO = {
     "causal_lm": "AutoModelForCausalLM",
@@ -89,12 +91,34 @@ def opened(adapter: Adapter, source: Source) -> nn.Module:
     Raises ``MattaError`` where it cannot: whatever the libraries under it make of what is wrong.
     """
     try:
-        return adapter.load(source)
+        model = adapter.load(source)
     except MattaError:
         raise
     except Exception as error:
         what = f"{source.name!r} cannot be opened by the adapter {adapter.name!r}"
         raise MattaError(f"{what}: {type(error).__name__}: {said(error)}.") from error
+    if source.classes and _named(model, source.classes):
+        listed = ", ".join(f"{k} {name}" for k, name in enumerate(source.classes[:_SHOWN]))
+        more = ", ..." if source.classes[_SHOWN:] else ""
+        told = f"Classes are numbered as the file of the weights says: {listed}{more}."
+        adapter.notes = [*adapter.notes, told]
+    return model
+
+
+def _named(model: Any, classes: Sequence[str]) -> bool:
+    """Give a model's classes these names, if there are as many, and it has none for them."""
+    config, stored = getattr(model, "config", None), getattr(model, "pretrained_cfg", None)
+    if isinstance(stored, dict):  # of timm
+        fits = getattr(model, "num_classes", 0) == len(classes) and not stored.get("label_names")
+        if fits:
+            model.pretrained_cfg = model.default_cfg = {**stored, "label_names": list(classes)}
+        return fits
+    made_up = {k: f"LABEL_{k}" for k in range(len(classes))}
+    if config is None or getattr(config, "id2label", None) != made_up:
+        return False
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: k for k, name in enumerate(classes)}
+    return True
 
 
 def own_memory(model: nn.Module) -> None:

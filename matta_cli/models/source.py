@@ -105,11 +105,12 @@ def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: b
     else:
         opened = _torch_load(path, text, allow_pickle)
     found = checkpoint.find(opened, text)
+    told = Source(text, notes=found.notes, classes=found.classes)
     if isinstance(found.state, nn.Module):
-        return Source(name=text, config=config, module=found.state, notes=found.notes)
+        return replace(told, config=config, module=found.state)
     _refuse_odd(found.state, text)
     foreign.refuse_tensors(found.state, text)
-    return Source(text, config or found.config, tensors=found.state, notes=found.notes)
+    return replace(told, config=config or found.config, tensors=found.state)
 
 
 def _refuse_odd(tensors: Mapping[str, Tensor], text: str) -> None:

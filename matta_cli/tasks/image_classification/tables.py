@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from matta_cli.data import find, folders, records
+from matta_cli.data import find, folders, records, sources
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.class_names import simplified
@@ -84,7 +84,7 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
     base = Path(os.path.commonpath([str(file.parent) for file in files]))
     names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
     _refuse_contradictions(rows, names)
-    names_of = [records.classes(file, settings.label) for file in files]
+    names_of = [sources.named_classes(file, settings.label) for file in files]
     given = None if any(own != names_of[0] for own in names_of) else names_of[0]
     labels, classes = _labels(rows, files, settings.label, known, given)
     status = [path.stat() for path in rows.paths]

@@ -150,7 +150,8 @@ def _add(
         if rows.second is not None:
             rows.second.append(own[1])
         label = values[len(texts) : len(texts) + len(labels)]
-        rows.label.append(list(label) if hot else _named(next(iter(label), None), classes))
+        one = None if hot else sources.class_named(next(iter(label), None), classes)
+        rows.label.append(list(label) if hot else one)
         rows.number.append(number)
         rows.place.append(place)
         keys = iter(values[len(texts) + len(labels) :])
@@ -185,15 +186,6 @@ def _labels(
     except MattaError as lack:
         rows.lacks = str(lack)
     return []
-
-
-def _named(value: Any, classes: list[str] | None) -> Any:
-    """A label with the name that its number stands for in the data."""
-    if classes is None or value is None:
-        return value
-    if isinstance(value, list):
-        return [_named(one, classes) for one in value]
-    return classes[value] if isinstance(value, int) and 0 <= value < len(classes) else None
 
 
 def _keys(values: Sequence[Any], column: str, called: Callable[[int], str]) -> list[str]:
