@@ -89,7 +89,6 @@ class ImageClassification(KindTask):
         self.notes += prepare.notes
         if prepare.mode == "L" and len(held_out.labels) and _has_colours(held_out):
             self.notes.append("The model reads grey images: colours are lost.")
-        notes += prepare.left(held_out)
         measured = Images(held_out, prepare, name)
         split = sample(measured, settings.eval_examples)
         # before any of them is needed, not in the middle of a run
