@@ -206,7 +206,11 @@ def test_what_every_process_refuses_is_said_once(made):
 
 @pytest.mark.parametrize(
     ("flags", "sentence"),
-    [(["--devices", "0"], "--devices 0 is not possible"), (["--shard"], "needs several devices")],
+    [
+        (["--devices", "0"], "--devices 0 is not possible"),
+        (["--devices", str(10**9)], "is not possible: this machine has"),
+        (["--shard"], "needs several devices"),
+    ],
 )
 def test_refusals(made, flags, sentence):
     done = distill_here(made / "ranker-two", "--overwrite", *flags)

@@ -109,6 +109,10 @@ def _start(devices: int | None, dry_run: bool) -> None:
         raise MattaError(f"--devices {devices} is not possible: a run has 1 device or more.")
     if devices is None or devices == 1 or "RANK" in os.environ or dry_run:
         return
+    cores = os.cpu_count() or 1
+    if devices > max(8, cores):  # no machine has more GPUs than these
+        has = f"this machine has {cores} core{'s' * (cores > 1)}, and each is a process"
+        raise MattaError(f"--devices {devices} is not possible: {has}.")
     from matta_cli.devices.processes import launch
 
     sys.exit(launch(devices, sys.argv[1:]))
