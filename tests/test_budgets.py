@@ -410,6 +410,15 @@ def test_a_search_that_is_refused_leaves_nothing(trained, tmp_path):
     assert (here / "search").exists()  # which somebody else has made
 
 
+def test_a_search_of_stock_students_where_none_is(trained, tmp_path):
+    """A ranker's Students are of no stock library: the front was empty, with a traceback."""
+    recipe, here = copy.deepcopy(trained[0]), tmp_path / "out"
+    shutil.copytree(trained[1], here, ignore=shutil.ignore_patterns("search"))
+    recipe.search.stock_only, recipe.search.trials = True, 1
+    with pytest.raises(MattaError, match=r"stock library: leave out --stock-only\.$"):
+        search(recipe, here)
+
+
 def test_an_impossible_budget_names_the_nearest(trained):
     recipe, out = trained
     with pytest.raises(MattaError) as refused:

@@ -59,6 +59,9 @@ def search(
             auto = AUTO in recipe.export.quantize and not measured
             bits = Bits(run, listen) if auto else None
             students = bits.choose(amounts) if bits else run.run(amounts, listen)
+            if not run.allowed():
+                what = "No Student that was tried can be loaded by a stock library"
+                raise MattaError(f"{what}: leave out --stock-only.")
             report = report_of(run, students, out, measured=measured)
             report.notes += bits.notes if bits else []
         except KeyboardInterrupt:
