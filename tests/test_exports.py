@@ -640,3 +640,16 @@ def test_numbers_of_a_clone_are_the_names_that_its_card_gives_them(two, tmp_path
     assert found.train.batch(range(4))["label"].tolist() == [1, 0, 1, 0]
     (tmp_path / "README.md").write_text(FEATURES.replace("name: label", "name: other"))
     assert of_texts(two, write(path))[0].train.label[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_images_that_tables_name_twice_are_read_once(tmp_path):
+    """As where labels.csv stands beside metadata.csv."""
+    for k in range(20):
+        picture(tmp_path / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    table = pd.DataFrame({"file_name": files, "label": LABELS})
+    table.assign(path="old/" + table["file_name"]).to_csv(tmp_path / "metadata.csv", index=False)
+    write(tmp_path / "labels.csv", file_name=[f"./{name}" for name in files])
+    data, notes = opened("image_classification", image_model("a", "b"), None, tmp_path)
+    assert len(data.train) == 18 and "20 rows name images that others have named" in notes
+    assert "metadata.csv': 'file_name' is read, not 'path'" in notes
