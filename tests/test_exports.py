@@ -699,3 +699,12 @@ def test_columns_whose_later_values_are_of_another_kind(tmp_path, monkeypatch):
     kinds = [str(table.columns[name].type) for name in "abcd"]
     assert kinds == ["double", "int64", "string", "int64"] and len(table) == 61
     assert table.columns["a"].to_pylist()[-2:] == [59, 0.5]
+
+
+@pytest.mark.parametrize("form", ["{:03}.{}", "n{:08}-{}", "{} {}"])
+def test_numbers_before_names_of_classes(tmp_path, form):
+    """As CUB's and Stanford's folders have them: their order is not the model's."""
+    for k in range(20):
+        picture(tmp_path / form.format(k % 2 + 1, ("zebra", "Wild_ape")[k % 2]) / f"{k}.png", k)
+    _, notes = opened("image_classification", image_model("wild ape", "zebra"), None, tmp_path)
+    assert "numbered by the names that the model has: 0 wild ape, 1 zebra." in notes
