@@ -19,8 +19,16 @@ import torch
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
-from transformers import AutoTokenizer, BertForTokenClassification, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    AutoTokenizer,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
+from matta_cli.data import tables
 from matta_cli.errors import MattaError
 from matta_cli.models import load, plugins
 from matta_cli.models.checkpoint import find
@@ -30,6 +38,8 @@ from matta_cli.tasks.image_classification.read import read_images
 from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.ranking import libsvm
 from matta_cli.tasks.task import task
+from matta_cli.tasks.texts.encoder import Encoder
+from matta_cli.tasks.token_classification.examples import Pieces
 from matta_cli.training import teacher_file
 from matta_cli.training.file_teacher import FileTeacher
 from tests.sample_text import CHATML, byte_tokenizer, prose
@@ -640,3 +650,61 @@ def test_numbers_of_a_clone_are_the_names_that_its_card_gives_them(two, tmp_path
     assert found.train.batch(range(4))["label"].tolist() == [1, 0, 1, 0]
     (tmp_path / "README.md").write_text(FEATURES.replace("name: label", "name: other"))
     assert of_texts(two, write(path))[0].train.label[:4].tolist() == [0, 1, 0, 1]
+
+
+def test_images_that_tables_name_twice_are_read_once(tmp_path):
+    """As where labels.csv stands beside metadata.csv."""
+    for k in range(20):
+        picture(tmp_path / f"{k}.png", k)
+    files = [f"{k}.png" for k in range(20)]
+    table = pd.DataFrame({"file_name": files, "label": LABELS})
+    table.assign(path="old/" + table["file_name"]).to_csv(tmp_path / "metadata.csv", index=False)
+    write(tmp_path / "labels.csv", file_name=[f"./{name}" for name in files])
+    data, notes = opened("image_classification", image_model("a", "b"), None, tmp_path)
+    assert len(data.train) == 18 and "20 rows name images that others have named" in notes
+    assert "metadata.csv': 'file_name' is read, not 'path'" in notes
+
+
+@pytest.mark.parametrize("kind", ["unigram", "bytes"])
+def test_a_blank_of_its_own_is_the_first_token_of_a_word(kind):
+    """As XLM-R and RoBERTa have it, and what taggers learned to say at it."""
+    if kind == "unigram":
+        letters = [("<unk>", 0.0), ("<s>", 0.0), ("\u2581", -2.0), ("\u2581the", -1.0)]
+        letters += [(letter, -3.0) for letter in "abcdehint"]
+        tokenizer = Tokenizer(models.Unigram(letters, unk_id=0))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    else:
+        letters = ["<unk>", "<s>", *pre_tokenizers.ByteLevel.alphabet()]
+        numbers = {letter: k for k, letter in enumerate(letters)}
+        numbers |= {"th": len(letters), "\u0120th": len(letters) + 1}
+        tokenizer = Tokenizer(models.BPE(numbers, [("t", "h"), ("\u0120", "th")]))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.post_processor = processors.RobertaProcessing(("<s>", 1), ("<s>", 1))
+    own = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>")
+    own.add_prefix_space = True
+    for words in (["the", "cat", "in"], ["a", "the", "\U0001f642", "-", "the"], ["hat"]):
+        made = Pieces(Encoder(own, 64), [words])
+        stock = own(words, is_split_into_words=True)
+        assert made.tokens.ids.tolist() == stock["input_ids"]
+        assert made.first[0].tolist() == [stock.word_ids().index(k) for k in range(len(words))]
+
+
+def test_columns_whose_later_values_are_of_another_kind(tmp_path, monkeypatch):
+    """Types are told from the first block: whole numbers may have decimals in a later one."""
+    monkeypatch.setattr(tables, "_BLOCK", 200)
+    rows = "".join(f"{k},,{k},{k}\n" for k in range(60)) + "0.5,7,x,2\n"
+    (tmp_path / "a.csv").write_text("a,b,c,d\n" + rows)
+    table = tables.Table([tmp_path / "a.csv"])
+    kinds = [str(table.columns[name].type) for name in "abcd"]
+    assert kinds == ["double", "int64", "string", "int64"] and len(table) == 61
+    assert table.columns["a"].to_pylist()[-2:] == [59, 0.5]
+
+
+@pytest.mark.parametrize("form", ["{:03}.{}", "n{:08}-{}", "{} {}"])
+def test_numbers_before_names_of_classes(tmp_path, form):
+    """As CUB's and Stanford's folders have them: their order is not the model's."""
+    for k in range(20):
+        picture(tmp_path / form.format(k % 2 + 1, ("zebra", "Wild_ape")[k % 2]) / f"{k}.png", k)
+    _, notes = opened("image_classification", image_model("wild ape", "zebra"), None, tmp_path)
+    assert "numbered by the names that the model has: 0 wild ape, 1 zebra." in notes

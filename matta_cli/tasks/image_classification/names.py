@@ -16,6 +16,7 @@ from matta_cli.tasks.class_names import names_of, numbers_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.unlabelled import spread
 
+_PREFIX = re.compile(r"^n?\d+[\s._-]+")  # of a name, in some collections
 _SHOWN = 20  # classes that are said by name
 
 
@@ -28,6 +29,9 @@ def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
         return source, []
     names, known = names_of(model), numbers_of(model)
     found = [known.get(own, known.get(simplified(own))) for own in source.classes]
+    bare = [known.get(simplified(_PREFIX.sub("", own))) for own in source.classes]
+    if not any(number is not None for number in found) and None not in bare:
+        found = bare  # 001.ape, or n02085620-ape
     if any(number is not None for number in found):
         odd = [own for own, number in zip(source.classes, found, strict=True) if number is None]
         if odd:

@@ -88,7 +88,7 @@ def _local(
         if _holds_images(path, settings):
             return _from_hub(find.parquet_dataset([path]), text, settings, known), None
         if path.suffix.lower() in records.TABLES:
-            return from_tables([path], settings, known), None
+            return from_tables([path], settings, known, notes), None
         forms = "images come as a folder, as a table of paths and labels, as .npz, or from the hub."
         raise MattaError(f"{text!r} is a file; {forms}")
     if packed := _packed(path, settings):
@@ -109,7 +109,7 @@ def _local(
         notes += [*said, f"{text!r}: labels are those of {shown(names)}."]
 
         def opened(files: list[Path]) -> Source:
-            source = from_tables(files, settings, known)
+            source = from_tables(files, settings, known, notes)
             if len(found) == 1:
                 notes.extend(_unlisted(path, text, source))
             return source

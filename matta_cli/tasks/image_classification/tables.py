@@ -56,6 +56,23 @@ class _Rows:
     hot: bool = False
     lacks: str = ""
 
+    def once(self) -> int:
+        """Leave out rows that say again what another one has said, and count them.
+
+        Raises ``MattaError`` where an image stands in several rows with different labels.
+        """
+        first: dict[str, int] = {}
+        for i, path in enumerate(self.paths):
+            before = first.setdefault(os.path.normpath(path), i)
+            if repr(self.labels[before]) != repr(self.labels[i]):
+                both = f"{self.called[before]} and in {self.called[i]}"
+                twice = f"{str(path)!r} stands with different labels in {both}"
+                raise MattaError(f"{twice}: give each image one row, and several labels as a list.")
+        again, kept = len(self.paths) - len(first), list(first.values())
+        self.paths = [self.paths[i] for i in kept]
+        self.labels, self.called = ([own[i] for i in kept] for own in (self.labels, self.called))
+        return again
+
 
 def beside(folder: Path, settings: DataSettings, known: Known) -> folders.Files:
     """The tables of images in a folder, and in those of its parts (``train``)."""
@@ -65,15 +82,17 @@ def beside(folder: Path, settings: DataSettings, known: Known) -> folders.Files:
     return folders.Files(folder, [f for f in kinds if _is_table(f, settings, known)], [])
 
 
-def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> Source:
+def from_tables(
+    files: Sequence[Path], settings: DataSettings, known: Known, notes: list[str]
+) -> Source:
     """The images of these tables. Paths are taken from the folder of their table.
 
-    Raises ``MattaError`` for rows without an image, whose image is not there, or that contradict
-    another.
+    notes: takes what there is to say. Raises ``MattaError`` for rows without an image, whose image
+    is not there, or that contradict another.
     """
     rows = _Rows()
     for file in files:
-        _add(rows, file, settings, known)
+        notes += _add(rows, file, settings, known)
     if not rows.paths:
         raise find.empty(str(files[0]), "images")
     missing = [i for i, path in enumerate(rows.paths) if not path.is_file()]
@@ -81,9 +100,11 @@ def from_tables(files: Sequence[Path], settings: DataSettings, known: Known) -> 
         some = f"{len(missing):,} of {len(rows.paths):,} images are not there"
         first = f"the first is {str(rows.paths[missing[0]])!r} ({rows.called[missing[0]]})"
         raise MattaError(f"{some}; {first}: paths are taken from the folder of the table.")
+    if again := rows.once():
+        several = f"{again:,} rows name images that others have named, with the same label"
+        notes.append(f"{str(files[0])!r}: {several}: each image is read once.")
     base = Path(os.path.commonpath([str(file.parent) for file in files]))
     names = [Path(os.path.relpath(path, base)).as_posix() for path in rows.paths]
-    _refuse_contradictions(rows, names)
     names_of = [sources.named_classes(file, settings.label) for file in files]
     given = None if any(own != names_of[0] for own in names_of) else names_of[0]
     labels, classes = _labels(rows, files, settings.label, known, given)
@@ -146,8 +167,8 @@ def _is_table(file: Path, settings: DataSettings, known: Known) -> bool:
         return False
 
 
-def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
-    """Take the rows of a table."""
+def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> list[str]:
+    """Take the rows of a table. Returns sentences on that."""
     columns, name = records.names(file, [settings.label]), str(file)
     image, labels = _columns(columns, settings, known)
     if not image:
@@ -173,6 +194,8 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> None:
         rows.paths.append(there)
         rows.labels.append(_yes(own, name, where) if hot else next(iter(own), None))
         rows.called.append(f"{where} of {name!r}")
+    others = [other for other in _PATHS if other in columns and other != image]
+    return [note for other in others for note in sources.instead(name, [image], [other], columns)]
 
 
 def _yes(values: Sequence[Any], name: str, where: str) -> list[float]:
@@ -184,14 +207,3 @@ def _yes(values: Sequence[Any], name: str, where: str) -> list[float]:
         return [float(own or 0) for own in found]
     value = values[found.index(None)]
     raise MattaError(f"{name!r} holds {value!r} in {where}, but the column of a label is 0 or 1.")
-
-
-def _refuse_contradictions(rows: _Rows, names: Sequence[str]) -> None:
-    """Raise ``MattaError`` where an image stands in several rows with different labels."""
-    first: dict[str, int] = {}
-    for i, name in enumerate(names):
-        before = first.setdefault(name, i)
-        if rows.labels[before] != rows.labels[i]:
-            both = f"{rows.called[before]} and in {rows.called[i]}"
-            twice = f"{name!r} stands with different labels in {both}"
-            raise MattaError(f"{twice}: give each image one row, and several labels as a list.")

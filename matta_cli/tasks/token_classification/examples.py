@@ -37,17 +37,23 @@ class Pieces:
             part = [list(own) for own in words[start : start + AT_ONCE]]
             part = [[w.lower() for w in own] for own in part] if encode.lower else part
             texts = [" ".join(own) for own in part]
-            made = encode.tokenizer(texts, return_offsets_mapping=True, **options)
+            more = {"return_offsets_mapping": True, "return_special_tokens_mask": True}
+            made = encode.tokenizer(texts, **more, **options)
             if encode.left_out is not None:
                 encode.left_out.add(texts)
             ids += [np.array(row, np.int32) for row in made["input_ids"]]
-            both = zip(part, made["offset_mapping"], strict=True)
-            self.first += [_first(own, np.array(spans)) for own, spans in both]
+            each = zip(part, made["offset_mapping"], made["special_tokens_mask"], strict=True)
+            self.first += [_first(own, *map(np.array, told)) for own, *told in each]
         self.tokens = Tokens(ids, None)
 
 
-def _first(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
-    """The place of the first token of each word, int16 or more [words], by the tokens' spans."""
+def _first(words: Sequence[str], spans: np.ndarray, special: np.ndarray) -> np.ndarray:
+    """The place of the first token of each word, int16 or more [words], by the tokens' spans.
+
+    A blank that is a token of its own is the first one of the word behind it, as it is where words
+    are tokenized one by one, and so in what taggers have learned. special: of each token whether it
+    begins or ends a text.
+    """
     sizes = np.array([len(word) for word in words])
     begin = np.cumsum(sizes + 1) - sizes - 1
     real = np.flatnonzero(spans[:, 1] > spans[:, 0])  # not those that begin and end a text
@@ -56,7 +62,11 @@ def _first(words: Sequence[str], spans: np.ndarray) -> np.ndarray:
     at = np.searchsorted(spans[real, 1], begin, side="right")  # the first that ends in the word
     place = real[np.minimum(at, len(real) - 1)]
     inside = (at < len(real)) & (spans[place, 0] < begin + sizes)
-    return np.where(inside, place, NOWHERE)
+    before = np.maximum(place - 1, 0)
+    # it holds nothing, or the blank alone; what holds more is of the word before
+    blank = (special[before] == 0) & (place > 0) & (spans[before, 0] >= begin - 1)
+    blank &= spans[before, 1] <= begin
+    return np.where(inside, place - blank, NOWHERE)
 
 
 class Tagged:
