@@ -388,6 +388,8 @@ ODDS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
         ("probabilities", ODDS, ""),
         ("top_logits", LOGITS, "are log-probabilities, but their probabilities sum to 55.6"),
         ("top_logits", np.log(ODDS), ""),
+        ("logits", LOGITS[:, None], r"'logits' has the shape \[18, 1, 2\]: give each row one list"),
+        ("label", LOGITS, r"'label' has the shape \[18, 2\]: give each row one number"),
     ],
 )
 def test_a_teachers_file_of_other_numbers_than_it_says(two, tmp_path, name, values, wrong):
