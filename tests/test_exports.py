@@ -28,7 +28,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from matta_cli.data import tables
 from matta_cli.errors import MattaError
 from matta_cli.models import load, plugins
 from matta_cli.models.checkpoint import find
@@ -389,6 +388,8 @@ ODDS = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
         ("probabilities", ODDS, ""),
         ("top_logits", LOGITS, "are log-probabilities, but their probabilities sum to 55.6"),
         ("top_logits", np.log(ODDS), ""),
+        ("logits", LOGITS[:, None], r"'logits' has the shape \[18, 1, 2\]: give each row one list"),
+        ("label", LOGITS, r"'label' has the shape \[18, 2\]: give each row one number"),
     ],
 )
 def test_a_teachers_file_of_other_numbers_than_it_says(two, tmp_path, name, values, wrong):
@@ -688,17 +689,6 @@ def test_a_blank_of_its_own_is_the_first_token_of_a_word(kind):
         stock = own(words, is_split_into_words=True)
         assert made.tokens.ids.tolist() == stock["input_ids"]
         assert made.first[0].tolist() == [stock.word_ids().index(k) for k in range(len(words))]
-
-
-def test_columns_whose_later_values_are_of_another_kind(tmp_path, monkeypatch):
-    """Types are told from the first block: whole numbers may have decimals in a later one."""
-    monkeypatch.setattr(tables, "_BLOCK", 200)
-    rows = "".join(f"{k},,{k},{k}\n" for k in range(60)) + "0.5,7,x,2\n"
-    (tmp_path / "a.csv").write_text("a,b,c,d\n" + rows)
-    table = tables.Table([tmp_path / "a.csv"])
-    kinds = [str(table.columns[name].type) for name in "abcd"]
-    assert kinds == ["double", "int64", "string", "int64"] and len(table) == 61
-    assert table.columns["a"].to_pylist()[-2:] == [59, 0.5]
 
 
 @pytest.mark.parametrize("form", ["{:03}.{}", "n{:08}-{}", "{} {}"])

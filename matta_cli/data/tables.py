@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ SUFFIXES = (".csv", ".tsv", ".parquet")
 
 _BLOCK = 1 << 26  # bytes that types are told from; a cell is shorter
 _SCAN = 1 << 22
-_LATE = re.compile(r"In CSV column #(\d+): CSV conversion error to (\w+)")
 _EXACT = 1 << 53  # from there on whole numbers are not all told apart by float64
 
 
@@ -163,13 +161,16 @@ def _read(path: Path, names: Sequence[str]) -> Any:
             _complain(path)
         tabs = path.suffix.lower() == ".tsv"
         known = next(records.cells(path))[1]
-        types = {name: pa.string() for name in names if name in known}
-        parse = csv.ParseOptions(
-            delimiter="\t" if tabs else ",",
-            quote_char=False if tabs else '"',
-            newlines_in_values=quoted and not tabs,
+        table = csv.read_csv(
+            path,
+            csv.ReadOptions(block_size=_BLOCK, encoding=encoding(path)),
+            csv.ParseOptions(
+                delimiter="\t" if tabs else ",",
+                quote_char=False if tabs else '"',
+                newlines_in_values=quoted and not tabs,
+            ),
+            csv.ConvertOptions(column_types={name: pa.string() for name in names if name in known}),
         )
-        table = _converted(path, known, parse, types)
     except (pa.ArrowException, OSError, UnicodeError) as error:
         if path.suffix.lower() != ".parquet":
             _complain(path)
@@ -179,28 +180,6 @@ def _read(path: Path, names: Sequence[str]) -> Any:
         merged = f"{str(path)!r} has {count:,} rows, but {len(table):,} were read"
         raise MattaError(f"{merged}: check its quotation marks.")
     return table
-
-
-def _converted(path: Path, known: Sequence[str], parse: Any, types: dict[str, Any]) -> Any:
-    """The table in a file, with columns of these types.
-
-    Those of the others are told from its first block. What is whole numbers there may have decimals
-    later, and what is empty there anything.
-    """
-    import pyarrow as pa
-    from pyarrow import csv
-
-    while True:
-        read = csv.ReadOptions(block_size=_BLOCK, encoding=encoding(path))
-        try:
-            return csv.read_csv(path, read, parse, csv.ConvertOptions(column_types=types))
-        except pa.ArrowInvalid as error:
-            late = _LATE.search(str(error))
-            name = known[int(late[1])] if late else ""
-            if late is None or types.get(name) == pa.string():
-                raise
-            numbers = late[2] in ("int64", "null") and name not in types
-            types = {**types, name: pa.float64() if numbers else pa.string()}
 
 
 def _complain(path: Path) -> None:

@@ -149,6 +149,11 @@ class FileTeacher:
 
     def _wrong(self, given: np.ndarray, places: np.ndarray) -> str:
         """What is wrong with these values, [n, ...] at ``places``; empty where nothing is."""
+        one = self.kind == "label" and not self.alone
+        most = 1 if one else 3 if self.task.name == "causal_lm" else 2
+        if given.ndim > most:
+            what = "one number" if one else "one list of numbers"
+            return f"column {self.kind!r} has the shape {list(given.shape)}: give each row {what}"
         if self.kind == "embedding":
             fine = given.ndim == 2 and given.any(1).all()
             needed = "a list of numbers for each sentence, not all of them zero"
