@@ -30,6 +30,7 @@ from matta_cli.verdict import baselines
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 SEPARATE = tuple(f"separate@{width:g}" for width in WIDTHS)
 SHARE = 0.4  # of what four separate runs cost, that everything else may cost
+BY = {"muon": ", by Muon", "soap": ", by SOAP"}  # other optimizers than AdamW, in words
 LENGTHS = {"short": 1, "long": 4}  # steps of a separate run, by those of the short one
 
 # what all arms share; written out, so that another default of the engine is another study
@@ -125,8 +126,8 @@ class Arm:
 
 def separate(**distill: Any) -> list[Arm]:
     """Each width by itself, from its own cut of the base."""
-    more = "/" + distill["optimizer"] if "optimizer" in distill else ""
-    label = f"separate runs{', ' + more[1:] if more else ''}"
+    own = distill.get("optimizer", "")
+    more, label = f"/{own}" if own else "", f"separate runs{BY.get(own, '')}"
     return [Arm(f"separate@{w:g}{more}", label, w, 0.0, distill=distill) for w in WIDTHS]
 
 
@@ -160,12 +161,10 @@ def _arms() -> dict[str, Arm]:
         ),
         Arm("labels", "rows divided, ground truth alone", distill={"teacher_mix": 0.0}),
     ]
-    for optimizer in ("muon", "soap"):
+    for optimizer, by in BY.items():
         own = {"optimizer": optimizer}
         found += separate(**own)
-        found.append(
-            Arm(f"divided/{optimizer}", f"a family, rows divided, {optimizer}", distill=own)
-        )
+        found.append(Arm(f"divided/{optimizer}", f"a family, rows divided{by}", distill=own))
     return {arm.name: arm for arm in found}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.family.cells import ARMS, LENGTHS, MAIN, PROBLEMS, WIDTHS
+from benchmarks.family.cells import ARMS, BY, LENGTHS, MAIN, PROBLEMS, WIDTHS
 from benchmarks.quality import gains
 from benchmarks.quality.problem import Problem
 from benchmarks.quality.study import TUNED_ON, Store
@@ -66,21 +66,23 @@ def rows(problem: Problem, records: Records) -> list[str]:
     name = gains.label(problem, metric)
     header = ["arm", "FLOPs", "device-s", *(f"width {width:g}" for width in WIDTHS)]
     lines: list[list[str]] = []
-    for more in ("", "/muon", "/soap"):
+    most = max(len(own) for arm, own in records.items() if arm.startswith("separate"))
+    for more in ("", *(f"/{optimizer}" for optimizer in BY)):
         alone = {width: records.get(f"separate@{width:g}{more}", []) for width in WIDTHS}
         if not all(alone.values()):
             continue
         shown = [fmean(_values(problem, metric, alone[w], w).values()) for w in WIDTHS]
-        label = f"{ARMS[f'separate@1{more}'].label}: {name}"
-        lines.append([label, "1", "1", *(f"{value:.4g}" for value in shown)])
+        fewer = seeds(alone[1.0]) if len(alone[1.0]) < most else ""
+        label = f"{ARMS[f'separate@1{more}'].label}{fewer}"
+        lines.append([f"{label}: {name}", "1", "1", *(f"{value:.4g}" for value in shown)])
         for arm, own in records.items():
             if arm.startswith("separate") or arm.partition("/")[1:] != more.partition("/")[1:]:
                 continue
             each = [_gain(problem, metric, own, alone[width], width) for width in WIDTHS]
             costs = [f"{cost(own, alone, key):.2f}" for key in ("flops", "seconds")]
             costs[1:] = costs[1:] if arm.partition("/")[0] in MAIN else ["–"]
-            fewer = len(own) < len(alone[WIDTHS[-1]])
-            lines.append([f"{ARMS[arm].label}{seeds(own) if fewer else ''}", *costs, *each])
+            fewer = seeds(own) if len(own) < most else ""
+            lines.append([f"{ARMS[arm].label}{fewer}", *costs, *each])
     return table(header, lines)
 
 
