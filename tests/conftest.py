@@ -14,11 +14,11 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def imports():
+def imports(tmp_path_factory):
     """What a test has Python import, and from where, is another test's no longer."""
-    path, modules = list(sys.path), {*sys.modules}
+    path, modules, made = list(sys.path), {*sys.modules}, str(tmp_path_factory.getbasetemp())
     yield
     sys.path[:] = path
     for name in {*sys.modules} - modules:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(tempfile.gettempdir()):
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(made):
             del sys.modules[name]
