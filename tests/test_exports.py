@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from matta_adapters.encoders import Bert
 from matta_adapters.mlp_ranker import Ranker
 from PIL import Image
 from test_adapters import images
@@ -28,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from matta_cli.adapter import Source
 from matta_cli.errors import MattaError
 from matta_cli.models import load, plugins
 from matta_cli.models.checkpoint import find
@@ -453,14 +455,20 @@ def test_sentences_that_are_cut_are_said(tmp_path):
 
 
 def test_names_of_the_first_berts(tmp_path):
-    state = bert(tmp_path).state_dict()
+    model = bert(tmp_path)
     old = {
         name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("Norm.bias", "Norm.beta"): own
-        for name, own in state.items()
+        for name, own in model.state_dict().items()
     }
-    assert old.keys() != state.keys()
-    torch.save(old, tmp_path / "bert.pt")
-    assert find(torch.load(tmp_path / "bert.pt"), "bert.pt").state.keys() == state.keys()
+    assert old.keys() != model.state_dict().keys()
+    config = model.config.to_dict()
+    for state in (old, model.state_dict()):
+        source = Source("bert.pt", config, tensors=state)
+        assert Bert().matches(source)
+        opened = Bert().load(source).state_dict()
+        assert all(torch.equal(opened[k], own) for k, own in model.state_dict().items())
+    # a module of one's own may call its norms so
+    assert find(old, "bert.pt").state.keys() == old.keys()
 
 
 def test_files_of_a_folder_that_are_not_read_are_counted(small, tmp_path):

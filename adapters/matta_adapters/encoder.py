@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ _ALONE = "sentence_embedding"
 # Classes whose heads may have tensors of the same names.
 _ALIKE = (*HEADS, "ForMultipleChoice")
 _OF_HEADS = {"classifier", "pre_classifier", "pooler", "head"}  # the modules of HEADS
+_RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 _CONSTANT = re.compile(r"embeddings\.(position_ids|token_type_ids)$")  # of old releases
 _POOLER = "pooler."
 _DECODER = "is a decoder ({}), and this adapter nests encoders"
@@ -77,7 +79,7 @@ class Encoder(Transformers):
 
     def matches(self, source: Source) -> bool:
         """Whether it is one of ``classes``; if so, ``task`` is what it says that it is for."""
-        told = source.config.get("model_type")
+        told, source = source.config.get("model_type"), _renamed(source)
         if source.module is not None:
             kinds = {_named(kind, end) for kind in self.classes.values() for end in ("", *HEADS)}
             known = any(c.__name__ in kinds for c in type(source.module).__mro__)
@@ -92,7 +94,7 @@ class Encoder(Transformers):
         return known
 
     def load(self, source: Source) -> nn.Module:
-        model: Any = super().load(source)
+        model: Any = super().load(_renamed(source))
         if source.module is not None and _drops(_head(model), source):
             body = self.prefix.removesuffix(".")
             self.dropped = [name for name, _ in model.named_children() if name != body]
@@ -347,6 +349,17 @@ class Encoder(Transformers):
                 f"say --task {' or '.join(HEADS.values())}."
             )
         return fitting[0] if fitting and fitting[0] in HEADS else ""
+
+
+def _renamed(source: Source) -> Source:
+    """A source with the names that tensors have today: the norms of the first BERTs had others."""
+    if source.tensors is None:
+        return source
+    named = {}
+    for key, tensor in source.tensors.items():
+        old = next((own for own in _RENAMED if key.endswith(own)), "")
+        named[key.removesuffix(old) + _RENAMED.get(old, "")] = tensor
+    return replace(source, tensors=named)
 
 
 def _named(kind: str, head: str) -> str:

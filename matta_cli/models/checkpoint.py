@@ -15,8 +15,6 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema
 _WRAPPED = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
 # what torch.compile, FSDP and activation checkpointing put between the parts of a name
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-# names of the first BERTs, which transformers reads so, too
-_RENAMED = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 # under which classes stand beside weights, by name -> number, or the other way round
 _NUMBERS = ("class_to_idx", "label2id", "label_to_idx")
 _NAMES = (*_NUMBERS, "idx_to_class", "id2label", "classes", "class_names", "label_names")
@@ -72,8 +70,6 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for key, tensor in tensors.items():
         for wrapper in _WRAPPERS:
             key = key.replace(wrapper, "")
-        for old, new in _RENAMED.items():
-            key = key.replace(old, new)
         named[key] = tensor
     while named and all(key.startswith("module.") for key in named):
         named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
