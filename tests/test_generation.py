@@ -182,6 +182,7 @@ def clock(monkeypatch, prefill, decode):
     monkeypatch.setattr(generation, "latencies", latencies)
 
 
+@pytest.mark.slow
 def test_a_report_of_language_models_is_about_generating(trained, monkeypatch):
     """Of one Student by its width, and of one for a budget of both times."""
     recipe, out = copy.deepcopy(trained[0]), trained[1]

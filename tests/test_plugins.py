@@ -359,6 +359,7 @@ def document() -> dict[str, str]:
     return files
 
 
+@pytest.mark.slow
 def test_the_adapter_of_the_document_works_as_printed(tmp_path, monkeypatch):
     """As typed in, but for what takes long: convert stands for the commands after it."""
     files = document()

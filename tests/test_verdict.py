@@ -502,6 +502,7 @@ def test_a_model_card_names_what_came_from_the_hub(here, monkeypatch):
     assert ModelCard(card.text(report.students[0], report, data, here)).data.license is None
 
 
+@pytest.mark.slow
 def test_a_report_always_compares_with_the_base_on_the_same_examples(here):
     """At every width, and the TA, also without any baseline; each family is corrected by itself."""
     recipe = settings()
