@@ -203,7 +203,8 @@ def test_a_card_says_which_file_is_of_which_part(two, tmp_path):
     assert data.held_out[0].whole.read.first[0].endswith("parts/dev.csv")
     (tmp_path / "README.md").write_text(CARD.replace("config_name: de", "config_name: default"))
     assert of_texts(two, tmp_path)[0].train.read.first[0].endswith("de/x.csv")
-    for odd in ("configs: 3", ": [", "configs: [x]", "configs: [{data_files: [3]}]"):
+    files = (f"configs: [{{data_files: {own}}}]" for own in ("[3]", "."))
+    for odd in ("configs: 3", ": [", "configs: [x]", *files):
         (tmp_path / "README.md").write_text(f"---\n{odd}\n---\n")
         assert len(of_texts(two, tmp_path)[0].train) == 20
 

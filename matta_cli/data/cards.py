@@ -103,9 +103,10 @@ def _text(value: Any) -> str:
 
 def _matching(folder: Path, pattern: str) -> set[Path]:
     """The files in a folder that a pattern is of: none that lie outside of it."""
-    if ".." in Path(pattern).parts:
+    inside = Path(pattern)
+    if not inside.parts or inside.anchor or ".." in inside.parts:
         return set()
     try:
-        return {path for path in folder.glob(pattern.removeprefix("./")) if path.is_file()}
-    except (ValueError, NotImplementedError):  # of no path in a folder
+        return {path for path in folder.glob(str(inside)) if path.is_file()}
+    except ValueError:  # a part such as a**b, before Python 3.13
         return set()
