@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from sample_text import byte_tokenizer, prose
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from matta_cli.conversion.convert import convert
+from matta_cli.conversion.proof import probe
 from matta_cli.data import find, lines
 from matta_cli.data import text as data_text
 from matta_cli.data.loader import loader
@@ -382,6 +384,58 @@ def test_streaming_takes_what_the_run_needs(tmp_path, tokenizer_folder, cache, m
     assert len(stored(cache)) == 2
     description = CausalLM(recipe(**settings)).data(tokenizer_folder, gpt2()).description
     assert f"{len(whole['train']):,} tokens" in description and str(cache) in description
+
+
+def test_a_sample_of_a_long_text_is_stretches_of_its_tokens_from_all_over(
+    tmp_path, tokenizer_folder, monkeypatch
+):
+    monkeypatch.setattr(read, "_SAMPLE", 10_000)
+    monkeypatch.setattr(data_text, "_BATCH", 2000)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    documents = [f"number {k} {prose(1, k)}" for k in range(1000)]
+    file = tmp_path / "long.jsonl"
+    file.write_text("\n".join(json.dumps({"text": document}) for document in documents))
+
+    def made(**options: bool) -> tuple[list[str], Text]:
+        text = local([file], "text", "it")
+        row, _ = read.tokens(tokenizer, text, 300, 0, **options)
+        return tokenizer.decode(row.tolist()).split("<|end|>"), text
+
+    whole, text = made()
+    some, sampled = made(sampled=True)
+    places = [whole.index(document) for document in some]
+    jumps = [(b - a) for a, b in itertools.pairwise(places[:-1]) if b != a + 1]
+    assert whole[:-1] == documents and len(some) < len(whole) / 3 and places == sorted(places)
+    assert 3 <= len(jumps) < 8 and max(jumps) < 1.5 * min(jumps) and places[-2] > 700
+    assert sampled.tally.files == text.tally.files  # all of it was read
+    assert made(sampled=True)[0] == some
+
+    monkeypatch.setattr(read, "_SAMPLE", 10**6)
+    assert made(sampled=True)[0] == whole
+
+
+def test_convert_makes_tokens_of_a_sample_alone(tmp_path, tokenizer_folder, monkeypatch):
+    monkeypatch.setattr(read, "_SAMPLE", 10_000)
+    monkeypatch.setattr(data_text, "_PIECE", 500)
+    monkeypatch.setattr(data_text, "_BATCH", 2000)
+    train = tmp_path / "long.txt"
+    train.write_text(prose(1000))
+    base = gpt2()
+    task = CausalLM(recipe(train=str(train), sequence_length=16))
+    ta = SimpleNamespace(model=base)
+    characters = []
+    encode = read.encode
+
+    def counted(tokenizer, texts):
+        characters.append(sum(map(len, texts)))
+        return encode(tokenizer, texts)
+
+    monkeypatch.setattr(read, "encode", counted)
+    assert probe(task, ta, tokenizer_folder, [])
+    assert sum(characters) < 0.6 * len(prose(1000)), "the part to train on and the held-out part"
+    characters.clear()
+    task.data(tokenizer_folder, base)
+    assert sum(characters) == len(prose(1000)), "what is trained on is all of it"
 
 
 def test_streaming_reads_no_further_than_needed(tokenizer_folder, cache):

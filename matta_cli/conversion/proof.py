@@ -30,7 +30,9 @@ def probe(task: Task, ta: TA, folder: Path, notes: list[str]) -> list[Batch] | N
     if task.name == "causal_lm" and not task.recipe.convert.tokenizer and not has_tokenizer(folder):
         return None  # a bare state dict brings no tokenizer; `matta distill` takes the Teacher's
     task.unmeasured = task.recipe.convert.order not in BY_LABELS
+    task.sampled = True
     data = task.data(folder, ta.model)
+    task.sampled = False
     notes.extend(data.notes)
     if data.unlabelled and not task.unmeasured:
         order = f"--order {task.recipe.convert.order} goes by the labels"

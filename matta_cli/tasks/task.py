@@ -51,6 +51,9 @@ class Task(ABC):
         self.notes: list[str] = []
         # whether data is opened for what models read alone: ground truth may be missing
         self.unmeasured = False
+        # whether some of the data is enough, from all over it: all of it is looked at, but only
+        # that is made into tokens
+        self.sampled = False
         # counts the tokens that the model lacks of the data, where it was left some only
         self.left_out: LeftOut | None = None
 

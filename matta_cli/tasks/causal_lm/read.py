@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode, refuse
 
 # bytes of text whose tokens are kept in memory; those of more are kept on disk
 _IN_MEMORY = 1 << 26
+_SAMPLE = 1 << 22  # bytes of text of which all is made into tokens, where a sample is enough
+_STRETCHES = 8  # at most, and half of these at least, are the sample of more
 
 
 def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text]:
@@ -111,33 +113,25 @@ def tokens(
     limit: int,
     seen: Paragraphs | None = None,
     left_out: LeftOut | None = None,
+    sampled: bool = False,
 ) -> tuple[np.ndarray, list[str]]:
     """All of a text as one row of tokens [n], at most ``limit`` (0: all).
 
     With ``seen`` also passages of what was read. left_out: counts the tokens that the tokenizer
-    lacks. Each document begins and ends with what the
-    tokenizer's own call puts there; where that ends it with nothing, with the end-of-text token if
-    there is one. Tokens are uint16 where the vocabulary allows. Raises ``MattaError`` where the
-    tokenizer makes tokens outside the ``vocabulary``.
+    lacks. sampled: stretches from all over a long text are enough, of which nothing is counted;
+    all of it is read. Each document begins and ends with what the tokenizer's own call puts there;
+    where that ends it with nothing, with the end-of-text token if there is one. Tokens are uint16
+    where the vocabulary allows. Raises ``MattaError`` where the tokenizer makes tokens outside the
+    ``vocabulary``.
     """
     dtype = "<u2" if vocabulary <= 1 << 16 else "<i4"
     begin, end = frame(tokenizer)
+    sampled = sampled and not limit and text.size is not None and text.size > _SAMPLE
+    left_out = None if sampled else left_out
     before = [] if left_out is None else list(left_out.counts)
 
     def arrays() -> Iterator[np.ndarray]:
-        start, parts, twice = begin, Parts(tokenizer), _Twice(text, begin, end)
-        for batch in batches(pieces(text.read())):
-            ids: list[int] = []
-            encoded = encode(tokenizer, [parts.next(*chunk) for chunk in batch])
-            if left_out is not None:
-                left_out.add([piece for piece, _ in batch])
-            for own, (piece, last) in zip(encoded, batch, strict=True):
-                ids += start + own + (end if last else [])
-                twice.look(own, last)
-                # an end that is a beginning, too, serves as both
-                start = begin if last and begin != end else []
-                if seen is not None:
-                    seen.add(piece)
+        for ids in _ids(tokenizer, text, begin, end, seen, left_out, sampled):
             refuse_beyond(ids, vocabulary)
             yield np.array(ids, dtype)
 
@@ -147,7 +141,7 @@ def tokens(
             own["left_out"] = [now - old for now, old in zip(left_out.counts, before, strict=True)]
         return {"read": text.tally.files, "odd": text.tally.odd, **own}
 
-    if text.size is not None and text.size < _IN_MEMORY:
+    if sampled or (text.size is not None and text.size < _IN_MEMORY):
         row = np.concatenate(list(arrays()))[: limit or None]
         return row, more().get("passages", [])
     identity: list[Any] = [text.identity, tokenizer_digest(tokenizer), tokenizer.eos_token_id]
@@ -163,6 +157,61 @@ def tokens(
     text.tally.odd.update(card.get("odd", {}))
     text.tally.files.update({name: (*counts,) for name, counts in card["read"].items()})
     return row, card.get("passages", [])
+
+
+# the tokens that stand before it, and of each piece what to make tokens of, itself, and whether it
+# is the last one of its document
+_Stretch = tuple[list[int], list[tuple[str, str, bool]]]
+
+
+def _ids(
+    tokenizer: Any,
+    text: Text,
+    begin: list[int],
+    end: list[int],
+    seen: Paragraphs | None,
+    left_out: LeftOut | None,
+    sampled: bool,
+) -> Iterator[list[int]]:
+    """The tokens of a text's stretches, one after the other; as ``tokens`` has the arguments."""
+
+    def after(last: bool) -> list[int]:
+        """What stands before the piece that follows one; last: of a document."""
+        # an end that is a beginning, too, serves as both
+        return begin if last and begin != end else []
+
+    def stretches() -> Iterator[_Stretch]:
+        start, parts = begin, Parts(tokenizer)
+        for batch in batches(pieces(text.read())):
+            yield start, [(parts.next(piece, last), piece, last) for piece, last in batch]
+            start = after(batch[-1][1])
+
+    twice = _Twice(text, begin, end)
+    for start, stretch in _spread(stretches()) if sampled else stretches():
+        ids: list[int] = []
+        encoded = encode(tokenizer, [whole for whole, _, _ in stretch])
+        if left_out is not None:
+            left_out.add([piece for _, piece, _ in stretch])
+        for own, (_, piece, last) in zip(encoded, stretch, strict=True):
+            ids += start + own + (end if last else [])
+            start = after(last)
+            if not sampled:
+                twice.look(own, last)
+            if seen is not None:
+                seen.add(piece)
+        yield ids
+
+
+def _spread(stretches: Iterable[_Stretch]) -> list[_Stretch]:
+    """At most ``_STRETCHES``, evenly spread."""
+    kept: list[_Stretch] = []
+    every = 1
+    for number, stretch in enumerate(stretches):
+        if number % every == 0:
+            kept.append(stretch)
+        if len(kept) > _STRETCHES:  # every second one stands for both
+            kept, every = kept[::2], 2 * every
+    return kept
 
 
 class _Twice:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -109,8 +110,8 @@ class CausalLM(Task):
         # a stream may have no end, so only what is measured is taken from it; else it is a sample
         # of all
         limit = settings.eval_examples * length if settings.streaming else 0
-        lost = self.left_out
-        row, own = tokens(tokenizer, held_out_text, vocabulary, limit, Paragraphs(), lost)
+        some = functools.partial(tokens, sampled=self.sampled, left_out=self.left_out)
+        row, own = some(tokenizer, held_out_text, vocabulary, limit, Paragraphs())
         begin, end = frame(tokenizer)
         measured = Packed(row, length, held_out_text.name, begin, shorter=True)
         train, size = measured, ""
@@ -119,7 +120,7 @@ class CausalLM(Task):
             if settings.streaming:
                 needed = run.steps * run.batch_size * length
                 limit = min(limit or needed, needed)
-            row, _ = tokens(tokenizer, train_text, vocabulary, limit, left_out=lost)
+            row, _ = some(tokenizer, train_text, vocabulary, limit)
             train = Packed(row, length, settings.train, begin)
             size = f"{len(row):,} tokens, {len(train):,} sequences of {length:,}"
             size += f", kept in {row.filename}" if isinstance(row, np.memmap) else ""
