@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,11 +70,18 @@ def _configs(folder: Path) -> list[dict[str, Any]]:
 
 def _head(folder: Path) -> dict[str, Any]:
     """What stands above the card's text."""
-    from huggingface_hub import metadata_load
-
     path = folder / "README.md"
     if not path.is_file():
         return {}
+    now = path.stat()
+    return _read(path, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, _size: int, _time: int) -> dict[str, Any]:
+    """A card's head, which is asked for again for each file that lies beside it."""
+    from huggingface_hub import metadata_load
+
     try:
         head: Any = metadata_load(path)
     except Exception:  # a card is for people first: one that is damaged tells nothing
