@@ -685,6 +685,26 @@ def test_a_run_goes_on_only_with_the_data_and_the_teacher_that_it_was_begun_with
     again = settings(steps=6, seed=3, batch_size=16)
     distill(again, Path("out"), resume=True, listen=lambda event: told.append(event.message))
     assert any("goes on with batch_size 16 instead of 32, seed 3 instead of 0" in t for t in told)
+    assert not any("held-out" in t and "of now" in t for t in told)
+
+
+def test_a_run_that_is_measured_on_other_examples_says_so(folder):
+    table(Path("held.csv"), rows=61)
+
+    def own(**more: object) -> Recipe:
+        recipe = settings(eval_every=2, **more)
+        recipe.data.held_out = "held.csv"
+        return recipe
+
+    convert(own(), Path("out"))
+    distill(own(best=1.0), Path("out"))
+    table(Path("held.csv"), rows=62)
+    told = []
+    distill(own(steps=6), Path("out"), resume=True, listen=lambda event: told.append(event.message))
+    assert any("The held-out data 'held.csv' of now is not what" in t for t in told)
+    table(Path("held.csv"), rows=63)
+    with pytest.raises(MattaError, match="The held-out data 'held.csv' of now is not what"):
+        distill(own(steps=8, best=1.0), Path("out"), resume=True)
 
 
 def test_a_run_knows_again_the_file_that_was_its_teacher(folder):

@@ -10,7 +10,7 @@ from matta_cli.progress import Listener, Progress
 from matta_cli.settings import gone
 from matta_cli.settings.recipe import Recipe
 from matta_cli.settings.resolve import tomllib
-from matta_cli.training.setup import Setup
+from matta_cli.training.setup import HELD_OUT, Setup
 from matta_cli.version import __version__
 
 # settings that may change on the way, and the Teacher, which is known by its digest
@@ -22,16 +22,21 @@ _FREE |= {"eval_examples", "best", "max_bad_steps", "allow_weak_teacher"}
 def check(setup: Setup, last: Path, listen: Listener) -> None:
     """Compare a run with what its checkpoint ``last`` says of itself; say what has changed.
 
-    Raises ``MattaError`` where it has another Teacher now, or other training data.
+    Raises ``MattaError`` where it has another Teacher now, other training data, or is measured on
+    other examples while the best of its checkpoints is looked for.
     """
-    stored = counters_of(last)
-    names = {"Teacher": setup.settings.teacher, "training data": setup.recipe.data.train}
+    stored, data = counters_of(last), setup.recipe.data
+    names = {"Teacher": setup.settings.teacher, "training data": data.train}
+    names[HELD_OUT] = data.held_out or data.train
     for what, digest in stored.get("made_of", {}).items():
-        if setup.made_of.get(what, digest) != digest:
-            now = f"The {what} {names.get(what, '')!r} of now"
-            since = f"not what the run was begun with (by its digest in {last})"
-            ways = "put back what it was, or start again with --overwrite"
-            raise MattaError(f"{now} is {since}: {ways}.")
+        if setup.made_of.get(what, digest) == digest:
+            continue
+        since = f"not what the run was begun with (by its digest in {last})"
+        now = f"The {what} {names.get(what, '')!r} of now is {since}"
+        if what == HELD_OUT and not setup.settings.best:
+            listen(Progress(message=f"{now}: what is measured from here on is of other examples."))
+            continue
+        raise MattaError(f"{now}: put back what it was, or start again with --overwrite.")
     wrote = stored.get("matta", __version__)
     if wrote != __version__:
         other = f"{last} was written by matta {wrote}, and this is {__version__}"

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from matta_cli.data import split
 from matta_cli.data.split import Data
 from matta_cli.devices.device import half
 from matta_cli.devices.processes import ALONE, World
@@ -33,6 +34,8 @@ from matta_cli.training.rows import Rows
 from matta_cli.training.start import Start, Starting
 from matta_cli.training.teacher import ModelTeacher, Teacher
 
+HELD_OUT = "held-out data"  # in ``Setup.made_of``
+
 
 @dataclass
 class Setup:
@@ -40,8 +43,8 @@ class Setup:
 
     ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
     none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
-    made_of: digests of the Teacher and of the training data, by which a run that goes on knows them
-    again; only the first process has them.
+    made_of: digests of the Teacher, the training data and the held-out examples, by which a run that
+    goes on knows them again; only the first process has them.
     companions: what belongs to the TA besides its weights (name -> content): its own files, and of
     a TA without a tokenizer the Teacher's. start: what base and Teacher measured; None of a
     baseline, which has no base.
@@ -96,6 +99,7 @@ def opened(
         made_of["Teacher"] = digest
         if not recipe.data.streaming:  # of a stream only as much is read as the steps need
             made_of["training data"] = data.train.digest()
+            made_of[HELD_OUT] = split.digest([part.digest() for part in data.held_out])
     if model is not None:
         teacher = ModelTeacher(task, model)
     elif by_file:
