@@ -703,7 +703,7 @@ def test_a_run_that_is_measured_on_other_examples_says_so(folder):
     distill(own(steps=6), Path("out"), resume=True, listen=lambda event: told.append(event.message))
     assert any("The held-out data 'held.csv' of now is not what" in t for t in told)
     table(Path("held.csv"), rows=63)
-    with pytest.raises(MattaError, match="The held-out data 'held.csv' of now is not what"):
+    with pytest.raises(MattaError, match=r"held-out data 'held.csv' of now is not what"):
         distill(own(steps=8, best=1.0), Path("out"), resume=True)
 
 

@@ -43,8 +43,8 @@ class Setup:
 
     ta: as it was converted, until a run that goes on puts its own in its place. teacher: none where
     none is named and no term of the loss asks for one (``teacher_mix = 0``: labels alone).
-    made_of: digests of the Teacher, the training data and the held-out examples, by which a run that
-    goes on knows them again; only the first process has them.
+    made_of: digests of the Teacher, the training data and the held-out examples, by which a run
+    that goes on knows them again; only the first process has them.
     companions: what belongs to the TA besides its weights (name -> content): its own files, and of
     a TA without a tokenizer the Teacher's. start: what base and Teacher measured; None of a
     baseline, which has no base.
