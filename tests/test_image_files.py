@@ -188,7 +188,7 @@ def test_a_part_is_told_from_a_class(tmp_path: Path) -> None:
     assert "left out, as beside train, validation and test they are no parts: extra." in str(
         data.notes
     )
-    assert "6 held-out images also stand in the data to train on, of 6" in data.notes[-1]
+    assert "6 held-out images also stand in the data to train on, of 6" in data.notes[-2]
     for part in ("val", "test"):
         classes(tmp_path / "held" / part, ["a", "b"])
     with pytest.raises(MattaError, match="has no split 'train'; it has test, validation"):

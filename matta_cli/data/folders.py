@@ -23,6 +23,9 @@ _WORDS = {
 _BETWEEN = re.compile(r"[\W\d_]+")  # what stands between the words of a name
 _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where TestData has two words
 _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train set
+# what tells a part only beside a file that is called alike but for it: these may be languages
+_SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
+_CODE = 3  # letters of a word that may be one of those, or a language
 
 # what other programs leave in folders
 _FOREIGN = (
@@ -184,6 +187,47 @@ def part_of(path: Path, folder: Path) -> str:
     return ""
 
 
+def partners(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
+    """The parts of what is called alike but for them: mytrain and mytest, or data_tr and data_te.
+
+    They count only where something to train on is among them.
+    """
+    groups: dict[tuple[str, str], dict[str, list[Path]]] = {}
+    for path in paths:
+        parts = path.relative_to(folder).with_suffix("").parts
+        for k, name in enumerate(parts):
+            where = "/".join(parts[:k])
+            for core, part in _cores(name.lower()):
+                own = groups.setdefault((where, core), {}).setdefault(part, [])
+                own += [] if path in own else [path]
+    found: dict[Path, str] = {}
+    for named in groups.values():
+        others = named.pop("", [])  # data_de beside data_tr and data_te: these are languages
+        if "train" in named and len(named) > 1 and not others:
+            found |= {path: part for part, there in named.items() for path in there}
+    return found
+
+
+def _cores(name: str) -> Iterator[tuple[str, str]]:
+    """A name without each word, or piece of one, that may tell a part, and which; numbers aside."""
+    words = re.split(r"([\W\d_]+)", name)
+    for k, word in enumerate(words):
+        rest = [words[:k], words[k + 1 :]]
+
+        def core(left: str, rest: list[list[str]] = rest) -> str:
+            return re.sub(r"\d+", "", "".join([*rest[0], left, *rest[1]]))
+
+        short = next((part for part, own in _SHORT.items() if word in own), "")
+        if short or (word.isalpha() and len(word) <= _CODE):
+            yield core("*"), short
+        for part, own in _WORDS.items():
+            for piece in own:
+                if word.startswith(piece) and word != piece:
+                    yield core(f"*-{word.removeprefix(piece)}"), part
+                if word.endswith(piece) and word != piece:
+                    yield core(f"{word.removesuffix(piece)}-*"), part
+
+
 def part_named(name: str) -> str:
     """The part whose name a folder bears, and nothing else; else empty."""
     return next((part for part, words in _WORDS.items() if name.lower() in words), "")
@@ -204,8 +248,9 @@ def parts(files: Files, config: str = "") -> tuple[dict[str, list[Path]], list[s
 def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
     """``parts`` of files whose names tell them."""
     found: dict[str, list[Path]] = {"train": [], "validation": [], "test": [], "": []}
+    alike = partners(files.files, files.folder)
     for path in files.files:
-        found[part_of(path, files.folder)].append(path)
+        found[part_of(path, files.folder) or alike.get(path, "")].append(path)
     notes, unnamed = files.note(), found.pop("")
     named = {part: own for part, own in found.items() if own}
     if not named:

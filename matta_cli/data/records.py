@@ -9,12 +9,12 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from matta_cli.data import find
 from matta_cli.data.lines import lines
+from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".json", ".parquet")
@@ -26,64 +26,6 @@ Row = tuple[int, tuple[Any, ...]]  # its place in the file, and its values
 
 _KINDS = {list: "a list", dict: "an object", bytes: "bytes", bool: "true or false"}
 _KINDS |= {int: "a number", float: "a number"}
-
-
-# what R, pandas and spreadsheets write in a cell of text where there is none
-_HOLES = {"NA", "<NA>", "NaN", "nan", "None", "null", "NULL", "N/A", "#N/A"}
-# what is odd about texts, and what becomes of them
-_ODD = {
-    "holes": "texts are NA, nan or the like, as programs write what is missing, and are read as "
-    "they stand: empty these cells to leave them out",
-    "quoted": "texts stand in quotation marks, and those inside are doubled, as pandas writes .tsv "
-    "but matta does not read it: save the table as .csv",
-    "begun": "documents begin with what the tokenizer puts before each, so it stands there twice: "
-    "take it out of the text",
-    "ended": "documents end with what is put behind each, so it stands there twice: take it out of "
-    "the text",
-}
-
-
-@dataclass
-class Tally:
-    """How much was read of which file: rows, of how much the file has, and those without text.
-
-    odd: of a file, or of a part of it, how many texts are odd in which of the ways in ``_ODD``.
-    """
-
-    files: dict[str, tuple[int, str, int]] = field(default_factory=dict)
-    odd: dict[str, dict[str, int]] = field(default_factory=dict)
-
-    def look(self, name: str, text: str) -> None:
-        """Count what is odd about a cell of text in the file of this name."""
-        kind = name[-4:].lower()
-        inner = text[1:-1] if text[:1] == text[-1:] == '"' else ""
-        if kind in (".csv", ".tsv") and text in _HOLES:
-            self.count(name, "holes")
-        elif kind == ".tsv" and '""' in inner and '"' not in inner.replace('""', ""):
-            self.count(name, "quoted")
-
-    def count(self, name: str, kind: str) -> None:
-        own = self.odd.setdefault(name, {})
-        own[kind] = own.get(kind, 0) + 1
-
-    def notes(self, name: str) -> list[str]:
-        """Sentences on what was read, if it was of rows, and on what is odd."""
-        counts: Counter[str] = Counter()
-        for own in self.odd.values():
-            counts.update(own)
-        odd = [f"{name!r}: {counts[kind]:,} {what}." for kind, what in _ODD.items() if counts[kind]]
-        return [*self._rows(name), *odd]
-
-    def _rows(self, name: str) -> list[str]:
-        if not self.files:
-            return []
-        rows = sum(count for count, _, _ in self.files.values())
-        empty = sum(count for _, _, count in self.files.values())
-        of = f" of {len(self.files):,} files"
-        if len(self.files) == 1:
-            [(name, (_, of, _))] = self.files.items()
-        said = f"{name!r}: {rows:,} rows read{of}"
-        return [f"{said}, {empty:,} of them without text and left out." if empty else f"{said}."]
 
 
 def unit(path: Path) -> str:
@@ -116,11 +58,12 @@ def rows(
     ``setting`` names the columns in an error. Raises ``MattaError`` where the file cannot be read,
     or has no such column.
     """
-    count = 0
-    for row in _rows(path, columns, setting, optional):
+    count, known = 0, dict[str, None]()
+    for row in _rows(path, columns, setting, optional, known):
         count += 1
         yield row
     kind, of = path.suffix.lower(), f" of {count:,}"
+    tally.columns[str(path)] = (list(columns), [name for name in known if name not in columns])
     if kind in (".csv", ".tsv"):
         of = f" of {sum(1 for _ in lines(path)):,} lines (one names the columns)"
     elif kind == ".parquet":
@@ -129,9 +72,15 @@ def rows(
 
 
 def _rows(
-    path: Path, columns: Sequence[str], setting: str, optional: Sequence[str]
+    path: Path,
+    columns: Sequence[str],
+    setting: str,
+    optional: Sequence[str],
+    known: dict[str, None],
 ) -> Iterator[Row]:
+    """``rows``; takes the names of all columns that there are to those ``known``."""
     kind = path.suffix.lower()
+    known.update(dict.fromkeys(names(path) if kind in (".csv", ".tsv", ".parquet") else ()))
     if kind in (".csv", ".tsv"):
         table = cells(path)
         header = next(table)[1]
@@ -144,6 +93,7 @@ def _rows(
         yield from enumerate(_batches(path, columns, setting), 1)
     else:
         for number, own in _objects(path):
+            known.update(dict.fromkeys(own))
             for column in columns:
                 if column not in optional:
                     find.check_column(f"{path}:{number}", column, setting, own)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from matta_cli.data import cards, find, folders, records
 from matta_cli.data.lines import lines
+from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 
@@ -33,7 +34,7 @@ class Source:
     rows: Callable[[Sequence[str], str], Iterable[records.Row]]
     unit: str = "row"
     classes: Callable[[str], list[str] | None] = lambda _: None
-    tally: records.Tally = field(default_factory=records.Tally)
+    tally: Tally = field(default_factory=Tally)
 
     def notes(self) -> list[str]:
         """A sentence on what was read, once it was."""
@@ -110,7 +111,7 @@ def of_file(path: Path, settings: DataSettings, optional: Sequence[str] = ()) ->
     _check_pair(settings)
     if path.suffix.lower() in (".csv", ".tsv") and (found := _benchmark(path, settings)):
         return found
-    tally = records.Tally()
+    tally = Tally()
     return Source(
         str(path),
         records.names(path, optional),
@@ -145,9 +146,14 @@ def class_named(value: Any, classes: Sequence[str] | None) -> Any:
 def of_split(rows: Any, name: str) -> Source:
     """A split of a hub dataset."""
 
+    tally = Tally()
+
     def read(columns: Sequence[str], setting: str) -> Iterator[records.Row]:
         for column in columns:
             find.check_column(name, column, setting, rows.column_names)
+        tally.files[name] = (len(rows), f" of {len(rows):,}", 0)
+        rest = [column for column in rows.column_names if column not in columns]
+        tally.columns[name] = (list(columns), rest)
         return enumerate(zip(*(rows[column] for column in columns), strict=True), 1)
 
     def classes(column: str) -> list[str] | None:
@@ -155,7 +161,7 @@ def of_split(rows: Any, name: str) -> Source:
         names = getattr(getattr(kind, "feature", kind), "names", None)
         return None if names is None else list(names)
 
-    return Source(name, rows.column_names, read, classes=classes)
+    return Source(name, rows.column_names, read, classes=classes, tally=tally)
 
 
 def _benchmark(path: Path, settings: DataSettings) -> Source | None:
@@ -173,7 +179,8 @@ def _benchmark(path: Path, settings: DataSettings) -> Source | None:
         return None
     columns = [*settings.sentences, settings.score]
     known = dict(zip(columns, ([r[5] for r in cells], [r[6] for r in cells], scores), strict=True))
-    tally = records.Tally({str(path): (len(cells), f" of {len(cells):,} lines", 0)})
+    read = "the fifth column (score), the sixth and the seventh (sentences)"
+    tally = Tally({str(path): (len(cells), f" of {len(cells):,} lines: {read}", 0)})
 
     def rows(wanted: Sequence[str], _setting: str) -> Iterator[records.Row]:
         return enumerate(zip(*(known[column] for column in wanted), strict=True), 1)

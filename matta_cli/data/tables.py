@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from matta_cli.data import find, records
 from matta_cli.data.lines import encoding
+from matta_cli.data.tally import columns_told
 from matta_cli.errors import MattaError
 
 if TYPE_CHECKING:
@@ -23,9 +24,8 @@ _EXACT = 1 << 53  # from there on whole numbers are not all told apart by float6
 class Table:
     """The rows of files of one part, one file after the other.
 
-    names: columns that hold names, such as queries, which are text whatever they look like. notes:
-    sentences on how much was read. Raises ``MattaError`` where a file cannot be read, rows are cut
-    or merged, or files have other columns.
+    names: columns that hold names, such as queries, which are text whatever they look like. Raises
+    ``MattaError`` where a file cannot be read, rows are cut or merged, or files have other columns.
     """
 
     def __init__(self, paths: Sequence[Path], names: Sequence[str] = ()) -> None:
@@ -48,10 +48,6 @@ class Table:
                 raise MattaError(
                     f"{str(lacks)!r} has no column {name!r}, as the files beside it do."
                 )
-        self.notes = [
-            f"{str(path)!r}: {len(table):,} rows read{_lines(path)}."
-            for path, table in zip(paths, tables, strict=True)
-        ]
 
     def __len__(self) -> int:
         return len(self.columns)
@@ -64,6 +60,15 @@ class Table:
     @property
     def known(self) -> list[str]:
         return list(self.columns.column_names)
+
+    def told(self, read: Sequence[str]) -> list[str]:
+        """Sentences on how much of each file was read. read: the columns that are used."""
+        columns = columns_told(read, [name for name in self.known if name not in read])
+        starts = [0, *self.ends]
+        return [
+            f"{str(path)!r}: {end - start:,} rows read{_lines(path)}{columns}."
+            for path, start, end in zip(self.paths, starts, self.ends, strict=False)
+        ]
 
     def where(self, row: int) -> str:
         """Which row of which file one is, counted from 1."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.data import find, lines, records
-from matta_cli.data.records import Tally
+from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError, said
 
 READ = (".txt", ".md", *records.TABLES)
@@ -73,12 +73,11 @@ def local(files: Sequence[Path], column: str, name: str, notes: Sequence[str] = 
 
 def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
     """The rows of a hub dataset's split (``Dataset`` or ``IterableDataset``), each a document."""
-    size = rows.data.nbytes if hasattr(rows, "data") else None
+    size, tally = rows.data.nbytes if hasattr(rows, "data") else None, Tally()
     if rows.column_names is not None:
         find.check_column(name, column, "data.text", rows.column_names)
+        tally.columns[name] = ([column], [own for own in rows.column_names if own != column])
         rows = rows.select_columns([column])
-
-    tally = Tally()
 
     def read() -> Iterator[Chunk]:
         return _nonblank(_hub_rows(rows, column, name, tally), _no_text(name))

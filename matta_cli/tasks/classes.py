@@ -8,6 +8,7 @@ from torch import Tensor
 
 from matta_cli.data.split import Batch
 from matta_cli.losses import classes as losses
+from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.tasks.kind import Kind
 
@@ -24,6 +25,10 @@ class OneOfClasses(Kind):
         own, over = self.settings, over or self.counts(batch)
         label = batch["label"]
         return losses.of_classes(logits, label, terms, over, own.temperature, own.compile)
+
+    def named(self, label: Tensor, names: Sequence[str]) -> str:
+        number = int(label)
+        return "none" if number == IGNORED else " ".join([str(number), *names[number:][:1]])
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"class": logits.argmax(1)}

@@ -53,6 +53,10 @@ class Kind(ABC):
         """What of held-out labels makes that nothing can be measured by them; empty: nothing."""
         return ""
 
+    def named(self, label: Tensor, names: Sequence[str]) -> str:
+        """An example's label, in words. names: of the model's labels."""
+        return f"{float(label):g}"
+
     def right(self, columns: Columns) -> Columns:
         return {}
 

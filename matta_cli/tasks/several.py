@@ -43,6 +43,12 @@ class SeveralLabels(Kind):
     def summarize(self, columns: Columns) -> dict[str, float]:
         return labels.summarize(columns, self.names)
 
+    def named(self, label: Tensor, names: Sequence[str]) -> str:
+        if not label.isfinite().all():
+            return "none"
+        own = [" ".join([str(k), *names[k:][:1]]) for k in label.nonzero().flatten().tolist()]
+        return ", ".join(own) or "none of them"
+
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return labels.answers(logits)
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from matta_cli.settings.recipe import Recipe
 
 
+_LONGEST = 160  # characters of a text that is shown
+
+
 class Task(ABC):
     """One kind of output.
 
@@ -90,8 +93,17 @@ class Task(ABC):
         if size:
             told = f"{named.train}: {size}; {told}"
         lost = [] if self.left_out is None else self.left_out.told()
-        every, self.notes = (*notes, *lost, *self.notes), []
+        shown = self.first(train)
+        first = [f"The first example, as the model gets it: {shown}."] if shown else []
+        every, self.notes = (*notes, *lost, *self.notes, *first), []
         return Data(train, tuple(held_out), told, unit, every, unlabelled)
+
+    def first(self, split: Split) -> str:
+        """The first example of a split, as the model gets it, in words; empty: it is not told.
+
+        It shows whatever was misread before anything is trained.
+        """
+        return ""
 
     def reported(self, models: Iterable[ModelEntry]) -> list[Metric]:
         """The metrics that these models have and of which a report can say what is better."""
@@ -226,6 +238,13 @@ def task(name: str, recipe: Recipe) -> Task:
     """
     check(recipe.data)
     return load_class("matta.tasks", name)(recipe)
+
+
+def excerpt(text: str) -> str:
+    """A text in quotation marks, of a long one its beginning and its end."""
+    if len(text) <= _LONGEST:
+        return repr(text)
+    return f"{text[: _LONGEST // 2]!r} ... {text[-_LONGEST // 2 :]!r}"
 
 
 def raw(output: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
@@ -15,6 +16,8 @@ from matta_cli.models.tokenizer import around
 MESSAGES, PAIR = ("messages",), ("prompt", "completion")
 TALKS = (MESSAGES, ("conversations",), ("conversation",))
 _UNLEARNED = ("train", "training")  # of a turn, where Axolotl says no
+# of a turn, what is read or no part of what is said; tool calls are looked for by themselves
+_READ = {*_UNLEARNED, "role", "content", "weight", "tool_calls", "tool_call_id", "from", "value"}
 _ROLES = ("system", "user", "assistant")  # also with a capital
 _SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # ShareGPT's words
 
@@ -53,6 +56,7 @@ class Chat:
         self.tagged = bool(re.search(r"\{%-?\s*generation\s*-?%\}", self.template))
         self.dated = _dated(self.template)
         self.ended = 0  # rows whose completion brings its own end
+        self.unwritten: Counter[str] = Counter()  # turns with what the template leaves out, by key
         begin, end = around(tokenizer)
         eos = tokenizer.eos_token_id
         self.begin, self.end = begin, end or ([] if eos is None else [eos])
@@ -98,6 +102,7 @@ class Chat:
 
         Nor are turns of weight 0, as OpenAI's files mark them.
         """
+        self._look(messages)
         if self.everything:
             whole = self._rendered(messages)
             return self._tokens(whole, [(0, len(whole))])
@@ -128,6 +133,17 @@ class Chat:
                 raise Left("whose tool calls the chat template does not write")
             spans.append((start, end))
         return self._tokens(whole, spans)
+
+    def _look(self, messages: list[Any]) -> None:
+        """Count the turns that say more than the template writes: thoughts, images and the like."""
+        more = [(k, v) for own in messages for k, v in own.items() if k not in _READ and v]
+        if not more:
+            return
+        whole = self._rendered(messages)
+        for key, value in more:
+            text = value.strip() if isinstance(value, str) else ""
+            written = text in whole if text else re.search(rf"\b{re.escape(key)}\b", self.template)
+            self.unwritten[key] += not written
 
     def _end(self, messages: list[Any], whole: str, start: int, where: str) -> int:
         """Where in ``whole`` the last of these messages ends, which begins at ``start``.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from matta_cli.data import find, folders, records, split
+from matta_cli.data import find, folders, records, split, tally
 from matta_cli.data.split import Batch
 from matta_cli.data.text import READ
 from matta_cli.data.tokens import stored
@@ -22,15 +22,18 @@ from matta_cli.tasks.causal_lm.examples import refuse_beyond
 
 _IN_MEMORY = 1 << 26  # bytes of rows whose tokens are kept in memory; those of more, on disk
 _GRAIN = 8  # batches are padded to a multiple of this
-_FORMAT = 3  # of how rows become tokens: another one is another key of what is kept
+_FORMAT = 4  # of how rows become tokens: another one is another key of what is kept
 
 
 @dataclass
 class Tally:
-    """What became of rows. left: by reason, how many, and the first; cut: those that were cut."""
+    """What became of rows. left: by reason, how many, and the first; cut: those that were cut.
+    unwritten: by key, how many turns have one that the chat template does not write.
+    """
 
     left: dict[str, list[Any]] = field(default_factory=dict)
     cut: int = 0
+    unwritten: dict[str, int] = field(default_factory=dict)
 
     def leave(self, reason: str, where: str) -> None:
         # what a template says of one row is told of the first alone
@@ -45,6 +48,9 @@ class Tally:
         if self.cut:
             longer = f"longer than {length:,} tokens and lost what follows"
             notes.append(f"{name!r}: {self.cut:,} of the conversations were {longer}.")
+        for key, count in self.unwritten.items():
+            turns = f"{count:,} turns have {key!r}, which the chat template does not write"
+            notes += [f"{name!r}: {turns}: it is left out."] if count else []
         return notes
 
 
@@ -271,10 +277,10 @@ class Reader:
         """What a source's rows become."""
         everything = self.settings.train_on == "all"
         chat = Chat(self.tokenizer, own, everything, source.name)
-        tally = Tally()
+        became = Tally()
 
         def arrays() -> Iterator[np.ndarray]:
-            return self._arrays(source, chat, tally)
+            return self._arrays(source, chat, became)
 
         if source.size < _IN_MEMORY:
             parts = list(arrays())
@@ -282,10 +288,10 @@ class Reader:
         else:
             identity = ["conversations", _FORMAT, source.identity, chat.identity(), chat.template]
             identity += [tokenizer_digest(self.tokenizer), self.length]
-            more = lambda: {"left": tally.left, "cut": tally.cut}  # noqa: E731
+            more = lambda: asdict(became)  # noqa: E731
             tokens, card = stored(identity, "<i4", arrays, more)
-            tally = Tally(card["left"], card["cut"])
-        told = tally.notes(source.name, self.length)
+            became = Tally(card["left"], card["cut"], card.get("unwritten", {}))
+        told = became.notes(source.name, self.length)
         if chat.ended:
             twice = "completions end with the token that ends each, so it stands there twice"
             told.append(f"{source.name!r}: {chat.ended:,} {twice}: take it out of the text.")
@@ -317,6 +323,7 @@ class Reader:
             tally.cut += len(ids) > self.length
             yield np.array([number, len(row)], np.int32)
             yield np.where(predicted, -1 - row, row).astype(np.int32)
+        tally.unwritten = dict(chat.unwritten)
 
 
 def _local(files: Sequence[Path], own: tuple[str, ...], name: str, notes: Any = ()) -> Source:
@@ -330,7 +337,7 @@ def _local(files: Sequence[Path], own: tuple[str, ...], name: str, notes: Any = 
                 kinds = f"conversations are read from {', '.join(records.TABLES)}"
                 raise MattaError(f"{str(file)!r} holds text among files of conversations: {kinds}.")
             of = f" of {str(file)!r}" if len(files) > 1 else ""
-            for number, values in records.rows(file, own, "", records.Tally()):
+            for number, values in records.rows(file, own, "", tally.Tally()):
                 yield f"{records.unit(file)} {number:,}{of}", values
 
     first = files[0]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from matta_cli.data import find, folders, records, sources
+from matta_cli.data.tally import Tally
 from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
@@ -92,7 +93,7 @@ def read_passages(text: str) -> list[str]:
     path = find.find(text, "--passages")
     if path is None:
         raise MattaError(f"There is no file {text!r}: check --passages.")
-    found = records.strings(path, "text", "", records.Tally())
+    found = records.strings(path, "text", "", Tally())
     return [passage for passage in found if passage is not None]
 
 
@@ -139,7 +140,7 @@ def tokens(
         own: dict[str, Any] = {} if seen is None else {"passages": seen.passages()}
         if left_out is not None:
             own["left_out"] = [now - old for now, old in zip(left_out.counts, before, strict=True)]
-        return {"read": text.tally.files, "odd": text.tally.odd, **own}
+        return {**text.tally.kept(), **own}
 
     if sampled or (text.size is not None and text.size < _IN_MEMORY):
         row = np.concatenate(list(arrays()))[: limit or None]
@@ -154,8 +155,7 @@ def tokens(
     if left_out is not None and left_out.counts == before:  # they were kept from another time
         known = card.get("left_out", [0, 0, 0])
         left_out.counts = [old + own for old, own in zip(before, known, strict=True)]
-    text.tally.odd.update(card.get("odd", {}))
-    text.tally.files.update({name: (*counts,) for name, counts in card["read"].items()})
+    text.tally.take(card)
     return row, card.get("passages", [])
 
 

@@ -25,7 +25,7 @@ from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.causal_lm import conversations
 from matta_cli.tasks.causal_lm.examples import Packed, Paragraphs, Passages
 from matta_cli.tasks.causal_lm.read import frame, notes_on, read_passages, read_text, tokens
-from matta_cli.tasks.task import Task, config, raw
+from matta_cli.tasks.task import Task, config, excerpt, raw
 from matta_cli.tasks.vocabulary import common, narrowed
 
 _CALIBRATION = 8192  # tokens
@@ -61,6 +61,7 @@ class CausalLM(Task):
 
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
+        self.tokenizer: Any = None  # the model's, once data was opened
         self.given: list[int] = []  # tokens that begin documents: nobody has to predict them
         self.begun = 0  # how many tokens begin each sequence
         self.longest = 0  # tokens of the longest conversation that is measured
@@ -76,7 +77,7 @@ class CausalLM(Task):
             self.notes.append(f"The model {lacks}: data that holds one is refused.")
         # the text is cut here, so its warning about long text would mislead
         tokenizer.model_max_length = 10**12
-        self.given, self.begun = [], 0
+        self.tokenizer, self.given, self.begun = tokenizer, [], 0
         self.left_out = LeftOut.of(home(folder), tokenizer)
         if columns := conversations.columns(settings, training):
             return self._conversations(columns, tokenizer, model, training)
@@ -145,6 +146,15 @@ class CausalLM(Task):
             none = f"{settings.passages!r} holds no passage that ends in a word after a space"
             raise MattaError(f"{none}: check --passages.")
         return sample(passages, settings.eval_examples)
+
+    def first(self, split: Split) -> str:
+        batch = split.batch([0])
+        ids, there = batch["input_ids"][0], self.present(batch)
+        shown = excerpt(self.tokenizer.decode(ids if there is None else ids[there[0]]))
+        if "predicted" not in batch:
+            return shown
+        learned = excerpt(self.tokenizer.decode(ids[batch["predicted"][0]]))
+        return f"{shown}, of which {learned} is learned"
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model.config

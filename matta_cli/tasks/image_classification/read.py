@@ -169,6 +169,7 @@ def _parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:
     named = surely if len(surely) == len(inside) else {}
     if not named:
         whole = {own: part for own in inside if (part := folders.part_of(own, path))}
+        whole = whole or folders.partners(inside, path)
         nested = any(_images(below) for own in whole for below in _folders(own))
         named = whole if nested else {}
     parts: dict[str, tuple[Path, str]] = {}

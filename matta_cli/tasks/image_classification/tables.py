@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from matta_cli.data import find, folders, records, sources
+from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.class_names import simplified
@@ -182,7 +183,7 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> list[
     if rows.paths and rows.hot != hot:
         raise MattaError(f"{name!r} does not have the same columns as the tables before it.")
     rows.hot = hot
-    tally, wanted = records.Tally(), [image, *labels]
+    tally, wanted = Tally(), [image, *labels]
     for place, (path, *own) in records.rows(file, wanted, "data", tally, [settings.label]):
         where = f"{records.unit(file)} {place:,}"
         text = records.text_of(path, image, name, where)
@@ -195,7 +196,8 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> list[
         rows.labels.append(_yes(own, name, where) if hot else next(iter(own), None))
         rows.called.append(f"{where} of {name!r}")
     others = [other for other in _PATHS if other in columns and other != image]
-    return [note for other in others for note in sources.instead(name, [image], [other], columns)]
+    several = (sources.instead(name, [image], [other], columns) for other in others)
+    return [*tally.notes(name), *(note for own in several for note in own)]
 
 
 def _yes(values: Sequence[Any], name: str, where: str) -> list[float]:

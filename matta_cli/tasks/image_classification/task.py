@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.data import find
-from matta_cli.data.split import Batch, Data, sample
+from matta_cli.data.split import Batch, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
@@ -58,6 +58,7 @@ class ImageClassification(KindTask):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.kind = OneClass(recipe.distill)
+        self.names: list[str] = []  # of its classes, where they have any
         self.shape: tuple[int, int, int] | None = None  # of an image, once data tells it
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -83,7 +84,7 @@ class ImageClassification(KindTask):
             held_out = hot(held_out, classes)
             called = held_out.classes or [str(k) for k in range(classes)]
             self.kind = SeveralLabels(self.recipe.distill, called)
-        self.metrics = self.kind.metrics
+        self.metrics, self.names = self.kind.metrics, held_out.classes or _named(model)
         prepare = Preparation(folder, model)
         self.shape = prepare.shape
         self.notes += prepare.notes
@@ -114,6 +115,15 @@ class ImageClassification(KindTask):
         return self.described(
             images, size, [split], "images", "images", notes, unlabelled=not train.known.all()
         )
+
+    def first(self, split: Split) -> str:
+        source = getattr(split, "source", None)
+        batch = split.batch([0])
+        image = batch["image"][0]
+        own = "" if self.unmeasured else self.kind.named(batch["label"][0], self.names)
+        shape, name = "x".join(map(str, image.shape)), "" if source is None else source.called(0)
+        values = f"values {float(image.min()):.2f} to {float(image.max()):.2f}"
+        return f"{name} as {shape}, {values}" + (f", label {own}" if own else "")
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model

@@ -202,11 +202,13 @@ def _table(
         raise MattaError(f"The model has {len(fields)} embeddings, but {named}: {hint}")
     if not len(table):
         raise find.empty(name, "rows")
-    notes += table.notes
     label, lacks = _label(table, settings)
     pairs = zip(settings.categorical, fields, strict=True)
     codes = [_codes(table, column, cardinality) for column, (cardinality, _) in pairs]
     dense = _dense_columns(table, settings, width, lacks, order)
+    used = [column for column, _ in wanted if column not in settings.dense]
+    used += [*dense, *([settings.label] if settings.label in known else [])]
+    notes += table.told(list(dict.fromkeys(used)))
     if dense and not settings.dense and not order:
         listed = shown(dense, _SHOWN)
         notes.append(f"{name!r}: dense features, in the model's order (else data.dense): {listed}.")

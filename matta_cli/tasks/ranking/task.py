@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from matta_cli.data import find
-from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.data.folders import shown
+from matta_cli.data.split import Batch, Columns, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
@@ -18,6 +19,8 @@ from matta_cli.tasks import calibration, scores
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.ranking.read import features_of, read_rows, repeated
 from matta_cli.tasks.unlabelled import sorted_out
+
+_SHOWN = 8  # features of a row that is shown
 
 
 class Rows(scores.Scored):
@@ -100,6 +103,23 @@ class Ranking(KindTask):
         return self.described(
             train, size, [split], held_out.unit, "rows", notes, unlabelled=unlabelled
         )
+
+    def first(self, split: Split) -> str:
+        """The first row, by the names of its columns where they have any, else by their numbers."""
+        batch, parts = split.batch([0]), []
+        for kind, names in (
+            ("dense", getattr(split, "features", ())),
+            ("categorical", self.recipe.data.categorical),
+        ):
+            if kind in batch:
+                values = [f"{value:g}" for value in batch[kind][0].tolist()]
+                named = names or [str(k) for k in range(1, len(values) + 1)]
+                own = [" ".join(pair) for pair in zip(named, values, strict=True)]
+                parts.append(f"{kind} {shown(own, _SHOWN)}")
+        label = float(batch["label"][0])
+        parts.append(f"label {label:g}" if label == label else "no label")
+        of = f", one of the {len(batch['label']):,} rows of its query" if "group" in batch else ""
+        return "; ".join(parts) + of
 
     def outputs(self, model: nn.Module) -> int:
         return 1

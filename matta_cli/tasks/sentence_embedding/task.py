@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from matta_cli.data import find
 from matta_cli.data.lines import plain
-from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.data.split import Batch, Columns, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.losses.rows import cosine_distance, relation
 from matta_cli.losses.targets import Counts, Logits, Losses, Term, weighted
@@ -87,6 +87,15 @@ class SentenceEmbedding(TextTask):
             where = f"also stand in the data to train on, of {len(measured):,}"
             notes.append(f"{both:,} held-out sentences {where}.")
         return self.described(sentences, size, [split], pairs.what, "sentences", notes)
+
+    def first(self, split: Split) -> str:
+        batch = split.batch([0])
+        if "score" not in batch:
+            return self.shown(batch)
+        second = self.shown({name: tensor[1:] for name, tensor in batch.items()})
+        score = float(batch["score"][0])
+        scored = f", score {score:g}" if math.isfinite(score) else ""
+        return f"{self.shown(batch)} and {second}{scored}"
 
     def outputs(self, model: nn.Module) -> int:
         config: Any = model.config

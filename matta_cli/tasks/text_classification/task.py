@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from matta_cli.data import find
-from matta_cli.data.split import Batch, Data, sample
+from matta_cli.data.split import Batch, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import contradiction
@@ -49,6 +49,7 @@ class TextClassification(KindTask, LabelTask):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.kind = OneLabel(recipe.distill)
+        self.names: list[str] = []  # of the model's labels, where they have any
         self.told = False  # whether data has said which kind it is
 
     def data(self, folder: Path, model: nn.Module, *, training: bool = True) -> Data:
@@ -64,6 +65,7 @@ class TextClassification(KindTask, LabelTask):
         labels.part(parts)
         self.kind = labels.kind(self.recipe.distill, settings.group, parts)
         self.metrics, self.told = self.kind.metrics, True
+        self.names = [labels.names[k] for k in sorted(labels.names)]
         read = labels.read(self.kind, parts)
         encode = self.encoder(folder, model, self.notes)
 
@@ -95,6 +97,11 @@ class TextClassification(KindTask, LabelTask):
         return self.described(
             texts, size, [split], what, "texts", notes, unlabelled=not train.known.all()
         )
+
+    def first(self, split: Split) -> str:
+        batch = split.batch([0])
+        own = "" if self.unmeasured else self.kind.named(batch["label"][0], self.names)
+        return self.shown(batch) + (f", label {own}" if own else "")
 
     def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
         theirs, ours = Labels(teacher), Labels(model)

@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from matta_cli.data.split import Batch
+from matta_cli.data.split import Batch, Split
 from matta_cli.errors import MattaError
 from matta_cli.models.tokenizer import has_tokenizer
 from matta_cli.settings.recipe import Recipe
 from matta_cli.tasks.class_names import order_of
-from matta_cli.tasks.task import Task, config, raw
+from matta_cli.tasks.task import Task, config, excerpt, raw
 from matta_cli.tasks.texts.encoder import INPUTS, Encoder, Tokens, config_of, encoder, positions
 from matta_cli.tasks.vocabulary import common
 
@@ -121,13 +121,15 @@ class TextTask(Task):
     def __init__(self, recipe: Recipe) -> None:
         super().__init__(recipe)
         self.readers = Readers()
+        self.tokenizer: Any = None  # the model's own, once data was opened
 
     def encoder(
         self, folder: Path, model: nn.Module, notes: list[str], *, guest: bool = False
     ) -> Encoder:
         """How a model reads texts; see ``texts.encoder.encoder``."""
         made = encoder(folder, model, self.recipe, self.longest, notes, guest=guest)
-        self.left_out = self.left_out if guest else made.left_out
+        if not guest:
+            self.left_out, self.tokenizer = made.left_out, made.tokenizer
         return made
 
     def fit_tokens(
@@ -154,6 +156,13 @@ class TextTask(Task):
             return teacher
         self.notes += [*notes, f"The Teacher reads its own tokens of each text: {why} ({folder})."]
         return Fitted(teacher, self.readers.prefix(reads))
+
+    def first(self, split: Split) -> str:
+        return self.shown(split.batch([0]))
+
+    def shown(self, batch: Batch) -> str:
+        """The tokens of the first text of a batch, as text."""
+        return excerpt(self.tokenizer.decode(batch["input_ids"][0][self.present(batch)[0]]))
 
     def inputs(self, model: Any, batch: Batch) -> Batch:
         """What a model is called with, of a batch."""

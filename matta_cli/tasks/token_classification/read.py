@@ -167,7 +167,11 @@ def _add_conll(rows: Rows, path: Path) -> None:
     if counts and all(counts) and max(map(len, rows.words[-count:])) > 1:
         has = f"The first column of {str(path)!r} counts the words of each text"
         raise MattaError(f"{has}, where the words themselves belong: remove it.")
-    rows.notes.append(f"{str(path)!r}: {count:,} texts read.")
+    width, read = _form(path)[0], "the first (words) and the last (tags)"
+    if path.suffix.lower() == ".conllu":
+        width, read = 10, "the second (words) and the fourth (parts of speech, as tags)"
+    of = f"; of {width} columns {read} are read" if width > 2 else ""
+    rows.notes.append(f"{str(path)!r}: {count:,} texts read{of}.")
 
 
 def _texts(path: Path) -> Iterator[tuple[int, list[str], list[str]]]:

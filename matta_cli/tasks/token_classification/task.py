@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from matta_cli.data import find
 from matta_cli.data.folders import shown
 from matta_cli.data.lines import plain
-from matta_cli.data.split import Batch, Columns, Data, sample
+from matta_cli.data.split import Batch, Columns, Data, Split, sample
 from matta_cli.errors import MattaError, install
 from matta_cli.losses import classes as losses
 from matta_cli.losses.classes import IGNORED
@@ -35,6 +35,7 @@ _ACCURACY = Metric("accuracy", "token accuracy", higher=True)
 _OUTSIDE = "O"
 _MARKS = ("B-", "I-", "E-", "S-")  # of a tag that is part of a span
 _PADDING = -1
+_WORDS = 6  # of which the tags are shown
 
 
 class TokenClassification(LabelTask):
@@ -143,6 +144,16 @@ class TokenClassification(LabelTask):
                 raise MattaError(f"{has}, which is none of the model's: {hint}.")
             found.append(np.array(numbers, np.int64))
         return found
+
+    def first(self, split: Split) -> str:
+        """Also the tag that is said at each of the first words' first tokens."""
+        batch, words = split.batch([0]), list[str]()
+        for place, tag in zip(batch["first"][0].tolist(), batch["label"][0].tolist(), strict=True):
+            if place != _PADDING and len(words) < _WORDS:
+                named = "none" if tag == IGNORED else self.names[tag]
+                words.append(f"{self.tokenizer.decode(batch['input_ids'][0][place])!r} {named}")
+        rest = ", ..." if len(words) < int((batch["first"][0] != _PADDING).sum()) else ""
+        return f"{self.shown(batch)}, tags {', '.join(words)}{rest}"
 
     def forward(self, model: Any, batch: Batch) -> Tensor:
         """Logits of words [B, W, tags]; of a word without a token they are nobody's."""
