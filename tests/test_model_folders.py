@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from matta_cli.adapter import Source
+from matta_cli.comparison import speculation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
 from matta_cli.models.load import load_model, opened
@@ -99,3 +100,32 @@ def test_a_model_of_another_task_than_was_asked_for(tmp_path):
     with pytest.raises(MattaError, match="is a model for causal_lm, not for text_classification"):
         convert(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+OTHER_WAYS = [
+    {"num_beams": 3},
+    {"stop_strings": ["a"]},
+    {"forced_eos_token_id": 2},
+    {"guidance_scale": 1.5},
+    {"return_dict_in_generate": True},
+    {"max_time": 1e-9},
+]
+
+
+@pytest.mark.parametrize("said", OTHER_WAYS, ids=lambda said: next(iter(said)))
+def test_drafts_are_checked_greedily_whatever_a_folder_says(tmp_path, said):
+    small = llama(tmp_path / "small", initializer_range=0.3).eval()
+    llama(tmp_path / "large", initializer_range=0.3)
+    put(tmp_path / "large", "generation_config.json", eos_token_id=None, **said)
+    large = opened(Llama(), open_source(str(tmp_path / "large")))
+    before, wanted = large.generation_config, torch.tensor([[3, 4, 5]])
+    found = speculation.measure(small, large, wanted, new=3, draft=2, rounds=1)
+    assert found["new_tokens"] == 3 and found["identical"] == 1.0 and found["acceptance"] >= 0
+    assert large.generation_config is before
+    with torch.no_grad():
+        for _ in range(3):
+            likeliest = large(input_ids=wanted).logits[:, -1:].argmax(-1)
+            wanted = torch.cat([wanted, likeliest], 1)
+    with speculation._plainly(small, large, 2):
+        got, _ = speculation._generate(large, wanted[:, :3], 3, assistant_model=small)
+    assert torch.equal(got, wanted)
