@@ -18,7 +18,7 @@ from matta_cli.data.split import Data
 from matta_cli.measure import pairs
 from matta_cli.measure.held_out import HeldOut
 from matta_cli.measure.intervals import Means, Sampled
-from matta_cli.report import claims, page, verdicts
+from matta_cli.report import claims, page, terminal, verdicts
 from matta_cli.report.schema import Cost, Interval, Metric, ModelEntry, Pair, Report, Role
 from matta_cli.report.story import tell
 from matta_cli.settings.recipe import Recipe
@@ -196,6 +196,17 @@ def evaluated(made, against):
     return pairs.against(made.held_out.task, made.report.metrics, tables, against, settings)
 
 
+def seen_apart(report):
+    """No table shows two models as equal of which one is said to be better or worse."""
+    for heads, rows in terminal.tables(report):
+        table = {row[0]: dict(zip(heads, row, strict=True)) for row in rows}
+        for pair in report.pairs:
+            head = next(m.label + m.way for m in report.metrics if m.name == pair.metric)
+            values = [report.model(own).metrics[pair.metric].value for own in (pair.a, pair.b)]
+            if head in heads and GAINS[pair.verdict] != "level" and values[0] != values[1]:
+                assert table[pair.a][head].split()[0] != table[pair.b][head].split()[0], head
+
+
 ROUNDS = settings(
     max_examples=30,
     phases=[Phase.explicit, Phase.generate],
@@ -241,6 +252,7 @@ def test_headline_alarms_verdicts_and_eval_never_disagree(made):
     for column in story.columns:
         for model, (cell, _) in zip(report.models, column.cells, strict=True):
             shown[model.name][column.kind] = cell
+    seen_apart(report)
     said = page.html(story)
     for rival in story.rivals:
         assert rival.sentence in said and shown[rival.student.name]["verdict"] == rival.verdict

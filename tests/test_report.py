@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from matta_cli.report import charts, numbers, page, search_table, story, table, write
+from matta_cli.report import charts, numbers, page, search_table, story, table, terminal, write
 from matta_cli.report.schema import Report, Role
 
 
@@ -877,6 +877,10 @@ def test_a_difference_that_is_told_is_seen(good):
     compare(good, "width 0.25", "base", "worse", -0.1, -0.11, -0.09, **alike)
     compare(good, "width 0.5", "base", "better", 0.0022, 0.0011, 0.0033, **alike)
     assert "better than the base: accuracy 0.5034 against 0.5012, by" in tell(good).headline
+    for heads, rows in terminal.tables(Report.from_json(good)):  # in narrow tables, too
+        at = [index for index, head in enumerate(heads) if head.startswith("accuracy")]
+        cells = {row[0]: row[at[0]].split()[0] for row in rows if at}
+        assert not at or cells["width 0.5"] != cells["base"], heads
     compare(good, "width 0.5", "base", "unclear", 0.0002, -0.1, 0.1, **alike)
     alarm = next(own for own in tell(good).alarms if "than the base" in own)
     # what is shown as nothing is no share of anything

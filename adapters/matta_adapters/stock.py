@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from matta_adapters.advice import instead
@@ -111,6 +112,13 @@ class CausalLM(Transformers):
     old: re.Pattern[str]
 
     def _from_folder(self, folder: Path, source: Source) -> Any:
+        whose = (folder / "modules.json").is_file() and not (folder / "matta.json").is_file()
+        if whose and not source.task:
+            raise MattaError(
+                f"{source.name!r} is an encoder of sentences, by its modules.json, and of those "
+                "that are decoders there is no task here. `--task causal_lm` takes it as a "
+                "language model."
+            )
         own = self._class(read_config(folder)["model_type"])
         model, _, _ = opened(own, source, f"a {own.__name__}", "one of its tensors", self.old)
         tied = model.lm_head.weight is model.get_input_embeddings().weight
@@ -173,7 +181,9 @@ def opened(
     if source.folder is not None and not _has_weights(source.folder):
         needed = "beside its config.json: put model.safetensors there, too"
         raise MattaError(f"{source.name!r} holds no weights {needed}.")
-    given = {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
+    # else transformers 5 rounds float32 weights to what their config.json says
+    given: dict[str, Any] = {"torch_dtype": torch.float32}
+    given |= {} if folder else {"config": config, "state_dict": dict(source.tensors or {})}
     try:
         with trust.sealed(), quiet():
             # what has another shape is told below: transformers says only that there is some
@@ -194,8 +204,25 @@ def opened(
     wrong += [f"{key} is missing" for key in missing if not key.startswith(optional)]
     wrong += [f"{key} is not {own}" for key in unexpected if not others.search(key)]
     if wrong:
-        raise MattaError(f"{source.name!r} does not fit {what}: {some(wrong)}.")
+        hint = _behind_a_word(missing, unexpected, source) if folder else ""
+        raise MattaError(f"{source.name!r} does not fit {what}: {some(wrong)}.{hint}")
     return model, missing, unexpected
+
+
+def _behind_a_word(missing: list[str], unexpected: list[str], source: Source) -> str:
+    """A sentence where a folder has all that is missing, but with a word before its name."""
+    words = {name.partition(".")[0] for name in unexpected}
+    if len(words) != 1 or not missing:
+        return ""
+    word = f"{words.pop()}."
+    if not {f"{word}{name}" for name in missing} <= set(unexpected):
+        return ""
+    assert source.folder is not None
+    file, config = source.folder / "model.safetensors", source.folder / "config.json"
+    return (
+        f" Its names begin with {word!r}, as a training script's module puts it there: pass "
+        f"{file} with --config {config}, and --tokenizer {source.folder} for its other files."
+    )
 
 
 def empty(config: Callable[[], Any], model: Callable[[Any], Any], failing: str) -> Any:

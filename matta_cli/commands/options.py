@@ -188,6 +188,8 @@ def show_widths(widths: list[dict[str, Any]]) -> None:
     headers = ["width", "role", "sizes", "parameters", "kept", "MACs kept", "bytes kept"]
     headers += [*(["layers"] if nested else []), "loads with"]
     console.table(headers, rows, spare=["layers", "bytes", "loads with", "role"])
+    if tokens := next((w["tokens"] for w in widths), None):
+        console.say(f"MACs are those of an example of {tokens:,} tokens.")
 
 
 def named(adapter: str | None) -> None:

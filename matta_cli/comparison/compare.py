@@ -111,7 +111,7 @@ def evaluation(
             say(f"The TA with which models agree or not is {others['ta'].folder}.")
     everyone = [*subjects, *others.values()]
     _ready(task, everyone, device, say)
-    one = _example(task, first, splits, device)
+    one = _example(task, first, splits, recipe.export.batch_size, device)
     macs = {s.name: cost.macs(task, s.model if s.program else s.fitted, one) for s in subjects}
     if asked.cascade:  # what cannot be is said before all is measured
         _check_cascade(recipe, task, first, splits, macs, asked.unsure, device)
@@ -217,10 +217,13 @@ def _data(
 
 
 def _example(
-    task: Task, first: Subject, splits: Sequence[Split], device: torch.device
+    task: Task, first: Subject, splits: Sequence[Split], size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """The one example that MACs are counted on."""
-    one = splits[0].batch([0]) if splits else task.example(first.model, 1)
+    """The one example that MACs are counted on: as the report has it, out of a batch of ``size``,
+    whose texts are as long as the longest.
+    """
+    some = range(min(size, len(splits[0]))) if splits else ()
+    one = splits[0].batch(some) if splits else task.example(first.model, 1)
     # of a query, whose rows come together, one row
     return {k: v.to(device) for k, v in cost.repeated(one, 1).items()}
 

@@ -53,7 +53,7 @@ def measure(
     found: dict[str, list[Tensor]] = {"alone": [], "drafted": []}
     seconds: dict[str, list[float]] = {"alone": [], "drafted": []}
     try:
-        with _drafting(small, draft):
+        with _plainly(small, large, draft):
             for turn in range(1 + rounds):  # the first one warms up, and is counted
                 taken = {"alone": 0.0, "drafted": 0.0}
                 for number, prompt in enumerate(prompts):
@@ -96,12 +96,18 @@ def _room(small: nn.Module, large: nn.Module, prompts: Tensor, draft: int) -> in
 
 
 @contextlib.contextmanager
-def _drafting(small: Any, draft: int) -> Iterator[None]:
-    """While the model drafts so many tokens at a time, whatever its own settings say."""
+def _plainly(small: Any, large: Any, draft: int) -> Iterator[None]:
+    """While one model drafts so many tokens at a time, and both take the likeliest token.
+
+    What their folders say of generating (beams, penalties, tokens that are forced) is another way
+    to choose, and left out: all but the tokens that begin, end and fill up.
+    """
     from transformers.utils import logging
 
-    before, level = small.generation_config, logging.get_verbosity()
-    small.generation_config = type(before).from_dict(before.to_dict())
+    before, level = [model.generation_config for model in (small, large)], logging.get_verbosity()
+    for model, own in zip((small, large), before, strict=True):
+        kept = ("bos_token_id", "eos_token_id", "pad_token_id")
+        model.generation_config = type(own)(**{name: getattr(own, name, None) for name in kept})
     small.generation_config.update(
         num_assistant_tokens=draft,
         num_assistant_tokens_schedule="constant",
@@ -112,7 +118,7 @@ def _drafting(small: Any, draft: int) -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(level)
-        small.generation_config = before
+        small.generation_config, large.generation_config = before
 
 
 def _summary(

@@ -11,6 +11,7 @@ from matta_cli.adapter import Sizes
 from matta_cli.errors import MattaError
 from matta_cli.files import reading
 from matta_cli.files.workspace import Workspace
+from matta_cli.measure import cost
 from matta_cli.measure.kept import floor, kept
 from matta_cli.models.folders import load_ta
 from matta_cli.models.ta import IMPORTANCE, TA
@@ -108,9 +109,11 @@ def _means(scores: Sequence[float], parts: int) -> list[float]:
 def menu(task: Task, ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
     """What each width comes to: sizes, parameters, what it keeps of the base, what loads it.
 
-    kept: the shares of the base's parameters, MACs and bytes.
+    kept: the shares of the base's parameters, MACs and bytes. tokens: of how many an example is
+    that MACs are of; None where it has none.
     """
     rows, shares = [], kept(task, ta, widths)
+    tokens = cost.tokens(task.example(ta.model, 1))
     for width in widths:
         student = ta.student(width)
         rows.append(
@@ -121,6 +124,7 @@ def menu(task: Task, ta: TA, widths: Sequence[float]) -> list[dict[str, Any]]:
                 "shown": student.shown(),
                 "parameters": student.parameters,
                 "kept": shares[width],
+                "tokens": tokens,
                 "layers": student.layers,
                 "stock": student.stock,
                 "loads": student.loads,

@@ -115,7 +115,11 @@ class Targets:
         whole = counts(ta.base, budget.names)
         each = (f"{amount(n, costs[n])} ({percent(costs[n] / whole[n])})" for n in budget.names)
         along = ", ".join(kinds(ta.base))
-        return f"{budget.typed}: width {width:g} along {along} has {' and '.join(each)}."
+        of = cost.tokens(self.example)
+        tokens = (
+            f"; MACs are of an example of {of:,} tokens" if of and "macs" in budget.names else ""
+        )
+        return f"{budget.typed}: width {width:g} along {along} has {' and '.join(each)}{tokens}."
 
     def _impossible(self, budgets: Sequence[Budget]) -> MattaError:
         axes = self._candidates()[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,12 @@ def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     while named and all(key.startswith("module.") for key in named):
         named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
     return named
+
+
+def is_wrapped(names: Collection[str]) -> bool:
+    """Whether tensors have the names of a module that is wrapped: ``strip_prefixes`` knows how."""
+    inside = any(wrapper in name for name in names for wrapper in _WRAPPERS)
+    return bool(names) and (inside or all(name.startswith("module.") for name in names))
 
 
 def without_prefix(tensors: Mapping[str, Tensor]) -> tuple[str, dict[str, Tensor]] | None:

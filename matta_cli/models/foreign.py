@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, record, whole
+from matta_cli.files.reading import header, lenient, record, whole
 from matta_cli.models.names import FILES
 
 _SAVE = "save its state dict or, with save_pretrained, a folder"
@@ -54,6 +55,7 @@ _WEIGHTS = re.compile(
 _PART = re.compile(r"-\d+-of-\d+\.\w+$")
 _NO_WEIGHTS = re.compile(r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler")
 _NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
+_WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # of safetensors
 _MERGE = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a)\b")
 # tensors of layouts that other libraries have -> which one, and what to do
 _LAYOUTS = (
@@ -145,6 +147,26 @@ def _refuse_parts(folder: Path, there: set[str], name: str) -> None:
         if lost and len(indexes) == 1:
             of = f"{len(lost):,} of the files that its {index} names, {lost[0]} first"
             raise MattaError(f"{name!r} lacks {of}: put them there.")
+
+
+def headers(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What the safetensors files of a folder that are opened say of their tensors, by name."""
+    first = folder / "model.safetensors"
+    parts = sorted(folder.glob("model-*-of-*.safetensors"))
+    files = [first] if first.is_file() else parts
+    return {file: header(file)[0] for file in files}
+
+
+def refuse_narrow(headers: Mapping[Path, Mapping[str, Any]], name: str) -> None:
+    """Raise ``MattaError`` where weights are whole numbers or of 8 bits, and nothing says which
+    numbers they stand for: transformers would take them as they are.
+    """
+    for entries in headers.values():
+        for key, entry in entries.items():
+            kind = entry["dtype"]
+            if key.endswith("weight") and (kind in _WHOLE or kind.startswith("F8")):
+                what = f"{name!r} is quantized ({key} is {kind}), and no quantization_config says"
+                raise MattaError(f"{what} how: {_QUANTIZED}.")
 
 
 def chosen_weights(folder: Path, name: str) -> str:

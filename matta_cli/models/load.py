@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from matta_cli import trust
@@ -59,14 +60,14 @@ def load_model(
         if space.ta.is_dir():
             source = replace(open_source(f"local-dir:{space.current_ta()}"), name=source.name)
     if only:
-        return _loaded(only, source, task, say), source
+        return _loaded(only, source, say), source
     refusal: MattaError | None = None
     asked = [*([adapter] if adapter else []), *plugins.adapters().values()]
     source = plugins.bare(source, asked)
     for known in asked:
         if known.task in (task, "") and plugins.knows(known, source):
             try:
-                return _loaded(known, source, task, say), source
+                return _loaded(known, source, say), source
             except MattaError as error:  # what cannot be nested may still teach
                 refusal = error
     try:
@@ -75,11 +76,9 @@ def load_model(
         raise (refusal or error) from None
 
 
-def _loaded(adapter: Adapter, source: Source, task: str, say: Say) -> nn.Module:
-    """The model as an adapter loads it. Raises ``MattaError`` where it is for another task."""
+def _loaded(adapter: Adapter, source: Source, say: Say) -> nn.Module:
+    """The model as an adapter loads it."""
     model = opened(adapter, source).float().eval()
-    if adapter.task != task:
-        raise MattaError(f"{source.name!r} is a model for {adapter.task}, not for {task}.")
     for note in adapter.notes:
         say(note)
     return model
@@ -88,7 +87,8 @@ def _loaded(adapter: Adapter, source: Source, task: str, say: Say) -> nn.Module:
 def opened(adapter: Adapter, source: Source) -> nn.Module:
     """The model that an adapter makes of a source.
 
-    Raises ``MattaError`` where it cannot: whatever the libraries under it make of what is wrong.
+    Raises ``MattaError`` where it is for another task than the source is wanted for, and where the
+    adapter cannot: whatever the libraries under it make of what is wrong.
     """
     try:
         model = adapter.load(source)
@@ -97,6 +97,9 @@ def opened(adapter: Adapter, source: Source) -> nn.Module:
     except Exception as error:
         what = f"{source.name!r} cannot be opened by the adapter {adapter.name!r}"
         raise MattaError(f"{what}: {type(error).__name__}: {said(error)}.") from error
+    if source.task not in ("", adapter.task):
+        asked = f"{adapter.task}, not for {source.task}"
+        raise MattaError(f"{source.name!r} is a model for {asked}.")
     if source.classes and _named(model, source.classes):
         listed = ", ".join(f"{k} {name}" for k, name in enumerate(source.classes[:_SHOWN]))
         more = ", ..." if source.classes[_SHOWN:] else ""
@@ -185,6 +188,7 @@ def _whole(kind: Any, source: Source, say: Say) -> nn.Module:
             output_loading_info=True,
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
+            torch_dtype=torch.float32,  # else it rounds weights to what their config.json says
         )
     refuse_missing(model, report, source.name)
     if unread := sorted(report["unexpected_keys"]):

@@ -87,8 +87,24 @@ def _open_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
     own = read_json(stored) if stored.is_file() else {}
     if quantized_source := quantized.open_quantized(folder, own, text):
         return quantized_source
+    headers = foreign.headers(folder)
+    foreign.refuse_narrow(headers, text)
     note = foreign.chosen_weights(folder, text)
+    if own and checkpoint.is_wrapped([name for entries in headers.values() for name in entries]):
+        return _open_wrapped(folder, list(headers), text, config or own)
     return Source(text, config, folder=folder, beside=folder, notes=(note,) if note else ())
+
+
+def _open_wrapped(folder: Path, files: list[Path], text: str, config: Mapping[str, Any]) -> Source:
+    """A folder whose weights have the names of a compiled or parallel module, which libraries do
+    not know: its tensors, by the bare module's.
+    """
+    again = "save it again, as a safetensors file"
+    named = {key: own for file in files for key, own in reading.tensors(file, again).items()}
+    what = "stand for a module that was wrapped (torch.compile, DDP, FSDP)"
+    note = f"The names of the weights in {text} {what}: they are read without that."
+    tensors = checkpoint.strip_prefixes(named)
+    return Source(text, config, tensors=tensors, beside=folder, notes=(note,))
 
 
 def _open_file(path: Path, text: str, config: Mapping[str, Any], allow_pickle: bool) -> Source:

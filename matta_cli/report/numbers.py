@@ -18,8 +18,8 @@ def finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _scaled(value: Any, units: list[tuple[float, str]], tick: bool = False) -> str:
-    """Three significant digits and a unit. tick: 10 M rather than 10.0 M."""
+def _scaled(value: Any, units: list[tuple[float, str]], tick: bool = False, places: int = 3) -> str:
+    """So many significant digits, and a unit. tick: 10 M rather than 10.0 M."""
     if not finite(value):
         return MISSING
     if value == 0:
@@ -30,26 +30,27 @@ def _scaled(value: Any, units: list[tuple[float, str]], tick: bool = False) -> s
     size, unit = units[at]
     scaled = value / size
     whole = size == 1 and float(value).is_integer()  # 7 parameters, not 7.00
-    digits = 0 if whole else max(0, 2 - math.floor(math.log10(float(f"{abs(scaled):.3g}"))))
+    before = math.floor(math.log10(float(f"{abs(scaled):.3g}")))
+    digits = 0 if whole else max(0, places - 1 - before)
     text = f"{scaled:.{digits}f}"
     if tick and "." in text:
         text = text.rstrip("0").rstrip(".")
     return f"{text} {unit}".strip()
 
 
-def count(value: Any, tick: bool = False) -> str:
+def count(value: Any, tick: bool = False, places: int = 3) -> str:
     """``12.3 M``; a dash where it is no number, as in the other units."""
-    return _scaled(value, _COUNT, tick)
+    return _scaled(value, _COUNT, tick, places)
 
 
-def in_bytes(value: Any, tick: bool = False) -> str:
+def in_bytes(value: Any, tick: bool = False, places: int = 3) -> str:
     """``45.6 MB``."""
-    return _scaled(value, _BYTES, tick)
+    return _scaled(value, _BYTES, tick, places)
 
 
-def in_seconds(value: Any, tick: bool = False) -> str:
+def in_seconds(value: Any, tick: bool = False, places: int = 3) -> str:
     """``4.56 ms``."""
-    return _scaled(value, _TIME, tick)
+    return _scaled(value, _TIME, tick, places)
 
 
 def percent(share: float) -> str:

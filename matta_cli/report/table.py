@@ -61,10 +61,13 @@ def _time(report: Report, batch: int, of: str) -> Column:
     return Column(f"{of} b{batch} median (p95)", of, cells)
 
 
-def speed(report: Report, batch: int) -> Column:
-    """How many examples a second go through a model, or how many tokens it generates."""
+def speed(report: Report, batch: int, places: int = 3) -> Column:
+    """How many examples a second go through a model, or how many tokens it generates.
+
+    places: digits that are shown.
+    """
     seconds = [model.latency(batch, report.timed) for model in report.models]
-    cells = [(count(batch / taken) if taken else MISSING, "") for taken in seconds]
+    cells = [(count(batch / taken, places=places) if taken else MISSING, "") for taken in seconds]
     unit = "tokens" if report.generation else "examples"
     return Column(f"{unit}/s b{batch}", "speed", cells)
 

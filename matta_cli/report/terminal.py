@@ -10,7 +10,7 @@ from matta_cli.report.headline import pick
 from matta_cli.report.numbers import MISSING, count, in_bytes, in_seconds, number
 from matta_cli.report.schema import Metric, ModelEntry, Report, Role
 from matta_cli.report.table import speed
-from matta_cli.report.values import decimals_of, distinct, in_one, span
+from matta_cli.report.values import apart, decimals_of, distinct, in_one, span
 
 Table = tuple[list[str], list[list[str]]]  # headers, and a row for each model
 
@@ -33,11 +33,11 @@ def _table(
 ) -> Table:
     """One with so many digits, and so many of the costs, the most important first."""
     columns = {"model": [model.name for model in report.models]}
-    known = _costs(report)
+    known = _costs(report, digits)
     kept, first = list(known)[:costs], ("parameters", "MACs", "bytes")
     for header in (*first, *(other for other in known if other not in first)):
         if header in kept:
-            columns[header] = [_rounded(cell, digits) for cell in known[header]]
+            columns[header] = known[header]
     for metric in metrics:
         columns[metric.label + metric.way] = _values(report, metric, intervals, digits)
     verdicts = [_verdict(report, model) for model in report.models]
@@ -47,40 +47,35 @@ def _table(
     return list(some), [list(row) for row in zip(*some.values(), strict=True)]
 
 
-def _costs(report: Report) -> dict[str, list[str]]:
-    """The columns of costs, the most important first."""
+def _costs(report: Report, digits: int = 3) -> dict[str, list[str]]:
+    """The columns of costs with so many digits, the most important first."""
     models, batch = report.models, report.batch_size or 1
-    known = {"parameters": [count(model.cost.parameters) for model in models]}
+    known = {"parameters": [count(model.cost.parameters, places=digits) for model in models]}
     if report.generation:
         for size in dict.fromkeys((1, batch)):
-            own = speed(report, size)
+            own = speed(report, size, digits)
             known[own.header] = [cell for cell, _ in own.cells]
-        known["prefill b1"] = [in_seconds(model.latency(1, "prefill")) for model in models]
+        known["prefill b1"] = [
+            in_seconds(model.latency(1, "prefill"), places=digits) for model in models
+        ]
     else:
-        known[f"latency b{batch}"] = [in_seconds(model.latency(batch)) for model in models]
-    known["bytes"] = [in_bytes(model.cost.bytes) for model in models]
-    known["MACs"] = [count(model.cost.macs) for model in models]
+        known[f"latency b{batch}"] = [
+            in_seconds(model.latency(batch), places=digits) for model in models
+        ]
+    known["bytes"] = [in_bytes(model.cost.bytes, places=digits) for model in models]
+    known["MACs"] = [count(model.cost.macs, places=digits) for model in models]
     return known
 
 
 def _values(report: Report, metric: Metric, intervals: bool, digits: int) -> list[str]:
     cells, places = [], decimals_of(report, metric)
     if digits < 3:
-        places = max(min(places, 2), places - 1)
+        places = apart(report, metric, max(min(places, 2), places - 1))
     for value in (model.measured(metric) for model in report.models):
         known = MISSING if value is None else number(value.value, places)
         ends = span(value, places) if value is not None and intervals else ""
         cells.append(f"{known} {ends}".strip())
     return cells
-
-
-def _rounded(text: str, digits: int) -> str:
-    """``24.3 k`` with so many digits: ``24 k``."""
-    found = re.fullmatch(r"([\d.]+)(.*)", text)
-    if not found or len(found[1].replace(".", "")) <= digits or "." not in found[1]:
-        return text
-    places = max(0, digits - len(found[1].partition(".")[0]))
-    return f"{float(found[1]):.{places}f}{found[2]}"
 
 
 def _verdict(report: Report, model: ModelEntry) -> tuple[str, str]:

@@ -15,7 +15,10 @@ from matta_cli.report.numbers import (
     places_for,
 )
 from matta_cli.report.schema import Interval, Metric, ModelEntry, Pair, Report
+from matta_cli.report.verdicts import BETTER, SLIGHTLY, WORSE
 from matta_cli.settings.budget import LIMITS, TIMED
+
+_MOST = 8  # decimals
 
 # a metric that says another one again, in another way
 REPEATS = {"auc_loss": "auc"}
@@ -39,7 +42,26 @@ def in_one(loader: str) -> str:
 
 
 def decimals_of(report: Report, metric: Metric) -> int:
-    """Decimals of a metric: the narrowest interval shows two digits of its half width."""
+    """Decimals of a metric: the narrowest interval shows two digits of its half width.
+
+    And models that surely differ are not shown as the same.
+    """
+    return apart(report, metric, _usual_decimals(report, metric))
+
+
+def apart(report: Report, metric: Metric, places: int) -> int:
+    """So many decimals, or as many more as show what is better or worse as another value."""
+    known = {m.name: v.value for m in report.models if (v := m.measured(metric))}
+    for pair in report.pairs:
+        real = pair.metric == metric.name and pair.verdict in (BETTER, SLIGHTLY, WORSE)
+        if real and known.keys() >= {pair.a, pair.b} and known[pair.a] != known[pair.b]:
+            a, b, tried = known[pair.a], known[pair.b], range(places, _MOST)
+            needed = next((p for p in tried if number(a, p) != number(b, p)), places)
+            places = max(needed, gain_places([pair])) if needed > places else places
+    return places
+
+
+def _usual_decimals(report: Report, metric: Metric) -> int:
     values = [value for model in report.models if (value := model.measured(metric))]
     spans = [v.high - v.low for v in values if v.low is not None and v.high is not None]
     if any(span > 0 for span in spans):

@@ -1,0 +1,131 @@
+"""A model's folder is opened as its own library opens it, or what it is instead is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from matta_adapters.decoders import Llama
+from matta_adapters.encoders import Bert
+from safetensors.torch import load_file, save_file
+from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from matta_cli.adapter import Source
+from matta_cli.comparison import speculation
+from matta_cli.conversion.convert import convert
+from matta_cli.errors import MattaError
+from matta_cli.models.load import load_model, opened
+from matta_cli.models.source import open_source
+from matta_cli.settings.recipe import Recipe
+from tests.encoder_models import encoder
+
+
+def put(folder: Path, name: str = "config.json", **changes: object) -> None:
+    known = json.loads((folder / name).read_text()) if (folder / name).exists() else {}
+    (folder / name).write_text(json.dumps({**known, **changes}))
+
+
+def renamed(folder: Path, how) -> None:
+    """Write a folder's weights anew, each under the name and with the values that ``how`` gives."""
+    file = folder / "model.safetensors"
+    named = dict(how(name, tensor) for name, tensor in load_file(file).items())
+    save_file({name: tensor.contiguous() for name, tensor in named.items()}, file, {"format": "pt"})
+
+
+def llama(folder: Path, **changes: object) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 40}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, **changes))
+    model.save_pretrained(folder)
+    return model
+
+
+def test_weights_are_not_rounded_to_what_config_json_says(tmp_path):
+    """As transformers 5 does: what is stored counts, of Teachers that no adapter knows, too."""
+    model = llama(tmp_path / "it")
+    bloom = BloomForCausalLM(BloomConfig(hidden_size=16, n_layer=1, n_head=2, vocab_size=40))
+    bloom.save_pretrained(tmp_path / "other")
+    for name in ("it", "other"):
+        put(tmp_path / name, dtype="bfloat16", torch_dtype="bfloat16")
+    found = Llama().load(open_source(str(tmp_path / "it")))
+    assert torch.equal(found.lm_head.weight, model.lm_head.weight)
+    teacher, _ = load_model(str(tmp_path / "other"), "causal_lm")
+    own = bloom.transformer.h[0].mlp.dense_h_to_4h.weight
+    assert torch.equal(teacher.transformer.h[0].mlp.dense_h_to_4h.weight, own)
+
+
+@pytest.mark.parametrize("word", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_names_of_wrapped_modules_in_a_folder(tmp_path, word):
+    """As a Trainer leaves them that saved a compiled model: libraries draw all weights anew."""
+    model = encoder("bert", "sequence")
+    model.save_pretrained(tmp_path)
+    renamed(tmp_path, lambda name, tensor: (word + name, tensor))
+    source = open_source(str(tmp_path))
+    assert source.beside == tmp_path and "a module that was wrapped" in source.notes[0]
+    found = opened(Bert(), source).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_a_word_before_the_names_in_a_folder(tmp_path):
+    encoder("bert", "sequence").save_pretrained(tmp_path)
+    renamed(tmp_path, lambda name, tensor: (f"model.{name}", tensor))
+    with pytest.raises(MattaError, match=r"names begin with 'model.', .*: pass .* with --config"):
+        Bert().load(open_source(str(tmp_path)))
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_weights_of_eight_bits_without_a_word_on_how(tmp_path, kind):
+    encoder("bert", "sequence").save_pretrained(tmp_path)
+    renamed(tmp_path, lambda name, t: (name, t.to(kind) if t.dim() > 1 else t))
+    with pytest.raises(MattaError, match="no quantization_config says how: matta needs"):
+        open_source(str(tmp_path))
+
+
+def test_an_encoder_of_sentences_that_is_a_decoder(tmp_path):
+    """Such as Qwen3-Embedding: it is not silently a language model."""
+    llama(tmp_path, tie_word_embeddings=True)
+    (tmp_path / "modules.json").write_text("[]")
+    with pytest.raises(MattaError, match="is an encoder of sentences"):
+        Llama().load(Source("m", folder=tmp_path))
+    assert Llama().load(Source("m", folder=tmp_path, task="causal_lm"))
+    put(tmp_path, "matta.json")  # a TA of it
+    assert Llama().load(Source("m", folder=tmp_path))
+
+
+def test_a_model_of_another_task_than_was_asked_for(tmp_path):
+    llama(tmp_path / "it")
+    recipe = Recipe()
+    recipe.convert.source, recipe.convert.task = str(tmp_path / "it"), "text_classification"
+    with pytest.raises(MattaError, match="is a model for causal_lm, not for text_classification"):
+        convert(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+OTHER_WAYS = [
+    {"num_beams": 3},
+    {"stop_strings": ["a"]},
+    {"forced_eos_token_id": 2},
+    {"guidance_scale": 1.5},
+    {"return_dict_in_generate": True},
+    {"max_time": 1e-9},
+]
+
+
+@pytest.mark.parametrize("said", OTHER_WAYS, ids=lambda said: next(iter(said)))
+def test_drafts_are_checked_greedily_whatever_a_folder_says(tmp_path, said):
+    small = llama(tmp_path / "small", initializer_range=0.3).eval()
+    llama(tmp_path / "large", initializer_range=0.3)
+    put(tmp_path / "large", "generation_config.json", eos_token_id=None, **said)
+    large = opened(Llama(), open_source(str(tmp_path / "large")))
+    before, wanted = large.generation_config, torch.tensor([[3, 4, 5]])
+    found = speculation.measure(small, large, wanted, new=3, draft=2, rounds=1)
+    assert found["new_tokens"] == 3 and found["identical"] == 1.0 and found["acceptance"] >= 0
+    assert large.generation_config is before
+    with torch.no_grad():
+        for _ in range(3):
+            likeliest = large(input_ids=wanted).logits[:, -1:].argmax(-1)
+            wanted = torch.cat([wanted, likeliest], 1)
+    with speculation._plainly(small, large, 2):
+        got, _ = speculation._generate(large, wanted[:, :3], 3, assistant_model=small)
+    assert torch.equal(got, wanted)
