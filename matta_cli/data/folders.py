@@ -232,6 +232,17 @@ def _cores(name: str) -> Iterator[tuple[str, str]]:
                     yield core(f"{word.removesuffix(piece)}-*"), part
 
 
+def _refuse_folds(folder: Path, named: dict[str, list[Path]]) -> None:
+    """Raise ``MattaError`` where files are several folds: what one tests on the others train on."""
+    sides: dict[bool, set[str]] = {True: set(), False: set()}
+    for part, paths in named.items():
+        names = (name for path in paths for name in path.relative_to(folder).parts)
+        sides[part == "train"] |= {fold_of(name) for name in names} - {""}
+    if len(both := sides[True] & sides[False]) > 1:
+        has = f"{str(folder)!r} has {len(both)} folds, and what one tests on the others train on"
+        raise MattaError(f"{has}: pass the folder or the files of one.")
+
+
 def fold_of(name: str) -> str:
     """The number of a fold of a cross-validation that a name tells; else empty."""
     found = _FOLD.search(name.lower())
@@ -271,6 +282,7 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
         notes.append(f"{str(files.folder)!r}: left out, as {why}: {names}.")
     elif unnamed:
         named = {"train": unnamed, **named}
+    _refuse_folds(files.folder, named)
     counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
     notes.append(f"{str(files.folder)!r}: files by the part that their names tell: {counts}.")
     return named, notes

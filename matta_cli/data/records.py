@@ -186,7 +186,8 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), "")
     if other:
         one = f"{str(path)!r} has one column, {header[0]!r}: cells seem to be parted by {other!r}"
-        raise MattaError(f"{one}, but matta reads commas in .csv and tabs in .tsv.")
+        tabs = "call it .tsv" if other == "\t" else "save it so"
+        raise MattaError(f"{one}, but matta reads commas in .csv and tabs in .tsv: {tabs}.")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -19,6 +19,8 @@ READ = (".txt", ".md", *records.TABLES)
 # documents held out of a stream that has no held-out split: its last tenth is not known
 _FIRST = 1000
 
+PLAIN = "Files of plain text, whatever is in them, have to be called .txt."
+
 _CHUNK = 1 << 20  # characters that are read at once
 _PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
 _LONGEST = 1 << 20  # characters of a piece that has no line's end to be cut at
@@ -57,8 +59,7 @@ def local(files: Sequence[Path], column: str, name: str, notes: Sequence[str] = 
     """
     for file in files:
         if file.suffix.lower() not in READ:
-            known = f"matta reads {', '.join(READ)}"
-            raise MattaError(f"{str(file)!r} is of no kind that is known as text: {known}.")
+            raise find.of_no_kind(file, "that is known as text", READ, PLAIN)
     status = [(str(file.resolve()), file.stat()) for file in files]
     size = sum(now.st_size for _, now in status)
     identity = ["files", column, *([file, now.st_size, now.st_mtime_ns] for file, now in status)]

@@ -279,7 +279,8 @@ def _from_arrays(path: Path) -> Source:
             for name in ("images", "labels"):
                 if name not in stored:
                     there = f"it has {', '.join(stored) or 'none'}."
-                    raise MattaError(f"{str(path)!r} has no array {name!r}; {there}")
+                    do = "Save what belongs together as images and labels, a file for each part."
+                    raise MattaError(f"{str(path)!r} has no array {name!r}; {there} {do}")
             return _source(stored["images"], stored["labels"], str(path))
     except OSError as error:
         raise MattaError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
