@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matta_cli.data import find
+from matta_cli.data import divided, find
 from matta_cli.data.lines import lines
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
@@ -58,6 +58,9 @@ def rows(
     ``setting`` names the columns in an error. Raises ``MattaError`` where the file cannot be read,
     or has no such column.
     """
+    for column in divided.asked(names(path), columns):
+        told = (values[0] for _, values in _rows(path, [column], setting, [column], {}))
+        divided.refuse(str(path), column, told)
     count, known = 0, dict[str, None]()
     for row in _rows(path, columns, setting, optional, known):
         count += 1

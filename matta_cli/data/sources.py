@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from matta_cli.data import cards, find, folders, records
+from matta_cli.data import cards, divided, find, folders, records
 from matta_cli.data.lines import lines
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
@@ -154,6 +154,7 @@ def of_split(rows: Any, name: str) -> Source:
             find.check_column(name, column, setting, rows.column_names)
         tally.files[name] = (len(rows), f" of {len(rows):,}", 0)
         rest = [column for column in rows.column_names if column not in columns]
+        divided.refuse_in(rows, name, columns)
         tally.columns[name] = (list(columns), rest)
         return enumerate(zip(*(rows[column] for column in columns), strict=True), 1)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from matta_cli.data import find, lines, records
+from matta_cli.data import divided, find, lines, records
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError, said
 
@@ -77,6 +77,7 @@ def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
     size, tally = rows.data.nbytes if hasattr(rows, "data") else None, Tally()
     if rows.column_names is not None:
         find.check_column(name, column, "data.text", rows.column_names)
+        divided.refuse_in(rows, name, [column])
         tally.columns[name] = ([column], [own for own in rows.column_names if own != column])
         rows = rows.select_columns([column])
 

@@ -154,7 +154,7 @@ def _beside(top: Path) -> str:
     """What to do with files in a folder that are no images, the tables first."""
     others = [file for file in _files(top) if file.suffix.lower() not in IMAGES]
     for file in others:
-        if file.suffix.lower() in (".csv", ".tsv"):
+        if file.suffix.lower() in (".csv", ".tsv", ".jsonl", ".parquet"):
             try:
                 columns = ", ".join(map(repr, records.names(file)))
             except MattaError:

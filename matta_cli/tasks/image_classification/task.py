@@ -128,10 +128,9 @@ class ImageClassification(KindTask):
         source = getattr(split, "source", None)
         batch = split.batch([0])
         image = batch["image"][0]
-        own = "" if self.unmeasured else self.kind.named(batch["label"][0], self.names)
         shape, name = "x".join(map(str, image.shape)), "" if source is None else source.called(0)
         values = f"values {float(image.min()):.2f} to {float(image.max()):.2f}"
-        return f"{name} as {shape}, {values}" + (f", label {own}" if own else "")
+        return f"{name} as {shape}, {values}" + self.and_label(batch["label"][0], self.names)
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model
