@@ -8,6 +8,7 @@ import pytest
 from test_siblings import of_images, picture
 
 from matta_cli.data.folders import data_files, parts
+from matta_cli.errors import MattaError
 
 
 def told(folder: Path, *names: str) -> dict[str, list[str]]:
@@ -53,3 +54,13 @@ def test_folders_of_images_that_are_called_alike_but_for_a_part(tmp_path):
                 picture(tmp_path / part / label / f"{k}.png", k)
     data = of_images(tmp_path, 2, ("cat", "dog"))
     assert len(data.train) == 8 and len(data.held_out[0]) == 4
+
+
+@pytest.mark.parametrize("form", ["Fold{}/{}.txt", "{1}_fold{0}.csv", "a/{1}-fold-{0}.csv"])
+def test_several_folds_are_not_mixed(tmp_path, form):
+    names = [form.format(k, part) for k in (1, 2) for part in ("train", "test")]
+    with pytest.raises(MattaError, match=r"has 2 folds, and what one tests on the others train on"):
+        told(tmp_path / "both", *names)
+    assert told(tmp_path / "one", *names[:2]) == {"train": names[:1], "test": names[1:2]}
+    alone = told(tmp_path / "alone", *(f"fold{k}.csv" for k in (1, 2)))
+    assert alone == {"train": ["fold1.csv", "fold2.csv"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ _TEXT = (".txt", ".md", ".jsonl", ".json")
 _ROWS = (".csv", ".tsv", ".parquet", ".npz", ".svm", ".libsvm", ".train", ".test", ".gz")
 
 _NAMED = 30  # columns of which the names are said
+_NAME = 4  # words of the name of a column, at most
 
 _AMBIGUOUS = "is neither a local file or folder nor a dataset on the hub: check --data."
 _OFFLINE = "on the hub, and nothing local has that name: pass --data with a local file or folder."
@@ -71,6 +73,12 @@ def empty(text: str, what: str, more: Iterable[str] = ()) -> MattaError:
     return MattaError(" ".join([f"{text!r} holds no {what}: pass other data.", *more]))
 
 
+def of_no_kind(path: Path, what: str, kinds: Sequence[str], do: str) -> MattaError:
+    """The error for a file whose ending is none of the ``kinds``. do: what else can be done."""
+    known = f"matta reads {', '.join(kinds)}"
+    return MattaError(f"{str(path)!r} is of no kind {what}: {known}. {do}")
+
+
 def check_column(
     text: str, column: str, setting: str, known: Iterable[str], more: str = ""
 ) -> None:
@@ -85,7 +93,14 @@ def check_column(
     # a blank at an end is else not seen
     named = [name if name == name.strip() else repr(name) for name in known]
     there = folders.shown(named, _NAMED) or "none"
+    if text.endswith((".csv", ".tsv")) and any(map(_is_no_name, known)):
+        hint += " If its first line is a row, put one before it that names the columns."
     raise MattaError(f"{text!r} has no column {column!r}; it has {there}.{hint}{more}")
+
+
+def _is_no_name(cell: str) -> bool:
+    """Whether a cell of the first line is rather one of a row: a number, or a sentence."""
+    return bool(re.fullmatch(r"[-+]?\d+([.,]\d+)?", cell.strip())) or len(cell.split()) > _NAME
 
 
 def last_tenth(count: int, text: str, what: str) -> int:

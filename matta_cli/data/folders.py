@@ -25,6 +25,7 @@ _HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where TestData has two words
 _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train set
 # what tells a part only beside a file that is called alike but for it: these may be languages
 _SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
+_FOLD = re.compile(r"(?:^|[\W\d_])fold[\W_]*(\d+)(?![^\W\d_])")
 _CODE = 3  # letters of a word that may be one of those, or a language
 
 # what other programs leave in folders
@@ -124,7 +125,7 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
         raise MattaError(f"{table}: write them out as Parquet, and pass that.")
     there = list(walk(folder))
     known = [path for path in there if path.suffix.lower() in suffixes]
-    data = [path for path in known if not _is_beside(path)]
+    data = [path for path in known if not is_beside(path)]
     tables = [path for path in data if path.suffix.lower() != ".md"]
     chosen = tables or data
     taken, once = set(chosen), _once(chosen, folder, list(suffixes))
@@ -134,7 +135,7 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
         [path for path in known if path not in taken],
         [p for p in there if p.suffix.lower() in _CLOSED and p.suffix.lower() not in suffixes],
         [path for path in chosen if path not in once],
-        [p for p in there if p.suffix.lower() not in (*suffixes, *_CLOSED) and not _is_beside(p)],
+        [p for p in there if p.suffix.lower() not in (*suffixes, *_CLOSED) and not is_beside(p)],
     )
 
 
@@ -168,7 +169,8 @@ def _start(path: Path) -> bytes:
         return str(path).encode(errors="replace")
 
 
-def _is_beside(path: Path) -> bool:
+def is_beside(path: Path) -> bool:
+    """Whether a file is a README, a licence, a card or the like."""
     stem, suffix = path.stem.lower(), path.suffix.lower()
     if suffix == ".json":
         return stem in _CARDS
@@ -222,10 +224,29 @@ def _cores(name: str) -> Iterator[tuple[str, str]]:
             yield core("*"), short
         for part, own in _WORDS.items():
             for piece in own:
+                if word == piece:
+                    yield core("**"), part
                 if word.startswith(piece) and word != piece:
                     yield core(f"*-{word.removeprefix(piece)}"), part
                 if word.endswith(piece) and word != piece:
                     yield core(f"{word.removesuffix(piece)}-*"), part
+
+
+def _refuse_folds(folder: Path, named: dict[str, list[Path]]) -> None:
+    """Raise ``MattaError`` where files are several folds: what one tests on the others train on."""
+    sides: dict[bool, set[str]] = {True: set(), False: set()}
+    for part, paths in named.items():
+        names = (name for path in paths for name in path.relative_to(folder).parts)
+        sides[part == "train"] |= {fold_of(name) for name in names} - {""}
+    if len(both := sides[True] & sides[False]) > 1:
+        has = f"{str(folder)!r} has {len(both)} folds, and what one tests on the others train on"
+        raise MattaError(f"{has}: pass the folder or the files of one.")
+
+
+def fold_of(name: str) -> str:
+    """The number of a fold of a cross-validation that a name tells; else empty."""
+    found = _FOLD.search(name.lower())
+    return found[1] if found else ""
 
 
 def part_named(name: str) -> str:
@@ -261,6 +282,7 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
         notes.append(f"{str(files.folder)!r}: left out, as {why}: {names}.")
     elif unnamed:
         named = {"train": unnamed, **named}
+    _refuse_folds(files.folder, named)
     counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
     notes.append(f"{str(files.folder)!r}: files by the part that their names tell: {counts}.")
     return named, notes

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from matta_cli.data import find
+from matta_cli.data import divided, find
 from matta_cli.data.lines import lines
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
@@ -58,6 +58,9 @@ def rows(
     ``setting`` names the columns in an error. Raises ``MattaError`` where the file cannot be read,
     or has no such column.
     """
+    for column in divided.asked(names(path), columns):
+        told = (values[0] for _, values in _rows(path, [column], setting, [column], {}))
+        divided.refuse(str(path), column, told)
     count, known = 0, dict[str, None]()
     for row in _rows(path, columns, setting, optional, known):
         count += 1
@@ -186,7 +189,8 @@ def _check_header(path: Path, header: Sequence[str]) -> None:
     other = next((mark for mark in ";\t|," if len(header) == 1 and mark in header[0]), "")
     if other:
         one = f"{str(path)!r} has one column, {header[0]!r}: cells seem to be parted by {other!r}"
-        raise MattaError(f"{one}, but matta reads commas in .csv and tabs in .tsv.")
+        tabs = "call it .tsv" if other == "\t" else "save it so"
+        raise MattaError(f"{one}, but matta reads commas in .csv and tabs in .tsv: {tabs}.")
 
 
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from matta_cli.data import cards, find, folders, records
+from matta_cli.data import cards, divided, find, folders, records
 from matta_cli.data.lines import lines
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
@@ -74,15 +74,16 @@ def parts(
     training: bool,
     kinds: Sequence[str],
     what: str,
+    do: str,
     of_files: Callable[[Sequence[Path], Sequence[str]], T],
     of_split: Callable[[Any, str], T],
     divided: Callable[[T], tuple[T, T]],
 ) -> tuple[T | None, T]:
     """What to train on (None unless ``training``), and what to measure on.
 
-    kinds: the suffixes of files that hold ``what``. of_files: makes it of files of one part and
-    sentences on them; of_split: of a split of a hub dataset, and its name. divided: as of
-    ``find.to_train_and_measure``.
+    kinds: the suffixes of files that hold ``what``. do: what to do where there are none. of_files:
+    makes it of files of one part and sentences on them; of_split: of a split of a hub dataset, and
+    its name. divided: as of ``find.to_train_and_measure``.
     """
 
     def opened(text: str, flag: str, training: bool) -> tuple[T | None, T | None]:
@@ -96,7 +97,7 @@ def parts(
             return of_files([path], ()), None
         own = folders.data_files(path, kinds)
         if not own.files:
-            raise find.empty(text, f"{what} ({', '.join(kinds)})", own.note())
+            raise find.empty(text, f"{what} ({', '.join(kinds)})", [*own.note(), do])
         found, notes = folders.parts(own, settings.config)
         return find.hub_parts(found, text, settings, training, lambda files: of_files(files, notes))
 
@@ -153,6 +154,7 @@ def of_split(rows: Any, name: str) -> Source:
             find.check_column(name, column, setting, rows.column_names)
         tally.files[name] = (len(rows), f" of {len(rows):,}", 0)
         rest = [column for column in rows.column_names if column not in columns]
+        divided.refuse_in(rows, name, columns)
         tally.columns[name] = (list(columns), rest)
         return enumerate(zip(*(rows[column] for column in columns), strict=True), 1)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from matta_cli.data import find, records
+from matta_cli.data import divided, find, records
 from matta_cli.data.lines import encoding
 from matta_cli.data.tally import columns_told
 from matta_cli.errors import MattaError
@@ -62,7 +62,12 @@ class Table:
         return list(self.columns.column_names)
 
     def told(self, read: Sequence[str]) -> list[str]:
-        """Sentences on how much of each file was read. read: the columns that are used."""
+        """Sentences on how much of each file was read. read: the columns that are used.
+
+        Raises ``MattaError`` where another one says of which part a row is.
+        """
+        for column in divided.asked(self.known, read):
+            divided.refuse(self.name, column, self.columns[column].unique().to_pylist())
         columns = columns_told(read, [name for name in self.known if name not in read])
         starts = [0, *self.ends]
         return [

@@ -20,6 +20,8 @@ _ODD = {
     "but matta does not read it: save the table as .csv",
     "begun": "documents begin with what the tokenizer puts before each, so it stands there twice: "
     "take it out of the text",
+    "marks": "marks stand in the text that end documents for another tokenizer (<|endoftext|>, "
+    "</s> or the like) and are letters for the model's: give each document a row without them",
     "ended": "documents end with what is put behind each, so it stands there twice: take it out of "
     "the text",
 }
@@ -46,9 +48,9 @@ class Tally:
         elif kind == ".tsv" and '""' in inner and '"' not in inner.replace('""', ""):
             self.count(name, "quoted")
 
-    def count(self, name: str, kind: str) -> None:
+    def count(self, name: str, kind: str, more: int = 1) -> None:
         own = self.odd.setdefault(name, {})
-        own[kind] = own.get(kind, 0) + 1
+        own[kind] = own.get(kind, 0) + more
 
     def notes(self, name: str) -> list[str]:
         """Sentences on what was read, if it was of rows, and on what is odd."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from matta_cli.data import find, lines, records
+from matta_cli.data import divided, find, lines, records
 from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError, said
 
@@ -18,6 +18,8 @@ READ = (".txt", ".md", *records.TABLES)
 
 # documents held out of a stream that has no held-out split: its last tenth is not known
 _FIRST = 1000
+
+PLAIN = "Files of plain text, whatever is in them, have to be called .txt."
 
 _CHUNK = 1 << 20  # characters that are read at once
 _PIECE = 1 << 14  # characters that are tokenized at once: many pieces of one text run in parallel
@@ -57,8 +59,7 @@ def local(files: Sequence[Path], column: str, name: str, notes: Sequence[str] = 
     """
     for file in files:
         if file.suffix.lower() not in READ:
-            known = f"matta reads {', '.join(READ)}"
-            raise MattaError(f"{str(file)!r} is of no kind that is known as text: {known}.")
+            raise find.of_no_kind(file, "that is known as text", READ, PLAIN)
     status = [(str(file.resolve()), file.stat()) for file in files]
     size = sum(now.st_size for _, now in status)
     identity = ["files", column, *([file, now.st_size, now.st_mtime_ns] for file, now in status)]
@@ -76,6 +77,7 @@ def hub(rows: Any, column: str, name: str, identity: list[Any]) -> Text:
     size, tally = rows.data.nbytes if hasattr(rows, "data") else None, Tally()
     if rows.column_names is not None:
         find.check_column(name, column, "data.text", rows.column_names)
+        divided.refuse_in(rows, name, [column])
         tally.columns[name] = ([column], [own for own in rows.column_names if own != column])
         rows = rows.select_columns([column])
 

@@ -43,12 +43,19 @@ def simplified(name: str) -> str:
 
 
 def known_as(names: dict[int, str]) -> dict[str, int]:
-    """The number of each name, also as it is when plain where that is no other's."""
-    by_name = {name: number for number, name in names.items()}
-    simple: dict[str, list[int]] = {}
+    """The number of each name, also as it is when plain, or by a synonym (``tench, Tinca tinca``),
+    where that is no other's.
+    """
+    whole: dict[str, list[int]] = {}
+    synonyms: dict[str, list[int]] = {}
     for number, name in names.items():
-        simple.setdefault(simplified(name), []).append(number)
-    return {name: own[0] for name, own in simple.items() if len(own) == 1} | by_name
+        whole.setdefault(simplified(name), []).append(number)
+        for own in dict.fromkeys(map(simplified, name.split(", "))):
+            synonyms.setdefault(own, []).append(number)
+    found = {
+        name: own[0] for every in (synonyms, whole) for name, own in every.items() if len(own) == 1
+    }
+    return found | {name: number for number, name in names.items()}
 
 
 def numbers_of(model: Any) -> dict[str, int]:

@@ -28,7 +28,7 @@ class OneOfClasses(Kind):
 
     def named(self, label: Tensor, names: Sequence[str]) -> str:
         number = int(label)
-        return "none" if number == IGNORED else " ".join([str(number), *names[number:][:1]])
+        return "" if number == IGNORED else " ".join([str(number), *names[number:][:1]])
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"class": logits.argmax(1)}

@@ -54,8 +54,8 @@ class Kind(ABC):
         return ""
 
     def named(self, label: Tensor, names: Sequence[str]) -> str:
-        """An example's label, in words. names: of the model's labels."""
-        return f"{float(label):g}"
+        """An example's label, in words; empty where it has none. names: of the model's labels."""
+        return f"{float(label):g}" if label.isfinite() else ""
 
     def right(self, columns: Columns) -> Columns:
         return {}
@@ -77,6 +77,11 @@ class KindTask(Task):
     @property
     def alike(self) -> str:  # type: ignore[override]
         return self.kind.alike
+
+    def and_label(self, label: Tensor, names: Sequence[str]) -> str:
+        """What is said of an example's label, behind the example."""
+        named = self.kind.named(label, names)
+        return f", label {named}" if named else "" if self.unmeasured else ", no label"
 
     def counts(self, batch: Batch) -> Counts:
         return self.kind.counts(batch)

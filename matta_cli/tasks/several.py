@@ -45,7 +45,7 @@ class SeveralLabels(Kind):
 
     def named(self, label: Tensor, names: Sequence[str]) -> str:
         if not label.isfinite().all():
-            return "none"
+            return ""
         own = [" ".join([str(k), *names[k:][:1]]) for k in label.nonzero().flatten().tolist()]
         return ", ".join(own) or "none of them"
 

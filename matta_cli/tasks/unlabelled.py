@@ -58,7 +58,12 @@ def sorted_out(
     if task.unmeasured:
         return train, held_out, notes
     name, hint = settings.held_out or settings.train, "Measuring needs labels: pass --held-out with"
-    held_out = _known(held_out, f"{name!r}, held out", what, f"{hint} some.", none, notes)
+    if train is not None and not settings.held_out:  # a part that others were to predict, say
+        alone = "or as --data what has labels alone, whose last tenth is then held out"
+        hint = f"{hint} some, {alone}."
+    else:
+        hint = f"{hint} some."
+    held_out = _known(held_out, f"{name!r}, held out", what, hint, none, notes)
     if train is None:
         return None, held_out, notes
     part = f"{settings.train!r}, to train on"

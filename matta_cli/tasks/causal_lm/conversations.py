@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from matta_cli.data import find, folders, records, split, tally
+from matta_cli.data import divided, find, folders, records, split, tally
 from matta_cli.data.split import Batch
 from matta_cli.data.text import READ
 from matta_cli.data.tokens import stored
@@ -260,6 +260,7 @@ class Reader:
     def _hub(self, rows: Any, own: tuple[str, ...], name: str) -> Conversations:
         for column in own:
             find.check_column(name, column, "", rows.column_names)
+        divided.refuse_in(rows, name, own)
         kept = rows.select_columns(list(own))
 
         def read() -> Iterator[tuple[str, Sequence[Any]]]:

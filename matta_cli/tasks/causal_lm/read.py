@@ -11,7 +11,7 @@ import numpy as np
 
 from matta_cli.data import find, folders, records, sources
 from matta_cli.data.tally import Tally
-from matta_cli.data.text import READ, Text, batches, cut, first, hub, local, pieces, repeated
+from matta_cli.data.text import PLAIN, READ, Text, batches, cut, first, hub, local, pieces, repeated
 from matta_cli.data.tokens import stored
 from matta_cli.errors import MattaError
 from matta_cli.models.left_out import LeftOut
@@ -24,6 +24,9 @@ from matta_cli.tasks.causal_lm.examples import Paragraphs, Parts, encode, refuse
 _IN_MEMORY = 1 << 26
 _SAMPLE = 1 << 22  # bytes of text of which all is made into tokens, where a sample is enough
 _STRETCHES = 8  # at most, and half of these at least, are the sample of more
+
+# by which corpora end their documents; to other tokenizers than their own they are letters
+_MARKS = ("<|endoftext|>", "<|end_of_text|>", "<|eot_id|>", "<|im_end|>", "</s>", "<eos>")
 
 
 def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text]:
@@ -44,7 +47,7 @@ def read_text(settings: DataSettings, training: bool) -> tuple[Text | None, Text
             return local([path], settings.text, text, _unread([path], settings, text)), None
         files = folders.data_files(path, READ)
         if not files.files:
-            raise find.empty(text, f"text ({', '.join(READ)})", files.note())
+            raise find.empty(text, f"text ({', '.join(READ)})", [*files.note(), PLAIN])
         parts, notes = folders.parts(files, settings.config)
 
         def part(files: list[Path]) -> Text:
@@ -186,7 +189,7 @@ def _ids(
             yield start, [(parts.next(piece, last), piece, last) for piece, last in batch]
             start = after(batch[-1][1])
 
-    twice = _Twice(text, begin, end)
+    twice = _Twice(text, begin, end, tokenizer)
     for start, stretch in _spread(stretches()) if sampled else stretches():
         ids: list[int] = []
         encoded = encode(tokenizer, [whole for whole, _, _ in stretch])
@@ -196,7 +199,7 @@ def _ids(
             ids += start + own + (end if last else [])
             start = after(last)
             if not sampled:
-                twice.look(own, last)
+                twice.look(own, piece, last)
             if seen is not None:
                 seen.add(piece)
         yield ids
@@ -215,15 +218,22 @@ def _spread(stretches: Iterable[_Stretch]) -> list[_Stretch]:
 
 
 class _Twice:
-    """Counts the documents that begin or end with what the tokenizer puts there, too."""
+    """Counts the documents that begin or end with what the tokenizer puts there, too, and the marks
+    of other tokenizers in them.
+    """
 
-    def __init__(self, text: Text, begin: list[int], end: list[int]) -> None:
+    def __init__(self, text: Text, begin: list[int], end: list[int], tokenizer: Any) -> None:
+        known = {mark: tokenizer.convert_tokens_to_ids(mark) for mark in _MARKS}
+        none = (None, tokenizer.unk_token_id)
+        self.foreign = [mark for mark, number in known.items() if number in none]
         self.begin, self.end, self.opens = begin, end, True
         self.tally, self.part = text.tally, repr(text.identity)
         self.tally.odd.pop(self.part, None)  # of another reading
 
-    def look(self, ids: list[int], last: bool) -> None:
+    def look(self, ids: list[int], piece: str, last: bool) -> None:
         """ids: of a piece of a document; last: its last one."""
+        if marks := sum(piece.count(mark) for mark in self.foreign):
+            self.tally.count(self.part, "marks", marks)
         if self.opens and self.begin and ids[: len(self.begin)] == self.begin:
             self.tally.count(self.part, "begun")
         if last and self.end and ids[-len(self.end) :] == self.end:

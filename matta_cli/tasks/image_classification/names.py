@@ -96,6 +96,25 @@ def together(one: Source, other: Source) -> tuple[Source, Source]:
     return one, _moved(other, [one.classes.index(own) for own in other.classes], one.classes)
 
 
+def knows(source: Source, model: Any) -> bool:
+    """Whether the model has a name of one of these classes, or they need none."""
+    known = numbers_of(model)
+    own = source.classes
+    return own is None or source.ordered or any(simplified(name) in known for name in own)
+
+
+def refuse_others(held_out: Source, train: Source, name: str, given: str) -> None:
+    """Raise ``MattaError`` where what is measured has other classes than what is trained on.
+
+    name, given: of the data of both.
+    """
+    theirs, ours = held_out.classes, train.classes
+    if theirs and ours and theirs != ours:
+        odd_one = next(iter(sorted(set(ours) ^ set(theirs))), theirs[0])
+        differ = f"{name!r} and {given!r} have different classes"
+        raise MattaError(f"{differ}: only one has {odd_one!r}.")
+
+
 def refuse_mixed(parts: Mapping[str, Source], model: Any) -> None:
     """Raise ``MattaError`` where one part has numbers for labels, and another names that the model
     does not know: nobody knows which names the numbers stand for.

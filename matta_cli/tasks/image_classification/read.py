@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import zipfile
 import zlib
@@ -19,13 +20,13 @@ from matta_cli.errors import MattaError
 from matta_cli.files.reading import refuse_pointer, regular
 from matta_cli.losses.classes import IGNORED
 from matta_cli.settings.recipe import DataSettings
+from matta_cli.tasks.image_classification import layouts
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels
+from matta_cli.tasks.image_classification.layouts import IMAGES
 from matta_cli.tasks.image_classification.pictures import decoded
 from matta_cli.tasks.image_classification.tables import Known, beside, from_tables
 from matta_cli.tasks.unlabelled import divided
-
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
 def read_images(
@@ -57,6 +58,20 @@ def read_images(
     )
 
 
+def trained_on(settings: DataSettings, known: Known) -> Source | None:
+    """The images to train on, where others are measured on: their names of classes tell numbers.
+
+    None where none are named, or they are not here.
+    """
+    path = Path(settings.train).expanduser()
+    if not settings.held_out or not settings.train or not path.exists():
+        return None
+    with contextlib.suppress(MattaError):
+        train, own = _local(path, settings.train, settings, known, True, [])
+        return own if train is None else train
+    return None
+
+
 def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> None:
     """Raise ``MattaError`` unless labels fit the classes; ``complete``: the last must occur too."""
     if not len(source.labels):
@@ -75,7 +90,9 @@ def check_labels(source: Source, classes: int, name: str, *, complete: bool) -> 
     if count > classes or (count < classes and (complete or source.classes)):
         numbers = f"{name!r} has {count} classes, but the model has {classes}"
         whole = "pass the data whose classes the model was trained on"
-        raise MattaError(f"{numbers}: {whole} (a folder, be it empty, for each).")
+        folder = Path(source.root) if source.root and not source.column else None
+        more = layouts.elsewhere(folder, classes) if folder else ""
+        raise MattaError(f"{numbers}: {whole} (a folder, be it empty, for each).{more}")
 
 
 def _local(
@@ -115,8 +132,10 @@ def _local(
             return source
 
         return find.hub_parts(found, text, settings, training, opened)
-    parts, others = _parts(path)
+    parts, others = layouts.parts(path)
     if not parts:
+        if not settings.held_out:
+            layouts.refuse_lists(path)
         return _from_folder(path, "", notes), None
     if others:
         why = "beside train, validation and test they are no parts"
@@ -152,61 +171,9 @@ def _packed(path: Path, settings: DataSettings) -> folders.Files | None:
 def _unlisted(folder: Path, text: str, source: Source) -> list[str]:
     """A sentence on images in a folder that stand in none of its table's rows, if there are any."""
     listed = set() if source.names is None else {source.called(i) for i in range(len(source.names))}
-    rest = [own for own in _images(folder) if repr(str(own)) not in listed]
+    rest = [own for own in layouts.images(folder) if repr(str(own)) not in listed]
     names = shown([own.relative_to(folder).as_posix() for own in rest])
     return [f"{text!r}: {len(rest):,} images stand in no row: {names}."] if rest else []
-
-
-def _parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:
-    """The subfolders that are parts, and the names of the others; none where all are classes.
-
-    Of each part its folder and, where that has classes which hold parts each, the part's name
-    there. A class may be called train: a part is a folder of classes, or stands among parts only.
-    """
-    path = _inner(path)
-    inside = _folders(path)
-    surely = {own: part for own in inside if (part := folders.part_named(own.name))}
-    named = surely if len(surely) == len(inside) else {}
-    if not named:
-        whole = {own: part for own in inside if (part := folders.part_of(own, path))}
-        whole = whole or folders.partners(inside, path)
-        nested = any(_images(below) for own in whole for below in _folders(own))
-        named = whole if nested else {}
-    parts: dict[str, tuple[Path, str]] = {}
-    for own, part in named.items():
-        parts.setdefault(part, (own, ""))
-    if parts:
-        taken = {own for own, _ in parts.values()}
-        return parts, [own.name for own in inside if own not in taken]
-    within = [{folders.part_named(below.name) for below in _folders(own)} for own in inside]
-    if len(inside) > 1 and all(own and "" not in own for own in within):
-        return {part: (path, part) for part in sorted(set.union(*within))}, []
-    return {}, []
-
-
-def _inner(path: Path) -> Path:
-    """The folder of folders that a folder holds and nothing else, as archives are packed."""
-    inside = _folders(path)
-    while len(inside) == 1 and _folders(inside[0]) and not _direct(path) + _direct(inside[0]):
-        path, inside = inside[0], _folders(inside[0])
-    return path
-
-
-def _within(file: Path, folder: Path) -> str:
-    """The part whose folder, of those in ``folder``, a file lies in."""
-    return folders.part_named(file.relative_to(folder).parts[0])
-
-
-def _direct(path: Path) -> list[Path]:
-    return [own for own in path.iterdir() if own.suffix.lower() in _IMAGES]
-
-
-def _folders(path: Path) -> list[Path]:
-    return sorted(own for own in path.iterdir() if own.is_dir() and not folders.hidden(own.name))
-
-
-def _images(path: Path) -> list[Path]:
-    return [file for file in folders.walk(path) if file.suffix.lower() in _IMAGES]
 
 
 def _last(source: Source) -> np.ndarray:
@@ -225,26 +192,32 @@ def _from_folder(path: Path, part: str, notes: list[str]) -> Source:
 
     part: the one that is taken of each class, where each has several.
     """
-    classes = _folders(_inner(path))
+    classes = layouts.classes(layouts.inner(path))
+    layouts.refuse_folds(path, classes)
+    levels = dict.fromkeys((path, layouts.inner(path)))
+    empty = [p.name for own in levels for p in layouts.subfolders(own) if not layouts.is_class(p)]
+    if empty:
+        notes.append(f"{str(path)!r}: folders without images are no classes: {shown(empty)}.")
     there = [(f, k) for k, own in enumerate(classes) for f in folders.walk(own)]
     if part:
-        there = [(f, k) for f, k in there if _within(f, classes[k]) == part]
-    files = [(file, k) for file, k in there if file.suffix.lower() in _IMAGES]
-    if files and (loose := _direct(_inner(path))):
+        there = [(f, k) for f, k in there if layouts.within(f, classes[k]) == part]
+    files = [(file, k) for file, k in there if file.suffix.lower() in IMAGES]
+    if files and (loose := layouts.direct(layouts.inner(path))):
         first = shown([own.name for own in sorted(loose)])
         notes.append(f"{str(path)!r}: left out, as images of a class lie in its folder: {first}.")
-    if others := [file for file, _ in there if file.suffix.lower() not in _IMAGES]:
+    if others := [file for file, _ in there if file.suffix.lower() not in IMAGES]:
         kinds = Counter(file.suffix or file.name for file in others).most_common(4)
         counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
-        known = " ".join(_IMAGES)
+        known = " ".join(IMAGES)
         notes.append(f"{str(path)!r}: left out, as images are {known}: {counts}.")
     lacks = ""
     if not files:
-        files = [(file, IGNORED) for file in _images(path)]
+        files = [(file, IGNORED) for file in layouts.images(path)]
         forms = "one folder of images per class (or train/ and val/ with those)"
         also = "a table of file_name and label beside the images, or train-images-idx3-ubyte"
         what = "images without labels" if files else "no images"
         lacks = f"{str(path)!r} holds {what}: matta looks for {forms}, or {also}."
+        lacks += layouts.elsewhere(path)
     if not files:
         raise MattaError(lacks)
     status = [file.stat() for file, _ in files]
@@ -306,7 +279,8 @@ def _from_arrays(path: Path) -> Source:
             for name in ("images", "labels"):
                 if name not in stored:
                     there = f"it has {', '.join(stored) or 'none'}."
-                    raise MattaError(f"{str(path)!r} has no array {name!r}; {there}")
+                    do = "Save what belongs together as images and labels, a file for each part."
+                    raise MattaError(f"{str(path)!r} has no array {name!r}; {there} {do}")
             return _source(stored["images"], stored["labels"], str(path))
     except OSError as error:
         raise MattaError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error

@@ -17,6 +17,7 @@ from matta_cli.data.tally import Tally
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.class_names import simplified
+from matta_cli.tasks.image_classification import layouts
 from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.image_classification.labels import read_labels, whole
 from matta_cli.tasks.image_classification.pictures import decoded
@@ -100,7 +101,8 @@ def from_tables(
     if missing:
         some = f"{len(missing):,} of {len(rows.paths):,} images are not there"
         first = f"the first is {str(rows.paths[missing[0]])!r} ({rows.called[missing[0]]})"
-        raise MattaError(f"{some}; {first}: paths are taken from the folder of the table.")
+        wrong = f"{some}; {first}: paths are taken from the folder of the table."
+        raise MattaError(wrong + _found(rows.paths[missing[0]], files[0].parent))
     if again := rows.once():
         several = f"{again:,} rows name images that others have named, with the same label"
         notes.append(f"{str(files[0])!r}: {several}: each image is read once.")
@@ -126,6 +128,14 @@ def from_tables(
         column="" if rows.hot else settings.label,
         lacks=rows.lacks,
     )
+
+
+def _found(missing: Path, folder: Path) -> str:
+    """A sentence with another path of an image, where a file of its name is there."""
+    for own in layouts.images(folder):
+        if missing.name in (own.name, own.stem):
+            return f" There is {own.relative_to(folder).as_posix()!r}: write all so."
+    return ""
 
 
 def _labels(

@@ -24,9 +24,15 @@ from matta_cli.tasks.image_classification.examples import (
 )
 from matta_cli.tasks.image_classification.kinds import OneClass
 from matta_cli.tasks.image_classification.labels import hot, is_several
-from matta_cli.tasks.image_classification.names import numbered, refuse_mixed, together
+from matta_cli.tasks.image_classification.names import (
+    knows,
+    numbered,
+    refuse_mixed,
+    refuse_others,
+    together,
+)
 from matta_cli.tasks.image_classification.pictures import check
-from matta_cli.tasks.image_classification.read import check_labels, read_images
+from matta_cli.tasks.image_classification.read import check_labels, read_images, trained_on
 from matta_cli.tasks.image_classification.tables import Known
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
@@ -71,12 +77,17 @@ class ImageClassification(KindTask):
         train, held_out = read_images(settings, known, training, notes)
         train, held_out, lacking = sorted_out(self, train, held_out, "images")
         notes += [*lacking, *contradiction(model)]
-        if train is not None:
-            held_out, train = together(held_out, train)
+        # of a model whose names are not the data's, the data to train on tells the numbers
+        known_by = train or (None if knows(held_out, model) else trained_on(settings, known))
+        if known_by is not None:
+            held_out, known_by = together(held_out, known_by)
+        train = None if train is None else known_by
         name = settings.held_out or given
         parts = [held_out] if train is None else [held_out, train]
         called = [f"{name}, held out" if name == given else name, given]
         refuse_mixed(dict(zip(called, parts, strict=False)), model)
+        if train is None and known_by is not None:
+            refuse_others(held_out, known_by, name, given)
         several = is_several(model, classes, parts)
         held_out, said = numbered(held_out, model, name)
         check_labels(held_out, classes, name, complete=False)
@@ -100,10 +111,7 @@ class ImageClassification(KindTask):
         train, said = numbered(train, model, given)
         check_labels(train, classes, given, complete=not several)
         train = hot(train, classes) if several else train
-        if train.classes and held_out.classes and train.classes != held_out.classes:
-            odd_one = sorted(set(train.classes) ^ set(held_out.classes))[0]
-            differ = f"{name!r} and {given!r} have different classes"
-            raise MattaError(f"{differ}: only one has {odd_one!r}.")
+        refuse_others(held_out, train, name, given)
         own, odd = check(train, range(len(train.labels)), given)
         notes += [note for note in (*said, *odd) if note not in notes]
         if both := int(np.isin(digests, own).sum()):
@@ -120,10 +128,9 @@ class ImageClassification(KindTask):
         source = getattr(split, "source", None)
         batch = split.batch([0])
         image = batch["image"][0]
-        own = "" if self.unmeasured else self.kind.named(batch["label"][0], self.names)
         shape, name = "x".join(map(str, image.shape)), "" if source is None else source.called(0)
         values = f"values {float(image.min()):.2f} to {float(image.max()):.2f}"
-        return f"{name} as {shape}, {values}" + (f", label {own}" if own else "")
+        return f"{name} as {shape}, {values}" + self.and_label(batch["label"][0], self.names)
 
     def outputs(self, model: nn.Module) -> int:
         own: Any = model

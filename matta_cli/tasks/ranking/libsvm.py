@@ -23,6 +23,8 @@ SIDECARS = (".query", ".group")  # as LightGBM and XGBoost name them
 # what these programs also read beside a file, and matta does not
 UNREAD = (".weight", ".init", ".position", ".base_margin", ".feature_weights")
 
+_SHOWN = 24  # bytes of a word that is none
+
 
 @dataclass(frozen=True)
 class File:
@@ -99,7 +101,7 @@ def _odd(path: Path) -> str:
                 name, mark, value = word.partition(b":")
                 at = before if not k or name == b"qid" else _number(name, whole=True)
                 numbers = [_number(value if k else word, whole=name == b"qid"), at]
-                shown = f"{word.decode(errors='replace')!r} in line {number:,}"
+                shown = f"{word[:_SHOWN].decode(errors='replace')!r} in line {number:,}"
                 if None in numbers or bool(k) != bool(mark):
                     return f"{shown} is none of its numbers"
                 if k and name != b"qid" and at is not None:

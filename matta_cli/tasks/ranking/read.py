@@ -179,7 +179,9 @@ def _table(
 
     order: the features, or all columns, of the table to train on, where this is another one.
     """
-    keys = [column for column in (settings.group, settings.id) if column]
+    read = Counter([*settings.categorical, *settings.dense])
+    # names may have zeros in front, but what is a feature, too, is a number
+    keys = [own for own in (settings.group, settings.id) if own and own not in read]
     table = tables.Table(files, keys)
     name, known = table.name, table.known
     wanted = [(column, "data.categorical") for column in settings.categorical]
@@ -188,13 +190,7 @@ def _table(
     wanted += [(settings.id, "data.id")] if settings.id else []
     for column, setting in wanted:
         find.check_column(name, column, setting, known)
-    read = Counter([*settings.categorical, *settings.dense])
-    if settings.label in read:
-        leak = "is the label (data.label), and also among the features"
-        raise MattaError(f"{settings.label!r} {leak} (data.dense, data.categorical): take it out.")
-    if twice := [column for column, count in read.items() if count > 1]:
-        several = "is named twice in data.dense and data.categorical"
-        raise MattaError(f"{twice[0]!r} {several}: name each column once.")
+    _refuse_twice(settings, read)
     fields, width = features_of(model)
     if len(settings.categorical) != len(fields):
         named = f"data.categorical names {len(settings.categorical)} columns"
@@ -213,6 +209,8 @@ def _table(
         listed = shown(dense, _SHOWN)
         notes.append(f"{name!r}: dense features, in the model's order (else data.dense): {listed}.")
     numbers = [_numbers(table, column) for column in dense]
+    if not settings.dense:
+        notes += _counting(dense, numbers, name)
     for column, own in zip(dense, numbers, strict=True):
         notes += _merged(table.numbers(column, ""), own, f"Column {column!r} of {name!r}")
     return Rows(
@@ -226,6 +224,16 @@ def _table(
         name=name,
         features=tuple(dense),
     )
+
+
+def _refuse_twice(settings: DataSettings, read: Counter[str]) -> None:
+    """Raise ``MattaError`` where one of the features is named twice, or is the label."""
+    if settings.label in read:
+        leak = "is the label (data.label), and also among the features"
+        raise MattaError(f"{settings.label!r} {leak} (data.dense, data.categorical): take it out.")
+    if twice := [column for column, count in read.items() if count > 1]:
+        several = "is named twice in data.dense and data.categorical"
+        raise MattaError(f"{twice[0]!r} {several}: name each column once.")
 
 
 def _label(table: Table, settings: DataSettings) -> tuple[np.ndarray, str]:
@@ -288,6 +296,17 @@ def _numbers(table: Table, column: str, *, holes: bool = False) -> np.ndarray:
         hint = "scale them, or store them as decimals if that does not matter"
         table.complete(column, lost, rounded, f"{hint} (names of things go to data.categorical)")
     return numbers
+
+
+def _counting(dense: Sequence[str], numbers: Sequence[np.ndarray], name: str) -> list[str]:
+    """A sentence on features that count the rows, as pandas' index and ids do."""
+    found = [
+        column
+        for column, own in zip(dense, numbers, strict=True)
+        if len(own) > 2 and (np.diff(own) == 1).all() and own[0] in (0, 1)
+    ]
+    do = "if that is no feature, name the others in data.dense"
+    return [f"{name!r}: {column!r} counts the rows, and is read: {do}." for column in found]
 
 
 def _merged(values: np.ndarray, numbers: np.ndarray, which: str) -> list[str]:

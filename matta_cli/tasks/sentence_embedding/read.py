@@ -17,6 +17,7 @@ from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.sentence_embedding.examples import Texts
 
 _LINES = (".txt", ".md")
+_DO = "Files of a sentence a line have to be called .txt."
 
 
 def read_texts(settings: DataSettings, training: bool) -> tuple[Texts | None, Texts]:
@@ -31,6 +32,7 @@ def read_texts(settings: DataSettings, training: bool) -> tuple[Texts | None, Te
         training,
         (*_LINES, *records.TABLES),
         "text",
+        _DO,
         lambda files, notes: _texts(files, settings, notes),
         lambda rows, name: from_source(sources.of_split(rows, name), settings),
         divided,
@@ -57,8 +59,8 @@ def _file(path: Path, settings: DataSettings) -> Texts:
     if kind in records.TABLES:
         return from_source(sources.of_file(path, settings), settings)
     if kind not in _LINES:
-        known = f"matta reads {', '.join((*_LINES, *records.TABLES))}"
-        raise MattaError(f"{str(path)!r} is of no kind that is known as sentences: {known}.")
+        kinds = (*_LINES, *records.TABLES)
+        raise find.of_no_kind(path, "that is known as sentences", kinds, _DO)
     texts = "".join(lines(path)).split("\n")
     tabs, there = sum("\t" in text for text in texts), sum(bool(text.strip()) for text in texts)
     notes = []

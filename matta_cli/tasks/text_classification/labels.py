@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,11 +90,14 @@ class Labels:
         every = [value for rows in parts for value in rows.label if not missing(value)]
         if any(rows.hot for rows in parts) or not every or self.several:
             return
-        if not all(isinstance(value, list) and len(value) == 1 for value in every):
+        if not all(isinstance(value, list) for value in every):
+            return
+        hot = is_hot(every, self.outputs)
+        if not all((sum(value) if hot else len(value)) == 1 for value in every):
             return
         if self.problem == "single_label_classification":
             for rows in parts:
-                rows.label = [v[0] if isinstance(v, list) else v for v in rows.label]
+                rows.label = [_only(v, hot) if isinstance(v, list) else v for v in rows.label]
             return
         say = '"problem_type": "single_label_classification"'
         told = "Each text has one label, in a list: it is read as one of several that may be there"
@@ -168,7 +172,22 @@ class Labels:
             name, other = (repr(self.called[of(first) or 0]) for of in (named, counted))
             taken = "labels are taken for its names, which are numbers"
             notes.append(f"The label {first!r} is the model's {name}, not its {other}: {taken}.")
+        if not all(names) and all(numbers):
+            self._refuse_shifted(distinct)
         return counted if not all(names) and (all(numbers) or not any(names)) else named
+
+    def _refuse_shifted(self, labels: Iterable[Any]) -> None:
+        """Raise ``MattaError`` where numbers may be those in the model's names (``1 star``), which
+        count otherwise than its labels do.
+        """
+        digits = {k: re.findall(r"\d+", name) for k, name in self.names.items()}
+        inside = {k: int(own[0]) for k, own in digits.items() if len(own) == 1}
+        given = {self._counted(value) for value in labels}
+        unlike = len(inside) == self.outputs > len(given - {None}) and inside[0] != 0
+        if unlike and given <= set(inside.values()):
+            first = min(number for number in given if number is not None)
+            both = f"may be the model's {self.names[first]!r}, or one with {first} in its name"
+            raise MattaError(f"The label {first} {both}: write labels by their names.")
 
     def _named(self, value: Any) -> int | None:
         """The number of a label by its name, also of a number that some program made a float."""
@@ -217,6 +236,11 @@ class Labels:
             there = ", ".join(f"{count:,} {own}" for own, count in each if count)
             notes.insert(0, f"{part}: {there}.")
         return notes
+
+
+def _only(label: list[Any], hot: bool) -> Any:
+    """The one label in a list. hot: whether that says of each label if it is there."""
+    return label.index(1) if hot else label[0]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -17,6 +17,8 @@ from matta_cli.settings.recipe import DataSettings
 from matta_cli.tasks.scores import numbered
 from matta_cli.tasks.unlabelled import divided, missing
 
+_DO = "A table has a row for each text, with the columns text and label (folders are no labels)."
+
 
 @dataclass
 class Rows:
@@ -99,8 +101,7 @@ def read_rows(
     def of_files(files: Sequence[Path], notes: Sequence[str]) -> Rows:
         for path in files:
             if path.suffix.lower() not in records.TABLES:
-                known = f"matta reads {', '.join(records.TABLES)}"
-                raise MattaError(f"{str(path)!r} is of no kind that has texts and labels: {known}.")
+                raise find.of_no_kind(path, "that has texts and labels", records.TABLES, _DO)
         label = [settings.label, *([settings.score] if outputs == 1 else [])]
         return read([sources.of_file(path, settings, label) for path in files], notes)
 
@@ -109,6 +110,7 @@ def read_rows(
         training,
         records.TABLES,
         "texts and labels",
+        _DO,
         of_files,
         lambda rows, name: read([sources.of_split(rows, name)], ()),
         lambda rows: divided(rows, settings.train, "texts", lambda own: _last(own, outputs)),

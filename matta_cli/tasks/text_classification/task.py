@@ -100,8 +100,7 @@ class TextClassification(KindTask, LabelTask):
 
     def first(self, split: Split) -> str:
         batch = split.batch([0])
-        own = "" if self.unmeasured else self.kind.named(batch["label"][0], self.names)
-        return self.shown(batch) + (f", label {own}" if own else "")
+        return self.shown(batch) + self.and_label(batch["label"][0], self.names)
 
     def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
         theirs, ours = Labels(teacher), Labels(model)

@@ -21,6 +21,8 @@ CONLL = (".conll", ".conllu", ".iob", ".iob2", ".bio", ".txt")
 _ROWS = (".jsonl", ".json", ".parquet")
 _DOCUMENT = "-DOCSTART-"
 _BLANKS = re.compile(" +")
+_DO = "A file of a word and its tag in each line has to be called .conll."
+_PREFIX = re.compile(r"[a-z]{2,3}(-[a-z]+)*:")  # before each word of WikiANN's own files
 _UD = (1, 3)  # of a line of CoNLL-U: the word and its part of speech
 
 
@@ -70,8 +72,7 @@ def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows
             elif kind in CONLL:
                 _add_conll(rows, path)
             else:
-                known = f"matta reads {', '.join((*CONLL, *_ROWS))}"
-                raise MattaError(f"{str(path)!r} is of no kind that has words and tags: {known}.")
+                raise find.of_no_kind(path, "that has words and tags", (*CONLL, *_ROWS), _DO)
         return _some(rows, str(files[0]))
 
     def of_split(split: Any, name: str) -> Rows:
@@ -87,6 +88,7 @@ def read_rows(settings: DataSettings, training: bool) -> tuple[Rows | None, Rows
         training,
         (*CONLL, *_ROWS),
         "words and tags",
+        _DO,
         of_files,
         of_split,
         lambda rows: divided(rows, settings.train, "texts", last),
@@ -164,6 +166,10 @@ def _add_conll(rows: Rows, path: Path) -> None:
             rows.lacks = f"{str(path)!r} has one column: a word and its tag are needed."
         _take(rows, words, tags, start + count, f"the text from line {first:,} of {str(path)!r}")
         count += 1
+    own = [word for words in rows.words[len(rows) - count :] for word in words]
+    mark = _PREFIX.match(own[0]) if len(own) > 1 else None
+    if mark and all(word.startswith(mark[0]) for word in own):
+        raise MattaError(f"All words of {str(path)!r} begin with {mark[0]!r}: take that out.")
     if counts and all(counts) and max(map(len, rows.words[-count:])) > 1:
         has = f"The first column of {str(path)!r} counts the words of each text"
         raise MattaError(f"{has}, where the words themselves belong: remove it.")
