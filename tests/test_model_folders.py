@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from matta_adapters.decoders import Llama
 from matta_adapters.encoders import Bert
@@ -163,3 +164,16 @@ def test_adapters_of_peft_are_told_what_they_are(tmp_path, kind, said):
     if kind != "PROMPT_TUNING":
         with pytest.raises(MattaError, match=r"are merged, take adapter_config.json out"):
             open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext"])
+def test_a_classifier_that_timm_would_draw_by_chance(tmp_path, architecture):
+    model = timm.create_model(architecture, num_classes=3)
+    given = {"num_classes": 3}
+    timm.models.save_for_hf(model, str(tmp_path), model_args=given, safe_serialization=True)
+    found, _ = load_model(str(tmp_path), "image_classification")
+    names = [name for name in model.state_dict() if name.startswith("head")]
+    assert all(torch.equal(found.state_dict()[n], model.state_dict()[n]) for n in names)
+    put(tmp_path, num_classes=5)  # and ViT, which has an adapter, has its own way in
+    with pytest.raises(MattaError, match=r"says num_classes 5 and, .* 3: timm would draw"):
+        load_model(str(tmp_path), "image_classification")
