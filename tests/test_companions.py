@@ -95,6 +95,13 @@ def test_the_encoders_own_card_whatever_it_is_called(encoder_folder):
     assert made.length == 7 and tokens == ["[CLS]", "one", "dog", "[SEP]"]
 
 
+@pytest.mark.parametrize(("value", "length"), [(7.0, 7), (1e30, 512), (float("nan"), 512)])
+def test_a_length_that_is_no_whole_number(encoder_folder, value, length):
+    card = json.loads((encoder_folder / "tokenizer_config.json").read_text())
+    put(encoder_folder, "tokenizer_config.json", **{**card, "model_max_length": value})
+    assert opened(encoder_folder)[0].length == length
+
+
 def test_what_is_not_done_is_said(encoder_folder):
     assert opened(encoder_folder)[2] == ""
     more = {"similarity_fn_name": "dot", "truncate_dim": 8}

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from matta_adapters.decoders import Llama
 from matta_adapters.encoders import Bert
@@ -16,6 +17,7 @@ from matta_cli.adapter import Source
 from matta_cli.comparison import speculation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import load_model, opened
 from matta_cli.models.source import open_source
 from matta_cli.settings.recipe import Recipe
@@ -129,3 +131,49 @@ def test_drafts_are_checked_greedily_whatever_a_folder_says(tmp_path, said):
     with speculation._plainly(small, large, 2):
         got, _ = speculation._generate(large, wanted[:, :3], 3, assistant_model=small)
     assert torch.equal(got, wanted)
+
+
+def test_files_of_weights_that_no_library_opens(tmp_path):
+    """An average, or the same in other numbers: they are said, and say nothing of the model."""
+    llama(tmp_path)
+    assert open_source(str(tmp_path)).notes == ()
+    for name in ("ema.safetensors", "model.fp16.safetensors"):
+        save_file({"a": torch.zeros(99_999, dtype=torch.float16)}, tmp_path / name)
+    (tmp_path / "optimizer.pt").touch()
+    source = open_source(str(tmp_path))
+    assert "(ema.safetensors, model.fp16.safetensors): model.safetensors is" in source.notes[0]
+    assert stored_dtype(source) == "float32"
+
+
+def test_the_latest_checkpoint_of_a_trainer_is_named(tmp_path):
+    for step in (500, 1000):
+        llama(tmp_path / f"checkpoint-{step}")
+    with pytest.raises(MattaError, match=r"checkpoint-500, .*1000\): pass .*checkpoint-1000 say"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [("IA3", "merge_and_unload"), ("PROMPT_TUNING", "cannot be merged"), ("", "such as LoRA")],
+)
+def test_adapters_of_peft_are_told_what_they_are(tmp_path, kind, said):
+    put(tmp_path, "adapter_config.json", peft_type=kind)
+    with pytest.raises(MattaError, match=said):
+        open_source(str(tmp_path))
+    llama(tmp_path)  # as it is saved where an adapter was merged
+    if kind != "PROMPT_TUNING":
+        with pytest.raises(MattaError, match=r"are merged, take adapter_config.json out"):
+            open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_convnext"])
+def test_a_classifier_that_timm_would_draw_by_chance(tmp_path, architecture):
+    model = timm.create_model(architecture, num_classes=3)
+    given = {"num_classes": 3}
+    timm.models.save_for_hf(model, str(tmp_path), model_args=given, safe_serialization=True)
+    found, _ = load_model(str(tmp_path), "image_classification")
+    names = [name for name in model.state_dict() if name.startswith("head")]
+    assert all(torch.equal(found.state_dict()[n], model.state_dict()[n]) for n in names)
+    put(tmp_path, num_classes=5)  # and ViT, which has an adapter, has its own way in
+    with pytest.raises(MattaError, match=r"says num_classes 5 and, .* 3: timm would draw"):
+        load_model(str(tmp_path), "image_classification")

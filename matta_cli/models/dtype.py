@@ -11,6 +11,7 @@ import torch
 
 from matta_cli.adapter import Source
 from matta_cli.files import reading
+from matta_cli.models import foreign
 
 # Students are saved in one of these; what is stored in any other is so in float32
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,10 +40,10 @@ def stored_dtype(source: Source) -> str:
 
 
 def _of_folder(folder: Path) -> str:
-    """That of a folder's safetensors files; where it has none, what its config.json says."""
+    """That of the safetensors files of a folder that are opened; without any, of config.json."""
     counted: Counter[str] = Counter()
-    for path in sorted(folder.glob("model*.safetensors")):
-        for entry in reading.header(path)[0].values():
+    for entries in foreign.headers(folder).values():
+        for entry in entries.values():
             if entry["dtype"] in ("F64", *_SAFETENSORS):
                 start, end = entry["data_offsets"]
                 each = 4 if entry["dtype"] in ("F32", "F64") else 2

@@ -18,7 +18,7 @@ _SAVE = "save its state dict or, with save_pretrained, a folder"
 _STOCK = "load it with transformers and write it again with save_pretrained"
 _QUANTIZED = "matta needs the weights that it was made from"
 _LORA = "merge it first (peft: model.merge_and_unload(), then save_pretrained), and pass that"
-_LORA = f"is a LoRA adapter, without the model that it changes: {_LORA}"
+_LORA = f"is an adapter such as LoRA, without the model that it changes: {_LORA}"
 
 # how the name of a file ends -> what it is, and what to do
 _FILES = {
@@ -53,10 +53,15 @@ _WEIGHTS = re.compile(
     r"((pytorch_|flax_)?model(-\d+-of-\d+)?|open_clip_\w+)\.(safetensors|bin)(\.index\.json)?$"
 )
 _PART = re.compile(r"-\d+-of-\d+\.\w+$")
-_NO_WEIGHTS = re.compile(r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler")
+_NO_WEIGHTS = re.compile(
+    r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler|sampler"
+)
 _NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
 _WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # of safetensors
-_MERGE = re.compile(r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a)\b")
+_MERGE = re.compile(
+    r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a|lokr_w1\w*|ia3_l"
+    r"|oft_r|boft_R|vera_lambda_\w|prompt_embeddings|prompt_encoder)\b"
+)
 # tensors of layouts that other libraries have -> which one, and what to do
 _LAYOUTS = (
     (r"^layers\.0\.(attention\.wq|feed_forward\.w1)\.", "Meta's Llama", "convert_llama_weights"),
@@ -111,8 +116,9 @@ def refuse_folder(folder: Path, name: str) -> None:
     for suffix, said in _FILES.items():
         if found := sorted(n for n in there if n.lower().endswith(suffix)):
             raise MattaError(f"{name!r} holds {found[0]}, but no weights of PyTorch: it {said}.")
-    inner = sorted(path.name for path in folder.glob("checkpoint-*") if path.is_dir())
-    inner = [n for n in inner if any((folder / n).glob("*.safetensors"))]
+    steps = [path for path in folder.glob("checkpoint-*") if path.is_dir()]
+    steps.sort(key=lambda path: [int(n) for n in re.findall(r"\d+", path.name)])  # not 9 after 10
+    inner = [p.name for p in steps if any(_WEIGHTS.match(own.name) for own in p.iterdir())]
     if inner:
         which = f"pass one of them, {folder / inner[-1]} say"
         raise MattaError(
@@ -177,10 +183,22 @@ def chosen_weights(folder: Path, name: str) -> str:
     order = [f"model.safetensors{more}" for more in ("", ".index.json")]
     order += [f"pytorch_model.bin{more}" for more in ("", ".index.json")]
     there = [n for n in order if (folder / n).is_file()]
-    if len(there) < 2:
+    others = _others(folder) if there else []
+    has = f"its weights in {len(there)} forms ({', '.join(there)})" if there[1:] else ""
+    more = f"other files of weights ({', '.join(others[:4])})" if others else ""
+    if not (has or more):
         return ""
-    which = f"{there[0]} is opened, as transformers and timm do"
-    return f"{name} has its weights in {len(there)} forms ({', '.join(there)}): {which}."
+    both = " and ".join(filter(None, (has, more)))
+    return f"{name} has {both}: {there[0]} is opened, as transformers and timm do."
+
+
+def _others(folder: Path) -> list[str]:
+    """Files of weights that libraries do not look for, such as an average of the model's."""
+    known = ("matta.json", "modules.json")  # what wrote these writes no others of a model
+    if any((folder / own).is_file() for own in known):
+        return []
+    names = sorted(path.name for path in folder.iterdir() if path.name.endswith(FILES))
+    return [n for n in names if not (_WEIGHTS.match(n) or _NO_WEIGHTS.search(n))]
 
 
 def refuse_tensors(tensors: Mapping[str, Tensor], name: str) -> None:

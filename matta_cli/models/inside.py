@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from codecs import BOM_UTF8
 from pathlib import Path
 
 from matta_cli import trust
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, only_files, real, refuse_pointer
+from matta_cli.files.reading import lenient, only_files, real, record, refuse_pointer
 
 _KINDS = ("json", "safetensors", "onnx", "bin", "pt", "pth", "ckpt", "model", "jinja")
 _PATTERNS = (*(f"*.{kind}" for kind in _KINDS), "*.tiktoken", "vocab.*", "merges.txt")
@@ -32,8 +33,7 @@ def check(folder: Path) -> None:
         mark = "begins with a byte order mark, with which no library reads it"
         raise MattaError(f"{config} {mark}: save it as UTF-8 without one.")
     if (folder / "adapter_config.json").is_file():
-        merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
-        raise MattaError(f"{str(folder)!r} is an adapter of another model, such as LoRA: {merge}.")
+        _refuse_adapter(folder)
     for path in folder.glob("*.index.json"):
         shards = lenient(path)
         weights = shards.get("weight_map") if isinstance(shards, dict) else None
@@ -47,6 +47,20 @@ def check(folder: Path) -> None:
     _tokenizer(folder, folder / "tokenizer_config.json")
     for name in ("config.json", "template/config.json"):
         trust.check_config(lenient(folder / name), str(folder / name))
+
+
+def _refuse_adapter(folder: Path) -> None:
+    """Raise ``MattaError`` for a folder of peft, which is no model or is one and more."""
+    kind = str(record(lenient(folder / "adapter_config.json")).get("peft_type", ""))
+    what = f"{str(folder)!r} is an adapter of another model ({kind or 'such as LoRA'})"
+    if re.search("PROMPT|PREFIX|P_TUNING", kind):
+        beside = "what it learned stands beside the model's weights, and cannot be merged into them"
+        raise MattaError(f"{what}: {beside}, so that matta cannot nest it.")
+    merge = "merge it into its model first (merge_and_unload, then save_pretrained)"
+    merged = ""
+    if any(folder.glob("model*.safetensors")):
+        merged = "; if the weights beside it are merged, take adapter_config.json out"
+    raise MattaError(f"{what}: {merge}{merged}.")
 
 
 def _tokenizer(folder: Path, path: Path) -> None:

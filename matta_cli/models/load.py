@@ -16,6 +16,7 @@ from torch import nn
 from matta_cli import trust
 from matta_cli.adapter import Adapter, Source
 from matta_cli.errors import MattaError, said
+from matta_cli.files.reading import lenient, record
 from matta_cli.files.workspace import Workspace
 from matta_cli.models import plugins
 from matta_cli.models.foreign import layout
@@ -97,6 +98,7 @@ def opened(adapter: Adapter, source: Source) -> nn.Module:
     except Exception as error:
         what = f"{source.name!r} cannot be opened by the adapter {adapter.name!r}"
         raise MattaError(f"{what}: {type(error).__name__}: {said(error)}.") from error
+    _refuse_drawn(model, source)
     if source.task not in ("", adapter.task):
         asked = f"{adapter.task}, not for {source.task}"
         raise MattaError(f"{source.name!r} is a model for {asked}.")
@@ -106,6 +108,22 @@ def opened(adapter: Adapter, source: Source) -> nn.Module:
         told = f"Classes are numbered as the file of the weights says: {listed}{more}."
         adapter.notes = [*adapter.notes, told]
     return model
+
+
+def _refuse_drawn(model: Any, source: Source) -> None:
+    """Raise ``MattaError`` where timm leaves out a folder's classifier, and draws one by chance.
+
+    It does where the folder says two numbers of classes.
+    """
+    config = record(lenient(source.folder / "config.json")) if source.folder else {}
+    if "architecture" not in config:
+        return
+    told = config.get("num_classes", record(config.get("pretrained_cfg")).get("num_classes"))
+    own = getattr(model, "num_classes", None)
+    if told is not None and own and told != own:
+        both = f"num_classes {told} and, in model_args or by its architecture, {own}"
+        drawn = "timm would draw a classifier by chance: put the number of its weights there"
+        raise MattaError(f"The config.json of {source.name!r} says {both}: {drawn}.")
 
 
 def _named(model: Any, classes: Sequence[str]) -> bool:
@@ -164,7 +182,9 @@ def _load_stock(source: Source, task: str, say: Say) -> nn.Module:
                 import timm
 
                 name = f"local-dir:{source.folder}" if source.folder else source.name
-                return timm.create_model(name, pretrained=True)
+                model = timm.create_model(name, pretrained=True)
+                _refuse_drawn(model, source)
+                return model
             if task in _AUTO and source.folder is not None:
                 import transformers
 

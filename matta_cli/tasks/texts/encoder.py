@@ -13,6 +13,7 @@ from torch import nn
 
 from matta_cli.data.split import Batch
 from matta_cli.errors import MattaError
+from matta_cli.files.reading import finite
 from matta_cli.models.left_out import LeftOut
 from matta_cli.models.tokenizer import home, open_tokenizer, same_tokens
 from matta_cli.settings.recipe import Recipe
@@ -164,7 +165,9 @@ def encoder(
         known = f"the model has {most:,} positions, and 3 are needed."
         raise MattaError(f"--sequence-length is {length:,}, but {known}")
     # as sentence-transformers has it: what the folder says goes before the tokenizer's own
-    length = length or min(most, said.length or min(tokenizer.model_max_length, longest))
+    told = tokenizer.model_max_length
+    told = int(min(told, longest)) if finite(told) else longest  # some files have 512.0
+    length = length or min(most, said.length or told)
     if length < 3:
         reads = f"The model's files say that it reads {length:,} tokens of a text"
         where = "model_max_length in tokenizer_config.json, or max_seq_length"
