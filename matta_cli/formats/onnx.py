@@ -49,6 +49,7 @@ def quantize(kind: str, program: Path, to: Path, examples: Sequence[Inputs]) -> 
             # what can be computed before, such as a transposed weight, is one that quantizes
             folded = Path(temp) / "folded.onnx"
             quant_pre_process(program, folded, skip_symbolic_shape=True)
+            _forget_shapes(folded)
             if kind == INT4:
                 _int4(folded, to)
             elif kind == INT8:
@@ -58,6 +59,18 @@ def quantize(kind: str, program: Path, to: Path, examples: Sequence[Inputs]) -> 
     except Exception as error:  # it raises whatever it has not foreseen
         what = f"onnxruntime cannot quantize this program ({kind})"
         raise MattaError(f"{what}: {said(error)[:300]}") from error
+
+
+def _forget_shapes(program: Path) -> None:
+    """Leave out what a program says of the shapes within it, which are inferred anew.
+
+    onnxruntime 1.23, the last one for Python 3.10, folds a transposed weight and leaves its shape.
+    """
+    import onnx
+
+    model = onnx.load(program, load_external_data=False)
+    model.graph.ClearField("value_info")
+    onnx.save(model, program)
 
 
 def _dynamic(program: Path, to: Path) -> None:
@@ -99,8 +112,7 @@ def _int4(program: Path, to: Path) -> None:
     model = ONNXModel(onnx.load(program))
     model.replace_gemm_with_matmul()
     quantizer = MatMulNBitsQuantizer(
-        model.model,
-        bits=4,
+        model.model,  # of 4 bits, unless told otherwise, which onnxruntime 1.23 cannot be
         block_size=BLOCK,
         is_symmetric=True,
         accuracy_level=4,

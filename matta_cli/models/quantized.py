@@ -216,8 +216,10 @@ def _is_plain(model: nn.Module) -> bool:
 
 def _plain(model: Any) -> nn.Module:
     """``model`` without what transformers remembers of how it was stored."""
+    known = ("hf_quantizer", "quantization_config", "quantization_method")
     for owner in (model, model.config):
-        for attribute in ("hf_quantizer", "quantization_config", "quantization_method"):
+        # the last: transformers 5.20 would save what it dequantized by the names of what it read
+        for attribute in (*known, "_weight_conversions"):
             if attribute in vars(owner):
                 delattr(owner, attribute)
     model.is_quantized = False
