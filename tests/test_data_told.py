@@ -108,6 +108,18 @@ def test_features_that_count_the_rows_are_said(rated):
     assert "counts the rows" not in opened("ranking", Ranker([], 2, LAYERS), None, rated)[1]
 
 
+def test_an_index_of_pandas_is_no_feature_and_a_copy_of_the_label_is_said(rated):
+    path, ranker = rated.with_name("c.parquet"), Ranker([], 2, LAYERS)
+    frame = pd.read_csv(rated)
+    frame.sample(frac=1, random_state=0).to_parquet(path)
+    said = opened("ranking", ranker, None, path)[1]
+    assert "columns read: userId, item, label; not read: __index_level_0__." in said
+    assert "same as the label" not in said
+    frame[["item", "label"]].assign(click=frame["label"].astype(float)).to_parquet(path)
+    said = opened("ranking", ranker, None, path)[1]
+    assert "'click' is the same as the label, and a feature (data.dense)." in said
+
+
 def test_what_is_no_libsvm_is_shown_in_short(tmp_path):
     (tmp_path / "a.xlsx").write_bytes(b"PK" + bytes(range(128, 255)))
     with pytest.raises(MattaError, match=r"is none of its numbers") as error:

@@ -47,6 +47,14 @@ def test_names_that_tell_no_part(tmp_path, names):
     assert told(tmp_path, *names) == {"train": [*names]}
 
 
+def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):
+    for k, name in enumerate(("split=train/year=2020/a.csv", "split=train/year=2021/a.csv")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"text,label\n{k},0\n")
+    [note] = data_files(tmp_path, (".csv",)).note()
+    assert "say of rows is not read (year=2020, year=2021): put it into a column" in note
+
+
 def test_folders_of_images_that_are_called_alike_but_for_a_part(tmp_path):
     for part, count in (("mytrain", 4), ("mytest", 2)):
         for label in ("cat", "dog"):

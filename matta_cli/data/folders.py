@@ -80,6 +80,11 @@ class Files:
             if paths:
                 names = shown([path.relative_to(self.folder).as_posix() for path in paths])
                 notes.append(f"{str(self.folder)!r}: {why}: {names}.")
+        above = {name for path in self.files for name in path.relative_to(self.folder).parts[:-1]}
+        keys = [name for name in sorted(above) if "=" in name and not part_of(Path(name), Path())]
+        if keys:
+            said = f"what the names of folders say of rows is not read ({shown(keys)})"
+            notes.append(f"{str(self.folder)!r}: {said}: put it into a column if it is needed.")
         if self.others:
             kinds = Counter(path.suffix or path.name for path in self.others).most_common(4)
             counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
