@@ -63,6 +63,13 @@ def test_text_by_another_name(small, tmp_path):  # noqa: F811
                 opened("causal_lm", small[1], small[0], given, sequence_length=8)
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.tgz", "a.csv.gz"])
+def test_archives(small, tmp_path, name):  # noqa: F811
+    for kind, model in (("causal_lm", small[1]), ("ranking", Ranker([], 2, LAYERS))):
+        with pytest.raises(MattaError, match=rf"{name}' is packed: unpack it, and pass what was"):
+            opened(kind, model, small[0], write(tmp_path / name, "x"))
+
+
 def test_marks_of_another_tokenizer(small, tmp_path):  # noqa: F811
     for mark, told in (("<|endoftext|>", True), ("</s>", True), ("<|end|>", False), ("<p>", False)):
         path = write(tmp_path / "a.txt", f"the cat sat on the mat {mark} " * 30)

@@ -47,6 +47,14 @@ def test_names_that_tell_no_part(tmp_path, names):
     assert told(tmp_path, *names) == {"train": [*names]}
 
 
+def test_what_is_no_data_is_known_by_its_name(tmp_path):
+    none = ("LICENSE_MIT.txt", "readme.txt", "README.roboflow.txt", "changes.txt", "NOTICE.txt")
+    for name in (*none, "security_matters.txt", "changes_of_heart.txt", "notice-1.txt"):
+        (tmp_path / name).write_text(name)
+    found = data_files(tmp_path, (".txt",))
+    assert sorted(path.name for path in found.left_out) == sorted(none)
+
+
 def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):
     for k, name in enumerate(("split=train/year=2020/a.csv", "split=train/year=2021/a.csv")):
         (tmp_path / name).parent.mkdir(parents=True)

@@ -55,7 +55,7 @@ def find(text: str, flag: str = "--data") -> Path | None:
 def _is_packed(path: Path) -> bool:
     """Whether a file is an archive, or a table that was compressed; LibSVM may be."""
     *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes)
-    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet") and last in folders.PACKED
+    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet", ".tar") and last in folders.PACKED
     return packed or last in folders.ARCHIVES
 
 

@@ -181,7 +181,9 @@ def is_beside(path: Path) -> bool:
         return stem in _CARDS
     if suffix not in (".md", ".txt", ".rst", ".cff", ""):
         return False
-    return _BETWEEN.split(stem)[0] in _BESIDE
+    first = _BETWEEN.split(path.stem)[0]
+    # security_matters.txt may be a book; LICENSE_MIT.txt is none
+    return stem in _BESIDE or (first.isupper() and first.lower() in _BESIDE) or first == "readme"
 
 
 def part_of(path: Path, folder: Path) -> str:

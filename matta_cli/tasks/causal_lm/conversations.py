@@ -48,9 +48,9 @@ class Tally:
         if self.cut:
             longer = f"longer than {length:,} tokens and lost what follows"
             notes.append(f"{name!r}: {self.cut:,} of the conversations were {longer}.")
-        for key, count in self.unwritten.items():
-            turns = f"{count:,} turns have {key!r}, which the chat template does not write"
-            notes += [f"{name!r}: {turns}: it is left out."] if count else []
+        if keys := [f"{key!r} ({count:,})" for key, count in self.unwritten.items() if count]:
+            turns = f"turns have {', '.join(keys)}, which the chat template does not write"
+            notes.append(f"{name!r}: {turns}: left out.")
         return notes
 
 
