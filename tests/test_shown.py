@@ -108,6 +108,7 @@ def test_text_and_conversations(small, chat, tmp_path):  # noqa: F811
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]
     (tmp_path / "b.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     said = opened("causal_lm", chat[1], chat[0], tmp_path / "b.jsonl")[1]
+    assert "4 rows read of 4; columns read: messages." in said
     assert FIRST in said and ", of which 'b c<|im_end|>\\n' is learned." in said
 
 
