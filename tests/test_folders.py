@@ -55,6 +55,23 @@ def test_what_is_no_data_is_known_by_its_name(tmp_path):
     assert sorted(path.name for path in found.left_out) == sorted(none)
 
 
+def test_what_other_programs_leave_is_no_data(tmp_path):
+    own = ("train.csv", "~$train.csv", "train.csv.old", "lost+found/a.csv", "part-1.csv")
+    for name in own:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("" if name == "part-1.csv" else "text,label\na,0\n")
+    found = data_files(tmp_path, (".csv",))
+    assert [path.name for path in found.files] == ["train.csv"]
+    assert [path.name for path in found.left_out] == ["part-1.csv"]  # as Spark writes none
+
+
+def test_files_of_which_some_are_missing_are_said(tmp_path):
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
+    [note] = data_files(tmp_path, (".csv",)).note()
+    assert note.endswith("of the 3 files of train 2 are here.")
+
+
 def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):
     for k, name in enumerate(("split=train/year=2020/a.csv", "split=train/year=2021/a.csv")):
         (tmp_path / name).parent.mkdir(parents=True)

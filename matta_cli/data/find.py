@@ -91,7 +91,7 @@ def check_column(
         return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
-    named = [name if name == name.strip() else repr(name) for name in known]
+    named = [n if n == n.strip() and n.isprintable() else repr(n) for n in known]
     there = folders.shown(named, _NAMED) or "none"
     if text.endswith((".csv", ".tsv")) and any(map(_is_no_name, known)):
         hint += " If its first line is a row, put one before it that names the columns."

@@ -26,16 +26,18 @@ _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train
 # what tells a part only beside a file that is called alike but for it: these may be languages
 _SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
 _FOLD = re.compile(r"(?:^|[\W\d_])fold[\W_]*(\d+)(?![^\W\d_])")
+_SHARD = re.compile(r"(\d+)-of-(\d{1,9})(?!\d)")
 _CODE = 3  # letters of a word that may be one of those, or a language
 
 # what other programs leave in folders
 _FOREIGN = (
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
+    *("lost+found", "found.000"),
     *("thumbs.db", "desktop.ini", "icon\r", "_temporary", "_spark_metadata"),
 )
 # what only a log tells to be the rows of a table: Delta's, Hudi's, Iceberg's
 _LOGS = ("_delta_log", ".hoodie", "metadata/*.metadata.json")
-_UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
+_UNFINISHED = ("~", ".bak", ".old", ".orig", ".tmp", ".swp", ".part", ".crdownload")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # endings of one file that was compressed
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 # what holds data in a form that is not opened
@@ -85,6 +87,7 @@ class Files:
         if keys:
             said = f"what the names of folders say of rows is not read ({shown(keys)})"
             notes.append(f"{str(self.folder)!r}: {said}: put it into a column if it is needed.")
+        notes += [f"{str(self.folder)!r}: {lacks}." for lacks in _shards(self.files)]
         if self.others:
             kinds = Counter(path.suffix or path.name for path in self.others).most_common(4)
             counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
@@ -92,10 +95,24 @@ class Files:
         return notes
 
 
+def _shards(files: Sequence[Path]) -> list[str]:
+    """Words on files that are some of several (``train-00000-of-00003``), where others lack."""
+    found: dict[tuple[str, int], set[str]] = {}
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            name = path.name[: shard.start()].rstrip("-_.")
+            found.setdefault((name, int(shard[2])), set()).add(shard[1])
+    return [
+        f"of the {count:,} files of {name or 'the data'} {len(there):,} are here"
+        for (name, count), there in found.items()
+        if len(there) < count
+    ]
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder of that name is some program's own, and never data."""
     small = name.lower()
-    return small.startswith(".") or small in _FOREIGN or small.endswith(_UNFINISHED)
+    return small.startswith((".", "~$")) or small in _FOREIGN or small.endswith(_UNFINISHED)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -130,7 +147,7 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
         raise MattaError(f"{table}: write them out as Parquet, and pass that.")
     there = list(walk(folder))
     known = [path for path in there if path.suffix.lower() in suffixes]
-    data = [path for path in known if not is_beside(path)]
+    data = [path for path in known if not is_beside(path) and path.stat().st_size]
     tables = [path for path in data if path.suffix.lower() != ".md"]
     chosen = tables or data
     taken, once = set(chosen), _once(chosen, folder, list(suffixes))
