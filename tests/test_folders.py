@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from test_siblings import of_images, picture
 
+from matta_cli.data import find
 from matta_cli.data.folders import data_files, parts
 from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DataSettings
 
 
 def told(folder: Path, *names: str) -> dict[str, list[str]]:
@@ -53,6 +55,24 @@ def test_what_is_no_data_is_known_by_its_name(tmp_path):
         (tmp_path / name).write_text(name)
     found = data_files(tmp_path, (".txt",))
     assert sorted(path.name for path in found.left_out) == sorted(none)
+
+
+def test_which_of_two_parts_is_measured_on_is_said(tmp_path):
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
+        picture(tmp_path / "images" / name / "cat" / "0.png", 3)
+        picture(tmp_path / "images" / name / "dog" / "0.png", 9)
+    _, notes = parts(data_files(tmp_path, (".csv",)))
+    told = "; measured on is validation (else data.held_out_split)."
+    assert notes[-1].endswith(f"train 1, validation 1, test 1{told}")
+    assert of_images(tmp_path / "images", 2).notes[0].endswith(told)
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(
+        MattaError, match=r"no split 'train'; it has test: name one of these in dat"
+    ):
+        found, _ = parts(data_files(tmp_path, (".csv",)))
+        find.hub_parts(found, "x", DataSettings(), True, len)
 
 
 def test_what_other_programs_leave_is_no_data(tmp_path):

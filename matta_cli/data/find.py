@@ -207,17 +207,21 @@ def _opening(name: str) -> Iterator[None]:
         raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
 
 
-def hub_split(splits: dict[str, Any], name: str, split: str) -> Any:
-    """One split of a hub dataset, or a ``MattaError`` that names those there are."""
+def hub_split(splits: dict[str, Any], name: str, split: str, setting: str) -> Any:
+    """One split of a hub dataset, or a ``MattaError`` that names those there are.
+
+    setting: what names the split.
+    """
     if split not in splits:
-        raise MattaError(f"{name!r} has no split {split!r}; it has {', '.join(splits)}.")
+        do = f"name one of these in {setting}, or pass other data"
+        raise MattaError(f"{name!r} has no split {split!r}; it has {', '.join(splits)}: {do}.")
     return splits[split]
 
 
 def hub_held_out(splits: dict[str, Any], name: str, split: str) -> Any | None:
     """The named held-out split, else validation, else test, else None."""
     if split:
-        return hub_split(splits, name, split)
+        return hub_split(splits, name, split, "data.held_out_split")
     return next((splits[known] for known in ("validation", "test") if known in splits), None)
 
 
@@ -236,4 +240,4 @@ def hub_parts(
     held_out = None if rows is None else opened(rows)
     if held_out is not None and not training:
         return None, held_out
-    return opened(hub_split(splits, name, settings.split)), held_out
+    return opened(hub_split(splits, name, settings.split, "data.split")), held_out

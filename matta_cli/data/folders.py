@@ -256,6 +256,12 @@ def _cores(name: str) -> Iterator[tuple[str, str]]:
                     yield core(f"{word.removesuffix(piece)}-*"), part
 
 
+def chosen(named: Collection[str]) -> str:
+    """Words on which of these parts is measured on, where there are two for that."""
+    both = {"validation", "test"} <= set(named)
+    return "; measured on is validation (else data.held_out_split)" if both else ""
+
+
 def _refuse_folds(folder: Path, named: dict[str, list[Path]]) -> None:
     """Raise ``MattaError`` where files are several folds: what one tests on the others train on."""
     sides: dict[bool, set[str]] = {True: set(), False: set()}
@@ -308,7 +314,9 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
         named = {"train": unnamed, **named}
     _refuse_folds(files.folder, named)
     counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
-    notes.append(f"{str(files.folder)!r}: files by the part that their names tell: {counts}.")
+    notes.append(
+        f"{str(files.folder)!r}: files by the part that their names tell: {counts}{chosen(named)}."
+    )
     return named, notes
 
 
@@ -334,7 +342,7 @@ def _as_told(
         notes.append(f"{str(files.folder)!r}: {of}.")
     counts = ", ".join(f"{part} {len(paths)}" for part, paths in named.items())
     of = f"files by part, as README.md has them (configuration {config!r})"
-    return named, [*files.note(), *notes, f"{str(files.folder)!r}: {of}: {counts}."]
+    return named, [*files.note(), *notes, f"{str(files.folder)!r}: {of}: {counts}{chosen(named)}."]
 
 
 def shown(names: Sequence[str], most: int = 3) -> str:
