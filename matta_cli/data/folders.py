@@ -83,7 +83,7 @@ class Files:
                 names = shown([path.relative_to(self.folder).as_posix() for path in paths])
                 notes.append(f"{str(self.folder)!r}: {why}: {names}.")
         above = {name for path in self.files for name in path.relative_to(self.folder).parts[:-1]}
-        keys = [name for name in sorted(above) if "=" in name and not part_of(Path(name), Path())]
+        keys = [name for name in sorted(above) if "=" in name and not part_in(name)]
         if keys:
             said = f"what the names of folders say of rows is not read ({shown(keys)})"
             notes.append(f"{str(self.folder)!r}: {said}: put it into a column if it is needed.")
@@ -205,12 +205,16 @@ def is_beside(path: Path) -> bool:
 
 def part_of(path: Path, folder: Path) -> str:
     """The part that a file's name or its folders' tell: train, validation, test; else empty."""
-    for name in reversed(path.relative_to(folder).parts):
-        words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
-        for part in ("test", "validation", "train"):  # what is not sure to train does not
-            if words & set(_WORDS[part]):
-                return part
-    return ""
+    names = reversed(path.relative_to(folder).parts)
+    return next((part for name in names if (part := part_in(name))), "")
+
+
+def part_in(name: str) -> str:
+    """The part that a word of a name tells; else empty."""
+    words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
+    # what is not sure to train does not
+    order = ("test", "validation", "train")
+    return next((part for part in order if words & set(_WORDS[part])), "")
 
 
 def partners(paths: Sequence[Path], folder: Path) -> dict[Path, str]:

@@ -119,7 +119,7 @@ def refuse_lists(path: Path) -> None:
     found: dict[str, list[Path]] = {}
     beside = [own for own in subfolders(path) if not is_class(own)]
     for file in (file for own in (path, *beside) for file in _inside(own)):
-        if file.suffix.lower() in _LISTS and (part := folders.part_of(Path(file.name), Path())):
+        if file.suffix.lower() in _LISTS and (part := folders.part_in(file.name)):
             found.setdefault("train" if "split" in file.stem.lower() else part, []).append(file)
     split = any("split" in file.stem.lower() for file in found.get("train", []))
     if "train" not in found or (len(found) < 2 and not split):
