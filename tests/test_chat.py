@@ -445,7 +445,7 @@ def test_the_last_tenth_is_held_out(tmp_path):
 
 def test_other_columns_are_named_and_text_comes_first(tmp_path):
     _, data = task_of(tmp_path, [{"id": 7, "messages": TALK}])
-    assert any("not read: 'id'" in note for note in data.notes)
+    assert any("columns read: messages; not read: id." in note for note in data.notes)
     _, data = task_of(tmp_path, [{"text": prose(30), "messages": TALK}])
     assert set(data.train.batch([0])) == {"input_ids"}
 
@@ -495,7 +495,7 @@ def test_datasets_reads_what_a_folder_of_the_hub_holds(tmp_path, monkeypatch):
     assert (len(hub.train), len(hub.held_out[0])) == (6, 2)
     assert hub.train.digest() == own.train.digest()
     assert hub.held_out[0].digest() == own.held_out[0].digest()
-    assert any("from 'messages'" in n and "not read: 'id'" in n for n in hub.notes), hub.notes
+    assert any("columns read: messages; not read: id." in n for n in hub.notes), hub.notes
 
 
 def test_large_files_are_read_once_and_kept(tmp_path, monkeypatch):

@@ -63,6 +63,13 @@ def test_text_by_another_name(small, tmp_path):  # noqa: F811
                 opened("causal_lm", small[1], small[0], given, sequence_length=8)
 
 
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.tar.bz2", "a.tar.xz", "a.tgz", "a.csv.gz"])
+def test_archives(small, tmp_path, name):  # noqa: F811
+    for kind, model in (("causal_lm", small[1]), ("ranking", Ranker([], 2, LAYERS))):
+        with pytest.raises(MattaError, match=rf"{name}' is packed: unpack it, and pass what was"):
+            opened(kind, model, small[0], write(tmp_path / name, "x"))
+
+
 def test_marks_of_another_tokenizer(small, tmp_path):  # noqa: F811
     for mark, told in (("<|endoftext|>", True), ("</s>", True), ("<|end|>", False), ("<p>", False)):
         path = write(tmp_path / "a.txt", f"the cat sat on the mat {mark} " * 30)
@@ -106,6 +113,18 @@ def test_features_that_count_the_rows_are_said(rated):
     said = opened("ranking", Ranker([], 3, LAYERS), None, rated.with_name("b.csv"))[1]
     assert "'index' counts the rows, and is read: if that is no feature, name the others" in said
     assert "counts the rows" not in opened("ranking", Ranker([], 2, LAYERS), None, rated)[1]
+
+
+def test_an_index_of_pandas_is_no_feature_and_a_copy_of_the_label_is_said(rated):
+    path, ranker = rated.with_name("c.parquet"), Ranker([], 2, LAYERS)
+    frame = pd.read_csv(rated)
+    frame.sample(frac=1, random_state=0).to_parquet(path)
+    said = opened("ranking", ranker, None, path)[1]
+    assert "columns read: userId, item, label; not read: __index_level_0__." in said
+    assert "same as the label" not in said
+    frame[["item", "label"]].assign(click=frame["label"].astype(float)).to_parquet(path)
+    said = opened("ranking", ranker, None, path)[1]
+    assert "'click' is the same as the label, and a feature (data.dense)." in said
 
 
 def test_what_is_no_libsvm_is_shown_in_short(tmp_path):

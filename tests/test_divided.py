@@ -39,7 +39,14 @@ TOLD = r"says of which part a row is \(.*\), which matta does not read: write th
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
 @pytest.mark.parametrize(
-    "column, values", [("split", PARTS), ("Set", PARTS), ("is_valid", [True, False] * 10)]
+    "column, values",
+    [
+        ("split", PARTS),
+        ("Set", PARTS),
+        ("is_valid", [True, False] * 10),
+        ("Usage", ["Training", "Training", "PublicTest", "PrivateTest"] * 5),
+        ("split", [0, 0, 0, 1, 2] * 4),  # as of Waterbirds
+    ],
 )
 def test_texts(two, tmp_path, suffix, column, values):  # noqa: F811
     path = table(tmp_path / f"a{suffix}", **{column: values})
@@ -52,6 +59,9 @@ def test_texts(two, tmp_path, suffix, column, values):  # noqa: F811
     [
         {"split": ["train"] * 20},  # one part alone
         {"split": ["a", "train"] * 10},
+        {"split": range(20)},
+        {"set": [0, 1] * 10},
+        {"part": ["/train/a", "b"] * 10},
         {"is_valid": [True] * 20},
         {"is_question": [True, False] * 10},
         {"valid": [True, False] * 10},  # of a text, whether it is right

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 from test_siblings import of_images, picture
 
+from matta_cli.data import find
 from matta_cli.data.folders import data_files, parts
 from matta_cli.errors import MattaError
+from matta_cli.settings.recipe import DataSettings
 
 
 def told(folder: Path, *names: str) -> dict[str, list[str]]:
@@ -45,6 +47,57 @@ def test_files_that_are_called_alike_but_for_a_part(tmp_path, train, other):
 )
 def test_names_that_tell_no_part(tmp_path, names):
     assert told(tmp_path, *names) == {"train": [*names]}
+
+
+def test_what_is_no_data_is_known_by_its_name(tmp_path):
+    none = ("LICENSE_MIT.txt", "readme.txt", "README.roboflow.txt", "changes.txt", "NOTICE.txt")
+    for name in (*none, "security_matters.txt", "changes_of_heart.txt", "notice-1.txt"):
+        (tmp_path / name).write_text(name)
+    found = data_files(tmp_path, (".txt",))
+    assert sorted(path.name for path in found.left_out) == sorted(none)
+
+
+def test_which_of_two_parts_is_measured_on_is_said(tmp_path):
+    for name in ("train", "val", "test"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
+        picture(tmp_path / "images" / name / "cat" / "0.png", 3)
+        picture(tmp_path / "images" / name / "dog" / "0.png", 9)
+    _, notes = parts(data_files(tmp_path, (".csv",)))
+    told = "; measured on is validation (else data.held_out_split)."
+    assert notes[-1].endswith(f"train 1, validation 1, test 1{told}")
+    assert of_images(tmp_path / "images", 2).notes[0].endswith(told)
+    (tmp_path / "val.csv").unlink()
+    (tmp_path / "train.csv").unlink()
+    with pytest.raises(
+        MattaError, match=r"no split 'train'; it has test: name one of these in dat"
+    ):
+        found, _ = parts(data_files(tmp_path, (".csv",)))
+        find.hub_parts(found, "x", DataSettings(), True, len)
+
+
+def test_what_other_programs_leave_is_no_data(tmp_path):
+    own = ("train.csv", "~$train.csv", "train.csv.old", "lost+found/a.csv", "part-1.csv")
+    for name in own:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("" if name == "part-1.csv" else "text,label\na,0\n")
+    found = data_files(tmp_path, (".csv",))
+    assert [path.name for path in found.files] == ["train.csv"]
+    assert [path.name for path in found.left_out] == ["part-1.csv"]  # as Spark writes none
+
+
+def test_files_of_which_some_are_missing_are_said(tmp_path):
+    for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
+        (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
+    [note] = data_files(tmp_path, (".csv",)).note()
+    assert note.endswith("of the 3 files of train 2 are here.")
+
+
+def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):
+    for k, name in enumerate(("split=train/year=2020/a.csv", "split=train/year=2021/a.csv")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(f"text,label\n{k},0\n")
+    [note] = data_files(tmp_path, (".csv",)).note()
+    assert "say of rows is not read (year=2020, year=2021): put it into a column" in note
 
 
 def test_folders_of_images_that_are_called_alike_but_for_a_part(tmp_path):

@@ -107,6 +107,8 @@ def test_classes_are_numbered_by_the_models_names(tmp_path: Path) -> None:
         MattaError, match=r"'zebra', which is none of the model's .grey owl, dog, c"
     ):
         opened(foreign, hf)
+    with pytest.raises(MattaError, match=r"classes cats, dogs, owls, and the model grey owl, do"):
+        opened(classes(tmp_path / "plural", ["cats", "dogs", "owls"]), hf)
     data = opened(classes(tmp_path / "other", ["n1", "n2", "n3"]), hf)
     assert "none is one of the model's own, such as 'grey owl'" in data.notes[0]
 

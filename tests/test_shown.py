@@ -108,6 +108,7 @@ def test_text_and_conversations(small, chat, tmp_path):  # noqa: F811
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b c"}]
     (tmp_path / "b.jsonl").write_text((json.dumps({"messages": turns}) + "\n") * 4)
     said = opened("causal_lm", chat[1], chat[0], tmp_path / "b.jsonl")[1]
+    assert "4 rows read of 4; columns read: messages." in said
     assert FIRST in said and ", of which 'b c<|im_end|>\\n' is learned." in said
 
 
@@ -132,8 +133,8 @@ def test_what_the_chat_template_leaves_out_of_a_turn_is_said(chat, tmp_path):  #
     user = {"role": "user", "content": "a"}
     plain = {"role": "assistant", "content": "b", "weight": 1}
     for more, told in (
-        ({"reasoning_content": "so and so"}, "2 turns have 'reasoning_content', which the chat"),
-        ({"images": ["a.png"]}, "2 turns have 'images', which the chat template does not write"),
+        ({"reasoning_content": "so and so"}, "turns have 'reasoning_content' (2), which the chat"),
+        ({"images": ["a.png"], "masked": False}, "turns have 'images' (2), 'masked' (2), wh"),
         ({"thinking": None, "tool_calls": None}, ""),
         ({"thoughts": "b"}, ""),  # it stands there
     ):
@@ -142,3 +143,8 @@ def test_what_the_chat_template_leaves_out_of_a_turn_is_said(chat, tmp_path):  #
         )
         said = opened("causal_lm", chat[1], chat[0], tmp_path / "a.jsonl")[1]
         assert told in said and ("turns have" in said) == bool(told)
+    last = {"role": "assistant", "content": "c"}
+    row = {"messages": [user, {**plain, "loss": False, "weight": None}, user, last]}
+    (tmp_path / "b.jsonl").write_text((json.dumps(row) + "\n") * 2)
+    said = opened("causal_lm", chat[1], chat[0], tmp_path / "b.jsonl", sequence_length=256)[1]
+    assert ", of which 'c<|im_end|>\\n' is learned." in said and "turns have" not in said

@@ -196,10 +196,10 @@ def test_hub(tmp_path):
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(rows)
     splits = find.hub_dataset(str(tmp_path))  # datasets opens a local folder with the same call
-    assert find.hub_split(splits, "it", "train")["text"][0] == "line 0"
+    assert find.hub_split(splits, "it", "train", "")["text"][0] == "line 0"
     assert find.hub_held_out(splits, "it", "") is splits["test"]
     with pytest.raises(MattaError, match="has no split 'dev'; it has t"):
-        find.hub_split(splits, "it", "dev")
+        find.hub_split(splits, "it", "dev", "data.split")
     with pytest.raises(
         MattaError, match=r"Could not reach 'nobody/nothing'.*--data with a local file or folder"
     ):

@@ -11,6 +11,7 @@ from matta_cli.errors import MattaError
 # what such columns are called; those of the second kind are true or false
 _PARTS = {"split", "set", "subset", "partition", "part", "phase", "usage", "dataset", "datasplit"}
 _FLAGS = {"valid", "validation", "val", "test", "train", "training", "dev", "holdout", "heldout"}
+_MOST = 8  # values of such a column
 _BOTH = {"0", "1", "0.0", "1.0", "true", "false"}
 
 
@@ -35,10 +36,13 @@ def refuse(name: str, column: str, values: Iterable[Any]) -> None:
 
     name: of the data. Else what is to be tested on would be trained on.
     """
-    found = {str(value).strip().lower() for value in values if value is not None} - {""}
-    flag = len(found) > 1 and found <= _BOTH and column.lower().startswith("is")
-    parts = {folders.part_named(value) for value in found}
-    if flag or (len(parts) > 1 and "" not in parts):
+    found = {str(value).strip() for value in values if value is not None} - {""}
+    if len(found) < 2 or len(found) > _MOST:
+        return
+    flag = {value.lower() for value in found} <= _BOTH and column.lower().startswith("is")
+    numbered = column.lower() == "split" and all(value.isdecimal() for value in found)
+    parts = {folders.part_in(value) for value in found}  # also PublicTest
+    if flag or numbered or (len(parts) > 1 and "" not in parts):
         values = ", ".join(sorted(found))
         says = f"Column {column!r} of {name!r} says of which part a row is ({values})"
         do = "write the rows of each part to a file of its own, such as train.csv and test.csv"

@@ -55,7 +55,7 @@ def find(text: str, flag: str = "--data") -> Path | None:
 def _is_packed(path: Path) -> bool:
     """Whether a file is an archive, or a table that was compressed; LibSVM may be."""
     *_, before, last = "", "", *(suffix.lower() for suffix in path.suffixes)
-    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet") and last in folders.PACKED
+    packed = before in (*_TEXT, ".csv", ".tsv", ".parquet", ".tar") and last in folders.PACKED
     return packed or last in folders.ARCHIVES
 
 
@@ -91,7 +91,7 @@ def check_column(
         return
     hint = f" Set {setting} to the right one." if setting else ""
     # a blank at an end is else not seen
-    named = [name if name == name.strip() else repr(name) for name in known]
+    named = [n if n == n.strip() and n.isprintable() else repr(n) for n in known]
     there = folders.shown(named, _NAMED) or "none"
     if text.endswith((".csv", ".tsv")) and any(map(_is_no_name, known)):
         hint += " If its first line is a row, put one before it that names the columns."
@@ -207,17 +207,21 @@ def _opening(name: str) -> Iterator[None]:
         raise MattaError(f"The hub dataset {name!r} cannot be opened: {said(error)}") from error
 
 
-def hub_split(splits: dict[str, Any], name: str, split: str) -> Any:
-    """One split of a hub dataset, or a ``MattaError`` that names those there are."""
+def hub_split(splits: dict[str, Any], name: str, split: str, setting: str) -> Any:
+    """One split of a hub dataset, or a ``MattaError`` that names those there are.
+
+    setting: what names the split.
+    """
     if split not in splits:
-        raise MattaError(f"{name!r} has no split {split!r}; it has {', '.join(splits)}.")
+        do = f"name one of these in {setting}, or pass other data"
+        raise MattaError(f"{name!r} has no split {split!r}; it has {', '.join(splits)}: {do}.")
     return splits[split]
 
 
 def hub_held_out(splits: dict[str, Any], name: str, split: str) -> Any | None:
     """The named held-out split, else validation, else test, else None."""
     if split:
-        return hub_split(splits, name, split)
+        return hub_split(splits, name, split, "data.held_out_split")
     return next((splits[known] for known in ("validation", "test") if known in splits), None)
 
 
@@ -236,4 +240,4 @@ def hub_parts(
     held_out = None if rows is None else opened(rows)
     if held_out is not None and not training:
         return None, held_out
-    return opened(hub_split(splits, name, settings.split)), held_out
+    return opened(hub_split(splits, name, settings.split, "data.split")), held_out

@@ -26,16 +26,18 @@ _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train
 # what tells a part only beside a file that is called alike but for it: these may be languages
 _SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
 _FOLD = re.compile(r"(?:^|[\W\d_])fold[\W_]*(\d+)(?![^\W\d_])")
+_SHARD = re.compile(r"(\d+)-of-(\d{1,9})(?!\d)")
 _CODE = 3  # letters of a word that may be one of those, or a language
 
 # what other programs leave in folders
 _FOREIGN = (
     *("__macosx", "__pycache__", "@eadir", "$recycle.bin", "system volume information"),
+    *("lost+found", "found.000"),
     *("thumbs.db", "desktop.ini", "icon\r", "_temporary", "_spark_metadata"),
 )
 # what only a log tells to be the rows of a table: Delta's, Hudi's, Iceberg's
 _LOGS = ("_delta_log", ".hoodie", "metadata/*.metadata.json")
-_UNFINISHED = ("~", ".bak", ".orig", ".tmp", ".swp", ".part", ".crdownload")
+_UNFINISHED = ("~", ".bak", ".old", ".orig", ".tmp", ".swp", ".part", ".crdownload")
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # endings of one file that was compressed
 ARCHIVES = (".zip", ".tar", ".tgz", ".7z", ".rar")
 # what holds data in a form that is not opened
@@ -80,6 +82,12 @@ class Files:
             if paths:
                 names = shown([path.relative_to(self.folder).as_posix() for path in paths])
                 notes.append(f"{str(self.folder)!r}: {why}: {names}.")
+        above = {name for path in self.files for name in path.relative_to(self.folder).parts[:-1]}
+        keys = [name for name in sorted(above) if "=" in name and not part_in(name)]
+        if keys:
+            said = f"what the names of folders say of rows is not read ({shown(keys)})"
+            notes.append(f"{str(self.folder)!r}: {said}: put it into a column if it is needed.")
+        notes += [f"{str(self.folder)!r}: {lacks}." for lacks in _shards(self.files)]
         if self.others:
             kinds = Counter(path.suffix or path.name for path in self.others).most_common(4)
             counts = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
@@ -87,10 +95,24 @@ class Files:
         return notes
 
 
+def _shards(files: Sequence[Path]) -> list[str]:
+    """Words on files that are some of several (``train-00000-of-00003``), where others lack."""
+    found: dict[tuple[str, int], set[str]] = {}
+    for path in files:
+        if shard := _SHARD.search(path.name):
+            name = path.name[: shard.start()].rstrip("-_.")
+            found.setdefault((name, int(shard[2])), set()).add(shard[1])
+    return [
+        f"of the {count:,} files of {name or 'the data'} {len(there):,} are here"
+        for (name, count), there in found.items()
+        if len(there) < count
+    ]
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder of that name is some program's own, and never data."""
     small = name.lower()
-    return small.startswith(".") or small in _FOREIGN or small.endswith(_UNFINISHED)
+    return small.startswith((".", "~$")) or small in _FOREIGN or small.endswith(_UNFINISHED)
 
 
 def walk(folder: Path) -> Iterator[Path]:
@@ -125,7 +147,7 @@ def data_files(folder: Path, suffixes: Collection[str]) -> Files:
         raise MattaError(f"{table}: write them out as Parquet, and pass that.")
     there = list(walk(folder))
     known = [path for path in there if path.suffix.lower() in suffixes]
-    data = [path for path in known if not is_beside(path)]
+    data = [path for path in known if not is_beside(path) and path.stat().st_size]
     tables = [path for path in data if path.suffix.lower() != ".md"]
     chosen = tables or data
     taken, once = set(chosen), _once(chosen, folder, list(suffixes))
@@ -176,17 +198,23 @@ def is_beside(path: Path) -> bool:
         return stem in _CARDS
     if suffix not in (".md", ".txt", ".rst", ".cff", ""):
         return False
-    return _BETWEEN.split(stem)[0] in _BESIDE
+    first = _BETWEEN.split(path.stem)[0]
+    # security_matters.txt may be a book; LICENSE_MIT.txt is none
+    return stem in _BESIDE or (first.isupper() and first.lower() in _BESIDE) or first == "readme"
 
 
 def part_of(path: Path, folder: Path) -> str:
     """The part that a file's name or its folders' tell: train, validation, test; else empty."""
-    for name in reversed(path.relative_to(folder).parts):
-        words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
-        for part in ("test", "validation", "train"):  # what is not sure to train does not
-            if words & set(_WORDS[part]):
-                return part
-    return ""
+    names = reversed(path.relative_to(folder).parts)
+    return next((part for name in names if (part := part_in(name))), "")
+
+
+def part_in(name: str) -> str:
+    """The part that a word of a name tells; else empty."""
+    words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
+    # what is not sure to train does not
+    order = ("test", "validation", "train")
+    return next((part for part in order if words & set(_WORDS[part])), "")
 
 
 def partners(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
@@ -230,6 +258,12 @@ def _cores(name: str) -> Iterator[tuple[str, str]]:
                     yield core(f"*-{word.removeprefix(piece)}"), part
                 if word.endswith(piece) and word != piece:
                     yield core(f"{word.removesuffix(piece)}-*"), part
+
+
+def chosen(named: Collection[str]) -> str:
+    """Words on which of these parts is measured on, where there are two for that."""
+    both = {"validation", "test"} <= set(named)
+    return "; measured on is validation (else data.held_out_split)" if both else ""
 
 
 def _refuse_folds(folder: Path, named: dict[str, list[Path]]) -> None:
@@ -284,7 +318,9 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
         named = {"train": unnamed, **named}
     _refuse_folds(files.folder, named)
     counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
-    notes.append(f"{str(files.folder)!r}: files by the part that their names tell: {counts}.")
+    notes.append(
+        f"{str(files.folder)!r}: files by the part that their names tell: {counts}{chosen(named)}."
+    )
     return named, notes
 
 
@@ -310,7 +346,7 @@ def _as_told(
         notes.append(f"{str(files.folder)!r}: {of}.")
     counts = ", ".join(f"{part} {len(paths)}" for part, paths in named.items())
     of = f"files by part, as README.md has them (configuration {config!r})"
-    return named, [*files.note(), *notes, f"{str(files.folder)!r}: {of}: {counts}."]
+    return named, [*files.note(), *notes, f"{str(files.folder)!r}: {of}: {counts}{chosen(named)}."]
 
 
 def shown(names: Sequence[str], most: int = 3) -> str:

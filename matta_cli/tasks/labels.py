@@ -166,6 +166,7 @@ def is_hot(lists: Sequence[Sequence[Any]], outputs: int) -> bool:
     whole = all(len(own) == outputs for own in lists)
     numbers = all(not isinstance(v, str) and v in (0, 1) for own in lists for v in own)
     decimals = any(isinstance(v, float) for own in lists for v in own)
+    if not whole or not numbers:
+        return False
     # of two labels, lists that name both each time would say nothing
-    again = outputs == 2 or any(len(set(own)) < len(own) for own in lists)
-    return whole and numbers and (decimals or again)
+    return decimals or outputs == 2 or any(len(set(own)) < len(own) for own in lists)

@@ -15,7 +15,7 @@ from matta_cli.models.tokenizer import around
 # the columns of both kinds of rows; messages may have other names, as ShareGPT's have
 MESSAGES, PAIR = ("messages",), ("prompt", "completion")
 TALKS = (MESSAGES, ("conversations",), ("conversation",))
-_UNLEARNED = ("train", "training")  # of a turn, where Axolotl says no
+_UNLEARNED = ("train", "training", "loss")  # of a turn, where Axolotl or ms-swift says no
 # of a turn, what is read or no part of what is said; tool calls are looked for by themselves
 _READ = {*_UNLEARNED, "role", "content", "weight", "tool_calls", "tool_call_id", "from", "value"}
 _ROLES = ("system", "user", "assistant")  # also with a capital
@@ -136,7 +136,9 @@ class Chat:
 
     def _look(self, messages: list[Any]) -> None:
         """Count the turns that say more than the template writes: thoughts, images and the like."""
-        more = [(k, v) for own in messages for k, v in own.items() if k not in _READ and v]
+        empty: tuple[Any, ...] = (None, "", [], {})
+        every = ((k, v) for own in messages for k, v in own.items() if k not in _READ)
+        more = [(k, v) for k, v in every if v not in empty]
         if not more:
             return
         whole = self._rendered(messages)

@@ -48,9 +48,9 @@ class Tally:
         if self.cut:
             longer = f"longer than {length:,} tokens and lost what follows"
             notes.append(f"{name!r}: {self.cut:,} of the conversations were {longer}.")
-        for key, count in self.unwritten.items():
-            turns = f"{count:,} turns have {key!r}, which the chat template does not write"
-            notes += [f"{name!r}: {turns}: it is left out."] if count else []
+        if keys := [f"{key!r} ({count:,})" for key, count in self.unwritten.items() if count]:
+            turns = f"turns have {', '.join(keys)}, which the chat template does not write"
+            notes.append(f"{name!r}: {turns}: left out.")
         return notes
 
 
@@ -156,7 +156,8 @@ class Source:
     """Rows of conversations, to be read from the beginning as often as needed.
 
     name: the user's. identity: another one whenever the rows may be others. size: their bytes,
-    about. read: of each row its place in words, and its values. notes: sentences.
+    about. read: of each row its place in words, and its values. notes: sentences. tally: of what
+    was read, once it was.
     """
 
     name: str
@@ -164,6 +165,7 @@ class Source:
     size: int
     read: Callable[[], Iterator[tuple[str, Sequence[Any]]]]
     notes: tuple[str, ...] = ()
+    tally: tally.Tally = field(default_factory=tally.Tally)
 
 
 def columns(settings: DataSettings, training: bool) -> tuple[str, ...]:
@@ -271,8 +273,11 @@ class Reader:
                 raise MattaError(f"Reading {name!r} failed: {said(error)}") from error
 
         identity = ["hub", name, str(rows.split), rows._fingerprint]
-        others = _others(name, rows.column_names, own)
-        return self._encoded(Source(name, identity, rows.data.nbytes, read, others), own)
+        source = Source(name, identity, rows.data.nbytes, read, _taken(name, own))
+        rest = [column for column in rows.column_names if column not in own]
+        source.tally.files[name] = (len(rows), f" of {len(rows):,}", 0)
+        source.tally.columns[name] = (list(own), rest)
+        return self._encoded(source, own)
 
     def _encoded(self, source: Source, own: tuple[str, ...]) -> Conversations:
         """What a source's rows become."""
@@ -289,9 +294,10 @@ class Reader:
         else:
             identity = ["conversations", _FORMAT, source.identity, chat.identity(), chat.template]
             identity += [tokenizer_digest(self.tokenizer), self.length]
-            more = lambda: asdict(became)  # noqa: E731
+            more = lambda: {**asdict(became), "rows": source.tally.kept()}  # noqa: E731
             tokens, card = stored(identity, "<i4", arrays, more)
-            became = Tally(card["left"], card["cut"], card.get("unwritten", {}))
+            became = Tally(card["left"], card["cut"], card["unwritten"])
+            source.tally.take(card["rows"])
         told = became.notes(source.name, self.length)
         if chat.ended:
             twice = "completions end with the token that ends each, so it stands there twice"
@@ -299,7 +305,7 @@ class Reader:
         if not len(tokens):
             why = told[0].partition(": ")[2] if told else "it has no rows."
             raise MattaError(f"{source.name!r} holds no conversation to learn or measure: {why}")
-        for note in (*source.notes, *told):
+        for note in (*source.notes, *source.tally.notes(source.name), *told):
             if note not in self.notes:
                 self.notes.append(note)
         fixed, filler = self.length if self.fixed else 0, padding(self.tokenizer, self.vocabulary)
@@ -332,25 +338,22 @@ def _local(files: Sequence[Path], own: tuple[str, ...], name: str, notes: Any = 
     status = [(str(file.resolve()), file.stat()) for file in files]
     identity = ["files", *([file, now.st_size, now.st_mtime_ns] for file, now in status)]
 
+    counts = tally.Tally()
+
     def read() -> Iterator[tuple[str, Sequence[Any]]]:
         for file in files:
             if file.suffix.lower() not in records.TABLES:
                 kinds = f"conversations are read from {', '.join(records.TABLES)}"
                 raise MattaError(f"{str(file)!r} holds text among files of conversations: {kinds}.")
             of = f" of {str(file)!r}" if len(files) > 1 else ""
-            for number, values in records.rows(file, own, "", tally.Tally()):
+            for number, values in records.rows(file, own, "", counts):
                 yield f"{records.unit(file)} {number:,}{of}", values
 
-    first = files[0]
-    others = _others(name, records.names(first), own) if first.suffix in records.TABLES else ()
     size = sum(now.st_size for _, now in status)
-    return Source(name, identity, size, read, (*notes, *others))
+    return Source(name, identity, size, read, (*notes, *_taken(name, own)), counts)
 
 
-def _others(name: str, known: Sequence[str], own: Sequence[str]) -> tuple[str, ...]:
-    """A sentence on what was taken of some columns."""
-    taken = " and ".join(map(repr, own))
-    rest = [column for column in known if column not in own]
-    unread = f"; not read: {', '.join(map(repr, rest))}" if rest else ""
+def _taken(name: str, own: Sequence[str]) -> tuple[str, ...]:
+    """A sentence on what some columns are taken for."""
     one = "each row is a conversation of its own, and none are joined"
-    return (f"{name!r}: taken as conversations, from {taken}: {one}{unread}.",)
+    return (f"{name!r}: taken as conversations, from {' and '.join(map(repr, own))}: {one}.",)

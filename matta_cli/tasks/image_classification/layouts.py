@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from matta_cli.errors import MattaError
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 _LISTS = (".txt", ".mat", ".json", ".lst")  # of images, in whatever form
+_MOST = 5000  # files of a folder that are looked at for what is no image
 _TABLES = "tables train.csv and val.csv with a path (file_name) and a label of each image"
 
 
@@ -116,8 +118,8 @@ def refuse_lists(path: Path) -> None:
     """
     found: dict[str, list[Path]] = {}
     beside = [own for own in subfolders(path) if not is_class(own)]
-    for file in (file for own in (path, *beside) for file in sorted(own.iterdir())):
-        if file.suffix.lower() in _LISTS and (part := folders.part_of(Path(file.name), Path())):
+    for file in (file for own in (path, *beside) for file in _inside(own)):
+        if file.suffix.lower() in _LISTS and (part := folders.part_in(file.name)):
             found.setdefault("train" if "split" in file.stem.lower() else part, []).append(file)
     split = any("split" in file.stem.lower() for file in found.get("train", []))
     if "train" not in found or (len(found) < 2 and not split):
@@ -170,7 +172,13 @@ def _beside(top: Path) -> str:
 
 
 def _files(path: Path) -> list[Path]:
-    """The files in a folder and in those below it, but those that are no data."""
-    every = [path, *subfolders(path)]
-    found = [own for folder in every for own in sorted(folder.iterdir()) if own.is_file()]
+    """The files in a folder and in those below it, but those that are no data; of many some."""
+    found = [own for folder in (path, *subfolders(path)) for own in _inside(folder)]
     return [own for own in found if not folders.hidden(own.name) and not folders.is_beside(own)]
+
+
+def _inside(folder: Path) -> list[Path]:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        some = itertools.islice(entries, _MOST)
+        return sorted(Path(entry.path) for entry in some if entry.is_file())
+    return []

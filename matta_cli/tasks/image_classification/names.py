@@ -17,13 +17,14 @@ from matta_cli.tasks.image_classification.examples import Source
 from matta_cli.tasks.unlabelled import spread
 
 _PREFIX = re.compile(r"^n?\d+[\s._-]+")  # of a name, in some collections
+_CODE = re.compile(r"n?\d+")  # of a class that has its name elsewhere, as WordNet's
 _SHOWN = 20  # classes that are said by name
 
 
 def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
     """Images whose classes have the numbers that the model gives them, and a sentence on that.
 
-    Raises ``MattaError`` where some names are the model's and some are not.
+    Raises ``MattaError`` where some names, or all, are none of the model's, and no codes either.
     """
     if source.classes is None:
         return source, []
@@ -45,6 +46,11 @@ def numbered(source: Source, model: Any, name: str) -> tuple[Source, list[str]]:
         every = [names.get(k, f"LABEL_{k}") for k in range(max(known.values()) + 1)]
         return _renumbered(source, given, every, name, "by the names that the model has")
     own = source.classes
+    if names and not source.ordered and not all(map(_CODE.fullmatch, own)):
+        both = f"{name!r} has the classes {shown(own, 6)}, and the model"
+        model_s = shown([names[k] for k in sorted(names)], 6)
+        do = "call them as the model does, or by its numbers (0, 1, ...)"
+        raise MattaError(f"{both} {model_s}: {do}.")
     order, how = list(range(len(own))), "in the order of their names"
     if source.ordered:
         how = "as the data numbers them"

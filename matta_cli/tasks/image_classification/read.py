@@ -144,7 +144,7 @@ def _local(
     listed = ", ".join(said)
     if any(within for _, within in parts.values()):
         listed = f"{', '.join(parts)}, of each class"
-    notes.append(f"{text!r}: parts by the names of folders: {listed}.")
+    notes.append(f"{text!r}: parts by the names of folders: {listed}{folders.chosen(parts)}.")
     return find.hub_parts(
         parts, text, settings, training, lambda own: _from_folder(own[0], own[1], notes)
     )

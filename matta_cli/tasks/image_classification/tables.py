@@ -194,7 +194,7 @@ def _add(rows: _Rows, file: Path, settings: DataSettings, known: Known) -> list[
         raise MattaError(f"{name!r} does not have the same columns as the tables before it.")
     rows.hot = hot
     tally, wanted = Tally(), [image, *labels]
-    for place, (path, *own) in records.rows(file, wanted, "data", tally, [settings.label]):
+    for place, (path, *own) in records.rows(file, wanted, "", tally, [settings.label]):
         where = f"{records.unit(file)} {place:,}"
         text = records.text_of(path, image, name, where)
         if text is None or not text.strip():

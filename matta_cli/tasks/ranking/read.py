@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from matta_cli.tasks.ranking.examples import Rows
 from matta_cli.tasks.scores import numbered
 from matta_cli.tasks.unlabelled import divided
 
+_INDEX = re.compile(r"__index_level_\d+__")  # pandas' index in Parquet: no column to pandas
 _LOOKED = 4096  # values of a column of which it is told whether float32 tells them apart
 _SHOWN = 12  # features that are said by name
 _FLOAT32 = 1 << 24  # whole numbers beyond are not all told apart by float32
@@ -209,10 +211,7 @@ def _table(
         listed = shown(dense, _SHOWN)
         notes.append(f"{name!r}: dense features, in the model's order (else data.dense): {listed}.")
     numbers = [_numbers(table, column) for column in dense]
-    if not settings.dense:
-        notes += _counting(dense, numbers, name)
-    for column, own in zip(dense, numbers, strict=True):
-        notes += _merged(table.numbers(column, ""), own, f"Column {column!r} of {name!r}")
+    notes += _odd(table, dict(zip(dense, numbers, strict=True)), label, bool(settings.dense))
     return Rows(
         np.stack(numbers, axis=1) if numbers else None,
         np.stack(codes, axis=1) if codes else None,
@@ -256,7 +255,7 @@ def _dense_columns(
     lacks: why there is no label, which may stand under another name. order: as of ``_table``.
     """
     taken = {settings.label, settings.group, settings.id, *settings.categorical}
-    left = [column for column in table.known if column not in taken]
+    left = [c for c in table.known if c not in taken and not _INDEX.fullmatch(c)]
     dense = list(settings.dense)
     if not dense and width:
         dense = [column for column in left if table.holds_numbers(column)]
@@ -298,15 +297,20 @@ def _numbers(table: Table, column: str, *, holes: bool = False) -> np.ndarray:
     return numbers
 
 
-def _counting(dense: Sequence[str], numbers: Sequence[np.ndarray], name: str) -> list[str]:
-    """A sentence on features that count the rows, as pandas' index and ids do."""
-    found = [
-        column
-        for column, own in zip(dense, numbers, strict=True)
-        if len(own) > 2 and (np.diff(own) == 1).all() and own[0] in (0, 1)
-    ]
-    do = "if that is no feature, name the others in data.dense"
-    return [f"{name!r}: {column!r} counts the rows, and is read: {do}." for column in found]
+def _odd(table: Table, read: dict[str, np.ndarray], label: np.ndarray, named: bool) -> list[str]:
+    """Sentences on features that are odd. read: by column. named: whether the user chose them."""
+    notes = []
+    for column, own in read.items():
+        which = f"{table.name!r}: {column!r}"
+        # as an index does, and ids
+        counts = not named and len(own) > 2 and (np.diff(own) == 1).all() and own[0] in (0, 1)
+        if counts:
+            do = "if that is no feature, name the others in data.dense"
+            notes.append(f"{which} counts the rows, and is read: {do}.")
+        if np.array_equal(own, label):
+            notes.append(f"{which} is the same as the label, and a feature (data.dense).")
+        notes += _merged(table.numbers(column, ""), own, f"Column {column!r} of {table.name!r}")
+    return notes
 
 
 def _merged(values: np.ndarray, numbers: np.ndarray, which: str) -> list[str]:

@@ -136,7 +136,7 @@ def _add(
     empty = 0
     start = rows.number[-1] + 1 if seen else 0
     number = start - 1
-    for place, values in source.rows([*texts, *labels, *others], "data"):
+    for place, values in source.rows([*texts, *labels, *others], ""):
         number += 1
         where = f"{source.unit} {place:,}"
         own = [
