@@ -39,8 +39,17 @@ def pooling(folder: Path, name: str, notes: list[str]) -> str:
             f"{name!r} ends in {', '.join(others)}, which is not supported: "
             f"only {', '.join(_STEPS)}."
         )
-    mode = _mode(read_config(folder / paths["Pooling"]) if "Pooling" in paths else {})
-    if mode not in ("", "mean", "cls"):
+    where = folder / paths.get("Pooling", Path("1_Pooling"))
+    mode = _mode(read_config(where))
+    if not mode:
+        card = where / "config.json"
+        what = "names no way to pool" if card.is_file() else "is not there"
+        raise MattaError(
+            f"{name!r} is an encoder of sentences, by its modules.json, but "
+            f"{where.name}/config.json, which says how tokens become one vector, {what}: put it "
+            "there as its author has it."
+        )
+    if mode not in ("mean", "cls"):
         raise MattaError(
             f"{name!r} pools by {mode}, which is not supported: "
             "only the mean over tokens, or the first one."
