@@ -20,8 +20,10 @@ from matta_cli.errors import MattaError
 from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import load_model, opened
 from matta_cli.models.source import open_source
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import DataSettings, Recipe
+from matta_cli.tasks.task import task
 from tests.encoder_models import encoder
+from tests.text_models import bert
 
 
 def put(folder: Path, name: str = "config.json", **changes: object) -> None:
@@ -177,3 +179,13 @@ def test_a_classifier_that_timm_would_draw_by_chance(tmp_path, architecture):
     put(tmp_path, num_classes=5)  # and ViT, which has an adapter, has its own way in
     with pytest.raises(MattaError, match=r"says num_classes 5 and, .* 3: timm would draw"):
         load_model(str(tmp_path), "image_classification")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (0, 5)])
+def test_labels_that_are_numbered_otherwise(tmp_path, numbers):
+    model = bert(tmp_path, id2label=dict(zip(numbers, ("bad", "good"), strict=True)))
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "the film,good\nthe book,bad\n" * 9)
+    made = task("text_classification", Recipe(data=DataSettings(str(data))))
+    with pytest.raises(MattaError, match=r"id2label .* has the numbers .*; a model's are 0 to 1"):
+        made.data(tmp_path, model)
