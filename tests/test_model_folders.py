@@ -147,6 +147,17 @@ def test_files_of_weights_that_no_library_opens(tmp_path):
     assert stored_dtype(source) == "float32"
 
 
+def test_a_shard_that_no_index_names_is_none_of_the_model(tmp_path):
+    model = llama(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    old = tmp_path / "model-00009-of-00009.safetensors"
+    save_file({"lm_head.weight": torch.zeros(99_999, dtype=torch.int8)}, old)
+    source = open_source(str(tmp_path))
+    assert stored_dtype(source) == "float32" and len(list(tmp_path.glob("model-*"))) > 2
+    assert torch.equal(Llama().load(source).lm_head.weight, model.lm_head.weight)
+
+
 def test_the_latest_checkpoint_of_a_trainer_is_named(tmp_path):
     for step in (500, 1000):
         llama(tmp_path / f"checkpoint-{step}")

@@ -157,10 +157,10 @@ def _refuse_parts(folder: Path, there: set[str], name: str) -> None:
 
 def headers(folder: Path) -> dict[Path, dict[str, Any]]:
     """What the safetensors files of a folder that are opened say of their tensors, by name."""
-    first = folder / "model.safetensors"
-    parts = sorted(folder.glob("model-*-of-*.safetensors"))
-    files = [first] if first.is_file() else parts
-    return {file: header(file)[0] for file in files}
+    first, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    named = {str(own) for own in record(record(lenient(index)).get("weight_map")).values()}
+    files = [first] if first.is_file() else sorted(folder / own for own in named)
+    return {file: header(file)[0] for file in files if file.is_file()}
 
 
 def refuse_narrow(headers: Mapping[Path, Mapping[str, Any]], name: str) -> None:
