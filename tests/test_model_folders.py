@@ -156,6 +156,11 @@ def test_a_shard_that_no_index_names_is_none_of_the_model(tmp_path):
     source = open_source(str(tmp_path))
     assert stored_dtype(source) == "float32" and len(list(tmp_path.glob("model-*"))) > 2
     assert torch.equal(Llama().load(source).lm_head.weight, model.lm_head.weight)
+    index = "model.safetensors.index.json"
+    put(tmp_path, index, weight_map={"lm_head.weight": "odd.safetensors"})
+    (tmp_path / "odd.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(MattaError, match="odd.safetensors is damaged"):
+        open_source(str(tmp_path))
 
 
 def test_the_latest_checkpoint_of_a_trainer_is_named(tmp_path):

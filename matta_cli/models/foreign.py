@@ -16,6 +16,7 @@ from matta_cli.models.names import FILES
 
 _SAVE = "save its state dict or, with save_pretrained, a folder"
 _STOCK = "load it with transformers and write it again with save_pretrained"
+_ANEW = "download it again, or save the model anew"
 _QUANTIZED = "matta needs the weights that it was made from"
 _LORA = "merge it first (peft: model.merge_and_unload(), then save_pretrained), and pass that"
 _LORA = f"is an adapter such as LoRA, without the model that it changes: {_LORA}"
@@ -92,7 +93,7 @@ def refuse_folder(folder: Path, name: str) -> None:
     if any(_WEIGHTS.match(n) for n in there):
         _refuse_parts(folder, there, name)
         for own in sorted(n for n in there if _WEIGHTS.match(n) and n.endswith(".safetensors")):
-            whole(folder / own, "download it again, or save the model anew")
+            whole(folder / own, _ANEW)
         return
     others = sorted(n for n in there if n.endswith(FILES) and not _NO_WEIGHTS.search(n))
     others += sorted(
@@ -160,7 +161,10 @@ def headers(folder: Path) -> dict[Path, dict[str, Any]]:
     first, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     named = {str(own) for own in record(record(lenient(index)).get("weight_map")).values()}
     files = [first] if first.is_file() else sorted(folder / own for own in named)
-    return {file: header(file)[0] for file in files if file.is_file()}
+    there = [file for file in files if file.is_file()]
+    for file in there:  # an index may name any file
+        whole(file, _ANEW)
+    return {file: header(file)[0] for file in there}
 
 
 def refuse_narrow(headers: Mapping[Path, Mapping[str, Any]], name: str) -> None:
