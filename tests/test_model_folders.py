@@ -159,7 +159,7 @@ def test_a_shard_that_no_index_names_is_none_of_the_model(tmp_path):
     index = "model.safetensors.index.json"
     put(tmp_path, index, weight_map={"lm_head.weight": "odd.safetensors"})
     (tmp_path / "odd.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(MattaError, match="odd.safetensors is damaged"):
+    with pytest.raises(MattaError, match=r"odd\.safetensors is damaged"):
         open_source(str(tmp_path))
 
 
