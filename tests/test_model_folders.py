@@ -17,6 +17,7 @@ from matta_cli.adapter import Source
 from matta_cli.comparison import speculation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models import plugins
 from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import load_model, opened
 from matta_cli.models.source import open_source
@@ -76,6 +77,13 @@ def test_a_word_before_the_names_in_a_folder(tmp_path):
     renamed(tmp_path, lambda name, tensor: (f"model.{name}", tensor))
     with pytest.raises(MattaError, match=r"names begin with 'model.', .*: pass .* with --config"):
         Bert().load(open_source(str(tmp_path)))
+    file = tmp_path / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(MattaError, match=r"pass .*pytorch_model\.bin with --config .*config.json"):
+        Bert().load(open_source(str(tmp_path)))
+    both = open_source(str(tmp_path / "pytorch_model.bin"), model_config=tmp_path / "config.json")
+    assert isinstance(opened(Bert(), plugins.bare(both, [Bert()])), torch.nn.Module)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
