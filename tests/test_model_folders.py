@@ -213,3 +213,24 @@ def test_labels_that_are_numbered_otherwise(tmp_path, numbers):
     made = task("text_classification", Recipe(data=DataSettings(str(data))))
     with pytest.raises(MattaError, match=r"id2label .* has the numbers .*; a model's are 0 to 1"):
         made.data(tmp_path, model)
+
+
+def test_what_lies_beside_a_models_weights_in_a_checkpoint(tmp_path):
+    """Another average of them, under whatever name, is said; what an optimizer keeps is none."""
+    state = llama(tmp_path / "it").state_dict()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    optimizer = {"state": {name: {"exp_avg": tensor} for name, tensor in state.items()}}
+    for beside in ({"ema": {"decay": 0.9, "shadow": other}}, {"averaged_model": other}):
+        torch.save({"model": state, "optimizer": optimizer, **beside}, tmp_path / "a.pt")
+        (note,) = open_source(str(tmp_path / "a.pt")).notes
+        assert note.endswith(f"under 'model'; what {next(iter(beside))!r} holds is left out.")
+    torch.save({"model": state, "optimizer": optimizer, "epoch": 3}, tmp_path / "a.pt")
+    assert open_source(str(tmp_path / "a.pt")).notes == ()
+    averaged = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"n_averaged": torch.tensor(3), **averaged}, tmp_path / "a.pt")
+    source = open_source(str(tmp_path / "a.pt"))
+    assert source.tensors is not None and source.tensors.keys() == state.keys()
+    whole = {name: tensor.long() for name, tensor in state.items()}
+    torch.save(whole, tmp_path / "a.pt")
+    with pytest.raises(MattaError, match="is quantized"):
+        open_source(str(tmp_path / "a.pt"))

@@ -57,7 +57,15 @@ _PART = re.compile(r"-\d+-of-\d+\.\w+$")
 _NO_WEIGHTS = re.compile(
     r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler|sampler"
 )
-_NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
+_NARROW = {
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    *(getattr(torch, n) for n in dir(torch) if "float8" in n),
+}
 _WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # of safetensors
 _MERGE = re.compile(
     r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a|lokr_w1\w*|ia3_l"
