@@ -72,6 +72,40 @@ def test_names_of_wrapped_modules_in_a_folder(tmp_path, word):
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_bin_file_of_a_folder_that_no_library_opens_as_it_is(tmp_path):
+    model = encoder("bert", "sequence")
+    model.save_pretrained(tmp_path)
+    state, path = model.state_dict(), tmp_path / "pytorch_model.bin"
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, path)
+    assert open_source(str(tmp_path)).folder == tmp_path
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    for held in (wrapped, {"state_dict": state, "epoch": 3}):
+        torch.save(held, path)
+        found = opened(Bert(), open_source(str(tmp_path))).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    torch.save({name: tensor.to(torch.int8) for name, tensor in state.items()}, path)
+    with pytest.raises(MattaError, match="is quantized"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("fsdp_0/.metadata", "fsdp_0/__0_0.distcp"), r"dcp_to_torch_save\('.*fsdp_0', 'model.pt'"),
+        ((".metadata", "__0_0.distcp"), "sharded checkpoint of FSDP"),
+        (("latest_checkpointed_iteration.txt",), "checkpoint of Megatron"),
+    ],
+)
+def test_sharded_checkpoints_in_a_folder_are_told(tmp_path, files, said):
+    put(tmp_path, model_type="bert")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(MattaError, match=said):
+        open_source(str(tmp_path))
+
+
 def test_a_word_before_the_names_in_a_folder(tmp_path):
     encoder("bert", "sequence").save_pretrained(tmp_path)
     renamed(tmp_path, lambda name, tensor: (f"model.{name}", tensor))

@@ -114,9 +114,14 @@ def refuse_folder(folder: Path, name: str) -> None:
     if inside := sorted(n for n in there if n.lower().endswith(".gguf")):
         which = f"pass the file, {folder / inside[0]}" + (" say" if inside[1:] else "")
         raise MattaError(f"{name!r} holds no weights but in GGUF: {which}.")
-    if ".metadata" in there and any(n.endswith(".distcp") for n in there):
-        join = "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'model.pt')"
-        raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: make one file of it ({join}).")
+    if parts := sorted(folder.glob(".metadata")) + sorted(folder.glob("*/.metadata")):
+        whose = parts[0].parent
+        if any(whose.glob("*.distcp")):
+            join = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(whose)!r}, "
+            join = f"make one file of it ({join}'model.pt')), and pass that with its config.json"
+            raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: {join}.")
+    if "latest_checkpointed_iteration.txt" in there or any(folder.glob("iter_*/mp_rank_00*")):
+        raise MattaError(f"{name!r} is a checkpoint of Megatron: convert it to transformers first.")
     if any(n.startswith("zero_") or "_zero_pp_rank_" in n for n in there) or (
         "zero_to_fp32.py" in there
     ):
