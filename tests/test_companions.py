@@ -111,6 +111,23 @@ def test_what_is_not_done_is_said(encoder_folder):
     assert "by dot" in notes and "truncate_dim" in notes
 
 
+def test_a_length_of_sentences_that_is_no_whole_number(encoder_folder):
+    put(encoder_folder, "sentence_bert_config.json", max_seq_length=7.0)
+    assert opened(encoder_folder)[0].length == 7
+    put(encoder_folder, "sentence_bert_config.json", max_seq_length="7")
+    with pytest.raises(MattaError, match=r"max_seq_length '7' in .* is no number of tokens"):
+        opened(encoder_folder)
+
+
+def test_a_step_that_is_code_of_the_folder_is_not_another(encoder_folder):
+    """Such as jina's: its name alone says nothing of what it does."""
+    steps = [{"type": f"custom_st.{kind}", "path": path} for kind, path in STEPS]
+    (encoder_folder / "modules.json").write_text(json.dumps(steps))
+    put(encoder_folder, "1_Pooling/config.json", pooling_mode_mean_tokens=True)
+    with pytest.raises(MattaError, match=r"is made of custom_st\.Transformer"):
+        Bert().load(Source("m", folder=encoder_folder))
+
+
 def test_what_is_passed_on_is_said(encoder_folder):
     name, harmless = "sentence_bert_config.json", {"model_args": {"add_pooling_layer": False}}
     put(encoder_folder, name, max_seq_length=7, **harmless, tokenizer_args={})

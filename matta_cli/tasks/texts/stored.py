@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, record
+from matta_cli.files.reading import finite, lenient, record
 
 # the one beside the weights, whatever kind of encoder it was first written for
 _CARDS = "sentence_*_config.json"
@@ -67,9 +67,10 @@ def stored(folder: Path | None) -> Stored:
         what = f"The folder's {sorted(cards)[0].name} sets {', '.join(more)}"
         notes.append(f"{what}, which sentence-transformers passes on and matta does not.")
     length = card.get("max_seq_length")
-    return Stored(
-        length if isinstance(length, int) else 0, bool(card.get("do_lower_case")), prompt, notes
-    )
+    if length is not None and not (isinstance(length, (int, float)) and finite(length)):
+        what = f"max_seq_length {length!r} in {cards[0]}"
+        raise MattaError(f"{what} is no number of tokens: put the right one there.")
+    return Stored(int(length or 0), bool(card.get("do_lower_case")), prompt, notes)
 
 
 def _asks(arguments: Any) -> bool:
