@@ -42,6 +42,7 @@ from matta_cli.tasks.task import task as open_task
 from matta_cli.tasks.texts.encoder import encoder
 from tests.sample_text import WORDS, byte_tokenizer, prose
 
+STEPS = [("Transformer", ""), ("Pooling", "1_Pooling")]
 ASKED = ["query:", "One", "one", "dog"]
 
 
@@ -108,6 +109,47 @@ def test_what_is_not_done_is_said(encoder_folder):
     put(encoder_folder, "config_sentence_transformers.json", **more)
     notes = opened(encoder_folder)[2]
     assert "by dot" in notes and "truncate_dim" in notes
+
+
+def test_a_length_of_sentences_that_is_no_whole_number(encoder_folder):
+    put(encoder_folder, "sentence_bert_config.json", max_seq_length=7.0)
+    assert opened(encoder_folder)[0].length == 7
+    put(encoder_folder, "sentence_bert_config.json", max_seq_length="7")
+    with pytest.raises(MattaError, match=r"max_seq_length '7' in .* is no number of tokens"):
+        opened(encoder_folder)
+
+
+def test_a_step_that_is_code_of_the_folder_is_not_another(encoder_folder):
+    """Such as jina's: its name alone says nothing of what it does."""
+    steps = [{"type": f"custom_st.{kind}", "path": path} for kind, path in STEPS]
+    (encoder_folder / "modules.json").write_text(json.dumps(steps))
+    put(encoder_folder, "1_Pooling/config.json", pooling_mode_mean_tokens=True)
+    with pytest.raises(MattaError, match=r"is made of custom_st\.Transformer"):
+        Bert().load(Source("m", folder=encoder_folder))
+
+
+def test_what_is_passed_on_is_said(encoder_folder):
+    name, harmless = "sentence_bert_config.json", {"model_args": {"add_pooling_layer": False}}
+    put(encoder_folder, name, max_seq_length=7, **harmless, tokenizer_args={})
+    assert opened(encoder_folder)[2] == ""
+    put(encoder_folder, name, tokenizer_args={"padding_side": "left"})
+    assert "sentence_bert_config.json sets tokenizer_args, which" in opened(encoder_folder)[2]
+
+
+@pytest.mark.parametrize(
+    ("card", "said"), [(None, "is not there"), ({"pooling_mode_cls_token": False}, "names no way")]
+)
+def test_a_pooling_that_is_not_there_is_no_mean(encoder_folder, card, said):
+    """As where only the files of a folder were copied, and not those of the folders in it."""
+    steps = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in STEPS]
+    (encoder_folder / "modules.json").write_text(json.dumps(steps))
+    if card is not None:
+        put(encoder_folder, "1_Pooling/config.json", **card)
+    with pytest.raises(MattaError, match=rf"1_Pooling/config.json, which .* {said}"):
+        Bert().load(Source("m", folder=encoder_folder))
+    put(encoder_folder, "1_Pooling/config.json", pooling_mode_cls_token=True)
+    model = Bert().load(Source("m", folder=encoder_folder))
+    assert model.config.sentence_pooling == "cls"
 
 
 def test_a_teacher_reads_sentences_as_its_folder_asks(encoder_folder, tmp_path_factory):

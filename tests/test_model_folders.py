@@ -17,11 +17,14 @@ from matta_cli.adapter import Source
 from matta_cli.comparison import speculation
 from matta_cli.conversion.convert import convert
 from matta_cli.errors import MattaError
+from matta_cli.models import plugins
 from matta_cli.models.dtype import stored_dtype
 from matta_cli.models.load import load_model, opened
 from matta_cli.models.source import open_source
-from matta_cli.settings.recipe import Recipe
+from matta_cli.settings.recipe import DataSettings, Recipe
+from matta_cli.tasks.task import task
 from tests.encoder_models import encoder
+from tests.text_models import bert
 
 
 def put(folder: Path, name: str = "config.json", **changes: object) -> None:
@@ -69,11 +72,52 @@ def test_names_of_wrapped_modules_in_a_folder(tmp_path, word):
     assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_bin_file_of_a_folder_that_no_library_opens_as_it_is(tmp_path):
+    model = encoder("bert", "sequence")
+    model.save_pretrained(tmp_path)
+    state, path = model.state_dict(), tmp_path / "pytorch_model.bin"
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, path)
+    assert open_source(str(tmp_path)).folder == tmp_path
+    wrapped = {f"_orig_mod.{name}": tensor for name, tensor in state.items()}
+    for held in (wrapped, {"state_dict": state, "epoch": 3}):
+        torch.save(held, path)
+        found = opened(Bert(), open_source(str(tmp_path))).state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    torch.save({name: tensor.to(torch.int8) for name, tensor in state.items()}, path)
+    with pytest.raises(MattaError, match="is quantized"):
+        open_source(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("fsdp_0/.metadata", "fsdp_0/__0_0.distcp"), r"dcp_to_torch_save\('.*fsdp_0', 'model.pt'"),
+        ((".metadata", "__0_0.distcp"), "sharded checkpoint of FSDP"),
+        (("latest_checkpointed_iteration.txt",), "checkpoint of Megatron"),
+    ],
+)
+def test_sharded_checkpoints_in_a_folder_are_told(tmp_path, files, said):
+    put(tmp_path, model_type="bert")
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(MattaError, match=said):
+        open_source(str(tmp_path))
+
+
 def test_a_word_before_the_names_in_a_folder(tmp_path):
     encoder("bert", "sequence").save_pretrained(tmp_path)
     renamed(tmp_path, lambda name, tensor: (f"model.{name}", tensor))
     with pytest.raises(MattaError, match=r"names begin with 'model.', .*: pass .* with --config"):
         Bert().load(open_source(str(tmp_path)))
+    file = tmp_path / "model.safetensors"
+    torch.save(load_file(file), tmp_path / "pytorch_model.bin")
+    file.unlink()
+    with pytest.raises(MattaError, match=r"pass .*pytorch_model\.bin with --config .*config.json"):
+        Bert().load(open_source(str(tmp_path)))
+    both = open_source(str(tmp_path / "pytorch_model.bin"), model_config=tmp_path / "config.json")
+    assert isinstance(opened(Bert(), plugins.bare(both, [Bert()])), torch.nn.Module)
 
 
 @pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
@@ -145,6 +189,22 @@ def test_files_of_weights_that_no_library_opens(tmp_path):
     assert stored_dtype(source) == "float32"
 
 
+def test_a_shard_that_no_index_names_is_none_of_the_model(tmp_path):
+    model = llama(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    model.save_pretrained(tmp_path, max_shard_size="5KB")
+    old = tmp_path / "model-00009-of-00009.safetensors"
+    save_file({"lm_head.weight": torch.zeros(99_999, dtype=torch.int8)}, old)
+    source = open_source(str(tmp_path))
+    assert stored_dtype(source) == "float32" and len(list(tmp_path.glob("model-*"))) > 2
+    assert torch.equal(Llama().load(source).lm_head.weight, model.lm_head.weight)
+    index = "model.safetensors.index.json"
+    put(tmp_path, index, weight_map={"lm_head.weight": "odd.safetensors"})
+    (tmp_path / "odd.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(MattaError, match=r"odd\.safetensors is damaged"):
+        open_source(str(tmp_path))
+
+
 def test_the_latest_checkpoint_of_a_trainer_is_named(tmp_path):
     for step in (500, 1000):
         llama(tmp_path / f"checkpoint-{step}")
@@ -177,3 +237,34 @@ def test_a_classifier_that_timm_would_draw_by_chance(tmp_path, architecture):
     put(tmp_path, num_classes=5)  # and ViT, which has an adapter, has its own way in
     with pytest.raises(MattaError, match=r"says num_classes 5 and, .* 3: timm would draw"):
         load_model(str(tmp_path), "image_classification")
+
+
+@pytest.mark.parametrize("numbers", [(1, 2), (0, 5)])
+def test_labels_that_are_numbered_otherwise(tmp_path, numbers):
+    model = bert(tmp_path, id2label=dict(zip(numbers, ("bad", "good"), strict=True)))
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "the film,good\nthe book,bad\n" * 9)
+    made = task("text_classification", Recipe(data=DataSettings(str(data))))
+    with pytest.raises(MattaError, match=r"id2label .* has the numbers .*; a model's are 0 to 1"):
+        made.data(tmp_path, model)
+
+
+def test_what_lies_beside_a_models_weights_in_a_checkpoint(tmp_path):
+    """Another average of them, under whatever name, is said; what an optimizer keeps is none."""
+    state = llama(tmp_path / "it").state_dict()
+    other = {name: tensor + 1 for name, tensor in state.items()}
+    optimizer = {"state": {name: {"exp_avg": tensor} for name, tensor in state.items()}}
+    for beside in ({"ema": {"decay": 0.9, "shadow": other}}, {"averaged_model": other}):
+        torch.save({"model": state, "optimizer": optimizer, **beside}, tmp_path / "a.pt")
+        (note,) = open_source(str(tmp_path / "a.pt")).notes
+        assert note.endswith(f"under 'model'; what {next(iter(beside))!r} holds is left out.")
+    torch.save({"model": state, "optimizer": optimizer, "epoch": 3}, tmp_path / "a.pt")
+    assert open_source(str(tmp_path / "a.pt")).notes == ()
+    averaged = {f"module.{name}": tensor for name, tensor in state.items()}
+    torch.save({"n_averaged": torch.tensor(3), **averaged}, tmp_path / "a.pt")
+    source = open_source(str(tmp_path / "a.pt"))
+    assert source.tensors is not None and source.tensors.keys() == state.keys()
+    whole = {name: tensor.long() for name, tensor in state.items()}
+    torch.save(whole, tmp_path / "a.pt")
+    with pytest.raises(MattaError, match="is quantized"):
+        open_source(str(tmp_path / "a.pt"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,14 @@ def probabilities(rows):
     rows[1]["prompt_logprobs"][4] = {"7": {"logprob": 0.9}}
 
 
+def scaled(rows):
+    for row in rows:
+        for entry in filter(None, row["prompt_logprobs"]):
+            whole = math.log(sum(math.exp(own["logprob"]) for own in entry.values()))
+            for own in entry.values():
+                own["logprob"] -= whole
+
+
 def missing(rows):
     rows.pop()
 
@@ -171,6 +180,7 @@ ODD = {
     unknown: "names the token 300, but the model's vocabulary is 300",
     bare: "entry 4 of 'prompt_logprobs' is not a dictionary",
     probabilities: "entry 4 of 'prompt_logprobs' holds no log-probabilities",
+    scaled: "of all its positions sum to 1, .*: let it say them .*raw_logprobs",
     missing: "1 of the 9 training examples are not in it",
     twice: "the key 1 occurs 2 times",
 }

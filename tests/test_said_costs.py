@@ -40,3 +40,13 @@ def test_convert_says_of_what_its_macs_are(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, ["convert", "it", "--overwrite", *more])
         assert done.exit_code == 0 and "MACs are those of an example of 32 tokens." in done.stderr
     assert "; MACs are of an example of 32 tokens." in done.stderr
+
+
+def test_an_output_folder_that_is_none(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("it").mkdir()
+    Path("file").touch()
+    Path("link").symlink_to("nowhere")
+    for out, said in (("file", "is no folder: name a"), ("link", "is a link to nothing: name a")):
+        done = CliRunner().invoke(app, ["convert", "it", "--out", out])
+        assert done.exit_code == 1 and f"--out '{out}' {said}" in done.stderr

@@ -11,6 +11,7 @@ from matta_adapters.skeleton import read_config
 from matta_cli.errors import MattaError
 
 # The modules of sentence-transformers after which an encoder is all there is.
+_LIBRARY = "sentence_transformers."
 _STEPS = ("Transformer", "Pooling", "Normalize")
 
 
@@ -34,13 +35,27 @@ def pooling(folder: Path, name: str, notes: list[str]) -> str:
         return known
     except (ValueError, KeyError, TypeError, AttributeError):
         raise MattaError(f"{str(listed)!r} is damaged: it lists no modules.") from None
+    if own := [step["type"] for step in steps if not step["type"].startswith(_LIBRARY)]:
+        raise MattaError(
+            f"{name!r} is made of {own[0]}, by its modules.json, which is code of its own and is "
+            "not run: what it does to sentences is not known."
+        )
     if others := sorted(paths.keys() - set(_STEPS)):
         raise MattaError(
             f"{name!r} ends in {', '.join(others)}, which is not supported: "
             f"only {', '.join(_STEPS)}."
         )
-    mode = _mode(read_config(folder / paths["Pooling"]) if "Pooling" in paths else {})
-    if mode not in ("", "mean", "cls"):
+    where = folder / paths.get("Pooling", Path("1_Pooling"))
+    mode = _mode(read_config(where))
+    if not mode:
+        card = where / "config.json"
+        what = "names no way to pool" if card.is_file() else "is not there"
+        raise MattaError(
+            f"{name!r} is an encoder of sentences, by its modules.json, but "
+            f"{where.name}/config.json, which says how tokens become one vector, {what}: put it "
+            "there as its author has it."
+        )
+    if mode not in ("mean", "cls"):
         raise MattaError(
             f"{name!r} pools by {mode}, which is not supported: "
             "only the mean over tokens, or the first one."

@@ -218,11 +218,12 @@ def _behind_a_word(missing: list[str], unexpected: list[str], source: Source) ->
     if not {f"{word}{name}" for name in missing} <= set(unexpected):
         return ""
     assert source.folder is not None
-    file, config = source.folder / "model.safetensors", source.folder / "config.json"
-    return (
-        f" Its names begin with {word!r}, as a training script's module puts it there: pass "
-        f"{file} with --config {config}, and --tokenizer {source.folder} for its other files."
-    )
+    files = [source.folder / own for own in ("model.safetensors", "pytorch_model.bin")]
+    told = f" Its names begin with {word!r}, as a training script's module puts it there: "
+    if not (there := [file for file in files if file.is_file()]):
+        return f"{told}save the model in it anew."
+    config, more = source.folder / "config.json", f"--tokenizer {source.folder} for its other files"
+    return f"{told}pass {there[0]} with --config {config}, and {more}."
 
 
 def empty(config: Callable[[], Any], model: Callable[[Any], Any], failing: str) -> Any:

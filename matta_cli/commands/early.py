@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ def conversion(recipe: Recipe, out: Path, overwrite: bool, data: str | None) -> 
         names.entry("matta.tasks", settings.task)
     if data:
         find.find(data)
+    if os.path.lexists(out) and not out.is_dir():
+        what = "a link to nothing" if out.is_symlink() and not out.exists() else "no folder"
+        raise MattaError(f"--out {str(out)!r} is {what}: name a folder, which need not be there.")
     Workspace(out).mend()
     refuse_existing(Workspace(out).ta, overwrite)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ _AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "params_ema", "ema
 _WRAPPED = ("state_dict", "model", "model_state_dict", "module", "net", "network", "weights")
 # what torch.compile, FSDP and activation checkpointing put between the parts of a name
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+_COUNTER = "n_averaged"  # of torch's AveragedModel, beside the module that it averages
 # under which classes stand beside weights, by name -> number, or the other way round
 _NUMBERS = ("class_to_idx", "label2id", "label_to_idx")
 _NAMES = (*_NUMBERS, "idx_to_class", "id2label", "classes", "class_names", "label_names")
@@ -64,13 +66,15 @@ def find(opened: Any, name: str) -> Opened:
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict by the bare module's names, without what wrappers put into them.
 
-    These are torch.compile, FSDP, activation checkpointing, DDP and DeepSpeed.
+    These are torch.compile, FSDP, activation checkpointing, DDP, DeepSpeed and AveragedModel.
     """
     named: dict[str, Tensor] = {}
     for key, tensor in tensors.items():
         for wrapper in _WRAPPERS:
             key = key.replace(wrapper, "")
         named[key] = tensor
+    if all(key.startswith("module.") or key == _COUNTER for key in named):
+        named.pop(_COUNTER, None)
     while named and all(key.startswith("module.") for key in named):
         named = {key.removeprefix("module."): tensor for key, tensor in named.items()}
     return named
@@ -131,6 +135,9 @@ def _chosen(opened: Mapping[Any, Any], name: str, notes: list[str]) -> str | Non
             why = "an average of the weights, which timm takes, too" if average else "the usual one"
             other = "save the other alone to take that"
             notes.append(f"{name} holds {usual[0]!r} and {others}: {usual[0]!r} is {why}; {other}.")
+        if more := [repr(key) for key in opened if key not in usual and _beside(key, opened[key])]:
+            what = f"The weights of {name} are those under {usual[0]!r}"
+            notes.append(f"{what}; what {', '.join(more[:4])} holds is left out.")
         return usual[0]
     found = [key for key, value in opened.items() if isinstance(key, str) and _holds(value)]
     found = [key for key in found if not key.startswith("optim")]
@@ -141,6 +148,13 @@ def _chosen(opened: Mapping[Any, Any], name: str, notes: list[str]) -> str | Non
         notes.append(f"The weights of {name} are those under {found[0]!r}.")
         return found[0]
     return None
+
+
+def _beside(key: Any, value: Any, depth: int = _DEPTH) -> bool:
+    """Whether tensors by name lie under a key, such as another average; an optimizer's are none."""
+    if not isinstance(value, Mapping) or not depth or re.match("(?i)optim|sched", str(key)):
+        return False
+    return _is_state(value) or any(_beside(k, own, depth - 1) for k, own in value.items())
 
 
 def _with_named_rest(opened: Mapping[Any, Any], name: str, notes: list[str]) -> dict[str, Tensor]:

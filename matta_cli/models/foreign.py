@@ -16,6 +16,7 @@ from matta_cli.models.names import FILES
 
 _SAVE = "save its state dict or, with save_pretrained, a folder"
 _STOCK = "load it with transformers and write it again with save_pretrained"
+_ANEW = "download it again, or save the model anew"
 _QUANTIZED = "matta needs the weights that it was made from"
 _LORA = "merge it first (peft: model.merge_and_unload(), then save_pretrained), and pass that"
 _LORA = f"is an adapter such as LoRA, without the model that it changes: {_LORA}"
@@ -56,7 +57,15 @@ _PART = re.compile(r"-\d+-of-\d+\.\w+$")
 _NO_WEIGHTS = re.compile(
     r"adapter|optim|scheduler|random_state|rng_state|training_args|scaler|sampler"
 )
-_NARROW = {torch.int8, torch.uint8, *(getattr(torch, n) for n in dir(torch) if "float8" in n)}
+_NARROW = {
+    torch.int8,
+    torch.uint8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.bool,
+    *(getattr(torch, n) for n in dir(torch) if "float8" in n),
+}
 _WHOLE = {"I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL"}  # of safetensors
 _MERGE = re.compile(
     r"(^|\.)(lora_(A|B|embedding_A|embedding_B|magnitude_vector)|hada_w1_a|lokr_w1\w*|ia3_l"
@@ -92,7 +101,7 @@ def refuse_folder(folder: Path, name: str) -> None:
     if any(_WEIGHTS.match(n) for n in there):
         _refuse_parts(folder, there, name)
         for own in sorted(n for n in there if _WEIGHTS.match(n) and n.endswith(".safetensors")):
-            whole(folder / own, "download it again, or save the model anew")
+            whole(folder / own, _ANEW)
         return
     others = sorted(n for n in there if n.endswith(FILES) and not _NO_WEIGHTS.search(n))
     others += sorted(
@@ -105,9 +114,14 @@ def refuse_folder(folder: Path, name: str) -> None:
     if inside := sorted(n for n in there if n.lower().endswith(".gguf")):
         which = f"pass the file, {folder / inside[0]}" + (" say" if inside[1:] else "")
         raise MattaError(f"{name!r} holds no weights but in GGUF: {which}.")
-    if ".metadata" in there and any(n.endswith(".distcp") for n in there):
-        join = "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'model.pt')"
-        raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: make one file of it ({join}).")
+    if parts := sorted(folder.glob(".metadata")) + sorted(folder.glob("*/.metadata")):
+        whose = parts[0].parent
+        if any(whose.glob("*.distcp")):
+            join = f"torch.distributed.checkpoint.format_utils.dcp_to_torch_save({str(whose)!r}, "
+            join = f"make one file of it ({join}'model.pt')), and pass that with its config.json"
+            raise MattaError(f"{name!r} is a sharded checkpoint of FSDP: {join}.")
+    if "latest_checkpointed_iteration.txt" in there or any(folder.glob("iter_*/mp_rank_00*")):
+        raise MattaError(f"{name!r} is a checkpoint of Megatron: convert it to transformers first.")
     if any(n.startswith("zero_") or "_zero_pp_rank_" in n for n in there) or (
         "zero_to_fp32.py" in there
     ):
@@ -157,10 +171,13 @@ def _refuse_parts(folder: Path, there: set[str], name: str) -> None:
 
 def headers(folder: Path) -> dict[Path, dict[str, Any]]:
     """What the safetensors files of a folder that are opened say of their tensors, by name."""
-    first = folder / "model.safetensors"
-    parts = sorted(folder.glob("model-*-of-*.safetensors"))
-    files = [first] if first.is_file() else parts
-    return {file: header(file)[0] for file in files}
+    first, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    named = {str(own) for own in record(record(lenient(index)).get("weight_map")).values()}
+    files = [first] if first.is_file() else sorted(folder / own for own in named)
+    there = [file for file in files if file.is_file()]
+    for file in there:  # an index may name any file
+        whole(file, _ANEW)
+    return {file: header(file)[0] for file in there}
 
 
 def refuse_narrow(headers: Mapping[Path, Mapping[str, Any]], name: str) -> None:

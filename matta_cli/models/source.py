@@ -92,7 +92,23 @@ def _open_folder(folder: Path, text: str, config: Mapping[str, Any]) -> Source:
     note = foreign.chosen_weights(folder, text)
     if own and checkpoint.is_wrapped([name for entries in headers.values() for name in entries]):
         return _open_wrapped(folder, list(headers), text, config or own)
+    pickled = folder / "pytorch_model.bin"
+    if own and not headers and pickled.is_file() and not _is_plain(pickled):
+        return replace(_open_file(pickled, text, config or own, False), beside=folder)
     return Source(text, config, folder=folder, beside=folder, notes=(note,) if note else ())
+
+
+def _is_plain(path: Path) -> bool:
+    """Whether a file holds a state dict as libraries expect it: bare, by the module's own names.
+
+    Raises ``MattaError`` where it holds something else than weights.
+    """
+    opened = _torch_load(path, str(path), allow_pickle=False)
+    state = checkpoint.find(opened, str(path)).state
+    if isinstance(state, nn.Module):
+        return False
+    foreign.refuse_tensors(state, str(path))
+    return set(state) <= set(opened)
 
 
 def _open_wrapped(folder: Path, files: list[Path], text: str, config: Mapping[str, Any]) -> Source:

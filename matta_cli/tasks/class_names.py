@@ -12,7 +12,10 @@ from matta_cli.tasks.task import config
 
 
 def names_of(model: Any) -> dict[int, str]:
-    """The names of a model's classes by number; none where it does not know them."""
+    """The names of a model's classes by number; none where it does not know them.
+
+    Raises ``MattaError`` where they have other numbers than a model's outputs.
+    """
     names = config(model, "id2label")
     if names is None:
         given = getattr(model, "pretrained_cfg", None) or {}
@@ -23,6 +26,12 @@ def names_of(model: Any) -> dict[int, str]:
     if not isinstance(names, dict) or not all(str(key).isdecimal() for key in names):
         return {}
     known = {int(key): str(name) for key, name in names.items()}
+    if known.keys() != {*range(len(known))}:
+        numbers = ", ".join(map(str, sorted(known)[:6]))
+        range_of = f"a model's are 0 to {len(known) - 1}: number them so"
+        raise MattaError(
+            f"id2label of the model's config.json has the numbers {numbers}; {range_of}."
+        )
     made_up = all(name == f"LABEL_{key}" for key, name in known.items())
     return {} if made_up or len(set(known.values())) < len(known) else known
 

@@ -28,6 +28,7 @@ from matta_cli.tasks.task import task as task_named
 from matta_cli.training.teacher_file import LOGGED, Ragged, Table
 
 _AT_ONCE = 64  # examples
+_NOTHING = -11.0  # the log of what rounding leaves of a whole
 
 
 def is_logged(path: Path) -> bool:
@@ -110,6 +111,11 @@ def mismatch(table: Table, places: np.ndarray, train: Split, outputs: int) -> st
     largest = int(table.values["top_index"].values.max(initial=0))
     if largest >= outputs:
         return f"it names the token {largest:,}, but the model's vocabulary is {outputs:,}"
+    width, rest = table.values["top_index"].values.shape[1], table.values["rest"].values
+    if width < outputs and (rest < _NOTHING).all():
+        scaled = "as where a server scales the likeliest tokens up to a whole"
+        raw = "let it say them as the model has them (vLLM: --logprobs-mode raw_logprobs)"
+        return f"the probabilities of all its positions sum to 1, {scaled}: {raw}"
     for start in range(0, len(places), _AT_ONCE):
         rows = range(start, min(start + _AT_ONCE, len(places)))
         for ids, place in zip(_tokens(train, rows), places[start:], strict=False):

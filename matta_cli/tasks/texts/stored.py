@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from matta_cli.errors import MattaError
-from matta_cli.files.reading import lenient, record
+from matta_cli.files.reading import finite, lenient, record
 
 # the one beside the weights, whatever kind of encoder it was first written for
 _CARDS = "sentence_*_config.json"
+
+
+# what it passes on to transformers, and of that what changes no embedding
+_ARGUMENTS = tuple(
+    f"{what}_{kind}" for what in ("config", "model", "tokenizer") for kind in ("args", "kwargs")
+)
+_HARMLESS = {"torch_dtype", "dtype", "attn_implementation", "add_pooling_layer", "revision"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,17 @@ def stored(folder: Path | None) -> Stored:
     if own.get("truncate_dim"):
         hint = "distill.output_dims trains first numbers"
         notes.append(f"The folder's truncate_dim is not used: embeddings are whole ({hint}).")
+    if more := [key for key in _ARGUMENTS if _asks(card.get(key))]:
+        what = f"The folder's {sorted(cards)[0].name} sets {', '.join(more)}"
+        notes.append(f"{what}, which sentence-transformers passes on and matta does not.")
     length = card.get("max_seq_length")
-    return Stored(
-        length if isinstance(length, int) else 0, bool(card.get("do_lower_case")), prompt, notes
-    )
+    if length is not None and not (isinstance(length, (int, float)) and finite(length)):
+        what = f"max_seq_length {length!r} in {cards[0]}"
+        raise MattaError(f"{what} is no number of tokens: put the right one there.")
+    return Stored(int(length or 0), bool(card.get("do_lower_case")), prompt, notes)
+
+
+def _asks(arguments: Any) -> bool:
+    """Whether arguments may change an embedding."""
+    given = set(record(arguments)) - _HARMLESS
+    return any(not str(name).startswith("trust_") for name in given)
