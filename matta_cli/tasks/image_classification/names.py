@@ -118,7 +118,7 @@ def refuse_others(held_out: Source, train: Source, name: str, given: str) -> Non
     if theirs and ours and theirs != ours:
         odd_one = next(iter(sorted(set(ours) ^ set(theirs))), theirs[0])
         differ = f"{name!r} and {given!r} have different classes"
-        raise MattaError(f"{differ}: only one has {odd_one!r}.")
+        raise MattaError(f"{differ}: only one has {odd_one!r}. Give both the same names.")
 
 
 def refuse_mixed(parts: Mapping[str, Source], model: Any) -> None:
