@@ -66,6 +66,24 @@ def numbers_of(model: Any) -> dict[str, int]:
     return {f"LABEL_{k}": k for k in range(count)} | known_as(names_of(model))
 
 
+def kinds_of_answer(teacher: Any, model: Any, notes: list[str]) -> None:
+    """Raise ``MattaError`` where a Teacher's outputs are no labels of the model's kind.
+
+    One label of several, or any number of them: what one learns of them is not what the other says.
+    notes: takes what is to be said where only the Teacher says which.
+    """
+    theirs, ours = config(teacher, "problem_type"), config(model, "problem_type")
+    if theirs is None or theirs == ours or (config(teacher, "num_labels") or 1) < 2:
+        return
+    said = f"problem_type {theirs!r} in its config.json"
+    if theirs == "regression" or ours is not None:
+        own = repr(ours) if ours else "labels"
+        raise MattaError(f"The Teacher has {said}, the model {own}: they must be alike to distil.")
+    if theirs == "multi_label_classification":
+        unless = "right where the data has several of an example"
+        notes.append(f"The Teacher has {said}, and the model's does not say: {unless}.")
+
+
 def order_of(teacher: Any, model: Any, what: str, notes: list[str]) -> list[int]:
     """The number that the Teacher has for each of the model's classes; empty: the same ones.
 
