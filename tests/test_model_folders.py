@@ -307,3 +307,15 @@ def test_a_teacher_whose_answers_are_of_another_kind(tmp_path, kind):
         except MattaError as error:
             found = str(error)
         assert (said in found) if said else not found, (ours, theirs, found)
+
+
+def test_two_labels_of_one_name_are_said(tmp_path):
+    model = bert(tmp_path, id2label={0: "good", 1: "good", 2: "bad"})
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "the film,0\nthe book,1\nthe plot,2\n" * 9)
+    made = task("text_classification", Recipe(data=DataSettings(str(data))))
+    found = made.data(tmp_path, model)
+    assert any("are called 'good': its labels" in n for n in (*found.notes, *made.notes))
+    data.write_text("text,label\n" + "the film,good\nthe book,bad\n" * 9)
+    with pytest.raises(MattaError, match="give numbers from 0 to 2"):
+        made.data(tmp_path, model)

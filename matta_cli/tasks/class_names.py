@@ -37,8 +37,14 @@ def names_of(model: Any) -> dict[int, str]:
 
 
 def contradiction(model: Any) -> list[str]:
-    """A sentence where a model's config numbers its classes in two ways; none where it does not."""
+    """A sentence where a model's config numbers its classes in two ways, or names two alike."""
     names, numbers = names_of(model), config(model, "label2id")
+    given = config(model, "id2label")
+    called = list(map(str, given.values())) if isinstance(given, dict) else []
+    if twice := sorted({name for name in called if called.count(name) > 1})[:3]:
+        what = "Two of the model's labels or more are called"
+        known = "its labels are known by their numbers alone (id2label in config.json)"
+        return [f"{what} {', '.join(map(repr, twice))}: {known}."]
     if not isinstance(numbers, dict) or all(numbers.get(own, k) == k for k, own in names.items()):
         return []
     used = "id2label is used, as transformers does"
