@@ -11,7 +11,14 @@ import torch
 from matta_adapters.decoders import Llama
 from matta_adapters.encoders import Bert
 from safetensors.torch import load_file, save_file
-from transformers import BloomConfig, BloomForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+)
 
 from matta_cli.adapter import Source
 from matta_cli.comparison import speculation
@@ -268,3 +275,47 @@ def test_what_lies_beside_a_models_weights_in_a_checkpoint(tmp_path):
     torch.save(whole, tmp_path / "a.pt")
     with pytest.raises(MattaError, match="is quantized"):
         open_source(str(tmp_path / "a.pt"))
+
+
+@pytest.mark.parametrize("kind", ["text_classification", "image_classification"])
+def test_a_teacher_whose_answers_are_of_another_kind(tmp_path, kind):
+    """Any number of labels, or numbers: as many outputs, and not what the model says by them."""
+    several, one = "multi_label_classification", "single_label_classification"
+    for ours, theirs, said in (
+        (one, several, "must be alike"),
+        (several, one, "must be alike"),
+        (None, "regression", "must be alike"),
+        (None, several, "does not say"),
+        (None, one, ""),
+        (several, several, ""),
+        (one, None, ""),
+    ):
+        models = []
+        for name, problem in (("ours", ours), ("theirs", theirs)):
+            if kind == "text_classification":
+                bert(tmp_path / name, num_labels=3, problem_type=problem)
+            else:
+                sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32}
+                sizes |= {"hidden_size": 16, "intermediate_size": 16, "patch_size": 16}
+                config = ViTConfig(**sizes, num_labels=3, problem_type=problem)
+                ViTForImageClassification(config).save_pretrained(tmp_path / name)
+            models.append(load_model(str(tmp_path / name), kind)[0])
+        made = task(kind, Recipe())
+        try:
+            made.fit_teacher(models[1], tmp_path / "theirs", models[0], tmp_path / "ours")
+            found = " ".join(note for note in made.notes if "problem_type" in note)
+        except MattaError as error:
+            found = str(error)
+        assert (said in found) if said else not found, (ours, theirs, found)
+
+
+def test_two_labels_of_one_name_are_said(tmp_path):
+    model = bert(tmp_path, id2label={0: "good", 1: "good", 2: "bad"})
+    data = tmp_path / "a.csv"
+    data.write_text("text,label\n" + "the film,0\nthe book,1\nthe plot,2\n" * 9)
+    made = task("text_classification", Recipe(data=DataSettings(str(data))))
+    found = made.data(tmp_path, model)
+    assert any("are called 'good': its labels" in n for n in (*found.notes, *made.notes))
+    data.write_text("text,label\n" + "the film,good\nthe book,bad\n" * 9)
+    with pytest.raises(MattaError, match="give numbers from 0 to 2"):
+        made.data(tmp_path, model)

@@ -37,8 +37,14 @@ def names_of(model: Any) -> dict[int, str]:
 
 
 def contradiction(model: Any) -> list[str]:
-    """A sentence where a model's config numbers its classes in two ways; none where it does not."""
+    """A sentence where a model's config numbers its classes in two ways, or names two alike."""
     names, numbers = names_of(model), config(model, "label2id")
+    given = config(model, "id2label")
+    called = list(map(str, given.values())) if isinstance(given, dict) else []
+    if twice := sorted({name for name in called if called.count(name) > 1})[:3]:
+        what = "Two of the model's labels or more are called"
+        known = "its labels are known by their numbers alone (id2label in config.json)"
+        return [f"{what} {', '.join(map(repr, twice))}: {known}."]
     if not isinstance(numbers, dict) or all(numbers.get(own, k) == k for k, own in names.items()):
         return []
     used = "id2label is used, as transformers does"
@@ -71,6 +77,24 @@ def numbers_of(model: Any) -> dict[str, int]:
     """The number of each class by its name, and by the one that transformers makes up."""
     count = config(model, "num_labels") or 0
     return {f"LABEL_{k}": k for k in range(count)} | known_as(names_of(model))
+
+
+def kinds_of_answer(teacher: Any, model: Any, notes: list[str]) -> None:
+    """Raise ``MattaError`` where a Teacher's outputs are no labels of the model's kind.
+
+    One label of several, or any number of them: what one learns of them is not what the other says.
+    notes: takes what is to be said where only the Teacher says which.
+    """
+    theirs, ours = config(teacher, "problem_type"), config(model, "problem_type")
+    if theirs is None or theirs == ours or (config(teacher, "num_labels") or 1) < 2:
+        return
+    said = f"problem_type {theirs!r} in its config.json"
+    if theirs == "regression" or ours is not None:
+        own = repr(ours) if ours else "labels"
+        raise MattaError(f"The Teacher has {said}, the model {own}: they must be alike to distil.")
+    if theirs == "multi_label_classification":
+        unless = "right where the data has several of an example"
+        notes.append(f"The Teacher has {said}, and the model's does not say: {unless}.")
 
 
 def order_of(teacher: Any, model: Any, what: str, notes: list[str]) -> list[int]:

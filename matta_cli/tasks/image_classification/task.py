@@ -14,7 +14,7 @@ from matta_cli.data.split import Batch, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.report.schema import Metric
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import contradiction, known_as, names_of, order_of
+from matta_cli.tasks.class_names import contradiction, kinds_of_answer, known_as, names_of, order_of
 from matta_cli.tasks.image_classification.examples import (
     Fitted,
     Images,
@@ -141,6 +141,7 @@ class ImageClassification(KindTask):
         self, teacher: nn.Module, folder: Path | None, model: nn.Module, home: Path | None = None
     ) -> nn.Module:
         teacher = super().fit_teacher(teacher, folder, model)
+        kinds_of_answer(teacher, model, self.notes)
         theirs, ours = Preparation(folder, teacher), Preparation(home, model)
         if theirs.shape != ours.shape:
             sizes = ["x".join(map(str, shape)) for shape in (theirs.shape, ours.shape)]

@@ -11,7 +11,7 @@ from matta_cli.data import find
 from matta_cli.data.split import Batch, Data, Split, sample
 from matta_cli.errors import MattaError
 from matta_cli.settings.recipe import Recipe
-from matta_cli.tasks.class_names import contradiction
+from matta_cli.tasks.class_names import contradiction, kinds_of_answer
 from matta_cli.tasks.kind import KindTask
 from matta_cli.tasks.several import SeveralLabels
 from matta_cli.tasks.task import raw
@@ -103,6 +103,7 @@ class TextClassification(KindTask, LabelTask):
         return self.shown(batch) + self.and_label(batch["label"][0], self.names)
 
     def refuse_other(self, teacher: nn.Module, model: nn.Module) -> None:
+        kinds_of_answer(teacher, model, self.notes)
         theirs, ours = Labels(teacher), Labels(model)
         if theirs.outputs == 1 and theirs.odds != ours.odds and not self.recipe.data.group:
             both = "one gives a probability (a Sigmoid in its config.json), the other a number"
