@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -247,11 +246,9 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 def _no_init() -> AbstractContextManager[None]:
     """Seconds are saved so for a GPT-2 Medium."""
-    try:
-        where = importlib.import_module("transformers.initialization")
-    except ImportError:  # before transformers 5
-        where = importlib.import_module("transformers.modeling_utils")
-    return where.no_init_weights()
+    from transformers import initialization
+
+    return initialization.no_init_weights()
 
 
 @contextmanager
