@@ -89,7 +89,17 @@ def test_files_of_which_some_are_missing_are_said(tmp_path):
     for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
     [note] = data_files(tmp_path, (".csv",)).note()
-    assert note.endswith("of the 3 files of train 2 are here.")
+    assert note.endswith("of the 3 files of 'train' only 2 are here.")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "3-of-5-stars.csv").write_text("text,label\na,0\n")
+    assert not data_files(tmp_path / "other", (".csv",)).note()
+
+
+def test_a_title_in_capitals_is_no_licence(tmp_path):
+    for name in ("NOTICE TO QUIT", "LICENSE_MIT", "README first"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    [own] = data_files(tmp_path, (".txt",)).files
+    assert own.stem == "NOTICE TO QUIT"
 
 
 def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):

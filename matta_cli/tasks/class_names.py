@@ -59,7 +59,7 @@ def simplified(name: str) -> str:
 
 def known_as(names: dict[int, str]) -> dict[str, int]:
     """The number of each name, also as it is when plain, or by a synonym (``tench, Tinca tinca``),
-    where that is no other's.
+    where that is no other's; also without what parts its words (``GoldenRetriever``).
     """
     whole: dict[str, list[int]] = {}
     synonyms: dict[str, list[int]] = {}
@@ -67,9 +67,12 @@ def known_as(names: dict[int, str]) -> dict[str, int]:
         whole.setdefault(simplified(name), []).append(number)
         for own in dict.fromkeys(map(simplified, name.split(", "))):
             synonyms.setdefault(own, []).append(number)
-    found = {
-        name: own[0] for every in (synonyms, whole) for name, own in every.items() if len(own) == 1
-    }
+    joined: dict[str, list[int]] = {}
+    for name, numbers in whole.items():
+        if "," not in name:
+            joined.setdefault(name.replace(" ", ""), []).extend(numbers)
+    orders = (joined, synonyms, whole)
+    found = {name: own[0] for every in orders for name, own in every.items() if len(own) == 1}
     return found | {name: number for number, name in names.items()}
 
 
