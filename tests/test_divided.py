@@ -109,6 +109,7 @@ def test_names_of_classes_have_synonyms(tmp_path):
         "Tinca": 2,
     }
     assert known_as({0: "Golden Retriever"})["goldenretriever"] == 0
+    assert known_as({0: "GoldenRetriever"})["golden retriever"] == 0
     assert "abc" not in known_as({0: "a b c", 1: "a bc"})
     for k in range(8):
         picture(tmp_path / ("tench", "goldfish")[k % 2] / f"{k}.png", k)

@@ -84,7 +84,7 @@ def test_classes_are_numbered_as_the_models_library_does(tmp_path: Path) -> None
     others, model = ImageFolder(str(folder)).class_to_idx, of_transformers(12)
     data = opened(folder, model)
     assert places(data) == {k: others[name] for k, name in enumerate(names)}
-    assert "in the order of their names: 0 0, 1 1, 2 10, 3 11" in data.notes[0]
+    assert "in the order of their names: 0 '0', 1 '1', 2 '10', 3 '11'" in data.notes[0]
 
 
 def test_classes_are_numbered_by_the_models_names(tmp_path: Path) -> None:

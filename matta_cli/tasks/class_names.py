@@ -51,6 +51,9 @@ def contradiction(model: Any) -> list[str]:
     return [f"id2label and label2id of the model's config.json contradict each other: {used}."]
 
 
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where GoldenRetriever has two words
+
+
 def simplified(name: str) -> str:
     """A name without what people and file systems change of it."""
     name = unicodedata.normalize("NFC", name)  # macOS writes an accent by itself
@@ -68,9 +71,10 @@ def known_as(names: dict[int, str]) -> dict[str, int]:
         for own in dict.fromkeys(map(simplified, name.split(", "))):
             synonyms.setdefault(own, []).append(number)
     joined: dict[str, list[int]] = {}
-    for name, numbers in whole.items():
-        if "," not in name:
-            joined.setdefault(name.replace(" ", ""), []).extend(numbers)
+    for number, name in names.items():
+        forms = {simplified(name).replace(" ", ""), simplified(_HUMP.sub(" ", name))}
+        for own in forms if "," not in name else ():
+            joined.setdefault(own, []).append(number)
     orders = (joined, synonyms, whole)
     found = {name: own[0] for every in orders for name, own in every.items() if len(own) == 1}
     return found | {name: number for number, name in names.items()}
