@@ -127,3 +127,10 @@ def test_several_folds_are_not_mixed(tmp_path, form):
     assert told(tmp_path / "one", *names[:2]) == {"train": names[:1], "test": names[1:2]}
     alone = told(tmp_path / "alone", *(f"fold{k}.csv" for k in (1, 2)))
     assert alone == {"train": ["fold1.csv", "fold2.csv"]}
+
+
+def test_files_that_are_held_out_for_a_word_among_others_are_named(tmp_path):
+    for name in ("Jane Austen", "Val Kilmer", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    *_, note = parts(data_files(tmp_path, (".txt",)))[1]
+    assert "tell: train 1, validation 1 (Val Kilmer.txt), test 1; measured on" in note

@@ -325,11 +325,20 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
     elif unnamed:
         named = {"train": unnamed, **named}
     _refuse_folds(files.folder, named)
-    counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
+    counts = ", ".join(_told(files.folder, part, own) for part, own in named.items())
     notes.append(
         f"{str(files.folder)!r}: files by the part that their names tell: {counts}{chosen(named)}."
     )
     return named, notes
+
+
+def _told(folder: Path, part: str, paths: Sequence[Path]) -> str:
+    """A part and how many files it has; also which are held out for a word among others: these may
+    be called so by chance (Val Kilmer.txt).
+    """
+    held = [path for path in paths if part != "train" and without_part(_SHARD.sub("", path.stem))]
+    names = shown([path.relative_to(folder).as_posix() for path in held])
+    return f"{part} {len(paths)}" + (f" ({names})" if held else "")
 
 
 def _as_told(
