@@ -498,3 +498,14 @@ def test_shards_are_one_table(tmp_path: Path) -> None:
     alone = of_rows(written(tmp_path / "t.csv", whole), dense=["a", "b"], group="user")
     assert np.array_equal(data.train.dense, alone.train.dense)
     assert np.array_equal(data.train.group, alone.train.group)
+
+
+@pytest.mark.parametrize("ending", ["csv", "tsv"])
+def test_columns_without_a_name_may_be_several(
+    tokenizer: Path, tmp_path: Path, ending: str
+) -> None:
+    """As spreadsheets write them."""
+    mark = {"csv": ",", "tsv": "\t"}[ending]
+    rows = [["", "text", "", ""], *(["", f"line {k}", "", ""] for k in range(9))]
+    (tmp_path / f"a.{ending}").write_text("".join(mark.join(row) + "\n" for row in rows))
+    of_text(tokenizer, tmp_path / f"a.{ending}")

@@ -46,6 +46,7 @@ TOLD = r"says of which part a row is \(.*\), which matta does not read: write th
         ("is_valid", [True, False] * 10),
         ("Usage", ["Training", "Training", "PublicTest", "PrivateTest"] * 5),
         ("split", [0, 0, 0, 1, 2] * 4),  # as of Waterbirds
+        ("dataset", ["train-clean", "dev-clean", "test-clean", "test-other"] * 5),
     ],
 )
 def test_texts(two, tmp_path, suffix, column, values):  # noqa: F811
@@ -60,6 +61,8 @@ def test_texts(two, tmp_path, suffix, column, values):  # noqa: F811
         {"split": ["train"] * 20},  # one part alone
         {"split": ["a", "train"] * 10},
         {"split": range(20)},
+        {"split": [10, 20, 30, 40] * 5},
+        {"dataset": ["oasst_train", "wiki_test"] * 10},  # of which collection a row is
         {"set": [0, 1] * 10},
         {"part": ["/train/a", "b"] * 10},
         {"is_valid": [True] * 20},
@@ -105,9 +108,21 @@ def test_names_of_classes_have_synonyms(tmp_path):
         "tench, Tinca": 0,
         "Tinca": 2,
     }
+    assert known_as({0: "Golden Retriever"})["goldenretriever"] == 0
+    assert known_as({0: "GoldenRetriever"})["golden retriever"] == 0
+    assert "abc" not in known_as({0: "a b c", 1: "a bc"})
     for k in range(8):
         picture(tmp_path / ("tench", "goldfish")[k % 2] / f"{k}.png", k)
     data = of_images(tmp_path, 2, ("tench, Tinca tinca", "goldfish, Carassius auratus"))
     names = [data.train.source.called(i) for i in range(7)]
     label = data.train.batch(range(7))["label"].tolist()
     assert label == [int("goldfish" in name) for name in names]
+
+
+def test_columns_that_a_spreadsheet_left_empty_are_none(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("a,label,,\n" + "".join(f"{k / 7},{k % 2},,\n" for k in range(20)))
+    assert len(opened("ranking", Ranker([], 1, LAYERS), None, path)[0].train) == 18
+    path.write_text("a,label,,\n" + "".join(f"{k / 7},{k % 2},1,\n" for k in range(20)))
+    with pytest.raises(MattaError, match="several columns without a name: give each its own"):
+        opened("ranking", Ranker([], 1, LAYERS), None, path)

@@ -89,7 +89,17 @@ def test_files_of_which_some_are_missing_are_said(tmp_path):
     for name in ("train-00000-of-00003", "train-00002-of-00003", "test-00000-of-00001"):
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},0\n")
     [note] = data_files(tmp_path, (".csv",)).note()
-    assert note.endswith("of the 3 files of train 2 are here.")
+    assert note.endswith("of the 3 files of 'train' only 2 are here.")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "3-of-5-stars.csv").write_text("text,label\na,0\n")
+    assert not data_files(tmp_path / "other", (".csv",)).note()
+
+
+def test_a_title_in_capitals_is_no_licence(tmp_path):
+    for name in ("NOTICE TO QUIT", "LICENSE_MIT", "README first"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    [own] = data_files(tmp_path, (".txt",)).files
+    assert own.stem == "NOTICE TO QUIT"
 
 
 def test_what_the_names_of_folders_say_of_rows_is_not_read_and_said(tmp_path):
@@ -117,3 +127,10 @@ def test_several_folds_are_not_mixed(tmp_path, form):
     assert told(tmp_path / "one", *names[:2]) == {"train": names[:1], "test": names[1:2]}
     alone = told(tmp_path / "alone", *(f"fold{k}.csv" for k in (1, 2)))
     assert alone == {"train": ["fold1.csv", "fold2.csv"]}
+
+
+def test_files_that_are_held_out_for_a_word_among_others_are_named(tmp_path):
+    for name in ("Jane Austen", "Val Kilmer", "test"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    *_, note = parts(data_files(tmp_path, (".txt",)))[1]
+    assert "tell: train 1, validation 1 (Val Kilmer.txt), test 1; measured on" in note

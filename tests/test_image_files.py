@@ -80,11 +80,11 @@ def test_classes_are_numbered_as_the_models_library_does(tmp_path: Path) -> None
     timms = create_dataset("", str(folder)).reader.class_to_idx
     data = opened(folder, vit(12))
     assert places(data) == {k: timms[name] for k, name in enumerate(names)}
-    assert "in the natural order of their names, as timm does: 0 0, 1 1, 2 2" in data.notes[0]
+    assert "in the natural order of their names, as timm does: 0 '0', 1 '1', 2 '2'" in data.notes[0]
     others, model = ImageFolder(str(folder)).class_to_idx, of_transformers(12)
     data = opened(folder, model)
     assert places(data) == {k: others[name] for k, name in enumerate(names)}
-    assert "in the order of their names: 0 0, 1 1, 2 10, 3 11" in data.notes[0]
+    assert "in the order of their names: 0 '0', 1 '1', 2 '10', 3 '11'" in data.notes[0]
 
 
 def test_classes_are_numbered_by_the_models_names(tmp_path: Path) -> None:

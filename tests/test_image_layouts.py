@@ -28,6 +28,17 @@ def lay(folder: Path, *names: str) -> Path:
     return folder
 
 
+# what lists of images say, as these collections write them
+LISTS = {
+    "meta/train.txt": "pie/0\npie/1\n",
+    "labels/train1.txt": "pie/0.jpg\n",
+    "train_test_split.txt": "1 1\n2 0\n",
+    "lists/train_list.mat": "\0",
+    "train2018.json": '{"images": [{"file_name": "a/b.jpg"}]}',
+    "train.txt": "0 1 1\n3 2 1\n",
+}
+
+
 CLASSES = [f"images/{label}/{k}.jpg" for label in ("pie", "soup") for k in range(4)]
 
 
@@ -47,10 +58,13 @@ def test_folders_without_images_are_no_classes(tmp_path):
         ("train_test_split.txt",),  # CUB-200
         ("lists/train_list.mat", "lists/test_list.mat"),  # Stanford Dogs
         ("train2018.json", "val2018.json"),
+        ("train.txt", "test.txt"),
     ],
 )
 def test_lists_of_what_trains_are_not_passed_over(tmp_path, lists):
     data = lay(tmp_path / "data", *CLASSES, *lists)
+    for name in lists:
+        (data / name).write_text(LISTS.get(name) or LISTS[lists[0]])
     with pytest.raises(MattaError, match=rf"to train on seems to stand in .*{lists[0]}.*: lay the"):
         of_images(data, 2)
     model = images("vit", num_labels=2)
@@ -58,6 +72,21 @@ def test_lists_of_what_trains_are_not_passed_over(tmp_path, lists):
     made = task("image_classification", Recipe())
     made.recipe.update({"data": {"train": str(data), "held_out": str(other)}}, "test")
     assert len(made.data(None, model).train) == 8
+
+
+def test_what_a_training_left_beside_images_is_no_list(tmp_path):
+    files = {"train_log.txt": "data/pi, epoch 1/10 loss 0.3\n", "test_results.json": '{"acc": 0.9}'}
+    files |= {"train_test_split.txt": "seed=42\n", "training.txt": "0 is pie\n"}
+    lay(tmp_path, *(name.removeprefix("images/") for name in CLASSES), *files)
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert len(of_images(tmp_path, 2).train) == 7
+
+
+def test_a_class_called_train_may_have_folders(tmp_path):
+    names = [f"{own}/{k}.jpg" for own in ("bus", "train", "tram") for k in range(4)]
+    lay(tmp_path, *names, "train/steam/5.jpg")
+    assert len(of_images(tmp_path, 3).train) == 12
 
 
 @pytest.mark.parametrize(

@@ -705,6 +705,9 @@ def test_a_run_that_is_measured_on_other_examples_says_so(folder):
     table(Path("held.csv"), rows=63)
     with pytest.raises(MattaError, match=r"held-out data 'held.csv' of now is not what"):
         distill(own(steps=8, best=1.0), Path("out"), resume=True)
+    hint = r"put back what it was \(and --held-out, .* if changed\), or start again"
+    with pytest.raises(MattaError, match=f"training data 'train.csv' of now .*: {hint}"):
+        distill(settings(steps=8), Path("out"), resume=True)
 
 
 def test_a_run_knows_again_the_file_that_was_its_teacher(folder):

@@ -50,6 +50,10 @@ def test_labels_of_other_kinds(tmp_path):
     path = table(tmp_path / "a.jsonl", label=[["a", "c"], []] * 10)
     said = opened("text_classification", hot, tmp_path / "hot", path)[1]
     assert "[SEP]', label 0 a, 2 c." in said
+    stars = bert(tmp_path / "stars", **labels("1 star", "2 stars"))
+    path = table(tmp_path / "c.csv", label=[0, 1] * 10)
+    said = opened("text_classification", stars, tmp_path / "stars", path)[1]
+    assert "[SEP]', label 0 '1 star'." in said
     number = bert(tmp_path / "number", num_labels=1, problem_type="regression")
     path = table(tmp_path / "b.csv", label=[k / 4 + 0.5 for k in range(20)])
     assert (

@@ -42,3 +42,11 @@ def test_numbers_that_may_be_those_in_the_names_are_refused(tmp_path):
     assert of_texts(tmp_path, stars, ["1 star", "3 stars"] * 4)[0] == [0, 2] * 4
     plain = bert(tmp_path, **labels("a1", "b", "c3"))
     assert of_texts(tmp_path, plain, [1, 2] * 4)[0] == [1, 2] * 4
+
+
+def test_numbers_among_names_are_told_so(tmp_path):
+    model = bert(tmp_path, **labels("bad", "good"))
+    with pytest.raises(
+        MattaError, match=r"holds 0 in .*, a number, while others are names \('bad'"
+    ):
+        of_texts(tmp_path, model, ["bad", 0] * 4)

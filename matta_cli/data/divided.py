@@ -31,6 +31,17 @@ def refuse_in(rows: Any, name: str, read: Sequence[str]) -> None:
         refuse(name, column, rows[column])
 
 
+def _are_parts(values: set[str]) -> bool:
+    """Whether each value is of a part, and not of a collection alone: ``oasst_train``."""
+    parts = {value: folders.part_in(value) for value in values}  # also PublicTest
+    if len({*parts.values()}) < 2 or "" in parts.values():
+        return False
+    rests: dict[str, set[str]] = {}
+    for value, part in parts.items():
+        rests.setdefault(folders.without_part(value), set()).add(part)
+    return "" in rests or any(len(own) > 1 for own in rests.values())
+
+
 def refuse(name: str, column: str, values: Iterable[Any]) -> None:
     """Raise ``MattaError`` where the values of a column put rows into several parts.
 
@@ -40,9 +51,9 @@ def refuse(name: str, column: str, values: Iterable[Any]) -> None:
     if len(found) < 2 or len(found) > _MOST:
         return
     flag = {value.lower() for value in found} <= _BOTH and column.lower().startswith("is")
-    numbered = column.lower() == "split" and all(value.isdecimal() for value in found)
-    parts = {folders.part_in(value) for value in found}  # also PublicTest
-    if flag or numbered or (len(parts) > 1 and "" not in parts):
+    first = [{str(k) for k in range(start, start + len(found))} for start in (0, 1)]
+    numbered = column.lower() == "split" and found in first
+    if flag or numbered or _are_parts(found):
         values = ", ".join(sorted(found))
         says = f"Column {column!r} of {name!r} says of which part a row is ({values})"
         do = "write the rows of each part to a file of its own, such as train.csv and test.csv"

@@ -26,7 +26,7 @@ _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train
 # what tells a part only beside a file that is called alike but for it: these may be languages
 _SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
 _FOLD = re.compile(r"(?:^|[\W\d_])fold[\W_]*(\d+)(?![^\W\d_])")
-_SHARD = re.compile(r"(\d+)-of-(\d{1,9})(?!\d)")
+_SHARD = re.compile(r"(\d+)-of-(\d{1,9})(-[0-9a-f]+)?(\.|$)")  # some have a digest at the end
 _CODE = 3  # letters of a word that may be one of those, or a language
 
 # what other programs leave in folders
@@ -100,10 +100,10 @@ def _shards(files: Sequence[Path]) -> list[str]:
     found: dict[tuple[str, int], set[str]] = {}
     for path in files:
         if shard := _SHARD.search(path.name):
-            name = path.name[: shard.start()].rstrip("-_.")
+            name = path.name[: shard.start()].rstrip("-_. ") or path.parent.name
             found.setdefault((name, int(shard[2])), set()).add(shard[1])
     return [
-        f"of the {count:,} files of {name or 'the data'} {len(there):,} are here"
+        f"of the {count:,} files of {name!r} only {len(there):,} are here"
         for (name, count), there in found.items()
         if len(there) < count
     ]
@@ -199,8 +199,9 @@ def is_beside(path: Path) -> bool:
     if suffix not in (".md", ".txt", ".rst", ".cff", ""):
         return False
     first = _BETWEEN.split(path.stem)[0]
-    # security_matters.txt may be a book; LICENSE_MIT.txt is none
-    return stem in _BESIDE or (first.isupper() and first.lower() in _BESIDE) or first == "readme"
+    # security_matters.txt and NOTICE TO QUIT.txt may be books; LICENSE_MIT.txt is none
+    loud = first.isupper() and first.lower() in _BESIDE and " " not in stem
+    return stem in _BESIDE or loud or first.lower() == "readme"
 
 
 def part_of(path: Path, folder: Path) -> str:
@@ -215,6 +216,13 @@ def part_in(name: str) -> str:
     # what is not sure to train does not
     order = ("test", "validation", "train")
     return next((part for part in order if words & set(_WORDS[part])), "")
+
+
+def without_part(name: str) -> str:
+    """What is left of a name without the words that tell a part, and numbers."""
+    every = {word for own in _WORDS.values() for word in own}
+    words = (_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower()))
+    return " ".join(word for word in words if word and word not in every)
 
 
 def partners(paths: Sequence[Path], folder: Path) -> dict[Path, str]:
@@ -317,11 +325,20 @@ def _by_name(files: Files) -> tuple[dict[str, list[Path]], list[str]]:
     elif unnamed:
         named = {"train": unnamed, **named}
     _refuse_folds(files.folder, named)
-    counts = ", ".join(f"{part} {len(own)}" for part, own in named.items())
+    counts = ", ".join(_told(files.folder, part, own) for part, own in named.items())
     notes.append(
         f"{str(files.folder)!r}: files by the part that their names tell: {counts}{chosen(named)}."
     )
     return named, notes
+
+
+def _told(folder: Path, part: str, paths: Sequence[Path]) -> str:
+    """A part and how many files it has; also which are held out for a word among others: these may
+    be called so by chance (Val Kilmer.txt).
+    """
+    held = [path for path in paths if part != "train" and without_part(_SHARD.sub("", path.stem))]
+    names = shown([path.relative_to(folder).as_posix() for path in held])
+    return f"{part} {len(paths)}" + (f" ({names})" if held else "")
 
 
 def _as_told(

@@ -177,8 +177,8 @@ def cells(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def check_names(path: Path, header: Sequence[str]) -> None:
-    """Raise ``MattaError`` where two columns have one name."""
-    twice = [name for name, count in Counter(header).items() if count > 1]
+    """Raise ``MattaError`` where two columns have one name; spreadsheets leave some without any."""
+    twice = [name for name, count in Counter(header).items() if count > 1 and name.strip()]
     if twice:
         several = f"{str(path)!r} has several columns {twice[0]!r}"
         raise MattaError(f"{several}: give each a name of its own.")

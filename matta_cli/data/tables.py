@@ -189,7 +189,19 @@ def _read(path: Path, names: Sequence[str]) -> Any:
     if quoted and len(table) != (count := sum(1 for _ in records.cells(path)) - 1):
         merged = f"{str(path)!r} has {count:,} rows, but {len(table):,} were read"
         raise MattaError(f"{merged}: check its quotation marks.")
-    return table
+    return _without_empty(table, path)
+
+
+def _without_empty(table: Any, path: Path) -> Any:
+    """A table without its columns that have neither a name nor values, where these are several:
+    spreadsheets write such.
+    """
+    nameless = {k for k, name in enumerate(table.column_names) if not name.strip()}
+    if len(nameless) < 2:
+        return table
+    if any(table.column(k).null_count < len(table) for k in nameless):
+        raise MattaError(f"{str(path)!r} has several columns without a name: give each its own.")
+    return table.select([k for k in range(table.num_columns) if k not in nameless])
 
 
 def _complain(path: Path) -> None:

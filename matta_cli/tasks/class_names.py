@@ -51,6 +51,9 @@ def contradiction(model: Any) -> list[str]:
     return [f"id2label and label2id of the model's config.json contradict each other: {used}."]
 
 
+_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where GoldenRetriever has two words
+
+
 def simplified(name: str) -> str:
     """A name without what people and file systems change of it."""
     name = unicodedata.normalize("NFC", name)  # macOS writes an accent by itself
@@ -59,7 +62,7 @@ def simplified(name: str) -> str:
 
 def known_as(names: dict[int, str]) -> dict[str, int]:
     """The number of each name, also as it is when plain, or by a synonym (``tench, Tinca tinca``),
-    where that is no other's.
+    where that is no other's; also without what parts its words (``GoldenRetriever``).
     """
     whole: dict[str, list[int]] = {}
     synonyms: dict[str, list[int]] = {}
@@ -67,9 +70,13 @@ def known_as(names: dict[int, str]) -> dict[str, int]:
         whole.setdefault(simplified(name), []).append(number)
         for own in dict.fromkeys(map(simplified, name.split(", "))):
             synonyms.setdefault(own, []).append(number)
-    found = {
-        name: own[0] for every in (synonyms, whole) for name, own in every.items() if len(own) == 1
-    }
+    joined: dict[str, list[int]] = {}
+    for number, name in names.items():
+        forms = {simplified(name).replace(" ", ""), simplified(_HUMP.sub(" ", name))}
+        for own in forms if "," not in name else ():
+            joined.setdefault(own, []).append(number)
+    orders = (joined, synonyms, whole)
+    found = {name: own[0] for every in orders for name, own in every.items() if len(own) == 1}
     return found | {name: number for number, name in names.items()}
 
 

@@ -10,7 +10,7 @@ from matta_cli.data.split import Batch
 from matta_cli.losses import classes as losses
 from matta_cli.losses.classes import IGNORED
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
-from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.kind import Kind, called
 
 
 class OneOfClasses(Kind):
@@ -28,7 +28,7 @@ class OneOfClasses(Kind):
 
     def named(self, label: Tensor, names: Sequence[str]) -> str:
         number = int(label)
-        return "" if number == IGNORED else " ".join([str(number), *names[number:][:1]])
+        return "" if number == IGNORED else called(number, names)
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:
         return {"class": logits.argmax(1)}

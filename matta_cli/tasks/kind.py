@@ -15,6 +15,16 @@ from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks.task import Task, agreeing
 
 
+def called(number: int, names: Sequence[str]) -> str:
+    """A label by its number and its name, in words; one that does not begin with a letter stands
+    in quotation marks: 0 '1 star'.
+    """
+    if number >= len(names):
+        return str(number)
+    name = names[number]
+    return f"{number} {name if name[:1].isalpha() else repr(name)}"
+
+
 class Kind(ABC):
     """What a model says of an example. The methods are those of ``Task``.
 

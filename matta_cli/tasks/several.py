@@ -11,7 +11,7 @@ from matta_cli.losses.labels import counts, of_labels
 from matta_cli.losses.targets import Counts, Logits, Losses, Term
 from matta_cli.settings.recipe import DistillSettings
 from matta_cli.tasks import labels
-from matta_cli.tasks.kind import Kind
+from matta_cli.tasks.kind import Kind, called
 
 
 class SeveralLabels(Kind):
@@ -46,7 +46,7 @@ class SeveralLabels(Kind):
     def named(self, label: Tensor, names: Sequence[str]) -> str:
         if not label.isfinite().all():
             return ""
-        own = [" ".join([str(k), *names[k:][:1]]) for k in label.nonzero().flatten().tolist()]
+        own = [called(k, names) for k in label.nonzero().flatten().tolist()]
         return ", ".join(own) or "none of them"
 
     def answers(self, logits: Tensor, batch: Batch) -> Mapping[str, Tensor]:

@@ -36,7 +36,10 @@ def check(setup: Setup, last: Path, listen: Listener) -> None:
         if what == HELD_OUT and not setup.settings.best:
             listen(Progress(message=f"{now}: what is measured from here on is of other examples."))
             continue
-        raise MattaError(f"{now}: put back what it was, or start again with --overwrite.")
+        # a file that is the same gives other examples where others are held out
+        chosen = "" if what == "Teacher" else " (and --held-out, and settings of data, if changed)"
+        do = f"put back what it was{chosen}, or start again with --overwrite"
+        raise MattaError(f"{now}: {do}.")
     wrote = stored.get("matta", __version__)
     if wrote != __version__:
         other = f"{last} was written by matta {wrote}, and this is {__version__}"

@@ -17,6 +17,10 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".p
 
 _LISTS = (".txt", ".mat", ".json", ".lst")  # of images, in whatever form
 _MOST = 5000  # files of a folder that are looked at for what is no image
+_START = 1 << 16  # bytes of a list that are looked at
+_NUMBERED = re.compile(r"(\d+\s+[01]\s+)+(\d+\s*)?")  # CUB-200's, of numbers of images
+# the folder in the path of a file
+_ABOVE = re.compile(r"([^/\s\"']{1,255})/[^/\s\"']{1,255}(?=[\s\"']|$)")
 _TABLES = "tables train.csv and val.csv with a path (file_name) and a label of each image"
 
 
@@ -38,7 +42,7 @@ def parts(path: Path) -> tuple[dict[str, tuple[Path, str]], list[str]]:
     if not named:
         whole = {own: part for own in inside if (part := folders.part_of(own, path))}
         whole = whole or alike
-        nested = any(images(below) for own in whole for below in classes(own))
+        nested = any(images(below) for own in whole if not direct(own) for below in classes(own))
         named = whole if nested else {}
     found: dict[str, tuple[Path, str]] = {}
     for own, part in named.items():
@@ -119,7 +123,8 @@ def refuse_lists(path: Path) -> None:
     found: dict[str, list[Path]] = {}
     beside = [own for own in subfolders(path) if not is_class(own)]
     for file in (file for own in (path, *beside) for file in _inside(own)):
-        if file.suffix.lower() in _LISTS and (part := folders.part_in(file.name)):
+        part = folders.part_in(file.name) if file.suffix.lower() in _LISTS else ""
+        if part and _names_images(file, path):
             found.setdefault("train" if "split" in file.stem.lower() else part, []).append(file)
     split = any("split" in file.stem.lower() for file in found.get("train", []))
     if "train" not in found or (len(found) < 2 and not split):
@@ -128,6 +133,24 @@ def refuse_lists(path: Path) -> None:
     say = f"Which images of {str(path)!r} are to train on seems to stand in {shown(sorted(every))}"
     do = f"lay the images in train/CLASS and val/CLASS, or write {_TABLES}"
     raise MattaError(f"{say}, which matta does not read: {do}. Or move these files elsewhere.")
+
+
+def _names_images(file: Path, path: Path) -> bool:
+    """Whether a file seems to list images of a folder: what a training left there does not."""
+    if file.suffix.lower() == ".mat":
+        return True  # it is not opened
+    try:
+        with file.open("rb") as opened:
+            text = opened.read(_START).decode(errors="replace")
+    except OSError:
+        return True
+    below = {own.name for own in classes(inner(path)) if not own.name.isdecimal()}  # epoch 1/10
+    if _NUMBERED.fullmatch(text) or below & set(_ABOVE.findall(text)):
+        return True
+    if any(f"{suffix}{end}" in text.lower() for suffix in IMAGES for end in ('"', " ", "\n", "\r")):
+        return True
+    first = [line.split()[0] for line in text.splitlines()[:20] if line.strip()]
+    return bool(first) and set(first[:-1] or first) <= {own.stem for own in images(path)}
 
 
 def refuse_folds(path: Path, inside: Sequence[Path]) -> None:

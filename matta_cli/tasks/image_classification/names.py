@@ -14,6 +14,7 @@ from matta_cli.errors import MattaError
 from matta_cli.losses.classes import IGNORED
 from matta_cli.tasks.class_names import names_of, numbers_of, simplified
 from matta_cli.tasks.image_classification.examples import Source
+from matta_cli.tasks.kind import called
 from matta_cli.tasks.unlabelled import spread
 
 _PREFIX = re.compile(r"^n?\d+[\s._-]+")  # of a name, in some collections
@@ -72,9 +73,9 @@ def _renumbered(
     """numbers: of each of the source's classes."""
     source = _moved(source, numbers, classes)
     present = sorted(set(numbers))
-    listed = ", ".join(f"{k} {classes[k]}" for k in present[:_SHOWN])
+    listed = ", ".join(called(k, classes) for k in present[:_SHOWN])
     if len(present) > _SHOWN:
-        listed += f", ... {present[-1]} {classes[present[-1]]}"
+        listed += f", ... {called(present[-1], classes)}"
     said = f"{name!r}: classes are numbered {how}: {listed}."
     return source, [said]
 

@@ -129,7 +129,12 @@ class Labels:
     def _one(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         values = [value for rows in parts for value in rows.label]
         number = self._numbering(values, parts[0].notes)
-        return [np.array(_each(rows, number, self._unknown()), np.int64) for rows in parts]
+        wrong = self._unknown()
+        odd = [value for value in values if number(value) is None]
+        if 0 < len(odd) < len(values) and all(self._counted(value) is not None for value in odd):
+            known = shown([repr(self.names[k]) for k in sorted(self.names)], _SHOWN)
+            wrong = f"a number, while others are names ({known}): write all by their names"
+        return [np.array(_each(rows, number, wrong), np.int64) for rows in parts]
 
     def _several(self, parts: Sequence[Rows]) -> list[np.ndarray]:
         lists = [value for rows in parts for value in rows.label if isinstance(value, list)]
