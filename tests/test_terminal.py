@@ -105,7 +105,7 @@ def test_losses_stand_in_columns_with_names(monkeypatch, capsys):
         listen(Progress(message="Another run."))
         listen(step(2, w5=0.25))
         listen(replace(step(4, w5=0.25), per_second=0.214))
-    lines = capsys.readouterr().err.splitlines()
+    lines = capsys.readouterr().err.rstrip("\n").splitlines()  # rich before 15 ends in a blank one
     assert len(lines) == 1 + 10 + 1 + 3
     assert lines[0].split("  ")[-3:] == ["loss TA", "loss 0.25", "loss 0.5"]
     ends = [match.end() for match in re.finditer(r"(?:loss |data )?\S+", lines[0])]
@@ -146,7 +146,7 @@ def test_without_a_terminal_each_part_of_the_work_is_a_line(capsys):
         steps("Measuring base.")
         steps("Comparing.")
         steps.end()
-    assert capsys.readouterr().err.splitlines() == ["Measuring base.", "Comparing."]
+    assert capsys.readouterr().err.strip().splitlines() == ["Measuring base.", "Comparing."]
 
 
 @pytest.mark.parametrize(("columns", "gone"), [(80, True), (140, False)])
