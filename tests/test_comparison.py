@@ -161,6 +161,7 @@ def test_queries_are_drawn_whole():
     assert found["p"] < 0.05
 
 
+@pytest.mark.slow
 def test_holm_is_statsmodels():
     from statsmodels.stats.multitest import multipletests
 

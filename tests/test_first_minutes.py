@@ -74,6 +74,7 @@ def test_alone_it_says_what_it_does_and_what_to_type() -> None:
     assert {line.split()[1] for line in shown} <= known, "what is shown is a command"
 
 
+@pytest.mark.slow
 def test_the_doctor_says_what_a_bug_report_needs(tmp_path: Path) -> None:
     """Also where the hub does not answer, which it waits for but a moment."""
     own = tmp_path / "cache"

@@ -252,6 +252,7 @@ def test_models_that_cannot_generate_are_timed_by_a_forward(trained, monkeypatch
     assert chosen.budget.names == ["latency"] and "time of a forward here" in run.timings.notes[0]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_generate_is_left_out(trained, monkeypatch):
     recipe, out = copy.deepcopy(trained[0]), trained[1]
     recipe.distill.teacher_adapter = "gpt2"  # it is told to be another than the base
@@ -270,6 +271,7 @@ def test_a_teacher_that_cannot_generate_is_left_out(trained, monkeypatch):
     assert found.notes == [f"The Teacher {LEFT_OUT} (it is too old)."]
 
 
+@pytest.mark.slow
 def test_a_teacher_that_is_the_base_is_measured_once(trained, monkeypatch):
     """What is said of it is what measuring it by itself says."""
     recipe, out = copy.deepcopy(trained[0]), trained[1]

@@ -362,6 +362,7 @@ def lines_of(card: Path) -> str:
     return "\n".join(re.findall(r"```python\n(.*?)```", card.read_text(), re.DOTALL))
 
 
+@pytest.mark.slow
 def test_the_lines_of_the_card_run(reported: Report, ranked: Path, tmp_path: Path) -> None:
     folder = ranked / "out/students/width-1-int8"
     like = load_student(ranked / "out/students/width-1")

@@ -589,6 +589,7 @@ def test_a_graph_that_is_compiled_again_is_reported(folder, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_a_dry_run_takes_few_parts_of_a_step_and_tells_what_all_of_it_costs(folder, monkeypatch):
     recipe = settings(micro_batch=2, steps=53, eval_every=5, rows="all")
     out = Path("matta-out")
