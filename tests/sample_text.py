@@ -1,8 +1,9 @@
-"""Text without sense, tokenizers of any text, and a template of chats, for the tests."""
+"""Text without sense, tokenizers of any text, a template of chats and tables, for the tests."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,17 @@ def byte_tokenizer(
     )
     bpe.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=end, **more)
+
+
+def save_table(path: Path, rows: dict[str, Any]) -> Path:
+    """Columns in a file, in the format that its name says."""
+    import pandas as pd
+
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".jsonl":
+        frame.to_json(path, orient="records", lines=True)
+    elif path.suffix == ".parquet":
+        frame.to_parquet(path)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path

@@ -8,7 +8,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import pandas as pd
 import pytest
 from matta_adapters.mlp_ranker import Ranker
 from test_adapters import images
@@ -18,20 +17,14 @@ from test_siblings import LAYERS, of_images, picture
 from matta_cli.data import sources
 from matta_cli.errors import MattaError
 from matta_cli.tasks.class_names import known_as
+from tests.sample_text import save_table
 
 PARTS = ["train", "train", "Test", "dev"] * 5
 
 
 def table(path: Path, **columns: Any) -> Path:
     rows = {"text": [f"the film {k}" for k in range(20)], "label": [0, 1] * 10, **columns}
-    frame = pd.DataFrame(rows)
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    elif path.suffix == ".parquet":
-        frame.to_parquet(path)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
+    return save_table(path, rows)
 
 
 TOLD = r"says of which part a row is \(.*\), which matta does not read: write the rows of each part"

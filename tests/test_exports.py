@@ -43,7 +43,7 @@ from matta_cli.tasks.texts.encoder import Encoder
 from matta_cli.tasks.token_classification.examples import Pieces
 from matta_cli.training import teacher_file
 from matta_cli.training.file_teacher import FileTeacher
-from tests.sample_text import CHATML, byte_tokenizer, prose
+from tests.sample_text import CHATML, byte_tokenizer, prose, save_table
 from tests.test_siblings import LAYERS, of_images, picture
 from tests.text_models import GOOD, bert, bert_tokenizer, labels
 
@@ -75,14 +75,7 @@ def of_texts(two: tuple[Path, Any], train: Path, **own: Any) -> Any:
 def write(path: Path, **columns: Any) -> Path:
     """A table with ``TEXTS`` and ``LABELS``, and other columns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    frame = pd.DataFrame({"text": TEXTS, "label": LABELS, **columns})
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    elif path.suffix == ".parquet":
-        frame.to_parquet(path)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
+    return save_table(path, {"text": TEXTS, "label": LABELS, **columns})
 
 
 def test_a_key_that_stands_twice_is_refused(two, tmp_path):

@@ -18,6 +18,7 @@ from transformers import BertForTokenClassification, BertModel
 
 from matta_cli.data import sources
 from matta_cli.tasks.task import excerpt
+from tests.sample_text import save_table
 from tests.text_models import GOOD, bert, labels
 
 TEXTS = [f"the film was {GOOD[k % 4]}" for k in range(20)]
@@ -25,14 +26,7 @@ FIRST = "The first example, as the model gets it: "
 
 
 def table(path: Path, **columns: Any) -> Path:
-    frame = pd.DataFrame({"id": range(20), "text": TEXTS, "label": [0, 1] * 10, **columns})
-    if path.suffix == ".jsonl":
-        frame.to_json(path, orient="records", lines=True)
-    elif path.suffix == ".parquet":
-        frame.to_parquet(path)
-    else:
-        frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
-    return path
+    return save_table(path, {"id": range(20), "text": TEXTS, "label": [0, 1] * 10, **columns})
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])

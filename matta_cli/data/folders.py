@@ -21,7 +21,7 @@ _WORDS = {
     "test": ("test", "testing", "eval", "evaluation"),
 }
 _BETWEEN = re.compile(r"[\W\d_]+")  # what stands between the words of a name
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where TestData has two words
+HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where TestData has two words
 _JOINED = re.compile(r"(?<=[a-z])(set|data|file|split)$")  # trainset is a train set
 # what tells a part only beside a file that is called alike but for it: these may be languages
 _SHORT = {"train": ("tr", "trn"), "validation": ("va", "vl", "vld"), "test": ("te", "ts", "tst")}
@@ -212,7 +212,7 @@ def part_of(path: Path, folder: Path) -> str:
 
 def part_in(name: str) -> str:
     """The part that a word of a name tells; else empty."""
-    words = {_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower())}
+    words = set(_words_of(name))
     # what is not sure to train does not
     order = ("test", "validation", "train")
     return next((part for part in order if words & set(_WORDS[part])), "")
@@ -221,8 +221,11 @@ def part_in(name: str) -> str:
 def without_part(name: str) -> str:
     """What is left of a name without the words that tell a part, and numbers."""
     every = {word for own in _WORDS.values() for word in own}
-    words = (_JOINED.sub("", own) for own in _BETWEEN.split(_HUMP.sub("_", name).lower()))
-    return " ".join(word for word in words if word and word not in every)
+    return " ".join(word for word in _words_of(name) if word and word not in every)
+
+
+def _words_of(name: str) -> list[str]:
+    return [_JOINED.sub("", own) for own in _BETWEEN.split(HUMP.sub("_", name).lower())]
 
 
 def partners(paths: Sequence[Path], folder: Path) -> dict[Path, str]:

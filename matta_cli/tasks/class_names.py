@@ -6,7 +6,7 @@ import re
 import unicodedata
 from typing import Any
 
-from matta_cli.data.folders import shown
+from matta_cli.data.folders import HUMP, shown
 from matta_cli.errors import MattaError
 from matta_cli.tasks.task import config
 
@@ -51,9 +51,6 @@ def contradiction(model: Any) -> list[str]:
     return [f"id2label and label2id of the model's config.json contradict each other: {used}."]
 
 
-_HUMP = re.compile(r"(?<=[a-z])(?=[A-Z])")  # where GoldenRetriever has two words
-
-
 def simplified(name: str) -> str:
     """A name without what people and file systems change of it."""
     name = unicodedata.normalize("NFC", name)  # macOS writes an accent by itself
@@ -72,7 +69,7 @@ def known_as(names: dict[int, str]) -> dict[str, int]:
             synonyms.setdefault(own, []).append(number)
     joined: dict[str, list[int]] = {}
     for number, name in names.items():
-        forms = {simplified(name).replace(" ", ""), simplified(_HUMP.sub(" ", name))}
+        forms = {simplified(name).replace(" ", ""), simplified(HUMP.sub(" ", name))}
         for own in forms if "," not in name else ():
             joined.setdefault(own, []).append(number)
     orders = (joined, synonyms, whole)

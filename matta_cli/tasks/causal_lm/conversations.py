@@ -26,7 +26,7 @@ _FORMAT = 4  # of how rows become tokens: another one is another key of what is 
 
 
 @dataclass
-class Tally:
+class Outcome:
     """What became of rows. left: by reason, how many, and the first; cut: those that were cut.
     unwritten: by key, how many turns have one that the chat template does not write.
     """
@@ -283,7 +283,7 @@ class Reader:
         """What a source's rows become."""
         everything = self.settings.train_on == "all"
         chat = Chat(self.tokenizer, own, everything, source.name)
-        became = Tally()
+        became = Outcome()
 
         def arrays() -> Iterator[np.ndarray]:
             return self._arrays(source, chat, became)
@@ -296,7 +296,7 @@ class Reader:
             identity += [tokenizer_digest(self.tokenizer), self.length]
             more = lambda: {**asdict(became), "rows": source.tally.kept()}  # noqa: E731
             tokens, card = stored(identity, "<i4", arrays, more)
-            became = Tally(card["left"], card["cut"], card["unwritten"])
+            became = Outcome(card["left"], card["cut"], card["unwritten"])
             source.tally.take(card["rows"])
         told = became.notes(source.name, self.length)
         if chat.ended:
@@ -311,12 +311,12 @@ class Reader:
         fixed, filler = self.length if self.fixed else 0, padding(self.tokenizer, self.vocabulary)
         return Conversations.of(tokens, source.name, filler, fixed)
 
-    def _arrays(self, source: Source, chat: Chat, tally: Tally) -> Iterator[np.ndarray]:
+    def _arrays(self, source: Source, chat: Chat, became: Outcome) -> Iterator[np.ndarray]:
         for number, (where, values) in enumerate(source.read()):
             try:
                 ids, learned = chat.encoded(values, where)
             except Left as left:
-                tally.leave(str(left), where)
+                became.leave(str(left), where)
                 continue
             refuse_beyond(ids, self.vocabulary)
             row = np.array(ids[: self.length], np.int32)
@@ -325,12 +325,12 @@ class Reader:
             if not predicted.any():
                 full = any(learned[self.length :])
                 what = f"whose prompt alone fills {self.length:,} tokens"
-                tally.leave(what if full else "with nothing to predict", where)
+                became.leave(what if full else "with nothing to predict", where)
                 continue
-            tally.cut += len(ids) > self.length
+            became.cut += len(ids) > self.length
             yield np.array([number, len(row)], np.int32)
             yield np.where(predicted, -1 - row, row).astype(np.int32)
-        tally.unwritten = dict(chat.unwritten)
+        became.unwritten = dict(chat.unwritten)
 
 
 def _local(files: Sequence[Path], own: tuple[str, ...], name: str, notes: Any = ()) -> Source:
